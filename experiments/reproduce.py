@@ -1,0 +1,42 @@
+"""Trains what a table lacks, evaluates it, and prints the table.
+
+python experiments/reproduce.py --table=quickstart
+python experiments/reproduce.py --table=cifar100_cpu --data_dir=$HOME/tensorflow_datasets
+
+A run that is complete is read, one that was stopped goes on. With --record the results are kept as
+experiments/results/TABLE.json, and the table in README.md is rendered from them.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from grafit_jax import cli, tables
+
+_TABLE = flags.DEFINE_enum("table", "quickstart", sorted(tables.TABLES), "which table")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: runs/TABLE)")
+_SEEDS = flags.DEFINE_list("seeds", None, "seeds of every method (default: the table's own)")
+_METHODS = flags.DEFINE_list("methods", None, "these methods alone (default: all of the table)")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
+_RECORD = flags.DEFINE_bool("record", False, "keep the results in experiments/results and in README.md")
+
+
+def main(argv):
+    root = pathlib.Path(__file__).resolve().parent.parent
+    table = tables.TABLES[_TABLE.value]
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{_TABLE.value}")
+    seeds = None if _SEEDS.value is None else [int(s) for s in _SEEDS.value]
+    results = tables.run(table, workdir, root=root, seeds=seeds, methods=_METHODS.value, data_dir=_DATA_DIR.value)
+    print(f"\n{tables.render(table, results)}\n")
+    if table.gallery:
+        print(f"picture: {tables.draw(table, workdir)}")
+    if _RECORD.value:
+        path = root / "experiments" / "results" / f"{_TABLE.value}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        tables.write_readme(root)
+
+
+if __name__ == "__main__":
+    cli.run(main)

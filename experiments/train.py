@@ -1,0 +1,24 @@
+"""Trains by a config file, or goes on where a run in the same workdir stopped.
+
+python experiments/train.py --config=configs/cifar100.py:method=grafit,preset=cpu --workdir=runs/grafit
+"""
+
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from grafit_jax import cli, train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or will be")
+
+
+def main(argv):
+    print(json.dumps(train.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    cli.run(main)

@@ -1,0 +1,215 @@
+"""Every key of a config with its default, the typed `key=value` arguments of config files, and the checks before a run."""
+
+import ast
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from grafit_jax import methods
+from grafit_jax.errors import UserError
+from grafit_jax.models.resnet import STEMS, TRUNKS
+
+
+def default() -> ml_collections.ConfigDict:
+    """The paper's values where they are known, else BYOL's and SNCA's; see PAPER.md section 2 for each one's standing."""
+    c = ml_collections.ConfigDict()
+    c.method = "grafit"
+    c.seed = 0
+
+    c.data = d = ml_collections.ConfigDict()
+    d.source = "digits"  # digits | tfds:NAME | npz:DIR
+    d.data_dir = ""  # where TFDS keeps its data sets; empty = TFDS's own default
+    d.coarse_classes = ()  # keep only the images of these coarse classes; empty = all
+    d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
+
+    c.model = m = ml_collections.ConfigDict()
+    m.trunk = "resnet18"
+    m.stem = "cifar"  # imagenet | cifar | patch2
+    m.hidden = 4096  # of projector and predictor (BYOL)
+    m.dim = 256  # of the embedding (BYOL)
+    m.dtype = "float32"  # of the computation; bfloat16 on accelerators. Parameters, statistics and losses: float32
+    m.sync_batch_norm = True  # batch statistics over all devices, so that the device count changes nothing
+
+    c.views = v = ml_collections.ConfigDict()  # see data/augment.py
+    v.num_views = 8  # T of Eq. 1; the supervised losses see the first view alone
+    v.size = 32
+    v.mean = (0.507, 0.487, 0.441)
+    v.std = (0.267, 0.256, 0.276)
+    v.crop_scale = (0.2, 1.0)
+    v.crop_ratio = (0.75, 4 / 3)
+    v.flip = 0.5
+    v.jitter = (0.0, 0.0, 0.0, 0.0)
+    v.jitter_prob = 0.8
+    v.grey = 0.0
+    v.randaugment_ops = 0
+    v.randaugment_magnitude = 9
+    v.erase = 0.0
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.temperature = 0.05  # sigma of Eq. 2
+    c.loss.instance_weight = 1.0  # lambda of Eq. 4
+
+    c.memory = ml_collections.ConfigDict()
+    c.memory.momentum = 0.5
+    c.memory.init = "embed"  # embed: one pass over the training set | random: uniform on the sphere
+
+    c.ema = ml_collections.ConfigDict()
+    c.ema.base = 0.996  # tau at the start; 1 at the end (BYOL)
+
+    c.optimizer = o = ml_collections.ConfigDict()
+    o.learning_rate = 0.1  # for 256 images a step; scaled in proportion to the batch size
+    o.momentum = 0.9  # Nesterov
+    o.weight_decay = 1e-4  # on kernels alone, not on biases and batch norms (BYOL)
+    o.warmup_epochs = 10.0
+
+    c.train = t = ml_collections.ConfigDict()
+    t.epochs = 600
+    t.batch_size = 1024  # over all devices
+    t.steps_per_call = 0  # steps in one lax.scan; 0 = an epoch on accelerators, 1 on CPU, where XLA's loops are slow
+
+    c.eval = e = ml_collections.ConfigDict()
+    e.every_epochs = 0  # 0 = at the end only
+    e.batch_size = 500
+    e.features = ("trunk", "projector")  # the first is the headline, the others get their name as a prefix
+    e.recall_at = (1, 2, 5, 10)
+    e.knn_k = 30
+    e.knn_temperature = 0.05
+
+    c.checkpoint = ml_collections.ConfigDict()
+    c.checkpoint.every_epochs = 10
+    c.checkpoint.keep = 2  # the newest ones; the best one by `map` is kept beside them
+    return c.lock()
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+    """The `key=value,key=value` behind the colon of `--config=file.py:…`, typed like `defaults`.
+
+    Raises:
+      UserError: a key that is not in `defaults` (with the nearest known one), or a value of another type.
+    """
+    values = dict(defaults)
+    for part in filter(None, (arg or "").split(",")):
+        key, equals, text = part.partition("=")
+        if key not in defaults:
+            raise UserError(
+                f"unknown config argument {key!r}{methods.did_you_mean(key, defaults)}: want key=value with a key of "
+                f"{', '.join(defaults)}."
+            )
+        if not equals:
+            raise UserError(f"config argument {part!r} has no value: write {key}=VALUE.")
+        values[key] = _typed(key, text, defaults[key])
+    return ml_collections.ConfigDict(values)
+
+
+def _typed(key: str, text: str, like: Any) -> Any:
+    if isinstance(like, str):
+        return text
+    try:
+        value = ast.literal_eval(text.title() if isinstance(like, bool) else text)
+        if isinstance(like, float) and type(value) is int:
+            value = float(value)
+        if type(value) is type(like):
+            return value
+    except (ValueError, SyntaxError):
+        pass
+    raise UserError(f"config argument {key}={text}: want a value of type {type(like).__name__}, like {like!r}.")
+
+
+def choose(name: str, what: str, known: Iterable[str]) -> str:
+    """`name`, if it is among the `known` ones; else a UserError that says what there is."""
+    known = tuple(known)
+    if name not in known:
+        raise UserError(f"unknown {what} {name!r}{methods.did_you_mean(name, known)}: want one of {', '.join(known)}.")
+    return name
+
+
+def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
+    """Raises a UserError for what can be seen to be wrong before data or devices are touched."""
+    _check_keys(config)
+    method = methods.get(config.method)
+    choose(config.model.trunk, "trunk", TRUNKS)
+    choose(config.model.stem, "stem", STEMS)
+    choose(config.model.dtype, "model.dtype", ("float32", "bfloat16"))
+    choose(config.memory.init, "memory.init", ("embed", "random"))
+    if not config.eval.features:
+        raise UserError("eval.features is empty: name trunk, projector or both, the headline first.")
+    for name in config.eval.features:
+        choose(name, "entry of eval.features", ("trunk", "projector"))
+    if config.eval.features[0] == "projector" and not method.projector:
+        raise UserError(f"eval.features starts with projector, but {method.name} has none: put trunk first.")
+
+    def want(condition: bool, key: str, wanted: str) -> None:
+        if not condition:
+            value = config
+            for part in key.split("."):
+                value = value[part]
+            raise UserError(f"{key} = {value}: want {wanted}.")
+
+    if method.instance:
+        want(config.views.num_views >= 2, "views.num_views", "T >= 2, since Eq. 1 compares one view with another")
+    want(config.loss.temperature > 0, "loss.temperature", "sigma > 0 (the paper's is 0.05)")
+    want(config.eval.knn_temperature > 0, "eval.knn_temperature", "sigma > 0 (SNCA's is 0.05)")
+    want(0 <= config.memory.momentum < 1, "memory.momentum", "a value in [0, 1) (the paper's is 0.5)")
+    want(0 <= config.ema.base <= 1, "ema.base", "a value in [0, 1] (BYOL's is 0.996)")
+    want(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "a value > 0")
+    want(config.train.epochs >= 1, "train.epochs", "at least 1")
+    want(config.train.batch_size >= 1, "train.batch_size", "at least 1")
+    want(config.train.steps_per_call >= 0, "train.steps_per_call", "0 (chosen for the device) or more")
+    want(config.eval.batch_size >= 1, "eval.batch_size", "at least 1")
+    want(len(config.eval.recall_at) > 0 and min(config.eval.recall_at) >= 1, "eval.recall_at", "k >= 1")
+    want(config.eval.knn_k >= 1, "eval.knn_k", "at least 1")
+    want(config.checkpoint.every_epochs >= 1, "checkpoint.every_epochs", "at least 1")
+    want(config.checkpoint.keep >= 1, "checkpoint.keep", "at least 1")
+    if config.train.batch_size % num_devices:
+        below = config.train.batch_size // num_devices * num_devices
+        near = f"{below} or {below + num_devices}" if below else str(num_devices)
+        raise UserError(
+            f"train.batch_size = {config.train.batch_size} does not divide over {num_devices} devices: take {near}."
+        )
+
+
+def _check_keys(config: ml_collections.ConfigDict) -> None:
+    known, found = flatten(default()), flatten(config)
+    for key in found:
+        if key not in known:
+            raise UserError(f"unknown config key {key!r}{methods.did_you_mean(key, known)}.")
+    for key in known:
+        if key not in found:
+            raise UserError(f"config key {key!r} is missing: start from grafit_jax.config.default().")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict | dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """The config of `to_json`. JSON's lists become tuples again."""
+    config = default()
+    with config.ignore_type():
+        config.update_from_flattened_dict(
+            {k: tuple(v) if isinstance(v, list) else v for k, v in flatten(json.loads(text)).items()}
+        )
+    return config
+
+
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+    """'key: old -> new' for every key that differs; where the data lie on disk makes no difference."""
+    a, b = flatten(old), flatten(new)
+    return [
+        f"{key}: {a.get(key)!r} -> {b.get(key)!r}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key) and key != "data.data_dir"
+    ]

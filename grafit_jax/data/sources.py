@@ -1,0 +1,369 @@
+"""Images and their labels from where they lie: scikit-learn's digits, a prepared TFDS data set, or npz files."""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import os
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from grafit_jax.data import hierarchy
+from grafit_jax.errors import UserError
+
+SPLITS = ("train", "test")
+_HOLDOUT_SEED = 0
+_DIGITS_SEED = 0
+_DIGITS_WITH_LOOP = (0, 6, 8, 9)
+# A larger label is a mistake (an id, a hash), and a name is made up for every number below it.
+_MAX_LABEL = 2**20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """A split, whole, in the host's memory.
+
+    Attributes:
+      image: uint8 [N, H, W, C].
+      label: int32 [N] fine labels, or None where they are not known.
+      coarse_label: int32 [N].
+      label_names: the name of every fine label; shared by all splits of a data set.
+      coarse_names: the name of every coarse label.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    coarse_label: np.ndarray
+    label_names: tuple[str, ...]
+    coarse_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def id(self) -> np.ndarray:
+        """int32 [N]: the position in the split, which is the image's slot in the memory."""
+        return np.arange(len(self), dtype=np.int32)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of a SHA-256 over images and labels and their shapes; names do not count."""
+        digest = hashlib.sha256()
+        for array, dtype in ((self.image, "u1"), (self.label, "<i4"), (self.coarse_label, "<i4")):
+            digest.update(b"none" if array is None else str(array.shape).encode())
+            if array is not None:
+                digest.update(np.ascontiguousarray(array, dtype).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load(
+    *, source: str, data_dir: str | None = None, coarse_classes: tuple[int, ...] = (), holdout: float = 0.0
+) -> dict[str, Records]:
+    """The splits "train" and "test" of a source, always in the same order.
+
+    Args:
+      source: one of
+        "digits": the 1,797 images 8x8x1 that come with scikit-learn (0..16 scaled to 0..255), halved once and for all;
+          coarse class 0 has a closed loop (0 6 8 9), 1 has none.
+        "tfds:NAME": a prepared TFDS data set with the features image, coarse_label and, if fine labels are known,
+          label. Nothing is downloaded.
+        "npz:DIR": the files *train.npz and *test.npz of a folder, each with image (uint8 [N, H, W, C]), coarse_label
+          and, if fine labels are known, label (integers [N], from 0).
+      data_dir: where TFDS keeps its data sets; empty for TFDS's own default. Only "tfds:NAME" looks at it.
+      coarse_classes: keep only the images of these coarse classes; see `hierarchy.select`. Empty: all.
+      holdout: above 0, "test" is this share of the training split, drawn once and for all and evenly over the fine
+        classes, and "train" is the rest; the test split stays unseen.
+
+    Returns:
+      {"train": Records, "test": Records}, with the same classes and the same numbers of channels.
+
+    Raises:
+      UserError: a source that is not known, not there or not as described above; a fine class that lies in two coarse
+        ones; a coarse class that is not there; or a holdout that leaves nothing on one side.
+    """
+    if not 0 <= holdout < 1:
+        raise UserError(f"holdout = {holdout}: want a share of the training split, at least 0 and below 1.")
+    kind, _, name = source.partition(":")
+    if source == "digits":
+        records = _digits()
+    elif kind == "tfds" and name:
+        records = _tfds(name, data_dir, coarse_classes)
+    elif kind == "npz" and name:
+        records = _npz(pathlib.Path(name).expanduser())
+    else:
+        raise UserError(f"source = {source!r}: want digits, tfds:NAME or npz:DIR.")
+
+    records = {split: _checked(r, f"{source}, split {split}") for split, r in records.items()}
+    channels = [r.image.shape[-1] for r in records.values()]
+    if channels[0] != channels[1]:
+        raise UserError(
+            f"{source}: {channels[0]} channels in train and {channels[1]} in test: want the same number."
+        )
+    labelled = [r for r in records.values() if r.label is not None]
+    parent = None
+    if labelled:
+        parent = hierarchy.fine_to_coarse(
+            np.concatenate([r.label for r in labelled]), np.concatenate([r.coarse_label for r in labelled])
+        )
+    if coarse_classes:
+        records = {s: hierarchy.select(r, coarse_classes, parent=parent) for s, r in records.items()}
+    if holdout:
+        records = _split(records["train"], holdout, _HOLDOUT_SEED)
+        for split, r in records.items():
+            if not len(r):
+                raise UserError(
+                    f"holdout = {holdout} leaves no image for {split}: take a share further from 0 and 1."
+                )
+    return records
+
+
+def _checked(records: Records, where: str) -> Records:
+    """`records` with int32 labels; UserError for anything that would go wrong later."""
+    image = records.image
+    if image.dtype != np.uint8 or image.ndim != 4:
+        raise UserError(f"{where}: images are {image.dtype} {list(image.shape)}, want uint8 [N, H, W, C].")
+    if image.shape[-1] not in (1, 3):
+        raise UserError(
+            f"{where}: images are {list(image.shape)}, with {image.shape[-1]} channels, want 1 or 3, and the channels "
+            "last: [N, H, W, C]."
+        )
+    if len(image) == 0:
+        raise UserError(f"{where}: no image, want at least one.")
+    coarse_label = _checked_labels(
+        records.coarse_label, "coarse_label", records.coarse_names, len(image), where
+    )
+    label = records.label
+    # TFDS marks fine labels that are withheld by -1.
+    if label is not None and not (label.ndim == 1 and np.all(label == -1)):
+        label = _checked_labels(label, "label", records.label_names, len(image), where)
+    else:
+        label = None
+    return dataclasses.replace(records, label=label, coarse_label=coarse_label)
+
+
+def _checked_labels(
+    label: np.ndarray, key: str, names: tuple[str, ...], num_images: int, where: str
+) -> np.ndarray:
+    if label.dtype.kind not in "iu" or label.shape != (num_images,):
+        raise UserError(
+            f"{where}: {key} is {label.dtype} {list(label.shape)}, want integers [{num_images}], one for every image."
+        )
+    low, high = int(label.min()), int(label.max())
+    if low < 0:
+        raise UserError(
+            f"{where}: {key} goes down to {low}, want no negative label: number the classes from 0."
+        )
+    if high >= len(names):
+        raise UserError(
+            f"{where}: {key} goes up to {high}, want numbers below {len(names)}, for so many classes have a name."
+        )
+    return label.astype(np.int32)
+
+
+def _split(records: Records, share: float, seed: int) -> dict[str, Records]:
+    """A share of every fine class (of every coarse one, without fine labels) as "test", the rest as "train".
+
+    Of N images floor(share * N) are drawn, and of each class its part of them give or take one.
+    """
+    classes = records.coarse_label if records.label is None else records.label
+    # RandomState's stream is frozen (NEP 19), so the split stays the same with every version of NumPy.
+    order = np.lexsort((np.random.RandomState(seed).random_sample(len(records)), classes))
+    # Every 1/share-th image of the classes laid end to end. 1e-9: 0.29 * 100 is just below 29.
+    filled = np.floor(share * np.arange(len(records) + 1) + 1e-9)
+    drawn = np.zeros(len(records), bool)
+    drawn[order] = np.diff(filled) > 0
+    return {"train": _take(records, ~drawn), "test": _take(records, drawn)}
+
+
+def _take(records: Records, rows: np.ndarray) -> Records:
+    return dataclasses.replace(
+        records,
+        image=records.image[rows],
+        label=None if records.label is None else records.label[rows],
+        coarse_label=records.coarse_label[rows],
+    )
+
+
+def _digits() -> dict[str, Records]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    records = Records(
+        image=np.round(digits.images * 255 / 16).astype(np.uint8)[..., None],
+        label=digits.target,
+        coarse_label=np.where(np.isin(digits.target, _DIGITS_WITH_LOOP), 0, 1),
+        label_names=tuple("0123456789"),
+        coarse_names=("closed loop", "no loop"),
+    )
+    return _split(records, 0.5, _DIGITS_SEED)
+
+
+def _tfds(name: str, data_dir: str | None, coarse_classes: tuple[int, ...]) -> dict[str, Records]:
+    builder = _tfds_builder(name, data_dir)
+    features = builder.info.features
+    for key in ("image", "coarse_label"):
+        if key not in features:
+            raise UserError(
+                f"tfds:{name} has the features {', '.join(features)} but no {key}: take a data set with image, label "
+                "and coarse_label (such as cifar100), or write the labels beside the images as npz (npz:DIR)."
+            )
+    if None in features["image"].shape:
+        raise UserError(
+            f"tfds:{name} declares images of shape {features['image'].shape}, want one size: resize them, and declare "
+            "it in the builder's tfds.features.Image(shape=...)."
+        )
+    root = os.fspath(builder.data_dir_root)
+    if not builder.is_prepared():
+        raise UserError(
+            f"tfds:{name} is not prepared in {root}: run `tfds build {name} --data_dir={root}`, or set data.data_dir "
+            "to where it is."
+        )
+    if builder.info.file_format.value == "array_record":
+        raise UserError(
+            f"tfds:{name} is prepared in {root} as array_record, want tfrecord: run `tfds build {name} "
+            "--data_dir=DIR --file_format=tfrecord` with another folder, and set data.data_dir to it."
+        )
+    missing = [s for s in SPLITS if s not in builder.info.splits]
+    if missing:
+        raise UserError(
+            f"tfds:{name} has the splits {', '.join(builder.info.splits)} but no {missing[0]}: take a data set with "
+            "train and test, or write the two as npz (npz:DIR)."
+        )
+    label_names = tuple(getattr(features["label"], "names", ())) if "label" in features else ()
+    coarse_names = tuple(getattr(features["coarse_label"], "names", ()))
+    if coarse_names:
+        hierarchy.check_classes(coarse_classes, coarse_names)
+    columns = {split: _tfds_read(builder, split, coarse_classes) for split in SPLITS}
+    return _assemble(columns, label_names, coarse_names, f"tfds:{name}")
+
+
+def _tfds_builder(name: str, data_dir: str | None):
+    """TFDS's builder of a data set, prepared or not."""
+    # TensorFlow only decodes images here; the first setting silences its start, the second one a remark about oneDNN.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    # The accelerators are JAX's. Refused where TensorFlow is at work already: then it has taken what it takes.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+
+    folder = os.path.expanduser(data_dir) if data_dir else None
+    try:
+        return tfds.builder(name, data_dir=folder)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"tfds:{name}: TFDS knows no data set {name}{hint}: want a name from `tfds.list_builders()` or one that is "
+            f"prepared in {folder or tfds.core.constants.DATA_DIR}."
+        ) from None
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"tfds:{name} is not to be had ({str(error).splitlines()[0]}): want tfds:NAME, tfds:NAME/CONFIG or "
+            "tfds:NAME:VERSION, of those that TFDS has."
+        ) from None
+
+
+def _tfds_read(builder, split: str, coarse_classes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """image, coarse_label and, where there is one, label of a split in the order of its files.
+
+    Images of other coarse classes are dropped before they are decoded.
+    """
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    keys = [key for key in ("image", "label", "coarse_label") if key in features]
+    options = tf.data.Options()
+    options.deterministic = True
+    dataset = builder.as_dataset(
+        split=split,
+        shuffle_files=False,
+        decoders={"image": tfds.decode.SkipDecoding()},
+        # One file after the other: the order does not hang on how many are read at a time.
+        read_config=tfds.ReadConfig(options=options, interleave_cycle_length=1, try_autocache=False),
+    )
+    if coarse_classes:
+        wanted = tf.constant(coarse_classes, tf.int64)
+        dataset = dataset.filter(lambda x: tf.reduce_any(tf.cast(x["coarse_label"], tf.int64) == wanted))
+    decode = {"image": features["image"].decode_example}
+    dataset = dataset.map(
+        lambda x: {key: decode.get(key, tf.identity)(x[key]) for key in keys},
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    batches = list(dataset.batch(1000).as_numpy_iterator())
+    if not batches:
+        return {key: np.zeros((0,) * (4 if key == "image" else 1), np.uint8) for key in keys}
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in keys}
+
+
+def _npz(folder: pathlib.Path) -> dict[str, Records]:
+    if not folder.is_dir():
+        raise UserError(f"npz:{folder} is no folder: want one that holds *train.npz and *test.npz.")
+    return _assemble({split: _npz_read(folder, split) for split in SPLITS}, (), (), f"npz:{folder}")
+
+
+def _npz_read(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
+    found = sorted(folder.glob(f"*{split}.npz"))
+    if len(found) != 1:
+        names = f" ({', '.join(path.name for path in found)})" if found else ""
+        raise UserError(
+            f"npz:{folder} holds {len(found)} files *{split}.npz{names}, want one: put one data set into one folder."
+        )
+    try:
+        with np.load(found[0], allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ("image", "label", "coarse_label") if key in file}
+            keys = ", ".join(file)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"{found[0]} cannot be read ({' '.join(str(error).split())}): write it with numpy.savez, with arrays of "
+            "numbers."
+        ) from None
+    for key in ("image", "coarse_label"):
+        if key not in arrays:
+            raise UserError(
+                f"{found[0]} holds the arrays {keys or 'none'} but no {key}: want image, coarse_label and, if fine "
+                "labels are known, label."
+            )
+    return arrays
+
+
+def _assemble(
+    columns: dict[str, dict[str, np.ndarray]],
+    label_names: tuple[str, ...],
+    coarse_names: tuple[str, ...],
+    where: str,
+) -> dict[str, Records]:
+    """Records of the arrays of both splits; numbers serve as names where there are none."""
+    label_names = label_names or _numbers(
+        [c["label"] for c in columns.values() if "label" in c], f"{where}: label"
+    )
+    coarse_names = coarse_names or _numbers(
+        [c["coarse_label"] for c in columns.values()], f"{where}: coarse_label"
+    )
+    return {
+        split: Records(c["image"], c.get("label"), c["coarse_label"], label_names, coarse_names)
+        for split, c in columns.items()
+    }
+
+
+def _numbers(labels: list[np.ndarray], what: str) -> tuple[str, ...]:
+    high = max((int(a.max()) for a in labels if a.dtype.kind in "iu" and a.size), default=-1)
+    if high >= _MAX_LABEL:
+        raise UserError(
+            f"{what} goes up to {high}, want numbers below {_MAX_LABEL}: number the classes from 0."
+        )
+    return tuple(str(i) for i in range(high + 1))

@@ -1,0 +1,124 @@
+"""Embed a split once, then every metric from that one pass (PAPER.md section 1)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from grafit_jax import metrics, neighbors, parallel
+from grafit_jax.data import augment
+from grafit_jax.data.sources import Records
+from grafit_jax.models import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """A split as float32 [N, D] embeddings with its labels; the id of row i is i."""
+
+    embedding: np.ndarray
+    label: np.ndarray | None
+    coarse_label: np.ndarray
+
+    @property
+    def id(self) -> np.ndarray:
+        return np.arange(len(self.embedding), dtype=np.int32)
+
+
+# A whole split's image array, uint8 [N, H, W, C], to embeddings by name: trunk and, where there is one, projector.
+EmbedFn = Callable[[Any, np.ndarray], dict[str, np.ndarray]]
+
+
+def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) -> EmbedFn:
+    """`(variables, images) -> {"trunk": float32 [N, F], "projector": float32 [N, D]}`, on all devices.
+
+    Images are only resized and normalised. The last batch is padded, and the padding cut off: every image is embedded
+    exactly once, whatever their number.
+    """
+    num_devices = parallel.num_devices()
+    per_device = -(-batch_size // num_devices)
+
+    def embed(variables, images):
+        out = network.apply(variables, augment.plain_view(images, views=views), train=False, method="embed")
+        named = {"trunk": out.features, "projector": out.projection}
+        return {name: x for name, x in named.items() if x is not None}
+
+    pmapped = jax.pmap(embed, axis_name=parallel.AXIS, in_axes=(None, 0))
+
+    def embed_split(variables, images):
+        total, block = len(images), per_device * num_devices
+        batches = []
+        for start in range(0, total, block):
+            batch = images[start : start + block]
+            batch = np.pad(batch, [(0, block - len(batch))] + [(0, 0)] * (batch.ndim - 1))
+            batch = batch.reshape(num_devices, per_device, *batch.shape[1:])
+            batches.append(pmapped(variables, parallel.shard(batch)))
+        rows = jax.tree.map(lambda *x: np.concatenate([np.asarray(a).reshape(block, -1) for a in x]), *batches)
+        return {name: x[:total] for name, x in rows.items()}
+
+    return embed_split
+
+
+def evaluate_network(
+    embed_fn: EmbedFn, variables: Any, records: dict[str, Records], config: Any
+) -> dict[str, float]:
+    """All metrics of a network. `config` is the config's `eval`.
+
+    The first of `config.features` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their
+    name as a prefix (`projector/map`); a projector that the method has not is left out.
+    """
+    embedded = {split: embed_fn(variables, r.image) for split, r in records.items()}
+    result = {}
+    for i, name in enumerate(n for n in config.features if n in embedded["test"]):
+        train, test = (
+            Embedded(embedded[s][name], records[s].label, records[s].coarse_label) for s in ("train", "test")
+        )
+        values = evaluate(
+            test, train, ks=config.recall_at, knn_k=config.knn_k, knn_temperature=config.knn_temperature
+        )
+        result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
+    return result
+
+
+def evaluate(
+    test: Embedded, train: Embedded, *, ks: Sequence[int], knn_k: int, knn_temperature: float
+) -> dict[str, float]:
+    """Retrieval of test images among the other test images, and k-NN votes of the training images, as fractions.
+
+    Fine labels, where there are any, give `recall@k`, `map` and `knn_top1`, coarse ones the same under `coarse/`.
+    Retrieval leaves out the query itself by id, and queries without another image of their class, which are counted in
+    `queries_without_positive`.
+
+    Raises:
+      UserError: embeddings that are not finite or zero, or more neighbours asked than there are images.
+    """
+    near_test = neighbors.search(
+        test.embedding, test.embedding, max(ks), query_ids=test.id, gallery_ids=test.id
+    )[1]
+    similarity, near_train = neighbors.search(test.embedding, train.embedding, min(knn_k, len(train.embedding)))
+    near_test, near_train = np.asarray(near_test), np.asarray(near_train)
+
+    result = {}
+    levels = [("", test.label, train.label), ("coarse/", test.coarse_label, train.coarse_label)]
+    for prefix, labels, train_labels in levels:
+        if labels is None or train_labels is None:
+            continue
+        ap, positives = metrics.average_precision(
+            test.embedding, labels, test.embedding, labels, query_ids=test.id, gallery_ids=test.id
+        )
+        counted = np.asarray(positives) > 0
+
+        def mean(per_query, counted=counted):
+            return float(np.asarray(per_query, np.float64)[counted].mean()) if counted.any() else 0.0
+
+        for k, hit in metrics.recall_at_k(labels[near_test], labels, ks).items():
+            result[f"{prefix}recall@{k}"] = mean(hit)
+        result[f"{prefix}map"] = mean(ap)
+        vote = metrics.knn_classify(
+            train_labels[near_train], similarity, int(max(labels.max(), train_labels.max())) + 1,
+            temperature=knn_temperature,
+        )  # fmt: skip
+        result[f"{prefix}knn_top1"] = float(np.mean(np.asarray(vote) == labels))
+        result[f"{prefix}queries_without_positive"] = int(np.sum(~counted))
+    return result

@@ -1,0 +1,147 @@
+"""From a config and its records to the parts of a run: network, optimiser, state, memory."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from grafit_jax import config as config_lib
+from grafit_jax import evaluation, methods, parallel, schedules, workdir
+from grafit_jax import memory as memory_lib
+from grafit_jax import state as state_lib
+from grafit_jax.checkpoint import Checkpoints
+from grafit_jax.data import augment, hierarchy, sources
+from grafit_jax.data.sources import Records
+from grafit_jax.errors import UserError
+from grafit_jax.memory import Memory
+from grafit_jax.models import Network
+from grafit_jax.state import TrainState
+
+# Folded into the seed's key for the draws that are not views.
+_MEMORY_KEY = 0x6D656D
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of a run that do not change while it runs."""
+
+    config: ml_collections.ConfigDict
+    records: dict[str, Records]
+    method: methods.Method
+    network: Network
+    views: augment.Views
+    tx: optax.GradientTransformation
+    embed_fn: evaluation.EmbedFn
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.train.epochs * self.steps_per_epoch
+
+    def learning_rate(self, step):
+        o = self.config.optimizer
+        return schedules.learning_rate(
+            step,
+            base=o.learning_rate * self.config.train.batch_size / 256,
+            total_steps=self.total_steps,
+            warmup_steps=round(o.warmup_epochs * self.steps_per_epoch),
+        )
+
+    def tau(self, step):
+        return schedules.ema_tau(step, base=self.config.ema.base, total_steps=self.total_steps)
+
+
+def load(config: ml_collections.ConfigDict) -> Experiment:
+    """Checks the config, loads the data, checks that they can be trained on, and builds the parts.
+
+    Raises:
+      UserError: anything about config or data that would go wrong later.
+    """
+    config_lib.validate(config, num_devices=parallel.num_devices())
+    records = sources.load(**config.data)
+    train = records["train"]
+    hierarchy.check_trainable(train)
+    batch_size = config.train.batch_size
+    if batch_size > len(train):
+        raise UserError(
+            f"train.batch_size = {batch_size} is more than the {len(train)} training images: take at most that."
+        )
+    method = methods.get(config.method)
+    network = methods.build_network(
+        method, config.model, num_classes=len(train.coarse_names), axis_name=parallel.AXIS
+    )
+    options = {k: v for k, v in config.views.items() if k != "num_views"}
+    views = augment.Views(**options)
+    experiment = Experiment(
+        config=config,
+        records=records,
+        method=method,
+        network=network,
+        views=views,
+        tx=optax.identity(),
+        embed_fn=evaluation.make_embed_fn(network, views, batch_size=config.eval.batch_size),
+        steps_per_epoch=len(train) // batch_size,
+    )
+    return dataclasses.replace(experiment, tx=_optimizer(experiment))
+
+
+def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
+    o = experiment.config.optimizer
+    return optax.chain(
+        optax.add_decayed_weights(o.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+        optax.sgd(experiment.learning_rate, momentum=o.momentum, nesterov=True),
+    )
+
+
+def initial(experiment: Experiment) -> tuple[TrainState, Memory | None]:
+    """State and memory before the first step, on their devices."""
+    config, train = experiment.config, experiment.records["train"]
+    state = state_lib.create(
+        experiment.network,
+        experiment.tx,
+        image_shape=(config.views.size, config.views.size, train.image.shape[-1]),
+        seed=config.seed,
+        has_target=experiment.method.instance,
+    )
+    state = parallel.replicate(state)
+    if experiment.method.supervised != "knn":
+        return state, None
+    if config.memory.init == "random":
+        key = jax.random.fold_in(jax.random.PRNGKey(config.seed), _MEMORY_KEY)
+        embeddings = memory_lib.random(key, len(train), config.model.dim)
+    else:
+        embeddings = experiment.embed_fn(variables(state), train.image)["projector"]
+    memory = memory_lib.create(embeddings, train.coarse_label, parallel.num_devices())
+    return state, parallel.shard(memory)
+
+
+def variables(state: TrainState) -> dict[str, Any]:
+    """What evaluation applies: the online network, never the target."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def evaluate(experiment: Experiment, state: TrainState) -> dict[str, float]:
+    """The metrics of a state on the test split (PAPER.md section 1), and the step they belong to."""
+    metrics = evaluation.evaluate_network(
+        experiment.embed_fn, variables(state), experiment.records, experiment.config.eval
+    )
+    return metrics | {"step": int(state.step)}
+
+
+def restore_newest(path: pathlib.Path, *, data_dir: str | None = None) -> tuple[Experiment, TrainState]:
+    """The run in a workdir with the state of its newest checkpoint; `data_dir` where the data lie elsewhere by now."""
+    config = workdir.read_config(path)
+    if data_dir is not None:
+        config.data.data_dir = data_dir
+    checkpoints = Checkpoints(path, read_only=True)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise UserError(f"{path} holds no checkpoint yet: let experiments/train.py reach its first one.")
+    experiment = load(config)
+    state, memory = initial(experiment)
+    restored = checkpoints.restore(step, {"state": state, "memory": memory})
+    checkpoints.close()
+    return experiment, restored["state"]

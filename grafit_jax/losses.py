@@ -1,0 +1,218 @@
+"""The losses of Grafit (PAPER.md section 2): arrays in, one float32 value per example out.
+
+Nothing here knows of networks, configs or data sets. Shapes: B examples, D embedding size, R memory rows on this
+device, T views.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from grafit_jax.cosine import unit
+
+# Memory rows scored at a time: no [B, N] array is ever held. 4,096 rows keep a block of a 128-example batch in cache.
+_BLOCK_ROWS = 4096
+# Stands for log(0). Finite, so that a set without members makes no NaN on the way.
+_LOG_ZERO = -1e30
+
+
+def knn_loss(
+    embeddings: Array,
+    labels: Array,
+    memory: Array,
+    memory_labels: Array,
+    *,
+    temperature: float = 0.05,
+    own_slot: Array | None = None,
+    axis_name: str | None = None,
+) -> Array:
+    """The k-NN loss, Eq. 2-3: -log of the share of an example's softmax over the memory that falls on its own class.
+
+    The sum over the positives is inside the log (NCA), not outside (SupCon).
+
+    Args:
+      embeddings: float [B, D], brought to unit length inside. Gradient flows to these only.
+      labels: int [B].
+      memory: float [R, D], brought to unit length inside; a constant for the gradient. With `axis_name`, the rows of
+        this device: device d of n holds rows d*R to (d+1)*R-1 of the n*R rows that the loss is over.
+      memory_labels: int [R]; a negative label marks an empty slot, which is ignored.
+      temperature: sigma, > 0. Values down to 0.01 are stable, with bfloat16 inputs too.
+      own_slot: int [B], the row (counted over all devices) that holds the example itself and is left out of both sums;
+        -1 or None leaves nothing out.
+      axis_name: the mapped device axis over which the memory is sharded and examples differ.
+
+    Returns:
+      float32 [B]; 0 for an example that has no positive in memory (see `knn_loss_and_weight`).
+    """
+    return knn_loss_and_weight(
+        embeddings,
+        labels,
+        memory,
+        memory_labels,
+        temperature=temperature,
+        own_slot=own_slot,
+        axis_name=axis_name,
+    )[0]
+
+
+def knn_loss_and_weight(
+    embeddings: Array,
+    labels: Array,
+    memory: Array,
+    memory_labels: Array,
+    *,
+    temperature: float = 0.05,
+    own_slot: Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[Array, Array]:
+    """`knn_loss`, and float32 [B]: 1 for an example with a positive in memory, 0 for one without."""
+    _check_batch(embeddings, labels)
+    if memory.ndim != 2 or memory.shape[1] != embeddings.shape[1] or memory_labels.shape != memory.shape[:1]:
+        raise ValueError(
+            f"memory {memory.shape} and memory_labels {memory_labels.shape} do not fit embeddings "
+            f"{embeddings.shape}: want [R, {embeddings.shape[1]}] and [R]."
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be > 0, found {temperature}.")
+    if own_slot is None:
+        own_slot = jnp.full(labels.shape, -1, jnp.int32)
+    return _knn_loss(
+        float(temperature), axis_name, unit(embeddings), labels, own_slot, lax.stop_gradient(memory), memory_labels
+    )
+
+
+def instance_loss(predictions: Array, targets: Array) -> Array:
+    """The instance loss, Eq. 1: minus the mean cosine between the prediction from one view and the target of another.
+
+    Args:
+      predictions: float [T, B, D], q(g_theta(t_i(x))), T >= 2.
+      targets: float [T, B, D], g_xi(t_j(x)); no gradient flows to them.
+
+    Returns:
+      float32 [B] in [-1, 1], the mean over the T(T-1) ordered pairs i != j.
+    """
+    if predictions.ndim != 3 or predictions.shape != targets.shape or predictions.shape[0] < 2:
+        raise ValueError(
+            f"predictions {predictions.shape} and targets {targets.shape} must both be [T, B, D] with T >= 2."
+        )
+    num_views = predictions.shape[0]
+    p, t = unit(predictions), lax.stop_gradient(unit(targets))
+    # All pairs less the pairs i = j: T sums instead of T(T-1) products.
+    all_pairs = jnp.sum(p.sum(0) * t.sum(0), axis=-1)
+    same_view = jnp.sum(p * t, axis=(0, -1))
+    return -(all_pairs - same_view) / (num_views * (num_views - 1))
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Softmax cross-entropy, float32 [B], of `logits` float [B, K] and `labels` int [B] in 0..K-1."""
+    _check_batch(logits, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+
+def _check_batch(rows: Array, labels: Array) -> None:
+    if rows.ndim != 2 or labels.shape != rows.shape[:1]:
+        raise ValueError(f"want [B, D] and [B], found {rows.shape} and labels {labels.shape}.")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _knn_loss(temperature, axis_name, embeddings, labels, own_slot, memory, memory_labels):
+    return _knn_forward(temperature, axis_name, embeddings, labels, own_slot, memory, memory_labels)[0]
+
+
+def _knn_forward(temperature, axis_name, embeddings, labels, own_slot, memory, memory_labels):
+    # The rows stay where they are and the queries travel: B*D numbers instead of N*D.
+    queries = tuple(_all_gather(x, axis_name) for x in (embeddings, labels, own_slot))
+    num_queries = queries[1].shape[0]
+
+    def add_block(sums, rows, row_labels, first_row):
+        similarity, valid, positive = _score(queries, rows, row_labels, first_row, temperature)
+        return tuple(
+            _add_log_sum_exp(s, similarity, mask) for s, mask in zip(sums, (valid, positive), strict=True)
+        )
+
+    nothing = (jnp.full(num_queries, _LOG_ZERO, jnp.float32), jnp.zeros(num_queries, jnp.float32))
+    sums = _fold_blocks(add_block, (nothing, nothing), memory, memory_labels, axis_name)
+    log_all, log_positive = (_finish_log_sum_exp(*s, axis_name) for s in sums)
+    weight = (log_positive > _LOG_ZERO).astype(jnp.float32)
+    loss = weight * (log_all - log_positive)  # Eq. 3, from the two log-sum-exps of Eq. 2
+    own = functools.partial(_own_part, size=labels.shape[0], axis_name=axis_name)
+    residuals = (queries, memory, memory_labels, log_all, log_positive, own(weight))
+    return (own(loss), own(weight)), residuals
+
+
+def _knn_backward(temperature, axis_name, residuals, cotangents):
+    queries, memory, memory_labels, log_all, log_positive, weight = residuals
+
+    def add_block(gradient, rows, row_labels, first_row):
+        similarity, valid, positive = _score(queries, rows, row_labels, first_row, temperature)
+        p_all = jnp.where(valid, jnp.exp(similarity - log_all[:, None]), 0.0)
+        # Capped at probability 1: without positives log_positive is log(0), and weight 0 must not meet infinity.
+        p_positive = jnp.where(positive, jnp.exp(jnp.minimum(similarity - log_positive[:, None], 0.0)), 0.0)
+        return gradient + (p_all - p_positive) @ unit(rows)
+
+    gradient = _fold_blocks(add_block, jnp.zeros_like(queries[0]), memory, memory_labels, axis_name)
+    if axis_name is not None:
+        # Each device holds its own rows' part of every query's gradient: add up, and keep one's own queries.
+        gradient = lax.psum_scatter(gradient, axis_name, scatter_dimension=0, tiled=True)
+    scale = cotangents[0] * weight / temperature
+    return gradient * scale[:, None], None, None, None, None
+
+
+_knn_loss.defvjp(_knn_forward, _knn_backward)
+
+
+def _score(queries, rows, row_labels, first_row, temperature):
+    """Scaled similarities [Q, r] of the queries with a block of rows, and which of them count, and as positives."""
+    embeddings, labels, own_slot = queries
+    similarity = embeddings @ unit(rows).T / temperature
+    row = first_row + jnp.arange(rows.shape[0])
+    valid = (row_labels >= 0) & (row != own_slot[:, None])
+    return similarity, valid, valid & (row_labels == labels[:, None])
+
+
+def _add_log_sum_exp(maximum_and_sum, similarity, mask):
+    """One more block for a running log-sum-exp, kept as (maximum, sum of exp(x - maximum))."""
+    maximum, total = maximum_and_sum
+    new = jnp.maximum(maximum, jnp.max(similarity, axis=1, where=mask, initial=_LOG_ZERO))
+    block = jnp.sum(jnp.where(mask, jnp.exp(similarity - new[:, None]), 0.0), axis=1)
+    return new, total * jnp.exp(maximum - new) + block
+
+
+def _finish_log_sum_exp(maximum, total, axis_name):
+    if axis_name is not None:
+        everywhere = lax.pmax(maximum, axis_name)
+        total = lax.psum(total * jnp.exp(maximum - everywhere), axis_name)
+        maximum = everywhere
+    return jnp.where(total > 0, maximum + jnp.log(jnp.maximum(total, 1e-30)), _LOG_ZERO)
+
+
+def _fold_blocks(add_block, start, memory, memory_labels, axis_name):
+    """`add_block(accumulated, rows, row_labels, first_row)` over the memory, block by block, the last one shorter."""
+    num_rows = memory.shape[0]
+    offset = 0 if axis_name is None else lax.axis_index(axis_name) * num_rows
+    num_blocks, rest = divmod(num_rows, _BLOCK_ROWS)
+
+    def body(i, accumulated):
+        first = i * _BLOCK_ROWS
+        rows = lax.dynamic_slice_in_dim(memory, first, _BLOCK_ROWS)
+        row_labels = lax.dynamic_slice_in_dim(memory_labels, first, _BLOCK_ROWS)
+        return add_block(accumulated, rows, row_labels, offset + first)
+
+    accumulated = lax.fori_loop(0, num_blocks, body, start) if num_blocks else start
+    if rest:
+        first = num_blocks * _BLOCK_ROWS
+        accumulated = add_block(accumulated, memory[first:], memory_labels[first:], offset + first)
+    return accumulated
+
+
+def _all_gather(x, axis_name):
+    return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
+
+
+def _own_part(x, size, axis_name):
+    if axis_name is None:
+        return x
+    return lax.dynamic_slice_in_dim(x, lax.axis_index(axis_name) * size, size)

@@ -1,0 +1,10 @@
+"""Trunks and heads, in Flax Linen.
+
+Linen, because its parameters and batch statistics are plain pytrees handed to a pure `apply`: what pmap, Orbax and the
+target network's moving average all want.
+"""
+
+from grafit_jax.models.heads import Network, Outputs
+from grafit_jax.models.resnet import TRUNKS, ResNet, build_trunk
+
+__all__ = ["TRUNKS", "Network", "Outputs", "ResNet", "build_trunk"]

@@ -1,0 +1,67 @@
+"""The heads on a trunk, and the network that joins them: g_theta = P_theta o f_theta, predictor q_theta, classifier."""
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from grafit_jax.models.resnet import batch_norm
+
+
+class MLP(nn.Module):
+    """Linear, batch norm, ReLU, linear: BYOL's projector and predictor; [ours] for Grafit, whose heads are not known."""
+
+    hidden: int
+    dim: int
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        # The bias in front of a batch norm would do nothing.
+        x = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype)(x)
+        x = batch_norm(use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)(x)
+        return nn.Dense(self.dim, dtype=self.dtype)(nn.relu(x)).astype(jnp.float32)
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What a network makes of B images; None where it has no such head.
+
+    Attributes:
+      features: float32 [B, F], f_theta(x): the trunk.
+      projection: float32 [B, D], g_theta(x).
+      prediction: float32 [B, D], q_theta(g_theta(x)).
+      logits: float32 [B, K] over the coarse classes.
+    """
+
+    features: Array
+    projection: Array | None = None
+    prediction: Array | None = None
+    logits: Array | None = None
+
+
+class Network(nn.Module):
+    """A trunk with the heads that a method needs; a head that is None is left out.
+
+    The classifier stands on the projection where there is a projector, else on the features.
+    """
+
+    trunk: nn.Module
+    projector: nn.Module | None = None
+    predictor: nn.Module | None = None
+    classifier: nn.Module | None = None
+
+    def __call__(self, images: Array, *, train: bool) -> Outputs:
+        out = self.embed(images, train=train)
+        top = out.features if out.projection is None else out.projection
+        prediction = None if self.predictor is None else self.predictor(top, train=train)
+        logits = None if self.classifier is None else self.classifier(top)
+        return out.replace(prediction=prediction, logits=logits)
+
+    def embed(self, images: Array, *, train: bool) -> Outputs:
+        """The part that the target network has too: trunk and projector."""
+        features = self.trunk(images, train=train)
+        projection = None if self.projector is None else self.projector(features, train=train)
+        return Outputs(features=features, projection=projection)

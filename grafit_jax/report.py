@@ -1,0 +1,136 @@
+"""Results as tables and pictures. Every number comes from files that a run wrote."""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from grafit_jax import config as config_lib
+from grafit_jax import neighbors, workdir
+from grafit_jax.data.sources import Records
+from grafit_jax.errors import UserError
+
+# One result: method, seed, metrics (fractions), run (run.json), config; as collected from a workdir.
+Result = dict[str, Any]
+
+
+def collect(path: pathlib.Path) -> Result:
+    """The result of the complete run in `path`; UserError if the run is not complete."""
+    if not (path / "metrics.json").is_file():
+        raise UserError(f"{path} holds no finished run (no metrics.json): let experiments/train.py end first.")
+    config = workdir.read_config(path)
+    return {
+        "method": config.method,
+        "seed": config.seed,
+        "metrics": json.loads((path / "metrics.json").read_text()),
+        "run": json.loads((path / "run.json").read_text()),
+        "config": config_lib.flatten(config),
+    }
+
+
+def markdown_table(results: Sequence[Result], columns: Mapping[str, str], notes: Mapping[str, str]) -> str:
+    """A row for every method in order of appearance, in percent, mean ± standard deviation over the seeds.
+
+    Args:
+      results: as `collect` gives them.
+      columns: metric -> heading.
+      notes: method -> what is said behind its name.
+    """
+    methods = list(dict.fromkeys(r["method"] for r in results))
+    lines = [
+        "| method | " + " | ".join(columns.values()) + " | seeds | views an image | training |",
+        "|---" * (len(columns) + 4) + "|",
+    ]
+    for method in methods:
+        runs = [r for r in results if r["method"] == method]
+        cells = [_percent([r["metrics"].get(key) for r in runs]) for key in columns]
+        seconds = [r["run"].get("train_seconds") for r in runs]
+        minutes = "–" if seconds[0] is None else _duration(float(np.mean(seconds)))
+        views = runs[0]["run"].get("views_per_image") or "–"
+        name = f"`{method}`{notes.get(method, '')}"
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(runs)} | {views} | {minutes} |")
+    return "\n".join(lines)
+
+
+def _percent(values: list[float | None]) -> str:
+    numbers = [100 * v for v in values if v is not None]
+    if not numbers:
+        return "–"
+    spread = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else ""
+    return f"{np.mean(numbers):.1f}{spread}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def replace_block(text: str, name: str, block: str) -> str:
+    """`text` with what stands between `<!-- name -->` and `<!-- /name -->` replaced by `block`."""
+    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise UserError(f"no block <!-- {name} --> … <!-- /{name} --> found: put these two lines where it should stand.")
+    return pattern.sub(lambda m: f"{m[1]}{block}\n{m[2]}", text)
+
+
+def gallery(
+    path: pathlib.Path, records: Records, embeddings: Mapping[str, np.ndarray], *, rows: int = 6, k: int = 10
+) -> None:
+    """A PNG of queries and their k nearest other images, side by side for every entry of `embeddings`.
+
+    A solid green frame marks a neighbour of the same fine class, a dashed amber one the same coarse class alone, a
+    dotted red one neither. The queries are drawn once for all, one of each of the first `rows` classes of a seeded
+    order: not chosen by what comes out.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if records.label is None:
+        raise UserError("the gallery compares fine labels, and this split has none.")
+    draw = np.random.default_rng(0)
+    classes = np.sort(draw.permutation(len(records.label_names))[:rows])
+    queries = [int(draw.choice(np.flatnonzero(records.label == c))) for c in classes]
+    figure, axes = plt.subplots(
+        len(queries),
+        (k + 1) * len(embeddings) + len(embeddings) - 1,
+        figsize=(0.62 * ((k + 1) * len(embeddings) + 1), 0.72 * len(queries) + 1.0),
+        squeeze=False,
+    )
+    for ax in axes.flat:
+        ax.axis("off")
+    for block, (name, embedding) in enumerate(embeddings.items()):
+        near = np.asarray(
+            neighbors.search(embedding[queries], embedding, k, query_ids=queries, gallery_ids=records.id)[1]
+        )
+        left = block * (k + 2)
+        for row, query in enumerate(queries):
+            _thumbnail(axes[row, left], records.image[query], "black", "solid", 2.5)
+            for column, other in enumerate(near[row]):
+                colour, style = ("#c62828", "dotted")
+                if records.label[other] == records.label[query]:
+                    colour, style = ("#2e7d32", "solid")
+                elif records.coarse_label[other] == records.coarse_label[query]:
+                    colour, style = ("#ef9a00", "dashed")
+                _thumbnail(axes[row, left + 1 + column], records.image[other], colour, style, 1.8)
+        axes[0, left].set_title("query", fontsize=8)
+        axes[0, left + 1 + k // 2].set_title(f"{name}: nearest first", fontsize=9)
+    figure.text(
+        0.5, 0.012, "green, solid: same fine class    amber, dashed: same coarse class only    red, dotted: neither",
+        ha="center", fontsize=8,
+    )  # fmt: skip
+    figure.tight_layout(rect=(0, 0.03, 1, 1), pad=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _thumbnail(ax, image: np.ndarray, colour: str, style: str, width: float) -> None:
+    ax.axis("on")
+    ax.set(xticks=[], yticks=[])
+    grey = image.shape[-1] == 1
+    ax.imshow(image[..., 0] if grey else image, cmap="gray_r" if grey else None)
+    for spine in ax.spines.values():
+        spine.set(edgecolor=colour, linestyle=style, linewidth=width)

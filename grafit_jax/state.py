@@ -1,0 +1,63 @@
+"""All that a run needs to go on, and how it starts."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from grafit_jax.models import Network
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The same on every device; the memory, whose rows are spread over them, is kept beside it.
+
+    Attributes:
+      step: int32, steps done.
+      params: theta, by part of the network: trunk, projector, predictor, classifier.
+      target_params: xi, trunk and projector, the moving average of params; empty where a method has no target.
+      batch_stats: the online network's running means and variances, for evaluation. The target has none: see
+        train_step.
+      opt_state: optax's.
+      rng: uint32 [2], the seed's key. It never changes: every draw is keyed by (seed, step, image id, view).
+    """
+
+    step: Array
+    params: Any
+    target_params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    rng: Array
+
+
+TARGET_PARTS = ("trunk", "projector")
+
+
+def target_part(tree: dict) -> dict:
+    """The part of params or batch statistics that belongs to g = P o f."""
+    return {name: tree[name] for name in TARGET_PARTS if name in tree}
+
+
+def create(
+    network: Network, tx: optax.GradientTransformation, *, image_shape: tuple[int, ...], seed: int, has_target: bool
+) -> TrainState:
+    """A fresh state for views of `image_shape` [H, W, C]."""
+    rng = jax.random.PRNGKey(seed)
+
+    def initialise(rng):
+        variables = network.init(rng, jnp.zeros((2, *image_shape), jnp.float32), train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            # A copy: params and target_params are both donated to the step, and one buffer cannot be given twice.
+            target_params=jax.tree.map(jnp.copy, target_part(params)) if has_target else {},
+            batch_stats=batch_stats,
+            opt_state=tx.init(params),
+            rng=rng,
+        )
+
+    return jax.jit(initialise)(rng)

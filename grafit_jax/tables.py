@@ -1,0 +1,174 @@
+"""The tables that `experiments/reproduce.py` makes: which runs each needs, and how it is shown."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import ml_collections
+import numpy as np
+
+from grafit_jax import environment, evaluation, experiment, report, train, workdir
+from grafit_jax.data import sources
+from grafit_jax.errors import UserError
+from grafit_jax.report import Result
+
+# The control without a network: the pixels themselves as embeddings.
+RAW_PIXELS = "raw_pixels"
+
+_NOTES = {
+    "raw_pixels": " (no training)",
+    "baseline": " (coarse cross-entropy)",
+    "baseline_mlp": " (control: cross-entropy through Grafit's projector)",
+    "byol": " (no labels)",
+    "grafit": " (k-NN + instance loss)",
+    "grafit_fc": " (cross-entropy + instance loss)",
+    "snca_plus": " (k-NN loss alone)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table: one config file, several methods, the seeds of each.
+
+    Attributes:
+      config: the config file, from the root of the repository.
+      arg: what stands behind its colon beside method and seed.
+      seeds: method -> how many seeds, in the order of the rows.
+      columns: metric -> heading; the headline first.
+      gallery: two methods whose neighbours are drawn side by side, or none.
+    """
+
+    config: str
+    arg: str
+    seeds: Mapping[str, int]
+    columns: Mapping[str, str]
+    gallery: tuple[str, ...] = ()
+
+
+_COLUMNS = {
+    "map": "**fine mAP**",
+    "recall@1": "R@1",
+    "knn_top1": "fine k-NN",
+    "coarse/knn_top1": "coarse k-NN",
+}
+_WITH_PROJECTOR = _COLUMNS | {
+    "projector/map": "fine mAP, projector",
+    "projector/recall@1": "R@1, projector",
+    "projector/knn_top1": "fine k-NN, projector",
+}
+TABLES = {
+    "quickstart": Table(
+        "configs/digits.py",
+        "",
+        {RAW_PIXELS: 1, "baseline": 1, "baseline_mlp": 1, "grafit": 1},
+        _COLUMNS,
+        gallery=("baseline", "grafit"),
+    ),
+    "cifar100_cpu": Table(
+        "configs/cifar100.py",
+        "preset=cpu,",
+        {"baseline": 1, "baseline_mlp": 2, "snca_plus": 1, "byol": 1, "grafit_fc": 1, "grafit": 2},
+        _WITH_PROJECTOR,
+    ),
+    "cifar100_cpu_long": Table(
+        "configs/cifar100.py", "preset=cpu_long,", {"baseline_mlp": 1, "grafit": 1}, _WITH_PROJECTOR
+    ),
+}
+
+
+def run(
+    table: Table,
+    path: pathlib.Path,
+    *,
+    root: pathlib.Path,
+    seeds: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
+    data_dir: str = "",
+) -> list[Result]:
+    """Trains what is missing under `path` and collects the results of the table, row by row."""
+    unknown = set(methods or ()) - set(table.seeds)
+    if unknown:
+        raise UserError(f"the table has no {', '.join(sorted(unknown))}: its methods are {', '.join(table.seeds)}.")
+    results = []
+    for method, num_seeds in table.seeds.items():
+        if methods is not None and method not in methods:
+            continue
+        if method == RAW_PIXELS:
+            results.append(_raw_pixels(table, path / method, root))
+            continue
+        for seed in range(num_seeds) if seeds is None else seeds:
+            directory = run_directory(path, method, seed)
+            if not (directory / "metrics.json").exists():
+                config = _config(table, root, f"{table.arg}method={method},seed={seed}")
+                config.data.data_dir = data_dir
+                train.train(config, directory)
+            results.append(report.collect(directory))
+    return results
+
+
+def run_directory(path: pathlib.Path, method: str, seed: int) -> pathlib.Path:
+    """Seed 0 has the method's plain name."""
+    return path / (method if seed == 0 else f"{method}_seed{seed}")
+
+
+def _config(table: Table, root: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location("table_config", root / table.config)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def _raw_pixels(table: Table, path: pathlib.Path, root: pathlib.Path) -> Result:
+    config = _config(table, root, table.arg.rstrip(","))
+    records = sources.load(**config.data)
+    train_split, test_split = (
+        evaluation.Embedded(
+            records[s].image.reshape(len(records[s]), -1).astype(np.float32), records[s].label, records[s].coarse_label
+        )
+        for s in ("train", "test")
+    )
+    e = config.eval
+    metrics = evaluation.evaluate(
+        test_split, train_split, ks=e.recall_at, knn_k=e.knn_k, knn_temperature=e.knn_temperature
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    workdir.write(path / "metrics.json", json.dumps(metrics) + "\n")
+    return {"method": RAW_PIXELS, "seed": 0, "metrics": metrics, "run": environment.describe(), "config": {}}
+
+
+def render(table: Table, results: Sequence[Result]) -> str:
+    """The table in Markdown, with what its numbers stand on below it."""
+    trained = next(r for r in results if r["method"] != RAW_PIXELS)
+    facts = trained["run"]
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    return (
+        f"{report.markdown_table(results, table.columns, _NOTES)}\n\n"
+        f"In percent. {facts['train_images']:,} training and {facts['test_images']:,} test images; "
+        f"{facts['device']}, {facts['processor']}; Python {facts['python']}, {packages}; revision {facts['revision']}."
+    )
+
+
+def draw(table: Table, path: pathlib.Path) -> pathlib.Path:
+    """The gallery of the table's two methods, seed 0, as `path`/gallery.png."""
+    embeddings = {}
+    for method in table.gallery:
+        run_, state = experiment.restore_newest(run_directory(path, method, 0))
+        test = run_.records["test"]
+        embeddings[method] = run_.embed_fn(experiment.variables(state), test.image)["trunk"]
+    target = path / "gallery.png"
+    report.gallery(target, test, embeddings)
+    return target
+
+
+def write_readme(root: pathlib.Path) -> None:
+    """Renders every recorded table into its place in README.md."""
+    readme = root / "README.md"
+    text = readme.read_text()
+    for name, table in TABLES.items():
+        recorded = root / "experiments" / "results" / f"{name}.json"
+        if recorded.exists():
+            text = report.replace_block(text, name, render(table, json.loads(recorded.read_text())))
+    workdir.write(readme, text)

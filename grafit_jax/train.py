@@ -1,0 +1,182 @@
+"""The loop: resume, train, log, evaluate, save."""
+
+import json
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import tqdm
+from absl import logging
+
+from grafit_jax import environment, experiment, parallel, train_step, workdir
+from grafit_jax.checkpoint import Checkpoints
+from grafit_jax.errors import UserError
+
+# Folded into the seed's key for the order of an epoch; views fold in the step, memory.init its own number.
+_ORDER_KEY = 0x6F7264
+
+
+def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, float]:
+    """Trains by `config` in the workdir `path`, or goes on where a run stopped; returns the final metrics.
+
+    Leaves config.json, metrics.jsonl (a line an epoch and an evaluation), tensorboard/, checkpoints/, metrics.json (the
+    final weights' metrics, as `experiments/evaluate.py` prints them) and run.json (time, environment, data).
+
+    Raises:
+      UserError: a config, data set or workdir that cannot work, before training; a loss that is not finite.
+    """
+    # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
+    run = experiment.load(config)
+    workdir.claim(path, config)
+    tensorboard = _tensorboard(path)
+
+    # 2. A fresh state, and the training set, on the devices.
+    state, memory = experiment.initial(run)
+    records = run.records["train"]
+    data = parallel.replicate(train_step.DeviceData(image=records.image, label=records.coarse_label))
+
+    # 3. The newest checkpoint, if there is one: it replaces state and memory whole. What was logged after it is cut.
+    checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
+    start = checkpoints.latest_step() or 0
+    if start:
+        restored = checkpoints.restore(start, {"state": state, "memory": memory})
+        state, memory = restored["state"], restored["memory"]
+        logging.info("resumed from step %d of %d", start, run.total_steps)
+    log = workdir.cut_log(path, start)
+    metrics = next((_evaluation(line) for line in reversed(log) if _evaluation(line)), {})
+
+    # 4. The pmapped step.
+    steps_per_call = _steps_per_call(config.train.steps_per_call, run.steps_per_epoch)
+    call = train_step.pmap_steps(_make_step(run), steps_per_call=steps_per_call)
+
+    # 5. Epoch by epoch: train, log, evaluate, save.
+    bar = tqdm.tqdm(
+        total=run.total_steps * config.train.batch_size,
+        initial=start * config.train.batch_size,
+        unit="img",
+        unit_scale=True,
+        desc=config.method,
+        dynamic_ncols=True,
+    )
+    for epoch in range(start // run.steps_per_epoch, config.train.epochs):
+        began = time.perf_counter()
+        order = _epoch_order(config.seed, epoch, len(records), run.steps_per_epoch, config.train.batch_size)
+        totals = []
+        for _ in range(run.steps_per_epoch // steps_per_call):
+            state, memory, sums = call(state, memory, data, order)
+            totals.append(sums)
+            bar.update(steps_per_call * config.train.batch_size)
+        line = _means(totals)
+        step = int(state.step)
+        seconds = time.perf_counter() - began
+        line |= {
+            "step": step,
+            "epoch": epoch + 1,
+            "learning_rate": float(run.learning_rate(step - 1)),
+            "seconds": seconds,
+            "images_per_second": run.steps_per_epoch * config.train.batch_size / seconds,
+        }
+        _stop_if_not_finite(line, step - run.steps_per_epoch, step, checkpoints)
+        bar.set_postfix(loss=f"{line['loss']:.3f}")
+        workdir.append_log(path, line)
+        _to_tensorboard(tensorboard, "train", line)
+
+        last = epoch + 1 == config.train.epochs
+        if last or (config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0):
+            metrics = experiment.evaluate(run, state)
+            workdir.append_log(path, {f"eval/{k}": v for k, v in metrics.items() if k != "step"} | {"step": step})
+            _to_tensorboard(tensorboard, "eval", metrics)
+        if last or (epoch + 1) % config.checkpoint.every_epochs == 0:
+            evaluated = metrics if metrics.get("step") == step else None
+            checkpoints.save(step, {"state": state, "memory": memory}, evaluated)
+    bar.close()
+
+    # 6. The result, on the final weights. run.json first: metrics.json says that a run is complete.
+    checkpoints.close()
+    tensorboard.close()
+    log = workdir.cut_log(path, run.total_steps)
+    run_facts = environment.describe() | {
+        "train_seconds": sum(line.get("seconds", 0.0) for line in log),
+        "views_per_image": config.views.num_views if run.method.instance else 1,
+        "train_images": len(records),
+        "test_images": len(run.records["test"]),
+        "data_fingerprint": {split: r.fingerprint() for split, r in run.records.items()},
+    }
+    workdir.write(path / "run.json", json.dumps(run_facts, indent=2) + "\n")
+    workdir.write(path / "metrics.json", json.dumps(metrics) + "\n")
+    return metrics
+
+
+def _make_step(run: experiment.Experiment) -> train_step.Step:
+    config = run.config
+    return train_step.make_train_step(
+        network=run.network,
+        method=run.method,
+        tx=run.tx,
+        views=run.views,
+        num_views=config.views.num_views,
+        tau=run.tau,
+        temperature=config.loss.temperature,
+        instance_weight=config.loss.instance_weight,
+        memory_momentum=config.memory.momentum,
+    )
+
+
+def _epoch_order(seed: int, epoch: int, num_examples: int, steps: int, batch_size: int) -> jax.Array:
+    """int32 [n, steps, B] on the devices: a permutation of the ids that depends on seed and epoch alone.
+
+    The ids past the last full batch sit this epoch out.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), _ORDER_KEY), epoch)
+    ids = jax.random.permutation(key, num_examples)[: steps * batch_size]
+    return parallel.shard(ids.reshape(steps, parallel.num_devices(), -1).swapaxes(0, 1))
+
+
+def _steps_per_call(wanted: int, steps_per_epoch: int) -> int:
+    """The largest divisor of an epoch's steps that is at most `wanted` (0: chosen for the device)."""
+    if wanted == 0:
+        # On CPU a step takes long enough for a call of its own, and convolutions are slow inside of a loop.
+        wanted = 1 if jax.default_backend() == "cpu" else steps_per_epoch
+    return max(n for n in range(1, min(wanted, steps_per_epoch) + 1) if steps_per_epoch % n == 0)
+
+
+def _means(totals: list[train_step.Metrics]) -> dict[str, float]:
+    """One mean for every metric, from the sums and counts of many calls."""
+    totals = jax.device_get(totals)
+    means = {}
+    for name in totals[0]:
+        values, counts = np.sum([t[name] for t in totals], axis=0, dtype=np.float64)
+        means[name] = float(values / counts) if counts else 0.0
+    return means
+
+
+def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints: Checkpoints) -> None:
+    bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(line[name])]
+    if bad:
+        checkpoints.close()
+        raise UserError(
+            f"{' and '.join(bad)} not finite between steps {first} and {last}: nothing of these steps was saved, the "
+            f"newest checkpoint is of step {checkpoints.latest_step() or 0}; lower optimizer.learning_rate or raise "
+            "loss.temperature, in a new --workdir."
+        )
+
+
+def _evaluation(line: dict[str, Any]) -> dict[str, float]:
+    """The metrics in a log line, if it is an evaluation's."""
+    found = {k.removeprefix("eval/"): v for k, v in line.items() if k.startswith("eval/")}
+    return found | {"step": line["step"]} if found else {}
+
+
+def _tensorboard(path: pathlib.Path):
+    import tensorboardX  # here, since it takes a while to import
+
+    return tensorboardX.SummaryWriter(str(path / "tensorboard"))
+
+
+def _to_tensorboard(writer, group: str, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        writer.add_scalar(f"{group}/{name}", value, values["step"])

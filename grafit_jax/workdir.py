@@ -1,0 +1,75 @@
+"""What a run leaves on disk beside its checkpoints: config.json, metrics.jsonl, metrics.json, run.json."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from grafit_jax import config as config_lib
+from grafit_jax.errors import UserError
+
+
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes `workdir` the run of this config, or finds it to be that already.
+
+    Raises:
+      UserError: it cannot be written, holds another config's run, or files that are not of a run.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        found = sorted(p.name for p in workdir.iterdir())
+        if "config.json" in found:
+            changed = config_lib.differences(read_config(workdir), config)
+            if changed:
+                raise UserError(
+                    f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, or the "
+                    "config of that run."
+                )
+        elif found:
+            raise UserError(
+                f"{workdir} holds files of something else ({', '.join(found[:3])}, …): take an empty --workdir."
+            )
+        # Written even where it is there already: a read-only workdir is found out now, not after the first epoch.
+        write(workdir / "config.json", config_lib.to_json(config) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to workdir {workdir} ({error}): take another --workdir.") from error
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of the run in `workdir`; UserError if there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run (no config.json): give the --workdir of experiments/train.py.")
+    try:
+        return config_lib.from_json(path.read_text())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as a config of this version ({error}).") from error
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """All of the text or nothing: a reader, or a crash, never finds half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
+    with (workdir / "metrics.jsonl").open("a") as f:
+        f.write(json.dumps(line) + "\n")
+
+
+def cut_log(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """Drops what was logged after `step`, the checkpoint a run goes on from, and returns the rest."""
+    path = workdir / "metrics.jsonl"
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line that a kill cut short
+            continue
+        if entry["step"] <= step:
+            lines.append(entry)
+    write(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines

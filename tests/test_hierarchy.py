@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from grafit_jax.data import hierarchy
+from grafit_jax.data.sources import Records
+from grafit_jax.errors import UserError
+
+
+def make(label, coarse_label, label_names="abcdef", coarse_names=("x", "y", "z")):
+    image = np.arange(len(coarse_label), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    label = None if label is None else np.array(label, np.int32)
+    return Records(image, label, np.array(coarse_label, np.int32), tuple(label_names), tuple(coarse_names))
+
+
+def test_fine_to_coarse():
+    parent = hierarchy.fine_to_coarse(np.array([4, 0, 1, 4, 0]), np.array([2, 1, 0, 2, 1]))
+    assert parent.dtype == np.int32
+    assert parent.tolist() == [1, 0, -1, -1, 2]
+
+
+def test_fine_label_under_two_coarse_labels():
+    with pytest.raises(UserError, match="fine label 4 occurs under coarse labels 0 and 2: .* correct"):
+        hierarchy.fine_to_coarse(np.array([4, 0, 1, 4]), np.array([2, 1, 0, 0]))
+
+
+def test_fine_to_coarse_lengths():
+    with pytest.raises(UserError, match="3 fine and 2 coarse labels"):
+        hierarchy.fine_to_coarse(np.zeros(3, np.int32), np.zeros(2, np.int32))
+
+
+def test_trainable():
+    hierarchy.check_trainable(make([0, 1, 2, 2], [0, 0, 2, 2]))  # no image of coarse class 1 does no harm
+    hierarchy.check_trainable(make(None, [0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("coarse_label", "message"),
+    [
+        ([], "holds 0 images, want at least 2"),
+        ([1], "holds 1 images, want at least 2"),
+        (
+            [0, 0, 1, 2, 2],
+            r"coarse label 1 \(y\) has a single training image, want at least 2: add images or leave",
+        ),
+    ],
+)
+def test_not_trainable(coarse_label, message):
+    with pytest.raises(UserError, match=message):
+        hierarchy.check_trainable(make(None, coarse_label))
+
+
+def test_not_trainable_without_coarse_labels():
+    records = Records(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int32), None, ("a",), ())
+    with pytest.raises(UserError, match="no coarse labels, .* add them"):
+        hierarchy.check_trainable(records)
+
+
+@pytest.mark.parametrize("classes", [(0, 2), (2, 0), [2, 0]])
+def test_select(classes):
+    records = make([5, 3, 0, 1, 5, 3], [2, 1, 0, 2, 2, 1])
+    chosen = hierarchy.select(records, classes)
+    assert chosen.image.ravel().tolist() == [0, 2, 3, 4]
+    assert chosen.label.tolist() == [2, 0, 1, 2]
+    assert chosen.label_names == ("a", "b", "f")
+    assert chosen.coarse_label.tolist() == [1, 0, 1, 1]
+    assert chosen.coarse_names == ("x", "z")
+    assert chosen.label.dtype == chosen.coarse_label.dtype == np.int32
+
+
+def test_select_numbers_fine_classes_by_the_whole_hierarchy():
+    train = make([0, 1, 2], [0, 0, 1])
+    test = make([1, 2], [0, 1])  # no image of fine class 0
+    parent = hierarchy.fine_to_coarse(train.label, train.coarse_label)
+    chosen = hierarchy.select(test, (0,), parent=parent)
+    assert chosen.label_names == hierarchy.select(train, (0,)).label_names == ("a", "b")
+    assert chosen.label.tolist() == [1]
+
+
+def test_select_without_fine_labels():
+    chosen = hierarchy.select(make(None, [2, 1, 0, 2]), (1, 2))
+    assert chosen.label is None
+    assert chosen.coarse_label.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((0, 3), "coarse class 3 is not there: want numbers from 0 to 2"),
+        ((-1,), "coarse class -1 is not there: want numbers from 0 to 2"),
+        ((0, 1), r"coarse class 1 \(y\) has no image in a split of 2: leave it out"),
+        ((0, 2, 0), r"coarse_classes = \(0, 2, 0\) names a class twice: want each of them once"),
+    ],
+)
+def test_select_what_is_not_there(classes, message):
+    with pytest.raises(UserError, match=message):
+        hierarchy.select(make([0, 1], [0, 2]), classes)

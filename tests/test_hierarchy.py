@@ -19,7 +19,7 @@ def test_fine_to_coarse():
 
 
 def test_fine_label_under_two_coarse_labels():
-    with pytest.raises(UserError, match="fine label 4 occurs under coarse labels 0 and 2: .* correct"):
+    with pytest.raises(UserError, match=r"fine label 4 occurs under coarse labels 0 and 2: .* correct"):
         hierarchy.fine_to_coarse(np.array([4, 0, 1, 4]), np.array([2, 1, 0, 0]))
 
 
@@ -38,10 +38,7 @@ def test_trainable():
     [
         ([], "holds 0 images, want at least 2"),
         ([1], "holds 1 images, want at least 2"),
-        (
-            [0, 0, 1, 2, 2],
-            r"coarse label 1 \(y\) has a single training image, want at least 2: add images or leave",
-        ),
+        ([0, 0, 1, 2, 2], r"coarse label 1 \(y\) has a single training image, want at least 2: add images or leave"),
     ],
 )
 def test_not_trainable(coarse_label, message):
@@ -51,7 +48,7 @@ def test_not_trainable(coarse_label, message):
 
 def test_not_trainable_without_coarse_labels():
     records = Records(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int32), None, ("a",), ())
-    with pytest.raises(UserError, match="no coarse labels, .* add them"):
+    with pytest.raises(UserError, match=r"no coarse labels, .* add them"):
         hierarchy.check_trainable(records)
 
 

@@ -245,7 +245,8 @@ def grey(image: Array) -> Array:
     """The luma in every channel; a one-channel image as it is."""
     if image.shape[2] == 1:
         return image
-    return jnp.broadcast_to(jnp.sum(image * np.float32(_LUMA), -1, keepdims=True), image.shape)
+    red, green, blue = jnp.split(image, 3, axis=2)
+    return jnp.broadcast_to(_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue, image.shape)
 
 
 def blend(other: Array, image: Array, factor: Array) -> Array:
@@ -258,9 +259,13 @@ def brightness(image: Array, factor: Array) -> Array:
     return blend(jnp.float32(0), image, factor)
 
 
+def _mean_grey(image: Array) -> Array:
+    return jnp.mean(grey(jnp.mean(image, (0, 1), keepdims=True)))  # the luma is linear: it can wait for the mean
+
+
 def contrast(image: Array, factor: Array) -> Array:
     """Blends with the mean of the grey image."""
-    return blend(jnp.mean(grey(image)), image, factor)
+    return blend(_mean_grey(image), image, factor)
 
 
 def saturation(image: Array, factor: Array) -> Array:
@@ -282,6 +287,116 @@ def _jitter(image: Array, u: Array, strengths) -> Array:
     if strengths[3]:
         image = hue(image, (2 * u[3] - 1) * strengths[3])
     return image
+
+
+# RandAugment
+
+
+def inverse_affine(op: str, sign: int, magnitude: int, height: int, width: int) -> np.ndarray:
+    """float32 [2, 3]: where a geometric operation finds the (x, y) of an output point; the identity for any other."""
+    level = sign * magnitude / (_BINS - 1)
+    matrix = np.eye(2, 3)
+    if op == "shear_x":
+        matrix[0, 1] = 0.3 * level
+    elif op == "shear_y":
+        matrix[1, 0] = 0.3 * level
+    elif op == "translate_x":
+        matrix[0, 2] = -int(150 / 331 * width * level)  # whole pixels
+    elif op == "translate_y":
+        matrix[1, 2] = -int(150 / 331 * height * level)
+    elif op == "rotate":
+        angle = math.radians(30 * level)
+        matrix[:, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        centre = np.array([width / 2, height / 2])
+        matrix[:, 2] = centre - matrix[:, :2] @ centre
+    return matrix.astype(np.float32)
+
+
+def warp(image: Array, matrix: Array) -> Array:
+    """Each output pixel from the nearest input pixel to matrix [2, 3] times its centre (x, y, 1); black outside."""
+    height, width, channels = image.shape
+    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    column, row = (jnp.floor(m[0] * x + m[1] * y + m[2]).astype(jnp.int32) for m in matrix)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    pixels = image.reshape(-1, channels)[jnp.where(inside, row * width + column, 0)]
+    return jnp.where(inside[..., None], pixels, 0.0)
+
+
+def smooth(image: Array) -> Array:
+    """Mean over 3 x 3 pixels in which the centre counts 5 times; the border pixels as they are (PIL's SMOOTH)."""
+    height, width, _ = image.shape
+    if min(height, width) < 3:
+        return image
+    inner = image[1:-1, 1:-1]
+    box = sum(image[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3))
+    return image.at[1:-1, 1:-1].set((box + 4 * inner) / 13)
+
+
+def posterize(image: Array, bits: int) -> Array:
+    """Keeps the highest bits of the image's 256 levels."""
+    step = 2 ** (8 - bits)
+    return jnp.floor(jnp.round(image * 255) / step) * step / 255
+
+
+def solarize(image: Array, threshold: float) -> Array:
+    """Inverts the values from the threshold (0 to 255) on."""
+    return jnp.where(jnp.round(image * 255) >= threshold, 1 - image, image)
+
+
+def autocontrast(image: Array) -> Array:
+    """Stretches each channel to [0, 1]; a constant channel stays."""
+    low, high = jnp.min(image, (0, 1)), jnp.max(image, (0, 1))
+    spread = high > low
+    return jnp.where(spread, (image - low) / jnp.where(spread, high - low, 1), image)
+
+
+def equalize(image: Array) -> Array:
+    """Makes the histogram of each channel's 256 levels flat, by PIL's integer arithmetic.
+
+    A channel of too few pixels (255 or less beside its brightest level) stays.
+    """
+    height, width, channels = image.shape
+    level = jnp.round(image * 255).astype(jnp.int32).reshape(-1, channels)
+    histogram = jnp.zeros((256, channels), jnp.int32).at[level, jnp.arange(channels)].add(1)
+    below = jnp.cumsum(histogram, 0) - histogram
+    brightest = jnp.take_along_axis(histogram, jnp.max(level, 0)[None], 0)
+    step = (height * width - brightest) // 255
+    table = jnp.minimum((below + step // 2) // jnp.maximum(step, 1), 255)
+    equal = jnp.take_along_axis(table, level, 0).reshape(image.shape) / 255
+    return jnp.where(step > 0, equal, image)
+
+
+def randaugment_op(image: Array, op: Array, sign: Array, magnitude: int) -> Array:
+    """One operation of RandAugment on float32 [H, W, C] in [0, 1].
+
+    Args:
+      image: float32 [H, W, C] in [0, 1].
+      op: int, the operation's place in OPS.
+      sign: bool, whether it weakens or turns the other way, where it has a direction.
+      magnitude: 0 to 30, in the ranges of torchvision's RandAugment.
+
+    One program for all operations: a single warp (nearest pixel, torchvision's default), a single blend, and a choice
+    between them and the operations on levels.
+    """
+    height, width, _ = image.shape
+    strength = magnitude / (_BINS - 1)
+    matrices = np.array([[inverse_affine(o, s, magnitude, height, width) for o in OPS] for s in (1, -1)])
+    warped = warp(image, jnp.asarray(matrices)[sign.astype(jnp.int32), op])
+
+    def chosen(*names):
+        return sum(op == OPS.index(name) for name in names) > 0
+
+    other = _mean_grey(image)
+    other = jnp.where(chosen("brightness"), 0.0, other)
+    other = jnp.where(chosen("color"), grey(image), other)
+    other = jnp.where(chosen("sharpness"), smooth(image), other)
+    blended = blend(other, image, 1 + jnp.where(sign, -0.9, 0.9) * strength)
+
+    x = jnp.where(chosen("brightness", "color", "contrast", "sharpness"), blended, warped)
+    x = jnp.where(chosen("posterize"), posterize(image, 8 - round(4 * strength)), x)
+    x = jnp.where(chosen("solarize"), solarize(image, 255 * (1 - strength)), x)
+    x = jnp.where(chosen("autocontrast"), autocontrast(image), x)
+    return jnp.where(chosen("equalize"), equalize(image), x)
 
 
 def _is_range(values) -> bool:

@@ -28,9 +28,7 @@ def fine_to_coarse(label: np.ndarray, coarse_label: np.ndarray) -> np.ndarray:
       UserError: the arrays differ in length, or a fine class has images of two coarse classes.
     """
     if len(label) != len(coarse_label):
-        raise UserError(
-            f"{len(label)} fine and {len(coarse_label)} coarse labels: give one of each for every image."
-        )
+        raise UserError(f"{len(label)} fine and {len(coarse_label)} coarse labels: give one of each for every image.")
     parent = np.full(int(np.max(label, initial=-1)) + 1, -1, np.int32)
     parent[label] = coarse_label
     strays = np.flatnonzero(parent[label] != coarse_label)
@@ -57,9 +55,7 @@ def check_trainable(records: Records) -> None:
             "data.coarse_classes and data.holdout."
         )
     if records.coarse_label is None:
-        raise UserError(
-            "the training split has no coarse labels, and training needs one for every image: add them."
-        )
+        raise UserError("the training split has no coarse labels, and training needs one for every image: add them.")
     for number in np.flatnonzero(np.bincount(records.coarse_label) == 1):
         raise UserError(
             f"coarse label {number} ({records.coarse_names[number]}) has a single training image, want at least 2: "
@@ -74,9 +70,7 @@ def check_classes(coarse_classes: Sequence[int], coarse_names: Sequence[str]) ->
       UserError: a class that is given twice or that does not exist.
     """
     if len(set(coarse_classes)) != len(coarse_classes):
-        raise UserError(
-            f"coarse_classes = {tuple(coarse_classes)} names a class twice: want each of them once."
-        )
+        raise UserError(f"coarse_classes = {tuple(coarse_classes)} names a class twice: want each of them once.")
     for number in coarse_classes:
         if not 0 <= number < len(coarse_names):
             raise UserError(

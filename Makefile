@@ -1,0 +1,40 @@
+# What one needs: `make quickstart`, `make test`, `make format`. PYTHON chooses the interpreter, VENV the folder.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: quickstart test test-matrix format clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/python experiments/reproduce.py --table=quickstart
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# Every supported Python that pyenv has; each in a virtual environment of its own.
+test-matrix:
+	for v in 3.11 3.12 3.13; do \
+	  $(MAKE) test PYTHON=$$(ls -d $$HOME/.pyenv/versions/$$v.*/bin/python | tail -n 1) VENV=.venv-$$v || exit 1; \
+	done
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/installed-test: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $(VENV)/installed $@

@@ -1,0 +1,213 @@
+"""`sources.load` of TFDS data sets: a small one that is made here, and CIFAR-100 where it is prepared."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from grafit_jax.data import sources
+from grafit_jax.errors import UserError
+
+TFDS_DIR = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def make_builder(
+    data_dir, *, shape=(6, 5, 3), withheld=False, coarse=True, splits=sources.SPLITS, file_format="tfrecord"
+):
+    """Prepares 90 random images a split, in 3 files each: 6 fine classes in 3 coarse ones."""
+    import tensorflow_datasets as tfds
+
+    names = {"label": list("abcdef"), "coarse_label": list("xyz")}
+    if not coarse:
+        del names["coarse_label"]
+
+    def generate(self, split):
+        rng = np.random.default_rng(len(split))
+        for i in range(90):
+            size = (int(rng.integers(4, 9)), 5, 3) if shape[0] is None else shape
+            label = {"label": -1 if withheld and split == "test" else i % 6, "coarse_label": i % 6 // 2}
+            yield i, {"image": rng.integers(0, 256, size, np.uint8), **{key: label[key] for key in names}}
+
+    def info(self):
+        features = {key: tfds.features.ClassLabel(names=n) for key, n in names.items()}
+        features |= {"image": tfds.features.Image(shape=shape)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    body = {
+        "VERSION": tfds.core.Version("1.0.0"),
+        "_info": info,
+        "_generate_examples": generate,
+        "_split_generators": lambda self, _: {s: self._generate_examples(s) for s in splits},
+    }
+    # Not registered: so it is read from its files alone, as another process does.
+    with tfds.core.registered.skip_registration():
+        cls = type("TinyHierarchy", (tfds.core.GeneratorBasedBuilder,), body)
+    builder = cls(data_dir=data_dir, file_format=file_format)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    make_builder(folder)
+    return folder
+
+
+def read_files(folder, split):
+    """Images and labels of TFRecord files, one file after the other, without TFDS."""
+    import tensorflow as tf
+
+    files = sorted(str(p) for p in folder.glob(f"*/*/*-{split}.tfrecord-*"))
+    assert len(files) == 3
+    spec = {k: tf.io.FixedLenFeature([], tf.int64) for k in ("label", "coarse_label")}
+    spec |= {"image": tf.io.FixedLenFeature([], tf.string)}
+    rows = [tf.io.parse_single_example(record, spec) for file in files for record in tf.data.TFRecordDataset(file)]
+    images = np.stack([tf.io.decode_png(row["image"]).numpy() for row in rows])
+    return images, *(np.array([int(row[key]) for row in rows]) for key in ("label", "coarse_label"))
+
+
+def test_tfds_gives_every_image_in_the_order_of_the_files(tiny):
+    loaded = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tiny))
+    again = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tiny))
+    for split, records in loaded.items():
+        image, label, coarse_label = read_files(tiny, split)
+        np.testing.assert_array_equal(records.image, image)
+        np.testing.assert_array_equal(records.label, label)
+        np.testing.assert_array_equal(records.coarse_label, coarse_label)
+        rng = np.random.default_rng(len(split))
+        generated = sorted(rng.integers(0, 256, (6, 5, 3), np.uint8).tobytes() + bytes([i % 6]) for i in range(90))
+        pairs = zip(records.image, records.label, strict=True)
+        assert sorted(image.tobytes() + bytes([y]) for image, y in pairs) == generated
+        assert records.fingerprint() == again[split].fingerprint()
+        assert records.label_names == tuple("abcdef")
+        assert records.coarse_names == tuple("xyz")
+        assert records.image.dtype == np.uint8
+        assert records.label.dtype == records.coarse_label.dtype == np.int32
+
+
+def test_tfds_selects_coarse_classes(tiny):
+    loaded = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tiny), coarse_classes=(2, 0))
+    for split, records in loaded.items():
+        image, label, _ = read_files(tiny, split)
+        kept = np.isin(label, [0, 1, 4, 5])
+        np.testing.assert_array_equal(records.image, image[kept])
+        np.testing.assert_array_equal(records.label, np.array([0, 1, -1, -1, 2, 3])[label[kept]])
+        np.testing.assert_array_equal(records.coarse_label, np.array([0, 0, -1, -1, 1, 1])[label[kept]])
+        assert records.label_names == tuple("abef")
+        assert records.coarse_names == tuple("xz")
+
+
+def test_tfds_decodes_no_image_of_other_classes(tiny, monkeypatch):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    decoded = []
+    decode = tfds.features.Image.decode_example
+
+    def counted(self, example):
+        tf.numpy_function(lambda: decoded.append(1) or np.int64(0), [], tf.int64)
+        return decode(self, example)
+
+    monkeypatch.setattr(tfds.features.Image, "decode_example", counted)
+    sources.load(source="tfds:tiny_hierarchy", data_dir=str(tiny), coarse_classes=(1,))
+    assert len(decoded) == 60  # of 180
+
+
+def test_tfds_leaves_accelerators_to_jax(tiny, monkeypatch):
+    import tensorflow as tf
+
+    calls = []
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *a: calls.append(a))
+    sources.load(source="tfds:tiny_hierarchy", data_dir=str(tiny))
+    assert calls == [([], "GPU")]
+
+
+def test_tfds_with_withheld_fine_labels(tmp_path):
+    make_builder(tmp_path, withheld=True)
+    loaded = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path), coarse_classes=(1,))
+    assert loaded["test"].label is None
+    assert len(loaded["test"]) == 30
+    assert set(loaded["train"].label.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coarse": False}, r"features (label, image|image, label) but no coarse_label: take a data set with"),
+        ({"splits": ("train",)}, "has the splits train but no test: take a data set with train and test"),
+        ({"shape": (None, None, 3)}, r"declares images of shape \(None, None, 3\), want one size: resize them"),
+        (
+            {"file_format": "array_record"},
+            "as array_record, want tfrecord: run `tfds build tiny_hierarchy --data_dir=DIR",
+        ),
+    ],
+)
+def test_tfds_data_set_that_does_not_fit(tmp_path, options, message):
+    make_builder(tmp_path, **options)
+    with pytest.raises(UserError, match=message) as error:
+        sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_tfds_coarse_class_that_is_not_there(tiny):
+    with pytest.raises(UserError, match="coarse class 3 is not there: want numbers from 0 to 2"):
+        sources.load(source="tfds:tiny_hierarchy", data_dir=str(tiny), coarse_classes=(3,))
+
+
+def test_tfds_not_prepared(tmp_path):
+    with pytest.raises(UserError) as error:
+        sources.load(source="tfds:cifar100", data_dir=str(tmp_path))
+    assert f"run `tfds build cifar100 --data_dir={tmp_path}`" in str(error.value)
+    assert not list(tmp_path.iterdir())  # and nothing was downloaded
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar1000", r"knows no data set cifar1000 \(did you mean cifar100\?\): want a name from"),
+        ("cifar100:9.9.9", r"tfds:cifar100:9\.9\.9 is not to be had \(.*only: 3\.0\.2.*\): want tfds:NAME, tfds"),
+        ("no name", r"tfds:no name is not to be had \(Parsing .*\): want tfds:NAME"),
+    ],
+)
+def test_tfds_unknown_name(tmp_path, name, message):
+    with pytest.raises(UserError, match=message) as error:
+        sources.load(source=f"tfds:{name}", data_dir=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+# CIFAR-100 itself
+
+needs_cifar100 = pytest.mark.skipif(
+    not (TFDS_DIR / "cifar100").is_dir(),
+    reason=f"no CIFAR-100 in {TFDS_DIR}: run `tfds build cifar100 --data_dir={TFDS_DIR}`",
+)
+
+
+@pytest.mark.cifar100
+@needs_cifar100
+def test_cifar100():
+    loaded = sources.load(source="tfds:cifar100", data_dir=str(TFDS_DIR))
+    assert {s: r.image.shape for s, r in loaded.items()} == {"train": (50000, 32, 32, 3), "test": (10000, 32, 32, 3)}
+    for records, per_class in ((loaded["train"], 500), (loaded["test"], 100)):
+        assert np.bincount(records.label).tolist() == [per_class] * 100
+        pairs = np.unique(np.stack([records.coarse_label, records.label]), axis=1)
+        assert np.bincount(pairs[0]).tolist() == [5] * 20
+    fish = loaded["test"].coarse_names.index("fish")
+    fine = np.unique(loaded["test"].label[loaded["test"].coarse_label == fish])
+    assert {loaded["test"].label_names[y] for y in fine} == {"aquarium_fish", "flatfish", "ray", "shark", "trout"}
+
+
+@pytest.mark.cifar100
+@needs_cifar100
+def test_cifar100_of_four_coarse_classes():
+    loaded = sources.load(source="tfds:cifar100", data_dir=str(TFDS_DIR), coarse_classes=(0, 1, 2, 3))
+    assert {s: len(r) for s, r in loaded.items()} == {"train": 10000, "test": 2000}
+    for records, per_class in ((loaded["train"], 500), (loaded["test"], 100)):
+        assert np.bincount(records.label).tolist() == [per_class] * 20
+        assert np.bincount(records.coarse_label).tolist() == [per_class * 5] * 4
+        assert len(records.label_names) == 20
+        assert records.coarse_names == ("aquatic_mammals", "fish", "flowers", "food_containers")
+        whale = records.label[records.label == records.label_names.index("whale")]
+        assert len(whale) == per_class
+        assert set(records.coarse_label[records.label == whale[0]].tolist()) == {0}

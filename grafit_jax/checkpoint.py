@@ -20,6 +20,8 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False):
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
+            # Named, so that a manager that has saved nothing yet can tell what a checkpoint holds.
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [

@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -19,9 +21,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def parse(argv):
         try:
-            return flags.FLAGS(argv)
-        except UserError as error:
-            _exit(error)
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise UserError(f"found {rest[1]!r} where a flag should be: want --name=value.")
+            if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+                flags.FLAGS.config.to_dict()  # a config file that is missing is told of on first use, so use it now
+            return rest
         # What absl and ml_collections raise for an unknown flag or key, or a value of another type.
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             _exit(error)
@@ -45,7 +50,21 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _exit(error: Exception) -> None:
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-    print(f"error: {text}", file=sys.stderr)
+def _exit(error: BaseException) -> NoReturn:
+    print(f"error: {_message(error)}", file=sys.stderr)
     sys.exit(EXIT_MISTAKE)
+
+
+def _message(error: BaseException) -> str:
+    """What went wrong, in one line, out of what the flag libraries have wrapped it in."""
+    cause: BaseException | None = error
+    original = None
+    while cause is not None:
+        original = cause if isinstance(cause, UserError) else original
+        cause = cause.__cause__ or cause.__context__
+    text = str(original or error).replace("\\n", " ")
+    if unknown := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
+        return f"unknown config key {unknown[2]!r} (did you mean {unknown[1]!r}?)."
+    if isinstance(error, KeyError | AttributeError):
+        return f"unknown config key {text.strip(chr(34) + chr(39))!r}."
+    return " ".join(text.split())

@@ -44,7 +44,7 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         named = {"trunk": out.features, "projector": out.projection}
         return {name: x for name, x in named.items() if x is not None}
 
-    pmapped = jax.pmap(embed, axis_name=parallel.AXIS, in_axes=(None, 0))
+    pmapped = jax.pmap(embed, axis_name=parallel.AXIS, in_axes=(None, 0), devices=parallel.devices())
 
     def embed_split(variables, images):
         total, block = len(images), per_device * num_devices

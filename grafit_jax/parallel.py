@@ -10,13 +10,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = "batch"
 
 
+def devices() -> list[jax.Device]:
+    """The devices that a run is spread over: all of this process."""
+    return jax.local_devices()
+
+
 def num_devices() -> int:
-    return jax.local_device_count()
+    return len(devices())
 
 
 def _place(tree: Any, spec: PartitionSpec) -> Any:
     # The sharding that pmap itself gives its results: nothing is moved, and nothing compiled anew, between two calls.
-    sharding = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), spec)
+    sharding = NamedSharding(Mesh(np.array(devices()), (AXIS,)), spec)
     return jax.device_put(tree, sharding)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from grafit_jax import losses
+from grafit_jax import losses, parallel
 from grafit_jax import memory as memory_lib
 from grafit_jax.data import augment
 from grafit_jax.memory import Memory
@@ -118,7 +118,7 @@ def make_train_step(
             memory = memory_lib.update(
                 memory, batch["id"], projection, momentum=memory_momentum, axis_name=axis_name
             )
-        terms["gradient_norm"] = (optax.global_norm(grads), jnp.ones(()))
+        terms["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         state = state.replace(
             step=state.step + 1,
             params=params,
@@ -156,7 +156,12 @@ def pmap_steps(step: Step, *, steps_per_call: int) -> Callable[..., Any]:
 
     # Replicated results (axis None) are trusted, not checked: everything in state and metrics is a pmean or psum.
     return jax.pmap(
-        steps, axis_name=AXIS, in_axes=(None, 0, None, 0), out_axes=(None, 0, None), donate_argnums=(0, 1)
+        steps,
+        axis_name=AXIS,
+        in_axes=(None, 0, None, 0),
+        out_axes=(None, 0, None),
+        donate_argnums=(0, 1),
+        devices=parallel.devices(),
     )
 
 

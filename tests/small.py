@@ -1,0 +1,33 @@
+"""A run that takes milliseconds a step, for the tests of everything around it."""
+
+import jax
+
+from grafit_jax import config as config_lib
+from grafit_jax import parallel
+
+
+def small_config(method="grafit", **overrides):
+    """Digits through a narrow net: a step takes milliseconds."""
+    c = config_lib.default()
+    values = {
+        "method": method,
+        "model.trunk": "resnet8",
+        "model.stem": "patch2",
+        "model.hidden": 32,
+        "model.dim": 16,
+        "views.num_views": 2,
+        "views.size": 8,
+        "views.mean": (0.3,),
+        "views.std": (0.4,),
+        "views.flip": 0.0,
+        "optimizer.warmup_epochs": 0.0,
+        "train.epochs": 2,
+        "train.batch_size": 64,
+        "eval.batch_size": 300,
+    }
+    c.update_from_flattened_dict(values | overrides)
+    return c
+
+
+def on_one_device(monkeypatch):
+    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:1])

@@ -1,0 +1,110 @@
+"""Configs: typed arguments, unknown names with the nearest known one, and what is refused before a run."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from grafit_jax import config as config_lib
+from grafit_jax.errors import UserError
+from small import small_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG_FILES = sorted((ROOT / "configs").glob("*.py"))
+
+
+def load_config_file(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_arguments_are_typed_like_their_defaults():
+    arg = config_lib.parse_arg("b=2,c=0.5,d=x", a=1, b=7, c=1.0, d="y", e=True)
+    assert arg.to_dict() == {"a": 1, "b": 2, "c": 0.5, "d": "x", "e": True}
+    assert config_lib.parse_arg("c=2,e=false", c=1.0, e=True).to_dict() == {"c": 2.0, "e": False}
+    assert config_lib.parse_arg(None, a=1).to_dict() == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("methd=grafit", r"'methd' \(did you mean 'method'\?\).*method, seed"),
+        ("seed=1.5", r"seed=1\.5: want a value of type int, like 0"),
+        ("seed=x", r"seed=x: want a value of type int"),
+        ("seed", r"'seed' has no value: write seed=VALUE"),
+        ("seed=True", r"seed=True: want a value of type int"),
+    ],
+)
+def test_argument_mistakes_are_named(arg, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.parse_arg(arg, method="grafit", seed=0)
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda p: p.stem)
+def test_every_config_file_and_every_point_of_its_sweep_is_valid(path):
+    module = load_config_file(path)
+    assert (module.__doc__ or "").strip(), "a config file says what it is for, and how to run it"
+    config_lib.validate(module.get_config(), num_devices=1)
+    points = list(module.sweep())
+    args = [",".join(f"{k}={v}" for k, v in point.items()) for point in points]
+    assert len(set(args)) == len(args) > 1
+    for arg in args:
+        config = module.get_config(arg)
+        config_lib.validate(config, num_devices=8)
+        with pytest.raises((AttributeError, KeyError)):
+            config.optimizer.learnin_rate = 1.0  # locked
+
+
+def test_cifar100_presets_are_what_they_say():
+    module = load_config_file(ROOT / "configs" / "cifar100.py")
+    paper = module.get_config("preset=paper")
+    assert (paper.model.trunk, paper.model.stem, paper.views.num_views) == ("resnet50", "cifar", 8)
+    assert (paper.train.epochs, paper.train.batch_size, paper.loss.temperature) == (600, 1024, 0.05)
+    assert (paper.memory.momentum, paper.loss.instance_weight, paper.ema.base) == (0.5, 1.0, 0.996)
+    r18 = module.get_config("preset=r18")
+    assert (r18.model.trunk, r18.train.epochs) == ("resnet18", 200)
+    with pytest.raises(UserError, match=r"unknown preset 'cpuu' \(did you mean 'cpu'\?\)"):
+        module.get_config("preset=cpuu")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"method": "graft"}, r"unknown method 'graft' \(did you mean 'grafit'\?\): want one of baseline"),
+        ({"model.trunk": "resnet19"}, r"unknown trunk 'resnet19' \(did you mean 'resnet18'\?\)"),
+        ({"model.stem": "cifra"}, r"unknown stem 'cifra' \(did you mean 'cifar'\?\)"),
+        ({"model.dtype": "float16"}, r"unknown model\.dtype 'float16'"),
+        ({"memory.init": "zero"}, r"unknown memory\.init 'zero'.*embed, random"),
+        ({"views.num_views": 1}, r"views\.num_views = 1: want T >= 2"),
+        ({"loss.temperature": 0.0}, r"loss\.temperature = 0\.0: want sigma > 0"),
+        ({"loss.temperature": -1.0}, r"loss\.temperature = -1\.0: want sigma > 0"),
+        ({"memory.momentum": 1.0}, r"memory\.momentum = 1\.0"),
+        ({"train.epochs": 0}, r"train\.epochs = 0: want at least 1"),
+        ({"train.batch_size": 60}, r"train\.batch_size = 60 does not divide over 8 devices: take 56 or 64"),
+        ({"train.batch_size": 4}, r"train\.batch_size = 4 does not divide over 8 devices: take 8"),
+        ({"eval.features": ()}, r"eval\.features is empty"),
+        ({"eval.features": ("trunks",)}, r"'trunks' \(did you mean 'trunk'\?\)"),
+        ({"method": "baseline", "eval.features": ("projector",)}, r"baseline has none: put trunk first"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_done(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(small_config(**overrides), num_devices=8)
+
+
+def test_a_method_without_views_does_not_mind_a_single_one():
+    config_lib.validate(small_config("baseline", **{"views.num_views": 1}), num_devices=8)
+
+
+def test_json_gives_the_config_back_and_differences_name_what_changed():
+    config = small_config(**{"eval.recall_at": (1, 3), "data.coarse_classes": (0, 1), "data.data_dir": "/a"})
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert again.to_dict() == config.to_dict()
+    assert config_lib.differences(config, again) == []
+    again = small_config(**{"eval.recall_at": (1, 3), "data.coarse_classes": (0, 1), "data.data_dir": "/b"})
+    assert config_lib.differences(config, again) == []
+    again.unlock()
+    again.seed = 5
+    assert config_lib.differences(config, again) == ["seed: 0 -> 5"]

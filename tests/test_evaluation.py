@@ -1,0 +1,92 @@
+"""Evaluation: nothing dropped or counted twice, every metric against scikit-learn or brute force on the same arrays."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import NearestNeighbors
+
+from grafit_jax import evaluation, experiment, parallel
+from grafit_jax.evaluation import Embedded
+from small import small_config
+
+KS = (1, 2, 5)
+
+
+def split(rng, n, num_fine=6):
+    label = np.arange(n) % num_fine
+    embedding = rng.normal(size=(n, 12)) + np.eye(num_fine, 12)[label]
+    return Embedded(embedding.astype(np.float32), label.astype(np.int32), (label // 2).astype(np.int32))
+
+
+def test_metrics_agree_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    train, test = split(rng, 121), split(rng, 83)
+    got = evaluation.evaluate(test, train, ks=KS, knn_k=7, knn_temperature=0.05)
+
+    unit = lambda x: x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)  # noqa: E731
+    q, g = unit(test.embedding), unit(train.embedding)
+    near = NearestNeighbors(n_neighbors=6, metric="cosine").fit(q).kneighbors(q)[1][:, 1:]
+    distance, near_train = NearestNeighbors(n_neighbors=7, metric="cosine").fit(g).kneighbors(q)
+    for prefix, label, train_label in (
+        ("", test.label, train.label),
+        ("coarse/", test.coarse_label, train.coarse_label),
+    ):
+        for k in KS:
+            hit = (label[near[:, :k]] == label[:, None]).any(1)
+            assert got[f"{prefix}recall@{k}"] == pytest.approx(hit.mean(), abs=1e-9)
+        ap = [
+            average_precision_score(np.delete(label == label[i], i), np.delete(q @ q[i], i)) for i in range(len(q))
+        ]
+        assert got[f"{prefix}map"] == pytest.approx(np.mean(ap), abs=1e-5)
+        votes = np.zeros((len(q), label.max() + 1))
+        for i in range(len(q)):
+            np.add.at(votes[i], train_label[near_train[i]], np.exp((1 - distance[i]) / 0.05))
+        assert got[f"{prefix}knn_top1"] == pytest.approx((votes.argmax(1) == label).mean(), abs=1e-9)
+
+
+def test_queries_without_another_image_of_their_class_are_left_out_and_counted():
+    # Classes 0 0 1: the third image has no other of its class. The first two find each other at once.
+    embedding = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
+    label = np.array([0, 0, 1], np.int32)
+    test = Embedded(embedding, label, np.zeros(3, np.int32))
+    got = evaluation.evaluate(test, test, ks=(1,), knn_k=1, knn_temperature=0.05)
+    assert (got["recall@1"], got["map"], got["queries_without_positive"]) == (1.0, 1.0, 1)
+    assert (got["coarse/recall@1"], got["coarse/map"], got["coarse/queries_without_positive"]) == (1.0, 1.0, 0)
+
+
+def test_without_fine_labels_the_coarse_metrics_remain():
+    rng = np.random.default_rng(1)
+    test = split(rng, 30)
+    test = Embedded(test.embedding, None, test.coarse_label)
+    got = evaluation.evaluate(test, test, ks=KS, knn_k=3, knn_temperature=0.05)
+    assert got and all(key.startswith("coarse/") for key in got)
+
+
+@pytest.mark.parametrize("batch_size", [8, 100, 40])
+def test_every_image_is_embedded_once_whatever_their_number(batch_size):
+    # 81 = 2 * 40 + 1 images over 8 devices: the last batch holds one image and 39 of padding.
+    run = experiment.load(small_config(**{"eval.batch_size": batch_size}))
+    state, _ = experiment.initial(run)
+    images = run.records["test"].image[:81]
+    got = run.embed_fn(experiment.variables(state), images)
+
+    variables = jax.device_get(experiment.variables(state))
+    from grafit_jax.data import augment
+
+    expected = run.network.apply(
+        variables, augment.plain_view(images, views=run.views), train=False, method="embed"
+    )
+    np.testing.assert_allclose(got["trunk"], expected.features, atol=1e-5)
+    np.testing.assert_allclose(got["projector"], expected.projection, atol=1e-5)
+    assert parallel.num_devices() == 8
+
+
+def test_headline_is_plain_and_the_others_are_prefixed():
+    run = experiment.load(small_config(**{"eval.features": ("projector", "trunk")}))
+    state, _ = experiment.initial(run)
+    got = experiment.evaluate(run, state)
+    swapped = experiment.load(small_config())
+    other = experiment.evaluate(swapped, state)
+    assert got["map"] == other["projector/map"] and got["trunk/map"] == other["map"]
+    assert got["map"] != got["trunk/map"]

@@ -1,0 +1,210 @@
+"""The loop, end to end: what it leaves on disk, resume after SIGKILL, one compilation, and mistakes that cost nothing."""
+
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from grafit_jax import config as config_lib
+from grafit_jax import experiment, train, workdir
+from grafit_jax.checkpoint import Checkpoints
+from grafit_jax.errors import UserError
+from small import on_one_device, small_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+TRAIN = [sys.executable, str(ROOT / "experiments" / "train.py")]
+EVALUATE = [sys.executable, str(ROOT / "experiments" / "evaluate.py")]
+SMALL = [
+    "--config.model.trunk=resnet8",
+    "--config.model.stem=patch2",
+    "--config.model.hidden=32",
+    "--config.model.dim=16",
+    "--config.checkpoint.every_epochs=2",
+]
+
+
+def environment():
+    """As a user's shell has it: one CPU device, not the eight of the tests."""
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def run(args, **kwargs):
+    return subprocess.run(args, capture_output=True, text=True, env=environment(), cwd=ROOT, **kwargs)
+
+
+def newest(path):
+    checkpoints = Checkpoints(path, read_only=True)
+    step = checkpoints.latest_step()
+    tree = checkpoints._manager.restore(step)
+    checkpoints.close()
+    return step, tree
+
+
+def train_command(path, *extra):
+    return [*TRAIN, "--config=configs/digits.py:method=grafit", f"--workdir={path}", *SMALL, *extra]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
+    epochs = "--config.train.epochs=6"
+    whole = run(train_command(tmp_path / "whole", epochs))
+    assert whole.returncode == 0, whole.stderr[-2000:]
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        train_command(killed, epochs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), cwd=ROOT
+    )
+    # The progress bar writes at every step: each write is a moment to look whether there is something to resume from.
+    while process.stderr.read(1):
+        if any(p.name.isdigit() for p in (killed / "checkpoints").glob("*")):
+            process.kill()
+            break
+    process.stderr.close()
+    assert process.wait() == -9, "it ended before it could be killed"
+    assert not (killed / "metrics.json").exists()
+
+    resumed = run(train_command(killed, epochs))
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+
+    (step, expected), (other_step, got) = newest(tmp_path / "whole"), newest(killed)
+    assert step == other_step == 6 * 7
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert (killed / "metrics.json").read_text() == (tmp_path / "whole" / "metrics.json").read_text()
+    # The log tells of every epoch once, and of the same losses.
+    logs = [
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (tmp_path / "whole", killed)
+    ]
+    losses = [[(line["step"], line["loss"]) for line in log if "loss" in line] for log in logs]
+    assert losses[0] == losses[1] and [s for s, _ in losses[0]] == [7, 14, 21, 28, 35, 42]
+
+    # Evaluation says on standard output what the training left, as one line, again and again the same.
+    for _ in range(2):
+        evaluated = run([*EVALUATE, f"--workdir={killed}"])
+        assert evaluated.returncode == 0, evaluated.stderr[-2000:]
+        assert evaluated.stdout == (killed / "metrics.json").read_text()
+
+    # Run once more, a complete run changes nothing.
+    before = (killed / "metrics.jsonl").read_text()
+    again = run(train_command(killed, epochs))
+    assert again.returncode == 0 and (killed / "metrics.jsonl").read_text() == before
+    assert json.loads(again.stdout) == json.loads((killed / "metrics.json").read_text())
+
+
+def test_a_run_leaves_config_log_checkpoints_and_result_and_compiles_its_step_once(tmp_path, caplog):
+    # Evaluations and saves in the middle: none of it may compile the step anew.
+    config = small_config(**{"eval.every_epochs": 1, "checkpoint.every_epochs": 1, "train.epochs": 3})
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        metrics = train.train(config, tmp_path / "run")
+    # pmap compiles what it is given as "_fun": the steps once, and once the embedding of evaluation.
+    compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling jit(_fun)")]
+    assert len(compiled) == 2, [message[:300] for message in compiled]
+
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+    expected = {f"{level}{name}" for level in ("", "coarse/") for name in (
+        "recall@1", "recall@2", "recall@5", "recall@10", "map", "knn_top1", "queries_without_positive")}  # fmt: skip
+    assert set(metrics) == expected | {f"projector/{name}" for name in expected} | {"step"}
+    assert all(0 <= metrics[name] <= 1 for name in expected if "queries" not in name)
+    assert metrics["step"] == 3 * 14
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [14, 14, 28, 28, 42, 42]
+    assert log[-1] == {f"eval/{k}": v for k, v in metrics.items() if k != "step"} | {"step": 42}
+    assert log[0]["without_positive"] == 0
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["train_images"] == 899 and facts["test_images"] == 898 and facts["views_per_image"] == 2
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert config_lib.differences(workdir.read_config(tmp_path / "run"), config) == []
+    # keep = 2 newest, and the best by map beside them.
+    kept = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()}
+    best = max((line for line in log if "eval/map" in line), key=lambda line: line["eval/map"])["step"]
+    assert kept == {28, 42, best}
+
+
+def test_training_improves_on_the_untrained_network(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config("grafit_fc", **{"train.epochs": 15, "optimizer.learning_rate": 0.3})
+    run_ = experiment.load(config)
+    before = experiment.evaluate(run_, experiment.initial(run_)[0])
+    after = train.train(config, tmp_path / "run")
+    assert after["coarse/knn_top1"] > before["coarse/knn_top1"] + 0.02 and after["coarse/knn_top1"] > 0.9
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
+    config = small_config(**{"optimizer.learning_rate": 1e30, "checkpoint.every_epochs": 1})
+    with pytest.raises(UserError, match=r"not finite between steps 0 and 14: .*newest checkpoint is of step 0; lower"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_another_configs_workdir_is_refused_with_the_difference_and_left_alone(tmp_path):
+    path = tmp_path / "run"
+    workdir.claim(path, small_config())
+    before = (path / "config.json").read_text()
+    with pytest.raises(UserError, match=r"another config \(loss\.temperature: 0\.05 -> 0\.1; seed: 0 -> 3\)"):
+        train.train(small_config(**{"seed": 3, "loss.temperature": 0.1}), path)
+    assert (path / "config.json").read_text() == before
+    assert [p.name for p in path.iterdir()] == ["config.json"]
+
+
+def test_a_workdir_with_other_files_or_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("…")
+    with pytest.raises(UserError, match=r"files of something else \(chapter1\.tex"):
+        workdir.claim(tmp_path / "thesis", small_config())
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to workdir .*file/run .*take another --workdir"):
+        workdir.claim(tmp_path / "file" / "run", small_config())
+
+
+def test_a_checkpoint_of_another_architecture_is_named(tmp_path):
+    path = tmp_path / "run"
+    train.train(small_config("baseline_mlp", **{"train.epochs": 1}), path)
+    other = json.loads((path / "config.json").read_text())
+    other["model"]["dim"] = 24
+    (path / "config.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r"another architecture: .*classifier/kernel.* \(16, 2\) there and \(24, 2\)"):
+        experiment.restore_newest(path)
+
+
+def test_evaluation_says_where_there_is_nothing_to_evaluate(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run \(no config\.json\)"):
+        experiment.restore_newest(tmp_path)
+    workdir.claim(tmp_path / "run", small_config())
+    with pytest.raises(UserError, match=r"no checkpoint yet"):
+        experiment.restore_newest(tmp_path / "run")
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"train\.batch_size = 1024 is more than the 899 training images"):
+        train.train(small_config(**{"train.batch_size": 1024}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_log_line_cut_short_by_a_kill_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n{"step": 14, "loss": 0.5}\n{"step": 2')
+    assert workdir.cut_log(tmp_path, 7) == [{"step": 7, "loss": 1.0}]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 7, "loss": 1.0}\n'
+
+
+def test_an_epochs_order_is_a_permutation_of_its_own_cut_to_whole_batches():
+    orders = [np.asarray(train._epoch_order(0, epoch, 899, 14, 64)) for epoch in (0, 1)]
+    assert orders[0].shape == (8, 14, 8)  # devices, steps, images
+    for order in orders:
+        assert len(np.unique(order)) == 14 * 64 and order.min() >= 0 and order.max() < 899
+    assert not np.array_equal(*orders)
+    np.testing.assert_array_equal(orders[0], train._epoch_order(0, 0, 899, 14, 64))
+    assert not np.array_equal(orders[0], train._epoch_order(1, 0, 899, 14, 64))
+
+
+@pytest.mark.parametrize(("wanted", "steps", "got"), [(5, 14, 2), (7, 14, 7), (100, 14, 14), (3, 13, 1), (0, 14, 1)])
+def test_steps_of_a_call_divide_the_epoch(wanted, steps, got):
+    assert train._steps_per_call(wanted, steps) == got

@@ -1,0 +1,205 @@
+"""The pmapped step against its parts, computed one by one, and against itself on another number of devices."""
+
+import jax
+import numpy as np
+import pytest
+
+import twins
+from grafit_jax import experiment, parallel, train, train_step
+from grafit_jax import state as state_lib
+from grafit_jax.data import augment
+from small import on_one_device, small_config
+
+METHODS = ("baseline", "baseline_mlp", "snca_plus", "byol", "grafit_fc", "grafit")
+
+
+def start(config):
+    run = experiment.load(config)
+    state, memory = experiment.initial(run)
+    records = run.records["train"]
+    data = parallel.replicate(train_step.DeviceData(image=records.image, label=records.coarse_label))
+    call = train_step.pmap_steps(train._make_step(run), steps_per_call=1)
+    order = train._epoch_order(0, 0, len(records), run.steps_per_epoch, config.train.batch_size)
+    return run, state, memory, data, order, call
+
+
+def rows(memory):
+    """Memory rows in the order of the ids, without padding."""
+    embedding, label = np.asarray(memory.embedding), np.asarray(memory.label)
+    return embedding.reshape(-1, embedding.shape[-1])[label.reshape(-1) >= 0]
+
+
+def after(config, steps):
+    run, state, memory, data, order, call = start(config)
+    totals = []
+    for _ in range(steps):
+        state, memory, sums = call(state, memory, data, order)
+        totals.append(sums)
+    return run, jax.device_get(state), memory, train._means(totals)
+
+
+@pytest.mark.parametrize("method", ["baseline", "grafit", "grafit_fc"])
+def test_eight_devices_do_what_one_does(method, monkeypatch):
+    # 899 images over 8 devices: 113 rows each, the last 5 of them padding.
+    _, state8, memory8, metrics8 = after(small_config(method), steps=3)
+    on_one_device(monkeypatch)
+    _, state1, memory1, metrics1 = after(small_config(method), steps=3)
+
+    assert metrics8.keys() == metrics1.keys()
+    for name in metrics1:
+        np.testing.assert_allclose(metrics8[name], metrics1[name], rtol=2e-4, err_msg=name)
+    for one, eight in zip(jax.tree.leaves(state1), jax.tree.leaves(state8), strict=True):
+        np.testing.assert_allclose(eight, one, atol=3e-5, rtol=1e-3)
+    if method == "grafit":
+        assert memory8.embedding.shape == (8, 113, 16)
+        assert len(memory8.embedding.sharding.device_set) == 8
+        np.testing.assert_allclose(rows(memory8), rows(memory1), atol=1e-4)
+
+
+def test_scan_of_steps_is_the_steps_one_by_one(monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config()
+    _, state, memory, metrics = after(config, steps=4)
+
+    run, state4, memory4, data, order, _ = start(config)
+    call = train_step.pmap_steps(train._make_step(run), steps_per_call=4)
+    state4, memory4, sums = call(state4, memory4, data, order)
+    metrics4 = train._means([sums])
+    for name in metrics:
+        np.testing.assert_allclose(metrics4[name], metrics[name], rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(rows(memory4), rows(memory), atol=1e-4)
+    assert int(state4.step) == int(state.step) == 4
+
+
+@pytest.fixture
+def grafit_step(monkeypatch):
+    """A Grafit step from a state in which target and running statistics differ from the online network's own."""
+    on_one_device(monkeypatch)
+    run, state, memory, data, order, call = start(small_config())
+    state, memory, _ = call(state, memory, data, order)
+    state = jax.device_get(state)
+    state = state.replace(target_params=jax.tree.map(lambda x: x * 1.1 + 0.01, state.target_params))
+    memory = jax.device_get(memory)
+    place = parallel.replicate
+    new_state, new_memory, sums = call(place(state), parallel.shard(memory), data, order)
+    ids = np.asarray(order)[0, 1]
+    key = jax.random.fold_in(state.rng, 1)
+    images = augment.random_views(
+        run.records["train"].image[ids], ids, key, views=run.views, num_views=2
+    )
+    return run, state, memory, ids, images, jax.device_get(new_state), jax.device_get(new_memory), train._means([sums])
+
+
+def online(run, state, images):
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    flat = images.reshape(-1, *images.shape[2:])
+    return run.network.apply(variables, flat, train=True, mutable=["batch_stats"])
+
+
+def test_losses_are_the_papers_on_the_outputs_of_the_networks(grafit_step):
+    run, state, memory, ids, images, _, _, metrics = grafit_step
+    out, _ = online(run, state, images)
+    z = np.asarray(out.projection, np.float64).reshape(2, len(ids), -1)
+    label = run.records["train"].coarse_label
+    # Eq. 2-3 on the first view, against the memory as it was before the step.
+    expected = twins.knn_loss(
+        z[0], label[ids], memory.embedding[0], memory.label[0], temperature=0.05, own_slot=ids
+    )
+    np.testing.assert_allclose(metrics["knn_loss"], np.mean(expected), rtol=1e-4)
+
+    # Eq. 1: the target network in train mode, on the same views, with the statistics of its own batch.
+    target_stats = state_lib.target_part(state.batch_stats)
+    flat = images.reshape(-1, *images.shape[2:])
+    target, _ = run.network.apply(
+        {"params": state.target_params, "batch_stats": target_stats},
+        flat,
+        train=True,
+        mutable=["batch_stats"],
+        method="embed",
+    )
+    by_view = lambda x: np.asarray(x, np.float64).reshape(2, len(ids), -1)  # noqa: E731
+    expected = twins.instance_loss(by_view(out.prediction), by_view(target.projection))
+    np.testing.assert_allclose(metrics["instance_loss"], np.mean(expected), rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], metrics["knn_loss"] + metrics["instance_loss"], rtol=1e-5)
+
+
+def test_memory_takes_half_of_the_first_views_embedding_after_scoring(grafit_step):
+    run, state, memory, ids, images, _, new_memory, _ = grafit_step
+    out, _ = online(run, state, images)
+    z = np.asarray(out.projection, np.float64)[: len(ids)]
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    expected = memory.embedding[0].astype(np.float64)
+    expected[ids] = 0.5 * expected[ids] + 0.5 * z
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(new_memory.embedding[0], expected, atol=1e-5)
+
+
+def test_target_follows_the_updated_network_and_keeps_no_statistics(grafit_step):
+    run, state, _, _, images, new_state, _, _ = grafit_step
+    # BYOL's schedule at step 1 of 28, from 0.996.
+    tau = 1 - (1 - 0.996) * (np.cos(np.pi * 1 / run.total_steps) + 1) / 2
+    for name in ("trunk", "projector"):
+        expected = jax.tree.map(
+            lambda xi, theta: tau * xi + (1 - tau) * theta, state.target_params[name], new_state.params[name]
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+            new_state.target_params[name],
+            expected,
+        )
+    assert set(new_state.target_params) == {"trunk", "projector"}
+    # The running statistics are those of the online network's pass: the target's, much different here, leave no trace.
+    _, updated = online(run, state, images)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        new_state.batch_stats,
+        dict(updated["batch_stats"]),
+    )
+
+
+def test_target_never_uses_running_statistics(monkeypatch):
+    on_one_device(monkeypatch)
+    run, state, memory, data, order, call = start(small_config())
+    state = jax.device_get(state)
+    metrics = []
+    for shift in (0.0, 3.0):
+        shifted = state.replace(batch_stats=jax.tree.map(lambda x, s=shift: x + s, state.batch_stats))
+        fresh = parallel.shard(jax.device_get(memory))
+        metrics.append(train._means([call(parallel.replicate(shifted), fresh, data, order)[2]]))
+    assert metrics[0]["instance_loss"] == metrics[1]["instance_loss"]
+
+
+def test_supervised_methods_see_one_view_and_byol_no_label(monkeypatch):
+    on_one_device(monkeypatch)
+    for method in METHODS:
+        run, state, memory, data, order, call = start(small_config(method))
+        shape = jax.eval_shape(call, state, memory, data, order)[2]
+        expected = {"loss", "gradient_norm"}
+        expected |= {"instance_loss"} if run.method.instance else set()
+        expected |= {"knn_loss", "without_positive"} if run.method.supervised == "knn" else set()
+        expected |= {"cross_entropy", "coarse_accuracy"} if run.method.supervised == "cross_entropy" else set()
+        assert set(shape) == expected, method
+        assert (memory is None) == (run.method.supervised != "knn")
+        assert bool(state.target_params) == run.method.instance
+
+
+def test_byol_is_blind_to_labels(monkeypatch):
+    on_one_device(monkeypatch)
+    _, state, memory, data, order, call = start(small_config("byol"))
+    state = jax.device_get(state)
+    params = []
+    for labels in (data.label, 1 - data.label):
+        new_state, _, _ = call(parallel.replicate(state), memory, data.replace(label=labels), order)
+        params.append(jax.device_get(new_state.params))
+    jax.tree.map(np.testing.assert_array_equal, *params)
+
+
+def test_bfloat16_computes_low_and_keeps_parameters_losses_and_memory_in_float32(monkeypatch):
+    on_one_device(monkeypatch)
+    _, state, memory, low = after(small_config(**{"model.dtype": "bfloat16"}), steps=3)
+    _, _, _, full = after(small_config(), steps=3)
+    assert {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats, memory.embedding))} == {
+        np.dtype("float32")
+    }
+    assert low["loss"] != full["loss"]
+    np.testing.assert_allclose(low["loss"], full["loss"], atol=0.05)

@@ -44,7 +44,7 @@ PLAIN = {"crop_scale": (1.0, 1.0), "flip": 0.0}  # random views that are plain v
 
 @functools.cache
 def maker(v, num_views):
-    return jax.jit(lambda images, ids, key: augment.random_views(images, ids, key, views=v, num_views=num_views))
+    return jax.jit(functools.partial(augment.random_views, views=v, num_views=num_views))
 
 
 @pytest.fixture
@@ -171,15 +171,15 @@ def test_crop_boxes_keep_the_law(height, width):
 
 
 def test_crop_law_by_torchvisions_loop():
-    """Rejection as in RandomResizedCrop.get_params, unrounded: mean area and log-ratio agree to 4 sigma."""
+    """Rejection as in RandomResizedCrop.get_params, unrounded: the means agree to 4 sigma."""
     scale, log_ratio = (0.5, 1.0), (math.log(0.5), math.log(2))
     rng, kept = np.random.default_rng(3), []
     while len(kept) < 20_000:
         area, ratio = rng.uniform(*scale), math.exp(rng.uniform(*log_ratio))
         if area * ratio <= 1 and area / ratio <= 1:
-            kept.append((area, abs(math.log(ratio))))
+            kept.append((area, math.log(ratio), abs(math.log(ratio))))
     _, _, h, w = boxes(20_000, 32, 32, scale, (0.5, 2))
-    got = np.stack([h * w / 32**2, np.abs(np.log(w / h))])
+    got = np.stack([h * w / 32**2, np.log(w / h), np.abs(np.log(w / h))])
     want = np.array(kept).T
     tolerance = 4 * want.std(1) * math.sqrt(2 / 20_000)
     assert (np.abs(got.mean(1) - want.mean(1)) < tolerance).all()
@@ -402,6 +402,12 @@ def test_views_differ_over_views_ids_and_keys():
     distance = np.abs(every[:, None] - every[None]).max(-1) + np.eye(18)
     assert distance.min() > 0.1
     np.testing.assert_array_equal(make(images, num_views=3).reshape(9, -1), out)
+
+
+def test_no_draw_is_used_twice():
+    a, u = augment, list(range(augment._RANDAUGMENT))
+    used = [*u[a._CROP], *u[a._ERASE], *u[a._FACTORS], a._FLIPPED, a._JITTERED, a._GREYED, a._ERASED]
+    assert sorted(used) == u and len(u[a._CROP]) == len(u[a._ERASE]) == 22 and len(u[a._FACTORS]) == 4
 
 
 def test_an_option_leaves_the_draws_of_the_others():

@@ -146,10 +146,11 @@ def plain_view(images: Array, *, views: Views) -> Array:
 
 def _view(image: Array, u: Array, views: Views) -> Array:
     """One view [S, S, C] of one image [H, W, C] in [0, 1], from its uniform draws."""
+    height, width, channels = image.shape
     if views.crop_scale == (1, 1):
         x = resize(image, views.size)
     else:
-        x = crop(image, crop_box(u[_CROP], *image.shape[:2], views.crop_scale, views.crop_ratio), views.size)
+        x = crop(image, crop_box(u[_CROP], height, width, views.crop_scale, views.crop_ratio), views.size)
     if views.flip:
         x = jnp.where(u[_FLIPPED] < views.flip, x[:, ::-1], x)
     for i in range(views.randaugment_ops):
@@ -157,7 +158,7 @@ def _view(image: Array, u: Array, views: Views) -> Array:
         x = randaugment_op(x, (op * len(OPS)).astype(jnp.int32), sign < 0.5, views.randaugment_magnitude)
     if any(views.jitter) and views.jitter_prob:
         x = jnp.where(u[_JITTERED] < views.jitter_prob, _jitter(x, u[_FACTORS], views.jitter), x)
-    if views.grey and image.shape[2] == 3:
+    if views.grey and channels == 3:
         x = jnp.where(u[_GREYED] < views.grey, grey(x), x)
     x = normalise(x, views)
     if views.erase:
@@ -196,9 +197,8 @@ def crop(image: Array, box: tuple[Array, ...], size: int) -> Array:
     Two small matrix products. At the box's border the filter also sees the pixels just outside of it.
     """
     top, left, height, width = box
-    scale = jnp.stack([size / height, size / width])
+    shape, scale = (size, size, image.shape[2]), jnp.stack([size / height, size / width])
     translation = -jnp.stack([top, left]) * scale
-    shape = (size, size, image.shape[2])
     return jax.image.scale_and_translate(image, shape, (0, 1), scale, translation, "linear")
 
 
@@ -231,8 +231,8 @@ def erase_mask(u: Array, size: int) -> Array:
 
     All False in the rare case that none of ten attempts fits.
     """
-    limit = size - 0.5  # rounded to whole pixels, less than the side
-    h, w, found = _first_fit(u, size * size, _ERASE_SCALE, _ERASE_RATIO, (limit, limit))
+    # Rounded to whole pixels, less than the side.
+    h, w, found = _first_fit(u, size * size, _ERASE_SCALE, _ERASE_RATIO, (size - 0.5, size - 0.5))
     h, w = jnp.round(h), jnp.round(w)
     y, x = u[2 * _ATTEMPTS :]
     top, left = jnp.floor(y * (size - h + 1)), jnp.floor(x * (size - w + 1))

@@ -1,0 +1,163 @@
+"""Slow twins of the numerical modules: numpy in float64, loops, the formulas as PAPER.md prints them.
+
+Nothing here is imported from `grafit_jax`, nothing is blocked, shifted or vectorised for speed: a twin is right because
+it can be read beside the equation.
+"""
+
+import math
+
+import numpy as np
+
+
+def array64(x):
+    """Any array, also bfloat16 of jax, as float64."""
+    return np.asarray(np.asarray(x), np.float64)
+
+
+def unit(x):
+    """Rows of unit length; a zero row stays zero."""
+    x = array64(x)
+    length = np.sqrt(np.sum(x * x, axis=-1, keepdims=True))
+    return x / np.where(length == 0, 1, length)
+
+
+def cosine(a, b):
+    return float(np.dot(unit(a), unit(b)))
+
+
+# Losses
+
+
+def knn_loss_and_weight(embeddings, labels, memory, memory_labels, *, temperature=0.05, own_slot=None):
+    """Eq. 2-3, one sum after the other: -log sum_{j != i, y_j = y_i} p_ij. Without a positive (0, 0)."""
+    z, m = unit(embeddings), unit(memory)
+    labels, memory_labels = np.asarray(labels), np.asarray(memory_labels)
+    losses, weights = [], []
+    for i in range(len(z)):
+        numerator, denominator, positives = 0.0, 0.0, 0
+        for j in range(len(m)):
+            own = own_slot is not None and j == int(own_slot[i])
+            if own or memory_labels[j] < 0:
+                continue
+            # Minus 1 inside: float64 has room for exp(-2 / 0.01), not for exp(1 / 0.001); it cancels in the ratio.
+            p = math.exp((float(z[i] @ m[j]) - 1) / temperature)
+            denominator += p
+            if memory_labels[j] == labels[i]:
+                numerator += p
+                positives += 1
+        losses.append(-math.log(numerator / denominator) if positives else 0.0)
+        weights.append(1.0 if positives else 0.0)
+    return np.array(losses), np.array(weights)
+
+
+def knn_loss(*args, **kwargs):
+    return knn_loss_and_weight(*args, **kwargs)[0]
+
+
+def supcon_loss(embeddings, labels, memory, memory_labels, *, temperature=0.05):
+    """What Eq. 2-3 is NOT: the mean over the positives of -log p_ij, the sum outside the logarithm."""
+    z, m = unit(embeddings), unit(memory)
+    out = []
+    for i in range(len(z)):
+        p = np.exp((m @ z[i] - 1) / temperature)
+        positive = np.asarray(memory_labels) == labels[i]
+        out.append(-np.mean(np.log(p[positive] / p.sum())))
+    return np.array(out)
+
+
+def instance_loss(predictions, targets):
+    """Eq. 1: minus the mean over ordered pairs i != j of cos(prediction of view i, target of view j)."""
+    views, batch = np.shape(predictions)[:2]
+    out = np.zeros(batch)
+    for b in range(batch):
+        pairs = [
+            cosine(predictions[i][b], targets[j][b]) for i in range(views) for j in range(views) if i != j
+        ]
+        out[b] = -sum(pairs) / (views * (views - 1))
+    return out
+
+
+def cross_entropy(logits, labels):
+    out = []
+    for row, label in zip(array64(logits), labels, strict=True):
+        shifted = row - row.max()
+        out.append(math.log(np.sum(np.exp(shifted))) - shifted[label])
+    return np.array(out)
+
+
+def finite_difference(function, x, step=1e-6):
+    """Gradient of a scalar float64 function by central differences, one coordinate after the other."""
+    x = array64(x)
+    gradient = np.zeros_like(x)
+    for position in np.ndindex(*x.shape):
+        up, down = x.copy(), x.copy()
+        up[position] += step
+        down[position] -= step
+        gradient[position] = (function(up) - function(down)) / (2 * step)
+    return gradient
+
+
+# Memory
+
+
+def memory_update(embedding, slots, z, *, momentum=0.5):
+    """m_i <- unit(momentum m_i + (1 - momentum) unit(z_i)); a negative slot is nobody's."""
+    out = array64(embedding).copy()
+    for slot, row in zip(np.asarray(slots).reshape(-1), array64(z).reshape(-1, out.shape[-1]), strict=True):
+        if slot >= 0:
+            out[slot] = unit(momentum * out[slot] + (1 - momentum) * unit(row))
+    return out
+
+
+# Neighbours and metrics
+
+
+def ranking(query, gallery, query_id=None, gallery_ids=None):
+    """All gallery rows but the query's own, best first, ties to the lower index: (cosines, indices).
+
+    Cosines are rounded to 12 digits, so that rows that are equal as vectors are equal as numbers.
+    """
+    gallery_ids = range(len(gallery)) if gallery_ids is None else gallery_ids
+    entries = []
+    for index, (row, identity) in enumerate(zip(array64(gallery), gallery_ids, strict=True)):
+        if query_id is None or int(identity) != int(query_id):
+            entries.append((-round(cosine(query, row), 12), index))
+    entries.sort()
+    return np.array([-s for s, _ in entries]), np.array([index for _, index in entries], int)
+
+
+def search(queries, gallery, k, *, query_ids=None, gallery_ids=None):
+    similarity, index = [], []
+    for q, query in enumerate(array64(queries)):
+        s, i = ranking(query, gallery, None if query_ids is None else query_ids[q], gallery_ids)
+        similarity.append(s[:k])
+        index.append(i[:k])
+    return np.array(similarity), np.array(index)
+
+
+def recall_at_k(neighbor_labels, labels, ks):
+    return {k: np.array([float(y in row[:k]) for row, y in zip(neighbor_labels, labels, strict=True)]) for k in ks}
+
+
+def knn_classify(neighbor_labels, similarity, num_classes, temperature=0.05):
+    out = []
+    for row, sims in zip(neighbor_labels, array64(similarity), strict=True):
+        votes = [0.0] * num_classes
+        for label, s in zip(row, sims, strict=True):
+            votes[label] += math.exp(s / temperature)
+        out.append(votes.index(max(votes)))
+    return np.array(out)
+
+
+def average_precision(queries, labels, gallery, gallery_labels, *, query_ids=None, gallery_ids=None):
+    """Mean over the positives of (positives up to here) / rank: (ap [Q], num_positives [Q])."""
+    out, counts = [], []
+    for q, query in enumerate(array64(queries)):
+        _, order = ranking(query, gallery, None if query_ids is None else query_ids[q], gallery_ids)
+        precisions = []
+        for rank, index in enumerate(order, start=1):
+            if gallery_labels[index] == labels[q]:
+                precisions.append((len(precisions) + 1) / rank)
+        out.append(sum(precisions) / len(precisions) if precisions else 0.0)
+        counts.append(len(precisions))
+    return np.array(out), np.array(counts)

@@ -10,7 +10,7 @@ from absl import flags
 
 from grafit_jax import cli, experiment
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of experiments/train.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of experiments/train.py", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory, where it is not the one of the training")
 
 
@@ -20,5 +20,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
     cli.run(main)

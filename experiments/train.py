@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from grafit_jax import cli, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or will be")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or will be", required=True)
 
 
 def main(argv):
@@ -20,5 +20,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     cli.run(main)

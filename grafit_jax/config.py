@@ -1,4 +1,4 @@
-"""Every key of a config with its default, the typed `key=value` arguments of config files, and the checks before a run."""
+"""Every key of a config with its default, the typed arguments of config files, and the checks before a run."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ from grafit_jax.models.resnet import STEMS, TRUNKS
 
 
 def default() -> ml_collections.ConfigDict:
-    """The paper's values where they are known, else BYOL's and SNCA's; see PAPER.md section 2 for each one's standing."""
+    """The paper's values where they are known, else BYOL's and SNCA's; docs/design.md has each one's standing."""
     c = ml_collections.ConfigDict()
     c.method = "grafit"
     c.seed = 0
@@ -182,7 +182,7 @@ def _check_keys(config: ml_collections.ConfigDict) -> None:
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys to values."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict | dict):
             flat |= flatten(value, f"{prefix}{key}.")

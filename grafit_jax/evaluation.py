@@ -40,7 +40,7 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     per_device = -(-batch_size // num_devices)
 
     def embed(variables, images):
-        out = network.apply(variables, augment.plain_view(images, views=views), train=False, method="embed")
+        out: Any = network.apply(variables, augment.plain_view(images, views=views), train=False, method="embed")
         named = {"trunk": out.features, "projector": out.projection}
         return {name: x for name, x in named.items() if x is not None}
 
@@ -60,23 +60,19 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     return embed_split
 
 
-def evaluate_network(
-    embed_fn: EmbedFn, variables: Any, records: dict[str, Records], config: Any
-) -> dict[str, float]:
+def evaluate_network(embed_fn: EmbedFn, variables: Any, records: dict[str, Records], config: Any) -> dict[str, float]:
     """All metrics of a network. `config` is the config's `eval`.
 
     The first of `config.features` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their
     name as a prefix (`projector/map`); a projector that the method has not is left out.
     """
     embedded = {split: embed_fn(variables, r.image) for split, r in records.items()}
-    result = {}
+    result: dict[str, float] = {}
     for i, name in enumerate(n for n in config.features if n in embedded["test"]):
         train, test = (
             Embedded(embedded[s][name], records[s].label, records[s].coarse_label) for s in ("train", "test")
         )
-        values = evaluate(
-            test, train, ks=config.recall_at, knn_k=config.knn_k, knn_temperature=config.knn_temperature
-        )
+        values = evaluate(test, train, ks=config.recall_at, knn_k=config.knn_k, knn_temperature=config.knn_temperature)
         result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
     return result
 
@@ -93,11 +89,8 @@ def evaluate(
     Raises:
       UserError: embeddings that are not finite or zero, or more neighbours asked than there are images.
     """
-    near_test = neighbors.search(
-        test.embedding, test.embedding, max(ks), query_ids=test.id, gallery_ids=test.id
-    )[1]
+    near_test = neighbors.search(test.embedding, test.embedding, max(ks), query_ids=test.id, gallery_ids=test.id)[1]
     similarity, near_train = neighbors.search(test.embedding, train.embedding, min(knn_k, len(train.embedding)))
-    near_test, near_train = np.asarray(near_test), np.asarray(near_train)
 
     result = {}
     levels = [("", test.label, train.label), ("coarse/", test.coarse_label, train.coarse_label)]
@@ -112,11 +105,11 @@ def evaluate(
         def mean(per_query, counted=counted):
             return float(np.asarray(per_query, np.float64)[counted].mean()) if counted.any() else 0.0
 
-        for k, hit in metrics.recall_at_k(labels[near_test], labels, ks).items():
+        for k, hit in metrics.recall_at_k(labels[np.asarray(near_test)], labels, ks).items():
             result[f"{prefix}recall@{k}"] = mean(hit)
         result[f"{prefix}map"] = mean(ap)
         vote = metrics.knn_classify(
-            train_labels[near_train], similarity, int(max(labels.max(), train_labels.max())) + 1,
+            train_labels[np.asarray(near_train)], similarity, int(max(labels.max(), train_labels.max())) + 1,
             temperature=knn_temperature,
         )  # fmt: skip
         result[f"{prefix}knn_top1"] = float(np.mean(np.asarray(vote) == labels))

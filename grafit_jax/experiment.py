@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from grafit_jax import config as config_lib
@@ -70,9 +71,7 @@ def load(config: ml_collections.ConfigDict) -> Experiment:
             f"train.batch_size = {batch_size} is more than the {len(train)} training images: take at most that."
         )
     method = methods.get(config.method)
-    network = methods.build_network(
-        method, config.model, num_classes=len(train.coarse_names), axis_name=parallel.AXIS
-    )
+    network = methods.build_network(method, config.model, num_classes=len(train.coarse_names), axis_name=parallel.AXIS)
     options = {k: v for k, v in config.views.items() if k != "num_views"}
     views = augment.Views(**options)
     experiment = Experiment(
@@ -111,11 +110,10 @@ def initial(experiment: Experiment) -> tuple[TrainState, Memory | None]:
         return state, None
     if config.memory.init == "random":
         key = jax.random.fold_in(jax.random.PRNGKey(config.seed), _MEMORY_KEY)
-        embeddings = memory_lib.random(key, len(train), config.model.dim)
+        embeddings = np.asarray(memory_lib.random(key, len(train), config.model.dim))
     else:
         embeddings = experiment.embed_fn(variables(state), train.image)["projector"]
-    memory = memory_lib.create(embeddings, train.coarse_label, parallel.num_devices())
-    return state, parallel.shard(memory)
+    return state, parallel.shard(memory_lib.create(embeddings, train.coarse_label, parallel.num_devices()))
 
 
 def variables(state: TrainState) -> dict[str, Any]:

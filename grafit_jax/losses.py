@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from grafit_jax.cosine import unit
+from grafit_jax.cosine import matmul, unit
 
 # Memory rows scored at a time: no [B, N] array is ever held. 4,096 rows keep a block of a 128-example batch in cache.
 _BLOCK_ROWS = 4096
@@ -129,13 +129,11 @@ def _knn_forward(temperature, axis_name, embeddings, labels, own_slot, memory, m
 
     def add_block(sums, rows, row_labels, first_row):
         similarity, valid, positive = _score(queries, rows, row_labels, first_row, temperature)
-        return tuple(
-            _add_log_sum_exp(s, similarity, mask) for s, mask in zip(sums, (valid, positive), strict=True)
-        )
+        return tuple(_add_log_sum_exp(s, similarity, mask) for s, mask in zip(sums, (valid, positive), strict=True))
 
     nothing = (jnp.full(num_queries, _LOG_ZERO, jnp.float32), jnp.zeros(num_queries, jnp.float32))
     sums = _fold_blocks(add_block, (nothing, nothing), memory, memory_labels, axis_name)
-    log_all, log_positive = (_finish_log_sum_exp(*s, axis_name) for s in sums)
+    log_all, log_positive = (_finish_log_sum_exp(maximum, total, axis_name) for maximum, total in sums)
     weight = (log_positive > _LOG_ZERO).astype(jnp.float32)
     loss = weight * (log_all - log_positive)  # Eq. 3, from the two log-sum-exps of Eq. 2
     own = functools.partial(_own_part, size=labels.shape[0], axis_name=axis_name)
@@ -151,7 +149,7 @@ def _knn_backward(temperature, axis_name, residuals, cotangents):
         p_all = jnp.where(valid, jnp.exp(similarity - log_all[:, None]), 0.0)
         # Capped at probability 1: without positives log_positive is log(0), and weight 0 must not meet infinity.
         p_positive = jnp.where(positive, jnp.exp(jnp.minimum(similarity - log_positive[:, None], 0.0)), 0.0)
-        return gradient + (p_all - p_positive) @ unit(rows)
+        return gradient + matmul(p_all - p_positive, unit(rows))
 
     gradient = _fold_blocks(add_block, jnp.zeros_like(queries[0]), memory, memory_labels, axis_name)
     if axis_name is not None:
@@ -167,7 +165,7 @@ _knn_loss.defvjp(_knn_forward, _knn_backward)
 def _score(queries, rows, row_labels, first_row, temperature):
     """Scaled similarities [Q, r] of the queries with a block of rows, and which of them count, and as positives."""
     embeddings, labels, own_slot = queries
-    similarity = embeddings @ unit(rows).T / temperature
+    similarity = matmul(embeddings, unit(rows).T) / temperature
     row = first_row + jnp.arange(rows.shape[0])
     valid = (row_labels >= 0) & (row != own_slot[:, None])
     return similarity, valid, valid & (row_labels == labels[:, None])

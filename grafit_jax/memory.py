@@ -1,9 +1,12 @@
 """The memory of Grafit: one slot per training image, with its rows spread over the devices (PAPER.md, Eq. 2)."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from grafit_jax.cosine import unit
 
@@ -33,15 +36,14 @@ def random(key: Array, num_examples: int, dim: int) -> Array:
     return unit(jax.random.normal(key, (num_examples, dim), jnp.float32))
 
 
-def create(embeddings: Array, labels: Array, num_devices: int) -> Memory:
+def create(embeddings: ArrayLike, labels: ArrayLike, num_devices: int) -> Memory:
     """A memory for all devices ([n, R, D]) from float [N, D] embeddings and int [N] labels, padded to n*R rows."""
-    rows = rows_per_device(len(labels), num_devices)
-    padding = rows * num_devices - len(labels)
+    label = jnp.asarray(labels, jnp.int32)
+    rows = rows_per_device(len(label), num_devices)
+    padding = rows * num_devices - len(label)
     embedding = jnp.pad(unit(embeddings), ((0, padding), (0, 0)))
-    label = jnp.pad(jnp.asarray(labels, jnp.int32), (0, padding), constant_values=-1)
-    return Memory(
-        embedding=embedding.reshape(num_devices, rows, -1), label=label.reshape(num_devices, rows)
-    )
+    label = jnp.pad(label, (0, padding), constant_values=-1)
+    return Memory(embedding=embedding.reshape(num_devices, rows, -1), label=label.reshape(num_devices, rows))
 
 
 def update(
@@ -64,4 +66,4 @@ def update(
     row = jnp.where((slots >= 0) & (row >= 0), row, num_rows)
     old = memory.embedding.at[row].get(mode="fill", fill_value=0.0)
     new = unit(momentum * old + (1.0 - momentum) * unit(lax.stop_gradient(embeddings)))
-    return memory.replace(embedding=memory.embedding.at[row].set(new, mode="drop"))
+    return dataclasses.replace(memory, embedding=memory.embedding.at[row].set(new, mode="drop"))

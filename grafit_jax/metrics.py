@@ -1,4 +1,4 @@
-"""What retrieval and k-NN classification are judged by (PAPER.md section 1): pure functions of embeddings and labels."""
+"""What retrieval and k-NN classification are judged by: pure functions of embeddings and labels."""
 
 import functools
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from grafit_jax.cosine import unit
+from grafit_jax.cosine import matmul, unit
 from grafit_jax.neighbors import map_blocks
 
 # Queries scored at a time in `average_precision`: a block holds [block, N] similarities.
@@ -34,9 +34,9 @@ def recall_at_k(neighbor_labels: ArrayLike, labels: ArrayLike, ks: Sequence[int]
 
 
 def knn_classify(
-    neighbor_labels: ArrayLike, similarity: ArrayLike, num_classes: int, *, temperature: float = 0.05
+    neighbor_labels: ArrayLike, similarity: ArrayLike, num_classes: int, temperature: float = 0.05
 ) -> Array:
-    """The class with the largest sum of exp(similarity / temperature) over the neighbours (PAPER.md section 1).
+    """The class with the largest sum of exp(similarity / temperature) over the neighbours (SNCA).
 
     Args:
       neighbor_labels: int [Q, k] in 0..num_classes-1.
@@ -122,7 +122,7 @@ def _average_precision(queries, gallery, labels, members, query_ids, gallery_ids
 
     def block(rows):
         query, label, query_id = rows
-        return jax.vmap(one_query)(query @ gallery.T, label, query_id)
+        return jax.vmap(one_query)(matmul(query, gallery.T), label, query_id)
 
     ap, count = map_blocks(block, (unit(queries), labels, query_ids), _QUERY_BLOCK)
     return ap.astype(jnp.float32), count.astype(jnp.int32)

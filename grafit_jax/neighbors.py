@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from grafit_jax.cosine import unit
+from grafit_jax.cosine import matmul, unit
 from grafit_jax.errors import UserError
 
 _QUERY_BLOCK = 1024
@@ -31,7 +31,7 @@ def search(
 
     Args:
       queries: float [Q, D], any length but zero.
-      gallery: float [N, D]. With `axis_name`, this device's N rows of the gallery, and all devices ask the same queries.
+      gallery: float [N, D]. With `axis_name`, this device's N rows of it, and all devices ask the same queries.
       k: how many.
       query_ids: int [Q]; given together with `gallery_ids`, or neither.
       gallery_ids: int [N].
@@ -122,7 +122,7 @@ def _search(queries, gallery, query_ids, gallery_ids, k):
             row, row_ids, first_row = rows
             index = first_row + jnp.arange(block)
             left_out = (row_ids == ids[:, None]) | (index >= num_rows)
-            similarity = jnp.where(left_out, -jnp.inf, query @ row.T)
+            similarity = jnp.where(left_out, -jnp.inf, matmul(query, row.T))
             block_best, place = lax.top_k(similarity, k)
             # The best so far come first: they have the lower indices, and top_k keeps the order of ties.
             candidates = [jnp.concatenate(pair, axis=1) for pair in zip(best, (block_best, index[place]), strict=True)]

@@ -48,8 +48,8 @@ def markdown_table(results: Sequence[Result], columns: Mapping[str, str], notes:
         runs = [r for r in results if r["method"] == method]
         cells = [_percent([r["metrics"].get(key) for r in runs]) for key in columns]
         seconds = [r["run"].get("train_seconds") for r in runs]
-        minutes = "–" if seconds[0] is None else _duration(float(np.mean(seconds)))
-        views = runs[0]["run"].get("views_per_image") or "–"
+        minutes = "-" if seconds[0] is None else _duration(float(np.mean(seconds)))
+        views = runs[0]["run"].get("views_per_image") or "-"
         name = f"`{method}`{notes.get(method, '')}"
         lines.append(f"| {name} | {' | '.join(cells)} | {len(runs)} | {views} | {minutes} |")
     return "\n".join(lines)
@@ -58,7 +58,7 @@ def markdown_table(results: Sequence[Result], columns: Mapping[str, str], notes:
 def _percent(values: list[float | None]) -> str:
     numbers = [100 * v for v in values if v is not None]
     if not numbers:
-        return "–"
+        return "-"
     spread = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else ""
     return f"{np.mean(numbers):.1f}{spread}"
 
@@ -71,7 +71,9 @@ def replace_block(text: str, name: str, block: str) -> str:
     """`text` with what stands between `<!-- name -->` and `<!-- /name -->` replaced by `block`."""
     pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise UserError(f"no block <!-- {name} --> … <!-- /{name} --> found: put these two lines where it should stand.")
+        raise UserError(
+            f"no block <!-- {name} --> … <!-- /{name} --> found: put these two lines where it should stand."
+        )
     return pattern.sub(lambda m: f"{m[1]}{block}\n{m[2]}", text)
 
 
@@ -93,7 +95,7 @@ def gallery(
         raise UserError("the gallery compares fine labels, and this split has none.")
     draw = np.random.default_rng(0)
     classes = np.sort(draw.permutation(len(records.label_names))[:rows])
-    queries = [int(draw.choice(np.flatnonzero(records.label == c))) for c in classes]
+    queries = np.array([draw.choice(np.flatnonzero(records.label == c)) for c in classes])
     figure, axes = plt.subplots(
         len(queries),
         (k + 1) * len(embeddings) + len(embeddings) - 1,

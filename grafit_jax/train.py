@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import tqdm
 from absl import logging
 
@@ -37,7 +36,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     # 2. A fresh state, and the training set, on the devices.
     state, memory = experiment.initial(run)
     records = run.records["train"]
-    data = parallel.replicate(train_step.DeviceData(image=records.image, label=records.coarse_label))
+    data = parallel.replicate(train_step.DeviceData(records.image, records.coarse_label))
 
     # 3. The newest checkpoint, if there is one: it replaces state and memory whole. What was logged after it is cut.
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
@@ -51,7 +50,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
 
     # 4. The pmapped step.
     steps_per_call = _steps_per_call(config.train.steps_per_call, run.steps_per_epoch)
-    call = train_step.pmap_steps(_make_step(run), steps_per_call=steps_per_call)
+    call = train_step.pmap_steps(make_step(run), steps_per_call=steps_per_call)
 
     # 5. Epoch by epoch: train, log, evaluate, save.
     bar = tqdm.tqdm(
@@ -111,7 +110,8 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     return metrics
 
 
-def _make_step(run: experiment.Experiment) -> train_step.Step:
+def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AXIS) -> train_step.Step:
+    """The training step of a run, for one device."""
     config = run.config
     return train_step.make_train_step(
         network=run.network,
@@ -123,6 +123,7 @@ def _make_step(run: experiment.Experiment) -> train_step.Step:
         temperature=config.loss.temperature,
         instance_weight=config.loss.instance_weight,
         memory_momentum=config.memory.momentum,
+        axis_name=axis_name,
     )
 
 
@@ -147,10 +148,11 @@ def _steps_per_call(wanted: int, steps_per_epoch: int) -> int:
 def _means(totals: list[train_step.Metrics]) -> dict[str, float]:
     """One mean for every metric, from the sums and counts of many calls."""
     totals = jax.device_get(totals)
-    means = {}
+    means: dict[str, float] = {}
     for name in totals[0]:
-        values, counts = np.sum([t[name] for t in totals], axis=0, dtype=np.float64)
-        means[name] = float(values / counts) if counts else 0.0
+        value = sum(float(t[name][0]) for t in totals)
+        count = sum(float(t[name][1]) for t in totals)
+        means[name] = value / count if count else 0.0
     return means
 
 

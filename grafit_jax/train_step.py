@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
@@ -27,8 +28,8 @@ Step = Callable[[TrainState, Memory | None, dict[str, Array], Array], tuple[Trai
 class DeviceData:
     """A training set that lives on every device: image uint8 [N, H, W, C] and label (coarse) int32 [N]."""
 
-    image: Array
-    label: Array
+    image: Array | np.ndarray
+    label: Array | np.ndarray
 
 
 def make_train_step(
@@ -62,7 +63,6 @@ def make_train_step(
         flat = images.reshape(-1, *images.shape[2:])
 
         # 2. Targets g_xi(t_j(x)), outside of what is differentiated.
-        targets = None
         if method.instance:
             variables = {"params": state.target_params, "batch_stats": target_part(state.batch_stats)}
             out, _ = network.apply(variables, flat, train=True, mutable=["batch_stats"], method="embed")
@@ -115,9 +115,7 @@ def make_train_step(
             rate = tau(state.step)
             target_params = optax.incremental_update(target_part(params), target_params, 1.0 - rate)
         if memory is not None:
-            memory = memory_lib.update(
-                memory, batch["id"], projection, momentum=memory_momentum, axis_name=axis_name
-            )
+            memory = memory_lib.update(memory, batch["id"], projection, momentum=memory_momentum, axis_name=axis_name)
         terms["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         state = state.replace(
             step=state.step + 1,

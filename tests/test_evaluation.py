@@ -35,9 +35,7 @@ def test_metrics_agree_with_scikit_learn():
         for k in KS:
             hit = (label[near[:, :k]] == label[:, None]).any(1)
             assert got[f"{prefix}recall@{k}"] == pytest.approx(hit.mean(), abs=1e-9)
-        ap = [
-            average_precision_score(np.delete(label == label[i], i), np.delete(q @ q[i], i)) for i in range(len(q))
-        ]
+        ap = [average_precision_score(np.delete(label == label[i], i), np.delete(q @ q[i], i)) for i in range(len(q))]
         assert got[f"{prefix}map"] == pytest.approx(np.mean(ap), abs=1e-5)
         votes = np.zeros((len(q), label.max() + 1))
         for i in range(len(q)):
@@ -74,9 +72,7 @@ def test_every_image_is_embedded_once_whatever_their_number(batch_size):
     variables = jax.device_get(experiment.variables(state))
     from grafit_jax.data import augment
 
-    expected = run.network.apply(
-        variables, augment.plain_view(images, views=run.views), train=False, method="embed"
-    )
+    expected = run.network.apply(variables, augment.plain_view(images, views=run.views), train=False, method="embed")
     np.testing.assert_allclose(got["trunk"], expected.features, atol=1e-5)
     np.testing.assert_allclose(got["projector"], expected.projection, atol=1e-5)
     assert parallel.num_devices() == 8

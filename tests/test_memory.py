@@ -22,9 +22,7 @@ def a_memory(n=7, dim=5, seed=0):
 def test_golden_half_way_and_back_to_unit_length():
     # m = (1, 0), z = (0, 2): unit(z) = (0, 1), the mean (0.5, 0.5), its unit vector (0.7071068, 0.7071068).
     # Without unit(z) the mean were (0.5, 1) and the direction (0.447, 0.894).
-    memory = memory_lib.Memory(
-        embedding=jnp.array([[1.0, 0.0], [0.0, 1.0]]), label=jnp.array([4, 5], jnp.int32)
-    )
+    memory = memory_lib.Memory(embedding=jnp.array([[1.0, 0.0], [0.0, 1.0]]), label=jnp.array([4, 5], jnp.int32))
     new = memory_lib.update(memory, jnp.array([0]), jnp.array([[0.0, 2.0]]))
     np.testing.assert_allclose(new.embedding, [[0.7071068, 0.7071068], [0.0, 1.0]], atol=1e-6)
     np.testing.assert_array_equal(new.label, [4, 5])
@@ -60,7 +58,9 @@ def test_negative_slots_are_ignored():
     new = memory_lib.update(memory, jnp.array([-1, 2, -1]), z)
     expected = twins.memory_update(memory.embedding, [-1, 2, -1], z)
     np.testing.assert_allclose(new.embedding, expected, atol=1e-6)
-    np.testing.assert_array_equal(np.asarray(new.embedding)[[0, 1, 3, 4, 5]], np.asarray(memory.embedding)[[0, 1, 3, 4, 5]])
+    np.testing.assert_array_equal(
+        np.asarray(new.embedding)[[0, 1, 3, 4, 5]], np.asarray(memory.embedding)[[0, 1, 3, 4, 5]]
+    )
 
 
 def test_bfloat16_embeddings_leave_a_float32_memory_of_unit_rows():
@@ -112,6 +112,16 @@ def test_eight_devices_write_what_one_device_writes(n):
     np.testing.assert_array_equal(many.label, sharded.label)
     padding = np.asarray(many.embedding).reshape(-1, 5)[n:]
     np.testing.assert_array_equal(padding, np.zeros_like(padding))
+
+
+def test_create_pads_behind_the_last_image():
+    z = np.random.default_rng(5).normal(size=(10, 3)).astype(np.float32) * 4
+    memory = memory_lib.create(jnp.asarray(z), jnp.arange(10) % 3, 4)
+    assert memory.embedding.shape == (4, 3, 3)
+    assert memory.embedding.dtype == jnp.float32
+    assert memory.label.dtype == jnp.int32
+    np.testing.assert_allclose(np.asarray(memory.embedding).reshape(12, 3)[:10], twins.unit(z), atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(memory.label).reshape(-1), [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, -1, -1])
 
 
 @pytest.mark.parametrize("n, devices, rows", [(1, 8, 1), (8, 8, 1), (9, 8, 2), (1797, 8, 225), (50_000, 1, 50_000)])

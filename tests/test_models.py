@@ -1,4 +1,4 @@
-"""Trunks and heads: parameter counts as torchvision has them, shapes of the stems, dtypes, who owns which parameters."""
+"""Trunks and heads: parameter counts as torchvision has them, stems, dtypes, who owns which parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +55,8 @@ def test_patches_are_folded_without_mixing_places():
 
 
 def test_convolution_golden():
-    # One 3x3 convolution of ones over a 3x3 image of ones, stride 1, padding 1: 4 taps in the corners, 6 at the edges, 9
-    # in the middle. Stride 2 with torchvision's symmetric padding takes the corners: 4 4 4 4; "SAME" would take others.
+    # One 3x3 convolution of ones over a 3x3 image of ones, stride 1, padding 1: 4 taps in the corners, 6 at the edges,
+    # 9 in the middle. Stride 2 with torchvision's symmetric padding takes the corners: 4 4 4 4.
     from grafit_jax.models.resnet import _conv3x3
 
     image = jnp.ones((1, 3, 3, 1))

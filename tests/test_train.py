@@ -1,4 +1,4 @@
-"""The loop, end to end: what it leaves on disk, resume after SIGKILL, one compilation, and mistakes that cost nothing."""
+"""The loop, end to end: what it leaves on disk, resume after SIGKILL, one compilation, mistakes that cost nothing."""
 
 import json
 import logging

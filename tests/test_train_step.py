@@ -18,7 +18,7 @@ def start(config):
     state, memory = experiment.initial(run)
     records = run.records["train"]
     data = parallel.replicate(train_step.DeviceData(image=records.image, label=records.coarse_label))
-    call = train_step.pmap_steps(train._make_step(run), steps_per_call=1)
+    call = train_step.pmap_steps(train.make_step(run), steps_per_call=1)
     order = train._epoch_order(0, 0, len(records), run.steps_per_epoch, config.train.batch_size)
     return run, state, memory, data, order, call
 
@@ -62,7 +62,7 @@ def test_scan_of_steps_is_the_steps_one_by_one(monkeypatch):
     _, state, memory, metrics = after(config, steps=4)
 
     run, state4, memory4, data, order, _ = start(config)
-    call = train_step.pmap_steps(train._make_step(run), steps_per_call=4)
+    call = train_step.pmap_steps(train.make_step(run), steps_per_call=4)
     state4, memory4, sums = call(state4, memory4, data, order)
     metrics4 = train._means([sums])
     for name in metrics:
@@ -71,11 +71,17 @@ def test_scan_of_steps_is_the_steps_one_by_one(monkeypatch):
     assert int(state4.step) == int(state.step) == 4
 
 
-@pytest.fixture
-def grafit_step(monkeypatch):
-    """A Grafit step from a state in which target and running statistics differ from the online network's own."""
-    on_one_device(monkeypatch)
-    run, state, memory, data, order, call = start(small_config())
+@pytest.fixture(scope="module")
+def grafit_step():
+    """A Grafit step from a state in which the target differs much from the online network."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        on_one_device(monkeypatch)
+        return _grafit_step()
+
+
+def _grafit_step():
+    # Without shared statistics, so that the networks can be applied outside of the pmapped step too.
+    run, state, memory, data, order, call = start(small_config(**{"model.sync_batch_norm": False}))
     state, memory, _ = call(state, memory, data, order)
     state = jax.device_get(state)
     state = state.replace(target_params=jax.tree.map(lambda x: x * 1.1 + 0.01, state.target_params))
@@ -84,9 +90,7 @@ def grafit_step(monkeypatch):
     new_state, new_memory, sums = call(place(state), parallel.shard(memory), data, order)
     ids = np.asarray(order)[0, 1]
     key = jax.random.fold_in(state.rng, 1)
-    images = augment.random_views(
-        run.records["train"].image[ids], ids, key, views=run.views, num_views=2
-    )
+    images = augment.random_views(run.records["train"].image[ids], ids, key, views=run.views, num_views=2)
     return run, state, memory, ids, images, jax.device_get(new_state), jax.device_get(new_memory), train._means([sums])
 
 
@@ -102,9 +106,7 @@ def test_losses_are_the_papers_on_the_outputs_of_the_networks(grafit_step):
     z = np.asarray(out.projection, np.float64).reshape(2, len(ids), -1)
     label = run.records["train"].coarse_label
     # Eq. 2-3 on the first view, against the memory as it was before the step.
-    expected = twins.knn_loss(
-        z[0], label[ids], memory.embedding[0], memory.label[0], temperature=0.05, own_slot=ids
-    )
+    expected = twins.knn_loss(z[0], label[ids], memory.embedding[0], memory.label[0], temperature=0.05, own_slot=ids)
     np.testing.assert_allclose(metrics["knn_loss"], np.mean(expected), rtol=1e-4)
 
     # Eq. 1: the target network in train mode, on the same views, with the statistics of its own batch.
@@ -159,7 +161,7 @@ def test_target_follows_the_updated_network_and_keeps_no_statistics(grafit_step)
 
 def test_target_never_uses_running_statistics(monkeypatch):
     on_one_device(monkeypatch)
-    run, state, memory, data, order, call = start(small_config())
+    _, state, memory, data, order, call = start(small_config())
     state = jax.device_get(state)
     metrics = []
     for shift in (0.0, 3.0):
@@ -169,18 +171,27 @@ def test_target_never_uses_running_statistics(monkeypatch):
     assert metrics[0]["instance_loss"] == metrics[1]["instance_loss"]
 
 
-def test_supervised_methods_see_one_view_and_byol_no_label(monkeypatch):
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_reports_the_losses_it_has_and_keeps_the_state_it_needs(method, monkeypatch):
     on_one_device(monkeypatch)
-    for method in METHODS:
-        run, state, memory, data, order, call = start(small_config(method))
-        shape = jax.eval_shape(call, state, memory, data, order)[2]
-        expected = {"loss", "gradient_norm"}
-        expected |= {"instance_loss"} if run.method.instance else set()
-        expected |= {"knn_loss", "without_positive"} if run.method.supervised == "knn" else set()
-        expected |= {"cross_entropy", "coarse_accuracy"} if run.method.supervised == "cross_entropy" else set()
-        assert set(shape) == expected, method
-        assert (memory is None) == (run.method.supervised != "knn")
-        assert bool(state.target_params) == run.method.instance
+    run = experiment.load(small_config(method, **{"model.sync_batch_norm": False, "memory.init": "random"}))
+    images = run.records["train"].image[:4]
+    batch = {"image": images, "label": np.array([0, 1, 0, 1]), "id": np.arange(4)}
+
+    def one_step():
+        state, memory = experiment.initial(run)
+        memory = jax.tree.map(lambda x: x[0], memory)
+        step = train.make_step(run, axis_name=None)
+        return step(state, memory, batch, state.rng)
+
+    state, memory, metrics = jax.eval_shape(one_step)
+    expected = {"loss", "gradient_norm"}
+    expected |= {"instance_loss"} if method in ("byol", "grafit_fc", "grafit") else set()
+    expected |= {"knn_loss", "without_positive"} if method in ("snca_plus", "grafit") else set()
+    expected |= {"cross_entropy", "coarse_accuracy"} if method in ("baseline", "baseline_mlp", "grafit_fc") else set()
+    assert set(metrics) == expected
+    assert (memory is not None) == (method in ("snca_plus", "grafit"))
+    assert bool(state.target_params) == (method in ("byol", "grafit_fc", "grafit"))
 
 
 def test_byol_is_blind_to_labels(monkeypatch):

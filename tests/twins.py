@@ -28,6 +28,14 @@ def cosine(a, b):
 # Losses
 
 
+def knn_problem(batch, slots, dim, *, classes=3, seed=0):
+    """Random embeddings of any length, their labels, unit memory rows, their labels."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(batch, dim)).astype(np.float32) * 3
+    memory = unit(rng.normal(size=(slots, dim))).astype(np.float32)
+    return z, rng.integers(0, classes, batch), memory, rng.integers(0, classes, slots)
+
+
 def knn_loss_and_weight(embeddings, labels, memory, memory_labels, *, temperature=0.05, own_slot=None):
     """Eq. 2-3, one sum after the other: -log sum_{j != i, y_j = y_i} p_ij. Without a positive (0, 0)."""
     z, m = unit(embeddings), unit(memory)
@@ -70,9 +78,7 @@ def instance_loss(predictions, targets):
     views, batch = np.shape(predictions)[:2]
     out = np.zeros(batch)
     for b in range(batch):
-        pairs = [
-            cosine(predictions[i][b], targets[j][b]) for i in range(views) for j in range(views) if i != j
-        ]
+        pairs = [cosine(predictions[i][b], targets[j][b]) for i in range(views) for j in range(views) if i != j]
         out[b] = -sum(pairs) / (views * (views - 1))
     return out
 
@@ -161,3 +167,27 @@ def average_precision(queries, labels, gallery, gallery_labels, *, query_ids=Non
         out.append(sum(precisions) / len(precisions) if precisions else 0.0)
         counts.append(len(precisions))
     return np.array(out), np.array(counts)
+
+
+# What a function would compute, read off its jaxpr
+
+
+def equations(jaxpr):
+    """All equations, those of inner jaxprs (scan, pmap, custom_vjp, ...) included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
+def matmul_precisions(jaxpr):
+    """The precisions that its float matmuls ask for; None is the accelerator's default. All must be of float32."""
+    dots = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    assert {str(v.aval.dtype) for e in dots for v in e.invars} == {"float32"}
+    found = set()
+    for precision in (e.params["precision"] for e in dots):
+        found |= set(precision) if isinstance(precision, tuple) else {precision}
+    return found

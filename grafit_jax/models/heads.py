@@ -1,5 +1,7 @@
 """The heads on a trunk, and the network that joins them: g_theta = P_theta o f_theta, predictor q_theta, classifier."""
 
+import dataclasses
+
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from grafit_jax.models.resnet import batch_norm
 
 
 class MLP(nn.Module):
-    """Linear, batch norm, ReLU, linear: BYOL's projector and predictor; [ours] for Grafit, whose heads are not known."""
+    """Linear, batch norm, ReLU, linear: BYOL's projector and predictor; [ours] for Grafit, whose heads are unknown."""
 
     hidden: int
     dim: int
@@ -58,7 +60,7 @@ class Network(nn.Module):
         top = out.features if out.projection is None else out.projection
         prediction = None if self.predictor is None else self.predictor(top, train=train)
         logits = None if self.classifier is None else self.classifier(top)
-        return out.replace(prediction=prediction, logits=logits)
+        return dataclasses.replace(out, prediction=prediction, logits=logits)
 
     def embed(self, images: Array, *, train: bool) -> Outputs:
         """The part that the target network has too: trunk and projector."""

@@ -88,9 +88,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        norm = functools.partial(
-            batch_norm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
-        )
+        norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)
         x = jnp.asarray(x, self.dtype)
         if self.stem == "imagenet":
             x = _conv(self.width, (7, 7), strides=2, padding=3, dtype=self.dtype)(x)

@@ -1,0 +1,262 @@
+"""Exact neighbours against brute force in float64: order, ties, self by id, and a user's mistakes."""
+
+import jax
+import numpy as np
+import pytest
+
+import twins
+from grafit_jax import errors, metrics, neighbors
+
+
+def points(n, dim, seed=0):
+    """Random vectors of random lengths: an inner product would order them differently."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, dim)) * rng.uniform(0.1, 10, size=(n, 1))).astype(np.float32)
+
+
+def assert_search(queries, gallery, k, **ids):
+    similarity, index = neighbors.search(queries, gallery, k, **ids)
+    expected, expected_index = twins.search(queries, gallery, k, **ids)
+    assert np.shape(index) == (len(queries), k)
+    assert similarity.dtype == np.float32
+    assert index.dtype == np.int32
+    np.testing.assert_array_equal(index, expected_index)
+    np.testing.assert_allclose(similarity, expected, atol=2e-6)
+
+
+# Golden
+
+
+def test_golden_angles():
+    # Gallery at 0, 30, 60 and 180 degrees, of lengths 1, 2, 10 and 1; query at 50: angles 50, 20, 10 and 130, so the
+    # order is 2, 1, 0, 3 with cosines 0.9848078, 0.9396926, 0.6427876, -0.6427876.
+    angles = np.deg2rad([0, 30, 60, 180])
+    gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([[1], [2], [10], [1]])
+    query = 7 * np.array([[np.cos(np.deg2rad(50)), np.sin(np.deg2rad(50))]])
+    similarity, index = neighbors.search(query.astype(np.float32), gallery.astype(np.float32), 4)
+    np.testing.assert_array_equal(index, [[2, 1, 0, 3]])
+    np.testing.assert_allclose(similarity, [[0.9848078, 0.9396926, 0.6427876, -0.6427876]], atol=1e-6)
+
+
+# Against brute force
+
+
+@pytest.mark.parametrize(
+    "queries, gallery, dim, k",
+    [
+        (1, 1, 3, 1),
+        (1, 7, 5, 7),  # k = all
+        (3, 33, 17, 10),
+        (2, 65, 5, 64),  # more neighbours than groups of columns
+        (3, 500, 3, 500),  # k = all, more than a block of 32-64 columns holds
+        (5, 1000, 2, 3),
+        (2, 4097, 17, 30),  # a gallery of one row more than a power of two
+        (9, 5000, 17, 5),
+        (2, 8193, 5, 40),
+    ],
+)
+def test_random_embeddings(queries, gallery, dim, k):
+    assert_search(points(queries, dim, seed=1), points(gallery, dim, seed=2), k)
+
+
+def test_more_queries_than_a_block():
+    rng = np.random.default_rng(3)
+    gallery, queries = points(40, 5, seed=4), points(4099, 5, seed=5)
+    _, index = neighbors.search(queries, gallery, 3)
+    some = np.concatenate([[0, 1, 4095, 4096, 4097, 4098], rng.integers(0, 4099, 20)])
+    np.testing.assert_array_equal(np.asarray(index)[some], twins.search(queries[some], gallery, 3)[1])
+
+
+def test_all_neighbours_side_by_side():
+    # The k best rows are contiguous, as where a data set is sorted by class: a search that keeps one candidate for
+    # each group of columns loses nearly all of them.
+    gallery = points(2000, 9, seed=6)
+    query = points(1, 9, seed=7)
+    near = np.random.default_rng(8).normal(size=(60, 9))
+    gallery[640:700] = twins.unit(query) + 0.1 * near
+    assert_search(query, gallery, 40)
+    assert set(np.asarray(neighbors.search(query, gallery, 40)[1])[0]) <= set(range(640, 700))
+
+
+@pytest.mark.parametrize("n, k", [(300, 50), (4097, 10), (8200, 700)])
+def test_ties_go_to_the_lower_index(n, k):
+    # Rows of +-1 in four dimensions: 16 different vectors, all cosines in {-1, -0.5, 0, 0.5, 1}, exact in float32 in
+    # any order of summation. Thousands of ties, and only one right answer.
+    rng = np.random.default_rng(9)
+    gallery = rng.choice([-1.0, 1.0], size=(n, 4)).astype(np.float32)
+    queries = np.concatenate([gallery[[0, n - 1]], [[1, 0, 0, 0], [1, 1, 0, 0]]]).astype(np.float32)
+    assert_search(queries, gallery, k)
+    ids = np.arange(n)
+    assert_search(queries[:2], gallery, k, query_ids=np.array([0, n - 1]), gallery_ids=ids)
+
+
+@pytest.mark.parametrize("vector", [[3.0, 4.0, 0.0], [0.3, -1.7, 2.9]])
+@pytest.mark.parametrize("n", [7, 1000, 8200])
+def test_all_equal_embeddings(n, vector):
+    gallery = np.tile(np.array(vector, np.float32), (n, 1))
+    query_ids = np.array([0, 3, n - 1])
+    _, index = neighbors.search(gallery[query_ids], gallery, 5, query_ids=query_ids, gallery_ids=np.arange(n))
+    # The lowest indices, each query's own left out: for n = 7 the last query is 6.
+    np.testing.assert_array_equal(index, [[1, 2, 3, 4, 5], [0, 1, 2, 4, 5], [0, 1, 2, 3, 4]])
+
+
+def test_duplicated_embeddings():
+    # Every row four times, far apart: the copies come first, in the order of their indices.
+    base = points(300, 17, seed=10)
+    gallery = np.tile(base, (4, 1))
+    _, index = neighbors.search(base[:20], gallery, 4)
+    np.testing.assert_array_equal(index, np.arange(20)[:, None] + np.array([[0, 300, 600, 900]]))
+    ids = np.arange(1200)
+    _, index = neighbors.search(gallery[600:620], gallery, 3, query_ids=ids[600:620], gallery_ids=ids)
+    np.testing.assert_array_equal(index, np.arange(20)[:, None] + np.array([[0, 300, 900]]))
+
+
+# Self, by id
+
+
+def test_duplicates_with_other_labels_give_no_recall_at_one():
+    # 500 pairs of equal images with different labels. The nearest other image of each is its twin, which is wrong:
+    # R@1 = 0. Where self is "the first of the ranking", the twin that comes first in the tie is dropped as self, and
+    # the query finds itself: R@1 = 0.5.
+    base = points(500, 16, seed=11)
+    embeddings = np.concatenate([base, base])
+    labels = np.concatenate([np.zeros(500, int), np.ones(500, int)])
+    ids = np.arange(1000)
+    _, index = neighbors.search(embeddings, embeddings, 2, query_ids=ids, gallery_ids=ids)
+    recall = metrics.recall_at_k(labels[np.asarray(index)], labels, (1,))
+    assert np.mean(recall[1]) == 0.00
+    np.testing.assert_array_equal(np.asarray(index)[:, 0], (ids + 500) % 1000)
+
+
+def test_self_is_left_out_wherever_it_ranks():
+    # The query with id 2 is NOT the embedding stored under id 2, which ranks last but one: it still is left out.
+    gallery = np.array([[1, 0], [0.9, 0.1], [0.5, 0.5], [0, 1]], np.float32)
+    _, index = neighbors.search(gallery[:1], gallery, 3, query_ids=np.array([2]), gallery_ids=np.arange(4))
+    np.testing.assert_array_equal(index, [[0, 1, 3]])
+
+
+def test_arbitrary_ids():
+    # Ids are names, not positions: unsorted, with gaps; the index that comes back is the row of the gallery.
+    rng = np.random.default_rng(12)
+    gallery = points(333, 7, seed=13)
+    gallery_ids = rng.permutation(1_000_000)[:333]
+    chosen = np.array([332, 0, 17, 5])
+    assert_search(gallery[chosen], gallery, 332, query_ids=gallery_ids[chosen], gallery_ids=gallery_ids)
+    # An id that the gallery has not leaves nothing out.
+    assert_search(gallery[:2], gallery, 5, query_ids=np.array([1_000_001, 1_000_002]), gallery_ids=gallery_ids)
+
+
+def test_every_row_with_the_querys_id_is_left_out():
+    # Two views of image 4 in the gallery: neither may answer for image 4.
+    gallery = points(50, 5, seed=14)
+    gallery_ids = np.arange(50) // 2
+    assert_search(gallery[8:10], gallery, 48, query_ids=gallery_ids[8:10], gallery_ids=gallery_ids)
+    # 50 rows less these two: a 49th neighbour does not exist.
+    with pytest.raises(errors.UserError, match="49"):
+        neighbors.search(gallery[8:10], gallery, 49, query_ids=gallery_ids[8:10], gallery_ids=gallery_ids)
+
+
+def test_without_query_ids_nothing_is_left_out():
+    gallery = points(50, 5, seed=15)
+    _, index = neighbors.search(gallery, gallery, 1)
+    np.testing.assert_array_equal(np.asarray(index)[:, 0], np.arange(50))
+
+
+def test_arguments_are_left_as_they_were():
+    queries, gallery = points(3, 5), points(20, 5, seed=16)
+    before = queries.copy(), gallery.copy()
+    neighbors.search(queries, gallery, 3)
+    np.testing.assert_array_equal(queries, before[0])
+    np.testing.assert_array_equal(gallery, before[1])
+
+
+def test_matmuls_ask_for_full_float32():
+    # "Exact" is a promise for accelerators too, whose default (TF32, bfloat16) reorders cosines nearer than 1e-3.
+    jaxpr = jax.make_jaxpr(lambda q, g: neighbors.search(q, g, 3))(points(5, 7), points(40, 7)).jaxpr
+    assert twins.matmul_precisions(jaxpr) == {jax.lax.Precision.HIGHEST}
+
+
+# Eight devices
+
+
+@pytest.mark.parametrize("n, k", [(400, 1), (400, 49), (400, 50), (400, 60), (8, 3)])
+def test_eight_devices_find_what_one_device_finds(n, k):
+    # The gallery's rows are spread over the devices in order, and all devices ask the same queries; k above the rows of
+    # a device; ties across devices go to the lower row of the whole gallery.
+    rng = np.random.default_rng(20)
+    gallery = rng.choice([-1.0, 1.0], size=(n, 4)).astype(np.float32)
+    ids, chosen = rng.permutation(1000)[:n], np.array([0, 3, n - 1])
+
+    def search(queries, query_ids, rows, row_ids):
+        return neighbors.search(queries, rows, k, query_ids=query_ids, gallery_ids=row_ids, axis_name="batch")
+
+    similarity, index = jax.pmap(search, axis_name="batch", in_axes=(None, None, 0, 0))(
+        gallery[chosen], ids[chosen], gallery.reshape(8, -1, 4), ids.reshape(8, -1)
+    )
+    expected, expected_index = twins.search(gallery[chosen], gallery, k, query_ids=ids[chosen], gallery_ids=ids)
+    for device in range(8):
+        np.testing.assert_array_equal(np.asarray(index)[device], expected_index)
+        np.testing.assert_allclose(np.asarray(similarity)[device], expected, atol=1e-6)
+
+
+# A user's mistakes
+
+
+@pytest.mark.parametrize(
+    "case, numbers",
+    [
+        ("k zero", ["0"]),
+        ("k negative", ["-3"]),
+        ("k above the gallery", ["12", "11"]),
+        ("k leaves no room for self", ["11", "10"]),
+        ("dimensions", ["5", "6"]),
+        ("query not finite", ["1"]),
+        ("gallery not finite", ["1"]),
+        ("ids for one side only", []),
+        ("zero query", ["1"]),
+        ("zero gallery row", ["1"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line_with_their_numbers(case, numbers):
+    queries, gallery, k, ids = points(3, 5), points(11, 5, seed=17), 4, {}
+    match case:
+        case "k zero":
+            k = 0
+        case "k negative":
+            k = -3
+        case "k above the gallery":
+            k = 12
+        case "k leaves no room for self":
+            k, ids = 11, {"query_ids": np.array([0, 1, 2]), "gallery_ids": np.arange(11)}
+        case "dimensions":
+            gallery = points(11, 6)
+        case "query not finite":
+            queries[2, 1] = np.nan
+        case "gallery not finite":
+            gallery[10, 0] = np.inf
+        case "ids for one side only":
+            ids = {"query_ids": np.array([0, 1, 2])}
+        case "zero query":
+            queries[1] = 0
+        case "zero gallery row":
+            gallery[9] = 0
+    with pytest.raises(errors.UserError) as caught:
+        neighbors.search(queries, gallery, k, **ids)
+    message = str(caught.value)
+    assert "\n" not in message
+    for number in numbers:
+        assert number in message, message
+
+
+def test_the_largest_k_that_is_no_mistake():
+    gallery, ids = points(11, 5, seed=18), np.arange(11)
+    assert_search(gallery, gallery, 11)
+    assert_search(gallery, gallery, 10, query_ids=ids, gallery_ids=ids)
+
+
+def test_is_the_same_on_jax_arrays():
+    queries, gallery = points(3, 5), points(20, 5, seed=19)
+    expected = neighbors.search(queries, gallery, 4)
+    got = neighbors.search(jax.numpy.asarray(queries), jax.numpy.asarray(gallery), 4)
+    np.testing.assert_array_equal(got[1], expected[1])
+    np.testing.assert_array_equal(got[0], expected[0])

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from grafit_jax import config as config_lib
 from grafit_jax import evaluation, methods, parallel, schedules, workdir
@@ -110,7 +110,7 @@ def initial(experiment: Experiment) -> tuple[TrainState, Memory | None]:
         return state, None
     if config.memory.init == "random":
         key = jax.random.fold_in(jax.random.PRNGKey(config.seed), _MEMORY_KEY)
-        embeddings = np.asarray(memory_lib.random(key, len(train), config.model.dim))
+        embeddings: ArrayLike = memory_lib.random(key, len(train), config.model.dim)
     else:
         embeddings = experiment.embed_fn(variables(state), train.image)["projector"]
     return state, parallel.shard(memory_lib.create(embeddings, train.coarse_label, parallel.num_devices()))

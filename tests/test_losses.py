@@ -73,6 +73,7 @@ def test_knn_golden_at_the_papers_temperature_by_default():
     # sigma 0.1: log(1 + e^2) = 2.1269280.
     args = np.array([[1.0, 0.0]]), np.array([0]), np.array([[0.6, 0.8], [0.8, 0.6]]), np.array([0, 1])
     np.testing.assert_allclose(losses.knn_loss(*args), [4.0181499], rtol=1e-5)
+    np.testing.assert_allclose(losses.knn_loss_and_weight(*args)[0], [4.0181499], rtol=1e-5)
     np.testing.assert_allclose(losses.knn_loss(*args, temperature=0.1), [2.1269280], rtol=1e-5)
 
 

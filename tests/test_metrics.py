@@ -78,7 +78,7 @@ def test_vote_equals_the_twin(queries, k, classes):
     neighbor_labels = rng.integers(0, classes, (queries, k))
     similarity = -np.sort(-rng.uniform(-1, 1, (queries, k)).astype(np.float32))
     for temperature in (0.05, 0.5):
-        got = metrics.knn_classify(neighbor_labels, similarity, classes, temperature=temperature)
+        got = metrics.knn_classify(neighbor_labels, similarity, classes, temperature)
         np.testing.assert_array_equal(got, twins.knn_classify(neighbor_labels, similarity, classes, temperature))
 
 

@@ -45,7 +45,7 @@ def search(
         are at hand (outside jit), embeddings that are zero or not finite.
     """
     queries, gallery = jnp.asarray(queries), jnp.asarray(gallery)
-    _check(queries, gallery, k, query_ids, gallery_ids)
+    _check(queries, gallery, k, query_ids, gallery_ids, axis_name)
     if query_ids is None:  # ids that never meet
         query_ids, gallery_ids = np.full(len(queries), -1), np.arange(len(gallery))
     query_ids, gallery_ids = jnp.asarray(query_ids, jnp.int32), jnp.asarray(gallery_ids, jnp.int32)
@@ -80,7 +80,7 @@ def check_embeddings(name: str, embeddings: ArrayLike) -> None:
         )
 
 
-def _check(queries, gallery, k, query_ids, gallery_ids):
+def _check(queries, gallery, k, query_ids, gallery_ids, axis_name):
     check_embeddings("queries", queries)
     check_embeddings("gallery", gallery)
     if queries.shape[1] != gallery.shape[1]:
@@ -95,9 +95,10 @@ def _check(queries, gallery, k, query_ids, gallery_ids):
             raise UserError(f"{name} has shape {np.shape(ids)}: want one id a row, ({len(rows)},).")
     if k < 1:
         raise UserError(f"k must be at least 1, found {k}.")
-    at_hand = len(gallery)
+    at_hand = len(gallery) * (1 if axis_name is None else lax.axis_size(axis_name))
     if query_ids is not None and not any(isinstance(i, jax.core.Tracer) for i in (query_ids, gallery_ids)):
-        at_hand -= int(np.isin(query_ids, gallery_ids).any())
+        ids, counts = np.unique(gallery_ids, return_counts=True)
+        at_hand -= counts[np.isin(ids, query_ids)].max(initial=0)
     if k > at_hand:
         raise UserError(
             f"k = {k} neighbours asked of a gallery with {at_hand} rows (the query itself not counted): "

@@ -97,7 +97,7 @@ SHAPES = [  # one slot, fewer slots than any block, no multiple of one, several 
     (3, 4097, 5, 0.05),
     (4, 5000, 17, 0.05),
     (4, 5000, 17, 0.01),
-    (2, 8193, 3, 0.05),
+    (3, 8193, 3, 0.05),
 ]
 
 
@@ -114,8 +114,8 @@ def assert_equals_twin(got, args, temperature, **own):
 @pytest.mark.parametrize("batch, slots, dim, temperature", SHAPES)
 def test_knn_equals_the_twin(batch, slots, dim, temperature):
     args = twins.knn_problem(batch, slots, dim)
-    own_slot = np.arange(batch) * 2 % slots
-    own_slot[-1] = slots - 1  # the last slot, in a last block that is not full
+    # First to last: in every block, and in a last one that is not full.
+    own_slot = np.linspace(0, slots - 1, batch).astype(int)
     for own in (own_slot, np.full(batch, -1)):
         assert_equals_twin(knn(*args, own, temperature=temperature), args, temperature, own_slot=own)
 

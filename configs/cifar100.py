@@ -56,7 +56,7 @@ def _cpu(c):
 def _cpu_long(c):
     _cpu(c)
     c.data.coarse_classes = ()
-    c.train.epochs = 40
+    c.train.epochs = 20
     c.checkpoint.every_epochs = 1
 
 

@@ -16,10 +16,13 @@ from grafit_jax import cli, tables
 
 _TABLE = flags.DEFINE_enum("table", "quickstart", sorted(tables.TABLES), "which table")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: runs/TABLE)")
-_SEEDS = flags.DEFINE_list("seeds", None, "seeds of every method (default: the table's own)")
+_SEEDS = flags.DEFINE_list("seeds", None, "seeds of every method, as 0,1,2 (default: the table's own)")
 _METHODS = flags.DEFINE_list("methods", None, "these methods alone (default: all of the table)")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
 _RECORD = flags.DEFINE_bool("record", False, "keep the results in experiments/results and in README.md")
+flags.register_validator(
+    "seeds", lambda seeds: seeds is None or all(s.isdigit() for s in seeds), "want whole numbers with commas, as 0,1,2"
+)
 
 
 def main(argv):

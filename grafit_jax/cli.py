@@ -63,6 +63,8 @@ def _message(error: BaseException) -> str:
         original = cause if isinstance(cause, UserError) else original
         cause = cause.__cause__ or cause.__context__
     text = str(original or error).replace("\\n", " ")
+    if missing := re.search(r"Failed loading config file.*No such file or directory: '(.+)'", text, re.DOTALL):
+        return f"found no config file {missing[1]}: want --config=FILE.py[:key=value,…]."
     if unknown := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
         return f"unknown config key {unknown[2]!r} (did you mean {unknown[1]!r}?)."
     if isinstance(error, KeyError | AttributeError):

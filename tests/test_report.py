@@ -1,0 +1,122 @@
+"""Tables and pictures: their numbers are the runs', and README's are those that are recorded."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from grafit_jax import report, tables, train
+from grafit_jax.data import sources
+from grafit_jax.errors import UserError
+from small import on_one_device
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+TINY = """
+from grafit_jax import config as config_lib
+
+
+def get_config(arg=None):
+    arg = config_lib.parse_arg(arg, method="baseline", seed=0)
+    c = config_lib.default()
+    c.update_from_flattened_dict({
+        "method": arg.method, "seed": arg.seed, "model.trunk": "resnet8", "model.stem": "patch2", "model.hidden": 32,
+        "model.dim": 16, "views.size": 8, "views.mean": (0.3,), "views.std": (0.4,), "train.epochs": 1,
+        "train.batch_size": 64, "eval.features": ("trunk",),
+    })
+    return c
+"""
+
+
+def result(method, seed=0, **metrics):
+    return {"method": method, "seed": seed, "metrics": metrics, "run": {"train_seconds": 90.0, "views_per_image": 2}}
+
+
+def test_a_tables_cells_are_means_and_sample_deviations_in_percent():
+    results = [
+        result("grafit", map=0.5, r=0.25),
+        result("grafit", 1, map=0.6, r=0.25),
+        {"method": "raw_pixels", "seed": 0, "metrics": {"map": 0.123}, "run": {}},
+    ]
+    # mean of 50 and 60, and sqrt((5^2 + 5^2) / 1) = 7.07
+    assert report.markdown_table(results, {"map": "mAP", "r": "R@1"}, {"grafit": " (ours)"}).splitlines() == [
+        "| method | mAP | R@1 | seeds | views an image | training |",
+        "|---|---|---|---|---|---|",
+        "| `grafit` (ours) | 55.0 ± 7.1 | 25.0 ± 0.0 | 2 | 2 | 90 s |",
+        "| `raw_pixels` | 12.3 | - | 1 | - | - |",
+    ]
+
+
+def test_a_block_is_replaced_and_nothing_else():
+    text = "before\n<!-- a -->\nold\n<!-- /a -->\n<!-- ab -->\nkept\n<!-- /ab -->\n"
+    got = report.replace_block(text, "a", r"new \1 | line")
+    assert got == text.replace("old", r"new \1 | line")
+    assert report.replace_block(got, "a", "old") == text
+    with pytest.raises(UserError, match="no block <!-- b --> "):
+        report.replace_block(text, "b", "")
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_readme_shows_what_is_recorded(name):
+    recorded = json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+    block = tables.render(tables.TABLES[name], recorded)
+    readme = (ROOT / "README.md").read_text()
+    assert report.replace_block(readme, name, block) == readme, "run experiments/reproduce.py --record"
+    # Every row of a table was trained with the same data, views and budget.
+    shared = [
+        {k: v for k, v in r["config"].items() if k not in ("method", "seed", "data.data_dir")}
+        for r in recorded if r["method"] != tables.RAW_PIXELS
+    ]  # fmt: skip
+    assert all(config == shared[0] for config in shared) and shared[0]
+
+
+def test_a_run_that_is_not_complete_is_no_result(tmp_path):
+    with pytest.raises(UserError, match=r"holds no finished run \(no metrics\.json\)"):
+        report.collect(tmp_path)
+
+
+def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    (tmp_path / "tiny.py").write_text(TINY)
+    table = tables.Table(
+        "tiny.py", "", {tables.RAW_PIXELS: 1, "baseline": 1}, {"map": "mAP"}, gallery=("baseline", "baseline")
+    )
+    first = tables.run(table, tmp_path / "runs", root=tmp_path)
+    assert [(r["method"], r["seed"]) for r in first] == [("raw_pixels", 0), ("baseline", 0)]
+    assert first[1]["metrics"] == json.loads((tmp_path / "runs" / "baseline" / "metrics.json").read_text())
+
+    # Raw pixels by scikit-learn: cosine ranking of the other test images, mean over all queries.
+    test = sources.load(source="digits")["test"]
+    pixels = test.image.reshape(len(test), -1).astype(np.float64)
+    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
+    others = ~np.eye(len(test), dtype=bool)
+    similarity, same = pixels @ pixels.T, test.label[:, None] == test.label
+    expected = [average_precision_score(same[q][others[q]], similarity[q][others[q]]) for q in range(len(test))]
+    np.testing.assert_allclose(first[0]["metrics"]["map"], np.mean(expected), rtol=1e-4)
+
+    monkeypatch.setattr(train, "train", None)  # nothing is left to be trained
+    assert tables.run(table, tmp_path / "runs", root=tmp_path, methods=["baseline"]) == first[1:]
+    assert tables.draw(table, tmp_path / "runs").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gallery_frames_tell_fine_from_coarse_and_leave_the_query_out(tmp_path, monkeypatch):
+    # Images numbered by their pixels, on a circle: each one's nearest are its neighbours in number.
+    n = 12
+    records = sources.Records(
+        image=np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8),
+        label=np.arange(n) % 3, coarse_label=(np.arange(n) % 3 == 2).astype(int),
+        label_names=["a", "b", "c"], coarse_names=["ab", "c"],
+    )  # fmt: skip
+    angle = np.arange(n) * 2 * np.pi / n + np.arange(n) * 1e-3
+    drawn = []
+    monkeypatch.setattr(report, "_thumbnail", lambda ax, image, *frame: drawn.append((int(image[0, 0, 0]), frame[1])))
+    report.gallery(tmp_path / "g.png", records, {"x": np.stack([np.cos(angle), np.sin(angle)], 1)}, rows=3, k=2)
+    rows = [drawn[i : i + 3] for i in range(0, len(drawn), 3)]
+    assert [query % 3 for (query, _), *_ in rows] == [0, 1, 2]  # a query of each class
+    for (query, _), *near in rows:
+        assert {other for other, _ in near} == {(query - 1) % n, (query + 1) % n}
+        for other, frame in near:
+            kind = {0: "solid"}.get((other - query) % 3, "dashed" if {other % 3, query % 3} == {0, 1} else "dotted")
+            assert frame == kind

@@ -32,7 +32,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             _exit(error)
 
     def guarded(argv):
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn of what is meant to be
         use_compilation_cache()
         try:
             main(argv)

@@ -4,11 +4,12 @@ python experiments/reproduce.py --table=quickstart
 python experiments/reproduce.py --table=cifar100_cpu --data_dir=$HOME/tensorflow_datasets
 
 A run that is complete is read, one that was stopped goes on. With --record the results are kept as
-experiments/results/TABLE.json, and the table in README.md is rendered from them.
+experiments/results/TABLE.json, the picture as docs/TABLE.png, and the table in README.md is rendered from them.
 """
 
 import json
 import pathlib
+import shutil
 
 from absl import flags
 
@@ -19,7 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: ru
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every method, as 0,1,2 (default: the table's own)")
 _METHODS = flags.DEFINE_list("methods", None, "these methods alone (default: all of the table)")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
-_RECORD = flags.DEFINE_bool("record", False, "keep the results in experiments/results and in README.md")
+_RECORD = flags.DEFINE_bool("record", False, "keep the results in experiments/results, docs and README.md")
 flags.register_validator(
     "seeds", lambda seeds: seeds is None or all(s.isdigit() for s in seeds), "want whole numbers with commas, as 0,1,2"
 )
@@ -33,7 +34,10 @@ def main(argv):
     results = tables.run(table, workdir, root=root, seeds=seeds, methods=_METHODS.value, data_dir=_DATA_DIR.value)
     print(f"\n{tables.render(table, results)}\n")
     if table.gallery:
-        print(f"picture: {tables.draw(table, workdir)}")
+        picture = tables.draw(table, workdir)
+        print(f"picture: {picture}")
+        if _RECORD.value:
+            shutil.copy(picture, root / "docs" / f"{_TABLE.value}.png")
     if _RECORD.value:
         path = root / "experiments" / "results" / f"{_TABLE.value}.json"
         path.parent.mkdir(exist_ok=True)

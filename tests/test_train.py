@@ -60,9 +60,12 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     process = subprocess.Popen(
         train_command(killed, epochs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), cwd=ROOT
     )
-    # The progress bar writes at every step: each write is a moment to look whether there is something to resume from.
+    # The progress bar writes at every step: each write is a moment to look. Killed once an epoch past the first
+    # checkpoint is in the log, so that what is resumed has something to cut.
+    log = killed / "metrics.jsonl"
     while process.stderr.read(1):
-        if any(p.name.isdigit() for p in (killed / "checkpoints").glob("*")):
+        saved = any(p.name.isdigit() for p in (killed / "checkpoints").glob("*"))
+        if saved and '"step": 21' in log.read_text():
             process.kill()
             break
     process.stderr.close()

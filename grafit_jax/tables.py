@@ -141,13 +141,14 @@ def _raw_pixels(table: Table, path: pathlib.Path, root: pathlib.Path) -> Result:
 
 def render(table: Table, results: Sequence[Result]) -> str:
     """The table in Markdown, with what its numbers stand on below it."""
-    trained = next(r for r in results if r["method"] != RAW_PIXELS)
-    facts = trained["run"]
+    trained = [r["run"] for r in results if r["method"] != RAW_PIXELS]
+    facts = trained[0]
+    revisions = ", ".join(dict.fromkeys(str(run["revision"]) for run in trained))
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     return (
         f"{report.markdown_table(results, table.columns, _NOTES)}\n\n"
         f"In percent. {facts['train_images']:,} training and {facts['test_images']:,} test images; "
-        f"{facts['device']}, {facts['processor']}; Python {facts['python']}, {packages}; revision {facts['revision']}."
+        f"{facts['device']}, {facts['processor']}; Python {facts['python']}, {packages}; revision {revisions}."
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -60,6 +61,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
         unit_scale=True,
         desc=config.method,
         dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 30.0,  # seconds: a log file wants fewer lines than a terminal
     )
     for epoch in range(start // run.steps_per_epoch, config.train.epochs):
         began = time.perf_counter()

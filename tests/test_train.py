@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import pty
 import subprocess
 import sys
 
@@ -57,18 +58,20 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     assert whole.returncode == 0, whole.stderr[-2000:]
 
     killed = tmp_path / "killed"
+    # On a terminal the progress bar writes at every step: each write is a moment to look. Killed once an epoch past the
+    # first checkpoint is in the log, so that what is resumed has something to cut.
+    terminal, other_end = pty.openpty()
     process = subprocess.Popen(
-        train_command(killed, epochs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), cwd=ROOT
+        train_command(killed, epochs), stdout=subprocess.DEVNULL, stderr=other_end, env=environment(), cwd=ROOT
     )
-    # The progress bar writes at every step: each write is a moment to look. Killed once an epoch past the first
-    # checkpoint is in the log, so that what is resumed has something to cut.
+    os.close(other_end)
     log = killed / "metrics.jsonl"
-    while process.stderr.read(1):
-        saved = any(p.name.isdigit() for p in (killed / "checkpoints").glob("*"))
-        if saved and '"step": 21' in log.read_text():
-            process.kill()
-            break
-    process.stderr.close()
+    with open(terminal, "rb", buffering=0) as output:
+        while output.read(100):
+            saved = any(p.name.isdigit() for p in (killed / "checkpoints").glob("*"))
+            if saved and '"step": 21' in log.read_text():
+                process.kill()
+                break
     assert process.wait() == -9, "it ended before it could be killed"
     assert not (killed / "metrics.json").exists()
 

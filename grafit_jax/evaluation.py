@@ -89,29 +89,11 @@ def evaluate(
     Raises:
       UserError: embeddings that are not finite or zero, or more neighbours asked than there are images.
     """
-    near_test = neighbors.search(test.embedding, test.embedding, max(ks), query_ids=test.id, gallery_ids=test.id)[1]
-    similarity, near_train = neighbors.search(test.embedding, train.embedding, min(knn_k, len(train.embedding)))
-
-    result = {}
-    levels = [("", test.label, train.label), ("coarse/", test.coarse_label, train.coarse_label)]
-    for prefix, labels, train_labels in levels:
-        if labels is None or train_labels is None:
-            continue
-        ap, positives = metrics.average_precision(
-            test.embedding, labels, test.embedding, labels, query_ids=test.id, gallery_ids=test.id
-        )
-        counted = np.asarray(positives) > 0
-
-        def mean(per_query, counted=counted):
-            return float(np.asarray(per_query, np.float64)[counted].mean()) if counted.any() else 0.0
-
-        for k, hit in metrics.recall_at_k(labels[np.asarray(near_test)], labels, ks).items():
-            result[f"{prefix}recall@{k}"] = mean(hit)
-        result[f"{prefix}map"] = mean(ap)
-        vote = metrics.knn_classify(
-            train_labels[np.asarray(near_train)], similarity, int(max(labels.max(), train_labels.max())) + 1,
-            temperature=knn_temperature,
-        )  # fmt: skip
-        result[f"{prefix}knn_top1"] = float(np.mean(np.asarray(vote) == labels))
-        result[f"{prefix}queries_without_positive"] = int(np.sum(~counted))
+    levels = {"": (test.label, train.label), "coarse": (test.coarse_label, train.coarse_label)}
+    known = {name: (y, train_y) for name, (y, train_y) in levels.items() if y is not None and train_y is not None}
+    result = metrics.retrieval_metrics(test.embedding, {name: y for name, (y, _) in known.items()}, ks=ks, knn_k=0)
+    similarity, near = neighbors.search(test.embedding, train.embedding, min(knn_k, len(train.embedding)))
+    for name, (labels, train_labels) in known.items():
+        vote = metrics.knn_classify(train_labels[near], similarity, knn_temperature)
+        result[f"{name}/knn_top1" if name else "knn_top1"] = float(np.mean(np.asarray(vote) == labels))
     return result

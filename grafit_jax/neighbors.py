@@ -1,18 +1,30 @@
-"""Exact nearest neighbours by cosine, in blocks: no [Q, N] array is ever held."""
+"""Exact nearest neighbours by cosine, in blocks.
 
+The device does the work in float32: a block of similarities by one product, the maxima of groups of gallery rows, the k
+best groups, the k best rows inside of them. The host then settles what float32 cannot tell: neighbours closer to each
+other than the rounding error are compared in float64, so that the result is that of a float64 brute force.
+"""
+
+import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 from jax.typing import ArrayLike
 
+from grafit_jax import parallel, settling
 from grafit_jax.cosine import matmul, unit
 from grafit_jax.errors import UserError
 
-_QUERY_BLOCK = 1024
-_GALLERY_BLOCK = 8192
+# Similarities a device holds at a time: 32 MB stay in a processor's cache, and more would be new pages in every call.
+_BLOCK = 2**23
+_MAX_QUERIES = 256
+_MAX_ROWS = 2**16
+_GROUP = 32
 
 
 def search(
@@ -23,118 +35,235 @@ def search(
     query_ids: ArrayLike | None = None,
     gallery_ids: ArrayLike | None = None,
     axis_name: str | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Any, Any]:
     """The k gallery rows with the highest cosine to each query, best first.
 
-    Ties go to the lower gallery index. A row that has the query's own id is left out: by id, never by rank, which goes
-    wrong where another row is just as near.
+    Ties go to the lower gallery id; without ids, to the lower row. A row that has the query's own id is left out: by
+    id, never by rank, which goes wrong where another row is just as near.
+
+    Outside of jit the queries are spread over all local devices, and neighbours and ties are those of float64. Inside
+    of jit or pmap they are those of float32, where similarities within some 1e-6 may change places, and ties go to the
+    lower row.
 
     Args:
       queries: float [Q, D], any length but zero.
       gallery: float [N, D]. With `axis_name`, this device's N rows of it, and all devices ask the same queries.
       k: how many.
       query_ids: int [Q]; given together with `gallery_ids`, or neither.
-      gallery_ids: int [N].
+      gallery_ids: int [N], none twice.
       axis_name: a mapped device axis over which the gallery is sharded: local top-k, gather, second top-k.
 
     Returns:
-      similarity float32 [Q, k] and index int32 [Q, k] into the gallery (of all devices, in device order).
+      similarity float32 [Q, k] and index int32 [Q, k] into the gallery (of all devices, in device order); NumPy arrays
+      outside of jit.
 
     Raises:
-      UserError: k < 1 or more than the gallery holds, other dimensions, ids for one side only, and, where the values
-        are at hand (outside jit), embeddings that are zero or not finite.
+      UserError (a ValueError): k < 1 or more than the gallery holds, other dimensions, ids for one side only or twice,
+        and, where the values are at hand, embeddings that are zero or not finite.
     """
-    queries, gallery = jnp.asarray(queries), jnp.asarray(gallery)
-    _check(queries, gallery, k, query_ids, gallery_ids, axis_name)
+    check(queries, gallery, k, query_ids, gallery_ids, axis_name)
+    if axis_name is not None or any(map(_is_traced, (queries, gallery, query_ids, gallery_ids))):
+        return _search_inside_jit(queries, gallery, k, query_ids, gallery_ids, axis_name)
+    near = [b.near for b in blocks(queries, gallery, k, query_ids=query_ids, gallery_ids=gallery_ids)]
+    similarity, index = zip(*near, strict=True)
+    return np.concatenate(similarity), np.concatenate(index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """What a block of b queries gives.
+
+    Attributes:
+      queries: which of the queries.
+      near: similarity float32 [b, k] and index int32 [b, k], as `search` gives them.
+      own: int [b], the row that is left out of a query's neighbours, or -1.
+      similarity: float32 [b, N], with that row; None where it was not asked for.
+    """
+
+    queries: slice
+    near: tuple[np.ndarray, np.ndarray]
+    own: np.ndarray
+    similarity: np.ndarray | None
+
+
+def blocks(
+    queries: ArrayLike,
+    gallery: ArrayLike,
+    k: int,
+    *,
+    query_ids: ArrayLike | None = None,
+    gallery_ids: ArrayLike | None = None,
+    whole: bool = False,
+) -> Iterator[Block]:
+    """`search`, a block of queries at a time; with `whole`, a block carries all of its similarities.
+
+    The arguments are those of `search` and have passed `check`. The devices are a step ahead of the host.
+    """
+    query, rows = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
+    own = _own_rows(query_ids, gallery_ids, len(query))
+    settle = settling.Settle(query, rows, own, k, tie_order=None if gallery_ids is None else np.asarray(gallery_ids))
+    num_devices = parallel.num_devices()
+    largest = len(rows) if whole else _MAX_ROWS
+    parts = [slice(first, min(first + largest, len(rows))) for first in range(0, len(rows), largest)]
+    parts_on_device = [parallel.replicate(_padded_unit(rows[part])) for part in parts]
+    size = _queries_of_block(len(parts_on_device[0]), -(-len(query) // num_devices))
+    on_host = whole or _picks_on_host()
+    wanted = k + settling.SPARE
+    call = _pmapped(None if on_host else wanted, tuple(parallel.devices()))
+
+    def start(first: int, number: int):
+        block = slice(first, min(first + size * num_devices, len(query)))
+        padding = size * num_devices - (block.stop - first)
+        part = parts[number]
+        local_own = np.where((own[block] >= part.start) & (own[block] < part.stop), own[block] - part.start, -1)
+        arguments = (
+            np.pad(query[block], ((0, padding), (0, 0))).reshape(num_devices, size, -1),
+            np.pad(local_own, (0, padding)).reshape(num_devices, size),
+        )
+        results = call(*parallel.shard(arguments), parts_on_device[number], np.int32(part.stop - part.start))
+        return block, part, local_own, results
+
+    def fetch(block: slice, part: slice, local_own, results):
+        first, second = (np.asarray(x).reshape(-1, x.shape[-1])[: block.stop - block.start] for x in results)
+        value, index = _pick(first, second, wanted, part.stop - part.start, local_own) if on_host else (first, second)
+        # What is left out, at minus infinity, may be a column past the end.
+        return value, np.minimum(index + part.start, part.stop - 1), first
+
+    steps = [(first, number) for first in range(0, len(query), size * num_devices) for number in range(len(parts))]
+    found: list = []
+    ahead = start(*steps[0])
+    for following in [*steps[1:], None]:
+        ready, ahead = ahead, start(*following) if following else ()
+        found.append(fetch(*ready))
+        if len(found) == len(parts):
+            value, index = (np.concatenate([f[i] for f in found], axis=1) for i in range(2))
+            block = ready[0]
+            similarity = found[0][2][:, : len(rows)] if whole else None
+            yield Block(block, settle(block, value, index), own[block], similarity)
+            found = []
+
+
+def _picks_on_host() -> bool:
+    # On CPU what the host would fetch is there already, and NumPy's partition is several times faster than XLA's top_k.
+    return jax.default_backend() == "cpu"
+
+
+def _pick(similarity, largest, k: int, num_columns: int, own):
+    """`_top_k` on the host, in no order: value and column [b, min(k, num_columns)]; what is left out is at -inf."""
+    num_groups = -(-num_columns // _GROUP)
+    if num_groups > 2 * (k + 1):
+        group = np.argpartition(largest[:, :num_groups], -(k + 1), axis=1)[:, -(k + 1) :]
+    else:
+        group = np.broadcast_to(np.arange(num_groups), (len(similarity), num_groups))
+    first = np.arange(len(similarity))[:, None] * (similarity.shape[1] // _GROUP)
+    value = np.take(similarity.reshape(-1, _GROUP), first + group, axis=0)
+    query, place = np.nonzero(group == own[:, None] // _GROUP)
+    value[query, place, own[query] % _GROUP] = -np.inf
+    query, place = np.nonzero(group == num_groups - 1)
+    value[query, place, num_columns - (num_groups - 1) * _GROUP :] = -np.inf
+    value = value.reshape(len(similarity), -1)
+    k = min(k, num_columns)
+    place = np.argpartition(value, -k, axis=1)[:, -k:]
+    column = np.take_along_axis(group, place // _GROUP, axis=1) * _GROUP + place % _GROUP
+    return np.take_along_axis(value, place, axis=1), column
+
+
+def _own_rows(query_ids, gallery_ids, num_queries: int) -> np.ndarray:
+    """int32 [Q]: the gallery row with the query's id, or -1."""
+    if query_ids is None:
+        return np.full(num_queries, -1, np.int32)
+    query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
+    order = np.argsort(gallery_ids)
+    place = order[np.searchsorted(gallery_ids, query_ids, sorter=order).clip(max=len(order) - 1)]
+    return np.where(gallery_ids[place] == query_ids, place, -1).astype(np.int32)
+
+
+# Shapes. Each compiles once, so they come in buckets.
+
+
+def _bucket(n: int) -> int:
+    """The next of 16 to 32 sizes an octave, each a multiple of the group."""
+    step = max(_GROUP, 2 ** (n.bit_length() - 5))
+    return -(-n // step) * step
+
+
+def _queries_of_block(num_rows: int, wanted: int) -> int:
+    largest = min(_MAX_QUERIES, _BLOCK // num_rows)
+    return 2 ** max(3, min(largest.bit_length() - 1, (wanted - 1).bit_length()))
+
+
+def _padded_unit(gallery) -> Any:
+    """Unit vectors [S, D]; those past the end are copies of the last, so that a group's maximum is that of its rows."""
+    return _unit(jnp.pad(jnp.asarray(gallery), ((0, _bucket(len(gallery)) - len(gallery)), (0, 0)), mode="edge"))
+
+
+@jax.jit
+def _unit(x):
+    # By their largest component first: squares of what is very small or large leave float32.
+    x = jnp.asarray(x, jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    return unit(x / jnp.where(largest > 0, largest, 1.0))
+
+
+# On the device.
+
+
+@functools.cache
+def _pmapped(k: int | None, devices: tuple[jax.Device, ...]):
+    """The k nearest of a block of queries, or with None all similarities and the maxima of their groups."""
+
+    def block(query, own, gallery, num_rows):
+        similarity = matmul(_unit(query), gallery.T)
+        if k is None:
+            return similarity, jnp.max(similarity.reshape(len(query), -1, _GROUP), axis=2)
+        return _top_k(similarity, min(k, len(gallery)), own, jnp.arange(len(gallery)), num_rows)
+
+    return jax.pmap(block, axis_name=parallel.AXIS, in_axes=(0, 0, None, None), devices=devices)
+
+
+def _top_k(x, k: int, query_ids, ids, num_columns):
+    """`lax.top_k` of [B, S] without what is left out: the column with the row's id, and all from num_columns on.
+
+    Faster: a member of the top k lies in one of the k groups with the largest maxima, or of k + 1 if one column is left
+    out. So x is gone through once, for the maxima.
+    """
+    columns = jnp.arange(x.shape[1])
+    if x.shape[1] < 2 * (k + 1) * _GROUP:
+        left_out = (ids == query_ids[:, None]) | (columns >= num_columns)
+        return lax.top_k(jnp.where(left_out, -jnp.inf, x), k)
+    groups = x.reshape(len(x), -1, _GROUP)
+    # Of a group that is cut by the end, the columns past it are copies of the last one before it: see `_padded_unit`.
+    largest = jnp.where(columns[::_GROUP] < num_columns, jnp.max(groups, axis=2), -jnp.inf)
+    # In ascending order, so that ties still go to the lower index.
+    best = jnp.sort(lax.top_k(largest, k + 1)[1], axis=1)[:, :, None]
+    index = (best * _GROUP + columns[:_GROUP]).reshape(len(x), -1)
+    candidates = jnp.take_along_axis(groups, best, axis=1).reshape(len(x), -1)
+    left_out = (ids[index] == query_ids[:, None]) | (index >= num_columns)
+    value, place = lax.top_k(jnp.where(left_out, -jnp.inf, candidates), k)
+    return value, jnp.take_along_axis(index, place, axis=1)
+
+
+def _search_inside_jit(queries, gallery, k, query_ids, gallery_ids, axis_name):
+    num_rows = len(gallery)
     if query_ids is None:  # ids that never meet
-        query_ids, gallery_ids = np.full(len(queries), -1), np.arange(len(gallery))
-    query_ids, gallery_ids = jnp.asarray(query_ids, jnp.int32), jnp.asarray(gallery_ids, jnp.int32)
+        query_ids, gallery_ids = jnp.full(len(queries), -1), jnp.arange(num_rows)
+    local = min(k, num_rows)
+    gallery = _padded_unit(gallery)
+    ids = jnp.pad(jnp.asarray(gallery_ids), (0, len(gallery) - num_rows))
+
+    def block(query_and_id):
+        query, query_id = query_and_id
+        return _top_k(matmul(query, gallery.T), local, query_id, ids, num_rows)
+
+    size = _queries_of_block(len(gallery), len(queries))
+    similarity, index = map_blocks(block, (_unit(queries), jnp.asarray(query_ids)), size)
     if axis_name is None:
-        return _search(queries, gallery, query_ids, gallery_ids, k)
-    local_k = min(k, len(gallery))
-    similarity, index = _search(queries, gallery, query_ids, gallery_ids, local_k)
-    index = index + lax.axis_index(axis_name) * len(gallery)
+        return similarity, index
+    index = index + lax.axis_index(axis_name) * num_rows
     # Candidates stand in device order, so that the second top-k still gives ties to the lower index.
     similarity, index = (lax.all_gather(x, axis_name, axis=1, tiled=True) for x in (similarity, index))
     best, place = lax.top_k(similarity, k)
     return best, jnp.take_along_axis(index, place, axis=1)
-
-
-def check_embeddings(name: str, embeddings: ArrayLike) -> None:
-    """Raises UserError unless `embeddings` is [n, D] with n >= 1, finite, and without zero vectors."""
-    if np.ndim(embeddings) != 2 or 0 in np.shape(embeddings):
-        raise UserError(f"{name} has shape {np.shape(embeddings)}: want [n, D] with at least one row and column.")
-    if isinstance(embeddings, jax.core.Tracer):
-        return
-    norm = np.linalg.norm(np.asarray(embeddings, np.float64), axis=1)
-    if not np.isfinite(norm).all():
-        rows = np.flatnonzero(~np.isfinite(norm))
-        raise UserError(
-            f"{name} has {len(rows)} rows with NaN or infinite values, the first is row {rows[0]}: "
-            "the network that made them has diverged; use an earlier checkpoint or remove these rows."
-        )
-    if not norm.all():
-        rows = np.flatnonzero(norm == 0)
-        raise UserError(
-            f"{name} has {len(rows)} zero vectors, the first is row {rows[0]}: their cosine is undefined; remove them."
-        )
-
-
-def _check(queries, gallery, k, query_ids, gallery_ids, axis_name):
-    check_embeddings("queries", queries)
-    check_embeddings("gallery", gallery)
-    if queries.shape[1] != gallery.shape[1]:
-        raise UserError(
-            f"queries have {queries.shape[1]} dimensions and the gallery {gallery.shape[1]}: want embeddings of the "
-            "same network and layer."
-        )
-    if (query_ids is None) != (gallery_ids is None):
-        raise UserError("found ids for one of queries and gallery: give query_ids and gallery_ids, or neither.")
-    for name, ids, rows in (("query_ids", query_ids, queries), ("gallery_ids", gallery_ids, gallery)):
-        if ids is not None and np.shape(ids) != (len(rows),):
-            raise UserError(f"{name} has shape {np.shape(ids)}: want one id a row, ({len(rows)},).")
-    if k < 1:
-        raise UserError(f"k must be at least 1, found {k}.")
-    at_hand = len(gallery) * (1 if axis_name is None else lax.axis_size(axis_name))
-    if query_ids is not None and not any(isinstance(i, jax.core.Tracer) for i in (query_ids, gallery_ids)):
-        ids, counts = np.unique(gallery_ids, return_counts=True)
-        at_hand -= counts[np.isin(ids, query_ids)].max(initial=0)
-    if k > at_hand:
-        raise UserError(
-            f"k = {k} neighbours asked of a gallery with {at_hand} rows (the query itself not counted): "
-            "lower k or enlarge the gallery."
-        )
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _search(queries, gallery, query_ids, gallery_ids, k):
-    num_rows = len(gallery)
-    gallery = unit(gallery)
-    block = max(min(_GALLERY_BLOCK, num_rows), k)
-    padding = -num_rows % block
-    gallery = jnp.pad(gallery, ((0, padding), (0, 0))).reshape(-1, block, gallery.shape[1])
-    gallery_ids = jnp.pad(gallery_ids, (0, padding)).reshape(-1, block)
-    first = jnp.arange(len(gallery)) * block
-
-    def search_block(block_of_queries):
-        query, ids = block_of_queries
-
-        def merge(best, rows):
-            row, row_ids, first_row = rows
-            index = first_row + jnp.arange(block)
-            left_out = (row_ids == ids[:, None]) | (index >= num_rows)
-            similarity = jnp.where(left_out, -jnp.inf, matmul(query, row.T))
-            block_best, place = lax.top_k(similarity, k)
-            # The best so far come first: they have the lower indices, and top_k keeps the order of ties.
-            candidates = [jnp.concatenate(pair, axis=1) for pair in zip(best, (block_best, index[place]), strict=True)]
-            similarity, place = lax.top_k(candidates[0], k)
-            return (similarity, jnp.take_along_axis(candidates[1], place, axis=1)), None
-
-        nothing = (jnp.full((len(query), k), -jnp.inf), jnp.full((len(query), k), num_rows, jnp.int32))
-        return lax.scan(merge, nothing, (gallery, gallery_ids, first))[0]
-
-    similarity, index = map_blocks(search_block, (unit(queries), query_ids), _QUERY_BLOCK)
-    return similarity, index
 
 
 def map_blocks(function, arrays, block: int):
@@ -150,3 +279,80 @@ def map_blocks(function, arrays, block: int):
         for x in arrays
     )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_rows], lax.map(function, blocks))
+
+
+# What the user can have got wrong.
+
+
+def check(
+    queries: ArrayLike,
+    gallery: ArrayLike,
+    k: int,
+    query_ids: ArrayLike | None = None,
+    gallery_ids: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> None:
+    """Raises UserError unless `search` can work with these."""
+    check_embeddings("queries", queries)
+    if gallery is not queries:
+        check_embeddings("gallery", gallery)
+    if np.shape(queries)[1] != np.shape(gallery)[1]:
+        raise UserError(
+            f"queries have {np.shape(queries)[1]} dimensions and the gallery {np.shape(gallery)[1]}: want embeddings "
+            "of the same network and layer."
+        )
+    if (query_ids is None) != (gallery_ids is None):
+        raise UserError("found ids for one of queries and gallery: give query_ids and gallery_ids, or neither.")
+    for name, ids, rows in (("query_ids", query_ids, queries), ("gallery_ids", gallery_ids, gallery)):
+        if ids is not None and np.shape(ids) != np.shape(rows)[:1]:
+            raise UserError(f"{name} has shape {np.shape(ids)}: want one id a row, {np.shape(rows)[:1]}.")
+    if k < 1:
+        raise UserError(f"k must be at least 1, found {k}.")
+    others = np.shape(gallery)[0] * (1 if axis_name is None else lax.axis_size(axis_name))
+    if gallery_ids is not None and not _is_traced(gallery_ids) and not _is_traced(query_ids):
+        check_ids("gallery_ids", gallery_ids)
+        others -= has_own_row(query_ids, gallery_ids)
+    if k > others:
+        raise UserError(
+            f"k = {k} neighbours asked of a gallery with {others} rows (the query itself not counted): "
+            "lower k or enlarge the gallery."
+        )
+
+
+def has_own_row(query_ids: ArrayLike | None, gallery_ids: ArrayLike | None) -> bool:
+    """Whether a row is left out of the neighbours of some query."""
+    return query_ids is not None and bool(np.any(np.isin(np.asarray(gallery_ids), np.asarray(query_ids))))
+
+
+def check_embeddings(name: str, embeddings: ArrayLike) -> None:
+    """Raises UserError unless `embeddings` is [n, D] with n >= 1, finite, and without zero vectors."""
+    if np.ndim(embeddings) != 2 or 0 in np.shape(embeddings):
+        raise UserError(f"{name} has shape {np.shape(embeddings)}: want [n, D] with at least one row and column.")
+    if _is_traced(embeddings):
+        return
+    largest = np.abs(np.asarray(embeddings)).max(axis=1)  # NaN, if there is one
+    if not np.isfinite(largest).all():
+        rows = np.flatnonzero(~np.isfinite(largest))
+        raise UserError(
+            f"{name} has {len(rows)} rows with NaN or infinite values, the first is row {rows[0]}: "
+            "the network that made them has diverged; use an earlier checkpoint or remove these rows."
+        )
+    if not largest.all():
+        rows = np.flatnonzero(largest == 0)
+        raise UserError(
+            f"{name} has {len(rows)} zero vectors, the first is row {rows[0]}: their cosine is undefined; remove them."
+        )
+
+
+def check_ids(name: str, ids: ArrayLike) -> None:
+    """Raises UserError if an id is there twice."""
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(np.asarray(ids)):
+        raise UserError(
+            f"{name} has {int(np.sum(counts > 1))} ids more than once, the first is {values[counts > 1][0]}: want one "
+            "id for every image, since a query is left out of its own neighbours by its id."
+        )
+
+
+def _is_traced(x) -> bool:
+    return isinstance(x, jax.core.Tracer)

@@ -1,6 +1,5 @@
 """Recall@k, the k-NN vote and average precision: by hand, by their twins, and scikit-learn's average precision."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +7,8 @@ from sklearn.metrics import average_precision_score
 
 import twins
 from grafit_jax import metrics
+from grafit_jax.errors import UserError
+from small import on_one_device
 
 
 def embeddings(n, dim, seed):
@@ -50,25 +51,23 @@ def test_vote_golden():
     # Cosines 0.9 (label 0), 0.8, 0.8 (label 1). sigma = 0.05: e^18 = 6.6e7 against 2 e^16 = 1.8e7: label 0.
     # sigma = 1: e^0.9 = 2.46 against 2 e^0.8 = 4.45: label 1, the majority.
     neighbor_labels, similarity = np.array([[0, 1, 1]]), np.array([[0.9, 0.8, 0.8]], np.float32)
-    np.testing.assert_array_equal(metrics.knn_classify(neighbor_labels, similarity, 3), [0])
-    np.testing.assert_array_equal(metrics.knn_classify(neighbor_labels, similarity, 3, temperature=0.05), [0])
-    np.testing.assert_array_equal(metrics.knn_classify(neighbor_labels, similarity, 3, temperature=1.0), [1])
+    np.testing.assert_array_equal(metrics.knn_classify(neighbor_labels, similarity), [0])
+    np.testing.assert_array_equal(metrics.knn_classify(neighbor_labels, similarity, temperature=0.05), [0])
+    np.testing.assert_array_equal(metrics.knn_classify(neighbor_labels, similarity, temperature=1.0), [1])
 
 
 def test_vote_ties_go_to_the_lower_label():
     # 2 and 1 have one vote of the same weight each, whichever comes first; 0 has none.
     same = np.array([[0.5, 0.5], [0.5, 0.5]], np.float32)
-    np.testing.assert_array_equal(metrics.knn_classify(np.array([[2, 1], [1, 2]]), same, 4), [1, 1])
+    np.testing.assert_array_equal(metrics.knn_classify(np.array([[2, 1], [1, 2]]), same), [1, 1])
 
 
 def test_vote_is_finite_at_temperature_one_hundredth():
     # e^100 against 2 e^99: the first wins by e / 2 although neither is a float32.
-    got = metrics.knn_classify(np.array([[3, 1, 1]]), np.array([[1.0, 0.99, 0.99]], np.float32), 4, temperature=0.01)
+    got = metrics.knn_classify(np.array([[3, 1, 1]]), np.array([[1.0, 0.99, 0.99]], np.float32), temperature=0.01)
     np.testing.assert_array_equal(got, [3])
     # All far away: e^-90 underflows, the nearest still wins.
-    got = metrics.knn_classify(
-        np.array([[3, 1, 1]]), np.array([[-0.97, -0.98, -0.98]], np.float32), 4, temperature=0.005
-    )
+    got = metrics.knn_classify(np.array([[3, 1, 1]]), np.array([[-0.97, -0.98, -0.98]], np.float32), temperature=0.005)
     np.testing.assert_array_equal(got, [3])
 
 
@@ -78,7 +77,7 @@ def test_vote_equals_the_twin(queries, k, classes):
     neighbor_labels = rng.integers(0, classes, (queries, k))
     similarity = -np.sort(-rng.uniform(-1, 1, (queries, k)).astype(np.float32))
     for temperature in (0.05, 0.5):
-        got = metrics.knn_classify(neighbor_labels, similarity, classes, temperature)
+        got = metrics.knn_classify(neighbor_labels, similarity, temperature)
         np.testing.assert_array_equal(got, twins.knn_classify(neighbor_labels, similarity, classes, temperature))
 
 
@@ -108,11 +107,12 @@ def test_average_precision_golden_leaves_self_out_by_id():
     np.testing.assert_array_equal(positives, [3])
 
 
-@pytest.mark.parametrize("labels, expected", [([1, 0, 0], 1.0), ([0, 1, 0], 1 / 2), ([0, 0, 1], 1 / 3)])
-def test_average_precision_ranks_the_lower_index_first_in_a_tie(labels, expected):
-    # Three equal rows; scikit-learn, which sees no order inside a tie, would say 1/3 each time.
+@pytest.mark.parametrize("labels", [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+def test_average_precision_counts_ties_together(labels):
+    # Three equal rows, one of them right: 1/3 wherever it stands, as scikit-learn has it.
     ap, _ = metrics.average_precision(at_angles([20]), np.array([1]), at_angles([70, 70, 70]), np.array(labels))
-    np.testing.assert_allclose(ap, [expected], rtol=1e-6)
+    np.testing.assert_allclose(ap, [1 / 3], rtol=1e-6)
+    assert average_precision_score(np.array(labels), [0.5, 0.5, 0.5]) == pytest.approx(1 / 3)
 
 
 def test_average_precision_of_a_query_without_positives_is_zero():
@@ -156,42 +156,43 @@ def test_average_precision_within_a_split_equals_scikit_learn_without_self():
         assert positives[i] == (labels == labels[i]).sum() - 1
 
 
-def test_average_precision_equals_the_twin_on_thousands_of_ties():
-    # Rows of +-1 in four dimensions: five different cosines, exact in float32; ids repeat every 100 rows.
+def test_average_precision_equals_scikit_learn_on_thousands_of_ties():
+    # Rows of +-1 in four dimensions: five different cosines, exact in float32.
     rng = np.random.default_rng(8)
     gallery = rng.choice([-1.0, 1.0], size=(700, 4)).astype(np.float32)
-    labels, ids = rng.integers(0, 5, 700), np.arange(700) % 100
+    labels, ids = rng.integers(0, 5, 700), rng.permutation(700)
     some = np.array([0, 1, 350, 698, 699])
-    got = metrics.average_precision(gallery[some], labels[some], gallery, labels, query_ids=ids[some], gallery_ids=ids)
-    expected = twins.average_precision(
-        gallery[some], labels[some], gallery, labels, query_ids=ids[some], gallery_ids=ids
-    )
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
-    np.testing.assert_array_equal(got[1], expected[1])
+    args = (gallery[some], labels[some], gallery, labels)
+    ap, positives = metrics.average_precision(*args, query_ids=ids[some], gallery_ids=ids)
+    expected, expected_positives = twins.average_precision(*args, query_ids=ids[some], gallery_ids=ids)
+    np.testing.assert_allclose(ap, expected, rtol=1e-12)
+    np.testing.assert_array_equal(positives, expected_positives)
+    for query, value in zip(some, ap, strict=True):
+        others = np.arange(700) != query
+        cosines = (gallery @ gallery[query] / 4)[others]
+        assert value == pytest.approx(average_precision_score((labels == labels[query])[others], cosines))
 
 
 def test_average_precision_of_duplicates_with_other_labels():
-    # 50 pairs of equal images, one labelled 0 and one 1. A query's twin, which is wrong, always ranks first.
+    # 50 pairs of equal images, one labelled 0 and one 1. A query's twin, which is wrong, always comes first, and every
+    # positive ties with its own wrong twin: the n-th has 2 n + 1 rows at least as near, n of them right.
     base = embeddings(50, 16, seed=9)
     x = np.concatenate([base, base])
     labels = np.concatenate([np.zeros(50, int), np.ones(50, int)])
     ids = np.arange(100)
     ap, positives = metrics.average_precision(x, labels, x, labels, query_ids=ids, gallery_ids=ids)
     np.testing.assert_array_equal(positives, np.full(100, 49))
-    # After the wrong twin, the ranking is in pairs of equals, 0 before 1 by index. Label 0: positives at ranks 2, 4 ...
-    # 98, precision 1/2 each. Label 1: at ranks 3, 5 ... 99, the mean of n / (2n + 1) over n = 1..49.
     n = np.arange(1, 50)
-    np.testing.assert_allclose(np.asarray(ap)[:50], 0.5, rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(ap)[50:], np.mean(n / (2 * n + 1)), rtol=1e-5)
+    np.testing.assert_allclose(ap, np.mean(n / (2 * n + 1)), rtol=1e-5)
 
 
-def test_average_precision_matmuls_ask_for_full_float32():
-    # An accelerator's default (TF32, bfloat16) reorders cosines nearer than 1e-3, and with them the ranks.
-    labels, gallery_labels = np.array([0, 1, 2]), np.arange(40) % 3
-    jaxpr = jax.make_jaxpr(lambda q, g: metrics.average_precision(q, labels, g, gallery_labels))(
-        embeddings(3, 7, seed=12), embeddings(40, 7, seed=13)
-    )
-    assert twins.matmul_precisions(jaxpr.jaxpr) == {jax.lax.Precision.HIGHEST}
+def test_collapsed_embeddings_score_the_share_of_their_class():
+    # All equal: whatever the order of the gallery, the AP of a query is the share of positives among the others.
+    x, labels = np.tile(np.array([[0.3, -1.7, 2.9]], np.float32), (60, 1)), np.arange(60) % 3
+    result = metrics.retrieval_metrics(x, {"": labels})
+    assert result["map"] == pytest.approx(19 / 59)
+    # The nearest is image 0, of label 0 (image 1, of label 1, for image 0 itself): right for the other 19 of label 0.
+    assert result["recall@1"] == pytest.approx(19 / 60)
 
 
 def test_average_precision_is_the_same_on_jax_arrays():
@@ -200,3 +201,78 @@ def test_average_precision_is_the_same_on_jax_arrays():
     got = metrics.average_precision(jnp.asarray(x[:7]), jnp.asarray(labels[:7]), jnp.asarray(x), jnp.asarray(labels))
     np.testing.assert_array_equal(got[0], expected[0])
     np.testing.assert_array_equal(got[1], expected[1])
+
+
+# All of them, from one pass
+
+
+def by_hand(x, labels, gallery, gallery_labels, ks, knn_k, temperature, **ids):
+    """Metrics of one level from the twins, label codes in sorted order."""
+    names = sorted({*labels, *gallery_labels})
+    y, gallery_y = (np.array([names.index(label) for label in side]) for side in (labels, gallery_labels))
+    similarity, index = twins.search(x, gallery, max(*ks, knn_k), **ids)
+    ap, positives = twins.average_precision(x, y, gallery, gallery_y, **ids)
+    counted = positives > 0
+    hits = twins.recall_at_k(gallery_y[index], y, ks)
+    vote = twins.knn_classify(gallery_y[index][:, :knn_k], similarity[:, :knn_k], len(names), temperature)
+    return {f"recall@{k}": hits[k][counted].mean() for k in ks} | {
+        "map": ap[counted].mean(),
+        "knn_top1": np.mean(vote == y),
+        "queries_without_positive": int(np.sum(~counted)),
+    }
+
+
+def test_all_metrics_of_a_split_equal_the_twins_at_every_level():
+    x = embeddings(90, 7, seed=14)
+    rng = np.random.default_rng(15)
+    fine = np.array(["wren", "owl", "adder", "newt", "toad"])[rng.integers(0, 5, 90)]
+    fine[[3, 50]] = "heron", "stork"  # single images: no positive
+    labels = {"": fine, "class": np.where(np.isin(fine, ["newt", "toad"]), 7, -2)}
+    got = metrics.retrieval_metrics(x, labels, ks=(1, 3), knn_k=9, knn_temperature=0.1)
+    ids = {"query_ids": np.arange(90), "gallery_ids": np.arange(90)}
+    expected = by_hand(x, fine, x, fine, (1, 3), 9, 0.1, **ids)
+    expected |= {
+        f"class/{k}": v for k, v in by_hand(x, labels["class"], x, labels["class"], (1, 3), 9, 0.1, **ids).items()
+    }
+    assert got.keys() == expected.keys()
+    assert got["queries_without_positive"] == 2
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_all_metrics_against_a_gallery_equal_the_twins():
+    x, gallery = embeddings(21, 5, seed=16), embeddings(100, 5, seed=17)
+    rng = np.random.default_rng(18)
+    labels, gallery_labels = rng.integers(0, 6, 21), rng.integers(1, 9, 100)
+    got = metrics.retrieval_metrics(
+        x, {"": labels, "only here": labels}, gallery, {"": gallery_labels}, ks=(1, 5), knn_k=20
+    )
+    expected = by_hand(x, labels, gallery, gallery_labels, (1, 5), 20, 0.05)
+    assert got.keys() == expected.keys() and got["queries_without_positive"] == np.sum(labels == 0) > 0
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_one_device_gives_the_metrics_of_eight(monkeypatch):
+    x, labels = embeddings(333, 9, seed=19), np.random.default_rng(20).integers(0, 30, 333)
+    eight = metrics.retrieval_metrics(x, {"": labels})
+    on_one_device(monkeypatch)
+    assert metrics.retrieval_metrics(x, {"": labels}) == eight
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros(9, int), r"labels of the queries have shape \(9,\): want one for every row, \(10,\)"),
+        (np.zeros(10), r"labels of the queries are float64: want integers or strings"),
+    ],
+)
+def test_labels_that_cannot_be_labels_are_refused(labels, message):
+    with pytest.raises(UserError, match=message):
+        metrics.retrieval_metrics(embeddings(10, 3, seed=21), {"": labels}, ks=(1,))
+
+
+def test_labels_of_two_kinds_are_refused():
+    x = embeddings(10, 3, seed=21)
+    with pytest.raises(UserError, match=r"those of the gallery <U1: want the same"):
+        metrics.average_precision(x, np.zeros(10, int), x, np.array(list("aabbccddee")))

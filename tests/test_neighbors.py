@@ -1,6 +1,7 @@
 """Exact neighbours against brute force in float64: order, ties, self by id, and a user's mistakes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -146,14 +147,13 @@ def test_arbitrary_ids():
     assert_search(gallery[:2], gallery, 5, query_ids=np.array([1_000_001, 1_000_002]), gallery_ids=gallery_ids)
 
 
-def test_every_row_with_the_querys_id_is_left_out():
-    # Two views of image 4 in the gallery: neither may answer for image 4.
-    gallery = points(50, 5, seed=14)
-    gallery_ids = np.arange(50) // 2
-    assert_search(gallery[8:10], gallery, 48, query_ids=gallery_ids[8:10], gallery_ids=gallery_ids)
-    # 50 rows less these two: a 49th neighbour does not exist.
-    with pytest.raises(errors.UserError, match="49"):
-        neighbors.search(gallery[8:10], gallery, 49, query_ids=gallery_ids[8:10], gallery_ids=gallery_ids)
+def test_ties_go_to_the_lower_id():
+    # Five equal rows with ids in no order; nine more than the spare candidates hold, so the whole gallery is asked.
+    for n in (5, 40):
+        ids = np.random.default_rng(22).permutation(1000)[:n]
+        gallery = np.tile(points(1, 6, seed=23), (n, 1))
+        _, index = neighbors.search(gallery[:1], gallery, 3, query_ids=ids[:1], gallery_ids=ids)
+        np.testing.assert_array_equal(np.sort(ids[1:])[:3], ids[index[0]])
 
 
 def test_without_query_ids_nothing_is_left_out():
@@ -172,8 +172,94 @@ def test_arguments_are_left_as_they_were():
 
 def test_matmuls_ask_for_full_float32():
     # "Exact" is a promise for accelerators too, whose default (TF32, bfloat16) reorders cosines nearer than 1e-3.
-    jaxpr = jax.make_jaxpr(lambda q, g: neighbors.search(q, g, 3))(points(5, 7), points(40, 7)).jaxpr
-    assert twins.matmul_precisions(jaxpr) == {jax.lax.Precision.HIGHEST}
+    inside = jax.make_jaxpr(lambda q, g: neighbors.search(q, g, 3))(points(5, 7), points(40, 7)).jaxpr
+    assert twins.matmul_precisions(inside) == {jax.lax.Precision.HIGHEST}
+    args = np.zeros((8, 8, 7), np.float32), np.zeros((8, 8), np.int32), np.zeros((4096, 7), np.float32), 4000
+    for k in (None, 3):
+        step = neighbors._pmapped(k, tuple(jax.local_devices()))
+        assert twins.matmul_precisions(jax.make_jaxpr(step)(*args).jaxpr) == {jax.lax.Precision.HIGHEST}
+
+
+# What float32 cannot tell
+
+
+def almost_equal(n, dim, seed, distance=1e-4):
+    """n rows around one vector: their cosines differ in the 9th digit, which float32 has not."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(1, dim)) + distance * rng.normal(size=(n, dim))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("n", "far", "k"),
+    [
+        (6, 500, 6),  # fewer than the spare candidates hold
+        (12, 500, 9),
+        (200, 500, 9),  # more: the whole gallery is asked
+        (200, 5000, 9),
+        (300, 0, 299),
+    ],
+)
+def test_neighbours_nearer_than_float32_can_tell_are_in_the_order_of_float64(n, far, k):
+    gallery = np.concatenate([points(far, 24, seed=24), almost_equal(n, 24, seed=25)])
+    queries = almost_equal(3, 24, seed=25, distance=2e-4)
+    unit = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    by_float32 = np.argsort(-(queries @ unit.T), axis=1, kind="stable")[:, :k]
+    exact = [x.astype(np.longdouble) for x in (queries, gallery)]
+    cosines = exact[0] @ exact[1].T / np.sqrt(np.sum(exact[1] ** 2, axis=1))
+    expected = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    assert not np.array_equal(by_float32, expected), "too easy"
+    np.testing.assert_array_equal(neighbors.search(queries, gallery, k)[1], expected)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_lengths_that_have_no_square_in_float32(scale):
+    gallery, queries = points(50, 5, seed=26), points(4, 5, seed=27)
+    _, expected = neighbors.search(queries, gallery, 5)
+    _, index = neighbors.search(queries * np.float32(scale), gallery * np.float32(scale), 5)
+    np.testing.assert_array_equal(index, expected)
+    inside = jax.jit(lambda q, g: neighbors.search(q, g, 5))(queries * np.float32(scale), gallery * np.float32(scale))
+    np.testing.assert_array_equal(inside[1], expected)
+
+
+# Blocks, on the host and on the device
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize(
+    ("queries", "rows", "k"), [(1, 333, 3), (9, 1024, 1), (130, 1055, 7), (70, 4099, 20), (3, 90, 89)]
+)
+def test_blocks_of_both_sides_lose_and_count_nothing_twice(monkeypatch, on_host, queries, rows, k):
+    # Small blocks, so that there are many of both sides; all rows opposite to the queries, so that a padding of zeros
+    # would be nearer than any of them.
+    monkeypatch.setattr(neighbors, "_picks_on_host", lambda: on_host)
+    monkeypatch.setattr(neighbors, "_MAX_ROWS", 512)
+    monkeypatch.setattr(neighbors, "_BLOCK", 2**13)
+    gallery = np.abs(points(rows, 6, seed=28))
+    ids = np.random.default_rng(29).permutation(10 * rows)[:rows]
+    asked = np.random.default_rng(30).integers(0, rows, queries)
+    assert_search(-gallery[asked], gallery, k, query_ids=ids[asked], gallery_ids=ids)
+
+
+@pytest.mark.parametrize("size", [2 * 5 * 32, 4096, 4100 // 32 * 32])
+def test_grouped_top_k_is_top_k(size):
+    x = np.random.default_rng(31).integers(-50, 50, (7, size)).astype(np.float32)  # many ties
+    ids, own = np.arange(size), np.array([0, 5, size - 40, -1, 64, 65, 31])
+    num_columns = size - 33
+    value, index = neighbors._top_k(jnp.asarray(x), 4, jnp.asarray(own), jnp.asarray(ids), num_columns)
+    x[np.arange(7), own] = np.where(own >= 0, -np.inf, x[np.arange(7), own])
+    x[:, num_columns:] = -np.inf
+    expected = np.argsort(-x, axis=1, kind="stable")[:, :4]
+    np.testing.assert_array_equal(index, expected)
+    np.testing.assert_array_equal(value, np.take_along_axis(x, expected, axis=1))
+
+
+def test_shapes_come_in_buckets():
+    # 16 to 32 sizes an octave: at most a sixteenth is padding, and a hundred galleries share a few compilations.
+    sizes = np.arange(1, 70_000, 7)
+    buckets = np.array([neighbors._bucket(int(n)) for n in sizes])
+    assert np.all(buckets >= sizes) and np.all(buckets % neighbors._GROUP == 0)
+    assert np.all(buckets[sizes > 512] <= sizes[sizes > 512] * 17 / 16)
+    assert len(set(buckets)) < 200
 
 
 # Eight devices
@@ -215,6 +301,10 @@ def test_eight_devices_find_what_one_device_finds(n, k):
         ("ids for one side only", []),
         ("zero query", ["1"]),
         ("zero gallery row", ["1"]),
+        ("ids twice", ["2", "3"]),
+        ("ids of another length", ["3", "4"]),
+        ("not a matrix", ["5"]),
+        ("empty", ["0", "5"]),
     ],
 )
 def test_mistakes_are_told_in_one_line_with_their_numbers(case, numbers):
@@ -240,6 +330,14 @@ def test_mistakes_are_told_in_one_line_with_their_numbers(case, numbers):
             queries[1] = 0
         case "zero gallery row":
             gallery[9] = 0
+        case "ids twice":
+            ids = {"query_ids": np.array([0, 1, 2]), "gallery_ids": np.array([4, 4, 0, 1, 2, 3, 3, 5, 6, 7, 8])}
+        case "ids of another length":
+            ids = {"query_ids": np.array([0, 1, 2, 3]), "gallery_ids": np.arange(11)}
+        case "not a matrix":
+            queries = queries[0]
+        case "empty":
+            queries = queries[:0]
     with pytest.raises(errors.UserError) as caught:
         neighbors.search(queries, gallery, k, **ids)
     message = str(caught.value)

@@ -156,14 +156,12 @@ def knn_classify(neighbor_labels, similarity, num_classes, temperature=0.05):
 
 
 def average_precision(queries, labels, gallery, gallery_labels, *, query_ids=None, gallery_ids=None):
-    """Mean over the positives of (positives up to here) / rank: (ap [Q], num_positives [Q])."""
+    """Mean over positives of (positives at least as near) / (rows at least as near): (ap [Q], num_positives [Q])."""
     out, counts = [], []
     for q, query in enumerate(array64(queries)):
-        _, order = ranking(query, gallery, None if query_ids is None else query_ids[q], gallery_ids)
-        precisions = []
-        for rank, index in enumerate(order, start=1):
-            if gallery_labels[index] == labels[q]:
-                precisions.append((len(precisions) + 1) / rank)
+        cosines, order = ranking(query, gallery, None if query_ids is None else query_ids[q], gallery_ids)
+        positive = np.asarray(gallery_labels)[order] == labels[q]
+        precisions = [np.sum(positive & (cosines >= c)) / np.sum(cosines >= c) for c in cosines[positive]]
         out.append(sum(precisions) / len(precisions) if precisions else 0.0)
         counts.append(len(precisions))
     return np.array(out), np.array(counts)

@@ -1,6 +1,10 @@
-"""Prints the metrics of a workdir's newest checkpoint as one line of JSON, values as fractions.
+"""Prints the metrics of a checkpoint, or of embeddings from anywhere, as one line of JSON, values as fractions.
 
 python experiments/evaluate.py --workdir=runs/grafit
+python experiments/evaluate.py --features=test.npz [--gallery=train.npz] [--k=1,2,5,10] [--out=metrics.json]
+
+Of a workdir it is the newest checkpoint. Features without a gallery are each other's, and each is left out of its own
+neighbours by its id. With a gallery, --leave_out does so with the rows of a gallery that holds the queries too.
 """
 
 import json
@@ -8,15 +12,42 @@ import pathlib
 
 from absl import flags
 
-from grafit_jax import cli, experiment
+from grafit_jax import cli, config, evaluation, experiment, features, workdir
+from grafit_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of experiments/train.py", required=True)
+_DEFAULTS = config.default().eval
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of experiments/train.py")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory, where it is not the one of the training")
+_FEATURES = flags.DEFINE_string("features", None, "embeddings and labels: .npz, .parquet, or .npy with a .csv")
+_GALLERY = flags.DEFINE_string("gallery", None, "the same of the images to be found (default: those of --features)")
+_LEAVE_OUT = flags.DEFINE_bool("leave_out", False, "ids mean the same image in both files: a query finds not itself")
+_K = flags.DEFINE_list("k", [str(k) for k in _DEFAULTS.recall_at], "of recall@k, as 1,2,5,10")
+_KNN_K = flags.DEFINE_integer("knn_k", _DEFAULTS.knn_k, "how many neighbours vote", lower_bound=1)
+_KNN_TEMPERATURE = flags.DEFINE_float("knn_temperature", _DEFAULTS.knn_temperature, "of their votes", lower_bound=1e-6)
+_OUT = flags.DEFINE_string("out", None, "a file that gets the line too")
+cli.want_numbers("k")
 
 
 def main(argv):
-    run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
-    print(json.dumps(experiment.evaluate(run, state)))
+    if _WORKDIR.value is not None and _FEATURES.value is None:
+        run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
+        metrics = experiment.evaluate(run, state)
+    elif _FEATURES.value is not None and _WORKDIR.value is None:
+        metrics = evaluation.evaluate_features(
+            features.load(pathlib.Path(_FEATURES.value)),
+            None if _GALLERY.value is None else features.load(pathlib.Path(_GALLERY.value)),
+            leave_out=_LEAVE_OUT.value,
+            ks=[int(k) for k in _K.value],
+            knn_k=_KNN_K.value,
+            knn_temperature=_KNN_TEMPERATURE.value,
+        )
+    else:
+        raise UserError("want one of --workdir=DIR (a checkpoint) and --features=FILE (embeddings).")
+    line = json.dumps(metrics)
+    if _OUT.value is not None:
+        workdir.write(pathlib.Path(_OUT.value), line + "\n")
+    print(line)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,7 @@ _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every method, as 0,1,2 (defa
 _METHODS = flags.DEFINE_list("methods", None, "these methods alone (default: all of the table)")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
 _RECORD = flags.DEFINE_bool("record", False, "keep the results in experiments/results, docs and README.md")
-flags.register_validator(
-    "seeds", lambda seeds: seeds is None or all(s.isdigit() for s in seeds), "want whole numbers with commas, as 0,1,2"
-)
+cli.want_numbers("seeds")
 
 
 def main(argv):

@@ -42,6 +42,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
+def want_numbers(flag: str) -> None:
+    """Refuses a list flag with an entry that is not a whole number."""
+    flags.register_validator(
+        flag, lambda values: values is None or (values and all(v.isdigit() for v in values)), "want numbers, as 0,1,2"
+    )
+
+
 def use_compilation_cache() -> None:
     """Compiled programs are kept over runs in $JAX_COMPILATION_CACHE_DIR, else ~/.cache/grafit_jax."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

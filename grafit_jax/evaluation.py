@@ -10,6 +10,8 @@ import numpy as np
 from grafit_jax import metrics, neighbors, parallel
 from grafit_jax.data import augment
 from grafit_jax.data.sources import Records
+from grafit_jax.errors import UserError
+from grafit_jax.features import Features
 from grafit_jax.models import Network
 
 
@@ -75,6 +77,43 @@ def evaluate_network(embed_fn: EmbedFn, variables: Any, records: dict[str, Recor
         values = evaluate(test, train, ks=config.recall_at, knn_k=config.knn_k, knn_temperature=config.knn_temperature)
         result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
     return result
+
+
+def evaluate_features(
+    queries: Features,
+    gallery: Features | None,
+    *,
+    leave_out: bool,
+    ks: Sequence[int],
+    knn_k: int,
+    knn_temperature: float,
+) -> dict[str, float]:
+    """All metrics of embeddings from anywhere, at every level that both sides have; see `metrics.retrieval_metrics`.
+
+    Args:
+      queries: each is left out of its own neighbours, if there is no gallery.
+      gallery: the images to be found, or None: the queries.
+      leave_out: the ids of both sides mean the same images: a query is left out of its neighbours in the gallery too.
+      ks: of recall@k.
+      knn_k: how many neighbours vote.
+      knn_temperature: of their votes.
+
+    Raises:
+      UserError: no labels to judge by, or as `metrics.retrieval_metrics`.
+    """
+    ids: dict[str, np.ndarray] = {}
+    if gallery is None:
+        gallery, leave_out = queries, True
+    if leave_out:
+        # Ids may be strings. As codes of both sides they keep their order.
+        code = np.unique(np.concatenate([queries.id, gallery.id]), return_inverse=True)[1]
+        ids = {"query_ids": code[: len(queries)], "gallery_ids": code[len(queries) :]}
+    if not queries.levels.keys() & gallery.levels.keys():
+        raise UserError("found no labels on both sides to judge by: want label, coarse_label or both.")
+    return metrics.retrieval_metrics(
+        queries.embedding, queries.levels, gallery.embedding, gallery.levels,
+        ks=ks, knn_k=knn_k, knn_temperature=knn_temperature, **ids,
+    )  # fmt: skip
 
 
 def evaluate(

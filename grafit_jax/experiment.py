@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -17,6 +18,7 @@ from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import augment, hierarchy, sources
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
+from grafit_jax.features import Features
 from grafit_jax.memory import Memory
 from grafit_jax.models import Network
 from grafit_jax.state import TrainState
@@ -127,6 +129,20 @@ def evaluate(experiment: Experiment, state: TrainState) -> dict[str, float]:
         experiment.embed_fn, variables(state), experiment.records, experiment.config.eval
     )
     return metrics | {"step": int(state.step)}
+
+
+def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> Features:
+    """The embeddings of a split with the names of its labels; ids are "split/row"."""
+    records = experiment.records[split]
+    embedded = experiment.embed_fn(variables(state), records.image)
+    if layer not in embedded:
+        raise UserError(f"method {experiment.config.method} has no {layer}: take one of {', '.join(embedded)}.")
+    return Features(
+        embedding=embedded[layer],
+        id=np.array([f"{split}/{row}" for row in range(len(records))]),
+        label=None if records.label is None else np.array(records.label_names)[records.label],
+        coarse_label=np.array(records.coarse_names)[records.coarse_label],
+    )
 
 
 def restore_newest(path: pathlib.Path, *, data_dir: str | None = None) -> tuple[Experiment, TrainState]:

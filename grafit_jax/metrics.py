@@ -30,7 +30,7 @@ def recall_at_k(neighbor_labels: ArrayLike, labels: ArrayLike, ks: Sequence[int]
     """
     hits = jnp.asarray(neighbor_labels) == jnp.asarray(labels)[:, None]
     if min(ks) < 1 or max(ks) > hits.shape[1]:
-        raise ValueError(f"recall@k for k = {tuple(ks)} needs k in 1..{hits.shape[1]}, the neighbours at hand.")
+        raise UserError(f"recall@k for k = {tuple(ks)} needs k in 1..{hits.shape[1]}, the neighbours at hand.")
     return {k: hits[:, :k].any(axis=1).astype(jnp.float32) for k in ks}
 
 
@@ -100,7 +100,7 @@ def retrieval_metrics(
     query_ids: ArrayLike | None = None,
     gallery_ids: ArrayLike | None = None,
     ks: Sequence[int] = (1, 2, 5, 10),
-    knn_k: int = 20,
+    knn_k: int = 30,
     knn_temperature: float = 0.05,
 ) -> dict[str, float]:
     """All metrics of embeddings, from one pass over their similarities.

@@ -77,62 +77,95 @@ def replace_block(text: str, name: str, block: str) -> str:
     return pattern.sub(lambda m: f"{m[1]}{block}\n{m[2]}", text)
 
 
+# How an image stands to its query: what the frame around it looks like.
+_FRAMES = {
+    "query": ("black", "solid", 2.5),
+    "fine": ("#2e7d32", "solid", 1.8),
+    "coarse": ("#ef9a00", "dashed", 1.8),
+    "neither": ("#c62828", "dotted", 1.8),
+    "unknown": ("#9e9e9e", "solid", 1.0),
+}
+_LEGEND = "green, solid: same fine class    amber, dashed: same coarse class only    red, dotted: neither"
+
+# An image [H, W, C] and its frame.
+Thumbnail = tuple[np.ndarray, str]
+
+
 def gallery(
     path: pathlib.Path, records: Records, embeddings: Mapping[str, np.ndarray], *, rows: int = 6, k: int = 10
 ) -> None:
     """A PNG of queries and their k nearest other images, side by side for every entry of `embeddings`.
 
+    The queries are drawn once for all, one of each of the first `rows` classes of a seeded order: not chosen by what
+    comes out.
+    """
+    if records.label is None:
+        raise UserError("the gallery compares fine labels, and this split has none.")
+    draw = np.random.default_rng(0)
+    classes = np.sort(draw.permutation(len(records.label_names))[:rows])
+    queries = np.array([draw.choice(np.flatnonzero(records.label == c)) for c in classes])
+    sheets = {}
+    for name, embedding in embeddings.items():
+        near = neighbors.search(embedding[queries], embedding, k, query_ids=queries, gallery_ids=records.id)[1]
+        sheets[name] = [
+            [(records.image[query], "query")]
+            + [(records.image[i], relation(records.label, records.coarse_label, query, i)) for i in row]
+            for query, row in zip(queries, near, strict=True)
+        ]
+    contact_sheet(path, sheets)
+
+
+def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: int, other: int) -> str:
+    """The frame of `other` among the neighbours of `query`: fine, coarse or neither; unknown without labels."""
+    if label is not None and label[query] == label[other]:
+        return "fine"
+    if coarse_label is not None and coarse_label[query] == coarse_label[other]:
+        return "coarse"
+    return "unknown" if label is None and coarse_label is None else "neither"
+
+
+def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thumbnail]]]) -> None:
+    """A PNG of rows of thumbnails, the query first, with the sheets side by side under their names.
+
     A solid green frame marks a neighbour of the same fine class, a dashed amber one the same coarse class alone, a
-    dotted red one neither. The queries are drawn once for all, one of each of the first `rows` classes of a seeded
-    order: not chosen by what comes out.
+    dotted red one neither, a grey one what has no labels.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    if records.label is None:
-        raise UserError("the gallery compares fine labels, and this split has none.")
-    draw = np.random.default_rng(0)
-    classes = np.sort(draw.permutation(len(records.label_names))[:rows])
-    queries = np.array([draw.choice(np.flatnonzero(records.label == c)) for c in classes])
-    figure, axes = plt.subplots(
-        len(queries),
-        (k + 1) * len(embeddings) + len(embeddings) - 1,
-        figsize=(0.62 * ((k + 1) * len(embeddings) + 1), 0.72 * len(queries) + 1.0),
-        squeeze=False,
-    )
+    width, height = max(len(row) for rows in sheets.values() for row in rows), max(map(len, sheets.values()))
+    columns = width * len(sheets) + len(sheets) - 1
+    figure, axes = plt.subplots(height, columns, figsize=(0.62 * (columns + 1), 0.72 * height + 1.0), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
-    for block, (name, embedding) in enumerate(embeddings.items()):
-        near = np.asarray(
-            neighbors.search(embedding[queries], embedding, k, query_ids=queries, gallery_ids=records.id)[1]
-        )
-        left = block * (k + 2)
-        for row, query in enumerate(queries):
-            _thumbnail(axes[row, left], records.image[query], "black", "solid", 2.5)
-            for column, other in enumerate(near[row]):
-                colour, style = ("#c62828", "dotted")
-                if records.label[other] == records.label[query]:
-                    colour, style = ("#2e7d32", "solid")
-                elif records.coarse_label[other] == records.coarse_label[query]:
-                    colour, style = ("#ef9a00", "dashed")
-                _thumbnail(axes[row, left + 1 + column], records.image[other], colour, style, 1.8)
+    for number, (name, rows) in enumerate(sheets.items()):
+        left = number * (width + 1)
+        for row, thumbnails in zip(axes, rows, strict=True):
+            for ax, thumbnail in zip(row[left:], thumbnails, strict=False):
+                _draw(ax, *thumbnail)
         axes[0, left].set_title("query", fontsize=8)
-        axes[0, left + 1 + k // 2].set_title(f"{name}: nearest first", fontsize=9)
-    figure.text(
-        0.5, 0.012, "green, solid: same fine class    amber, dashed: same coarse class only    red, dotted: neither",
-        ha="center", fontsize=8,
-    )  # fmt: skip
+        axes[0, left + (width + 1) // 2].set_title(f"{name}: nearest first", fontsize=9)
+    if any(frame in ("fine", "neither") for rows in sheets.values() for row in rows for _, frame in row):
+        figure.text(0.5, 0.012, _LEGEND, ha="center", fontsize=8)
     figure.tight_layout(rect=(0, 0.03, 1, 1), pad=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _thumbnail(ax, image: np.ndarray, colour: str, style: str, width: float) -> None:
+def _draw(ax, image: np.ndarray, frame: str) -> None:
+    colour, style, width = _FRAMES[frame]
     ax.axis("on")
     ax.set(xticks=[], yticks=[])
     grey = image.shape[-1] == 1
-    ax.imshow(image[..., 0] if grey else image, cmap="gray_r" if grey else None)
+    ax.imshow(image[..., 0] if grey else image, cmap="gray_r" if grey else None, vmin=0, vmax=255)
     for spine in ax.spines.values():
         spine.set(edgecolor=colour, linestyle=style, linewidth=width)
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns aligned by spaces, for a terminal."""
+    lines = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

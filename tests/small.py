@@ -1,9 +1,31 @@
-"""A run that takes milliseconds a step, for the tests of everything around it."""
+"""A run that takes milliseconds a step, for the tests of everything around it, and command lines as a user has them."""
+
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 
 from grafit_jax import config as config_lib
 from grafit_jax import parallel
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def shell_environment():
+    """As a user's shell has it: one CPU device, not the eight of the tests."""
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments]
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, env=shell_environment(), cwd=ROOT
+    )
 
 
 def small_config(method="grafit", **overrides):

@@ -1,11 +1,8 @@
 """The command lines as a user meets them: a mistake is one line on stderr, status 2, nothing on stdout, no workdir."""
 
-import os
-import pathlib
 import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
+from small import ROOT, command, shell_environment
 
 # Script and flags -> what its one line says.
 MISTAKES = {
@@ -20,27 +17,26 @@ MISTAKES = {
     "train --config=configs/digits.py stray": "found 'stray' where a flag should be: want --name=value.",
     "evaluate": "holds no run (no config.json): give the --workdir of experiments/train.py.",
     "reproduce --methods=gaussian": "the table has no gaussian: its methods are raw_pixels, baseline,",
-    "reproduce --seeds=0,x": "want whole numbers with commas, as 0,1,2",
+    "reproduce --seeds=0,x": "want numbers, as 0,1,2",
 }
 
 
 def test_mistakes_are_one_line_each(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     running = []
-    for number, (command, wanted) in enumerate(MISTAKES.items()):
-        script, *arguments = command.format(tmp=tmp_path).split()
+    for number, (line, wanted) in enumerate(MISTAKES.items()):
+        script, *arguments = line.format(tmp=tmp_path).split()
         target = tmp_path / f"run{number}"
         process = subprocess.Popen(
-            [sys.executable, ROOT / "experiments" / f"{script}.py", f"--workdir={target}", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
+            command(script, f"--workdir={target}", *arguments),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=shell_environment(), cwd=ROOT,
         )  # fmt: skip
-        running.append((command, wanted.format(tmp=tmp_path), target, process))
+        running.append((line, wanted.format(tmp=tmp_path), target, process))
         if number % 2:  # two at a time
             for *_, started in running[-2:]:
                 started.wait()
-    for command, wanted, target, process in running:
+    for line, wanted, target, process in running:
         out, err = process.communicate()
-        lines = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert (process.returncode, out) == (2, ""), (command, err[-2000:])
-        assert len(lines) == 1 and wanted in lines[0] and "Traceback" not in err, (command, err[-2000:])
-        assert not target.exists(), command
+        lines = [text for text in err.splitlines() if text.startswith("error: ")]
+        assert (process.returncode, out) == (2, ""), (line, err[-2000:])
+        assert len(lines) == 1 and wanted in lines[0] and "Traceback" not in err, (line, err[-2000:])
+        assert not target.exists(), line

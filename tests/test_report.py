@@ -111,12 +111,12 @@ def test_gallery_frames_tell_fine_from_coarse_and_leave_the_query_out(tmp_path, 
     )  # fmt: skip
     angle = np.arange(n) * 2 * np.pi / n + np.arange(n) * 1e-3
     drawn = []
-    monkeypatch.setattr(report, "_thumbnail", lambda ax, image, *frame: drawn.append((int(image[0, 0, 0]), frame[1])))
+    monkeypatch.setattr(report, "_draw", lambda ax, image, frame: drawn.append((int(image[0, 0, 0]), frame)))
     report.gallery(tmp_path / "g.png", records, {"x": np.stack([np.cos(angle), np.sin(angle)], 1)}, rows=3, k=2)
     rows = [drawn[i : i + 3] for i in range(0, len(drawn), 3)]
     assert [query % 3 for (query, _), *_ in rows] == [0, 1, 2]  # a query of each class
     for (query, _), *near in rows:
         assert {other for other, _ in near} == {(query - 1) % n, (query + 1) % n}
         for other, frame in near:
-            kind = {0: "solid"}.get((other - query) % 3, "dashed" if {other % 3, query % 3} == {0, 1} else "dotted")
+            kind = {0: "fine"}.get((other - query) % 3, "coarse" if {other % 3, query % 3} == {0, 1} else "neither")
             assert frame == kind

@@ -3,10 +3,8 @@
 import json
 import logging
 import os
-import pathlib
 import pty
 import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -16,11 +14,8 @@ from grafit_jax import config as config_lib
 from grafit_jax import experiment, train, workdir
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
-from small import on_one_device, small_config
+from small import ROOT, command, on_one_device, run, shell_environment, small_config
 
-ROOT = pathlib.Path(__file__).parent.parent
-TRAIN = [sys.executable, str(ROOT / "experiments" / "train.py")]
-EVALUATE = [sys.executable, str(ROOT / "experiments" / "evaluate.py")]
 SMALL = [
     "--config.model.trunk=resnet8",
     "--config.model.stem=patch2",
@@ -28,15 +23,6 @@ SMALL = [
     "--config.model.dim=16",
     "--config.checkpoint.every_epochs=2",
 ]
-
-
-def environment():
-    """As a user's shell has it: one CPU device, not the eight of the tests."""
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-
-
-def run(args, **kwargs):
-    return subprocess.run(args, capture_output=True, text=True, env=environment(), cwd=ROOT, **kwargs)
 
 
 def newest(path):
@@ -47,14 +33,14 @@ def newest(path):
     return step, tree
 
 
-def train_command(path, *extra):
-    return [*TRAIN, "--config=configs/digits.py:method=grafit", f"--workdir={path}", *SMALL, *extra]
+def train_arguments(path, *extra):
+    return "train", "--config=configs/digits.py:method=grafit", f"--workdir={path}", *SMALL, *extra
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     epochs = "--config.train.epochs=6"
-    whole = run(train_command(tmp_path / "whole", epochs))
+    whole = run(*train_arguments(tmp_path / "whole", epochs))
     assert whole.returncode == 0, whole.stderr[-2000:]
 
     killed = tmp_path / "killed"
@@ -62,7 +48,11 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     # first checkpoint is in the log, so that what is resumed has something to cut.
     terminal, other_end = pty.openpty()
     process = subprocess.Popen(
-        train_command(killed, epochs), stdout=subprocess.DEVNULL, stderr=other_end, env=environment(), cwd=ROOT
+        command(*train_arguments(killed, epochs)),
+        stdout=subprocess.DEVNULL,
+        stderr=other_end,
+        env=shell_environment(),
+        cwd=ROOT,
     )
     os.close(other_end)
     log = killed / "metrics.jsonl"
@@ -75,7 +65,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     assert process.wait() == -9, "it ended before it could be killed"
     assert not (killed / "metrics.json").exists()
 
-    resumed = run(train_command(killed, epochs))
+    resumed = run(*train_arguments(killed, epochs))
     assert resumed.returncode == 0, resumed.stderr[-2000:]
 
     (step, expected), (other_step, got) = newest(tmp_path / "whole"), newest(killed)
@@ -93,13 +83,13 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
 
     # Evaluation says on standard output what the training left, as one line, again and again the same.
     for _ in range(2):
-        evaluated = run([*EVALUATE, f"--workdir={killed}"])
+        evaluated = run("evaluate", f"--workdir={killed}")
         assert evaluated.returncode == 0, evaluated.stderr[-2000:]
         assert evaluated.stdout == (killed / "metrics.json").read_text()
 
     # Run once more, a complete run changes nothing.
     before = (killed / "metrics.jsonl").read_text()
-    again = run(train_command(killed, epochs))
+    again = run(*train_arguments(killed, epochs))
     assert again.returncode == 0 and (killed / "metrics.jsonl").read_text() == before
     assert json.loads(again.stdout) == json.loads((killed / "metrics.json").read_text())
 
@@ -109,9 +99,13 @@ def test_a_run_leaves_config_log_checkpoints_and_result_and_compiles_its_step_on
     config = small_config(**{"eval.every_epochs": 1, "checkpoint.every_epochs": 1, "train.epochs": 3})
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         metrics = train.train(config, tmp_path / "run")
-    # pmap compiles what it is given as "_fun": the steps once, and once the embedding of evaluation.
+    # pmap compiles what it is given as "_fun": the steps, which alone take the whole training set, once; once the
+    # embedding, which takes batches of images; and the similarities of trunk (64) and projector features (16).
     compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling jit(_fun)")]
-    assert len(compiled) == 2, [message[:300] for message in compiled]
+    of_images = [message for message in compiled if "uint8[" in message]
+    assert ["uint8[899,8,8,1]" in message for message in of_images].count(True) == 1 and len(of_images) == 2
+    assert sorted(size for size in (16, 64) for m in compiled if f"float32[928,{size}]" in m) == [16, 64]
+    assert len(compiled) == 4, [message[:300] for message in compiled]
 
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     expected = {f"{level}{name}" for level in ("", "coarse/") for name in (

@@ -1,0 +1,135 @@
+"""Embeddings with their labels on disk: .npz, .parquet, or .npy with a .csv beside it."""
+
+import csv
+import dataclasses
+import pathlib
+import zipfile
+
+import numpy as np
+
+from grafit_jax import neighbors
+from grafit_jax.errors import UserError
+
+_COLUMNS = ("id", "label", "coarse_label", "filename")
+_FORMATS = (".npz", ".parquet", ".npy")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """Embeddings of a set of images.
+
+    Attributes:
+      embedding: float32 [N, D].
+      id: [N], integers or strings, none twice: what an image is told apart by.
+      label: [N] fine labels, integers or strings, or None where they are not known.
+      coarse_label: the same of coarse labels.
+      filename: [N] strings, where the images lie, or None.
+    """
+
+    embedding: np.ndarray
+    id: np.ndarray
+    label: np.ndarray | None = None
+    coarse_label: np.ndarray | None = None
+    filename: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    @property
+    def levels(self) -> dict[str, np.ndarray]:
+        """The labels that are known, as `metrics.retrieval_metrics` takes them."""
+        found = {"": self.label, "coarse": self.coarse_label}
+        return {name: labels for name, labels in found.items() if labels is not None}
+
+
+def save(path: pathlib.Path, features: Features) -> None:
+    """Writes features in the format that the file's ending names; see `load`."""
+    _check_format(path)
+    columns = {name: getattr(features, name) for name in _COLUMNS if getattr(features, name) is not None}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npz":
+            np.savez(path, embedding=features.embedding, **columns)
+        elif path.suffix == ".npy":
+            np.save(path, features.embedding)
+            with open(path.with_suffix(".csv"), "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows(zip(*columns.values(), strict=True))
+        else:
+            import pyarrow
+            import pyarrow.parquet
+
+            values = pyarrow.array(features.embedding.reshape(-1))
+            embedding = pyarrow.FixedSizeListArray.from_arrays(values, features.embedding.shape[1])
+            pyarrow.parquet.write_table(pyarrow.table(columns | {"embedding": embedding}), path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error}): take another --out.") from error
+
+
+def load(path: pathlib.Path) -> Features:
+    """Reads and checks features.
+
+    .npz: arrays `embedding` [N, D] and, each where it is known, `label`, `coarse_label`, `id`, `filename`, all [N].
+    .parquet: the same as columns, `embedding` a list. .npy: the embeddings, with the other columns in a .csv of that
+    name. Without ids the row numbers serve.
+
+    Raises:
+      UserError: a file that is not there, not readable, without embeddings, or with columns that do not fit them.
+    """
+    _check_format(path)
+    try:
+        columns = {".npz": _read_npz, ".parquet": _read_parquet, ".npy": _read_npy}[path.suffix](path)
+    except FileNotFoundError as error:
+        raise UserError(f"found no file {error.filename or path}: write one with experiments/embed.py.") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): write it anew.") from None
+    if "embedding" not in columns:
+        found = ", ".join(sorted(columns)) or "nothing"
+        raise UserError(f"{path} holds {found} but no embedding: want embedding [N, D] and {', '.join(_COLUMNS)} [N].")
+    embedding = columns.pop("embedding")
+    if embedding.dtype.kind not in "fiu":
+        raise UserError(f"{path}: embedding is of {embedding.dtype}: want numbers.")
+    with np.errstate(over="ignore"):
+        embedding = embedding.astype(np.float32)
+    neighbors.check_embeddings(f"{path}: embedding", embedding)
+    for name, values in columns.items():
+        if values.shape != (len(embedding),):
+            raise UserError(f"{path}: {name} has shape {values.shape}: want one for each of {len(embedding)} rows.")
+        if values.dtype.kind not in "biuU":
+            raise UserError(f"{path}: {name} is of {values.dtype}: want integers or strings.")
+    if "id" in columns:
+        neighbors.check_ids(f"{path}: id", columns["id"])
+    return Features(embedding, **({"id": np.arange(len(embedding))} | columns))
+
+
+def _check_format(path: pathlib.Path) -> None:
+    if path.suffix not in _FORMATS:
+        raise UserError(f"{path} ends in {path.suffix or 'nothing'}: want one of {', '.join(_FORMATS)}.")
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ("embedding", *_COLUMNS) if name in arrays}
+
+
+def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    columns = {name: table[name].to_numpy() for name in _COLUMNS if name in table.column_names}
+    columns = {name: values.astype(str) if values.dtype == object else values for name, values in columns.items()}
+    if "embedding" in table.column_names:
+        columns["embedding"] = np.stack(table["embedding"].to_numpy()) if len(table) else np.zeros((0, 0))
+    return columns
+
+
+def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {"embedding": np.load(path, allow_pickle=False)}
+    if path.with_suffix(".csv").exists():
+        with open(path.with_suffix(".csv"), newline="") as file:
+            header, *rows = csv.reader(file)
+        for name, values in zip(header, zip(*rows, strict=True), strict=True):
+            if name in _COLUMNS:
+                columns[name] = np.array(values)
+    return columns

@@ -1,0 +1,99 @@
+"""Nearest images of a few queries: as a table and as a picture."""
+
+import difflib
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from grafit_jax import evaluation, experiment, neighbors, report
+from grafit_jax.errors import UserError
+from grafit_jax.experiment import Experiment
+from grafit_jax.features import Features
+from grafit_jax.state import TrainState
+
+
+def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
+    """The rows of the gallery with these ids; UserError for one that is not there."""
+    names = [str(name) for name in gallery.id]
+    place = {name: row for row, name in enumerate(names)}
+    for wanted in ids:
+        if wanted not in place:
+            near = difflib.get_close_matches(wanted, names[:100_000], 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(f"unknown id {wanted!r}{hint}: the gallery has {names[0]!r} to {names[-1]!r}.")
+    return np.array([place[wanted] for wanted in ids])
+
+
+def read_image(path: pathlib.Path, channels: int) -> np.ndarray:
+    """uint8 [H, W, channels] of an image file, grey for one channel and RGB for three."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    try:
+        with PIL.Image.open(path) as image:
+            upright = PIL.ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            return np.asarray(upright, np.uint8).reshape(upright.height, upright.width, channels)
+    except FileNotFoundError:
+        raise UserError(f"found no image {path}: give --query=FILE.") from None
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not an image that can be read ({error}): want PNG, JPEG or the like.") from None
+
+
+class FileImages(Sequence[np.ndarray]):
+    """RGB images read from their files when they are asked for."""
+
+    def __init__(self, files: Sequence[str]):
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, row):
+        return read_image(pathlib.Path(self._files[row]), 3)
+
+
+def embed_images(run: Experiment, state: TrainState, images: Sequence[np.ndarray], layer: str) -> np.ndarray:
+    """float32 [n, D] of images of any sizes, each embedded on its own."""
+    embed_fn = evaluation.make_embed_fn(run.network, run.views, batch_size=1)
+    return np.concatenate([embed_fn(experiment.variables(state), image[None])[layer] for image in images])
+
+
+def nearest(gallery: Features, k: int, *, rows: np.ndarray | None = None, embeddings: np.ndarray | None = None):
+    """similarity and index [n, k] for queries that are `rows` of the gallery, or `embeddings` from outside."""
+    if rows is None:
+        assert embeddings is not None
+        return neighbors.search(embeddings, gallery.embedding, k)
+    return neighbors.search(
+        gallery.embedding[rows], gallery.embedding, k, query_ids=rows, gallery_ids=np.arange(len(gallery))
+    )
+
+
+def table(names: Sequence[str], gallery: Features, similarity: np.ndarray, index: np.ndarray) -> str:
+    """A line for every neighbour: query, rank, id, similarity, and what else the gallery knows."""
+    known = [name for name in ("label", "coarse_label", "filename") if getattr(gallery, name) is not None]
+    lines = [
+        [query, rank, gallery.id[i], f"{s:.4f}", *(getattr(gallery, name)[i] for name in known)]
+        for query, row, similarities in zip(names, index, similarity, strict=True)
+        for rank, (i, s) in enumerate(zip(row, similarities, strict=True), start=1)
+    ]
+    return report.plain_table(["query", "rank", "id", "similarity", *known], lines)
+
+
+def picture(
+    path: pathlib.Path,
+    queries: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
+    gallery: Features,
+    index: np.ndarray,
+    *,
+    rows: np.ndarray | None = None,
+) -> None:
+    """A PNG of queries and neighbours; frames by label where the queries are rows of the gallery."""
+    sheet = []
+    for number, (query, near) in enumerate(zip(queries, index, strict=True)):
+        frames = ["unknown"] * len(near)
+        if rows is not None:
+            frames = [report.relation(gallery.label, gallery.coarse_label, rows[number], i) for i in near]
+        sheet.append([(query, "query"), *((images[i], frame) for i, frame in zip(near, frames, strict=True))])
+    report.contact_sheet(path, {"gallery": sheet})

@@ -1,0 +1,115 @@
+"""Embeddings on disk: what is written comes back in every format, and files that cannot be used are named."""
+
+import numpy as np
+import pytest
+
+from grafit_jax import evaluation, features, metrics
+from grafit_jax.errors import UserError
+from grafit_jax.features import Features
+
+
+def some(n=12, dim=5, **columns):
+    embedding = np.random.default_rng(0).normal(size=(n, dim)).astype(np.float32)
+    return Features(embedding, **({"id": np.array([f"test/{i}" for i in range(n)])} | columns))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".npy"])
+def test_what_is_saved_is_loaded(tmp_path, suffix):
+    written = some(label=np.array(list("abcabcabcabc")), filename=np.array([f"a, b/{i}.jpg" for i in range(12)]))
+    features.save(tmp_path / "deep" / f"f{suffix}", written)
+    read = features.load(tmp_path / "deep" / f"f{suffix}")
+    assert read.coarse_label is None
+    for name in ("embedding", "id", "label", "filename"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(written, name), err_msg=name)
+    assert read.embedding.dtype == np.float32
+
+
+def test_embeddings_alone_get_row_numbers_as_ids(tmp_path):
+    np.savez(tmp_path / "f.npz", embedding=np.eye(3, dtype=np.float64))
+    read = features.load(tmp_path / "f.npz")
+    np.testing.assert_array_equal(read.id, [0, 1, 2])
+    assert read.levels == {} and read.embedding.dtype == np.float32
+    np.save(tmp_path / "f.npy", np.eye(3))
+    np.testing.assert_array_equal(features.load(tmp_path / "f.npy").id, [0, 1, 2])
+
+
+E = np.eye(4, 3) + 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"label": np.zeros(4, int)}, r"f\.npz holds label but no embedding: want embedding \[N, D\] and id, label,"),
+        ({"embedding": E, "label": np.zeros(3, int)}, r"f\.npz: label has shape \(3,\): want one for each of 4 rows"),
+        ({"embedding": E, "label": np.zeros(4)}, r"f\.npz: label is of float64: want integers or strings"),
+        ({"embedding": E, "id": np.array([0, 1, 1, 3])}, r"f\.npz: id has 1 ids more than once, the first is 1: want"),
+        ({"embedding": E[0]}, r"f\.npz: embedding has shape \(3,\): want \[n, D\]"),
+        ({"embedding": E[:0]}, r"f\.npz: embedding has shape \(0, 3\): want \[n, D\] with at least one row"),
+        ({"embedding": np.array([list("abc")])}, r"f\.npz: embedding is of <U1: want numbers"),
+        ({"embedding": E * [[1], [np.nan], [1], [1]]}, r"f\.npz: embedding has 1 rows with NaN or .* first is row 1"),
+        ({"embedding": E * [[1], [1], [1e300], [1]]}, r"f\.npz: embedding has 1 rows with NaN or .* first is row 2"),
+        ({"embedding": E * [[1], [1], [1], [0]]}, r"f\.npz: embedding has 1 zero vectors, the first is row 3"),
+        ({"embedding": E, "label": np.array([None] * 4)}, r"f\.npz cannot be read \(Object arrays cannot be loaded"),
+    ],
+)
+def test_files_that_cannot_be_used_are_told_in_one_line(tmp_path, arrays, message):
+    np.savez(tmp_path / "f.npz", **arrays)
+    with pytest.raises(UserError, match=message) as error:
+        features.load(tmp_path / "f.npz")
+    assert "\n" not in str(error.value) and isinstance(error.value, ValueError)
+
+
+def test_files_that_are_not_there_or_not_what_they_say(tmp_path):
+    for suffix in (".npz", ".parquet", ".npy"):
+        with pytest.raises(UserError, match=rf"found no file .*none\{suffix}"):
+            features.load(tmp_path / f"none{suffix}")
+        (tmp_path / f"text{suffix}").write_text("no numbers here")
+        with pytest.raises(UserError, match=rf"text\{suffix} cannot be read \(.+\): write it anew"):
+            features.load(tmp_path / f"text{suffix}")
+    for call in (features.load, lambda path: features.save(path, some())):
+        with pytest.raises(UserError, match=r"f\.txt ends in \.txt: want one of \.npz, \.parquet, \.npy"):
+            call(tmp_path / "f.txt")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*take another --out"):
+        features.save(tmp_path / "file" / "f.npz", some())
+
+
+# Evaluation of embeddings from anywhere
+
+OPTIONS = {"ks": (1, 2), "knn_k": 3, "knn_temperature": 0.05}
+
+
+def test_without_a_gallery_a_query_is_left_out_by_its_id():
+    # Ids in no order, and strings: pairs of equal images of different classes would find themselves by rank.
+    embedding = np.repeat(np.random.default_rng(1).normal(size=(10, 4)), 2, axis=0).astype(np.float32)
+    order = np.random.default_rng(2).permutation(20)
+    given = Features(embedding[order], np.array([f"image {i}" for i in order]), label=np.array([0, 1] * 10)[order])
+    got = evaluation.evaluate_features(given, None, leave_out=False, **OPTIONS)
+    assert got["recall@1"] == 0.0
+    expected = metrics.retrieval_metrics(given.embedding, {"": given.label}, **OPTIONS)
+    assert got == expected
+
+
+def test_with_a_gallery_rows_are_left_out_only_if_ids_mean_the_same_images():
+    test, train = some(6, label=np.arange(6) // 2), some(12, label=np.arange(12) % 3)
+    got = evaluation.evaluate_features(test, train, leave_out=False, **OPTIONS)
+    assert got == metrics.retrieval_metrics(test.embedding, test.levels, train.embedding, train.levels, **OPTIONS)
+    np.testing.assert_array_equal(test.embedding, train.embedding[:6])
+    assert got["recall@1"] == np.mean(test.label == train.label[:6])  # each finds itself
+    left_out = evaluation.evaluate_features(test, train, leave_out=True, **OPTIONS)
+    ids = {"query_ids": np.arange(6), "gallery_ids": np.arange(12)}
+    assert left_out == metrics.retrieval_metrics(
+        test.embedding, test.levels, train.embedding, train.levels, **ids, **OPTIONS
+    )
+    assert left_out != got
+
+
+def test_levels_are_those_of_both_sides():
+    test, train = (
+        some(6, label=np.arange(6) % 2, coarse_label=np.zeros(6, int)),
+        some(12, coarse_label=np.arange(12) % 2),
+    )
+    got = evaluation.evaluate_features(test, train, leave_out=False, **OPTIONS)
+    assert set(got) == {f"coarse/{k}" for k in ("recall@1", "recall@2", "map", "knn_top1", "queries_without_positive")}
+    with pytest.raises(UserError, match="found no labels on both sides"):
+        evaluation.evaluate_features(some(6, label=np.arange(6)), train, leave_out=False, **OPTIONS)

@@ -1,0 +1,130 @@
+"""Nearest images of a few queries: of the gallery by their ids, and from image files."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+from sklearn.datasets import load_digits
+
+from grafit_jax import experiment, features, lookup, report, train
+from grafit_jax.errors import UserError
+from grafit_jax.features import Features
+from small import on_one_device, run, small_config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lookup") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        on_one_device(monkeypatch)
+        train.train(small_config(**{"train.epochs": 1}), path)
+    return path
+
+
+def angles(*degrees, **columns):
+    radians = np.deg2rad(degrees)
+    embedding = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+    return Features(embedding, np.array([f"g/{d}" for d in degrees]), **columns)
+
+
+def test_table_golden():
+    gallery = angles(0, 10, 25, 90, label=np.array(list("aaba")), filename=np.array(["w", "x", "y", "z"]))
+    rows = lookup.rows_of(gallery, ["g/25", "g/0"])
+    similarity, index = lookup.nearest(gallery, 2, rows=rows)
+    # From 25: 10 is 15 away, 0 is 25 away; from 0: 10 and 25. cos 15, 25, 10 = 0.9659, 0.9063, 0.9848.
+    assert lookup.table(["g/25", "g/0"], gallery, similarity, index).splitlines() == [
+        "query  rank  id    similarity  label  filename",
+        "g/25   1     g/10  0.9659      a      x",
+        "g/25   2     g/0   0.9063      a      w",
+        "g/0    1     g/10  0.9848      a      x",
+        "g/0    2     g/25  0.9063      b      y",
+    ]
+
+
+def test_an_unknown_id_is_named_with_the_nearest():
+    with pytest.raises(
+        UserError, match=r"unknown id 'g/11' \(did you mean 'g/1.?'\?\): the gallery has 'g/0' to 'g/90'"
+    ):
+        lookup.rows_of(angles(0, 10, 90), ["g/0", "g/11"])
+
+
+def test_frames_say_what_is_known():
+    fine, coarse = np.array([0, 0, 1, 2]), np.array([0, 0, 0, 1])
+    assert [report.relation(fine, coarse, 0, i) for i in (1, 2, 3)] == ["fine", "coarse", "neither"]
+    assert [report.relation(None, coarse, 0, i) for i in (1, 2, 3)] == ["coarse", "coarse", "neither"]
+    assert report.relation(None, None, 0, 1) == "unknown"
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1), ("RGBA", 3), ("P", 1), ("CMYK", 3), ("1", 3)])
+def test_images_of_every_mode_are_read(tmp_path, mode, channels):
+    path = tmp_path / ("i.tif" if mode == "CMYK" else "i.png")
+    PIL.Image.new("RGB", (7, 5), (255, 255, 255)).convert(mode).save(path)
+    image = lookup.read_image(path, channels)
+    assert image.shape == (5, 7, channels) and image.dtype == np.uint8 and image.min() > 250
+
+
+def test_an_image_lies_as_its_exif_says(tmp_path):
+    image = PIL.Image.new("RGB", (8, 4))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # a camera on its side
+    image.save(tmp_path / "i.jpg", exif=exif)
+    assert lookup.read_image(tmp_path / "i.jpg", 3).shape == (8, 4, 3)
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"found no image .*none\.png"):
+        lookup.read_image(tmp_path / "none.png", 3)
+    whole = tmp_path / "i.png"
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:200])
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("cut.png", "text.png"):
+        with pytest.raises(UserError, match=rf"{name} is not an image that can be read"):
+            lookup.read_image(tmp_path / name, 3)
+
+
+def test_a_photo_of_a_test_image_finds_that_image(workdir, tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    # The same image from a file as from the data set, through the same network: at similarity 1.
+    run_, state = experiment.restore_newest(workdir)
+    gallery = experiment.embed(run_, state, "test", "trunk")
+    images = run_.records["test"].image
+    for row in (0, 500):
+        PIL.Image.fromarray(images[row, ..., 0]).save(tmp_path / f"{row}.png")
+    read = [lookup.read_image(tmp_path / f"{row}.png", 1) for row in (0, 500)]
+    similarity, index = lookup.nearest(gallery, 1, embeddings=lookup.embed_images(run_, state, read, "trunk"))
+    np.testing.assert_array_equal(index[:, 0], [0, 500])
+    np.testing.assert_allclose(similarity, 1, atol=1e-5)
+    assert gallery.id[500] == "test/500" and set(gallery.coarse_label) == {"closed loop", "no loop"}
+    assert {int(x) for x in gallery.label} <= set(load_digits().target)
+
+
+def test_command_lines_from_workdir_to_picture(workdir, tmp_path):
+    done = run("embed", f"--workdir={workdir}", f"--out={tmp_path}/test.npz")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "898 embeddings of 64 dimensions" in done.stdout and len(features.load(tmp_path / "test.npz")) == 898
+
+    done = run("evaluate", f"--features={tmp_path}/test.npz", "--k=1,5", f"--out={tmp_path}/metrics.json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == (tmp_path / "metrics.json").read_text()
+    got, trained = json.loads(done.stdout), json.loads((workdir / "metrics.json").read_text())
+    for name in ("recall@1", "recall@5", "coarse/recall@1"):
+        assert got[name] == trained[name]
+    assert got["map"] == pytest.approx(trained["map"], abs=1e-5)
+
+    done = run("search", f"--workdir={workdir}", "--ids=test/3", "--k=4", f"--out={tmp_path}/near.png")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 1 + 4 + 1
+    assert PIL.Image.open(tmp_path / "near.png").width > 300
+
+    done = run("search", f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--k=4")
+    assert [line.split()[2] for line in done.stdout.splitlines()[1:]] and done.returncode == 0
+
+    for arguments, message in (
+        ([f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--out=x.png"], "names no files to draw"),
+        ([f"--workdir={workdir}"], "want one of --query=IMAGE and --ids=ID,ID."),
+        (["--ids=test/3"], "want --workdir=DIR, whose network embeds images, or --gallery=FILE"),
+    ):
+        done = run("search", *arguments)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr

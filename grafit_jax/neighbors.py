@@ -21,9 +21,9 @@ from grafit_jax.cosine import matmul, unit
 from grafit_jax.errors import UserError
 
 # Similarities a device holds at a time: 32 MB stay in a processor's cache, and more would be new pages in every call.
-_BLOCK = 2**23
+_BLOCK = 30 * 2**18
 _MAX_QUERIES = 256
-_MAX_ROWS = 2**16
+_MAX_ROWS = 7 * 2**13
 _GROUP = 32
 
 
@@ -105,7 +105,7 @@ def blocks(
     num_devices = parallel.num_devices()
     largest = len(rows) if whole else _MAX_ROWS
     parts = [slice(first, min(first + largest, len(rows))) for first in range(0, len(rows), largest)]
-    parts_on_device = [parallel.replicate(_padded_unit(rows[part])) for part in parts]
+    parts_on_device = [parallel.replicate(_unit(_padded(rows[part], np))) for part in parts]
     size = _queries_of_block(len(parts_on_device[0]), -(-len(query) // num_devices))
     on_host = whole or _picks_on_host()
     wanted = k + settling.SPARE
@@ -123,24 +123,32 @@ def blocks(
         results = call(*parallel.shard(arguments), parts_on_device[number], np.int32(part.stop - part.start))
         return block, part, local_own, results
 
-    def fetch(block: slice, part: slice, local_own, results):
+    def fetch(best, block: slice, part: slice, local_own, results):
+        """The best of `best` (of the parts before, or None) and of this part, and the similarities."""
         first, second = (np.asarray(x).reshape(-1, x.shape[-1])[: block.stop - block.start] for x in results)
-        value, index = _pick(first, second, wanted, part.stop - part.start, local_own) if on_host else (first, second)
+        value, index = first, second
+        if on_host:
+            enough = None if best is None else best[0].min(axis=1)
+            value, index = _pick(first, second, wanted, part.stop - part.start, local_own, enough)
         # What is left out, at minus infinity, may be a column past the end.
-        return value, np.minimum(index + part.start, part.stop - 1), first
+        index = np.minimum(index + part.start, part.stop - 1)
+        if best is not None:
+            value, index = (np.concatenate(pair, axis=1) for pair in zip(best, (value, index), strict=True))
+        if value.shape[1] > wanted:
+            place = np.argpartition(value, -wanted, axis=1)[:, -wanted:]
+            value, index = (np.take_along_axis(x, place, axis=1) for x in (value, index))
+        return (value, index), first
 
     steps = [(first, number) for first in range(0, len(query), size * num_devices) for number in range(len(parts))]
-    found: list = []
+    best = None
     ahead = start(*steps[0])
     for following in [*steps[1:], None]:
         ready, ahead = ahead, start(*following) if following else ()
-        found.append(fetch(*ready))
-        if len(found) == len(parts):
-            value, index = (np.concatenate([f[i] for f in found], axis=1) for i in range(2))
-            block = ready[0]
-            similarity = found[0][2][:, : len(rows)] if whole else None
-            yield Block(block, settle(block, value, index), own[block], similarity)
-            found = []
+        best, similarity = fetch(best, *ready)
+        block, part, *_ = ready
+        if part is parts[-1]:
+            yield Block(block, settle(block, *best), own[block], similarity[:, : len(rows)] if whole else None)
+            best = None
 
 
 def _picks_on_host() -> bool:
@@ -148,11 +156,17 @@ def _picks_on_host() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _pick(similarity, largest, k: int, num_columns: int, own):
-    """`_top_k` on the host, in no order: value and column [b, min(k, num_columns)]; what is left out is at -inf."""
+def _pick(similarity, largest, k: int, num_columns: int, own, enough=None):
+    """`_top_k` on the host, in no order: value and column [b, k or fewer]; what is left out is at -inf.
+
+    With `enough` [b], values below it may be missing.
+    """
     num_groups = -(-num_columns // _GROUP)
-    if num_groups > 2 * (k + 1):
-        group = np.argpartition(largest[:, :num_groups], -(k + 1), axis=1)[:, -(k + 1) :]
+    wanted = k + 1
+    if enough is not None:
+        wanted = min(wanted, max(1, int(np.sum(largest[:, :num_groups] >= enough[:, None], axis=1).max())))
+    if num_groups > 2 * wanted:
+        group = np.argpartition(largest[:, :num_groups], -wanted, axis=1)[:, -wanted:]
     else:
         group = np.broadcast_to(np.arange(num_groups), (len(similarity), num_groups))
     first = np.arange(len(similarity))[:, None] * (similarity.shape[1] // _GROUP)
@@ -162,7 +176,7 @@ def _pick(similarity, largest, k: int, num_columns: int, own):
     query, place = np.nonzero(group == num_groups - 1)
     value[query, place, num_columns - (num_groups - 1) * _GROUP :] = -np.inf
     value = value.reshape(len(similarity), -1)
-    k = min(k, num_columns)
+    k = min(k, num_columns, value.shape[1])
     place = np.argpartition(value, -k, axis=1)[:, -k:]
     column = np.take_along_axis(group, place // _GROUP, axis=1) * _GROUP + place % _GROUP
     return np.take_along_axis(value, place, axis=1), column
@@ -192,9 +206,10 @@ def _queries_of_block(num_rows: int, wanted: int) -> int:
     return 2 ** max(3, min(largest.bit_length() - 1, (wanted - 1).bit_length()))
 
 
-def _padded_unit(gallery) -> Any:
-    """Unit vectors [S, D]; those past the end are copies of the last, so that a group's maximum is that of its rows."""
-    return _unit(jnp.pad(jnp.asarray(gallery), ((0, _bucket(len(gallery)) - len(gallery)), (0, 0)), mode="edge"))
+def _padded(gallery, xp):
+    """[S, D]; the rows past the end are copies of the last, so that a group's maximum is that of its own rows."""
+    padding = _bucket(len(gallery)) - len(gallery)
+    return xp.pad(gallery, ((0, padding), (0, 0)), mode="edge") if padding else gallery
 
 
 @jax.jit
@@ -232,7 +247,7 @@ def _top_k(x, k: int, query_ids, ids, num_columns):
         left_out = (ids == query_ids[:, None]) | (columns >= num_columns)
         return lax.top_k(jnp.where(left_out, -jnp.inf, x), k)
     groups = x.reshape(len(x), -1, _GROUP)
-    # Of a group that is cut by the end, the columns past it are copies of the last one before it: see `_padded_unit`.
+    # Of a group that is cut by the end, the columns past it are copies of the last one before it: see `_padded`.
     largest = jnp.where(columns[::_GROUP] < num_columns, jnp.max(groups, axis=2), -jnp.inf)
     # In ascending order, so that ties still go to the lower index.
     best = jnp.sort(lax.top_k(largest, k + 1)[1], axis=1)[:, :, None]
@@ -248,7 +263,7 @@ def _search_inside_jit(queries, gallery, k, query_ids, gallery_ids, axis_name):
     if query_ids is None:  # ids that never meet
         query_ids, gallery_ids = jnp.full(len(queries), -1), jnp.arange(num_rows)
     local = min(k, num_rows)
-    gallery = _padded_unit(gallery)
+    gallery = _unit(_padded(jnp.asarray(gallery), jnp))
     ids = jnp.pad(jnp.asarray(gallery_ids), (0, len(gallery) - num_rows))
 
     def block(query_and_id):
@@ -330,15 +345,20 @@ def check_embeddings(name: str, embeddings: ArrayLike) -> None:
         raise UserError(f"{name} has shape {np.shape(embeddings)}: want [n, D] with at least one row and column.")
     if _is_traced(embeddings):
         return
-    largest = np.abs(np.asarray(embeddings)).max(axis=1)  # NaN, if there is one
-    if not np.isfinite(largest).all():
-        rows = np.flatnonzero(~np.isfinite(largest))
+    with np.errstate(all="ignore"):
+        values = np.asarray(embeddings, np.float32)
+        squares = np.einsum("nd,nd->n", values, values)
+    # Finite, or too long or too short for squares in float32, or wrong: one fast pass, and a closer look at what is left.
+    doubtful = np.flatnonzero(~((squares > 1e-30) & (squares < np.inf)))
+    finite = np.isfinite(values[doubtful]).all(axis=1)
+    if not finite.all():
+        rows = doubtful[~finite]
         raise UserError(
             f"{name} has {len(rows)} rows with NaN or infinite values, the first is row {rows[0]}: "
             "the network that made them has diverged; use an earlier checkpoint or remove these rows."
         )
-    if not largest.all():
-        rows = np.flatnonzero(largest == 0)
+    rows = doubtful[~values[doubtful].any(axis=1)]
+    if len(rows):
         raise UserError(
             f"{name} has {len(rows)} zero vectors, the first is row {rows[0]}: their cosine is undefined; remove them."
         )

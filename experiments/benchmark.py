@@ -1,6 +1,6 @@
 """Measures a claim of the README or an issue, side by side with a peer where one can be installed.
 
-python experiments/benchmark.py --suite=retrieval [--entries=search_k10,…] [--out=results.jsonl]
+python experiments/benchmark.py --suite=retrieval [--entries=search_k10,…] [--record]
 
 Every entry runs in a process of its own (so that peak memory is its own) and prints a line of JSON; a table follows on
 standard error. Peers are extras: pip install -e '.[benchmark]'. A peer that is not installed is left out and named.
@@ -15,13 +15,14 @@ import sys
 
 from absl import flags
 
-from grafit_jax import cli, environment, report, workdir
+from grafit_jax import cli, environment, report, tables, workdir
 from grafit_jax.errors import UserError
 
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SUITES = ("retrieval",)
 _SUITE = flags.DEFINE_enum("suite", None, _SUITES, "which claims", required=True)
 _ENTRIES = flags.DEFINE_list("entries", None, "these alone (default: all of the suite)")
-_OUT = flags.DEFINE_string("out", None, "a file that gets the lines too")
+_RECORD = flags.DEFINE_bool("record", False, "keep the lines in experiments/results and render README.md")
 _HERE = flags.DEFINE_bool("here", False, "run in this process: what the benchmark starts for every entry")
 
 
@@ -44,8 +45,10 @@ def main(argv):
             raise UserError(f"entry {name} ended with status {done.returncode}: its own message stands above.")
         lines.append(json.loads(done.stdout))
         print(done.stdout, end="", flush=True)
-        if _OUT.value is not None:
-            workdir.write(pathlib.Path(_OUT.value), "".join(json.dumps(line) + "\n" for line in lines))
+    if _RECORD.value:
+        path = tables.results_path(_ROOT, f"benchmark_{_SUITE.value}")
+        workdir.write(path, json.dumps(lines, indent=1) + "\n")
+        tables.write_readme(_ROOT)
     columns = [key for key in dict.fromkeys(k for line in lines for k in line) if key != "environment"]
     rows = [[_cell(line.get(key)) for key in columns] for line in lines]
     print(report.plain_table(columns, rows), file=sys.stderr)

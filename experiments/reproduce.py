@@ -14,6 +14,7 @@ import shutil
 from absl import flags
 
 from grafit_jax import cli, tables
+from grafit_jax import workdir as workdir_lib
 
 _TABLE = flags.DEFINE_enum("table", "quickstart", sorted(tables.TABLES), "which table")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: runs/TABLE)")
@@ -37,9 +38,8 @@ def main(argv):
         if _RECORD.value:
             shutil.copy(picture, root / "docs" / f"{_TABLE.value}.png")
     if _RECORD.value:
-        path = root / "experiments" / "results" / f"{_TABLE.value}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        path = tables.results_path(root, _TABLE.value)
+        workdir_lib.write(path, json.dumps(results, indent=1) + "\n")
         tables.write_readme(root)
 
 

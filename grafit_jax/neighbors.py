@@ -7,6 +7,7 @@ other than the rounding error are compared in float64, so that the result is tha
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,33 +103,35 @@ def blocks(
     query, rows = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
     own = _own_rows(query_ids, gallery_ids, len(query))
     settle = settling.Settle(query, rows, own, k, tie_order=None if gallery_ids is None else np.asarray(gallery_ids))
+    rows_of_part = len(rows) if whole else min(len(rows), _MAX_ROWS)
+    parts = [slice(i, min(i + rows_of_part, len(rows))) for i in range(0, len(rows), rows_of_part)]
     num_devices = parallel.num_devices()
-    largest = len(rows) if whole else _MAX_ROWS
-    parts = [slice(first, min(first + largest, len(rows))) for first in range(0, len(rows), largest)]
-    parts_on_device = [parallel.replicate(_unit(_padded(rows[part], np))) for part in parts]
-    size = _queries_of_block(len(parts_on_device[0]), -(-len(query) // num_devices))
-    on_host = whole or _picks_on_host()
-    wanted = k + settling.SPARE
+    size = num_devices * _queries_of_block(_bucket(rows_of_part), -(-len(query) // num_devices))
+    query_blocks = [slice(i, min(i + size, len(query))) for i in range(0, len(query), size)]
+    wanted, on_host = k + settling.SPARE, whole or _picks_on_host()
     call = _pmapped(None if on_host else wanted, tuple(parallel.devices()))
 
-    def start(first: int, number: int):
-        block = slice(first, min(first + size * num_devices, len(query)))
-        padding = size * num_devices - (block.stop - first)
-        part = parts[number]
-        local_own = np.where((own[block] >= part.start) & (own[block] < part.stop), own[block] - part.start, -1)
-        arguments = (
-            np.pad(query[block], ((0, padding), (0, 0))).reshape(num_devices, size, -1),
-            np.pad(local_own, (0, padding)).reshape(num_devices, size),
-        )
-        results = call(*parallel.shard(arguments), parts_on_device[number], np.int32(part.stop - part.start))
-        return block, part, local_own, results
+    def steps():
+        """All queries against one part of the gallery after the other: one at a time lies on the devices."""
+        for part in parts:
+            gallery_part = parallel.replicate(_unit(_padded(rows[part], np)))
+            for block in query_blocks:
+                padding = size - (block.stop - block.start)
+                in_part = (own[block] >= part.start) & (own[block] < part.stop)
+                local_own = np.where(in_part, own[block] - part.start, -1)
+                arguments = (
+                    np.pad(query[block], ((0, padding), (0, 0))).reshape(num_devices, -1, query.shape[1]),
+                    np.pad(local_own, (0, padding)).reshape(num_devices, -1),
+                )
+                results = call(*parallel.shard(arguments), gallery_part, np.int32(part.stop - part.start))
+                yield block, part, local_own, results
 
-    def fetch(best, block: slice, part: slice, local_own, results):
-        """The best of `best` (of the parts before, or None) and of this part, and the similarities."""
-        first, second = (np.asarray(x).reshape(-1, x.shape[-1])[: block.stop - block.start] for x in results)
+    def candidates(best, part, local_own, first, second):
+        """The best of this part and of `best`, those of the parts before: value and index [b, wanted or fewer]."""
         value, index = first, second
         if on_host:
-            enough = None if best is None else best[0].min(axis=1)
+            # Once there are as many as wanted, only what is at least as near as the last of them matters.
+            enough = best[0].min(axis=1) if best is not None and best[0].shape[1] == wanted else None
             value, index = _pick(first, second, wanted, part.stop - part.start, local_own, enough)
         # What is left out, at minus infinity, may be a column past the end.
         index = np.minimum(index + part.start, part.stop - 1)
@@ -137,18 +140,20 @@ def blocks(
         if value.shape[1] > wanted:
             place = np.argpartition(value, -wanted, axis=1)[:, -wanted:]
             value, index = (np.take_along_axis(x, place, axis=1) for x in (value, index))
-        return (value, index), first
+        return value, index
 
-    steps = [(first, number) for first in range(0, len(query), size * num_devices) for number in range(len(parts))]
-    best = None
-    ahead = start(*steps[0])
-    for following in [*steps[1:], None]:
-        ready, ahead = ahead, start(*following) if following else ()
-        best, similarity = fetch(best, *ready)
-        block, part, *_ = ready
+    best: dict[int, Any] = {}
+    pipeline = steps()
+    ready = next(pipeline)
+    for ahead in itertools.chain(pipeline, [None]):
+        block, part, local_own, results = ready
+        ready = ahead
+        first, second = (np.asarray(x).reshape(-1, x.shape[-1])[: block.stop - block.start] for x in results)
+        found = candidates(best.pop(block.start, None), part, local_own, first, second)
         if part is parts[-1]:
-            yield Block(block, settle(block, *best), own[block], similarity[:, : len(rows)] if whole else None)
-            best = None
+            yield Block(block, settle(block, *found), own[block], first[:, : len(rows)] if whole else None)
+        else:
+            best[block.start] = found
 
 
 def _picks_on_host() -> bool:
@@ -348,7 +353,7 @@ def check_embeddings(name: str, embeddings: ArrayLike) -> None:
     with np.errstate(all="ignore"):
         values = np.asarray(embeddings, np.float32)
         squares = np.einsum("nd,nd->n", values, values)
-    # Finite, or too long or too short for squares in float32, or wrong: one fast pass, and a closer look at what is left.
+    # One fast pass finds most rows right. A closer look at the others: wrong, or too long or short for their squares.
     doubtful = np.flatnonzero(~((squares > 1e-30) & (squares < np.inf)))
     finite = np.isfinite(values[doubtful]).all(axis=1)
     if not finite.all():

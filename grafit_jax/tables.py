@@ -143,13 +143,18 @@ def render(table: Table, results: Sequence[Result]) -> str:
     """The table in Markdown, with what its numbers stand on below it."""
     trained = [r["run"] for r in results if r["method"] != RAW_PIXELS]
     facts = trained[0]
-    revisions = ", ".join(dict.fromkeys(str(run["revision"]) for run in trained))
-    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     return (
         f"{report.markdown_table(results, table.columns, _NOTES)}\n\n"
-        f"In percent. {facts['train_images']:,} training and {facts['test_images']:,} test images; "
-        f"{facts['device']}, {facts['processor']}; Python {facts['python']}, {packages}; revision {revisions}."
+        f"In percent. {facts['train_images']:,} training and {facts['test_images']:,} test images; {_standing(trained)}"
     )
+
+
+def _standing(facts: Sequence[dict]) -> str:
+    """What the numbers were made with, from the runs' `environment.describe()`."""
+    first = facts[0]
+    packages = ", ".join(f"{name} {version}" for name, version in first["packages"].items())
+    revisions = ", ".join(dict.fromkeys(str(fact["revision"]) for fact in facts))
+    return f"{first['device']}, {first['processor']}; Python {first['python']}, {packages}; revision {revisions}."
 
 
 def draw(table: Table, path: pathlib.Path) -> pathlib.Path:
@@ -164,12 +169,36 @@ def draw(table: Table, path: pathlib.Path) -> pathlib.Path:
     return target
 
 
+def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
+    """Where the results of a table or a benchmark are kept."""
+    return root / "experiments" / "results" / f"{name}.json"
+
+
+def blocks(root: pathlib.Path) -> dict[str, str]:
+    """The blocks of README.md that come from recorded results: name -> text."""
+    found = {}
+    for path in sorted(results_path(root, "").parent.glob("*.json")):
+        recorded = json.loads(path.read_text())
+        found[path.stem] = render(TABLES[path.stem], recorded) if path.stem in TABLES else render_benchmark(recorded)
+    return found
+
+
+def render_benchmark(lines: Sequence[dict]) -> str:
+    """A benchmark's entries in Markdown."""
+    rows = ["| work | seconds | peer | its seconds | ratio | goal |", "|---|---|---|---|---|---|"]
+    for line in lines:
+        goal = f"{line['goal']} x" if line.get("goal") else f"{line['goal_s']} s" if line.get("goal_s") else ""
+        rows.append(
+            f"| {line['work']} | {line['seconds']:.2f} | {line['peer']} | {line['peer_seconds']:.2f} | "
+            f"{line['ratio']:.2f} | {goal} |"
+        )
+    return "\n".join(rows) + f"\n\n{_standing([line['environment'] for line in lines])}"
+
+
 def write_readme(root: pathlib.Path) -> None:
-    """Renders every recorded table into its place in README.md."""
+    """Renders every recorded result into its place in README.md."""
     readme = root / "README.md"
     text = readme.read_text()
-    for name, table in TABLES.items():
-        recorded = root / "experiments" / "results" / f"{name}.json"
-        if recorded.exists():
-            text = report.replace_block(text, name, render(table, json.loads(recorded.read_text())))
+    for name, block in blocks(root).items():
+        text = report.replace_block(text, name, block)
     workdir.write(readme, text)

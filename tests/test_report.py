@@ -49,6 +49,14 @@ def test_a_tables_cells_are_means_and_sample_deviations_in_percent():
     ]
 
 
+def test_a_benchmark_renders_its_own_numbers():
+    facts = {"device": "1 x cpu", "processor": "2 cores", "python": "3.11", "packages": {"jax": "1"}, "revision": "abc"}
+    line = {"work": "w", "seconds": 1.234, "peer": "p", "peer_seconds": 2.468, "ratio": 0.5, "environment": facts}
+    got = tables.render_benchmark([line | {"goal": 1.2}, line | {"goal_s": 8.0}, line]).splitlines()
+    assert got[2:5] == [f"| w | 1.23 | p | 2.47 | 0.50 | {goal} |" for goal in ("1.2 x", "8.0 s", "")]
+    assert got[-1] == "1 x cpu, 2 cores; Python 3.11, jax 1; revision abc."
+
+
 def test_a_block_is_replaced_and_nothing_else():
     text = "before\n<!-- a -->\nold\n<!-- /a -->\n<!-- ab -->\nkept\n<!-- /ab -->\n"
     got = report.replace_block(text, "a", r"new \1 | line")
@@ -58,12 +66,17 @@ def test_a_block_is_replaced_and_nothing_else():
         report.replace_block(text, "b", "")
 
 
-@pytest.mark.parametrize("name", tables.TABLES)
-def test_readme_shows_what_is_recorded(name):
-    recorded = json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
-    block = tables.render(tables.TABLES[name], recorded)
+def test_readme_shows_what_is_recorded():
+    blocks = tables.blocks(ROOT)
+    assert blocks.keys() >= {*tables.TABLES, "benchmark_retrieval"}
     readme = (ROOT / "README.md").read_text()
-    assert report.replace_block(readme, name, block) == readme, "run experiments/reproduce.py --record"
+    for name, block in blocks.items():
+        assert report.replace_block(readme, name, block) == readme, "run experiments/reproduce.py --record"
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_recorded_rows_share_everything_but_method_and_seed(name):
+    recorded = json.loads(tables.results_path(ROOT, name).read_text())
     # Every row of a table was trained with the same data, views and budget.
     shared = [
         {k: v for k, v in r["config"].items() if k not in ("method", "seed", "data.data_dir")}

@@ -21,10 +21,12 @@ from grafit_jax import parallel, settling
 from grafit_jax.cosine import matmul, unit
 from grafit_jax.errors import UserError
 
-# Similarities a device holds at a time: 32 MB stay in a processor's cache, and more would be new pages in every call.
+# Similarities a device holds at a time: 30 MB stay in a processor's cache, and more would be new pages in every call.
 _BLOCK = 30 * 2**18
 _MAX_QUERIES = 256
+# A gallery larger than the first is cut into parts of the second: more queries at a time for the same similarities.
 _MAX_ROWS = 7 * 2**13
+_PART = 3 * 2**13
 _GROUP = 32
 
 
@@ -103,7 +105,7 @@ def blocks(
     query, rows = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
     own = _own_rows(query_ids, gallery_ids, len(query))
     settle = settling.Settle(query, rows, own, k, tie_order=None if gallery_ids is None else np.asarray(gallery_ids))
-    rows_of_part = len(rows) if whole else min(len(rows), _MAX_ROWS)
+    rows_of_part = len(rows) if whole or len(rows) <= _MAX_ROWS else _PART
     parts = [slice(i, min(i + rows_of_part, len(rows))) for i in range(0, len(rows), rows_of_part)]
     num_devices = parallel.num_devices()
     size = num_devices * _queries_of_block(_bucket(rows_of_part), -(-len(query) // num_devices))

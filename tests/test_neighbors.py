@@ -232,7 +232,8 @@ def test_blocks_of_both_sides_lose_and_count_nothing_twice(monkeypatch, on_host,
     # Small blocks, so that there are many of both sides; all rows opposite to the queries, so that a padding of zeros
     # would be nearer than any of them.
     monkeypatch.setattr(neighbors, "_picks_on_host", lambda: on_host)
-    monkeypatch.setattr(neighbors, "_MAX_ROWS", 512)
+    monkeypatch.setattr(neighbors, "_MAX_ROWS", 700)
+    monkeypatch.setattr(neighbors, "_PART", 512)
     monkeypatch.setattr(neighbors, "_BLOCK", 2**13)
     gallery = np.abs(points(rows, 6, seed=28))
     ids = np.random.default_rng(29).permutation(10 * rows)[:rows]

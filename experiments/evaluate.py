@@ -13,7 +13,7 @@ import pathlib
 from absl import flags
 
 from grafit_jax import cli, config, evaluation, experiment, features, workdir
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, writing
 
 _DEFAULTS = config.default().eval
 
@@ -45,9 +45,11 @@ def main(argv):
     else:
         raise UserError("want one of --workdir=DIR (a checkpoint) and --features=FILE (embeddings).")
     line = json.dumps(metrics)
-    if _OUT.value is not None:
-        workdir.write(pathlib.Path(_OUT.value), line + "\n")
     print(line)
+    if _OUT.value is not None:
+        path = pathlib.Path(_OUT.value)
+        with writing(path):
+            workdir.write(path, line + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 
 from grafit_jax import neighbors
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, writing
 
 _COLUMNS = ("id", "label", "coarse_label", "filename")
 _FORMATS = (".npz", ".parquet", ".npy")
@@ -46,8 +46,7 @@ def save(path: pathlib.Path, features: Features) -> None:
     """Writes features in the format that the file's ending names; see `load`."""
     _check_format(path)
     columns = {name: getattr(features, name) for name in _COLUMNS if getattr(features, name) is not None}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         if path.suffix == ".npz":
             np.savez(path, embedding=features.embedding, **columns)
         elif path.suffix == ".npy":
@@ -63,8 +62,6 @@ def save(path: pathlib.Path, features: Features) -> None:
             values = pyarrow.array(features.embedding.reshape(-1))
             embedding = pyarrow.FixedSizeListArray.from_arrays(values, features.embedding.shape[1])
             pyarrow.parquet.write_table(pyarrow.table(columns | {"embedding": embedding}), path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error}): take another --out.") from error
 
 
 def load(path: pathlib.Path) -> Features:

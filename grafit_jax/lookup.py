@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from grafit_jax import evaluation, experiment, neighbors, report
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, writing
 from grafit_jax.experiment import Experiment
 from grafit_jax.features import Features
 from grafit_jax.state import TrainState
@@ -96,4 +96,5 @@ def picture(
         if rows is not None:
             frames = [report.relation(gallery.label, gallery.coarse_label, rows[number], i) for i in near]
         sheet.append([(query, "query"), *((images[i], frame) for i, frame in zip(near, frames, strict=True))])
-    report.contact_sheet(path, {"gallery": sheet})
+    with writing(path):
+        report.contact_sheet(path, {"gallery": sheet})

@@ -185,12 +185,12 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
 
 def render_benchmark(lines: Sequence[dict]) -> str:
     """A benchmark's entries in Markdown."""
-    rows = ["| work | seconds | peer | its seconds | ratio | goal |", "|---|---|---|---|---|---|"]
+    rows = ["| work | seconds | peer | its seconds | ratio | goal | peak memory |", "|---" * 7 + "|"]
     for line in lines:
         goal = f"{line['goal']} x" if line.get("goal") else f"{line['goal_s']} s" if line.get("goal_s") else ""
         rows.append(
             f"| {line['work']} | {line['seconds']:.2f} | {line['peer']} | {line['peer_seconds']:.2f} | "
-            f"{line['ratio']:.2f} | {goal} |"
+            f"{line['ratio']:.2f} | {goal} | {line['peak_gigabytes']:.1f} GB |"
         )
     return "\n".join(rows) + f"\n\n{_standing([line['environment'] for line in lines])}"
 

@@ -51,9 +51,10 @@ def test_a_tables_cells_are_means_and_sample_deviations_in_percent():
 
 def test_a_benchmark_renders_its_own_numbers():
     facts = {"device": "1 x cpu", "processor": "2 cores", "python": "3.11", "packages": {"jax": "1"}, "revision": "abc"}
-    line = {"work": "w", "seconds": 1.234, "peer": "p", "peer_seconds": 2.468, "ratio": 0.5, "environment": facts}
+    line = {"work": "w", "seconds": 1.234, "peer": "p", "peer_seconds": 2.468, "ratio": 0.5, "peak_gigabytes": 0.26}
+    line["environment"] = facts
     got = tables.render_benchmark([line | {"goal": 1.2}, line | {"goal_s": 8.0}, line]).splitlines()
-    assert got[2:5] == [f"| w | 1.23 | p | 2.47 | 0.50 | {goal} |" for goal in ("1.2 x", "8.0 s", "")]
+    assert got[2:5] == [f"| w | 1.23 | p | 2.47 | 0.50 | {goal} | 0.3 GB |" for goal in ("1.2 x", "8.0 s", "")]
     assert got[-1] == "1 x cpu, 2 cores; Python 3.11, jax 1; revision abc."
 
 

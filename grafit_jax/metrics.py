@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -34,6 +35,7 @@ def recall_at_k(neighbor_labels: ArrayLike, labels: ArrayLike, ks: Sequence[int]
     return {k: hits[:, :k].any(axis=1).astype(jnp.float32) for k in ks}
 
 
+@jax.jit
 def knn_classify(neighbor_labels: ArrayLike, similarity: ArrayLike, temperature: float = 0.05) -> Array:
     """The class with the largest sum of exp(similarity / temperature) over the neighbours (SNCA).
 

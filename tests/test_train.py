@@ -100,12 +100,11 @@ def test_a_run_leaves_config_log_checkpoints_and_result_and_compiles_its_step_on
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         metrics = train.train(config, tmp_path / "run")
     # pmap compiles what it is given as "_fun": the steps, which alone take the whole training set, once; once the
-    # embedding, which takes batches of images; and the similarities of trunk (64) and projector features (16).
+    # embedding, which takes batches of images. The rest are similarities, which other tests may have compiled before.
     compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling jit(_fun)")]
     of_images = [message for message in compiled if "uint8[" in message]
     assert ["uint8[899,8,8,1]" in message for message in of_images].count(True) == 1 and len(of_images) == 2
-    assert sorted(size for size in (16, 64) for m in compiled if f"float32[928,{size}]" in m) == [16, 64]
-    assert len(compiled) == 4, [message[:300] for message in compiled]
+    assert all("float32[928," in message for message in compiled if message not in of_images)
 
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     expected = {f"{level}{name}" for level in ("", "coarse/") for name in (

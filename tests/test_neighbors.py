@@ -226,7 +226,7 @@ def test_lengths_that_have_no_square_in_float32(scale):
 
 @pytest.mark.parametrize("on_host", [True, False])
 @pytest.mark.parametrize(
-    ("queries", "rows", "k"), [(1, 333, 3), (9, 1024, 1), (130, 1055, 7), (70, 4099, 20), (3, 90, 89)]
+    ("queries", "rows", "k"), [(1, 333, 3), (9, 1024, 1), (130, 1055, 7), (70, 4099, 20), (3, 90, 89), (3, 1055, 600)]
 )
 def test_blocks_of_both_sides_lose_and_count_nothing_twice(monkeypatch, on_host, queries, rows, k):
     # Small blocks, so that there are many of both sides; all rows opposite to the queries, so that a padding of zeros
@@ -252,6 +252,17 @@ def test_grouped_top_k_is_top_k(size):
     expected = np.argsort(-x, axis=1, kind="stable")[:, :4]
     np.testing.assert_array_equal(index, expected)
     np.testing.assert_array_equal(value, np.take_along_axis(x, expected, axis=1))
+
+
+def test_inside_jit_groups_with_the_own_row_or_with_padding_take_nobodys_place():
+    # All cosines are negative. The nearest row is the query's own, in a group of far rows; the next is in another group;
+    # and the last group is cut by the end of the gallery, where a padding of zeros would be nearer than all.
+    gallery = np.tile(np.array([[1.0, 0.0]], np.float32), (32 * 20 + 5, 1))
+    gallery[100] = [0.1, 1.0]
+    gallery[300] = [0.2, 1.0]
+    search = jax.jit(lambda q, g, i, j: neighbors.search(q, g, 1, query_ids=i, gallery_ids=j))
+    _, index = search(np.array([[-1.0, 0.0]], np.float32), gallery, np.array([100]), np.arange(len(gallery)))
+    np.testing.assert_array_equal(index, [[300]])
 
 
 def test_shapes_come_in_buckets():

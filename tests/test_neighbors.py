@@ -226,7 +226,7 @@ def test_lengths_that_have_no_square_in_float32(scale):
 
 @pytest.mark.parametrize("on_host", [True, False])
 @pytest.mark.parametrize(
-    ("queries", "rows", "k"), [(1, 333, 3), (9, 1024, 1), (130, 1055, 7), (70, 4099, 20), (3, 90, 89), (3, 1055, 600)]
+    ("queries", "rows", "k"), [(1, 333, 3), (9, 1024, 1), (130, 1055, 7), (70, 4099, 20), (3, 90, 89)]
 )
 def test_blocks_of_both_sides_lose_and_count_nothing_twice(monkeypatch, on_host, queries, rows, k):
     # Small blocks, so that there are many of both sides; all rows opposite to the queries, so that a padding of zeros
@@ -239,6 +239,16 @@ def test_blocks_of_both_sides_lose_and_count_nothing_twice(monkeypatch, on_host,
     ids = np.random.default_rng(29).permutation(10 * rows)[:rows]
     asked = np.random.default_rng(30).integers(0, rows, queries)
     assert_search(-gallery[asked], gallery, k, query_ids=ids[asked], gallery_ids=ids)
+
+
+def test_a_gallery_in_the_order_of_nearness_with_parts_smaller_than_k(monkeypatch):
+    # What the first part offers is nearer than all that follows, and still not enough.
+    monkeypatch.setattr(neighbors, "_MAX_ROWS", 512)
+    monkeypatch.setattr(neighbors, "_PART", 512)
+    angle = np.linspace(0.1, 3, 2000)
+    gallery = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    _, index = neighbors.search(np.array([[1.0, 0.0]], np.float32), gallery, 1200)
+    np.testing.assert_array_equal(index, [np.arange(1200)])
 
 
 @pytest.mark.parametrize("size", [2 * 5 * 32, 4096, 4100 // 32 * 32])
@@ -255,7 +265,7 @@ def test_grouped_top_k_is_top_k(size):
 
 
 def test_inside_jit_groups_with_the_own_row_or_with_padding_take_nobodys_place():
-    # All cosines are negative. The nearest row is the query's own, in a group of far rows; the next is in another group;
+    # All cosines are negative. The nearest row is the query's own, in a group of far rows; the next is in another one;
     # and the last group is cut by the end of the gallery, where a padding of zeros would be nearer than all.
     gallery = np.tile(np.array([[1.0, 0.0]], np.float32), (32 * 20 + 5, 1))
     gallery[100] = [0.1, 1.0]

@@ -26,11 +26,15 @@ _K = flags.DEFINE_list("k", [str(k) for k in _DEFAULTS.recall_at], "of recall@k,
 _KNN_K = flags.DEFINE_integer("knn_k", _DEFAULTS.knn_k, "how many neighbours vote", lower_bound=1)
 _KNN_TEMPERATURE = flags.DEFINE_float("knn_temperature", _DEFAULTS.knn_temperature, "of their votes", lower_bound=1e-6)
 _OUT = flags.DEFINE_string("out", None, "a file that gets the line too")
+_OF_FEATURES = ("gallery", "leave_out", "k", "knn_k", "knn_temperature")
 cli.want_numbers("k")
 
 
 def main(argv):
     if _WORKDIR.value is not None and _FEATURES.value is None:
+        given = [name for name in _OF_FEATURES if flags.FLAGS[name].present]
+        if given:
+            raise UserError(f"found --{given[0]} with --workdir, whose config says how it is evaluated: leave it out.")
         run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
         metrics = experiment.evaluate(run, state)
     elif _FEATURES.value is not None and _WORKDIR.value is None:

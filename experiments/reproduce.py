@@ -15,6 +15,7 @@ from absl import flags
 
 from grafit_jax import cli, tables
 from grafit_jax import workdir as workdir_lib
+from grafit_jax.errors import UserError
 
 _TABLE = flags.DEFINE_enum("table", "quickstart", sorted(tables.TABLES), "which table")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: runs/TABLE)")
@@ -29,10 +30,13 @@ def main(argv):
     root = pathlib.Path(__file__).resolve().parent.parent
     table = tables.TABLES[_TABLE.value]
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{_TABLE.value}")
+    if _RECORD.value and _METHODS.value:
+        raise UserError("found --record with --methods: want a whole table to be recorded.")
     seeds = None if _SEEDS.value is None else [int(s) for s in _SEEDS.value]
     results = tables.run(table, workdir, root=root, seeds=seeds, methods=_METHODS.value, data_dir=_DATA_DIR.value)
     print(f"\n{tables.render(table, results)}\n")
-    if table.gallery:
+    drawn = [tables.run_directory(workdir, method, 0) for method in table.gallery]
+    if drawn and all((run / "metrics.json").exists() for run in drawn):
         picture = tables.draw(table, workdir)
         print(f"picture: {picture}")
         if _RECORD.value:

@@ -33,6 +33,9 @@ def main(argv):
         raise UserError("want one of --query=IMAGE and --ids=ID,ID.")
     if _WORKDIR.value is None and (_QUERY.value or _GALLERY.value is None):
         raise UserError("want --workdir=DIR, whose network embeds images, or --gallery=FILE and --ids=ID,ID.")
+    for name in ("split", "layer"):
+        if _GALLERY.value is not None and _IDS.value and flags.FLAGS[name].present:
+            raise UserError(f"found --{name} with --gallery, which has its embeddings already: leave it out.")
     run: Any = None
     state: Any = None
     images: Any

@@ -45,8 +45,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def want_numbers(flag: str) -> None:
     """Refuses a list flag with an entry that is not a whole number."""
     flags.register_validator(
-        flag, lambda values: values is None or (values and all(v.isdigit() for v in values)), "want numbers, as 0,1,2"
+        flag, lambda values: values is None or _are_numbers(values), "want numbers, as 0,1,2, none twice"
     )
+
+
+def _are_numbers(values: Sequence[str]) -> bool:
+    return bool(values) and all(v.isdecimal() and v.isascii() for v in values) and len(set(values)) == len(values)
 
 
 def use_compilation_cache() -> None:

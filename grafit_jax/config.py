@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -149,16 +150,31 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
 
     if method.instance:
         want(config.views.num_views >= 2, "views.num_views", "T >= 2, since Eq. 1 compares one view with another")
+    if len(set(config.eval.features)) < len(config.eval.features):
+        raise UserError(f"eval.features = {config.eval.features} names one twice: name each once.")
+    for key, value in flatten(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} = {value}: want a finite number.")
+    want(config.model.hidden >= 1, "model.hidden", "at least 1")
+    want(config.model.dim >= 1, "model.dim", "at least 1")
+    patches = config.model.stem == "patch2"
+    want(not patches or config.views.size % 2 == 0, "views.size", "an even number for the stem patch2")
     want(config.loss.temperature > 0, "loss.temperature", "sigma > 0 (the paper's is 0.05)")
     want(config.eval.knn_temperature > 0, "eval.knn_temperature", "sigma > 0 (SNCA's is 0.05)")
     want(0 <= config.memory.momentum < 1, "memory.momentum", "a value in [0, 1) (the paper's is 0.5)")
     want(0 <= config.ema.base <= 1, "ema.base", "a value in [0, 1] (BYOL's is 0.996)")
+    want(config.loss.instance_weight >= 0, "loss.instance_weight", "lambda >= 0 (the paper's is 1)")
     want(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "a value > 0")
+    want(config.optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
+    want(0 <= config.optimizer.momentum < 1, "optimizer.momentum", "a value in [0, 1)")
+    want(config.optimizer.warmup_epochs >= 0, "optimizer.warmup_epochs", "0 or more")
     want(config.train.epochs >= 1, "train.epochs", "at least 1")
     want(config.train.batch_size >= 1, "train.batch_size", "at least 1")
     want(config.train.steps_per_call >= 0, "train.steps_per_call", "0 (chosen for the device) or more")
     want(config.eval.batch_size >= 1, "eval.batch_size", "at least 1")
-    want(len(config.eval.recall_at) > 0 and min(config.eval.recall_at) >= 1, "eval.recall_at", "k >= 1")
+    whole = all(isinstance(k, int) and k >= 1 for k in config.eval.recall_at)
+    want(len(config.eval.recall_at) > 0 and whole, "eval.recall_at", "whole numbers k >= 1")
+    want(config.eval.every_epochs >= 0, "eval.every_epochs", "0 (at the end alone) or more")
     want(config.eval.knn_k >= 1, "eval.knn_k", "at least 1")
     want(config.checkpoint.every_epochs >= 1, "checkpoint.every_epochs", "at least 1")
     want(config.checkpoint.keep >= 1, "checkpoint.keep", "at least 1")

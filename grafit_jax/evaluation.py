@@ -17,15 +17,11 @@ from grafit_jax.models import Network
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A split as float32 [N, D] embeddings with its labels; the id of row i is i."""
+    """A split as float32 [N, D] embeddings with its labels."""
 
     embedding: np.ndarray
     label: np.ndarray | None
     coarse_label: np.ndarray
-
-    @property
-    def id(self) -> np.ndarray:
-        return np.arange(len(self.embedding), dtype=np.int32)
 
 
 # A whole split's image array, uint8 [N, H, W, C], to embeddings by name: trunk and, where there is one, projector.
@@ -121,7 +117,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Retrieval of test images among the other test images, and k-NN votes of the training images, as fractions.
 
-    Fine labels, where there are any, give `recall@k`, `map` and `knn_top1`, coarse ones the same under `coarse/`.
+    Fine labels, where the test images have them, give `recall@k` and `map`, and where the training images have them
+    too, `knn_top1`; coarse ones give the same under `coarse/`.
     Retrieval leaves out the query itself by id, and queries without another image of their class, which are counted in
     `queries_without_positive`.
 
@@ -129,10 +126,11 @@ def evaluate(
       UserError: embeddings that are not finite or zero, or more neighbours asked than there are images.
     """
     levels = {"": (test.label, train.label), "coarse": (test.coarse_label, train.coarse_label)}
-    known = {name: (y, train_y) for name, (y, train_y) in levels.items() if y is not None and train_y is not None}
-    result = metrics.retrieval_metrics(test.embedding, {name: y for name, (y, _) in known.items()}, ks=ks, knn_k=0)
+    labels = {name: test_labels for name, (test_labels, _) in levels.items() if test_labels is not None}
+    result = metrics.retrieval_metrics(test.embedding, labels, ks=ks, knn_k=0)
     similarity, near = neighbors.search(test.embedding, train.embedding, min(knn_k, len(train.embedding)))
-    for name, (labels, train_labels) in known.items():
-        vote = metrics.knn_classify(train_labels[near], similarity, knn_temperature)
-        result[f"{name}/knn_top1" if name else "knn_top1"] = float(np.mean(np.asarray(vote) == labels))
+    for name, (test_labels, train_labels) in levels.items():
+        if test_labels is not None and train_labels is not None:
+            vote = metrics.knn_classify(train_labels[near], similarity, knn_temperature)
+            result[f"{name}/knn_top1" if name else "knn_top1"] = float(np.mean(np.asarray(vote) == test_labels))
     return result

@@ -63,6 +63,8 @@ def load(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       UserError: anything about config or data that would go wrong later.
     """
+    if jax.process_count() > 1:
+        raise UserError(f"found {jax.process_count()} processes: training on several hosts is not supported yet.")
     config_lib.validate(config, num_devices=parallel.num_devices())
     records = sources.load(**config.data)
     train = records["train"]
@@ -72,6 +74,12 @@ def load(config: ml_collections.ConfigDict) -> Experiment:
         raise UserError(
             f"train.batch_size = {batch_size} is more than the {len(train)} training images: take at most that."
         )
+    if max(config.eval.recall_at) >= len(records["test"]):
+        raise UserError(
+            f"eval.recall_at goes up to {max(config.eval.recall_at)}, and a query has {len(records['test']) - 1} other "
+            "test images: lower it or enlarge the test split."
+        )
+    augment.check_channels(train.image.shape[-1], config.views.mean, config.views.std)
     method = methods.get(config.method)
     network = methods.build_network(method, config.model, num_classes=len(train.coarse_names), axis_name=parallel.AXIS)
     options = {k: v for k, v in config.views.items() if k != "num_views"}
@@ -99,6 +107,12 @@ def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
 
 def initial(experiment: Experiment) -> tuple[TrainState, Memory | None]:
     """State and memory before the first step, on their devices."""
+    state = initial_state(experiment)
+    return state, initial_memory(experiment, state)
+
+
+def initial_state(experiment: Experiment) -> TrainState:
+    """The state before the first step, on every device."""
     config, train = experiment.config, experiment.records["train"]
     state = state_lib.create(
         experiment.network,
@@ -107,15 +121,23 @@ def initial(experiment: Experiment) -> tuple[TrainState, Memory | None]:
         seed=config.seed,
         has_target=experiment.method.instance,
     )
-    state = parallel.replicate(state)
+    return parallel.replicate(state)
+
+
+def initial_memory(experiment: Experiment, state: TrainState, *, placeholder: bool = False) -> Memory | None:
+    """The memory before the first step, spread over the devices; None for a method without one.
+
+    A placeholder has the right shapes and labels, and is made without a pass over the training set.
+    """
+    config, train = experiment.config, experiment.records["train"]
     if experiment.method.supervised != "knn":
-        return state, None
-    if config.memory.init == "random":
+        return None
+    if config.memory.init == "random" or placeholder:
         key = jax.random.fold_in(jax.random.PRNGKey(config.seed), _MEMORY_KEY)
         embeddings: ArrayLike = memory_lib.random(key, len(train), config.model.dim)
     else:
         embeddings = experiment.embed_fn(variables(state), train.image)["projector"]
-    return state, parallel.shard(memory_lib.create(embeddings, train.coarse_label, parallel.num_devices()))
+    return parallel.shard(memory_lib.create(embeddings, train.coarse_label, parallel.num_devices()))
 
 
 def variables(state: TrainState) -> dict[str, Any]:
@@ -155,7 +177,12 @@ def restore_newest(path: pathlib.Path, *, data_dir: str | None = None) -> tuple[
     if step is None:
         raise UserError(f"{path} holds no checkpoint yet: let experiments/train.py reach its first one.")
     experiment = load(config)
-    state, memory = initial(experiment)
-    restored = checkpoints.restore(step, {"state": state, "memory": memory})
+    workdir.check_data(path, fingerprints(experiment))
+    state = checkpoints.restore(step, "state", initial_state(experiment))
     checkpoints.close()
-    return experiment, restored["state"]
+    return experiment, state
+
+
+def fingerprints(experiment: Experiment) -> dict[str, str]:
+    """split -> what tells its images and labels from others."""
+    return {split: records.fingerprint() for split, records in experiment.records.items()}

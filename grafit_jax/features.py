@@ -79,6 +79,8 @@ def load(path: pathlib.Path) -> Features:
         columns = {".npz": _read_npz, ".parquet": _read_parquet, ".npy": _read_npy}[path.suffix](path)
     except FileNotFoundError as error:
         raise UserError(f"found no file {error.filename or path}: write one with experiments/embed.py.") from None
+    except UserError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): write it anew.") from None
     if "embedding" not in columns:
@@ -114,6 +116,9 @@ def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
+    for name in {"embedding", *_COLUMNS} & {*table.column_names}:
+        if table[name].null_count:
+            raise UserError(f"{path}: {name} has {table[name].null_count} empty values: want one for every row.")
     columns = {name: table[name].to_numpy() for name in _COLUMNS if name in table.column_names}
     columns = {name: values.astype(str) if values.dtype == object else values for name, values in columns.items()}
     if "embedding" in table.column_names:

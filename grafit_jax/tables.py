@@ -100,9 +100,11 @@ def run(
             continue
         for seed in range(num_seeds) if seeds is None else seeds:
             directory = run_directory(path, method, seed)
-            if not (directory / "metrics.json").exists():
-                config = _config(table, root, f"{table.arg}method={method},seed={seed}")
-                config.data.data_dir = data_dir
+            config = _config(table, root, f"{table.arg}method={method},seed={seed}")
+            config.data.data_dir = data_dir
+            if (directory / "metrics.json").exists():
+                workdir.claim(directory, config)  # refuses the results of another config
+            else:
                 train.train(config, directory)
             results.append(report.collect(directory))
     return results
@@ -142,6 +144,8 @@ def _raw_pixels(table: Table, path: pathlib.Path, root: pathlib.Path) -> Result:
 def render(table: Table, results: Sequence[Result]) -> str:
     """The table in Markdown, with what its numbers stand on below it."""
     trained = [r["run"] for r in results if r["method"] != RAW_PIXELS]
+    if not trained:
+        return report.markdown_table(results, table.columns, _NOTES)
     facts = trained[0]
     return (
         f"{report.markdown_table(results, table.columns, _NOTES)}\n\n"

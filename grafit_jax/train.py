@@ -1,5 +1,6 @@
 """The loop: resume, train, log, evaluate, save."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -32,21 +33,26 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
     run = experiment.load(config)
     workdir.claim(path, config)
-    tensorboard = _tensorboard(path)
+    workdir.check_data(path, experiment.fingerprints(run))
+    workdir.write(path / "data.json", json.dumps(experiment.fingerprints(run)) + "\n")
+    if (path / "metrics.json").is_file():  # complete: nothing of it is touched
+        return json.loads((path / "metrics.json").read_text())
 
-    # 2. A fresh state, and the training set, on the devices.
-    state, memory = experiment.initial(run)
+    # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
+    checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
+    start = checkpoints.latest_step() or 0
+    state = experiment.initial_state(run)
+    memory = experiment.initial_memory(run, state, placeholder=start > 0)
+    if start:
+        state = checkpoints.restore(start, "state", state)
+        memory = None if memory is None else checkpoints.restore(start, "memory", memory)
+        logging.info("resumed from step %d of %d", start, run.total_steps)
     records = run.records["train"]
     data = parallel.replicate(train_step.DeviceData(records.image, records.coarse_label))
 
-    # 3. The newest checkpoint, if there is one: it replaces state and memory whole. What was logged after it is cut.
-    checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
-    start = checkpoints.latest_step() or 0
-    if start:
-        restored = checkpoints.restore(start, {"state": state, "memory": memory})
-        state, memory = restored["state"], restored["memory"]
-        logging.info("resumed from step %d of %d", start, run.total_steps)
+    # 3. What was logged after that checkpoint is cut.
     log = workdir.cut_log(path, start)
+    tensorboard = _tensorboard(path, start)
     metrics = next((_evaluation(line) for line in reversed(log) if _evaluation(line)), {})
 
     # 4. The pmapped step.
@@ -63,49 +69,55 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 30.0,  # seconds: a log file wants fewer lines than a terminal
     )
-    for epoch in range(start // run.steps_per_epoch, config.train.epochs):
-        began = time.perf_counter()
-        order = _epoch_order(config.seed, epoch, len(records), run.steps_per_epoch, config.train.batch_size)
-        totals = []
-        for _ in range(run.steps_per_epoch // steps_per_call):
-            state, memory, sums = call(state, memory, data, order)
-            totals.append(sums)
-            bar.update(steps_per_call * config.train.batch_size)
-        line = _means(totals)
-        step = int(state.step)
-        seconds = time.perf_counter() - began
-        line |= {
-            "step": step,
-            "epoch": epoch + 1,
-            "learning_rate": float(run.learning_rate(step - 1)),
-            "seconds": seconds,
-            "images_per_second": run.steps_per_epoch * config.train.batch_size / seconds,
-        }
-        _stop_if_not_finite(line, step - run.steps_per_epoch, step, checkpoints)
-        bar.set_postfix(loss=f"{line['loss']:.3f}")
-        workdir.append_log(path, line)
-        _to_tensorboard(tensorboard, "train", line)
+    with contextlib.ExitStack() as at_the_end:  # also of an interrupted run: a checkpoint on its way is waited for
+        for close in (bar.close, tensorboard.close, checkpoints.close):
+            at_the_end.callback(close)
+        for epoch in range(start // run.steps_per_epoch, config.train.epochs):
+            began = time.perf_counter()
+            order = _epoch_order(config.seed, epoch, len(records), run.steps_per_epoch, config.train.batch_size)
+            totals = []
+            for _ in range(run.steps_per_epoch // steps_per_call):
+                state, memory, sums = call(state, memory, data, order)
+                totals.append(sums)
+                bar.update(steps_per_call * config.train.batch_size)
+            line = _means(totals)
+            step = int(state.step)
+            seconds = time.perf_counter() - began
+            line |= {
+                "step": step,
+                "epoch": epoch + 1,
+                "learning_rate": float(run.learning_rate(step - 1)),
+                "seconds": seconds,
+                "images_per_second": run.steps_per_epoch * config.train.batch_size / seconds,
+            }
+            _stop_if_not_finite(line, step - run.steps_per_epoch, step, checkpoints)
+            bar.set_postfix(loss=f"{line['loss']:.3f}")
+            workdir.append_log(path, line)
+            _to_tensorboard(tensorboard, "train", line)
 
-        last = epoch + 1 == config.train.epochs
-        if last or (config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0):
-            metrics = experiment.evaluate(run, state)
-            workdir.append_log(path, {f"eval/{k}": v for k, v in metrics.items() if k != "step"} | {"step": step})
-            _to_tensorboard(tensorboard, "eval", metrics)
-        if last or (epoch + 1) % config.checkpoint.every_epochs == 0:
-            evaluated = metrics if metrics.get("step") == step else None
-            checkpoints.save(step, {"state": state, "memory": memory}, evaluated)
-    bar.close()
+            last = epoch + 1 == config.train.epochs
+            evaluated = None
+            try:
+                if last or (config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0):
+                    evaluated = metrics = experiment.evaluate(run, state)
+                    workdir.append_log(
+                        path, {f"eval/{k}": v for k, v in metrics.items() if k != "step"} | {"step": step}
+                    )
+                    _to_tensorboard(tensorboard, "eval", metrics)
+            finally:  # whatever becomes of an evaluation, the epochs are kept
+                if last or (epoch + 1) % config.checkpoint.every_epochs == 0:
+                    checkpoints.save(step, state, memory, evaluated)
 
     # 6. The result, on the final weights. run.json first: metrics.json says that a run is complete.
-    checkpoints.close()
-    tensorboard.close()
+    if metrics.get("step") != run.total_steps:  # the last evaluation was cut short, after the last save
+        metrics = experiment.evaluate(run, state)
     log = workdir.cut_log(path, run.total_steps)
     run_facts = environment.describe() | {
         "train_seconds": sum(line.get("seconds", 0.0) for line in log),
         "views_per_image": config.views.num_views if run.method.instance else 1,
         "train_images": len(records),
         "test_images": len(run.records["test"]),
-        "data_fingerprint": {split: r.fingerprint() for split, r in run.records.items()},
+        "data_fingerprint": experiment.fingerprints(run),
     }
     workdir.write(path / "run.json", json.dumps(run_facts, indent=2) + "\n")
     workdir.write(path / "metrics.json", json.dumps(metrics) + "\n")
@@ -161,7 +173,7 @@ def _means(totals: list[train_step.Metrics]) -> dict[str, float]:
 def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints: Checkpoints) -> None:
     bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(line[name])]
     if bad:
-        checkpoints.close()
+        checkpoints.wait()
         raise UserError(
             f"{' and '.join(bad)} not finite between steps {first} and {last}: nothing of these steps was saved, the "
             f"newest checkpoint is of step {checkpoints.latest_step() or 0}; lower optimizer.learning_rate or raise "
@@ -175,10 +187,10 @@ def _evaluation(line: dict[str, Any]) -> dict[str, float]:
     return found | {"step": line["step"]} if found else {}
 
 
-def _tensorboard(path: pathlib.Path):
+def _tensorboard(path: pathlib.Path, start: int):
     import tensorboardX  # here, since it takes a while to import
 
-    return tensorboardX.SummaryWriter(str(path / "tensorboard"))
+    return tensorboardX.SummaryWriter(str(path / "tensorboard"), purge_step=start + 1 if start else None)
 
 
 def _to_tensorboard(writer, group: str, values: dict[str, Any]) -> None:

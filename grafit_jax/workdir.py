@@ -37,6 +37,18 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         raise UserError(f"cannot write to workdir {workdir} ({error}): take another --workdir.") from error
 
 
+def check_data(workdir: pathlib.Path, fingerprints: dict[str, str]) -> None:
+    """Raises UserError if the run's data are not those it started with: ids are rows, so others would mix up all."""
+    path = workdir / "data.json"
+    started = json.loads(path.read_text()) if path.is_file() else fingerprints
+    changed = sorted(split for split in fingerprints if started.get(split) != fingerprints[split])
+    if changed:
+        raise UserError(
+            f"{workdir} was started with other images or labels than are found now (split {', '.join(changed)}): "
+            "give it back its data, or take another --workdir."
+        )
+
+
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`; UserError if there is none."""
     path = workdir / "config.json"

@@ -1,6 +1,7 @@
 """Embeddings on disk: what is written comes back in every format, and files that cannot be used are named."""
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from grafit_jax import evaluation, features, metrics
@@ -22,6 +23,13 @@ def test_what_is_saved_is_loaded(tmp_path, suffix):
     for name in ("embedding", "id", "label", "filename"):
         np.testing.assert_array_equal(getattr(read, name), getattr(written, name), err_msg=name)
     assert read.embedding.dtype == np.float32
+
+
+def test_parquet_with_empty_values_is_refused(tmp_path):
+    rows = pyarrow.table({"embedding": [[1.0, 2.0], [3.0, 4.0]], "label": ["a", None]})
+    pyarrow.parquet.write_table(rows, tmp_path / "f.parquet")
+    with pytest.raises(UserError, match=r"f\.parquet: label has 1 empty values: want one for every row"):
+        features.load(tmp_path / "f.parquet")
 
 
 def test_embeddings_alone_get_row_numbers_as_ids(tmp_path):

@@ -46,12 +46,6 @@ def test_not_trainable(coarse_label, message):
         hierarchy.check_trainable(make(None, coarse_label))
 
 
-def test_not_trainable_without_coarse_labels():
-    records = Records(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int32), None, ("a",), ())
-    with pytest.raises(UserError, match=r"no coarse labels, .* add them"):
-        hierarchy.check_trainable(records)
-
-
 @pytest.mark.parametrize("classes", [(0, 2), (2, 0), [2, 0]])
 def test_select(classes):
     records = make([5, 3, 0, 1, 5, 3], [2, 1, 0, 2, 2, 1])

@@ -1,15 +1,21 @@
 """Grafit learns what its paper says, on real digits: fine classes come apart that no label tells apart."""
 
 import dataclasses
+import functools
+import inspect
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from grafit_jax import experiment, parallel, train, train_step
+from grafit_jax import memory as memory_lib
+from grafit_jax.cosine import unit
 from small import on_one_device, small_config
 
-# On this budget: baseline 54, Grafit 68 to 69, Grafit on shuffled labels 38.
-MARGIN = 0.08
+# On this budget Grafit is 14 to 18 points above the baseline (54), and at most 10 with what is broken below. An own
+# slot that is kept costs too little here, with 450 images a coarse class, to be seen in mAP: test_train_step.py sees it.
+MARGIN = 0.12
 
 
 def learned(method, *, shuffle=False):
@@ -44,9 +50,46 @@ def learned(method, *, shuffle=False):
     return experiment.evaluate(run, state)["map"]
 
 
+@functools.cache
+def baseline():
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        return learned("baseline")
+
+
+def memory_never_updated(patch):
+    patch.setattr(memory_lib, "update", lambda memory, *args, **kwargs: memory)
+
+
+def target_not_stopped(patch):
+    """The online network is its own target, and the gradient flows through both sides."""
+    source = inspect.getsource(train_step)
+    right = "losses.instance_loss(_by_view(out.prediction, num_views), targets)"
+    assert right in source
+    wrong = right.replace("targets)", "_by_view(out.projection, num_views))").replace("losses.instance_loss", "flowing")
+    broken = {"flowing": flowing_instance_loss, "__name__": "broken"}
+    exec(compile(source.replace(right, wrong), "broken", "exec"), broken)
+    patch.setattr(train_step, "make_train_step", broken["make_train_step"])
+
+
+def flowing_instance_loss(predictions, targets):
+    p, t = unit(predictions), unit(targets)
+    same = jnp.sum(p * t, axis=(0, -1))
+    return -(jnp.sum(p.sum(0) * t.sum(0), axis=-1) - same) / (len(p) * (len(p) - 1))
+
+
 @pytest.mark.slow
-def test_grafit_beats_the_baseline_and_needs_the_labels(monkeypatch):
+def test_grafit_beats_the_baseline(monkeypatch):
     on_one_device(monkeypatch)
-    baseline, grafit, shuffled = learned("baseline"), learned("grafit"), learned("grafit", shuffle=True)
-    assert grafit > baseline + MARGIN, (grafit, baseline)
-    assert shuffled < baseline + MARGIN, (shuffled, baseline)
+    grafit = learned("grafit")
+    assert grafit > baseline() + MARGIN, (grafit, baseline())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [memory_never_updated, target_not_stopped, "labels shuffled"])
+def test_a_broken_grafit_does_not(what, monkeypatch):
+    on_one_device(monkeypatch)
+    if callable(what):
+        what(monkeypatch)
+    broken = learned("grafit", shuffle=what == "labels shuffled")
+    assert broken < baseline() + MARGIN, (broken, baseline())

@@ -121,6 +121,8 @@ def test_command_lines_from_workdir_to_picture(workdir, tmp_path):
     done = run("search", f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--k=4")
     assert [line.split()[2] for line in done.stdout.splitlines()[1:]] and done.returncode == 0
 
+    done = run("evaluate", f"--workdir={workdir}", "--k=1,50")
+    assert done.returncode == 2 and "found --k with --workdir" in done.stderr
     for arguments, message in (
         ([f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--out=x.png"], "names no files to draw"),
         ([f"--workdir={workdir}"], "want one of --query=IMAGE and --ids=ID,ID."),

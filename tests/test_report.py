@@ -110,8 +110,15 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
     expected = [average_precision_score(same[q][others[q]], similarity[q][others[q]]) for q in range(len(test))]
     np.testing.assert_allclose(first[0]["metrics"]["map"], np.mean(expected), rtol=1e-4)
 
+    before = (tmp_path / "runs" / "baseline" / "config.json").read_text()
     monkeypatch.setattr(train, "train", None)  # nothing is left to be trained
     assert tables.run(table, tmp_path / "runs", root=tmp_path, methods=["baseline"]) == first[1:]
+    (tmp_path / "runs" / "baseline" / "config.json").write_text(
+        (tmp_path / "runs" / "baseline" / "config.json").read_text().replace('"seed": 0', '"seed": 7')
+    )
+    with pytest.raises(UserError, match=r"another config \(seed: 7 -> 0\)"):
+        tables.run(table, tmp_path / "runs", root=tmp_path, methods=["baseline"])
+    (tmp_path / "runs" / "baseline" / "config.json").write_text(before)
     assert tables.draw(table, tmp_path / "runs").read_bytes().startswith(b"\x89PNG")
 
 

@@ -28,7 +28,7 @@ SMALL = [
 def newest(path):
     checkpoints = Checkpoints(path, read_only=True)
     step = checkpoints.latest_step()
-    tree = checkpoints._manager.restore(step)
+    tree = jax.tree.map(np.asarray, dict(checkpoints._manager.restore(step)))
     checkpoints.close()
     return step, tree
 
@@ -141,6 +141,102 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config("baseline", **{"checkpoint.every_epochs": 1, "train.epochs": 3})
+    order, evaluate = train._epoch_order, experiment.evaluate
+
+    def interrupted(seed, epoch, *args):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return order(seed, epoch, *args)
+
+    monkeypatch.setattr(train, "_epoch_order", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "run")
+    assert newest(tmp_path / "run")[0] == 14
+
+    def out_of_memory(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(train, "_epoch_order", order)
+    monkeypatch.setattr(experiment, "evaluate", out_of_memory)
+    with pytest.raises(MemoryError):
+        train.train(config, tmp_path / "run")
+    assert newest(tmp_path / "run")[0] == 42 and not (tmp_path / "run" / "metrics.json").exists()
+
+    # Nothing is left to be trained: the run is evaluated and complete, and stays what it is.
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    metrics = train.train(config, tmp_path / "run")
+    assert metrics["step"] == 42 and metrics == evaluate(*experiment.restore_newest(tmp_path / "run"))
+    (tmp_path / "run" / "run.json").write_text("as it was")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert train.train(config, tmp_path / "run") == metrics
+    assert (tmp_path / "run" / "run.json").read_text() == "as it was"
+
+
+def test_the_best_checkpoint_stays_the_best_after_a_resume(tmp_path):
+    tree = {"w": np.zeros(3, np.float32)}
+    for steps in ([(10, 0.9), (20, 0.1)], [(30, 0.2), (40, 0.3), (50, 0.25)]):
+        checkpoints = Checkpoints(tmp_path, keep=2)
+        for step, value in steps:
+            checkpoints.save(step, tree, None, {"map": value})
+            checkpoints.wait()
+        checkpoints.close()
+    assert {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()} == {10, 40, 50}
+
+
+def test_a_run_on_eight_devices_is_evaluated_on_one_and_goes_on_only_on_eight(tmp_path, monkeypatch):
+    config = small_config(**{"checkpoint.every_epochs": 1, "eval.features": ("trunk",)})
+    eight = train.train(config, tmp_path / "run")
+    on_one_device(monkeypatch)
+    one = experiment.evaluate(*experiment.restore_newest(tmp_path / "run"))
+    assert one.keys() == eight.keys()
+    for name, value in eight.items():
+        assert one[name] == pytest.approx(value, abs=2e-3), name
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped
+    with pytest.raises(UserError, match=r"has its memory on 8 devices, and here are 1: go on .* on 8 devices"):
+        train.train(config, tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config("baseline", **{"train.epochs": 1})
+    train.train(config, tmp_path / "run")
+    fingerprints = experiment.fingerprints
+    monkeypatch.setattr(experiment, "fingerprints", lambda run: fingerprints(run) | {"train": "0123456789abcdef"})
+    for again in (lambda: train.train(config, tmp_path / "run"), lambda: experiment.restore_newest(tmp_path / "run")):
+        with pytest.raises(
+            UserError, match=r"was started with other images or labels than are found now \(split train\)"
+        ):
+            again()
+
+
+def test_images_without_fine_labels_are_trained_on_and_the_best_is_kept_by_coarse_labels(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for split, n in (("train", 80), ("test", 30)):
+        fine = {"label": np.arange(n) % 4} if split == "test" else {}
+        image = rng.integers(0, 256, (n, 8, 8, 1), np.uint8)
+        np.savez(tmp_path / "data" / f"{split}.npz", image=image, coarse_label=np.arange(n) % 2, **fine)
+    options = {"data.source": f"npz:{tmp_path}/data", "eval.every_epochs": 1, "checkpoint.every_epochs": 1}
+    metrics = train.train(small_config(**{**options, "train.epochs": 3}), tmp_path / "run")
+    # Retrieval needs the labels of the test images alone, the vote those of both.
+    assert {"map", "recall@1", "coarse/knn_top1"} <= metrics.keys() and "knn_top1" not in metrics
+    np.savez(tmp_path / "data" / "test.npz", image=image, coarse_label=np.arange(30) % 2)
+    metrics = train.train(small_config(**{**options, "train.epochs": 3}), tmp_path / "other")
+    assert "map" not in metrics and "coarse/map" in metrics
+
+
+def test_neighbours_that_there_are_not_are_asked_for_before_training(tmp_path):
+    with pytest.raises(UserError, match=r"eval\.recall_at goes up to 898, and a query has 897 other test images"):
+        train.train(small_config(**{"eval.recall_at": (1, 898)}), tmp_path / "run")
+    with pytest.raises(UserError, match=r"images of 1 channels and views\.mean of 3 values"):
+        train.train(small_config(**{"views.mean": (0.5, 0.5, 0.5)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_configs_workdir_is_refused_with_the_difference_and_left_alone(tmp_path):

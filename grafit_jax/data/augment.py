@@ -9,6 +9,7 @@ The operations take one image, float32 [H, W, C] in [0, 1] with C = 1 or 3, and 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import dm_pix
 import jax
@@ -115,7 +116,7 @@ def random_views(images: Array, ids: Array, key: Array, *, views: Views, num_vie
     Raises:
       UserError: the number of channels is not that of `views.mean`, or neither 1 nor 3.
     """
-    _check_channels(images, views)
+    check_channels(images.shape[-1], views.mean, views.std)
     draws = _RANDAUGMENT + 2 * views.randaugment_ops
 
     def view(image, id_, t):
@@ -139,7 +140,7 @@ def plain_view(images: Array, *, views: Views) -> Array:
     Raises:
       UserError: as for `random_views`.
     """
-    _check_channels(images, views)
+    check_channels(images.shape[-1], views.mean, views.std)
     x = jax.vmap(lambda image: resize(image, views.size))(images.astype(jnp.float32) / 255)
     return normalise(x, views)
 
@@ -170,11 +171,11 @@ def _is_range(values: tuple) -> bool:
     return len(values) == 2 and 0 < values[0] <= values[1]
 
 
-def _check_channels(images: Array, views: Views) -> None:
-    channels = images.shape[-1]
-    if channels not in (1, 3) or channels != len(views.mean):
+def check_channels(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises UserError unless images of so many channels can be normalised."""
+    if channels not in (1, 3) or channels != len(mean) or channels != len(std):
         raise UserError(
-            f"images of {channels} channels and views.mean of {len(views.mean)} values, want 1 or 3 of both: "
+            f"images of {channels} channels and views.mean of {len(mean)} values, want 1 or 3 of both: "
             "set views.mean and views.std to fit the data."
         )
 

@@ -46,7 +46,7 @@ def check_trainable(records: Records) -> None:
     """Checks that the k-NN loss and the classifier have something to learn from.
 
     Raises:
-      UserError: fewer than two images, no coarse labels, or a coarse class with a single image, which can never have a
+      UserError: fewer than two images, or a coarse class with a single image, which can never have a
         positive.
     """
     if len(records) < 2:
@@ -54,8 +54,6 @@ def check_trainable(records: Records) -> None:
             f"the training split holds {len(records)} images, want at least 2: look at data.source, "
             "data.coarse_classes and data.holdout."
         )
-    if records.coarse_label is None:
-        raise UserError("the training split has no coarse labels, and training needs one for every image: add them.")
     for number in np.flatnonzero(np.bincount(records.coarse_label) == 1):
         raise UserError(
             f"coarse label {number} ({records.coarse_names[number]}) has a single training image, want at least 2: "

@@ -123,7 +123,6 @@ TRUNKS = {
     "resnet34": _Layout((3, 4, 6, 3), BasicBlock),
     "resnet50": _Layout((3, 4, 6, 3), BottleneckBlock),
     "resnet8": _Layout((1, 1, 1), BasicBlock, width=16),
-    "resnet8_wide": _Layout((1, 1, 1), BasicBlock, width=32),
 }
 STEMS = ("imagenet", "cifar", "patch2")
 

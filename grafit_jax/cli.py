@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -29,6 +30,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             return rest
         # What absl and ml_collections raise for an unknown flag or key, or a value of another type.
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            if _is_a_bug(error):
+                raise
             _exit(error)
 
     def guarded(argv):
@@ -64,6 +67,14 @@ def use_compilation_cache() -> None:
 def _exit(error: BaseException) -> NoReturn:
     print(f"error: {_message(error)}", file=sys.stderr)
     sys.exit(EXIT_MISTAKE)
+
+
+def _is_a_bug(error: BaseException) -> bool:
+    """Whether it comes out of a config file's own code, which deserves its traceback."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return not isinstance(error, flags.Error | UserError | OSError) and not re.search(
+        r"[/\\](absl|ml_collections)[/\\]", last
+    )
 
 
 def _message(error: BaseException) -> str:

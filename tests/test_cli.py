@@ -36,6 +36,13 @@ def test_mistakes_are_one_line_each(tmp_path):
         if number % 2:  # two at a time
             for *_, started in running[-2:]:
                 started.wait()
+    # A mistake in the code of a config file is no user's mistake of the flags: it keeps its traceback.
+    (tmp_path / "broken.py").write_text("def get_config(arg=None):\n    return {}['trunk']\n")
+    broken = subprocess.run(
+        command("train", f"--config={tmp_path}/broken.py", f"--workdir={tmp_path}/broken"),
+        capture_output=True, text=True, env=shell_environment(), cwd=ROOT,
+    )  # fmt: skip
+    assert broken.returncode == 1 and "return {}['trunk']" in broken.stderr and "KeyError: 'trunk'" in broken.stderr
     for line, wanted, target, process in running:
         out, err = process.communicate()
         lines = [text for text in err.splitlines() if text.startswith("error: ")]

@@ -14,7 +14,8 @@ from grafit_jax.cosine import unit
 from small import on_one_device, small_config
 
 # On this budget Grafit is 14 to 18 points above the baseline (54), and at most 10 with what is broken below. An own
-# slot that is kept costs too little here, with 450 images a coarse class, to be seen in mAP: test_train_step.py sees it.
+# slot that is kept costs too little here, with 450 images a coarse class, to be seen in mAP: test_train_step.py sees
+# it.
 MARGIN = 0.12
 
 

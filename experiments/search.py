@@ -33,6 +33,8 @@ def main(argv):
         raise UserError("want one of --query=IMAGE and --ids=ID,ID.")
     if _WORKDIR.value is None and (_QUERY.value or _GALLERY.value is None):
         raise UserError("want --workdir=DIR, whose network embeds images, or --gallery=FILE and --ids=ID,ID.")
+    if _OUT.value is not None and pathlib.Path(_OUT.value).suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        raise UserError(f"--out={_OUT.value}: want a file that ends in .png, .jpg, .pdf or .svg.")
     for name in ("split", "layer"):
         if _GALLERY.value is not None and _IDS.value and flags.FLAGS[name].present:
             raise UserError(f"found --{name} with --gallery, which has its embeddings already: leave it out.")

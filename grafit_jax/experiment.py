@@ -153,12 +153,17 @@ def evaluate(experiment: Experiment, state: TrainState) -> dict[str, float]:
     return metrics | {"step": int(state.step)}
 
 
+def check_layer(experiment: Experiment, layer: str) -> None:
+    """Raises UserError unless the network has this layer's embeddings, "trunk" or "projector"."""
+    if layer == "projector" and not experiment.method.projector:
+        raise UserError(f"method {experiment.config.method} has no projector: take --layer=trunk.")
+
+
 def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> Features:
     """The embeddings of a split with the names of its labels; ids are "split/row"."""
+    check_layer(experiment, layer)
     records = experiment.records[split]
     embedded = experiment.embed_fn(variables(state), records.image)
-    if layer not in embedded:
-        raise UserError(f"method {experiment.config.method} has no {layer}: take one of {', '.join(embedded)}.")
     return Features(
         embedding=embedded[layer],
         id=np.array([f"{split}/{row}" for row in range(len(records))]),

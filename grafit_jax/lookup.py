@@ -55,6 +55,7 @@ class FileImages(Sequence[np.ndarray]):
 
 def embed_images(run: Experiment, state: TrainState, images: Sequence[np.ndarray], layer: str) -> np.ndarray:
     """float32 [n, D] of images of any sizes, each embedded on its own."""
+    experiment.check_layer(run, layer)
     embed_fn = evaluation.make_embed_fn(run.network, run.views, batch_size=1)
     return np.concatenate([embed_fn(experiment.variables(state), image[None])[layer] for image in images])
 

@@ -84,6 +84,16 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
             lookup.read_image(tmp_path / name, 3)
 
 
+def test_a_layer_that_a_method_has_not_is_named():
+    run_ = experiment.load(small_config("baseline", **{"model.sync_batch_norm": False}))
+    for call in (
+        lambda: experiment.embed(run_, None, "test", "projector"),
+        lambda: lookup.embed_images(run_, None, [], "projector"),
+    ):
+        with pytest.raises(UserError, match="method baseline has no projector: take --layer=trunk"):
+            call()
+
+
 def test_a_photo_of_a_test_image_finds_that_image(workdir, tmp_path, monkeypatch):
     on_one_device(monkeypatch)
     # The same image from a file as from the data set, through the same network: at similarity 1.
@@ -126,6 +136,7 @@ def test_command_lines_from_workdir_to_picture(workdir, tmp_path):
     for arguments, message in (
         ([f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--out=x.png"], "names no files to draw"),
         ([f"--workdir={workdir}"], "want one of --query=IMAGE and --ids=ID,ID."),
+        ([f"--workdir={workdir}", "--ids=test/3", "--out=x.doc"], "want a file that ends in .png, .jpg, .pdf or .svg."),
         (["--ids=test/3"], "want --workdir=DIR, whose network embeds images, or --gallery=FILE"),
     ):
         done = run("search", *arguments)

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from grafit_jax import experiment, parallel, train, train_step
-from grafit_jax import memory as memory_lib
 from grafit_jax.cosine import unit
 from small import on_one_device, small_config
 
-# On this budget Grafit is 14 to 18 points above the baseline (54), and at most 10 with what is broken below. An own
-# slot that is kept costs too little here, with 450 images a coarse class, to be seen in mAP: test_train_step.py sees
-# it.
+# On this budget, over versions of jax, Grafit is 14 to 18 points above the baseline (54), with its target not stopped
+# 3 to 8, with shuffled labels far below it. A memory that is never updated (10 to 12) and an own slot that is kept (12
+# to 16) cost too little here, with 450 images a coarse class, to be told by mAP: test_train_step.py sees them.
 MARGIN = 0.12
 
 
@@ -58,10 +57,6 @@ def baseline():
         return learned("baseline")
 
 
-def memory_never_updated(patch):
-    patch.setattr(memory_lib, "update", lambda memory, *args, **kwargs: memory)
-
-
 def target_not_stopped(patch):
     """The online network is its own target, and the gradient flows through both sides."""
     source = inspect.getsource(train_step)
@@ -87,7 +82,7 @@ def test_grafit_beats_the_baseline(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", [memory_never_updated, target_not_stopped, "labels shuffled"])
+@pytest.mark.parametrize("what", [target_not_stopped, "labels shuffled"])
 def test_a_broken_grafit_does_not(what, monkeypatch):
     on_one_device(monkeypatch)
     if callable(what):

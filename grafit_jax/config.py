@@ -22,6 +22,7 @@ def default() -> ml_collections.ConfigDict:
     c.data = d = ml_collections.ConfigDict()
     d.source = "digits"  # digits | tfds:NAME | npz:DIR
     d.data_dir = ""  # where TFDS keeps its data sets; empty = TFDS's own default
+    d.stream = False  # True: the training images stay in their files (tfds only), where they do not fit on the devices
     d.coarse_classes = ()  # keep only the images of these coarse classes; empty = all
     d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
 
@@ -69,6 +70,7 @@ def default() -> ml_collections.ConfigDict:
     t.epochs = 600
     t.batch_size = 1024  # over all devices
     t.steps_per_call = 0  # steps in one lax.scan; 0 = an epoch on accelerators, 1 on CPU, where XLA's loops are slow
+    t.shuffle_buffer = 10_000  # images, still encoded, that a streamed order is drawn from
 
     c.eval = e = ml_collections.ConfigDict()
     e.every_epochs = 0  # 0 = at the end only
@@ -171,6 +173,13 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     want(config.train.epochs >= 1, "train.epochs", "at least 1")
     want(config.train.batch_size >= 1, "train.batch_size", "at least 1")
     want(config.train.steps_per_call >= 0, "train.steps_per_call", "0 (chosen for the device) or more")
+    if config.data.stream:
+        want(
+            config.train.steps_per_call <= 1,
+            "train.steps_per_call",
+            "0 or 1 with data.stream: each step is handed its batch",
+        )
+    want(config.train.shuffle_buffer >= 1, "train.shuffle_buffer", "at least 1")
     want(config.eval.batch_size >= 1, "eval.batch_size", "at least 1")
     whole = all(isinstance(k, int) and k >= 1 for k in config.eval.recall_at)
     want(len(config.eval.recall_at) > 0 and whole, "eval.recall_at", "whole numbers k >= 1")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from grafit_jax import metrics, neighbors, parallel
-from grafit_jax.data import augment
+from grafit_jax.data import augment, sources
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
@@ -24,8 +24,8 @@ class Embedded:
     coarse_label: np.ndarray
 
 
-# A whole split's image array, uint8 [N, H, W, C], to embeddings by name: trunk and, where there is one, projector.
-EmbedFn = Callable[[Any, np.ndarray], dict[str, np.ndarray]]
+# The images of a whole split (`Records.image`) to embeddings by name: trunk and, where there is one, projector.
+EmbedFn = Callable[[Any, Any], dict[str, np.ndarray]]
 
 
 def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) -> EmbedFn:
@@ -47,8 +47,7 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     def embed_split(variables, images):
         total, block = len(images), per_device * num_devices
         batches = []
-        for start in range(0, total, block):
-            batch = images[start : start + block]
+        for batch in sources.in_order(images, block):
             batch = np.pad(batch, [(0, block - len(batch))] + [(0, 0)] * (batch.ndim - 1))
             batch = batch.reshape(num_devices, per_device, *batch.shape[1:])
             batches.append(pmapped(variables, parallel.shard(batch)))

@@ -15,10 +15,8 @@ from absl import logging
 
 from grafit_jax import environment, experiment, parallel, train_step, workdir
 from grafit_jax.checkpoint import Checkpoints
+from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
-
-# Folded into the seed's key for the order of an epoch; views fold in the step, memory.init its own number.
-_ORDER_KEY = 0x6F7264
 
 
 def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, float]:
@@ -47,8 +45,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
         state = checkpoints.restore(start, "state", state)
         memory = None if memory is None else checkpoints.restore(start, "memory", memory)
         logging.info("resumed from step %d of %d", start, run.total_steps)
-    records = run.records["train"]
-    data = parallel.replicate(train_step.DeviceData(records.image, records.coarse_label))
+    feed = make_feed(run)
 
     # 3. What was logged after that checkpoint is cut.
     log = workdir.cut_log(path, start)
@@ -56,8 +53,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     metrics = next((_evaluation(line) for line in reversed(log) if _evaluation(line)), {})
 
     # 4. The pmapped step.
-    steps_per_call = _steps_per_call(config.train.steps_per_call, run.steps_per_epoch)
-    call = train_step.pmap_steps(make_step(run), steps_per_call=steps_per_call)
+    call = make_call(run, feed)
 
     # 5. Epoch by epoch: train, log, evaluate, save.
     bar = tqdm.tqdm(
@@ -74,12 +70,11 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
             at_the_end.callback(close)
         for epoch in range(start // run.steps_per_epoch, config.train.epochs):
             began = time.perf_counter()
-            order = _epoch_order(config.seed, epoch, len(records), run.steps_per_epoch, config.train.batch_size)
             totals = []
-            for _ in range(run.steps_per_epoch // steps_per_call):
-                state, memory, sums = call(state, memory, data, order)
+            for inputs in feed.epoch(epoch):
+                state, memory, sums = call(state, memory, inputs)
                 totals.append(sums)
-                bar.update(steps_per_call * config.train.batch_size)
+                bar.update(feed.steps_per_call * config.train.batch_size)
             line = _means(totals)
             step = int(state.step)
             seconds = time.perf_counter() - began
@@ -88,6 +83,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
                 "epoch": epoch + 1,
                 "learning_rate": float(run.learning_rate(step - 1)),
                 "seconds": seconds,
+                "data_wait_seconds": feed.waited,
                 "images_per_second": run.steps_per_epoch * config.train.batch_size / seconds,
             }
             _stop_if_not_finite(line, step - run.steps_per_epoch, step, checkpoints)
@@ -115,7 +111,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     run_facts = environment.describe() | {
         "train_seconds": sum(line.get("seconds", 0.0) for line in log),
         "views_per_image": config.views.num_views if run.method.instance else 1,
-        "train_images": len(records),
+        "train_images": len(run.records["train"]),
         "test_images": len(run.records["test"]),
         "data_fingerprint": experiment.fingerprints(run),
     }
@@ -141,14 +137,21 @@ def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AX
     )
 
 
-def _epoch_order(seed: int, epoch: int, num_examples: int, steps: int, batch_size: int) -> jax.Array:
-    """int32 [n, steps, B] on the devices: a permutation of the ids that depends on seed and epoch alone.
+def make_feed(run: experiment.Experiment) -> pipeline.Resident | pipeline.Streamed:
+    """Where the batches of a run come from."""
+    config, records = run.config, run.records["train"]
+    batches = {"seed": config.seed, "batch_size": config.train.batch_size}
+    if config.data.stream:
+        return pipeline.Streamed(records, shuffle_buffer=config.train.shuffle_buffer, **batches)
+    steps_per_call = _steps_per_call(config.train.steps_per_call, run.steps_per_epoch)
+    return pipeline.Resident(records, steps_per_call=steps_per_call, **batches)
 
-    The ids past the last full batch sit this epoch out.
-    """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), _ORDER_KEY), epoch)
-    ids = jax.random.permutation(key, num_examples)[: steps * batch_size]
-    return parallel.shard(ids.reshape(steps, parallel.num_devices(), -1).swapaxes(0, 1))
+
+def make_call(run: experiment.Experiment, feed: pipeline.Resident | pipeline.Streamed):
+    """The pmapped step of a run over what `feed` gives: `(state, memory, inputs) -> (state, memory, metrics)`."""
+    return train_step.pmap_steps(
+        make_step(run), batch_of=feed.batch_of, in_axes=feed.in_axes, steps_per_call=feed.steps_per_call
+    )
 
 
 def _steps_per_call(wanted: int, steps_per_epoch: int) -> int:

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array, lax
 
@@ -22,14 +20,6 @@ from grafit_jax.state import TrainState, target_part
 # name -> (sum, count) over all examples of all devices: the mean is taken once, on the host.
 Metrics = dict[str, tuple[Array, Array]]
 Step = Callable[[TrainState, Memory | None, dict[str, Array], Array], tuple[TrainState, Memory | None, Metrics]]
-
-
-@flax.struct.dataclass
-class DeviceData:
-    """A training set that lives on every device: image uint8 [N, H, W, C] and label (coarse) int32 [N]."""
-
-    image: Array | np.ndarray
-    label: Array | np.ndarray
 
 
 def make_train_step(
@@ -129,20 +119,19 @@ def make_train_step(
     return step
 
 
-def pmap_steps(step: Step, *, steps_per_call: int) -> Callable[..., Any]:
-    """`(state, memory, data, order) -> (state, memory, metrics)`: `steps_per_call` steps in one scan on all devices.
+def pmap_steps(
+    step: Step, *, batch_of: Callable[[Any, Array], dict[str, Array]], in_axes: Any, steps_per_call: int
+) -> Callable[..., Any]:
+    """`(state, memory, inputs) -> (state, memory, metrics)`: `steps_per_call` steps in one scan on all devices.
 
-    The host hands over nothing but the epoch's order, int32 [n, steps an epoch, B], once an epoch: the ids of each
-    device's own part of every batch, which it gathers from its copy of the data. `steps_per_call` must divide the steps
-    of an epoch, so that a call stays inside of one. State and memory are donated.
+    Each device takes its own part of every batch out of `inputs` by `batch_of(inputs, state.step)`; `inputs` and
+    `in_axes` are those of `data.pipeline`. State and memory are donated.
     """
 
-    def steps(state, memory, data: DeviceData, order):
+    def steps(state, memory, inputs):
         def body(carry, _):
             state, memory = carry
-            ids = order[state.step % len(order)]
-            batch = {"image": data.image[ids], "label": data.label[ids], "id": ids}
-            state, memory, metrics = step(state, memory, batch, state.rng)
+            state, memory, metrics = step(state, memory, batch_of(inputs, state.step), state.rng)
             return (state, memory), metrics
 
         if steps_per_call == 1:
@@ -156,7 +145,7 @@ def pmap_steps(step: Step, *, steps_per_call: int) -> Callable[..., Any]:
     return jax.pmap(
         steps,
         axis_name=AXIS,
-        in_axes=(None, 0, None, 0),
+        in_axes=(None, 0, in_axes),
         out_axes=(None, 0, None),
         donate_argnums=(0, 1),
         devices=parallel.devices(),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, parallel, train, train_step
+from grafit_jax import experiment, train, train_step
 from grafit_jax.cosine import unit
 from small import on_one_device, small_config
 
@@ -41,12 +41,11 @@ def learned(method, *, shuffle=False):
         records = dataclasses.replace(records, coarse_label=mixed)
         run = dataclasses.replace(run, records=run.records | {"train": records})
     state, memory = experiment.initial(run)
-    data = parallel.replicate(train_step.DeviceData(records.image, records.coarse_label))
-    call = train_step.pmap_steps(train.make_step(run), steps_per_call=1)
+    feed = train.make_feed(run)
+    call = train.make_call(run, feed)
     for epoch in range(config.train.epochs):
-        order = train._epoch_order(0, epoch, len(records), run.steps_per_epoch, config.train.batch_size)
-        for _ in range(run.steps_per_epoch):
-            state, memory, _ = call(state, memory, data, order)
+        for inputs in feed.epoch(epoch):
+            state, memory, _ = call(state, memory, inputs)
     return experiment.evaluate(run, state)["map"]
 
 

@@ -13,6 +13,7 @@ import pytest
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, train, workdir
 from grafit_jax.checkpoint import Checkpoints
+from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from small import ROOT, command, on_one_device, run, shell_environment, small_config
 
@@ -146,14 +147,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
 def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monkeypatch):
     on_one_device(monkeypatch)
     config = small_config("baseline", **{"checkpoint.every_epochs": 1, "train.epochs": 3})
-    order, evaluate = train._epoch_order, experiment.evaluate
+    order, evaluate = pipeline.epoch_order, experiment.evaluate
 
     def interrupted(seed, epoch, *args):
         if epoch == 1:
             raise KeyboardInterrupt
         return order(seed, epoch, *args)
 
-    monkeypatch.setattr(train, "_epoch_order", interrupted)
+    monkeypatch.setattr(pipeline, "epoch_order", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train(config, tmp_path / "run")
     assert newest(tmp_path / "run")[0] == 14
@@ -161,7 +162,7 @@ def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monk
     def out_of_memory(*args):
         raise MemoryError
 
-    monkeypatch.setattr(train, "_epoch_order", order)
+    monkeypatch.setattr(pipeline, "epoch_order", order)
     monkeypatch.setattr(experiment, "evaluate", out_of_memory)
     with pytest.raises(MemoryError):
         train.train(config, tmp_path / "run")
@@ -288,16 +289,6 @@ def test_a_log_line_cut_short_by_a_kill_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n{"step": 14, "loss": 0.5}\n{"step": 2')
     assert workdir.cut_log(tmp_path, 7) == [{"step": 7, "loss": 1.0}]
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 7, "loss": 1.0}\n'
-
-
-def test_an_epochs_order_is_a_permutation_of_its_own_cut_to_whole_batches():
-    orders = [np.asarray(train._epoch_order(0, epoch, 899, 14, 64)) for epoch in (0, 1)]
-    assert orders[0].shape == (8, 14, 8)  # devices, steps, images
-    for order in orders:
-        assert len(np.unique(order)) == 14 * 64 and order.min() >= 0 and order.max() < 899
-    assert not np.array_equal(*orders)
-    np.testing.assert_array_equal(orders[0], train._epoch_order(0, 0, 899, 14, 64))
-    assert not np.array_equal(orders[0], train._epoch_order(1, 0, 899, 14, 64))
 
 
 @pytest.mark.parametrize(("wanted", "steps", "got"), [(5, 14, 2), (7, 14, 7), (100, 14, 14), (3, 13, 1), (0, 14, 1)])

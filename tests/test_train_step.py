@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import twins
-from grafit_jax import experiment, parallel, train, train_step
+from grafit_jax import experiment, parallel, train
 from grafit_jax import state as state_lib
 from grafit_jax.data import augment
 from small import on_one_device, small_config
@@ -16,11 +16,8 @@ METHODS = ("baseline", "baseline_mlp", "snca_plus", "byol", "grafit_fc", "grafit
 def start(config):
     run = experiment.load(config)
     state, memory = experiment.initial(run)
-    records = run.records["train"]
-    data = parallel.replicate(train_step.DeviceData(image=records.image, label=records.coarse_label))
-    call = train_step.pmap_steps(train.make_step(run), steps_per_call=1)
-    order = train._epoch_order(0, 0, len(records), run.steps_per_epoch, config.train.batch_size)
-    return run, state, memory, data, order, call
+    feed = train.make_feed(run)
+    return run, state, memory, next(iter(feed.epoch(0))), train.make_call(run, feed)
 
 
 def rows(memory):
@@ -30,10 +27,10 @@ def rows(memory):
 
 
 def after(config, steps):
-    run, state, memory, data, order, call = start(config)
+    run, state, memory, inputs, call = start(config)
     totals = []
     for _ in range(steps):
-        state, memory, sums = call(state, memory, data, order)
+        state, memory, sums = call(state, memory, inputs)
         totals.append(sums)
     return run, jax.device_get(state), memory, train._means(totals)
 
@@ -58,17 +55,19 @@ def test_eight_devices_do_what_one_does(method, monkeypatch):
 
 def test_scan_of_steps_is_the_steps_one_by_one(monkeypatch):
     on_one_device(monkeypatch)
-    config = small_config()
-    _, state, memory, metrics = after(config, steps=4)
-
-    run, state4, memory4, data, order, _ = start(config)
-    call = train_step.pmap_steps(train.make_step(run), steps_per_call=4)
-    state4, memory4, sums = call(state4, memory4, data, order)
-    metrics4 = train._means([sums])
+    _, state, memory, metrics = after(small_config(), steps=7)
+    _, state7, memory7, metrics7 = after(small_config(**{"train.steps_per_call": 7}), steps=1)
     for name in metrics:
-        np.testing.assert_allclose(metrics4[name], metrics[name], rtol=1e-4, err_msg=name)
-    np.testing.assert_allclose(rows(memory4), rows(memory), atol=1e-4)
-    assert int(state4.step) == int(state.step) == 4
+        np.testing.assert_allclose(metrics7[name], metrics[name], rtol=1e-3, err_msg=name)
+    np.testing.assert_allclose(rows(memory7), rows(memory), atol=3e-4)
+    assert int(state7.step) == int(state.step) == 7
+
+
+def test_state_and_memory_are_donated_and_the_data_are_not():
+    _, state, memory, inputs, call = start(small_config())
+    call(state, memory, inputs)
+    assert all(x.is_deleted() for x in jax.tree.leaves((state, memory)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves(inputs))
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +80,14 @@ def grafit_step():
 
 def _grafit_step():
     # Without shared statistics, so that the networks can be applied outside of the pmapped step too.
-    run, state, memory, data, order, call = start(small_config(**{"model.sync_batch_norm": False}))
-    state, memory, _ = call(state, memory, data, order)
+    run, state, memory, inputs, call = start(small_config(**{"model.sync_batch_norm": False}))
+    state, memory, _ = call(state, memory, inputs)
     state = jax.device_get(state)
     state = state.replace(target_params=jax.tree.map(lambda x: x * 1.1 + 0.01, state.target_params))
     memory = jax.device_get(memory)
     place = parallel.replicate
-    new_state, new_memory, sums = call(place(state), parallel.shard(memory), data, order)
-    ids = np.asarray(order)[0, 1]
+    new_state, new_memory, sums = call(place(state), parallel.shard(memory), inputs)
+    ids = np.asarray(inputs[1])[0, 1]
     key = jax.random.fold_in(state.rng, 1)
     images = augment.random_views(run.records["train"].image[ids], ids, key, views=run.views, num_views=2)
     return run, state, memory, ids, images, jax.device_get(new_state), jax.device_get(new_memory), train._means([sums])
@@ -161,13 +160,13 @@ def test_target_follows_the_updated_network_and_keeps_no_statistics(grafit_step)
 
 def test_target_never_uses_running_statistics(monkeypatch):
     on_one_device(monkeypatch)
-    _, state, memory, data, order, call = start(small_config())
+    _, state, memory, inputs, call = start(small_config())
     state = jax.device_get(state)
     metrics = []
     for shift in (0.0, 3.0):
         shifted = state.replace(batch_stats=jax.tree.map(lambda x, s=shift: x + s, state.batch_stats))
         fresh = parallel.shard(jax.device_get(memory))
-        metrics.append(train._means([call(parallel.replicate(shifted), fresh, data, order)[2]]))
+        metrics.append(train._means([call(parallel.replicate(shifted), fresh, inputs)[2]]))
     assert metrics[0]["instance_loss"] == metrics[1]["instance_loss"]
 
 
@@ -196,11 +195,12 @@ def test_a_method_reports_the_losses_it_has_and_keeps_the_state_it_needs(method,
 
 def test_byol_is_blind_to_labels(monkeypatch):
     on_one_device(monkeypatch)
-    _, state, memory, data, order, call = start(small_config("byol"))
+    _, state, memory, inputs, call = start(small_config("byol"))
     state = jax.device_get(state)
     params = []
+    data, order = inputs
     for labels in (data.label, 1 - data.label):
-        new_state, _, _ = call(parallel.replicate(state), memory, data.replace(label=labels), order)
+        new_state, _, _ = call(parallel.replicate(state), memory, (data.replace(label=labels), order))
         params.append(jax.device_get(new_state.params))
     jax.tree.map(np.testing.assert_array_equal, *params)
 

@@ -1,20 +1,20 @@
 """Images and their labels from where they lie: scikit-learn's digits, a prepared TFDS data set, or npz files."""
 
-import contextlib
 import dataclasses
-import difflib
 import hashlib
-import os
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from grafit_jax.data import hierarchy
+from grafit_jax.data import hierarchy, tfds_source
+from grafit_jax.data.tfds_source import StreamedImages
 from grafit_jax.errors import UserError
 
-SPLITS = ("train", "test")
+SPLITS = tfds_source.SPLITS
 _HOLDOUT_SEED = 0
 _DIGITS_SEED = 0
 _DIGITS_WITH_LOOP = (0, 6, 8, 9)
@@ -24,17 +24,17 @@ _MAX_LABEL = 2**20
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-    """A split, whole, in the host's memory.
+    """A split.
 
     Attributes:
-      image: uint8 [N, H, W, C].
+      image: uint8 [N, H, W, C], an array in the host's memory or `StreamedImages`.
       label: int32 [N] fine labels, or None where they are not known.
       coarse_label: int32 [N].
       label_names: the name of every fine label; shared by all splits of a data set.
       coarse_names: the name of every coarse label.
     """
 
-    image: np.ndarray
+    image: Any
     label: np.ndarray | None
     coarse_label: np.ndarray
     label_names: tuple[str, ...]
@@ -49,17 +49,27 @@ class Records:
         return np.arange(len(self), dtype=np.int32)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of a SHA-256 over images and labels and their shapes; names do not count."""
+        """16 hexadecimal digits of a SHA-256 over images and labels and their shapes; names do not count.
+
+        Of streamed images the name, version and sizes of their data set stand for them.
+        """
         digest = hashlib.sha256()
         for array, dtype in ((self.image, "u1"), (self.label, "<i4"), (self.coarse_label, "<i4")):
             digest.update(b"none" if array is None else str(array.shape).encode())
-            if array is not None:
+            if isinstance(array, StreamedImages):
+                digest.update(array.identity())
+            elif array is not None:
                 digest.update(np.ascontiguousarray(array, dtype).tobytes())
         return digest.hexdigest()[:16]
 
 
 def load(
-    *, source: str, data_dir: str | None = None, coarse_classes: tuple[int, ...] = (), holdout: float = 0.0
+    *,
+    source: str,
+    data_dir: str | None = None,
+    stream: bool = False,
+    coarse_classes: tuple[int, ...] = (),
+    holdout: float = 0.0,
 ) -> dict[str, Records]:
     """The splits "train" and "test" of a source, always in the same order.
 
@@ -72,6 +82,7 @@ def load(
         "npz:DIR": the files *train.npz and *test.npz of a folder, each with image (uint8 [N, H, W, C]), coarse_label
           and, if fine labels are known, label (integers [N], from 0).
       data_dir: where TFDS keeps its data sets; empty for TFDS's own default. Only "tfds:NAME" looks at it.
+      stream: the training images stay in their files (`Records.image` is `StreamedImages`); for "tfds:NAME".
       coarse_classes: keep only the images of these coarse classes; see `hierarchy.select`. Empty: all.
       holdout: above 0, "test" is this share of the training split, drawn once and for all and evenly over the fine
         classes, and "train" is the rest; the test split stays unseen.
@@ -86,10 +97,16 @@ def load(
     if not 0 <= holdout < 1:
         raise UserError(f"holdout = {holdout}: want a share of the training split, at least 0 and below 1.")
     kind, _, name = source.partition(":")
+    if stream and kind != "tfds":
+        raise UserError(
+            f"data.stream is on, and {source} lies in memory whole: turn it off, or take a prepared TFDS data set "
+            "(tfds:NAME)."
+        )
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
-        records = _tfds(name, data_dir, coarse_classes)
+        columns, label_names, coarse_names = tfds_source.read(name, data_dir, coarse_classes, stream=stream)
+        records = _assemble(columns, label_names, coarse_names, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(name).expanduser())
     else:
@@ -109,10 +126,19 @@ def load(
         records = {s: hierarchy.select(r, coarse_classes, parent=parent) for s, r in records.items()}
     if holdout:
         records = _split(records["train"], holdout, _HOLDOUT_SEED)
+        if isinstance(records["test"].image, StreamedImages):
+            records["test"] = dataclasses.replace(records["test"], image=records["test"].image.read())
         for split, r in records.items():
             if not len(r):
                 raise UserError(f"holdout = {holdout} leaves no image for {split}: take a share further from 0 and 1.")
     return records
+
+
+def in_order(images: np.ndarray | StreamedImages, batch_size: int) -> Iterator[np.ndarray]:
+    """The images of a split in batches, in the order of their ids; the last batch may be smaller."""
+    if isinstance(images, StreamedImages):
+        return images.in_order(batch_size)
+    return (images[start : start + batch_size] for start in range(0, len(images), batch_size))
 
 
 def _checked(records: Records, where: str) -> Records:
@@ -188,107 +214,6 @@ def _digits() -> dict[str, Records]:
         coarse_names=("closed loop", "no loop"),
     )
     return _split(records, 0.5, _DIGITS_SEED)
-
-
-def _tfds(name: str, data_dir: str | None, coarse_classes: tuple[int, ...]) -> dict[str, Records]:
-    builder = _tfds_builder(name, data_dir)
-    features = builder.info.features
-    for key in ("image", "coarse_label"):
-        if key not in features:
-            raise UserError(
-                f"tfds:{name} has the features {', '.join(features)} but no {key}: take a data set with image, label "
-                "and coarse_label (such as cifar100), or write the labels beside the images as npz (npz:DIR)."
-            )
-    if None in features["image"].shape:
-        raise UserError(
-            f"tfds:{name} declares images of shape {features['image'].shape}, want one size: resize them, and declare "
-            "it in the builder's tfds.features.Image(shape=...)."
-        )
-    root = os.fspath(builder.data_dir_root)
-    if not builder.is_prepared():
-        raise UserError(
-            f"tfds:{name} is not prepared in {root}: run `tfds build {name} --data_dir={root}`, or set data.data_dir "
-            "to where it is."
-        )
-    if builder.info.file_format.value == "array_record":
-        raise UserError(
-            f"tfds:{name} is prepared in {root} as array_record, want tfrecord: run `tfds build {name} "
-            "--data_dir=DIR --file_format=tfrecord` with another folder, and set data.data_dir to it."
-        )
-    missing = [s for s in SPLITS if s not in builder.info.splits]
-    if missing:
-        raise UserError(
-            f"tfds:{name} has the splits {', '.join(builder.info.splits)} but no {missing[0]}: take a data set with "
-            "train and test, or write the two as npz (npz:DIR)."
-        )
-    label_names = tuple(getattr(features["label"], "names", ())) if "label" in features else ()
-    coarse_names = tuple(getattr(features["coarse_label"], "names", ()))
-    if coarse_names:
-        hierarchy.check_classes(coarse_classes, coarse_names)
-    columns = {split: _tfds_read(builder, split, coarse_classes) for split in SPLITS}
-    return _assemble(columns, label_names, coarse_names, f"tfds:{name}")
-
-
-def _tfds_builder(name: str, data_dir: str | None):
-    """TFDS's builder of a data set, prepared or not."""
-    # TensorFlow only decodes images here; the first setting silences its start, the second one a remark about oneDNN.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    # The accelerators are JAX's. Refused where TensorFlow is at work already: then it has taken what it takes.
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
-
-    folder = os.path.expanduser(data_dir) if data_dir else None
-    try:
-        return tfds.builder(name, data_dir=folder)
-    except tfds.core.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(
-            f"tfds:{name}: TFDS knows no data set {name}{hint}: want a name from `tfds.list_builders()` or one that is "
-            f"prepared in {folder or tfds.core.constants.DATA_DIR}."
-        ) from None
-    except (ValueError, AssertionError, TypeError) as error:
-        raise UserError(
-            f"tfds:{name} is not to be had ({str(error).splitlines()[0]}): want tfds:NAME, tfds:NAME/CONFIG or "
-            "tfds:NAME:VERSION, of those that TFDS has."
-        ) from None
-
-
-def _tfds_read(builder, split: str, coarse_classes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """image, coarse_label and, where there is one, label of a split in the order of its files.
-
-    Images of other coarse classes are dropped before they are decoded.
-    """
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    features = builder.info.features
-    keys = [key for key in ("image", "label", "coarse_label") if key in features]
-    options = tf.data.Options()
-    options.deterministic = True
-    dataset = builder.as_dataset(
-        split=split,
-        shuffle_files=False,
-        decoders={"image": tfds.decode.SkipDecoding()},
-        # One file after the other: the order does not hang on how many are read at a time.
-        read_config=tfds.ReadConfig(options=options, interleave_cycle_length=1, try_autocache=False),
-    )
-    if coarse_classes:
-        wanted = tf.constant(coarse_classes, tf.int64)
-        dataset = dataset.filter(lambda x: tf.reduce_any(tf.cast(x["coarse_label"], tf.int64) == wanted))
-    decode = {"image": features["image"].decode_example}
-    dataset = dataset.map(
-        lambda x: {key: decode.get(key, tf.identity)(x[key]) for key in keys}, num_parallel_calls=tf.data.AUTOTUNE
-    )
-    batches = list(dataset.batch(1000).as_numpy_iterator())
-    if not batches:
-        return {key: np.zeros((0,) * (4 if key == "image" else 1), np.uint8) for key in keys}
-    return {key: np.concatenate([batch[key] for batch in batches]) for key in keys}
 
 
 def _npz(folder: pathlib.Path) -> dict[str, Records]:

@@ -1,0 +1,124 @@
+"""From records to the batches of a step: a training set that lies on the devices, or one that streams from its files.
+
+Either way an iteration of the host hands the pmapped step one value, `inputs`, out of which each device takes its own
+part of a batch: by `batch_of`, traced, with `in_axes` for pmap.
+"""
+
+import collections
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+from jax import Array
+
+from grafit_jax import parallel
+from grafit_jax.data.sources import Records
+
+# Folded into the seed's key for the order of an epoch; views fold in the step, memory.init its own number.
+_ORDER_KEY = 0x6F7264
+# Batches on their way to the devices, or there already, before the step that takes them.
+_AHEAD = 2
+
+Batch = dict[str, Array]
+
+
+@flax.struct.dataclass
+class DeviceData:
+    """A training set that lies whole on every device: image uint8 [N, H, W, C] and label (coarse) int32 [N]."""
+
+    image: Array | np.ndarray
+    label: Array | np.ndarray
+
+
+class Resident:
+    """The training set on every device: the host hands over an order, made on the devices, once an epoch.
+
+    Attributes:
+      steps_per_call: batches that a step function takes out of one `inputs`, in a scan.
+      in_axes: the data are the same on all devices, the order is each one's own.
+      waited: 0.0 seconds: the host is not in the way.
+    """
+
+    in_axes = (None, 0)
+    waited = 0.0
+
+    def __init__(self, records: Records, *, seed: int, batch_size: int, steps_per_call: int):
+        self.steps_per_call = steps_per_call
+        self._records, self._seed, self._batch_size = records, seed, batch_size
+        self._data = parallel.replicate(DeviceData(records.image, records.coarse_label))
+
+    def epoch(self, epoch: int) -> Iterator[tuple[DeviceData, Array]]:
+        """What the calls of an epoch take, the same for each of them: the state's step tells where to go on."""
+        steps = len(self._records) // self._batch_size
+        order = epoch_order(self._seed, epoch, len(self._records), steps, self._batch_size)
+        return itertools.repeat((self._data, order), steps // self.steps_per_call)
+
+    @staticmethod
+    def batch_of(inputs: tuple[DeviceData, Array], step: Array) -> Batch:
+        """The device's own part of the batch of a step."""
+        data, order = inputs
+        ids = order[step % len(order)]
+        return {"image": data.image[ids], "label": data.label[ids], "id": ids}
+
+
+class Streamed:
+    """A training set that stays in its files; see `tfds_source.StreamedImages`. One step a call.
+
+    Attributes:
+      waited: seconds that the host has waited for a batch to come from the files in this epoch so far.
+    """
+
+    in_axes = 0
+    steps_per_call = 1
+
+    def __init__(self, records: Records, *, seed: int, batch_size: int, shuffle_buffer: int):
+        self._records, self._seed, self._batch_size = records, seed, batch_size
+        self._shuffle_buffer = shuffle_buffer
+        self.waited = 0.0
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch on their devices, two ahead of the step that takes them."""
+        self.waited = 0.0
+        ahead: collections.deque[Batch] = collections.deque()
+        for batch in self._timed(self._from_files(epoch)):
+            ahead.append(parallel.shard(batch))
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _from_files(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches [n, B/n, ...] on the host."""
+        # One number out of two, which are far apart for neighbouring ones.
+        seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0] >> 1)
+        devices = parallel.num_devices()
+        for ids, images in self._records.image.shuffled(self._batch_size, seed=seed, buffer_size=self._shuffle_buffer):
+            batch = {"image": images, "label": self._records.coarse_label[ids], "id": ids}
+            yield {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    @staticmethod
+    def batch_of(inputs: Batch, step: Array) -> Batch:
+        """The device's own part of the batch, which is all that it is given."""
+        return inputs
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int, steps: int, batch_size: int) -> Array:
+    """int32 [n, steps, B/n] on the devices: a permutation of the ids that depends on seed and epoch alone.
+
+    The ids past the last full batch sit this epoch out.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), _ORDER_KEY), epoch)
+    ids = jax.random.permutation(key, num_examples)[: steps * batch_size]
+    return parallel.shard(ids.reshape(steps, parallel.num_devices(), -1).swapaxes(0, 1))

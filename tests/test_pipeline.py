@@ -1,0 +1,168 @@
+"""Batches from the devices' own copy and from files: every image, its own id, the same order for the same seed."""
+
+import jax
+import numpy as np
+import pytest
+
+from grafit_jax import experiment, train
+from grafit_jax.data import pipeline, sources
+from grafit_jax.errors import UserError
+from small import make_builder, on_one_device, small_config
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """90 training images 6x5x3 in 3 files, 6 fine classes in 3 coarse ones."""
+    folder = tmp_path_factory.mktemp("tfds")
+    make_builder(folder)
+    return str(folder)
+
+
+def load(tiny, **options):
+    return sources.load(source="tfds:tiny_hierarchy", data_dir=tiny, **options)
+
+
+def stream_config(tiny, method="grafit", **overrides):
+    values = {
+        "data.source": "tfds:tiny_hierarchy",
+        "data.data_dir": tiny,
+        "data.stream": True,
+        "train.shuffle_buffer": 20,
+        "views.mean": (0.4, 0.4, 0.4),
+        "views.std": (0.3, 0.3, 0.3),
+        "train.batch_size": 16,
+        "train.epochs": 3,
+        "checkpoint.every_epochs": 1,
+    }
+    return small_config(method, **(values | overrides))
+
+
+def epoch_of(images, seed, batch_size=16, **options):
+    batches = list(images.shuffled(batch_size, seed=seed, **({"buffer_size": 20} | options)))
+    return np.concatenate([ids for ids, _ in batches]), np.concatenate([x for _, x in batches])
+
+
+def test_an_epochs_order_is_a_permutation_of_its_own_cut_to_whole_batches():
+    orders = [np.asarray(pipeline.epoch_order(0, epoch, 899, 14, 64)) for epoch in (0, 1)]
+    assert orders[0].shape == (8, 14, 8)  # devices, steps, images
+    for order in orders:
+        assert len(np.unique(order)) == 14 * 64 and order.min() >= 0 and order.max() < 899
+    assert not np.array_equal(*orders)
+    np.testing.assert_array_equal(orders[0], pipeline.epoch_order(0, 0, 899, 14, 64))
+    assert not np.array_equal(orders[0], pipeline.epoch_order(1, 0, 899, 14, 64))
+
+
+@pytest.mark.parametrize("options", [{}, {"coarse_classes": (2, 0)}, {"holdout": 0.3}])
+def test_streamed_records_are_the_records_in_memory(tiny, options):
+    whole, streamed = load(tiny, **options), load(tiny, stream=True, **options)
+    images = streamed["train"].image
+    assert images.shape == whole["train"].image.shape and images.dtype == np.uint8
+    np.testing.assert_array_equal(images.read(), whole["train"].image)
+    assert [len(batch) for batch in images.in_order(32)][:-1] == [32] * (len(images) // 32 - (len(images) % 32 == 0))
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(streamed[split].label, whole[split].label)
+        np.testing.assert_array_equal(streamed[split].coarse_label, whole[split].coarse_label)
+    np.testing.assert_array_equal(streamed["test"].image, whole["test"].image)  # always in memory
+    # A shuffled epoch: every image under its own id, none twice, those past the last full batch left out.
+    ids, shuffled = epoch_of(images, seed=3)
+    assert len(ids) == len(np.unique(ids)) == len(images) // 16 * 16
+    np.testing.assert_array_equal(shuffled, whole["train"].image[ids])
+
+
+def test_the_seed_alone_decides_the_order(tiny):
+    images = load(tiny, stream=True)["train"].image
+    first, again, other = (epoch_of(images, seed)[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    # With a buffer of one the files alone are shuffled.
+    assert np.mean(np.diff(epoch_of(images, 3, buffer_size=1)[0]) == 1) > 0.8 > 0.3 > np.mean(np.diff(first) == 1)
+
+
+def test_hosts_have_parts_that_do_not_overlap_and_miss_nothing(tiny):
+    images = load(tiny, stream=True)["train"].image
+    parts = [epoch_of(images, 5, batch_size=1, shard=(i, 4))[0] for i in range(4)]
+    assert sorted(map(len, parts)) == [22, 22, 23, 23]
+    assert sorted(np.concatenate(parts)) == list(range(90))
+
+
+def test_fingerprint_of_streamed_images_follows_the_choice_of_images(tiny):
+    def prints(**options):
+        return load(tiny, stream=True, **options)["train"].fingerprint()
+
+    assert prints() == prints() != prints(coarse_classes=(0, 1))
+
+
+def test_a_streamed_step_is_the_step_on_resident_data(tiny):
+    config = stream_config(tiny)
+    run = experiment.load(config)
+    feed = train.make_feed(run)
+    batches = list(feed.epoch(0))
+    assert len(batches) == run.steps_per_epoch == 5
+    state, memory = experiment.initial(run)
+    call = train.make_call(run, feed)
+    for batch in batches[:3]:
+        assert batch["image"].shape == (8, 2, 6, 5, 3) and len(batch["image"].sharding.device_set) == 8
+        state, memory, _ = call(state, memory, batch)
+
+    with config.unlocked():
+        config.data.stream = False
+    run = experiment.load(config)
+    feed = train.make_feed(run)
+    data, _ = next(iter(feed.epoch(0)))
+    order = np.stack([np.asarray(batch["id"]) for batch in batches], axis=1)
+    expected, expected_memory = experiment.initial(run)
+    call = train.make_call(run, feed)
+    for _ in range(3):
+        expected, expected_memory, _ = call(expected, expected_memory, (data, order))
+    for a, b in zip(jax.tree.leaves((state, memory)), jax.tree.leaves((expected, expected_memory)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():
+    taken = []
+
+    class Slow:
+        def shuffled(self, batch_size, *, seed, buffer_size):
+            for i in range(6):
+                taken.append(i)
+                yield np.arange(16), np.zeros((16, 4, 4, 3), np.uint8)
+
+    records = sources.Records(Slow(), None, np.zeros(16, np.int32), (), ("x",))
+    feed = pipeline.Streamed(records, seed=0, batch_size=16, shuffle_buffer=1)
+    seen = []
+    for _ in feed.epoch(0):
+        seen.append(len(taken))
+    assert seen == [3, 4, 5, 6, 6, 6]
+    assert feed.waited > 0
+
+
+def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = stream_config(tiny)
+    expected = train.train(config, tmp_path / "whole")
+    shuffled, epochs = pipeline.Streamed.epoch, []
+
+    def stopped(self, epoch):
+        epochs.append(epoch)
+        if epoch == 1 and len(epochs) == 2:
+            raise KeyboardInterrupt
+        return shuffled(self, epoch)
+
+    monkeypatch.setattr(pipeline.Streamed, "epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "stopped")
+    assert train.train(config, tmp_path / "stopped") == expected
+    assert epochs == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.source": "digits"}, "data.stream is on, and digits lies in memory whole: turn it off"),
+        ({"train.steps_per_call": 4}, "train.steps_per_call = 4: want 0 or 1 with data.stream"),
+        ({"train.shuffle_buffer": 0}, "train.shuffle_buffer = 0: want at least 1"),
+    ],
+)
+def test_what_cannot_be_streamed_is_told_first(tiny, overrides, message):
+    with pytest.raises(UserError, match=message):
+        experiment.load(stream_config(tiny, **overrides))

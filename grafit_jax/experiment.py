@@ -79,6 +79,7 @@ def load(config: ml_collections.ConfigDict) -> Experiment:
             f"eval.recall_at goes up to {max(config.eval.recall_at)}, and a query has {len(records['test']) - 1} other "
             "test images: lower it or enlarge the test split."
         )
+    _check_memory(train, config)
     augment.check_channels(train.image.shape[-1], config.views.mean, config.views.std)
     method = methods.get(config.method)
     network = methods.build_network(method, config.model, num_classes=len(train.coarse_names), axis_name=parallel.AXIS)
@@ -95,6 +96,16 @@ def load(config: ml_collections.ConfigDict) -> Experiment:
         steps_per_epoch=len(train) // batch_size,
     )
     return dataclasses.replace(experiment, tx=_optimizer(experiment))
+
+
+def _check_memory(train: Records, config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where a resident training set would leave the devices less than half of their memory."""
+    limit = (parallel.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit and not config.data.stream and train.image.nbytes > limit / 2:
+        raise UserError(
+            f"the training images take {train.image.nbytes / 2**30:.1f} GiB and a device has {limit / 2**30:.1f} GiB: "
+            "leave them in their files by data.stream = True."
+        )
 
 
 def _optimizer(experiment: Experiment) -> optax.GradientTransformation:

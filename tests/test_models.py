@@ -7,6 +7,7 @@ import pytest
 
 from grafit_jax import methods
 from grafit_jax.models import build_trunk
+from grafit_jax.models.convolution import conv_general_dilated
 from grafit_jax.models.resnet import _fold_patches
 from small import small_config
 
@@ -69,6 +70,31 @@ def test_convolution_golden():
     np.testing.assert_allclose(
         _conv3x3(1, 2, jnp.float32).apply(ones, jnp.ones((1, 4, 4, 1)))[0, ..., 0], [[4, 6], [6, 9]]
     )
+
+
+@pytest.mark.parametrize(("images", "stride", "dtype"), [(70, 1, "float32"), (64, 2, "float32"), (33, 1, "bfloat16")])
+def test_gradients_in_parts_are_the_gradients(images, stride, dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (images, 6, 6, 4), dtype)
+    kernel = jax.random.normal(keys[1], (3, 3, 4, 5), dtype)
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    out, pull = jax.vjp(lambda x, k: conv_general_dilated(x, k, (stride, stride), [(1, 1)] * 2, **options), x, kernel)
+    cotangent = jax.random.normal(keys[2], out.shape, dtype)
+    got = pull(cotangent)
+
+    # The same as a sum over the nine taps, in float64.
+    x64, kernel64, c64 = (np.asarray(a, np.float64) for a in (x, kernel, cotangent))
+    padded = np.pad(x64, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x_gradient, kernel_gradient = np.zeros_like(padded), np.zeros_like(kernel64)
+    rows = stride * (out.shape[1] - 1) + 1
+    for i, j in np.ndindex(3, 3):
+        taps = np.s_[:, i : i + rows : stride, j : j + rows : stride]
+        kernel_gradient[i, j] = np.einsum("bhwi,bhwo->io", padded[taps], c64)
+        x_gradient[taps] += c64 @ kernel64[i, j].T
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    for mine, expected in zip(got, (x_gradient[:, 1:-1, 1:-1], kernel_gradient), strict=True):
+        assert mine.dtype == dtype
+        np.testing.assert_allclose(np.asarray(mine, np.float64), expected, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, train
+from grafit_jax import experiment, parallel, train
 from grafit_jax.data import pipeline, sources
 from grafit_jax.errors import UserError
 from small import make_builder, on_one_device, small_config
@@ -166,3 +166,17 @@ def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch)
 def test_what_cannot_be_streamed_is_told_first(tiny, overrides, message):
     with pytest.raises(UserError, match=message):
         experiment.load(stream_config(tiny, **overrides))
+
+
+def test_data_too_large_for_the_devices_are_told_of_before_they_are_moved(monkeypatch):
+    class Small:
+        def memory_stats(self):
+            return {"bytes_limit": 100_000}  # 899 digits of 64 bytes are more than half of it
+
+    run = experiment.load(small_config())
+    monkeypatch.setattr(parallel, "devices", lambda: [Small()])
+    with pytest.raises(UserError, match=r"take 0.0 GiB and a device has 0.0 GiB: leave them in their files by data"):
+        experiment._check_memory(run.records["train"], run.config)
+    with run.config.unlocked():
+        run.config.data.stream = True
+    experiment._check_memory(run.records["train"], run.config)

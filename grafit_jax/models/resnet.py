@@ -10,12 +10,16 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from grafit_jax.errors import UserError
+from grafit_jax.models.convolution import conv_general_dilated
 
 # PyTorch's momentum 0.1 in Flax's convention, and torchvision's epsilon.
 batch_norm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 # torchvision's initialisation: He normal over the fan-out.
 _conv = functools.partial(
-    nn.Conv, use_bias=False, kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    nn.Conv,
+    use_bias=False,
+    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    conv_general_dilated=conv_general_dilated,
 )
 
 

@@ -57,8 +57,12 @@ class Experiment:
         return schedules.ema_tau(step, base=self.config.ema.base, total_steps=self.total_steps)
 
 
-def load(config: ml_collections.ConfigDict) -> Experiment:
+def load(config: ml_collections.ConfigDict, records: dict[str, Records] | None = None) -> Experiment:
     """Checks the config, loads the data, checks that they can be trained on, and builds the parts.
+
+    Args:
+      config: see `config.default`.
+      records: "train" and "test", instead of those that `config.data` names.
 
     Raises:
       UserError: anything about config or data that would go wrong later.
@@ -66,7 +70,7 @@ def load(config: ml_collections.ConfigDict) -> Experiment:
     if jax.process_count() > 1:
         raise UserError(f"found {jax.process_count()} processes: training on several hosts is not supported yet.")
     config_lib.validate(config, num_devices=parallel.num_devices())
-    records = sources.load(**config.data)
+    records = records or sources.load(**config.data)
     train = records["train"]
     hierarchy.check_trainable(train)
     batch_size = config.train.batch_size

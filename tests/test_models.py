@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from grafit_jax import methods
-from grafit_jax.models import build_trunk
-from grafit_jax.models.convolution import conv_general_dilated
+from grafit_jax.models import build_trunk, convolution
 from grafit_jax.models.resnet import _fold_patches
 from small import small_config
 
@@ -73,28 +72,33 @@ def test_convolution_golden():
 
 
 @pytest.mark.parametrize(("images", "stride", "dtype"), [(70, 1, "float32"), (64, 2, "float32"), (33, 1, "bfloat16")])
-def test_gradients_in_parts_are_the_gradients(images, stride, dtype):
+def test_convolution_in_parts_is_the_convolution_and_so_are_its_gradients(images, stride, dtype, monkeypatch):
+    monkeypatch.setattr(convolution, "_PART", 2000)  # bytes: 3 images of float32, 6 of bfloat16
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (images, 6, 6, 4), dtype)
     kernel = jax.random.normal(keys[1], (3, 3, 4, 5), dtype)
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    out, pull = jax.vjp(lambda x, k: conv_general_dilated(x, k, (stride, stride), [(1, 1)] * 2, **options), x, kernel)
+    out, pull = jax.vjp(
+        lambda x, k: convolution.conv_general_dilated(x, k, (stride, stride), [(1, 1)] * 2, **options), x, kernel
+    )
     cotangent = jax.random.normal(keys[2], out.shape, dtype)
     got = pull(cotangent)
 
     # The same as a sum over the nine taps, in float64.
     x64, kernel64, c64 = (np.asarray(a, np.float64) for a in (x, kernel, cotangent))
     padded = np.pad(x64, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros(out.shape)
     x_gradient, kernel_gradient = np.zeros_like(padded), np.zeros_like(kernel64)
     rows = stride * (out.shape[1] - 1) + 1
     for i, j in np.ndindex(3, 3):
         taps = np.s_[:, i : i + rows : stride, j : j + rows : stride]
+        expected += padded[taps] @ kernel64[i, j]
         kernel_gradient[i, j] = np.einsum("bhwi,bhwo->io", padded[taps], c64)
         x_gradient[taps] += c64 @ kernel64[i, j].T
     tolerance = 1e-5 if dtype == "float32" else 1e-2
-    for mine, expected in zip(got, (x_gradient[:, 1:-1, 1:-1], kernel_gradient), strict=True):
+    for mine, want in zip((out, *got), (expected, x_gradient[:, 1:-1, 1:-1], kernel_gradient), strict=True):
         assert mine.dtype == dtype
-        np.testing.assert_allclose(np.asarray(mine, np.float64), expected, atol=tolerance * np.abs(expected).max())
+        np.testing.assert_allclose(np.asarray(mine, np.float64), want, atol=tolerance * np.abs(want).max())
 
 
 @pytest.mark.parametrize(

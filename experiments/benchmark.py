@@ -19,7 +19,7 @@ from grafit_jax import cli, environment, report, tables, workdir
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SUITES = ("retrieval",)
+_SUITES = ("retrieval", "train")
 _SUITE = flags.DEFINE_enum("suite", None, _SUITES, "which claims", required=True)
 _ENTRIES = flags.DEFINE_list("entries", None, "these alone (default: all of the suite)")
 _RECORD = flags.DEFINE_bool("record", False, "keep the lines in experiments/results and render README.md")
@@ -33,9 +33,8 @@ def main(argv):
         if name not in entries:
             raise UserError(f"suite {_SUITE.value} has no entry {name!r}: want some of {', '.join(entries)}.")
     if _HERE.value:
-        facts = environment.describe()
         for name in names:
-            print(json.dumps({"entry": name, **entries[name](), "environment": facts}))
+            print(json.dumps({"entry": name, **entries[name](), "environment": environment.describe()}))
         return
     lines = []
     for name in names:

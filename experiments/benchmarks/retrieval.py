@@ -1,12 +1,11 @@
 """Search and metrics of random embeddings, against faiss and scikit-learn."""
 
-import pathlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from benchmarks import timing
 from grafit_jax import metrics, neighbors
 
 _DIM = 128
@@ -25,51 +24,26 @@ def _clustered(n: int, seed: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _best(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
-    """The best time of each: in turns of three, since the threads of a library may go on spinning after its call."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for mine, call in zip(times, calls, strict=True):
-            mine += [_seconds(call) for _ in range(3)]
-    return [min(mine) for mine in times]
-
-
-def _gigabytes(key: str) -> float:
-    """VmRSS, what is resident now, or VmHWM, its peak since `_reset_peak`."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split(f"{key}:")[1].split()[0]) / 2**20
-
-
-def _reset_peak() -> None:
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
 def _search(num_queries: int, num_rows: int, k: int, goal: float, make=_random, rounds: int = 3) -> dict[str, Any]:
     queries, gallery = make(num_queries, 1), make(num_rows, 2)
-    _reset_peak()
-    before = _gigabytes("VmRSS")
+    timing.reset_peak()
+    before = timing.gigabytes("VmRSS")
 
     def ours():
         return neighbors.search(queries, gallery, k)
 
-    first = _seconds(ours)
+    first = timing.seconds(ours)
     result: dict[str, Any] = {"work": f"{num_queries} x {num_rows} x {_DIM}, k = {k}", "first_call_s": first}
     if make is _clustered:
         result["work"] += ", in 100 clusters"
-    result |= {"peak_gigabytes": _gigabytes("VmHWM"), "gigabytes_over_data": _gigabytes("VmHWM") - before}
+    result |= {"peak_gigabytes": timing.gigabytes("VmHWM"), "gigabytes_over_data": timing.gigabytes("VmHWM") - before}
     try:
         import faiss
     except ImportError:
-        return result | {"seconds": _best([ours], rounds)[0], "peer": "faiss IndexFlatIP: not installed"}
+        return result | {"seconds": timing.best([ours], rounds)[0], "peer": "faiss IndexFlatIP: not installed"}
     index = faiss.IndexFlatIP(_DIM)
     index.add(gallery)
-    seconds, peer = _best([ours, lambda: index.search(queries, k)], rounds)
+    seconds, peer = timing.best([ours, lambda: index.search(queries, k)], rounds)
     different = np.any(index.search(queries, k)[1] != ours()[1], axis=1)
     return result | {
         "seconds": seconds, "peer": "faiss IndexFlatIP", "peer_seconds": peer, "ratio": seconds / peer, "goal": goal,
@@ -89,10 +63,10 @@ def _map(num_queries: int, num_rows: int, num_classes: int, goal: float | None, 
     def ours():
         return metrics.average_precision(queries, query_labels, gallery, labels, **ids)[0]
 
-    _reset_peak()
-    first = _seconds(ours)
-    [seconds] = _best([ours], 1)
-    peak = _gigabytes("VmHWM")
+    timing.reset_peak()
+    first = timing.seconds(ours)
+    [seconds] = timing.best([ours], 1)
+    peak = timing.gigabytes("VmHWM")
 
     from sklearn.metrics import average_precision_score
 
@@ -104,7 +78,7 @@ def _map(num_queries: int, num_rows: int, num_classes: int, goal: float | None, 
             other = np.arange(num_rows) != (i if within else -1)
             expected[i] = average_precision_score((labels == query_labels[i])[other], similarity[i][other])
 
-    peer = _seconds(theirs) * num_queries / sample
+    peer = timing.seconds(theirs) * num_queries / sample
     return {
         "work": f"mAP, {num_queries} x {num_rows} x {_DIM}, {num_rows // num_classes} positives"
         + (" with the query" if within else ""),
@@ -126,12 +100,12 @@ def _one_pass() -> dict[str, Any]:
         for y in labels.values():
             metrics.average_precision(x, y, x, y, **ids)
 
-    first = _seconds(lambda: metrics.retrieval_metrics(x, labels))
+    first = timing.seconds(lambda: metrics.retrieval_metrics(x, labels))
     one_by_one()
-    ours, apart = _best([lambda: metrics.retrieval_metrics(x, labels), one_by_one], 1)
+    ours, apart = timing.best([lambda: metrics.retrieval_metrics(x, labels), one_by_one], 1)
     return {"work": "all metrics at 2 levels, 10000 x 10000 x 128", "first_call_s": first, "seconds": ours,
             "peer": "the same functions one by one", "peer_seconds": apart, "ratio": ours / apart,
-            "peak_gigabytes": _gigabytes("VmHWM")}  # fmt: skip
+            "peak_gigabytes": timing.gigabytes("VmHWM")}  # fmt: skip
 
 
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {

@@ -1,0 +1,31 @@
+"""What the entries of all suites share: turns, times, memory."""
+
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def best(calls: Sequence[Callable[[], Any]], rounds: int, turn: int = 3) -> list[float]:
+    """The best time of each: in turns of several, since the threads of a library may go on spinning after its call."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for mine, call in zip(times, calls, strict=True):
+            mine += [seconds(call) for _ in range(turn)]
+    return [min(mine) for mine in times]
+
+
+def gigabytes(key: str) -> float:
+    """VmRSS, what is resident now, or VmHWM, its peak since `reset_peak`."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split(f"{key}:")[1].split()[0]) / 2**20
+
+
+def reset_peak() -> None:
+    pathlib.Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,223 @@
+"""The peer: Grafit's training step (PAPER.md section 2) in plain PyTorch, as released codes write it, or well tuned.
+
+torch and torchvision are extras (`pip install -e '.[benchmark]'`). The same work as `grafit_jax.train_step`: T views of
+each image, the target network over all of them without gradient, the online network over all of them with it, k-NN loss
+of the first view over the whole memory, instance loss, SGD with Nesterov's momentum, moving average, memory.
+"""
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Of the CIFAR-100 configs.
+_MEAN, _STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
+
+
+def torchvision():
+    """torchvision, also where its compiled operators do not fit the installed torch: nothing here needs them."""
+    with contextlib.suppress(RuntimeError):  # they are there
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
+
+    return torchvision
+
+
+class MLP(nn.Sequential):
+    def __init__(self, features: int, hidden: int, dim: int):
+        super().__init__(
+            nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(True), nn.Linear(hidden, dim)
+        )
+
+
+def trunk(name: str) -> tuple[nn.Module, int]:
+    """A trunk and its number of features: "resnet18" with a CIFAR stem, or "resnet8", 16 wide, on patches of 2 x 2."""
+    resnet = torchvision().models.resnet
+    if name == "resnet18":
+        net = resnet.resnet18()
+        net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        net.maxpool = net.fc = nn.Identity()
+        return net, 512
+    blocks: list[nn.Module] = []
+    for width_in, width, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
+        shortcut = None
+        if stride == 2:
+            shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, 2, bias=False), nn.BatchNorm2d(width))
+        blocks.append(resnet.BasicBlock(width_in, width, stride, shortcut))
+    stem = [nn.PixelUnshuffle(2), nn.Conv2d(12, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 64
+
+
+def knn_loss(z: Tensor, labels: Tensor, memory: Tensor, memory_labels: Tensor, ids: Tensor, sigma: float) -> Tensor:
+    """Eq. 2-3, as a whole [B, N] array."""
+    similarity = F.normalize(z, dim=1) @ memory.T / sigma
+    similarity = similarity.scatter(1, ids[:, None], float("-inf"))
+    same = memory_labels[None, :] == labels[:, None]
+    return similarity.logsumexp(1) - similarity.masked_fill(~same, float("-inf")).logsumexp(1)
+
+
+def instance_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Eq. 1 of [T, B, D]."""
+    p, t = F.normalize(predictions, dim=-1), F.normalize(targets, dim=-1)
+    views = len(p)
+    cosines = torch.einsum("ibd,jbd->bij", p, t)
+    return -(cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)) / (views * (views - 1))
+
+
+class Trainer:
+    """State and step. `tuned`: channels last, and compiled where that works; else as released codes have it."""
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        hidden: int,
+        dim: int,
+        num_views: int,
+        batch_size: int,
+        tuned: bool,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        torch.manual_seed(0)
+        net, features = trunk(name)
+        self.device, self.dtype, self.num_views, self.batch_size, self.tuned = (
+            device, dtype, num_views, batch_size, tuned,
+        )  # fmt: skip
+        self.layout = torch.channels_last if tuned else torch.contiguous_format
+        online: Any = nn.Sequential(net, MLP(features, hidden, dim)).to(device)
+        online = online.to(memory_format=self.layout)
+        self.predictor = MLP(dim, hidden, dim).to(device)
+        self.target = copy.deepcopy(online).requires_grad_(False)
+        self.parameters = [*online.parameters(), *self.predictor.parameters()]
+        self.averages, self.averaged = list(self.target.parameters()), list(online.parameters())
+        self.online, self.apply_target = online, self.target
+        if tuned:
+            self.online, self.apply_target = torch.compile(online), torch.compile(self.target)
+        self.optimizer = torch.optim.SGD(self.parameters, 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        self.memory = F.normalize(torch.randn(len(images), dim, device=device), dim=1)
+        self.labels = torch.as_tensor(labels, device=device).long()
+        self.images = images
+        # As tuned, the data lie on the device, and views are made there.
+        self.batches = self._made_here() if tuned else self._loaded()
+
+    def step(self) -> Tensor:
+        views, ids = next(self.batches)  # [T, B, C, H, W], [B]
+        flat = views.flatten(0, 1).contiguous(memory_format=self.layout)
+        labels = self.labels[ids]
+        low = torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.no_grad(), low:
+            targets = self.apply_target(flat).float().unflatten(0, (self.num_views, -1))
+        with low:
+            projection = self.online(flat)
+            prediction = self.predictor(projection)
+        projection = projection.float()[: len(ids)]
+        loss = knn_loss(projection, labels, self.memory, self.labels, ids, 0.05).mean()
+        loss = loss + instance_loss(prediction.float().unflatten(0, (self.num_views, -1)), targets).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, self.averaged, 0.01)
+            mixed = self.memory[ids] + F.normalize(projection, dim=1)
+            self.memory[ids] = F.normalize(mixed, dim=1)
+        return loss
+
+    def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """As released: torchvision's transforms, image by image, by the workers of a DataLoader."""
+        data = _Views(self.images, per_image_transform(), self.num_views)
+        workers = 4 if self.device == "cuda" else 2
+        loader: Any = torch.utils.data.DataLoader(
+            data, self.batch_size, shuffle=True, drop_last=True, num_workers=workers, pin_memory=self.device == "cuda"
+        )
+        while True:
+            for views, ids in loader:
+                yield views.transpose(0, 1).to(self.device, non_blocking=True), ids.to(self.device)
+
+    def _made_here(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """As tuned: gathered and transformed on the device, a batch at a time."""
+        on_device = torch.as_tensor(self.images, device=self.device)
+        while True:
+            for ids in torch.randperm(len(self.images), device=self.device).split(self.batch_size):
+                if len(ids) == self.batch_size:
+                    batch = on_device[ids].permute(0, 3, 1, 2).float() / 255
+                    yield torch.stack([batch_transform(batch) for _ in range(self.num_views)]), ids
+
+
+class _Views(torch.utils.data.Dataset):
+    def __init__(self, images: np.ndarray, transform: Callable, num_views: int):
+        self.images, self.transform, self.num_views = images, transform, num_views
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int):
+        from PIL import Image
+
+        image = Image.fromarray(self.images[i])
+        return torch.stack([self.transform(image) for _ in range(self.num_views)]), i
+
+
+def per_image_transform() -> Callable:
+    """Crop, flip, normalise, by torchvision, of a PIL image."""
+    t = torchvision().transforms
+    steps = [t.RandomResizedCrop(32, (0.2, 1.0)), t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize(_MEAN, _STD)]
+    return t.Compose(steps)
+
+
+def per_image_transforms(kind: str, size: int) -> list[Callable[[np.ndarray], Tensor]]:
+    """The views "weak", "colour" and "strong" of an image uint8 [H, W, C]: by way of PIL, and on a tensor."""
+    from PIL import Image
+
+    t = torchvision().transforms
+    torch.set_num_threads(1)  # as in the worker of a loader
+    steps: list[Any] = [t.RandomResizedCrop(size, (0.2, 1.0)), t.RandomHorizontalFlip()]
+    if kind == "colour":
+        steps += [t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), t.RandomGrayscale(0.2)]
+    if kind == "strong":
+        steps.append(t.RandAugment(2, 9))
+    erase = [t.RandomErasing(0.25)] if kind == "strong" else []
+    last = [t.ConvertImageDtype(torch.float32), t.Normalize(_MEAN, _STD), *erase]
+    by_pil = t.Compose([*steps, t.PILToTensor(), *last])
+    on_tensor = t.Compose([*steps, *last])
+    return [
+        lambda image: by_pil(Image.fromarray(image)),
+        lambda image: on_tensor(torch.from_numpy(image).permute(2, 0, 1)),
+    ]
+
+
+def batch_transform(x: Tensor) -> Tensor:
+    """The same on a batch [B, 3, H, W] of its device: one resampling, each image with its own box."""
+    b, device = len(x), x.device
+    area = torch.empty(b, device=device).uniform_(0.2, 1.0)
+    ratio = torch.empty(b, device=device).uniform_(np.log(3 / 4), np.log(4 / 3)).exp()
+    w, h = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    cx, cy = ((2 * torch.rand(b, device=device) - 1) * (1 - side) for side in (w, h))
+    w = torch.where(torch.rand(b, device=device) < 0.5, -w, w)
+    zero = torch.zeros_like(w)
+    matrix = torch.stack([torch.stack([w, zero, cx], 1), torch.stack([zero, h, cy], 1)], 1)
+    grid = F.affine_grid(matrix, [b, 3, *x.shape[2:]], align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (_MEAN, _STD))
+    return (x - mean) / std
+
+
+def seconds_a_step(trainer: Trainer, *, warm_up: int = 2, steps: int = 3) -> float:
+    """The best of `steps`, after the first ones."""
+    times = []
+    for _ in range(warm_up + steps):
+        began = time.perf_counter()
+        trainer.step()
+        if trainer.device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[warm_up:])

@@ -19,7 +19,7 @@ from grafit_jax import cli, environment, report, tables, workdir
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SUITES = ("retrieval", "train")
+_SUITES = ("retrieval", "train", "gpu")
 _SUITE = flags.DEFINE_enum("suite", None, _SUITES, "which claims", required=True)
 _ENTRIES = flags.DEFINE_list("entries", None, "these alone (default: all of the suite)")
 _RECORD = flags.DEFINE_bool("record", False, "keep the lines in experiments/results and render README.md")

@@ -13,9 +13,10 @@ import ml_collections
 import tqdm
 from absl import logging
 
-from grafit_jax import environment, experiment, parallel, train_step, workdir
+from grafit_jax import environment, experiment, parallel, profiling, train_step, workdir
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
+from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 
 
@@ -118,6 +119,29 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     workdir.write(path / "run.json", json.dumps(run_facts, indent=2) + "\n")
     workdir.write(path / "metrics.json", json.dumps(metrics) + "\n")
     return metrics
+
+
+def profile(
+    config: ml_collections.ConfigDict, path: pathlib.Path, records: dict[str, Records] | None = None
+) -> tuple[list[profiling.Operation], pathlib.Path]:
+    """Traces one step of a run that starts, and trains nothing.
+
+    Returns:
+      its operations, the longest first, and the trace file, under `path`/profile.
+
+    Raises:
+      UserError: a config or data set that cannot work.
+    """
+    config = ml_collections.ConfigDict(config)
+    config.train.steps_per_call = 1
+    run = experiment.load(config, records)
+    feed = make_feed(run)
+    state, memory = experiment.initial(run)
+    inputs = next(iter(feed.epoch(0)))
+    step = make_call(run, feed).lower(state, memory, inputs).compile()
+    state, memory, _ = jax.block_until_ready(step(state, memory, inputs))  # the first call warms up
+    trace = profiling.trace(lambda: step(state, memory, inputs), path / workdir.PROFILE)
+    return profiling.operations(trace, step.as_text()), trace
 
 
 def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AXIS) -> train_step.Step:

@@ -10,6 +10,9 @@ import ml_collections
 from grafit_jax import config as config_lib
 from grafit_jax.errors import UserError
 
+# The folder of a workdir that traces are in, which may be there before the run is.
+PROFILE = "profile"
+
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes `workdir` the run of this config, or finds it to be that already.
@@ -19,7 +22,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        found = sorted(p.name for p in workdir.iterdir())
+        found = sorted(p.name for p in workdir.iterdir() if p.name != PROFILE)
         if "config.json" in found:
             changed = config_lib.differences(read_config(workdir), config)
             if changed:

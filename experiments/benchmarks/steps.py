@@ -1,29 +1,38 @@
-"""A training step of ours with random images, timed; and the peer's, where torch is there."""
+"""A training step of ours, timed beside the peer's, where torch is there; on CPU as on an accelerator."""
 
 import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 
 from benchmarks import timing
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, parallel, train
+from grafit_jax import experiment, profiling, train
+from grafit_jax.data import sources
 from grafit_jax.data.sources import Records
 
-# Images that the memory has a slot for, unless an entry says otherwise: CIFAR-100's.
-IMAGES = 50_000
+_SOURCE = flags.DEFINE_string("data_source", "", "images of steps: npz:DIR, tfds:NAME; empty: random ones like CIFAR's")
+# What a slot of the memory is for, unless an entry says otherwise: CIFAR-100's images.
+_IMAGES = 50_000
 
 
-def records(num_images: int, size: int = 32) -> dict[str, Records]:
+def records(num_images: int = _IMAGES, size: int = 32) -> dict[str, Records]:
     """Random images of 20 coarse and 100 fine classes."""
     fine = np.arange(num_images, dtype=np.int32) % 100
     image = np.random.default_rng(0).integers(0, 256, (num_images, size, size, 3), np.uint8)
-    train = Records(image, fine, fine // 5, tuple(map(str, range(100))), tuple(map(str, range(20))))
-    return {
-        "train": train,
-        "test": dataclasses.replace(train, image=image[:100], label=fine[:100], coarse_label=fine[:100] // 5),
-    }
+    train_split = Records(image, fine, fine // 5, tuple(map(str, range(100))), tuple(map(str, range(20))))
+    few = dataclasses.replace(train_split, image=image[:100], label=fine[:100], coarse_label=fine[:100] // 5)
+    return {"train": train_split, "test": few}
+
+
+def data() -> dict[str, Records]:
+    """The images of --data_source, or random ones."""
+    return sources.load(source=_SOURCE.value) if _SOURCE.value else records()
 
 
 def config(trunk: str, batch_size: int, **overrides: Any):
@@ -46,16 +55,16 @@ def config(trunk: str, batch_size: int, **overrides: Any):
 
 @dataclasses.dataclass
 class Ours:
-    """A run that makes `steps` steps a call."""
+    """A run that makes `steps` steps a call; `first_call` are the seconds of the first one."""
 
+    run: experiment.Experiment
     steps: int
-    images: int
     first_call: float
-    call: Any
+    call: Callable[[], Any]
 
 
-def ours(config, data: dict[str, Records] | None = None) -> Ours:
-    run = experiment.load(config, data or records(IMAGES))
+def ours(config, data: dict[str, Records]) -> Ours:
+    run = experiment.load(config, data)
     feed = train.make_feed(run)
     compiled = train.make_call(run, feed)
     inputs = next(iter(feed.epoch(0)))
@@ -65,19 +74,21 @@ def ours(config, data: dict[str, Records] | None = None) -> Ours:
         carry[0], carry[1], metrics = compiled(carry[0], carry[1], inputs)
         jax.block_until_ready((carry, metrics))
 
-    first = timing.seconds(call)
-    return Ours(feed.steps_per_call, feed.steps_per_call * config.train.batch_size, first, call)
+    return Ours(run, feed.steps_per_call, timing.seconds(call), call)
 
 
-def peer(config, data: dict[str, Records], *, tuned: bool, dtype: str = "float32") -> Any:
-    """The peer's trainer for the same step, or None where torch is not installed."""
+def peer(config, data: dict[str, Records], device: str, *, tuned: bool) -> Any:
+    """The peer's trainer for the same step, warmed up; None where torch is not installed.
+
+    To be made before JAX has threads, since the loader of the untuned one forks its workers.
+    """
     try:
         import torch
 
         from benchmarks import torch_peer
     except ImportError:
         return None
-    return torch_peer.Trainer(
+    trainer = torch_peer.Trainer(
         config.model.trunk,
         data["train"].image,
         data["train"].coarse_label,
@@ -86,6 +97,55 @@ def peer(config, data: dict[str, Records], *, tuned: bool, dtype: str = "float32
         num_views=config.views.num_views,
         batch_size=config.train.batch_size,
         tuned=tuned,
-        device="cuda" if parallel.devices()[0].platform == "gpu" else "cpu",
-        dtype=getattr(torch, dtype),
+        device=device,
+        dtype=getattr(torch, config.model.dtype if tuned else "float32"),
     )
+    trainer.run(3)
+    return trainer
+
+
+def _released_seconds(config, data: dict[str, Records], device: str, steps: int) -> float | None:
+    """A step of the peer as released, once what its loader had ready in advance is used up."""
+    trainer = peer(config, data, device, tuned=False)
+    if trainer is None:
+        return None
+    trainer.run(trainer.loaded_ahead)
+    return timing.seconds(lambda: trainer.run(steps)) / steps
+
+
+def compare(
+    config, data: dict[str, Records], *, device: str, rounds: int, released_steps: int, goal: float
+) -> tuple[dict[str, Any], Ours]:
+    """Seconds a step of ours, of the peer well tuned (in turns), and of the peer as released (before them)."""
+    batch_size = config.train.batch_size
+    work = f"{config.method} step, {config.model.trunk}, batch {batch_size}, T = {config.views.num_views}"
+    released = _released_seconds(config, data, device, released_steps)
+    tuned = peer(config, data, device, tuned=True)
+    timing.reset_peak()
+    mine = ours(config, data)
+    result = {"work": f"{work}, {config.model.dtype}", "goal": goal, "first_call_s": mine.first_call}
+    if tuned is None or released is None:
+        seconds = timing.best([mine.call], rounds)[0] / mine.steps
+        result["peer"] = "torch: not installed"
+    else:
+        seconds, theirs = (s / mine.steps for s in timing.best([mine.call, lambda: tuned.run(mine.steps)], rounds))
+        result |= {
+            "peer": "PyTorch, channels last, compiled, views by batch", "peer_seconds": theirs,
+            "ratio": seconds / theirs, "peer_as_released_seconds": released, "ratio_as_released": seconds / released,
+        }  # fmt: skip
+    result |= {
+        "seconds": seconds, "images_per_second": batch_size / seconds, "peak_gigabytes": timing.gigabytes("VmHWM"),
+    }  # fmt: skip
+    return result, mine
+
+
+def outside_convolutions(config) -> dict[str, Any]:
+    """The share of a step's operations that is not convolutions, from a trace."""
+    with tempfile.TemporaryDirectory() as directory:
+        operations, _ = train.profile(config, pathlib.Path(directory), data())
+    kinds = {o.kind: profiling.share(operations, o.kind) for o in operations}
+    return {
+        "work": f"share outside of convolutions, {config.model.trunk}, batch {config.train.batch_size}",
+        "share": 1 - kinds.get("convolution", 0.0),
+        "shares": kinds,
+    }

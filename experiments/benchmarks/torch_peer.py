@@ -7,7 +7,6 @@ of the first view over the whole memory, instance loss, SGD with Nesterov's mome
 
 import contextlib
 import copy
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -107,6 +106,8 @@ class Trainer:
         self.memory = F.normalize(torch.randn(len(images), dim, device=device), dim=1)
         self.labels = torch.as_tensor(labels, device=device).long()
         self.images = images
+        self.workers = 0 if tuned else 4 if device == "cuda" else 2
+        self.loaded_ahead = 2 * self.workers  # batches: a DataLoader's usual
         # As tuned, the data lie on the device, and views are made there.
         self.batches = self._made_here() if tuned else self._loaded()
 
@@ -132,12 +133,22 @@ class Trainer:
             self.memory[ids] = F.normalize(mixed, dim=1)
         return loss
 
+    def run(self, steps: int) -> float:
+        """The loss after so many steps, which waits for the device."""
+        for _ in range(steps):
+            loss = self.step()
+        return loss.item()
+
     def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
         """As released: torchvision's transforms, image by image, by the workers of a DataLoader."""
         data = _Views(self.images, per_image_transform(), self.num_views)
-        workers = 4 if self.device == "cuda" else 2
         loader: Any = torch.utils.data.DataLoader(
-            data, self.batch_size, shuffle=True, drop_last=True, num_workers=workers, pin_memory=self.device == "cuda"
+            data,
+            self.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=self.workers,
+            pin_memory=self.device == "cuda",
         )
         while True:
             for views, ids in loader:
@@ -209,15 +220,3 @@ def batch_transform(x: Tensor) -> Tensor:
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (_MEAN, _STD))
     return (x - mean) / std
-
-
-def seconds_a_step(trainer: Trainer, *, warm_up: int = 2, steps: int = 3) -> float:
-    """The best of `steps`, after the first ones."""
-    times = []
-    for _ in range(warm_up + steps):
-        began = time.perf_counter()
-        trainer.step()
-        if trainer.device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[warm_up:])

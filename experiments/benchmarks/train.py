@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import steps, timing
-from grafit_jax import losses, parallel
+from grafit_jax import losses
 from grafit_jax.cosine import unit
 from grafit_jax.data import augment
 from grafit_jax.models import convolution
@@ -22,31 +23,17 @@ from grafit_jax.models import convolution
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
-def step(trunk: str, batch_size: int, *, rounds: int = 2, goal: float | None = 1.0, **overrides) -> dict[str, Any]:
-    """One step of ours, of the peer as released, and of the peer well tuned."""
-    config, data = steps.config(trunk, batch_size, **overrides), steps.records(steps.IMAGES)
-    timing.reset_peak()
-    ours = steps.ours(config, data)
-    views = config.views.num_views
-    result: dict[str, Any] = {
-        "work": f"{config.method} step, {trunk}, batch {batch_size}, T = {views}",
-        "first_call_s": ours.first_call,
-    }
-    trainers = [steps.peer(config, data, tuned=tuned) for tuned in (False, True)]
-    if not all(trainers):
-        seconds = timing.best([ours.call], rounds)[0] / ours.steps
-        return result | {"seconds": seconds, "images_per_second": batch_size / seconds, "peer": "torch: not installed"}
-    for trainer in trainers:  # compiles, and starts the workers
-        trainer.step()
-        trainer.step()
-    seconds, released, tuned = timing.best([ours.call, *(trainer.step for trainer in trainers)], rounds)
-    seconds /= ours.steps
-    return result | {
-        "seconds": seconds, "images_per_second": batch_size / seconds,
-        "peer": "PyTorch, channels last, compiled, views by batch", "peer_seconds": tuned, "ratio": seconds / tuned,
-        "goal": goal, "peer_as_released_seconds": released, "ratio_as_released": seconds / released,
-        "peak_gigabytes": timing.gigabytes("VmHWM"),
-    }  # fmt: skip
+def step(trunk: str, batch_size: int, *, rounds: int = 2, released_steps: int = 4) -> dict[str, Any]:
+    """One step of ours and of the peer's."""
+    result, _ = steps.compare(
+        steps.config(trunk, batch_size),
+        steps.data(),
+        device="cpu",
+        rounds=rounds,
+        released_steps=released_steps,
+        goal=1.0,
+    )
+    return result
 
 
 def convolutions(batch_size: int = 128) -> dict[str, Any]:
@@ -79,7 +66,7 @@ def convolutions(batch_size: int = 128) -> dict[str, Any]:
             "ratio": parts / whole}  # fmt: skip
 
 
-def knn(num_rows: int, batch_size: int, goal: float) -> dict[str, Any]:
+def knn(num_rows: int, batch_size: int, goal: float | None = None, device: str = "cpu") -> dict[str, Any]:
     """The k-NN loss with its gradient, against the direct formula in PyTorch."""
     dim = 128
     keys = jax.random.split(jax.random.key(0), 3)
@@ -111,13 +98,13 @@ def knn(num_rows: int, batch_size: int, goal: float) -> dict[str, Any]:
         from benchmarks import torch_peer
     except ImportError:
         return result | {"seconds": timing.best([call], 2)[0], "peer": "torch: not installed"}
-    there = [torch.from_numpy(np.array(x)) for x in (z, labels, memory, ids)]
+    there = [torch.from_numpy(np.array(x)).to(device) for x in (z, labels, memory, ids)]
 
     def theirs():
         z, labels, memory, ids = there
         z = z.clone().requires_grad_()
         loss = torch_peer.knn_loss(z, labels[ids].long(), memory, labels.long(), ids.long(), 0.05).mean()
-        return loss, torch.autograd.grad(loss, z)[0]
+        return loss.item(), torch.autograd.grad(loss, z)[0].cpu()
 
     value, gradient = theirs()
     mine = call()
@@ -173,45 +160,52 @@ def parallel_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def start_up() -> dict[str, Any]:
-    """From the start of a process: the import, and the first step of the quickstart with a cold and a warm cache."""
-    imported = (
-        "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t, 'tensorflow' in sys.modules)"
+def _seconds_of_process(code: str, **environment: str) -> tuple[float, str]:
+    """Of a Python process from start to end, and what it printed."""
+    command = [sys.executable, "-c", code]
+    began = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=_ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
     )
+    return time.perf_counter() - began, done.stdout
 
-    def run(code: str, **environment: str) -> list[str]:
-        command = [sys.executable, "-c", f"import sys; {code}"]
-        return subprocess.run(
-            command, cwd=_ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
-        ).stdout.split()
 
-    result: dict[str, Any] = {"work": "start-up"}
-    for module in ("grafit_jax", "grafit_jax.train"):
-        seconds, tensorflow = min(run(imported.format(module)) for _ in range(3))
-        result |= {f"import_{module.replace('.', '_')}_s": float(seconds)}
-        assert tensorflow == "False", f"{module} imports TensorFlow"
-    first = _ROOT / "experiments" / "benchmarks" / "first_step.py"
-    code = f"import runpy; runpy.run_path({str(first)!r}, run_name='__main__')"
+def imported(module: str, goal: float) -> dict[str, Any]:
+    """An import, within a process that has nothing else to do."""
+    code = f"import sys, time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+    code += "; assert 'tensorflow' not in sys.modules"
+    seconds = min(float(_seconds_of_process(code)[1]) for _ in range(3))
+    return {"work": f"import {module}, without TensorFlow", "seconds": seconds, "goal_s": goal}
+
+
+def first_step(*, warm: bool, goal: float) -> dict[str, Any]:
+    """From the start of a process to the end of the quickstart's first Grafit step."""
+    path = _ROOT / "experiments" / "benchmarks" / "first_step.py"
+    code = f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')"
     with tempfile.TemporaryDirectory() as cache:
-        for name in ("cold", "warm", "warm_again"):
-            result[f"first_step_{name}_s"] = timing.seconds(lambda: run(code, JAX_COMPILATION_CACHE_DIR=cache))
-    return result | {"goal_s": 15.0, "goal_warm_s": 6.0, "goal_import_s": 1.5}
+        times = [_seconds_of_process(code, JAX_COMPILATION_CACHE_DIR=cache)[0] for _ in range(3 if warm else 1)]
+    work = f"process start to first quickstart step, {'warm' if warm else 'cold'} compilation cache"
+    return {"work": work, "seconds": min(times), "goal_s": goal}
 
 
 def scan() -> dict[str, Any]:
     """Steps in a scan against single calls."""
-    single, looped = (steps.ours(steps.config("resnet8", 128, **{"train.steps_per_call": n})) for n in (1, 5))
+    data = steps.data()
+    single, looped = (steps.ours(steps.config("resnet8", 128, **{"train.steps_per_call": n}), data) for n in (1, 5))
     one, five = timing.best([single.call, looped.call], 1)
     return {"work": "a step inside of a scan of 5, small net", "seconds": five / looped.steps,
             "peer": "a call a step", "peer_seconds": one, "ratio": five / looped.steps / one}  # fmt: skip
 
 
-def devices(count: int) -> dict[str, Any]:
-    """The same global batch over simulated devices, which share the same cores: what being spread costs."""
+def spread_seconds(count: int) -> float:
+    """A step of the small net on so many simulated devices; in a process that has not used JAX yet."""
     jax.config.update("jax_num_cpu_devices", count)
-    ours = steps.ours(steps.config("resnet8", 128))
-    seconds = timing.best([ours.call], 2)[0]
-    return {"work": f"step of the small net over {parallel.num_devices()} simulated devices", "seconds": seconds}
+    return _step_seconds()
+
+
+def _spread_elsewhere(count: int) -> float:
+    code = f"from benchmarks import train; print(train.spread_seconds({count}))"
+    return float(_seconds_of_process(code, PYTHONPATH=str(_ROOT / "experiments"))[1])
 
 
 def growth(name: str, values: list[int], measure: Callable[[int], float]) -> dict[str, Any]:
@@ -227,14 +221,14 @@ def growth(name: str, values: list[int], measure: Callable[[int], float]) -> dic
 
 def _step_seconds(**overrides: Any) -> float:
     batch_size = overrides.pop("train.batch_size", 128)
-    data = steps.records(overrides.pop("images", steps.IMAGES), overrides.get("views.size", 32))
+    data = steps.records(overrides.pop("images", 50_000), overrides.get("views.size", 32))
     return timing.best([steps.ours(steps.config("resnet8", batch_size, **overrides), data).call], 2)[0]
 
 
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "step_resnet18_64": lambda: step("resnet18", 64, rounds=1),
     "step_resnet18_128": lambda: step("resnet18", 128, rounds=1),
-    "step_small": lambda: step("resnet8", 128),
+    "step_small": lambda: step("resnet8", 128, released_steps=10),
     "convolution": convolutions,
     "knn_50k": lambda: knn(50_000, 128, goal=0.065),
     "knn_437k": lambda: knn(437_513, 128, goal=0.8),
@@ -243,12 +237,11 @@ ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "views_colour": lambda: views("colour"),
     "views_strong": lambda: views("strong"),
     "views_224": lambda: views("weak", size=224, side=256, batch_size=32),
-    "start_up": start_up,
+    "import": lambda: imported("grafit_jax", goal=1.5),
+    "import_train": lambda: imported("grafit_jax.train", goal=1.5),
+    "first_step_cold": lambda: first_step(warm=False, goal=15.0),
+    "first_step_warm": lambda: first_step(warm=True, goal=6.0),
     "scan": scan,
-    "devices_1": lambda: devices(1),
-    "devices_2": lambda: devices(2),
-    "devices_4": lambda: devices(4),
-    "devices_8": lambda: devices(8),
     "growth_memory": lambda: growth(
         "memory rows N", [25_000, 50_000, 100_000, 200_000], lambda n: _step_seconds(images=n)
     ),
@@ -257,4 +250,6 @@ ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
         "batch size B", [64, 128, 256, 512], lambda n: _step_seconds(**{"train.batch_size": n})
     ),
     "growth_size": lambda: growth("image side, pixels", [16, 32, 48, 64], lambda n: _step_seconds(**{"views.size": n})),
+    "growth_devices": lambda: growth("simulated devices, one global batch", [1, 2, 4, 8], _spread_elsewhere),
+    "profile_resnet18": lambda: steps.outside_convolutions(steps.config("resnet18", 64)),
 }

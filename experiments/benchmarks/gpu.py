@@ -1,0 +1,79 @@
+"""The training step on one GPU, against PyTorch. Needs neither TensorFlow nor a network (see --data_source)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import steps, timing, train
+from grafit_jax import experiment, profiling
+from grafit_jax.data import augment
+
+# Dense bfloat16 products, FLOP/s, of the vendors' data sheets: what a device is called after -> its peak.
+_PEAKS = {
+    "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12,
+    "T4": 65e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
+}  # fmt: skip
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Of a device, None for one that is not known."""
+    return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
+
+
+def model_flops(run: experiment.Experiment) -> float:
+    """FLOPs of a step's networks: the online one forward and backward (three times forward), the target forward."""
+    config, state = run.config, experiment.initial_state(run)
+    size, channels = config.views.size, run.records["train"].image.shape[-1]
+    # One image, since a count is not to depend on how a batch is cut up.
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    apply = functools.partial(run.network.apply, train=False)
+    cost: Any = jax.jit(apply).lower(experiment.variables(state), image).cost_analysis()
+    return 4 * cost["flops"] * config.train.batch_size * config.views.num_views
+
+
+def step(
+    dtype: str, *, trunk: str = "resnet18", batch_size: int = 512, device: str = "cuda", released_steps: int = 16,
+    **overrides: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """A step inside of an epoch's scan, by a call of its own, its views alone; and the peer's."""
+    config, data = steps.config(trunk, batch_size, **{"model.dtype": dtype}, **overrides), steps.data()
+    result, mine = steps.compare(
+        config, data, device=device, rounds=1, released_steps=released_steps, goal=1 / 1.3
+    )  # the peer as released: 1 / 3
+    flops = model_flops(mine.run)
+    peak = peak_flops(jax.devices()[0].device_kind)
+    views = jax.jit(functools.partial(augment.random_views, views=mine.run.views, num_views=config.views.num_views))
+    image, ids = jnp.asarray(data["train"].image[:batch_size]), jnp.arange(batch_size)
+
+    def made():
+        return jax.block_until_ready(views(image, ids, jax.random.PRNGKey(0)))
+
+    made()
+    config.train.steps_per_call = 1
+    single = steps.ours(config, data)
+    return result | {
+        "steps_a_call": mine.steps,
+        "single_call_seconds": timing.best([single.call], 3)[0],
+        "model_teraflops_per_second": flops / result["seconds"] / 1e12,
+        "model_flop_utilisation": None if peak is None else flops / result["seconds"] / peak,
+        "views_share": timing.best([made], 3)[0] / result["seconds"],
+        "device_peak_gigabytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30,
+    }
+
+
+def profile(dtype: str) -> dict[str, Any]:
+    profiling.show_kernels()
+    return steps.outside_convolutions(steps.config("resnet18", 512, **{"model.dtype": dtype}))
+
+
+ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
+    "step_bfloat16": lambda: step("bfloat16"),
+    "step_float32": lambda: step("float32"),
+    "profile_bfloat16": lambda: profile("bfloat16"),
+    "knn_50k": lambda: train.knn(50_000, 512, device="cuda"),
+    "knn_437k": lambda: train.knn(437_513, 512, device="cuda"),
+    "knn_1281k": lambda: train.knn(1_281_167, 512, device="cuda"),
+}

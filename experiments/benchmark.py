@@ -1,6 +1,6 @@
 """Measures a claim of the README or an issue, side by side with a peer where one can be installed.
 
-python experiments/benchmark.py --suite=retrieval [--entries=search_k10,…] [--record]
+python experiments/benchmark.py --suite=retrieval|train|gpu [--entries=search_k10,…] [--record] [--data_source=npz:DIR]
 
 Every entry runs in a process of its own (so that peak memory is its own) and prints a line of JSON; a table follows on
 standard error. Peers are extras: pip install -e '.[benchmark]'. A peer that is not installed is left out and named.
@@ -9,11 +9,14 @@ Timings are the best of several rounds in which we and the peer take turns, on a
 
 import importlib
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
 from absl import flags
+from benchmarks import steps
 
 from grafit_jax import cli, environment, report, tables, workdir
 from grafit_jax.errors import UserError
@@ -22,7 +25,9 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SUITES = ("retrieval", "train", "gpu")
 _SUITE = flags.DEFINE_enum("suite", None, _SUITES, "which claims", required=True)
 _ENTRIES = flags.DEFINE_list("entries", None, "these alone (default: all of the suite)")
-_RECORD = flags.DEFINE_bool("record", False, "keep the lines in experiments/results and render README.md")
+_RECORD = flags.DEFINE_bool(
+    "record", False, "keep the lines in experiments/results and render the pages that show them"
+)
 _HERE = flags.DEFINE_bool("here", False, "run in this process: what the benchmark starts for every entry")
 
 
@@ -36,25 +41,43 @@ def main(argv):
         for name in names:
             print(json.dumps({"entry": name, **entries[name](), "environment": environment.describe()}))
         return
-    lines = []
+    if _RECORD.value and _ENTRIES.value:
+        raise UserError("--record keeps a whole suite, measured in one go: leave out --entries.")
+    lines: list[dict] = []
+    failed = []
     for name in names:
-        command = [sys.executable, __file__, f"--suite={_SUITE.value}", f"--entries={name}", "--here"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise UserError(f"entry {name} ended with status {done.returncode}: its own message stands above.")
-        lines.append(json.loads(done.stdout))
+        done = _run_apart(name)
         print(done.stdout, end="", flush=True)
+        if done.returncode:  # the others are measured all the same
+            failed.append(name)
+            continue
+        lines.append(json.loads(done.stdout))
+        if _RECORD.value:
+            path = tables.results_path(_ROOT, _recorded_name(lines))
+            workdir.write(path, json.dumps(lines, indent=1) + "\n")
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}; their own messages stand above.")
     if _RECORD.value:
-        path = tables.results_path(_ROOT, f"benchmark_{_SUITE.value}")
-        workdir.write(path, json.dumps(lines, indent=1) + "\n")
-        tables.write_readme(_ROOT)
-    columns = [key for key in dict.fromkeys(k for line in lines for k in line) if key != "environment"]
-    rows = [[_cell(line.get(key)) for key in columns] for line in lines]
-    print(report.plain_table(columns, rows), file=sys.stderr)
+        tables.write_pages(_ROOT)
+        if grown := [line for line in lines if "curve_s" in line]:
+            report.growth_plot(_ROOT / "docs" / f"{path.stem}.png", grown)
+    print(tables.render_benchmark(lines, report.plain_table), file=sys.stderr)
 
 
-def _cell(value) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+def _run_apart(name: str) -> subprocess.CompletedProcess:
+    """One entry, in a process of its own."""
+    here = ["--here", f"--suite={_SUITE.value}", f"--entries={name}", f"--data_source={steps.SOURCE.value}"]
+    # A GPU's memory is not to be taken whole, since the peer needs its part of it.
+    environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return subprocess.run([sys.executable, __file__, *here], stdout=subprocess.PIPE, text=True, env=environ)
+
+
+def _recorded_name(lines: list[dict]) -> str:
+    """benchmark_SUITE, and for a GPU its name behind it, since there are many."""
+    if _SUITE.value != "gpu":
+        return f"benchmark_{_SUITE.value}"
+    device = lines[0]["environment"]["device"].partition(" x ")[2]
+    return f"benchmark_gpu_{re.sub('[^a-z0-9]+', '_', device.lower())}"
 
 
 if __name__ == "__main__":

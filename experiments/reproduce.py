@@ -44,7 +44,7 @@ def main(argv):
     if _RECORD.value:
         path = tables.results_path(root, _TABLE.value)
         workdir_lib.write(path, json.dumps(results, indent=1) + "\n")
-        tables.write_readme(root)
+        tables.write_pages(root)
 
 
 if __name__ == "__main__":

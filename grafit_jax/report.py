@@ -31,6 +31,15 @@ def collect(path: pathlib.Path) -> Result:
     }
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; nothing, for no columns."""
+    if not header:
+        return ""
+    return "\n".join(
+        ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"] + [f"| {' | '.join(r)} |" for r in rows]
+    )
+
+
 def markdown_table(results: Sequence[Result], columns: Mapping[str, str], notes: Mapping[str, str]) -> str:
     """A row for every method in order of appearance, in percent, mean ± standard deviation over the seeds.
 
@@ -40,19 +49,15 @@ def markdown_table(results: Sequence[Result], columns: Mapping[str, str], notes:
       notes: method -> what is said behind its name.
     """
     methods = list(dict.fromkeys(r["method"] for r in results))
-    lines = [
-        "| method | " + " | ".join(columns.values()) + " | seeds | views an image | training |",
-        "|---" * (len(columns) + 4) + "|",
-    ]
+    rows = []
     for method in methods:
         runs = [r for r in results if r["method"] == method]
         cells = [_percent([r["metrics"].get(key) for r in runs]) for key in columns]
         seconds = [r["run"].get("train_seconds") for r in runs]
         minutes = "-" if seconds[0] is None else _duration(float(np.mean(seconds)))
         views = runs[0]["run"].get("views_per_image") or "-"
-        name = f"`{method}`{notes.get(method, '')}"
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(runs)} | {views} | {minutes} |")
-    return "\n".join(lines)
+        rows.append([f"`{method}`{notes.get(method, '')}", *cells, str(len(runs)), str(views), minutes])
+    return markdown(["method", *columns.values(), "seeds", "views an image", "training"], rows)
 
 
 def _percent(values: list[float | None]) -> str:
@@ -164,8 +169,32 @@ def _draw(ax, image: np.ndarray, frame: str) -> None:
         spine.set(edgecolor=colour, linestyle=style, linewidth=width)
 
 
+def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """A PNG with a panel for each of a benchmark's growth entries: seconds over the size, and the straight line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(lines), figsize=(2.6 * len(lines), 2.4), squeeze=False)
+    for ax, line in zip(axes[0], lines, strict=True):
+        sizes = np.asarray(line["sizes"])
+        ax.plot(sizes, line["seconds_at_zero"] + line["seconds_per_unit"] * sizes, color="#9e9e9e", linewidth=1)
+        ax.plot(sizes, line["curve_s"], "o", color="#1565c0", markersize=4)
+        ax.set_xlabel(line["work"].removeprefix("seconds over "), fontsize=8)
+        ax.set_xlim(0, None)
+        ax.set_ylim(0, 1.15 * max(line["curve_s"]))
+        ax.tick_params(labelsize=7)
+        ax.locator_params(nbins=5)
+        ax.ticklabel_format(axis="x", style="plain")
+    axes[0, 0].set_ylabel("seconds a step", fontsize=8)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns aligned by spaces, for a terminal."""
-    lines = [[str(cell) for cell in row] for row in [header, *rows]]
+    lines = [[str(cell) for cell in row] for row in [header, *rows]] if header else []
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

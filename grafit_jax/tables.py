@@ -179,7 +179,7 @@ def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def blocks(root: pathlib.Path) -> dict[str, str]:
-    """The blocks of README.md that come from recorded results: name -> text."""
+    """The blocks of README.md and docs that come from recorded results: name -> text."""
     found = {}
     for path in sorted(results_path(root, "").parent.glob("*.json")):
         recorded = json.loads(path.read_text())
@@ -187,22 +187,78 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
     return found
 
 
-def render_benchmark(lines: Sequence[dict]) -> str:
-    """A benchmark's entries in Markdown."""
-    rows = ["| work | seconds | peer | its seconds | ratio | goal | peak memory |", "|---" * 7 + "|"]
+# What a benchmark's line may say: key -> heading, format. What shares a heading shares a column.
+_MEASURED = {
+    "work": ("work", "{}"),
+    "seconds": ("seconds", "{:.3g}"),
+    "images_per_second": ("throughput", "{:.0f} images/s"),
+    "views_per_second": ("throughput", "{:.0f} views/s"),
+    "peer": ("peer", "{}"),
+    "peer_seconds": ("its seconds", "{:.3g}"),
+    "ratio": ("ratio", "{:.2f}"),
+    "goal": ("goal", "{:.2g} x"),
+    "goal_s": ("goal", "{:g} s"),
+    "ratio_as_released": ("ratio to it as released", "{:.2f}"),
+    "gigabytes_over_memory": ("memory", "{:.2f} GB extra"),
+    "peak_gigabytes": ("memory", "{:.1f} GB"),
+    "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
+    "views_share": ("views", "{:.1%} of a step"),
+}
+_GROWTH = {
+    "work": ("measured", "{}"),
+    "sizes": ("at", "{}"),
+    "curve_s": ("seconds", "{}"),
+    "exponent": ("exponent", "{:.2f}"),
+    "seconds_per_unit": ("seconds a unit, straight line", "{:.2g}"),
+    "seconds_at_zero": ("seconds at 0", "{:.2g}"),
+}
+
+
+def render_benchmark(lines: Sequence[dict], table=report.markdown) -> str:
+    """A benchmark's entries as text: what took a time, what a time was fitted to, what a step consists of."""
+    parts = [
+        table(*_cells(_MEASURED, [line for line in lines if "seconds" in line])),
+        table(*_cells(_GROWTH, [_spelt(line) for line in lines if "curve_s" in line])),
+        *(f"{line['work']}: {line['share']:.1%} ({_shares(line['shares'])})." for line in lines if "share" in line),
+        _standing([line["environment"] for line in lines]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _cells(columns: Mapping[str, tuple[str, str]], lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, of the columns that any line has something for."""
+    headings: dict[str, dict[str, str]] = {}
+    for key, (heading, form) in columns.items():
+        if any(line.get(key) is not None for line in lines):
+            headings.setdefault(heading, {})[key] = form
+    rows = []
     for line in lines:
-        goal = f"{line['goal']} x" if line.get("goal") else f"{line['goal_s']} s" if line.get("goal_s") else ""
-        rows.append(
-            f"| {line['work']} | {line['seconds']:.2f} | {line['peer']} | {line['peer_seconds']:.2f} | "
-            f"{line['ratio']:.2f} | {goal} | {line['peak_gigabytes']:.1f} GB |"
-        )
-    return "\n".join(rows) + f"\n\n{_standing([line['environment'] for line in lines])}"
+        texts = [
+            [form.format(line[key]) for key, form in keys.items() if line.get(key) is not None]
+            for keys in headings.values()
+        ]
+        rows.append([text[0] if text else "" for text in texts])
+    return [*headings], rows
 
 
-def write_readme(root: pathlib.Path) -> None:
-    """Renders every recorded result into its place in README.md."""
-    readme = root / "README.md"
-    text = readme.read_text()
+def _spelt(line: dict) -> dict:
+    """A line with its lists as text."""
+    return line | {
+        "sizes": ", ".join(map(str, line["sizes"])),
+        "curve_s": ", ".join(f"{s:.3g}" for s in line["curve_s"]),
+    }
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {part:.1%}" for kind, part in sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def write_pages(root: pathlib.Path) -> None:
+    """Renders every recorded result into its place, in README.md or in a page of docs."""
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    texts = {page: page.read_text() for page in pages}
     for name, block in blocks(root).items():
-        text = report.replace_block(text, name, block)
-    workdir.write(readme, text)
+        page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), pages[0])
+        texts[page] = report.replace_block(texts[page], name, block)
+    for page, text in texts.items():
+        workdir.write(page, text)

@@ -1,6 +1,7 @@
 """The loop: resume, train, log, evaluate, save."""
 
 import contextlib
+import copy
 import json
 import math
 import pathlib
@@ -132,7 +133,7 @@ def profile(
     Raises:
       UserError: a config or data set that cannot work.
     """
-    config = ml_collections.ConfigDict(config)
+    config = copy.deepcopy(config)
     config.train.steps_per_call = 1
     run = experiment.load(config, records)
     feed = make_feed(run)

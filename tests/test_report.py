@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -51,11 +52,29 @@ def test_a_tables_cells_are_means_and_sample_deviations_in_percent():
 
 def test_a_benchmark_renders_its_own_numbers():
     facts = {"device": "1 x cpu", "processor": "2 cores", "python": "3.11", "packages": {"jax": "1"}, "revision": "abc"}
-    line = {"work": "w", "seconds": 1.234, "peer": "p", "peer_seconds": 2.468, "ratio": 0.5, "peak_gigabytes": 0.26}
-    line["environment"] = facts
-    got = tables.render_benchmark([line | {"goal": 1.2}, line | {"goal_s": 8.0}, line]).splitlines()
-    assert got[2:5] == [f"| w | 1.23 | p | 2.47 | 0.50 | {goal} | 0.3 GB |" for goal in ("1.2 x", "8.0 s", "")]
-    assert got[-1] == "1 x cpu, 2 cores; Python 3.11, jax 1; revision abc."
+    line = {"work": "w", "seconds": 1.234, "peer": "p", "peer_seconds": 2.468, "ratio": 0.5, "environment": facts}
+    grown = {"work": "g", "sizes": [1, 2], "curve_s": [0.5, 0.25], "exponent": -1.0, "seconds_per_unit": -0.25}
+    grown |= {"seconds_at_zero": 0.75, "environment": facts}
+    shares = {"work": "s", "share": 0.25, "shares": {"copy": 0.25, "convolution": 0.75}, "environment": facts}
+    alone = {"work": "v", "seconds": 0.0361, "peak_gigabytes": 0.26, "environment": facts}
+    got = tables.render_benchmark([line | {"goal": 1.2}, grown, shares, line | {"goal_s": 8.0}, alone])
+    assert got.splitlines() == [
+        "| work | seconds | peer | its seconds | ratio | goal | memory |",
+        "|---|---|---|---|---|---|---|",
+        "| w | 1.23 | p | 2.47 | 0.50 | 1.2 x |  |",
+        "| w | 1.23 | p | 2.47 | 0.50 | 8 s |  |",
+        "| v | 0.0361 |  |  |  |  | 0.3 GB |",
+        "",
+        "| measured | at | seconds | exponent | seconds a unit, straight line | seconds at 0 |",
+        "|---|---|---|---|---|---|",
+        "| g | 1, 2 | 0.5, 0.25 | -1.00 | -0.25 | 0.75 |",
+        "",
+        "s: 25.0% (convolution 75.0%, copy 25.0%).",
+        "",
+        "1 x cpu, 2 cores; Python 3.11, jax 1; revision abc.",
+    ]
+    plain = tables.render_benchmark([alone | {"goal": None}], report.plain_table).splitlines()
+    assert plain == ["work  seconds  memory", "v     0.0361   0.3 GB", "", got.splitlines()[-1]]
 
 
 def test_a_block_is_replaced_and_nothing_else():
@@ -67,12 +86,23 @@ def test_a_block_is_replaced_and_nothing_else():
         report.replace_block(text, "b", "")
 
 
-def test_readme_shows_what_is_recorded():
-    blocks = tables.blocks(ROOT)
-    assert blocks.keys() >= {*tables.TABLES, "benchmark_retrieval"}
-    readme = (ROOT / "README.md").read_text()
-    for name, block in blocks.items():
-        assert report.replace_block(readme, name, block) == readme, "run experiments/reproduce.py --record"
+def test_pages_show_what_is_recorded(tmp_path):
+    for page in ("README.md", "docs/performance.md", "experiments/results"):
+        target = tmp_path / page
+        target.parent.mkdir(exist_ok=True)
+        copy = shutil.copytree if (ROOT / page).is_dir() else shutil.copy
+        copy(ROOT / page, target)
+    assert tables.blocks(tmp_path).keys() >= {*tables.TABLES, "benchmark_retrieval", "benchmark_train"}
+    tables.write_pages(tmp_path)
+    for page in ("README.md", "docs/performance.md"):
+        said = "run experiments/reproduce.py --record"
+        assert (tmp_path / page).read_text() == (ROOT / page).read_text(), said
+    # And a page that says something else is put right.
+    for page in ("README.md", "docs/performance.md"):
+        (tmp_path / page).write_text((ROOT / page).read_text().replace("grafit", "other"))
+    tables.write_pages(tmp_path)
+    assert "| `grafit` (k-NN" in (tmp_path / "README.md").read_text()
+    assert "| grafit step, resnet18" in (tmp_path / "docs" / "performance.md").read_text()
 
 
 @pytest.mark.parametrize("name", tables.TABLES)

@@ -1,6 +1,7 @@
 """The training step and its parts on CPU, against PyTorch: convolutions, views, k-NN loss, start-up, growth."""
 
 import functools
+import math
 import os
 import pathlib
 import subprocess
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import steps, timing
-from grafit_jax import losses
+from grafit_jax import losses, parallel
 from grafit_jax.cosine import unit
 from grafit_jax.data import augment
 from grafit_jax.models import convolution
@@ -150,7 +151,7 @@ def views(kind: str, *, size: int = 32, side: int = 32, batch_size: int = 128) -
     peer = min(peers) * 2 * batch_size / len(sample) / parallel_workers()
     return result | {
         "seconds": seconds, "views_per_second": 2 * batch_size / seconds,
-        "peer": f"torchvision (the faster of PIL and tensors), {parallel_workers()} ideal workers",
+        "peer": f"torchvision, {parallel_workers()} ideal workers",
         "peer_seconds": peer, "ratio": seconds / peer,
     }  # fmt: skip
 
@@ -200,6 +201,7 @@ def scan() -> dict[str, Any]:
 def spread_seconds(count: int) -> float:
     """A step of the small net on so many simulated devices; in a process that has not used JAX yet."""
     jax.config.update("jax_num_cpu_devices", count)
+    assert parallel.num_devices() == count
     return _step_seconds()
 
 
@@ -249,7 +251,11 @@ ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "growth_batch": lambda: growth(
         "batch size B", [64, 128, 256, 512], lambda n: _step_seconds(**{"train.batch_size": n})
     ),
-    "growth_size": lambda: growth("image side, pixels", [16, 32, 48, 64], lambda n: _step_seconds(**{"views.size": n})),
+    "growth_size": lambda: growth(
+        "pixels of an image",
+        [side**2 for side in (16, 32, 48, 64)],
+        lambda n: _step_seconds(**{"views.size": math.isqrt(n)}),
+    ),
     "growth_devices": lambda: growth("simulated devices, one global batch", [1, 2, 4, 8], _spread_elsewhere),
     "profile_resnet18": lambda: steps.outside_convolutions(steps.config("resnet18", 64)),
 }

@@ -1,0 +1,105 @@
+"""What the benchmarks count and compare; timings themselves are never tested."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from benchmarks import gpu, steps, train
+
+from grafit_jax import experiment, losses
+from small import ROOT, run, shell_environment
+
+
+def test_a_growths_line_and_exponent_are_those_of_the_function():
+    line = train.growth("n", [1, 2, 4], lambda n: 3.0 * n + 1.0)
+    assert line["curve_s"] == [4.0, 7.0, 13.0]
+    assert (line["seconds_per_unit"], line["seconds_at_zero"]) == pytest.approx((3.0, 1.0))
+    assert train.growth("n", [1, 2, 4], lambda n: 5.0 * n**2)["exponent"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("TPU v5 lite", 197e12), ("cpu", None)],
+)
+def test_a_devices_peak_goes_by_its_name(kind, peak):
+    assert gpu.peak_flops(kind) == peak
+
+
+def test_model_flops_are_four_forward_passes_of_every_view():
+    def flops(**overrides):
+        config = steps.config("resnet18", 8, **overrides)
+        return gpu.model_flops(experiment.load(config, steps.records(100)))
+
+    per_image = flops() / (4 * 8 * 2)
+    # Multiply-adds of a CIFAR ResNet-18 (stem, 4 x stage, 3 projections), of its projector and predictor; 2 FLOPs
+    # each. XLA leaves out what falls on padding: an eighth at most.
+    stem, stage1 = 32 * 32 * 27 * 64, 4 * 32 * 32 * 9 * 64 * 64
+    later = 3 * (stage1 - stage1 // 8) + 3 * 16 * 16 * 64 * 128  # each stage has as many, its first convolution half
+    heads = 512 * 1024 + 1024 * 128 + 128 * 1024 + 1024 * 128
+    expected = 2 * (stem + stage1 + later + heads)
+    assert 0.85 * expected < per_image < 1.02 * expected
+    assert flops(**{"views.num_views": 6}) == pytest.approx(3 * flops())
+
+
+def test_the_peers_losses_are_ours():
+    torch = pytest.importorskip("torch", reason="the peer needs torch, an extra: pip install -e '.[benchmark]'")
+    from benchmarks import torch_peer
+
+    rng = np.random.default_rng(0)
+    z, memory = rng.normal(size=(6, 8)).astype(np.float32), rng.normal(size=(20, 8)).astype(np.float32)
+    memory /= np.linalg.norm(memory, axis=1, keepdims=True)
+    labels, ids = np.arange(20) % 4, np.array([3, 0, 19, 7, 8, 2])
+    want = losses.knn_loss(z, labels[ids], memory, labels, temperature=0.05, own_slot=ids)
+    got = torch_peer.knn_loss(*(torch.from_numpy(x) for x in (z, labels[ids], memory, labels, ids)), 0.05)
+    np.testing.assert_allclose(got, want, rtol=2e-5)
+    views = rng.normal(size=(2, 3, 6, 8)).astype(np.float32)
+    got = torch_peer.instance_loss(*map(torch.from_numpy, views))
+    np.testing.assert_allclose(got, losses.instance_loss(*map(jnp.asarray, views)), rtol=1e-5)
+
+
+def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table():
+    done = run("benchmark", "--suite=train", "--entries=import")
+    assert done.returncode == 0, done.stderr
+    [line] = map(json.loads, done.stdout.splitlines())
+    assert line["entry"] == "import" and 0 < line["seconds"] < 60 and line["environment"]["revision"]
+    header, row, _, facts = done.stderr.splitlines()[-4:]
+    assert header.split() == ["work", "seconds", "goal"] and row.startswith("import grafit_jax, without TensorFlow  ")
+    assert line["environment"]["revision"] in facts
+
+
+def test_part_of_a_suite_is_not_recorded_and_what_there_is_not_is_named():
+    for arguments, said in (
+        (["--entries=import", "--record"], "--record keeps a whole suite"),
+        (["--entries=nothing"], "suite train has no entry 'nothing': want some of step_resnet18_64"),
+    ):
+        done = run("benchmark", "--suite=train", *arguments)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_step_on_npz_images_needs_no_tensorflow_and_no_plots(tmp_path):
+    for split in ("train", "test"):
+        np.savez(
+            tmp_path / f"{split}.npz",
+            image=np.zeros((64, 32, 32, 3), np.uint8),
+            label=np.arange(64) % 4,
+            coarse_label=np.arange(64) % 4 // 2,
+        )
+    blocked = ("tensorflow", "tensorflow_datasets", "tensorboardX", "sklearn", "matplotlib", "torch")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({blocked!r}))
+from benchmarks import steps
+from grafit_jax.data import sources
+config = steps.config("resnet8", 16, **{{"model.hidden": 32}})
+ours = steps.ours(config, sources.load(source="npz:{tmp_path}"))
+ours.call()
+print(ours.steps, steps.peer(config, ours.run.records, "cpu", tuned=True))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, cwd=ROOT, env=shell_environment() | {"PYTHONPATH": str(ROOT / "experiments")},
+    )  # fmt: skip
+    assert done.stdout.split() == ["1", "None"], done.stderr

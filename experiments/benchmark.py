@@ -52,12 +52,11 @@ def main(argv):
             failed.append(name)
             continue
         lines.append(json.loads(done.stdout))
-        if _RECORD.value:
-            path = tables.results_path(_ROOT, _recorded_name(lines))
-            workdir.write(path, json.dumps(lines, indent=1) + "\n")
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; their own messages stand above.")
-    if _RECORD.value:
+    if _RECORD.value:  # at the end alone, since a file that git does not know makes the revision "-dirty"
+        path = tables.results_path(_ROOT, _recorded_name(lines))
+        workdir.write(path, json.dumps(lines, indent=1) + "\n")
         tables.write_pages(_ROOT)
         if grown := [line for line in lines if "curve_s" in line]:
             report.growth_plot(_ROOT / "docs" / f"{path.stem}.png", grown)

@@ -22,6 +22,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: ru
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every method, as 0,1,2 (default: the table's own)")
 _METHODS = flags.DEFINE_list("methods", None, "these methods alone (default: all of the table)")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
+_DATA_SOURCE = flags.DEFINE_string("data_source", "", "the same images elsewhere, as npz:DIR (default: the config's)")
+_PRETRAINED = flags.DEFINE_string("pretrained", "", "a file of weights, for a table whose trunks start from one")
 _RECORD = flags.DEFINE_bool("record", False, "keep the results in experiments/results, docs and README.md")
 cli.want_numbers("seeds")
 
@@ -33,7 +35,16 @@ def main(argv):
     if _RECORD.value and _METHODS.value:
         raise UserError("found --record with --methods: want a whole table to be recorded.")
     seeds = None if _SEEDS.value is None else [int(s) for s in _SEEDS.value]
-    results = tables.run(table, workdir, root=root, seeds=seeds, methods=_METHODS.value, data_dir=_DATA_DIR.value)
+    results = tables.run(
+        table,
+        workdir,
+        root=root,
+        seeds=seeds,
+        only=_METHODS.value,
+        data_dir=_DATA_DIR.value,
+        data_source=_DATA_SOURCE.value,
+        pretrained=_PRETRAINED.value,
+    )
     print(f"\n{tables.render(table, results)}\n")
     drawn = [tables.run_directory(workdir, method, 0) for method in table.gallery]
     if drawn and all((run / "metrics.json").exists() for run in drawn):

@@ -1,5 +1,6 @@
 """Checkpoints: the only file that knows Orbax."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -43,7 +44,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, memory: Any, metrics: dict[str, float] | None = None) -> None:
         """Starts to write; the values are copied before this returns, so that they may be donated."""
         items = {"state": state} if memory is None else {"state": state, "memory": memory}
-        saved = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
+        saved = {item: ocp.args.StandardSave(_present(tree)) for item, tree in items.items()}
         self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics or None)
 
     def restore(self, step: int, item: str, like: Any) -> Any:
@@ -55,7 +56,8 @@ class Checkpoints:
         """
         metadata = self._manager.item_metadata(step)[item]
         found = {} if metadata is None else _shapes(metadata.tree)
-        wanted = _shapes(ocp.tree.serialize_tree(like, keep_empty_nodes=True))
+        present = _present(like)
+        wanted = _shapes(ocp.tree.serialize_tree(present, keep_empty_nodes=True))
         for name in sorted(found.keys() | wanted.keys()):
             there, here = found.get(name, "missing"), wanted.get(name, "missing")
             if there != here:
@@ -69,8 +71,9 @@ class Checkpoints:
                     f"checkpoint {where} is of another architecture: {name} is {there} there and {here} here; use the "
                     "config that it was trained with, or another workdir."
                 )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))[item]
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, present)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))
+        return dataclasses.replace(like, **restored[item])
 
     def wait(self) -> None:
         """Waits for what is being written; raises what went wrong there."""
@@ -80,6 +83,15 @@ class Checkpoints:
         """Waits, and lets go of the directory."""
         self.wait()
         self._manager.close()
+
+
+def _present(tree: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not None: what a run has no use for is not in its checkpoints.
+
+    So checkpoints from before there was such a field are those of runs that have no use for it.
+    """
+    values = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _quality(metrics: dict[str, float]) -> float:

@@ -10,7 +10,7 @@ import ml_collections
 
 from grafit_jax import methods
 from grafit_jax.errors import UserError
-from grafit_jax.models.resnet import STEMS, TRUNKS
+from grafit_jax.models.resnet import STEMS, TORCHVISION, TRUNKS
 
 
 def default() -> ml_collections.ConfigDict:
@@ -25,6 +25,8 @@ def default() -> ml_collections.ConfigDict:
     d.stream = False  # True: the training images stay in their files (tfds only), where they do not fit on the devices
     d.coarse_classes = ()  # keep only the images of these coarse classes; empty = all
     d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
+    d.image_size = 0  # > 0: images are resized to this many pixels a side as they are read (tfds only); 0 = as they are
+    d.variant = ""  # of stanford_online_products: split1 | split2; empty = all images, in TFDS's own splits
 
     c.model = m = ml_collections.ConfigDict()
     m.trunk = "resnet18"
@@ -32,6 +34,8 @@ def default() -> ml_collections.ConfigDict:
     m.hidden = 4096  # of projector and predictor (BYOL)
     m.dim = 256  # of the embedding (BYOL)
     m.dtype = "float32"  # of the computation; bfloat16 on accelerators. Parameters, statistics and losses: float32
+    m.head_batch_norm = True  # in projector and predictor
+    m.pretrained = ""  # a .safetensors or .pth file with torchvision's ResNet that the trunk starts from; "" = scratch
     m.sync_batch_norm = True  # batch statistics over all devices, so that the device count changes nothing
 
     c.views = v = ml_collections.ConfigDict()  # see data/augment.py
@@ -39,31 +43,33 @@ def default() -> ml_collections.ConfigDict:
     v.size = 32
     v.mean = (0.507, 0.487, 0.441)
     v.std = (0.267, 0.256, 0.276)
-    v.crop_scale = (0.2, 1.0)
-    v.crop_ratio = (0.75, 4 / 3)
-    v.flip = 0.5
-    v.jitter = (0.0, 0.0, 0.0, 0.0)
-    v.jitter_prob = 0.8
-    v.grey = 0.0
-    v.randaugment_ops = 0
-    v.randaugment_magnitude = 9
-    v.erase = 0.0
+    v.update(_augmentations())
+
+    c.key_views = _augmentations()  # of the momentum encoder's keys; size, mean and std are those of views
 
     c.loss = ml_collections.ConfigDict()
     c.loss.temperature = 0.05  # sigma of Eq. 2
     c.loss.instance_weight = 1.0  # lambda of Eq. 4
+    c.loss.weight = 0.5  # w of protocol "maskcon"
+    c.loss.soft_temperature = 0.05  # t of maskcon
 
     c.memory = ml_collections.ConfigDict()
     c.memory.momentum = 0.5
     c.memory.init = "embed"  # embed: one pass over the training set | random: uniform on the sphere
 
+    c.queue = ml_collections.ConfigDict()
+    c.queue.size = 8192  # K, of protocol "maskcon"
+
     c.ema = ml_collections.ConfigDict()
-    c.ema.base = 0.996  # tau at the start; 1 at the end (BYOL)
+    c.ema.base = 0.996  # tau at the start
+    c.ema.final = 1.0  # and at the end (BYOL)
 
     c.optimizer = o = ml_collections.ConfigDict()
     o.learning_rate = 0.1  # for 256 images a step; scaled in proportion to the batch size
-    o.momentum = 0.9  # Nesterov
-    o.weight_decay = 1e-4  # on kernels alone, not on biases and batch norms (BYOL)
+    o.momentum = 0.9
+    o.nesterov = True
+    o.weight_decay = 1e-4
+    o.decay_all = False  # False: on kernels alone, not on biases and batch norms (BYOL)
     o.warmup_epochs = 10.0
 
     c.train = t = ml_collections.ConfigDict()
@@ -84,6 +90,26 @@ def default() -> ml_collections.ConfigDict:
     c.checkpoint.every_epochs = 10
     c.checkpoint.keep = 2  # the newest ones; the best one by `map` is kept beside them
     return c.lock()
+
+
+def _augmentations() -> ml_collections.ConfigDict:
+    """What is done to a view; see data/augment.py."""
+    a = ml_collections.ConfigDict()
+    a.crop_scale = (0.2, 1.0)
+    a.crop_ratio = (0.75, 4 / 3)
+    a.flip = 0.5
+    a.jitter = (0.0, 0.0, 0.0, 0.0)
+    a.jitter_prob = 0.8
+    a.grey = 0.0
+    a.randaugment_ops = 0
+    a.randaugment_magnitude = 9
+    a.erase = 0.0
+    a.autoaugment = False  # CIFAR-10's policy
+    a.perspective = 0.0
+    a.perspective_prob = 0.5
+    a.blur = (0.0, 0.0)
+    a.blur_prob = 0.5
+    return a
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -134,6 +160,8 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     method = methods.get(config.method)
     choose(config.model.trunk, "trunk", TRUNKS)
     choose(config.model.stem, "stem", STEMS)
+    if config.model.pretrained:
+        choose(config.model.trunk, "trunk with pretrained weights", TORCHVISION)
     choose(config.model.dtype, "model.dtype", ("float32", "bfloat16"))
     choose(config.memory.init, "memory.init", ("embed", "random"))
     if not config.eval.features:
@@ -150,13 +178,14 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
                 value = value[part]
             raise UserError(f"{key} = {value}: want {wanted}.")
 
-    if method.instance:
+    if method.instance == "predict":
         want(config.views.num_views >= 2, "views.num_views", "T >= 2, since Eq. 1 compares one view with another")
     if len(set(config.eval.features)) < len(config.eval.features):
         raise UserError(f"eval.features = {config.eval.features} names one twice: name each once.")
     for key, value in flatten(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} = {value}: want a finite number.")
+    want(config.data.image_size >= 0, "data.image_size", "0 (as they are) or the pixels of a side")
     want(config.model.hidden >= 1, "model.hidden", "at least 1")
     want(config.model.dim >= 1, "model.dim", "at least 1")
     patches = config.model.stem == "patch2"
@@ -165,7 +194,16 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     want(config.eval.knn_temperature > 0, "eval.knn_temperature", "sigma > 0 (SNCA's is 0.05)")
     want(0 <= config.memory.momentum < 1, "memory.momentum", "a value in [0, 1) (the paper's is 0.5)")
     want(0 <= config.ema.base <= 1, "ema.base", "a value in [0, 1] (BYOL's is 0.996)")
+    want(0 <= config.ema.final <= 1, "ema.final", "a value in [0, 1] (BYOL's is 1)")
     want(config.loss.instance_weight >= 0, "loss.instance_weight", "lambda >= 0 (the paper's is 1)")
+    want(0 <= config.loss.weight <= 1, "loss.weight", "w in [0, 1]")
+    want(config.loss.soft_temperature > 0, "loss.soft_temperature", "t > 0 (MaskCon's is 0.05)")
+    if method.queue:
+        want(
+            config.queue.size >= config.train.batch_size,
+            "queue.size",
+            f"K of at least a batch, which has {config.train.batch_size} keys (MaskCon's is 8192)",
+        )
     want(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "a value > 0")
     want(config.optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
     want(0 <= config.optimizer.momentum < 1, "optimizer.momentum", "a value in [0, 1)")

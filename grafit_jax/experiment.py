@@ -20,7 +20,7 @@ from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
 from grafit_jax.memory import Memory
-from grafit_jax.models import Network
+from grafit_jax.models import Network, pretrained
 from grafit_jax.state import TrainState
 
 # Folded into the seed's key for the draws that are not views.
@@ -36,6 +36,7 @@ class Experiment:
     method: methods.Method
     network: Network
     views: augment.Views
+    key_views: augment.Views | None
     tx: optax.GradientTransformation
     embed_fn: evaluation.EmbedFn
     steps_per_epoch: int
@@ -54,7 +55,8 @@ class Experiment:
         )
 
     def tau(self, step):
-        return schedules.ema_tau(step, base=self.config.ema.base, total_steps=self.total_steps)
+        e = self.config.ema
+        return schedules.ema_tau(step, base=e.base, final=e.final, total_steps=self.total_steps)
 
 
 def load(config: ml_collections.ConfigDict, records: dict[str, Records] | None = None) -> Experiment:
@@ -87,14 +89,15 @@ def load(config: ml_collections.ConfigDict, records: dict[str, Records] | None =
     augment.check_channels(train.image.shape[-1], config.views.mean, config.views.std)
     method = methods.get(config.method)
     network = methods.build_network(method, config.model, num_classes=len(train.coarse_names), axis_name=parallel.AXIS)
-    options = {k: v for k, v in config.views.items() if k != "num_views"}
-    views = augment.Views(**options)
+    views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
+    key_views = dataclasses.replace(views, **config.key_views) if method.queue else None
     experiment = Experiment(
         config=config,
         records=records,
         method=method,
         network=network,
         views=views,
+        key_views=key_views,
         tx=optax.identity(),
         embed_fn=evaluation.make_embed_fn(network, views, batch_size=config.eval.batch_size),
         steps_per_epoch=len(train) // batch_size,
@@ -115,8 +118,10 @@ def _check_memory(train: Records, config: ml_collections.ConfigDict) -> None:
 def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
     o = experiment.config.optimizer
     return optax.chain(
-        optax.add_decayed_weights(o.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
-        optax.sgd(experiment.learning_rate, momentum=o.momentum, nesterov=True),
+        optax.add_decayed_weights(
+            o.weight_decay, mask=lambda params: jax.tree.map(lambda p: o.decay_all or p.ndim > 1, params)
+        ),
+        optax.sgd(experiment.learning_rate, momentum=o.momentum, nesterov=o.nesterov),
     )
 
 
@@ -126,17 +131,43 @@ def initial(experiment: Experiment) -> tuple[TrainState, Memory | None]:
     return state, initial_memory(experiment, state)
 
 
-def initial_state(experiment: Experiment) -> TrainState:
-    """The state before the first step, on every device."""
+def initial_state(experiment: Experiment, *, placeholder: bool = False) -> TrainState:
+    """The state before the first step, on every device.
+
+    A placeholder has the right shapes, and is made without the file of pretrained weights and without a pass over
+    images for the queue.
+    """
     config, train = experiment.config, experiment.records["train"]
     state = state_lib.create(
         experiment.network,
         experiment.tx,
         image_shape=(config.views.size, config.views.size, train.image.shape[-1]),
         seed=config.seed,
-        has_target=experiment.method.instance,
+        has_target=experiment.method.target,
+        trunk=None if placeholder else pretrained_trunk(config),
     )
+    if experiment.method.queue:
+        state = dataclasses.replace(state, queue=_initial_queue(experiment, state, placeholder=placeholder))
     return parallel.replicate(state)
+
+
+def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+    """What a trunk starts from, if it does not start from scratch; UserError for a file that does not fit."""
+    m = config.model
+    return pretrained.load_trunk(m.pretrained, m.trunk, stem=m.stem) if m.pretrained else None
+
+
+def _initial_queue(experiment: Experiment, state: TrainState, *, placeholder: bool) -> memory_lib.Queue:
+    """K keys of training images drawn by the seed: whole images, embedded in evaluation mode [ours]."""
+    config, train = experiment.config, experiment.records["train"]
+    size = min(config.queue.size, len(train))
+    drawn = np.zeros(len(train), bool)
+    drawn[np.random.default_rng(config.seed).permutation(len(train))[:size]] = True
+    if placeholder:
+        embeddings: ArrayLike = np.zeros((size, config.model.dim), np.float32)
+    else:
+        embeddings = experiment.embed_fn(variables(state), train.image[drawn])["projector"]
+    return memory_lib.fill_queue(embeddings, train.coarse_label[drawn], config.queue.size)
 
 
 def initial_memory(experiment: Experiment, state: TrainState, *, placeholder: bool = False) -> Memory | None:
@@ -145,7 +176,7 @@ def initial_memory(experiment: Experiment, state: TrainState, *, placeholder: bo
     A placeholder has the right shapes and labels, and is made without a pass over the training set.
     """
     config, train = experiment.config, experiment.records["train"]
-    if experiment.method.supervised != "knn":
+    if not experiment.method.memory:
         return None
     if config.memory.init == "random" or placeholder:
         key = jax.random.fold_in(jax.random.PRNGKey(config.seed), _MEMORY_KEY)
@@ -198,7 +229,7 @@ def restore_newest(path: pathlib.Path, *, data_dir: str | None = None) -> tuple[
         raise UserError(f"{path} holds no checkpoint yet: let experiments/train.py reach its first one.")
     experiment = load(config)
     workdir.check_data(path, fingerprints(experiment))
-    state = checkpoints.restore(step, "state", initial_state(experiment))
+    state = checkpoints.restore(step, "state", initial_state(experiment, placeholder=True))
     checkpoints.close()
     return experiment, state
 

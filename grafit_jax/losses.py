@@ -1,7 +1,7 @@
-"""The losses of Grafit (PAPER.md section 2): arrays in, one float32 value per example out.
+"""Losses of Grafit and of protocol "maskcon" (PAPER.md sections 2 and 3): arrays in, one float32 per example out.
 
 Nothing here knows of networks, configs or data sets. Shapes: B examples, D embedding size, R memory rows on this
-device, T views.
+device, K keys in the queue, T views.
 """
 
 import functools
@@ -110,6 +110,104 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     """Softmax cross-entropy, float32 [B], of `logits` float [B, K] and `labels` int [B] in 0..K-1."""
     _check_batch(logits, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+
+def info_nce(query: Array, key: Array, queue: Array, *, temperature: float) -> Array:
+    """InfoNCE (`selfcon`, MoCo): -log p_0 of the softmax p over a query's own key and the K keys of the queue.
+
+    Args:
+      query: float [B, D], brought to unit length inside. Gradient flows to these only.
+      key: float [B, D], each query's own key, another view of its image; brought to unit length inside.
+      queue: float [K, D], keys of other images; brought to unit length inside.
+      temperature: t0 > 0; 0.1 in MaskCon's code.
+
+    Returns:
+      float32 [B].
+    """
+    own, _ = _log_probabilities(query, key, queue, temperature)
+    return -own
+
+
+def supcon_queue(
+    query: Array, key: Array, queue: Array, labels: Array, queue_labels: Array, *, temperature: float
+) -> Array:
+    """`supcon`: the mean of -log p_j over a query's own key and the queue's keys of its label.
+
+    The mean is outside the log, other than in the k-NN loss.
+
+    Args:
+      query, key, queue, temperature: as for `info_nce`.
+      labels: int [B].
+      queue_labels: int [K].
+
+    Returns:
+      float32 [B]; with no key of the label in the queue, `info_nce`.
+    """
+    _check_queue_labels(query, queue, labels, queue_labels)
+    own, others = _log_probabilities(query, key, queue, temperature)
+    same = queue_labels == labels[:, None]
+    return -(own + jnp.sum(jnp.where(same, others, 0.0), axis=1)) / (1 + jnp.sum(same, axis=1))
+
+
+def maskcon(
+    query: Array,
+    key: Array,
+    queue: Array,
+    labels: Array,
+    queue_labels: Array,
+    *,
+    temperature: float,
+    soft_temperature: float,
+    weight: float,
+) -> Array:
+    """MaskCon: cross-entropy of p to `weight` * z + (1 - `weight`) * (one for the own key).
+
+    z weighs the queue's keys of the label by their similarity to the own key, exp(key . queue_j / soft_temperature)
+    over its largest value among them, and the own key by 1; its sum is 1. With no key of the label z is the own key
+    alone (the released code gives 0 / 0). A soft temperature without bound gives `supcon_queue`, weight 0 `info_nce`.
+
+    Args:
+      query, key, queue, temperature: as for `info_nce`.
+      labels: int [B].
+      queue_labels: int [K].
+      soft_temperature: t > 0.
+      weight: w in [0, 1].
+
+    Returns:
+      float32 [B].
+    """
+    _check_queue_labels(query, queue, labels, queue_labels)
+    if soft_temperature <= 0:
+        raise ValueError(f"soft_temperature must be > 0, found {soft_temperature}.")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be in [0, 1], found {weight}.")
+    own, others = _log_probabilities(query, key, queue, temperature)
+    same = queue_labels == labels[:, None]
+    nearness = lax.stop_gradient(matmul(unit(key), unit(queue).T))
+    nearest = jnp.max(nearness, axis=1, where=same, initial=-1.0)  # no cosine is below it
+    z = jnp.where(same, jnp.exp((nearness - nearest[:, None]) / soft_temperature), 0.0)
+    total = 1 + jnp.sum(z, axis=1)
+    soft = (own + jnp.sum(z * jnp.where(same, others, 0.0), axis=1)) / total
+    return -(weight * soft + (1 - weight) * own)
+
+
+def _log_probabilities(query: Array, key: Array, queue: Array, temperature: float) -> tuple[Array, Array]:
+    """log p of a query's own key [B] and of the queue's keys [B, K], the softmax being over all 1 + K."""
+    if query.ndim != 2 or key.shape != query.shape or queue.ndim != 2 or queue.shape[1] != query.shape[1]:
+        raise ValueError(f"want [B, D], [B, D] and [K, D], found {query.shape}, {key.shape} and queue {queue.shape}.")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be > 0, found {temperature}.")
+    query, key, queue = unit(query), lax.stop_gradient(unit(key)), lax.stop_gradient(unit(queue))
+    own = jnp.sum(query * key, axis=1) / temperature
+    others = matmul(query, queue.T) / temperature
+    log_sum = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=1))
+    return own - log_sum, others - log_sum[:, None]
+
+
+def _check_queue_labels(query: Array, queue: Array, labels: Array, queue_labels: Array) -> None:
+    _check_batch(query, labels)
+    if queue_labels.shape != queue.shape[:1]:
+        raise ValueError(f"want a label for each of the queue's keys {queue.shape}, found {queue_labels.shape}.")
 
 
 def _check_batch(rows: Array, labels: Array) -> None:

@@ -1,4 +1,4 @@
-"""The memory of Grafit: one slot per training image, with its rows spread over the devices (PAPER.md, Eq. 2)."""
+"""What losses compare with: the memory, a slot per training image (PAPER.md, Eq. 2), and the queue of newest keys."""
 
 import dataclasses
 
@@ -67,3 +67,46 @@ def update(
     old = memory.embedding.at[row].get(mode="fill", fill_value=0.0)
     new = unit(momentum * old + (1.0 - momentum) * unit(lax.stop_gradient(embeddings)))
     return dataclasses.replace(memory, embedding=memory.embedding.at[row].set(new, mode="drop"))
+
+
+@flax.struct.dataclass
+class Queue:
+    """The K newest keys of protocol "maskcon", whole and in the same order on every device.
+
+    Attributes:
+      embedding: float32 [K, D], unit rows.
+      label: int32 [K], the images' coarse labels.
+    """
+
+    embedding: Array
+    label: Array
+
+
+def fill_queue(embeddings: ArrayLike, labels: ArrayLike, size: int) -> Queue:
+    """A queue of `size` keys from float [N, D] embeddings and int [N] labels, again from the first where N < `size`."""
+    rows = jnp.arange(size) % len(labels)  # type: ignore[arg-type]
+    return Queue(embedding=unit(embeddings)[rows], label=jnp.asarray(labels, jnp.int32)[rows])
+
+
+def enqueue(queue: Queue, embeddings: Array, labels: Array, *, step: Array, axis_name: str | None = None) -> Queue:
+    """The queue with the keys of a global batch in the place of its oldest ones (FIFO).
+
+    Args:
+      queue: K keys, K at least the global batch, not necessarily a multiple of it.
+      embeddings: float [B, D], this device's keys.
+      labels: int [B].
+      step: int, how many batches came before: it tells where the oldest keys are.
+      axis_name: the mapped device axis: every device enters the keys of all, in the order of the devices.
+    """
+    if axis_name is not None:
+        embeddings, labels = (lax.all_gather(x, axis_name, tiled=True) for x in (embeddings, labels))
+    size, batch_size = len(queue.label), len(labels)
+    if batch_size > size:
+        raise ValueError(f"a batch of {batch_size} keys does not fit a queue of {size}: want K of at least the batch.")
+    # step * batch_size overflows int32 in a run of millions of steps; the remainders do not.
+    first = (step % size) * batch_size % size
+    place = (first + jnp.arange(batch_size)) % size
+    return Queue(
+        embedding=queue.embedding.at[place].set(unit(lax.stop_gradient(embeddings))),
+        label=queue.label.at[place].set(labels),
+    )

@@ -1,4 +1,4 @@
-"""The methods of PAPER.md section 2: which heads each has, and which losses it trains."""
+"""The methods of PAPER.md sections 2 and 3: which heads each has, and which losses it trains."""
 
 import dataclasses
 import difflib
@@ -16,28 +16,69 @@ class Method:
     """What a method trains; everything else is the same for all methods.
 
     Attributes:
-      name: as in PAPER.md section 2.
-      supervised: what teaches the coarse labels: "cross_entropy", "knn" (Eq. 2-3) or None.
-      instance: whether the instance loss (Eq. 1) is added, with its predictor, its target network and its T views.
+      name: as in PAPER.md.
+      supervised: what teaches the coarse labels: "cross_entropy", "knn" (Eq. 2-3), "supcon", "maskcon" or None.
+      instance: what tells images apart: "predict" (Eq. 1, with a predictor and T views), "info_nce" (with a key view,
+        whose own law of views is `key_views`) or None.
       projector: whether a projector P_theta stands on the trunk.
+      protocol: "paper" (section 2) or "maskcon" (section 3); results of the two are never compared in one table
+        without saying so.
     """
 
     name: str
     supervised: str | None
-    instance: bool
+    instance: str | None
     projector: bool = True
+    protocol: str = "paper"
+
+    @property
+    def memory(self) -> bool:
+        """Whether there is a slot for every training image."""
+        return self.supervised == "knn"
+
+    @property
+    def queue(self) -> bool:
+        """Whether a queue of keys is compared with."""
+        return self.instance == "info_nce" or self.supervised in ("supcon", "maskcon")
+
+    @property
+    def target(self) -> bool:
+        """Whether there is a target network, which embeds the other views, or the keys."""
+        return self.instance == "predict" or self.queue
+
+    def views_per_image(self, num_views: int) -> int:
+        """How many views of an image a step makes, where the config says T = `num_views`."""
+        if self.queue:
+            return 2  # the query's and the key's
+        return num_views if self.instance == "predict" else 1
+
+    def weights(self, *, instance_weight: float, weight: float) -> tuple[float, float]:
+        """What the supervised and the instance loss are multiplied by.
+
+        Protocol "paper" adds lambda times the latter (Eq. 4); protocol "maskcon" mixes the two, w and 1 - w.
+        """
+        if self.protocol == "paper":
+            return 1.0, instance_weight
+        return (weight, 1.0 - weight) if self.supervised and self.instance else (1.0, 1.0)
 
 
 METHODS = {
     m.name: m
     for m in (
-        Method("baseline", "cross_entropy", instance=False, projector=False),
-        Method("baseline_mlp", "cross_entropy", instance=False),
-        Method("snca_plus", "knn", instance=False),
-        Method("byol", None, instance=True),
+        Method("baseline", "cross_entropy", None, projector=False),
+        Method("baseline_mlp", "cross_entropy", None),
+        Method("snca_plus", "knn", None),
+        Method("byol", None, "predict"),
         # The classifier stands on the projection [ours], so that Grafit FC differs from Grafit in the loss alone.
-        Method("grafit_fc", "cross_entropy", instance=True),
-        Method("grafit", "knn", instance=True),
+        Method("grafit_fc", "cross_entropy", "predict"),
+        Method("grafit", "knn", "predict"),
+        Method("selfcon", None, "info_nce", protocol="maskcon"),
+        Method("supcon", "supcon", None, protocol="maskcon"),
+        Method("supce", "cross_entropy", None, projector=False, protocol="maskcon"),
+        # What the MaskCon paper calls Grafit: not the method above.
+        Method("grafit_maskcon", "supcon", "info_nce", protocol="maskcon"),
+        Method("coins", "cross_entropy", "info_nce", protocol="maskcon"),
+        Method("maskcon", "maskcon", None, protocol="maskcon"),
     )
 }
 
@@ -61,11 +102,12 @@ def build_network(method: Method, config, *, num_classes: int, axis_name: str | 
     axis_name = axis_name if config.sync_batch_norm else None
 
     def mlp():
-        return MLP(config.hidden, config.dim, dtype, axis_name)
+        return MLP(config.hidden, config.dim, dtype, axis_name, batch_norm=config.head_batch_norm)
 
     return Network(
         trunk=build_trunk(config.trunk, stem=config.stem, dtype=dtype, axis_name=axis_name),
         projector=mlp() if method.projector else None,
-        predictor=mlp() if method.instance else None,
+        predictor=mlp() if method.instance == "predict" else None,
         classifier=nn.Dense(num_classes) if method.supervised == "cross_entropy" else None,
+        classify="projection" if method.protocol == "paper" else "features",
     )

@@ -3,7 +3,7 @@
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,14 +40,21 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def markdown_table(results: Sequence[Result], columns: Mapping[str, str], notes: Mapping[str, str]) -> str:
+def markdown_table(
+    results: Sequence[Result],
+    columns: Mapping[str, str],
+    notes: Mapping[str, str],
+    facts: Mapping[str, Callable[[Mapping[str, Any]], str]] | None = None,
+) -> str:
     """A row for every method in order of appearance, in percent, mean ± standard deviation over the seeds.
 
     Args:
       results: as `collect` gives them.
       columns: metric -> heading.
       notes: method -> what is said behind its name.
+      facts: heading -> what is said of a result's config, in columns before the metrics.
     """
+    facts = facts or {}
     methods = list(dict.fromkeys(r["method"] for r in results))
     rows = []
     for method in methods:
@@ -56,8 +63,9 @@ def markdown_table(results: Sequence[Result], columns: Mapping[str, str], notes:
         seconds = [r["run"].get("train_seconds") for r in runs]
         minutes = "-" if seconds[0] is None else _duration(float(np.mean(seconds)))
         views = runs[0]["run"].get("views_per_image") or "-"
-        rows.append([f"`{method}`{notes.get(method, '')}", *cells, str(len(runs)), str(views), minutes])
-    return markdown(["method", *columns.values(), "seeds", "views an image", "training"], rows)
+        said = [fact(runs[0]["config"]) for fact in facts.values()]
+        rows.append([f"`{method}`{notes.get(method, '')}", *said, *cells, str(len(runs)), str(views), minutes])
+    return markdown(["method", *facts, *columns.values(), "seeds", "views an image", "training"], rows)
 
 
 def _percent(values: list[float | None]) -> str:

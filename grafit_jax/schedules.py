@@ -14,7 +14,7 @@ def learning_rate(step: ArrayLike, *, base: float, total_steps: int, warmup_step
     return base * jnp.where(step < warmup_steps, warmup, cosine)
 
 
-def ema_tau(step: ArrayLike, *, base: float, total_steps: int) -> Array:
-    """The target network's moving-average rate tau: from `base` to 1 along a cosine (BYOL, section 3.2)."""
+def ema_tau(step: ArrayLike, *, base: float, total_steps: int, final: float = 1.0) -> Array:
+    """The target network's moving-average rate tau: from `base` to `final` along a cosine (BYOL, section 3.2)."""
     progress = jnp.clip(jnp.asarray(step, jnp.float32) / max(total_steps, 1), 0.0, 1.0)
-    return 1.0 - (1.0 - base) * (jnp.cos(jnp.pi * progress) + 1.0) / 2.0
+    return final - (final - base) * (jnp.cos(jnp.pi * progress) + 1.0) / 2.0

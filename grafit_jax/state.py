@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from grafit_jax.memory import Queue
 from grafit_jax.models import Network
 
 
@@ -23,6 +24,7 @@ class TrainState:
         train_step.
       opt_state: optax's.
       rng: uint32 [2], the seed's key. It never changes: every draw is keyed by (seed, step, image id, view).
+      queue: the keys of protocol "maskcon"; None where a method has none.
     """
 
     step: Array
@@ -31,6 +33,7 @@ class TrainState:
     batch_stats: Any
     opt_state: optax.OptState
     rng: Array
+    queue: Queue | None = None
 
 
 TARGET_PARTS = ("trunk", "projector")
@@ -42,14 +45,26 @@ def target_part(tree: dict) -> dict:
 
 
 def create(
-    network: Network, tx: optax.GradientTransformation, *, image_shape: tuple[int, ...], seed: int, has_target: bool
+    network: Network,
+    tx: optax.GradientTransformation,
+    *,
+    image_shape: tuple[int, ...],
+    seed: int,
+    has_target: bool,
+    trunk: dict[str, Any] | None = None,
 ) -> TrainState:
-    """A fresh state for views of `image_shape` [H, W, C]."""
-    rng = jax.random.PRNGKey(seed)
+    """A fresh state for views of `image_shape` [H, W, C].
 
-    def initialise(rng):
+    `trunk` holds pretrained "params" and "batch_stats" of the trunk, or of parts of it: the rest stays fresh.
+    """
+    rng = jax.random.PRNGKey(seed)
+    trunk = trunk or {"params": {}, "batch_stats": {}}
+
+    def initialise(rng, trunk):
         variables = network.init(rng, jnp.zeros((2, *image_shape), jnp.float32), train=False)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        params["trunk"] |= trunk["params"]
+        batch_stats["trunk"] |= trunk["batch_stats"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -60,4 +75,4 @@ def create(
             rng=rng,
         )
 
-    return jax.jit(initialise)(rng)
+    return jax.jit(initialise)(rng, trunk)

@@ -4,12 +4,13 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
 
-from grafit_jax import environment, evaluation, experiment, report, train, workdir
+from grafit_jax import environment, evaluation, experiment, methods, report, targets, train, workdir
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from grafit_jax.report import Result
@@ -18,6 +19,12 @@ from grafit_jax.report import Result
 RAW_PIXELS = "raw_pixels"
 
 _NOTES = {
+    "selfcon": " (MoCo, no labels)",
+    "supcon": " (SupCon over the queue)",
+    "supce": " (coarse cross-entropy)",
+    "grafit_maskcon": " (w supcon + (1 − w) selfcon)",
+    "coins": " (w supce + (1 − w) selfcon)",
+    "maskcon": " (soft labels over the queue)",
     "raw_pixels": " (no training)",
     "baseline": " (coarse cross-entropy)",
     "baseline_mlp": " (control: cross-entropy through Grafit's projector)",
@@ -38,6 +45,8 @@ class Table:
       seeds: method -> how many seeds, in the order of the rows.
       columns: metric -> heading; the headline first.
       gallery: two methods whose neighbours are drawn side by side, or none.
+      facts: heading -> what a run's config says, in columns behind the methods' names.
+      pretrained: whether its trunks start from a file of weights, which is given when it is run.
     """
 
     config: str
@@ -45,6 +54,8 @@ class Table:
     seeds: Mapping[str, int]
     columns: Mapping[str, str]
     gallery: tuple[str, ...] = ()
+    facts: Mapping[str, Callable[[Mapping[str, Any]], str]] = dataclasses.field(default_factory=dict)
+    pretrained: bool = False
 
 
 _COLUMNS = {
@@ -58,6 +69,13 @@ _WITH_PROJECTOR = _COLUMNS | {
     "projector/recall@1": "R@1, projector",
     "projector/knn_top1": "fine k-NN, projector",
 }
+_RECALL = {f"recall@{k}": f"R@{k}" for k in (1, 2, 5, 10)} | {"map": "mAP"}
+# Rows of the two protocols are told apart, and so is what a trunk started from.
+_FACTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "protocol": lambda config: methods.get(config["method"]).protocol,
+    "trunk starts": lambda config: "pretrained" if config["model.pretrained"] else "from scratch",
+}
+_MASKCON = dict.fromkeys(("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "snca_plus", "grafit"), 1)
 TABLES = {
     "quickstart": Table(
         "configs/digits.py",
@@ -75,6 +93,14 @@ TABLES = {
     "cifar100_cpu_long": Table(
         "configs/cifar100.py", "preset=cpu_long,", {"baseline_mlp": 1, "grafit": 1}, _WITH_PROJECTOR
     ),
+    "maskcon_cpu": Table("configs/maskcon.py", "dataset=cifar100,preset=cpu,", _MASKCON, _RECALL, facts=_FACTS),
+    **{
+        targets.table_name(dataset, pretrained=pretrained): Table(
+            "configs/maskcon.py", f"dataset={dataset},", _MASKCON, _RECALL, facts=_FACTS, pretrained=pretrained
+        )
+        for dataset in targets.ROWS
+        for pretrained in (False, True)
+    },
 }
 
 
@@ -84,29 +110,50 @@ def run(
     *,
     root: pathlib.Path,
     seeds: Sequence[int] | None = None,
-    methods: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
     data_dir: str = "",
+    data_source: str = "",
+    pretrained: str = "",
 ) -> list[Result]:
-    """Trains what is missing under `path` and collects the results of the table, row by row."""
-    unknown = set(methods or ()) - set(table.seeds)
+    """Trains what is missing under `path` and collects the results of the table, row by row.
+
+    Args:
+      table: which.
+      path: where its runs are.
+      root: of the repository.
+      seeds: of every method, in place of the table's own.
+      only: these methods alone.
+      data_dir: TFDS's data directory.
+      data_source: where the same images lie, in place of the config's data.source; empty for that.
+      pretrained: the file of weights, for a table whose trunks start from one.
+    """
+    if table.pretrained != bool(pretrained):
+        if table.pretrained:
+            raise UserError("the table's trunks start pretrained: found no file of weights, want --pretrained=FILE.")
+        raise UserError(f"the table's trunks start from scratch: found {pretrained} of weights, want no --pretrained.")
+    unknown = set(only or ()) - set(table.seeds)
     if unknown:
         raise UserError(f"the table has no {', '.join(sorted(unknown))}: its methods are {', '.join(table.seeds)}.")
     results = []
     for method, num_seeds in table.seeds.items():
-        if methods is not None and method not in methods:
+        if only is not None and method not in only:
             continue
         if method == RAW_PIXELS:
             results.append(_raw_pixels(table, path / method, root))
             continue
         for seed in range(num_seeds) if seeds is None else seeds:
             directory = run_directory(path, method, seed)
-            config = _config(table, root, f"{table.arg}method={method},seed={seed}")
+            arg = f"{table.arg}method={method},seed={seed}"
+            config = load_config(root / table.config, arg)
             config.data.data_dir = data_dir
+            config.data.source = data_source or config.data.source
+            config.model.pretrained = pretrained
             if (directory / "metrics.json").exists():
                 workdir.claim(directory, config)  # refuses the results of another config
             else:
                 train.train(config, directory)
-            results.append(report.collect(directory))
+            command = f"python experiments/train.py --config={table.config}:{arg} --workdir={directory}"
+            results.append(report.collect(directory) | {"command": command})
     return results
 
 
@@ -115,8 +162,9 @@ def run_directory(path: pathlib.Path, method: str, seed: int) -> pathlib.Path:
     return path / (method if seed == 0 else f"{method}_seed{seed}")
 
 
-def _config(table: Table, root: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
-    spec = importlib.util.spec_from_file_location("table_config", root / table.config)
+def load_config(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
+    """The config that a config file makes of `arg`."""
+    spec = importlib.util.spec_from_file_location("table_config", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -124,7 +172,7 @@ def _config(table: Table, root: pathlib.Path, arg: str) -> ml_collections.Config
 
 
 def _raw_pixels(table: Table, path: pathlib.Path, root: pathlib.Path) -> Result:
-    config = _config(table, root, table.arg.rstrip(","))
+    config = load_config(root / table.config, table.arg.rstrip(","))
     records = sources.load(**config.data)
     train_split, test_split = (
         evaluation.Embedded(
@@ -144,11 +192,12 @@ def _raw_pixels(table: Table, path: pathlib.Path, root: pathlib.Path) -> Result:
 def render(table: Table, results: Sequence[Result]) -> str:
     """The table in Markdown, with what its numbers stand on below it."""
     trained = [r["run"] for r in results if r["method"] != RAW_PIXELS]
+    text = report.markdown_table(results, table.columns, _NOTES, table.facts)
     if not trained:
-        return report.markdown_table(results, table.columns, _NOTES)
+        return text
     facts = trained[0]
     return (
-        f"{report.markdown_table(results, table.columns, _NOTES)}\n\n"
+        f"{text}\n\n"
         f"In percent. {facts['train_images']:,} training and {facts['test_images']:,} test images; {_standing(trained)}"
     )
 
@@ -180,7 +229,12 @@ def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
 
 def blocks(root: pathlib.Path) -> dict[str, str]:
     """The blocks of README.md and docs that come from recorded results: name -> text."""
-    found = {}
+    found = {"maskcon_rows": targets.render(lambda name: results_path(root, name))}
+    for dataset in targets.ROWS:
+        for pretrained in (True, False):
+            name = targets.table_name(dataset, pretrained=pretrained)
+            weights = " --pretrained=resnet18.safetensors" if pretrained else ""
+            found[name] = f"Not run: `python experiments/reproduce.py --table={name}{weights} --record`."
     for path in sorted(results_path(root, "").parent.glob("*.json")):
         recorded = json.loads(path.read_text())
         found[path.stem] = render(TABLES[path.stem], recorded) if path.stem in TABLES else render_benchmark(recorded)
@@ -196,6 +250,7 @@ _MEASURED = {
     "peer": ("peer", "{}"),
     "peer_seconds": ("its seconds", "{:.3g}"),
     "ratio": ("ratio", "{:.2f}"),
+    "run_minutes": ("whole run", "{:.1f} min"),
     "goal": ("goal", "{:.2g} x"),
     "goal_s": ("goal", "{:g} s"),
     "ratio_as_released": ("ratio to it as released", "{:.2f}"),

@@ -19,6 +19,7 @@ from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
+from grafit_jax.objective import Totals
 
 
 def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, float]:
@@ -32,6 +33,8 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     """
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
     run = experiment.load(config)
+    if not (path / "config.json").is_file():  # a run that goes on has no need of the file
+        experiment.pretrained_trunk(config)
     workdir.claim(path, config)
     workdir.check_data(path, experiment.fingerprints(run))
     workdir.write(path / "data.json", json.dumps(experiment.fingerprints(run)) + "\n")
@@ -41,7 +44,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     start = checkpoints.latest_step() or 0
-    state = experiment.initial_state(run)
+    state = experiment.initial_state(run, placeholder=start > 0)
     memory = experiment.initial_memory(run, state, placeholder=start > 0)
     if start:
         state = checkpoints.restore(start, "state", state)
@@ -112,7 +115,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     log = workdir.cut_log(path, run.total_steps)
     run_facts = environment.describe() | {
         "train_seconds": sum(line.get("seconds", 0.0) for line in log),
-        "views_per_image": config.views.num_views if run.method.instance else 1,
+        "views_per_image": run.method.views_per_image(config.views.num_views),
         "train_images": len(run.records["train"]),
         "test_images": len(run.records["test"]),
         "data_fingerprint": experiment.fingerprints(run),
@@ -153,10 +156,10 @@ def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AX
         method=run.method,
         tx=run.tx,
         views=run.views,
+        key_views=run.key_views,
         num_views=config.views.num_views,
         tau=run.tau,
-        temperature=config.loss.temperature,
-        instance_weight=config.loss.instance_weight,
+        loss=config.loss,
         memory_momentum=config.memory.momentum,
         axis_name=axis_name,
     )
@@ -187,7 +190,7 @@ def _steps_per_call(wanted: int, steps_per_epoch: int) -> int:
     return max(n for n in range(1, min(wanted, steps_per_epoch) + 1) if steps_per_epoch % n == 0)
 
 
-def _means(totals: list[train_step.Metrics]) -> dict[str, float]:
+def _means(totals: list[Totals]) -> dict[str, float]:
     """One mean for every metric, from the sums and counts of many calls."""
     totals = jax.device_get(totals)
     means: dict[str, float] = {}

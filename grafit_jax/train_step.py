@@ -8,18 +8,20 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from grafit_jax import losses, parallel
 from grafit_jax import memory as memory_lib
+from grafit_jax import parallel
 from grafit_jax.data import augment
 from grafit_jax.memory import Memory
 from grafit_jax.methods import Method
 from grafit_jax.models import Network
+from grafit_jax.objective import Objective, Totals
 from grafit_jax.parallel import AXIS
 from grafit_jax.state import TrainState, target_part
 
-# name -> (sum, count) over all examples of all devices: the mean is taken once, on the host.
-Metrics = dict[str, tuple[Array, Array]]
-Step = Callable[[TrainState, Memory | None, dict[str, Array], Array], tuple[TrainState, Memory | None, Metrics]]
+Step = Callable[[TrainState, Memory | None, dict[str, Array], Array], tuple[TrainState, Memory | None, Totals]]
+
+# Folded into a step's key for the keys' views, so that they are others than the queries'.
+_KEY_VIEW = 0x6B6579
 
 
 def make_train_step(
@@ -28,10 +30,10 @@ def make_train_step(
     method: Method,
     tx: optax.GradientTransformation,
     views: augment.Views,
+    key_views: augment.Views | None,
     num_views: int,
     tau: Callable[[Array], Array],
-    temperature: float,
-    instance_weight: float,
+    loss: Any,
     memory_momentum: float,
     axis_name: str | None = AXIS,
 ) -> Step:
@@ -39,56 +41,43 @@ def make_train_step(
 
     A batch holds image uint8 [B, H, W, C], label int32 [B] (coarse) and id int32 [B], the device's own B examples.
 
-    Of the T views of an image the supervised loss sees the first (appendix B.1), the instance loss all. Online and
-    target network each run once, over all T*B views, both with the statistics of that batch: the target, as in BYOL,
-    normalises with its own batch and never with running averages, which it does not keep.
+    In protocol "paper" the supervised loss sees the first of the T views of an image (appendix B.1), the instance loss
+    all, and so does the target network. In protocol "maskcon" the online network sees one view, the query, and the
+    target network another, the key, made by `key_views`. Each network runs once, over all of its views, with the
+    statistics of that batch: the target, as in BYOL and MaskCon, normalises with its own batch and never with running
+    averages, which it does not keep.
+
+    Args:
+      key_views: how keys are seen, for a method with a queue.
+      loss: the config's `loss`.
+      tau: the step to the rate of the target's moving average.
     """
-    num_views = num_views if method.instance else 1
+    num_views = num_views if method.instance == "predict" else 1
+    objective = Objective(method, loss, num_views, axis_name)
 
     def step(state, memory, batch, rng):
         # 1. Views, made here from uint8: keyed by (seed, step, image id, view), so the device makes no difference.
         key = jax.random.fold_in(rng, state.step)
-        images = augment.random_views(batch["image"], batch["id"], key, views=views, num_views=num_views)
-        batch_size = images.shape[1]
-        flat = images.reshape(-1, *images.shape[2:])
+        images = _flat_views(batch, key, views, num_views)
 
-        # 2. Targets g_xi(t_j(x)), outside of what is differentiated.
-        if method.instance:
+        # 2. Targets g_xi(t_j(x)), or keys, outside of what is differentiated.
+        targets = None
+        if method.target:
+            seen = images
+            if key_views is not None:
+                seen = _flat_views(batch, jax.random.fold_in(key, _KEY_VIEW), key_views, 1)
             variables = {"params": state.target_params, "batch_stats": target_part(state.batch_stats)}
-            out, _ = network.apply(variables, flat, train=True, mutable=["batch_stats"], method="embed")
-            targets = _by_view(out.projection, num_views)
+            out, _ = network.apply(variables, seen, train=True, mutable=["batch_stats"], method="embed")
+            targets = out.projection
 
         # 3. The loss of this device's examples, and its gradient. No collective on the way but in batch norms and the
         # k-NN loss, which define their own gradients: a psum here would multiply gradients by the device count.
         def loss_fn(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            out, updated = network.apply(variables, flat, train=True, mutable=["batch_stats"])
-            first = jax.tree.map(lambda x: x[:batch_size], out)  # the first view alone
-            loss, terms = jnp.zeros(batch_size), {}
-            if method.supervised == "cross_entropy":
-                term = losses.cross_entropy(first.logits, batch["label"])
-                loss = loss + term
-                terms["cross_entropy"] = _total(term)
-                terms["coarse_accuracy"] = _total(jnp.argmax(first.logits, -1) == batch["label"])
-            if method.supervised == "knn":
-                term, weight = losses.knn_loss_and_weight(
-                    first.projection,
-                    batch["label"],
-                    memory.embedding,
-                    memory.label,
-                    temperature=temperature,
-                    own_slot=batch["id"],
-                    axis_name=axis_name,
-                )
-                loss = loss + term
-                terms["knn_loss"] = (jnp.sum(term), jnp.sum(weight))
-                terms["without_positive"] = _total(1.0 - weight)
-            if method.instance:
-                term = losses.instance_loss(_by_view(out.prediction, num_views), targets)
-                loss = loss + instance_weight * term  # Eq. 4
-                terms["instance_loss"] = _total(term)
-            terms["loss"] = _total(loss)
-            return jnp.mean(loss), (updated["batch_stats"], terms, first.projection)
+            out, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
+            per_example, terms = objective(out, targets, batch, memory, state.queue)
+            projection = None if out.projection is None else out.projection[: len(batch["id"])]
+            return jnp.mean(per_example), (updated["batch_stats"], terms, projection)
 
         grads, (batch_stats, terms, projection) = jax.grad(loss_fn, has_aux=True)(state.params)
 
@@ -97,13 +86,17 @@ def make_train_step(
             grads, batch_stats = lax.pmean((grads, batch_stats), axis_name)
             terms = lax.psum(terms, axis_name)
 
-        # 5. Update theta, then xi <- tau xi + (1 - tau) theta, then the memory, scored before it is written.
+        # 5. Update theta, then xi <- tau xi + (1 - tau) theta, then memory or queue, scored before it is written.
+        # MaskCon's code moves xi before its forward pass: there the first move does nothing, since xi starts as theta,
+        # and every other one is the one at the end of the step before, here.
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        target_params = state.target_params
-        if method.instance:
+        target_params, queue = state.target_params, state.queue
+        if method.target:
             rate = tau(state.step)
             target_params = optax.incremental_update(target_part(params), target_params, 1.0 - rate)
+        if queue is not None and targets is not None:
+            queue = memory_lib.enqueue(queue, targets, batch["label"], step=state.step, axis_name=axis_name)
         if memory is not None:
             memory = memory_lib.update(memory, batch["id"], projection, momentum=memory_momentum, axis_name=axis_name)
         terms["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
@@ -113,10 +106,17 @@ def make_train_step(
             target_params=target_params,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            queue=queue,
         )
         return state, memory, terms
 
     return step
+
+
+def _flat_views(batch: dict[str, Array], key: Array, views: augment.Views, num_views: int) -> Array:
+    """float32 [T*B, S, S, C], view by view."""
+    images = augment.random_views(batch["image"], batch["id"], key, views=views, num_views=num_views)
+    return images.reshape(-1, *images.shape[2:])
 
 
 def pmap_steps(
@@ -150,11 +150,3 @@ def pmap_steps(
         donate_argnums=(0, 1),
         devices=parallel.devices(),
     )
-
-
-def _by_view(x: Array, num_views: int) -> Array:
-    return x.reshape(num_views, -1, x.shape[-1])
-
-
-def _total(per_example: Array) -> tuple[Array, Array]:
-    return jnp.sum(per_example.astype(jnp.float32)), jnp.asarray(per_example.size, jnp.float32)

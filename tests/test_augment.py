@@ -1,36 +1,20 @@
-"""Views: every operation against PIL or a float64 twin, the laws of the random ones, and statelessness."""
+"""Views: shapes, probabilities and strengths, statelessness, and that what is off is not there."""
 
-import colorsys
+import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
-from grafit_jax.data import augment
+from grafit_jax import config as config_lib
+from grafit_jax.data import augment, image_ops, policies
 from grafit_jax.errors import UserError
+from pixels import LEVEL, RGB, from_pil, pil
 
-_RNG = np.random.default_rng(0)
-# Smooth colour plus noise, so that histograms have gaps and channels differ.
-_RAMP = np.linspace(20, 200, 32)[:, None, None] * np.array([1.0, 0.7, 0.4])
-RGB = np.clip(_RAMP + _RNG.normal(0, 25, (32, 32, 3)), 0, 255).astype(np.uint8)
-LEVEL = 1 / 255 + 1e-6  # PIL rounds or truncates to 256 levels, the module works in float32
 KEY = jax.random.key(7)
-
-
-def unit(image):
-    return jnp.asarray(image, jnp.float32) / 255
-
-
-def pil(image):
-    return Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
-
-
-def from_pil(image):
-    return np.atleast_3d(np.asarray(image)) / 255
 
 
 def views(**options):
@@ -39,6 +23,7 @@ def views(**options):
     return augment.Views(**options)
 
 
+NEW = {"autoaugment": True, "perspective": 0.5, "blur": (0.1, 2.0)}
 PLAIN = {"crop_scale": (1.0, 1.0), "flip": 0.0}  # random views that are plain views
 
 
@@ -49,9 +34,14 @@ def maker(v, num_views):
 
 @pytest.fixture
 def patch(monkeypatch):
-    """Replaces a function of the module; no program compiled with or without it outlives the test."""
+    """Replaces a function of the modules; no program compiled with or without it outlives the test."""
     maker.cache_clear()
-    yield lambda name, function: monkeypatch.setattr(augment, name, function)
+
+    def replace(name, function):
+        module = next(m for m in (augment, image_ops, policies) if hasattr(m, name))
+        monkeypatch.setattr(module, name, function)
+
+    yield replace
     maker.cache_clear()
 
 
@@ -70,7 +60,7 @@ def batch(count, size=32, channels=3):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shape_and_dtype_with_everything_on(channels):
-    everything = {"jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2, "randaugment_ops": 2, "erase": 0.25}
+    everything = {"jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2, "randaugment_ops": 2, "erase": 0.25} | NEW
     out = make(batch(5, 12, channels), num_views=3, size=16, **everything)
     assert out.shape == (3, 5, 16, 16, channels) and out.dtype == np.float32
     assert np.isfinite(out).all()
@@ -106,6 +96,12 @@ def test_plain_view_resizes_as_pil(size):
         ({"randaugment_ops": -1}, "views.randaugment_ops"),
         ({"size": 0}, "views.size = 0"),
         ({"erase": -0.1}, "views.erase"),
+        ({"perspective": 1.1}, "views.perspective = 1.1"),
+        ({"perspective_prob": -0.5}, "views.perspective_prob = -0.5"),
+        ({"blur": (2.0, 1.0)}, "views.blur = (2.0, 1.0)"),
+        ({"blur": (-1.0, 1.0)}, "views.blur = (-1.0, 1.0)"),
+        ({"blur": (1.0,)}, "views.blur = (1.0,)"),
+        ({"blur_prob": 2.0}, "views.blur_prob = 2.0"),
     ],
 )
 def test_a_value_out_of_range_is_refused(options, found):
@@ -123,73 +119,19 @@ def test_channels_that_do_not_fit_are_refused():
 
 
 def test_views_from_lists_are_hashable():
-    assert hash(views(mean=[0.5] * 3, jitter=[0, 0, 0, 0])) == hash(views(jitter=(0, 0, 0, 0)))
+    lists = views(mean=[0.5] * 3, jitter=[0, 0, 0, 0], blur=[0, 1])
+    assert hash(lists) == hash(views(jitter=(0, 0, 0, 0), blur=(0, 1)))
 
 
-# Crop and flip
+def test_the_config_has_every_option_with_its_default():
+    given = config_lib.default().views.to_dict()
+    fields = {f.name: f.default for f in dataclasses.fields(augment.Views)}
+    assert given.keys() - {"num_views"} == fields.keys()
+    for name in ("autoaugment", "perspective", "perspective_prob", "blur", "blur_prob"):
+        assert given[name] == fields[name], name
 
 
-def test_crop_golden():
-    image = jnp.arange(16.0).reshape(4, 4, 1)
-    box = (1.0, 2.0, 2.0, 2.0)  # rows 1-2, columns 2-3: whole pixels at their own scale
-    np.testing.assert_allclose(augment.crop(image, box, 2)[..., 0], [[6, 7], [10, 11]], atol=1e-5)
-    box = (0.5, 1.0, 2.0, 2.0)  # half a pixel lower: means of two rows, (1 + 5) / 2 = 3
-    np.testing.assert_allclose(augment.crop(image, box, 2)[..., 0], [[3, 4], [7, 8]], atol=1e-5)
-
-
-def test_crop_against_float64():
-    top, left, height, width, size = 3.3, 7.8, 21.4, 16.2, 12
-
-    def weights(start, length):  # triangle filter, widened when it shrinks, over the pixels that there are
-        centre = start + (np.arange(size)[:, None] + 0.5) * length / size
-        w = np.maximum(0, 1 - np.abs(np.arange(32) + 0.5 - centre) / max(length / size, 1))
-        return w / w.sum(1, keepdims=True)
-
-    want = np.einsum("ai,ijc,bj->abc", weights(top, height), RGB / 255, weights(left, width))
-    got = augment.crop(unit(RGB), (jnp.float32(top), left, height, width), size)
-    np.testing.assert_allclose(got, want, atol=2e-5)
-
-
-def boxes(count, height, width, scale, ratio):
-    u = jax.random.uniform(KEY, (count, 22))
-    found = jax.jit(jax.vmap(lambda u: jnp.stack(augment.crop_box(u, height, width, scale, ratio))))(u)
-    return np.asarray(found, np.float64).T
-
-
-@pytest.mark.parametrize("height, width", [(32, 32), (24, 36)])
-def test_crop_boxes_keep_the_law(height, width):
-    top, left, h, w = boxes(20_000, height, width, (0.2, 0.8), (3 / 4, 4 / 3))
-    eps = 1e-3
-    assert top.min() >= 0 and left.min() >= 0
-    assert (top + h).max() <= height + eps and (left + w).max() <= width + eps
-    share, ratio = h * w / (height * width), w / h
-    assert 0.2 - eps <= share.min() < 0.21 and 0.77 < share.max() <= 0.8 + eps
-    assert 0.75 - eps <= ratio.min() < 0.76 and 1.32 < ratio.max() <= 4 / 3 + eps
-    # The place is uniform in what is left: the mean share of the room is 1/2 (standard error 0.002).
-    assert np.mean(top / (height - h)) == pytest.approx(0.5, abs=0.01)
-    assert np.mean(left / (width - w)) == pytest.approx(0.5, abs=0.01)
-
-
-def test_crop_law_by_torchvisions_loop():
-    """Rejection as in RandomResizedCrop.get_params, unrounded: the means agree to 4 sigma."""
-    scale, log_ratio = (0.5, 1.0), (math.log(0.5), math.log(2))
-    rng, kept = np.random.default_rng(3), []
-    while len(kept) < 20_000:
-        area, ratio = rng.uniform(*scale), math.exp(rng.uniform(*log_ratio))
-        if area * ratio <= 1 and area / ratio <= 1:
-            kept.append((area, math.log(ratio), abs(math.log(ratio))))
-    _, _, h, w = boxes(20_000, 32, 32, scale, (0.5, 2))
-    got = np.stack([h * w / 32**2, np.log(w / h), np.abs(np.log(w / h))])
-    want = np.array(kept).T
-    tolerance = 4 * want.std(1) * math.sqrt(2 / 20_000)
-    assert (np.abs(got.mean(1) - want.mean(1)) < tolerance).all()
-
-
-def test_crop_that_never_fits_is_central():
-    top, left, h, w = boxes(50, 20, 40, (1.0, 1.0), (3 / 4, 4 / 3))  # the whole area needs ratio 2
-    np.testing.assert_allclose([top, h], [np.zeros(50), np.full(50, 20)], atol=1e-5)
-    np.testing.assert_allclose(w, 20 * 4 / 3, rtol=1e-5)
-    np.testing.assert_allclose(left, (40 - 20 * 4 / 3) / 2, rtol=1e-5)
+# Flip
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.3, 1.0])
@@ -203,42 +145,7 @@ def test_flip_probability(flip):
     assert flipped.mean() == pytest.approx(flip, abs=0.04)  # 4 sigma
 
 
-# Colour: PIL's meaning, which is torchvision's
-
-
-@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.8])
-@pytest.mark.parametrize(
-    "op, enhancer",
-    [
-        (augment.brightness, ImageEnhance.Brightness),
-        (augment.contrast, ImageEnhance.Contrast),
-        (augment.saturation, ImageEnhance.Color),
-        (lambda x, f: augment.blend(augment.smooth(x), x, f), ImageEnhance.Sharpness),
-    ],
-    ids=["brightness", "contrast", "saturation", "sharpness"],
-)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_enhancements_as_pil(op, enhancer, factor, channels):
-    image = RGB[..., :channels]
-    want = from_pil(enhancer(pil(image)).enhance(factor))
-    # Two roundings in PIL, of the other image and of the blend: up to 1.5 levels, 1.8 for extrapolation.
-    np.testing.assert_allclose(op(unit(image), factor), want, atol=1.9 / 255)
-
-
-@pytest.mark.parametrize("turns", [-0.3, 0.0, 0.1, 0.5])
-def test_hue_as_colorsys(turns):
-    image = RGB[:8, :8]
-    want = np.zeros(image.shape)
-    for place in np.ndindex(8, 8):
-        h, s, v = colorsys.rgb_to_hsv(*(image[place] / 255))
-        want[place] = colorsys.hsv_to_rgb((h + turns) % 1, s, v)
-    np.testing.assert_allclose(augment.hue(unit(image), turns), want, atol=1e-5)
-
-
-def test_grey_as_pil():
-    want = from_pil(pil(RGB).convert("L"))
-    got = augment.grey(unit(RGB))
-    np.testing.assert_allclose(got, np.broadcast_to(want, (32, 32, 3)), atol=LEVEL)
+# Probabilities and strengths
 
 
 @pytest.mark.parametrize("place, low, high", [(0, 0.6, 1.4), (1, 0.0, 2.5), (2, 0.6, 1.4), (3, -0.1, 0.1)])
@@ -257,8 +164,14 @@ def test_jitter_strengths(place, low, high, patch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"jitter": (1.0, 0.0, 0.0, 0.0), "jitter_prob": 0.3}, {"grey": 0.3}, {"erase": 0.3}],
-    ids=["jitter", "grey", "erase"],
+    [
+        {"jitter": (1.0, 0.0, 0.0, 0.0), "jitter_prob": 0.3},
+        {"grey": 0.3},
+        {"erase": 0.3},
+        {"perspective": 1.0, "perspective_prob": 0.3},  # all eight draws are 0 in one of 5^8 views
+        {"blur": (0.5, 1.0), "blur_prob": 0.3},
+    ],
+    ids=["jitter", "grey", "erase", "perspective", "blur"],
 )
 def test_probability_of_an_option(options):
     images = np.repeat(RGB[None, :8, :8], 2000, 0)
@@ -270,70 +183,27 @@ def test_probability_of_an_option(options):
         np.testing.assert_allclose(out[changed], np.repeat(out[changed][..., :1], 3, -1), atol=1e-6)
 
 
-# RandAugment
+def test_blur_radii_fill_their_range(patch):
+    patch("gaussian_blur", lambda image, radius, half_width: image * 0 + radius + 100 * half_width)
+    out = make(
+        np.zeros((2000, 1, 1, 1), np.uint8), size=1, **PLAIN, blur=(0.5, 2.1), blur_prob=1.0, std=(1,), mean=(0,)
+    )
+    radius = out.ravel() - 700  # the kernel reaches ceil(3 * 2.1) pixels
+    assert 0.5 <= radius.min() < 0.51 and 2.09 < radius.max() <= 2.1001
+    assert radius.mean() == pytest.approx(1.3, abs=0.05)  # 5 sigma
 
 
-randaugment_op = jax.jit(augment.randaugment_op, static_argnames="magnitude")
+# RandAugment and AutoAugment
 
 
-def op(name, image, *, sign=False, magnitude=9):
-    return np.asarray(randaugment_op(unit(image), augment.OPS.index(name), sign, magnitude=magnitude))
-
-
-def pil_op(name, image, level):
-    """torchvision's _apply_op on a PIL image; `level` is signed where the operation has a direction."""
-    height, width = image.shape[:2]
-    image = pil(image)
-
-    def affine(*matrix):
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
-
-    return {
-        "identity": lambda: image,
-        "shear_x": lambda: affine(1, 0.3 * level, 0, 0, 1, 0),
-        "shear_y": lambda: affine(1, 0, 0, 0.3 * level, 1, 0),
-        "translate_x": lambda: affine(1, 0, -int(150 / 331 * width * level), 0, 1, 0),
-        "translate_y": lambda: affine(1, 0, 0, 0, 1, -int(150 / 331 * height * level)),
-        "rotate": lambda: image.rotate(30 * level, Image.Resampling.NEAREST),
-        "brightness": lambda: ImageEnhance.Brightness(image).enhance(1 + 0.9 * level),
-        "color": lambda: ImageEnhance.Color(image).enhance(1 + 0.9 * level),
-        "contrast": lambda: ImageEnhance.Contrast(image).enhance(1 + 0.9 * level),
-        "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * level),
-        "posterize": lambda: ImageOps.posterize(image, 8 - round(4 * abs(level))),
-        "solarize": lambda: ImageOps.solarize(image, 255 * (1 - abs(level))),
-        "autocontrast": lambda: ImageOps.autocontrast(image),
-        "equalize": lambda: ImageOps.equalize(image),
-    }[name]()
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", augment.OPS)
-def test_randaugment_ops_as_pil(name, channels):
-    image = np.ascontiguousarray(RGB[:, :30, :channels])  # not square, so that swapped sides show
-    exact = name in ("identity", *augment._GEOMETRIC, "posterize", "solarize", "equalize")
-    for magnitude in (5, 9, 30):
-        for sign in (False, True):
-            level = magnitude / 30 * (-1 if sign else 1)
-            want = from_pil(pil_op(name, image, level))
-            got = op(name, image, sign=sign, magnitude=magnitude)
-            close = np.abs(got - want) <= (1e-5 if exact else 1.9 / 255)
-            # PIL finds the pixel in 16-bit fixed point, here it is float32: a few lie on the border of two.
-            allowed = 0.005 if name in augment._GEOMETRIC else 0
-            assert np.mean(~close) <= allowed, (magnitude, sign, np.abs(got - want).max())
-
-
-def test_the_oracle_tells_the_operations_apart():
-    """Else the comparison with PIL above could not fail."""
-    results = [from_pil(pil_op(name, RGB, 1.0)) for name in augment.OPS]
-    for i, first in enumerate(results):
-        for second in results[:i]:
-            assert np.mean(np.abs(first - second) > 2 / 255) > 0.02
-
-
-def test_constant_image_stays_under_levels_operations():
-    image = np.full((20, 20, 3), 77, np.uint8)
-    for name in ("autocontrast", "equalize", "sharpness", "contrast"):
-        np.testing.assert_allclose(op(name, image), image / 255, atol=1e-6)
+def test_autoaugment_gets_five_draws_of_its_own(patch):
+    patch("autoaugment", lambda x, u: x * 0 + u[:, None, None])  # row i of a view of 5 rows is draw i
+    images = np.zeros((3000, 5, 5, 1), np.uint8)
+    rows = make(images, size=5, **PLAIN, autoaugment=True, std=(1,), mean=(0,))[0, :, :, 0, 0].T
+    assert rows.shape == (5, 3000)
+    np.testing.assert_allclose(rows.mean(1), 0.5, atol=0.025)  # 4.7 sigma
+    assert rows.min() >= 0 and (rows.min(1) < 0.01).all() and (rows.max(1) > 0.99).all()
+    assert np.abs(np.corrcoef(rows) - np.eye(5)).max() < 0.09
 
 
 def test_randaugment_draws_every_operation_alike(patch):
@@ -354,21 +224,6 @@ def test_randaugment_operations_differ_within_a_view(patch):
 # Erasing
 
 
-def test_erase_law():
-    u = jax.random.uniform(KEY, (5000, 22))
-    masks = np.asarray(jax.jit(jax.vmap(lambda u: augment.erase_mask(u, 32)))(u))[..., 0]
-    rows, columns = masks.any(2).sum(1), masks.any(1).sum(1)
-    np.testing.assert_array_equal(masks.sum((1, 2)), rows * columns)  # a rectangle
-    assert (rows > 0).all() and rows.max() < 32 and columns.max() < 32
-    share, ratio = rows * columns / 32**2, rows / columns
-    # Rounding of the sides to whole pixels moves both a little over the range.
-    assert 0.012 < share.min() < 0.03 and 0.31 < share.max() < 0.36
-    assert 0.26 < ratio.min() < 0.35 and 2.9 < ratio.max() < 3.8
-    assert share.mean() == pytest.approx(0.175, abs=0.01)
-    for edge in (masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]):
-        assert edge.any()
-
-
 def test_erased_pixels_are_zero_after_normalisation():
     images = np.full((50, 16, 16, 3), 255, np.uint8)
     out = make(images, size=16, **PLAIN, erase=1.0, mean=(0.1,) * 3)[0]
@@ -379,7 +234,7 @@ def test_erased_pixels_are_zero_after_normalisation():
 # Statelessness, and what is not asked for
 
 
-FULL = {"jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2, "randaugment_ops": 1, "erase": 0.5}
+FULL = {"jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2, "randaugment_ops": 1, "erase": 0.5} | NEW
 
 
 def test_a_view_does_not_depend_on_the_batch():
@@ -407,6 +262,7 @@ def test_views_differ_over_views_ids_and_keys():
 def test_no_draw_is_used_twice():
     a, u = augment, list(range(augment._RANDAUGMENT))
     used = [*u[a._CROP], *u[a._ERASE], *u[a._FACTORS], a._FLIPPED, a._JITTERED, a._GREYED, a._ERASED]
+    used += [*u[a._AUTOAUGMENT], *u[a._CORNERS], a._DISTORTED, a._BLURRED, a._RADIUS]
     assert sorted(used) == u and len(u[a._CROP]) == len(u[a._ERASE]) == 22 and len(u[a._FACTORS]) == 4
 
 
@@ -416,6 +272,43 @@ def test_an_option_leaves_the_draws_of_the_others():
     kept = with_erasing != 0
     assert 0.5 < kept.mean() < 0.98
     np.testing.assert_allclose(with_erasing[kept], without[kept], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "option, name",
+    [
+        ({"autoaugment": True}, "autoaugment"),
+        ({"perspective": 0.5, "perspective_prob": 1.0}, "perspective"),
+        ({"blur": (1.0, 2.0), "blur_prob": 1.0}, "gaussian_blur"),
+    ],
+    ids=["autoaugment", "perspective", "blur"],
+)
+def test_a_new_option_leaves_the_draws_of_all_the_others(option, name, patch):
+    everything = FULL | {"perspective_prob": 1.0, "blur_prob": 1.0}
+    off = {"autoaugment": False, "perspective": 0.0, "blur": (0.0, 0.0)}
+    images = batch(16, 16)
+    without = make(images, size=16, **everything | {k: off[k] for k in option if k in off})
+    assert np.abs(make(images, size=16, **everything) - without).max() > 0.1
+    patch(name, lambda image, *_: image)  # on, but without effect: only its draws are made
+    maker.cache_clear()
+    np.testing.assert_allclose(make(images, size=16, **everything), without, atol=1e-4)
+
+
+def test_operations_come_in_the_documented_order(patch):
+    order = []
+
+    def seen(module, name):
+        original = getattr(module, name)
+        return lambda *a: order.append(name) or original(*a)
+
+    stages = [
+        (image_ops, "crop"), (image_ops, "perspective"), (policies, "autoaugment"), (policies, "randaugment_op"),
+        (augment, "_jitter"), (image_ops, "gaussian_blur"), (augment, "normalise"), (augment, "erase_mask"),
+    ]  # fmt: skip
+    for module, name in stages:
+        patch(name, seen(module, name))
+    jax.eval_shape(maker(views(size=8, **FULL), 1), batch(1, 8), np.arange(1), KEY)
+    assert order == [name for _, name in stages]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -431,7 +324,10 @@ def test_nothing_asked_for_is_the_plain_view(channels, size):
     "options, names",
     [
         ({"crop_scale": (1.0, 1.0)}, ["crop"]),
-        ({}, ["_jitter", "grey", "randaugment_op", "erase_mask"]),
+        ({}, ["_jitter", "grey", "randaugment_op", "erase_mask", "autoaugment", "perspective", "gaussian_blur"]),
+        ({"perspective": 0.5, "perspective_prob": 0.0}, ["perspective"]),
+        ({"perspective": 0.2}, ["perspective"]),  # of 4 pixels: no corner can move
+        ({"blur": (0.5, 1.0), "blur_prob": 0.0}, ["gaussian_blur"]),
         ({"jitter": (0.4,) * 4, "jitter_prob": 0.0}, ["_jitter"]),
         ({"jitter": (0.4, 0.0, 0.0, 0.0)}, ["contrast", "saturation", "hue"]),
         ({"jitter": (0.0, 0.0, 0.0, 0.1)}, ["brightness", "contrast", "saturation"]),

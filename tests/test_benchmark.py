@@ -1,15 +1,17 @@
 """What the benchmarks count and compare; timings themselves are never tested."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks import gpu, steps, train
 
-from grafit_jax import experiment, losses
+from grafit_jax import experiment, losses, parallel, tables
 from small import ROOT, run, shell_environment
 
 
@@ -42,6 +44,24 @@ def test_model_flops_are_four_forward_passes_of_every_view():
     expected = 2 * (stem + stage1 + later + heads)
     assert 0.85 * expected < per_image < 1.02 * expected
     assert flops(**{"views.num_views": 6}) == pytest.approx(3 * flops())
+
+
+def test_minutes_of_a_whole_run_follow_from_its_steps(monkeypatch):
+    few = {split: dataclasses.replace(r, image=r.image[:300], label=r.label[:300], coarse_label=r.coarse_label[:300])
+           for split, r in steps.records(300).items()}  # fmt: skip
+    monkeypatch.setattr(steps, "data", lambda: few)
+    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:1])
+    small = {"model.hidden": 16, "model.dim": 8, "queue.size": 128, "eval.recall_at": (1,), "train.epochs": 50}
+    line = gpu.recipe("float32", arg="dataset=cifar100,method=grafit_maskcon,preset=cpu", **small)
+    assert line["steps_of_the_run"] == 50 * 2  # 300 images are 2 batches of 128
+    assert line["run_minutes"] * 60 == pytest.approx(line["seconds"] * 100) and line["goal_s"] == 6.0
+    assert line["work"] == "grafit_maskcon step, resnet8, batch 128, float32"
+    assert line["images_per_second"] * line["seconds"] == pytest.approx(128)
+
+
+def test_the_recipe_has_the_steps_that_its_docstring_counts():
+    config = tables.load_config(ROOT / "configs" / "maskcon.py", "dataset=cifar100,method=grafit_maskcon")
+    assert config.train.epochs * (50_000 // config.train.batch_size) == 78_000
 
 
 def test_the_peers_losses_are_ours():

@@ -144,3 +144,50 @@ def test_random_memory_follows_its_key():
     first, again, other = (memory_lib.random(jax.random.key(seed), 9, 4) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
+
+
+# The queue of keys
+
+
+def test_queue_golden_first_in_first_out_round_the_end():
+    # K = 5, batches of 2: places 0 1 | 2 3 | 4 0 | 1 2. Each key is the unit vector of its number's sign and label.
+    queue = memory_lib.fill_queue(jnp.array([[2.0], [-2.0]]), [7, 8], 5)
+    np.testing.assert_array_equal(queue.label, [7, 8, 7, 8, 7])
+    np.testing.assert_array_equal(queue.embedding[:, 0], [1, -1, 1, -1, 1])
+    seen = []
+    for step in range(4):
+        keys, labels = jnp.array([[3.0], [-4.0]]), jnp.array([10 * step, 10 * step + 1])
+        queue = memory_lib.enqueue(queue, keys, labels, step=jnp.int32(step))
+        seen.append(queue.label.tolist())
+    assert seen == [[0, 1, 7, 8, 7], [0, 1, 10, 11, 7], [21, 1, 10, 11, 20], [21, 30, 31, 11, 20]]
+    np.testing.assert_array_equal(queue.embedding[:, 0], [-1, 1, -1, -1, 1])
+    # As far as 3 million steps of 1,000 keys, where the number of keys so far is more than an int32 holds.
+    queue = memory_lib.fill_queue(jnp.ones((1, 1)), [7], 8192)
+    late = memory_lib.enqueue(queue, jnp.ones((1000, 1)), jnp.arange(1000), step=jnp.int32(3_000_001))
+    first = 3_000_001 * 1000 % 8192
+    assert late.label[first] == 0 and late.label[(first + 999) % 8192] == 999
+
+
+def test_a_batch_that_does_not_fit_the_queue_is_refused():
+    queue = memory_lib.fill_queue(jnp.ones((3, 2)), [0, 1, 2], 3)
+    with pytest.raises(ValueError, match=r"a batch of 4 keys does not fit a queue of 3"):
+        memory_lib.enqueue(queue, jnp.ones((4, 2)), jnp.zeros(4, jnp.int32), step=jnp.int32(0))
+    # One of exactly its size replaces it.
+    whole = memory_lib.enqueue(queue, -jnp.ones((3, 2)), jnp.arange(4, 7), step=jnp.int32(5))
+    np.testing.assert_array_equal(whole.label, [4, 5, 6])
+
+
+def test_every_device_enters_the_keys_of_all_in_the_order_of_the_devices():
+    rng = np.random.default_rng(0)
+    keys, labels = rng.normal(size=(16, 3)).astype(np.float32), np.arange(100, 116)
+    queue = memory_lib.fill_queue(rng.normal(size=(21, 3)), np.zeros(21, int), 21)
+    entered = jax.pmap(
+        lambda q, k, y: memory_lib.enqueue(q, k, y, step=jnp.int32(1), axis_name="batch"),
+        axis_name="batch",
+        in_axes=(None, 0, 0),
+    )(queue, keys.reshape(DEVICES, 2, 3), labels.reshape(DEVICES, 2))
+    alone = memory_lib.enqueue(queue, keys, labels, step=jnp.int32(1))
+    np.testing.assert_array_equal(alone.label, [*range(105, 116), 0, 0, 0, 0, 0, *range(100, 105)])
+    for device in range(DEVICES):
+        np.testing.assert_array_equal(entered.label[device], alone.label)
+        np.testing.assert_allclose(entered.embedding[device], alone.embedding, atol=1e-7)

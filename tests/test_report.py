@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from grafit_jax import report, tables, train
+from grafit_jax import methods, report, tables, targets, train
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from small import on_one_device
@@ -87,14 +87,14 @@ def test_a_block_is_replaced_and_nothing_else():
 
 
 def test_pages_show_what_is_recorded(tmp_path):
-    for page in ("README.md", "docs/performance.md", "experiments/results"):
+    for page in ("README.md", "docs/performance.md", "docs/maskcon.md", "experiments/results"):
         target = tmp_path / page
         target.parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / page).is_dir() else shutil.copy
         copy(ROOT / page, target)
-    assert tables.blocks(tmp_path).keys() >= {*tables.TABLES, "benchmark_retrieval", "benchmark_train"}
+    assert tables.blocks(tmp_path).keys() >= {*tables.TABLES, "maskcon_rows", "benchmark_retrieval", "benchmark_train"}
     tables.write_pages(tmp_path)
-    for page in ("README.md", "docs/performance.md"):
+    for page in ("README.md", "docs/performance.md", "docs/maskcon.md"):
         said = "run experiments/reproduce.py --record"
         assert (tmp_path / page).read_text() == (ROOT / page).read_text(), said
     # And a page that says something else is put right.
@@ -105,15 +105,69 @@ def test_pages_show_what_is_recorded(tmp_path):
     assert "| grafit step, resnet18" in (tmp_path / "docs" / "performance.md").read_text()
 
 
-@pytest.mark.parametrize("name", tables.TABLES)
+@pytest.mark.parametrize("name", [name for name in tables.TABLES if tables.results_path(ROOT, name).exists()])
 def test_recorded_rows_share_everything_but_method_and_seed(name):
     recorded = json.loads(tables.results_path(ROOT, name).read_text())
-    # Every row of a table was trained with the same data, views and budget.
-    shared = [
-        {k: v for k, v in r["config"].items() if k not in ("method", "seed", "data.data_dir")}
-        for r in recorded if r["method"] != tables.RAW_PIXELS
-    ]  # fmt: skip
+    # Every row of a table was trained with the same data, views and budget; the two protocols differ in two settings.
+    own = ("method", "seed", "data.data_dir", "loss.temperature", "model.head_batch_norm")
+    trained = [r for r in recorded if r["method"] != tables.RAW_PIXELS]
+    shared = [{k: v for k, v in r["config"].items() if k not in own} for r in trained]
     assert all(config == shared[0] for config in shared) and shared[0]
+    for protocol in ("paper", "maskcon"):
+        of_it = [r["config"] for r in trained if methods.get(r["method"]).protocol == protocol]
+        assert len({(c["loss.temperature"], c.get("model.head_batch_norm")) for c in of_it}) <= 1
+
+
+def test_rows_to_reach_say_cell_by_cell_what_is_measured_ready_or_blocked(tmp_path):
+    rows = lambda: targets.render(lambda name: tmp_path / f"{name}.json").splitlines()  # noqa: E731
+    pretrained, scratch, cars, *_ = before = rows()[2:]
+    assert len(before) == 8
+    assert pretrained == (
+        "| CIFAR-100 (20 → 100) | pretrained | – / 60.57 | – / 71.13 | – / 82.32 | – / 89.21 "
+        "| blocked: needs torchvision's resnet18 weights |"
+    )
+    assert "| – / 60.57 |" in scratch
+    assert scratch.endswith("| ready, not run: 10 minutes on one GPU, and none was at hand |")
+    assert cars.endswith("needs the images, whose public download is gone, and torchvision's resnet18 weights |")
+    # A row is measured as soon as its own table has the method that the row is of.
+    recalls = {f"recall@{k}": v for k, v in ((1, 0.5), (2, 0.6), (5, 0.71234), (10, 0.8))}
+    others = [
+        result("maskcon", **dict.fromkeys(recalls, 0.9)),
+        result("grafit_maskcon", 1, **dict.fromkeys(recalls, 0.9)),
+    ]
+    (tmp_path / "maskcon_cifar100.json").write_text(json.dumps(others))
+    assert rows()[2:] == before
+    (tmp_path / "maskcon_cifar100.json").write_text(json.dumps([*others, result("grafit_maskcon", **recalls)]))
+    after = rows()[2:]
+    assert after[1].endswith(
+        "| from scratch | 50.00 / 60.57 | 60.00 / 71.13 | 71.23 / 82.32 | 80.00 / 89.21 | measured |"
+    )
+    assert after[:1] + after[2:] == before[:1] + before[2:]
+
+
+def test_rows_of_two_protocols_are_told_apart():
+    def of(method, pretrained):
+        return result(method, map=0.5) | {"config": {"method": method, "model.pretrained": pretrained}}
+
+    table = tables.TABLES["maskcon_cpu"]
+    text = report.markdown_table([of("grafit", ""), of("grafit_maskcon", "w.pth")], {"map": "mAP"}, {}, table.facts)
+    assert text.splitlines()[2:] == [
+        "| `grafit` | paper | from scratch | 50.0 | 1 | 2 | 90 s |",
+        "| `grafit_maskcon` | maskcon | pretrained | 50.0 | 1 | 2 | 90 s |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("maskcon_cifar100", "w.pth", r"start from scratch: found w\.pth of weights, want no --pre"),
+        ("maskcon_cars_pretrained", "", r"start pretrained: found no file of weights, want --pretrained=FILE"),
+    ],
+)
+def test_a_table_says_what_its_trunks_start_from(tmp_path, name, file, message):
+    with pytest.raises(UserError, match=message):
+        tables.run(tables.TABLES[name], tmp_path / "runs", root=ROOT, pretrained=file)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_is_not_complete_is_no_result(tmp_path):
@@ -142,12 +196,12 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
 
     before = (tmp_path / "runs" / "baseline" / "config.json").read_text()
     monkeypatch.setattr(train, "train", None)  # nothing is left to be trained
-    assert tables.run(table, tmp_path / "runs", root=tmp_path, methods=["baseline"]) == first[1:]
+    assert tables.run(table, tmp_path / "runs", root=tmp_path, only=["baseline"]) == first[1:]
     (tmp_path / "runs" / "baseline" / "config.json").write_text(
         (tmp_path / "runs" / "baseline" / "config.json").read_text().replace('"seed": 0', '"seed": 7')
     )
     with pytest.raises(UserError, match=r"another config \(seed: 7 -> 0\)"):
-        tables.run(table, tmp_path / "runs", root=tmp_path, methods=["baseline"])
+        tables.run(table, tmp_path / "runs", root=tmp_path, only=["baseline"])
     (tmp_path / "runs" / "baseline" / "config.json").write_text(before)
     assert tables.draw(table, tmp_path / "runs").read_bytes().startswith(b"\x89PNG")
 

@@ -102,7 +102,10 @@ def test_tfds_with_withheld_fine_labels(tmp_path):
     [
         ({"coarse": False}, r"features (label, image|image, label) but no coarse_label: take a data set with"),
         ({"splits": ("train",)}, "has the splits train but no test: take a data set with train and test"),
-        ({"shape": (None, None, 3)}, r"declares images of shape \(None, None, 3\), want one size: resize them"),
+        (
+            {"shape": (None, None, 3)},
+            r"declares images of shape \(None, None, 3\), want one size for all: set data.image_size",
+        ),
         (
             {"file_format": "array_record"},
             "as array_record, want tfrecord: run `tfds build tiny_hierarchy --data_dir=DIR",

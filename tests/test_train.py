@@ -15,6 +15,7 @@ from grafit_jax import experiment, train, workdir
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
+from grafit_jax.memory import Memory
 from small import ROOT, command, on_one_device, run, shell_environment, small_config
 
 SMALL = [
@@ -179,7 +180,7 @@ def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monk
 
 
 def test_the_best_checkpoint_stays_the_best_after_a_resume(tmp_path):
-    tree = {"w": np.zeros(3, np.float32)}
+    tree = Memory(np.zeros((3, 1), np.float32), np.zeros(3, np.int32))
     for steps in ([(10, 0.9), (20, 0.1)], [(30, 0.2), (40, 0.3), (50, 0.25)]):
         checkpoints = Checkpoints(tmp_path, keep=2)
         for step, value in steps:

@@ -83,6 +83,45 @@ def instance_loss(predictions, targets):
     return out
 
 
+def _queue_probabilities(query, key, queue, temperature):
+    """p over 1 + K: the own key first."""
+    for q, k in zip(unit(query), unit(key), strict=True):
+        logits = np.array([q @ k, *(q @ other for other in unit(queue))]) / temperature
+        p = np.exp(logits - logits.max())
+        yield p / p.sum()
+
+
+def info_nce(query, key, queue, temperature):
+    """-log p_0."""
+    return np.array([-math.log(p[0]) for p in _queue_probabilities(query, key, queue, temperature)])
+
+
+def supcon_queue(query, key, queue, labels, queue_labels, temperature):
+    """-sum_j z_j log p_j, z uniform over the own key and the queue's keys of the label."""
+    out = []
+    for p, label in zip(_queue_probabilities(query, key, queue, temperature), labels, strict=True):
+        z = np.array([1.0, *(float(other == label) for other in queue_labels)])
+        out.append(-np.sum(z / z.sum() * np.log(p)))
+    return np.array(out)
+
+
+def maskcon(query, key, queue, labels, queue_labels, temperature, soft_temperature, weight):
+    """Cross-entropy to w z + (1 - w) onehot(own); z_j = [same] exp(k . queue_j / t) over its maximum, own key 1."""
+    out = []
+    rows = zip(_queue_probabilities(query, key, queue, temperature), unit(key), labels, strict=True)
+    for p, k, label in rows:
+        z = np.zeros(len(queue_labels))
+        same = [j for j, other in enumerate(queue_labels) if other == label]
+        if same:
+            nearness = np.array([k @ unit(queue)[j] for j in same])
+            z[same] = np.exp((nearness - nearness.max()) / soft_temperature)
+        z = np.array([1.0, *z])
+        target = weight * z / z.sum()
+        target[0] += 1 - weight
+        out.append(-np.sum(target * np.log(p)))
+    return np.array(out)
+
+
 def cross_entropy(logits, labels):
     out = []
     for row, label in zip(array64(logits), labels, strict=True):

@@ -1,6 +1,7 @@
 """The training step on one GPU, against PyTorch. Needs neither TensorFlow nor a network (see --data_source)."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import steps, timing, train
-from grafit_jax import experiment, profiling
+from grafit_jax import experiment, profiling, tables
 from grafit_jax.data import augment
 
+_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Dense bfloat16 products, FLOP/s, of the vendors' data sheets: what a device is called after -> its peak.
 _PEAKS = {
     "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12,
@@ -25,7 +27,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 def model_flops(run: experiment.Experiment) -> float:
     """FLOPs of a step's networks: the online one forward and backward (three times forward), the target forward."""
-    config, state = run.config, experiment.initial_state(run)
+    config, state = run.config, experiment.initial_state(run, placeholder=True)
     size, channels = config.views.size, run.records["train"].image.shape[-1]
     # One image, since a count is not to depend on how a batch is cut up.
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
@@ -64,14 +66,37 @@ def step(
     }
 
 
+def recipe(dtype: str, *, arg: str = "dataset=cifar100,method=grafit_maskcon", **overrides: Any) -> dict[str, Any]:
+    """A step of configs/maskcon.py, and the minutes of the whole run at that rate, evaluations not counted."""
+    config = tables.load_config(_ROOT / "configs" / "maskcon.py", arg)
+    config.update_from_flattened_dict({"model.dtype": dtype, "optimizer.warmup_epochs": 0.0, **overrides})
+    mine = steps.ours(config, steps.data())
+    seconds = timing.best([mine.call], 3)[0] / mine.steps
+    return {
+        "work": f"{config.method} step, {config.model.trunk}, batch {config.train.batch_size}, {dtype}",
+        "seconds": seconds,
+        "images_per_second": config.train.batch_size / seconds,
+        "first_call_s": mine.first_call,
+        "steps_a_call": mine.steps,
+        "steps_of_the_run": mine.run.total_steps,
+        "run_minutes": seconds * mine.run.total_steps / 60,
+        "goal_s": _RECIPE_SECONDS / mine.run.total_steps,
+    }
+
+
 def profile(dtype: str) -> dict[str, Any]:
     profiling.show_kernels()
     return steps.outside_convolutions(steps.config("resnet18", 512, **{"model.dtype": dtype}))
 
 
+# What a whole run of the recipe may take on an H100-class GPU.
+_RECIPE_SECONDS = 600
+
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "step_bfloat16": lambda: step("bfloat16"),
     "step_float32": lambda: step("float32"),
+    "maskcon_bfloat16": lambda: recipe("bfloat16"),
+    "maskcon_float32": lambda: recipe("float32"),
     "profile_bfloat16": lambda: profile("bfloat16"),
     "knn_50k": lambda: train.knn(50_000, 512, device="cuda"),
     "knn_437k": lambda: train.knn(437_513, 512, device="cuda"),

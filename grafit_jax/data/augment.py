@@ -1,22 +1,23 @@
 """The views of an image, made on the device from uint8.
 
-In this order: crop, flip, RandAugment, jitter, grey, normalise, erase. The parameter laws are torchvision's.
-What differs from it: the crop box is not rounded to whole pixels (it is resampled anyway), and jitter applies
-its operations in one fixed order. An option of probability or strength 0 is not in the traced graph.
+In this order: crop, flip, perspective, AutoAugment, RandAugment, jitter, grey, blur, normalise, erase. The parameter
+laws are torchvision's. What differs from it: the crop box is not rounded to whole pixels (it is resampled anyway),
+jitter applies its operations in one fixed order, and the blur's radius means what it means in PIL. An option of
+probability or strength 0 is not in the traced graph.
 
-The operations take one image, float32 [H, W, C] in [0, 1] with C = 1 or 3, and `jax.vmap` batches them.
+The operations on one image are in `image_ops`, the policies that choose among them in `policies`.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from grafit_jax.data import image_ops, policies
 from grafit_jax.errors import UserError
 
 # Where an image's uniform draws lie in its one vector of draws. The places are fixed, so that switching one
@@ -27,16 +28,13 @@ _CROP = slice(0, _BOX)
 _ERASE = slice(_BOX, 2 * _BOX)
 _FLIPPED, _JITTERED, _GREYED, _ERASED = range(2 * _BOX, 2 * _BOX + 4)
 _FACTORS = slice(2 * _BOX + 4, 2 * _BOX + 8)  # brightness, contrast, saturation, hue
-_RANDAUGMENT = 2 * _BOX + 8
+_AUTOAUGMENT = slice(2 * _BOX + 8, 2 * _BOX + 8 + policies.AUTOAUGMENT_DRAWS)
+_CORNERS = slice(_AUTOAUGMENT.stop, _AUTOAUGMENT.stop + 8)  # (x, y) per corner
+_DISTORTED, _BLURRED, _RADIUS = range(_CORNERS.stop, _CORNERS.stop + 3)
+_RANDAUGMENT = _RADIUS + 1
 
 _ERASE_SCALE, _ERASE_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # torchvision's range is of height / width
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision have it
-_MAX_MAGNITUDE = 30  # of torchvision's RandAugment at 31 bins
-
-# torchvision's RandAugment: its operations in its order. An operation is known by its place here.
-_GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-_ENHANCE = ("brightness", "color", "contrast", "sharpness")
-OPS = ("identity", *_GEOMETRIC, *_ENHANCE, "posterize", "solarize", "autocontrast", "equalize")
+_BLUR_REACH = 3  # standard deviations; beyond lie 0.3 % of a Gaussian
 
 Range = tuple[float, float]
 
@@ -51,10 +49,15 @@ class Views:
       crop_scale: range of the crop's share of the image's area; (1, 1) is no crop.
       crop_ratio: range of the crop's width / height, log-uniform.
       flip: probability of a horizontal flip.
+      perspective: how far a corner may move into the view, as a share of half a side, 0 to 1.
+      perspective_prob: probability that a view is seen in perspective.
+      autoaugment: whether AutoAugment's policy for CIFAR-10 is applied.
       jitter: strengths s of brightness, contrast, saturation (factor uniform in [max(0, 1 - s), 1 + s]) and
         hue (shift uniform in [-s, s] turns, s at most 0.5).
       jitter_prob: probability that a view is jittered.
       grey: probability that a view loses its colour.
+      blur: range of the Gaussian's radius, uniform: its standard deviation in pixels; (0, 0) is no blur.
+      blur_prob: probability that a view is blurred.
       randaugment_ops: RandAugment operations per view, drawn with replacement.
       randaugment_magnitude: their strength, 0 to 30.
       erase: probability that a rectangle of the view is set to 0 after normalisation.
@@ -75,9 +78,14 @@ class Views:
     randaugment_ops: int = 0
     randaugment_magnitude: int = 9
     erase: float = 0.0
+    autoaugment: bool = False
+    perspective: float = 0.0
+    perspective_prob: float = 0.5
+    blur: Range = (0.0, 0.0)
+    blur_prob: float = 0.5
 
     def __post_init__(self):
-        for name in ("mean", "std", "crop_scale", "crop_ratio", "jitter"):
+        for name in ("mean", "std", "crop_scale", "crop_ratio", "jitter", "blur"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list would not hash
 
         def want(right: bool, name: str, what: str) -> None:
@@ -92,8 +100,10 @@ class Views:
         jitter_fits = len(self.jitter) == 4 and all(s >= 0 for s in self.jitter) and self.jitter[3] <= 0.5
         want(jitter_fits, "jitter", "4 strengths, 0 or more, the last at most 0.5")
         want(self.randaugment_ops >= 0, "randaugment_ops", "0 or more")
-        want(0 <= self.randaugment_magnitude <= _MAX_MAGNITUDE, "randaugment_magnitude", "0 to 30")
-        for name in ("flip", "jitter_prob", "grey", "erase"):
+        want(0 <= self.randaugment_magnitude <= policies.MAX_MAGNITUDE, "randaugment_magnitude", "0 to 30")
+        want(0 <= self.perspective <= 1, "perspective", "a share of half a side, 0 to 1")
+        want(len(self.blur) == 2 and 0 <= self.blur[0] <= self.blur[1], "blur", "0 <= low <= high")
+        for name in ("flip", "jitter_prob", "grey", "perspective_prob", "blur_prob", "erase"):
             want(0 <= getattr(self, name) <= 1, name, "a probability")
 
 
@@ -141,7 +151,7 @@ def plain_view(images: Array, *, views: Views) -> Array:
       UserError: as for `random_views`.
     """
     check_channels(images.shape[-1], views.mean, views.std)
-    x = jax.vmap(lambda image: resize(image, views.size))(images.astype(jnp.float32) / 255)
+    x = jax.vmap(lambda image: image_ops.resize(image, views.size))(images.astype(jnp.float32) / 255)
     return normalise(x, views)
 
 
@@ -149,18 +159,30 @@ def _view(image: Array, u: Array, views: Views) -> Array:
     """One view [S, S, C] of one image [H, W, C] in [0, 1], from its uniform draws."""
     height, width, channels = image.shape
     if views.crop_scale == (1, 1):
-        x = resize(image, views.size)
+        x = image_ops.resize(image, views.size)
     else:
-        x = crop(image, crop_box(u[_CROP], height, width, views.crop_scale, views.crop_ratio), views.size)
+        box = crop_box(u[_CROP], height, width, views.crop_scale, views.crop_ratio)
+        x = image_ops.crop(image, box, views.size)
     if views.flip:
         x = jnp.where(u[_FLIPPED] < views.flip, x[:, ::-1], x)
+    # Where no corner has a whole pixel to move by, every draw is the identity.
+    if views.perspective_prob and int(views.perspective * (views.size // 2)):
+        corners = moved_corners(u[_CORNERS], views.size, views.size, views.perspective)
+        x = jnp.where(u[_DISTORTED] < views.perspective_prob, image_ops.perspective(x, corners), x)
+    if views.autoaugment:
+        x = policies.autoaugment(x, u[_AUTOAUGMENT])
     for i in range(views.randaugment_ops):
         op, sign = u[_RANDAUGMENT + 2 * i], u[_RANDAUGMENT + 2 * i + 1]
-        x = randaugment_op(x, (op * len(OPS)).astype(jnp.int32), sign < 0.5, views.randaugment_magnitude)
+        op = (op * len(policies.OPS)).astype(jnp.int32)
+        x = policies.randaugment_op(x, op, sign < 0.5, views.randaugment_magnitude)
     if any(views.jitter) and views.jitter_prob:
         x = jnp.where(u[_JITTERED] < views.jitter_prob, _jitter(x, u[_FACTORS], views.jitter), x)
     if views.grey and channels == 3:
-        x = jnp.where(u[_GREYED] < views.grey, grey(x), x)
+        x = jnp.where(u[_GREYED] < views.grey, image_ops.grey(x), x)
+    if views.blur[1] and views.blur_prob:
+        radius = views.blur[0] + u[_RADIUS] * (views.blur[1] - views.blur[0])
+        blurred = image_ops.gaussian_blur(x, radius, math.ceil(_BLUR_REACH * views.blur[1]))
+        x = jnp.where(u[_BLURRED] < views.blur_prob, blurred, x)
     x = normalise(x, views)
     if views.erase:
         x = jnp.where((u[_ERASED] < views.erase) & erase_mask(u[_ERASE], views.size), 0.0, x)
@@ -183,24 +205,6 @@ def check_channels(channels: int, mean: Sequence[float], std: Sequence[float]) -
 def normalise(x: Array, views: Views) -> Array:
     """(x - mean) / std for float32 [..., C] in [0, 1]."""
     return (x - np.asarray(views.mean, np.float32)) / np.asarray(views.std, np.float32)
-
-
-def resize(image: Array, size: int) -> Array:
-    """The image at size x size; untouched if it has that size."""
-    if image.shape[:2] == (size, size):
-        return image
-    return jax.image.resize(image, (size, size, image.shape[2]), "linear", antialias=True)
-
-
-def crop(image: Array, box: tuple[Array, ...], size: int) -> Array:
-    """The box (top, left, height, width; pixels, fractions allowed) at size x size, bilinear and antialiased.
-
-    Two small matrix products. At the box's border the filter also sees the pixels just outside of it.
-    """
-    top, left, height, width = box
-    shape, scale = (size, size, image.shape[2]), jnp.stack([size / height, size / width])
-    translation = -jnp.stack([top, left]) * scale
-    return jax.image.scale_and_translate(image, shape, (0, 1), scale, translation, "linear")
 
 
 def _first_fit(u: Array, area: float, scale: Range, ratio: Range, limits: Range) -> tuple[Array, ...]:
@@ -242,159 +246,25 @@ def erase_mask(u: Array, size: int) -> Array:
     return (found & rows[:, None] & columns)[..., None]
 
 
-# Colour. Of dm_pix only adjust_hue has torchvision's meaning: its brightness adds, its contrast takes a mean
-# per channel, its saturation scales that of HSV; torchvision blends with black, mean grey and the grey image.
+def moved_corners(u: Array, height: int, width: int, distortion: float) -> Array:
+    """float [4, 2]: where the corner pixels (x, y) go by the law of torchvision's RandomPerspective.
 
-
-def grey(image: Array) -> Array:
-    """The luma in every channel; a one-channel image as it is."""
-    if image.shape[2] == 1:
-        return image
-    red, green, blue = jnp.split(image, 3, axis=2)  # a dot product with 3 numbers is 40 times slower on CPU
-    return jnp.broadcast_to(_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue, image.shape)
-
-
-def blend(other: Array, image: Array, factor: Array) -> Array:
-    """`other` at factor 0, the image at 1, beyond it above 1; kept in [0, 1]."""
-    return jnp.clip(other + factor * (image - other), 0, 1)
-
-
-def brightness(image: Array, factor: Array) -> Array:
-    """Blends with black."""
-    return blend(jnp.float32(0), image, factor)
-
-
-def _mean_grey(image: Array) -> Array:
-    return jnp.mean(grey(jnp.mean(image, (0, 1), keepdims=True)))  # the luma is linear: it can wait
-
-
-def contrast(image: Array, factor: Array) -> Array:
-    """Blends with the mean of the grey image."""
-    return blend(_mean_grey(image), image, factor)
-
-
-def saturation(image: Array, factor: Array) -> Array:
-    """Blends with the grey image; a one-channel image stays."""
-    return blend(grey(image), image, factor)
-
-
-def hue(image: Array, turns: Array) -> Array:
-    """Turns the hue, 1 being the full circle; a one-channel image stays."""
-    return image if image.shape[2] == 1 else dm_pix.adjust_hue(image, turns)
+    Each moves inwards by whole pixels, up to `distortion` of half a side, from uniform draws [8]: top left, top
+    right, bottom right, bottom left.
+    """
+    most = np.array([int(distortion * (width // 2)), int(distortion * (height // 2))])
+    moves = jnp.floor(u.reshape(4, 2) * (most + 1))
+    at_end = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+    return at_end * np.array([width - 1, height - 1]) + (1 - 2 * at_end) * moves
 
 
 def _jitter(image: Array, u: Array, strengths: tuple) -> Array:
     """Brightness, contrast, saturation, hue in this order (torchvision shuffles), from uniform draws [4]."""
-    for draw, strength, op in zip(u, strengths, (brightness, contrast, saturation, hue), strict=True):
-        if strength and op is hue:
-            image = hue(image, (2 * draw - 1) * strength)
+    operations = (image_ops.brightness, image_ops.contrast, image_ops.saturation, image_ops.hue)
+    for draw, strength, op in zip(u, strengths, operations, strict=True):
+        if strength and op is image_ops.hue:
+            image = op(image, (2 * draw - 1) * strength)
         elif strength:
             low = max(0.0, 1 - strength)
             image = op(image, low + draw * (1 + strength - low))
     return image
-
-
-def inverse_affine(op: str, sign: int, magnitude: int, height: int, width: int) -> np.ndarray:
-    """float32 [2, 3] from an output point to where a geometric operation finds it; else the identity."""
-    level = sign * magnitude / _MAX_MAGNITUDE
-    matrix = np.eye(2, 3)
-    if op == "shear_x":
-        matrix[0, 1] = 0.3 * level
-    elif op == "shear_y":
-        matrix[1, 0] = 0.3 * level
-    elif op == "translate_x":
-        matrix[0, 2] = -int(150 / 331 * width * level)  # whole pixels
-    elif op == "translate_y":
-        matrix[1, 2] = -int(150 / 331 * height * level)
-    elif op == "rotate":
-        sin, cos = math.sin(math.radians(30 * level)), math.cos(math.radians(30 * level))
-        matrix[:, :2] = [[cos, -sin], [sin, cos]]
-        matrix[:, 2] = (np.eye(2) - matrix[:, :2]) @ [width / 2, height / 2]  # about the centre
-    return matrix.astype(np.float32)
-
-
-def warp(image: Array, matrix: Array) -> Array:
-    """Takes each pixel, centre (x, y), from the pixel that holds matrix [2, 3] @ (x, y, 1); black outside."""
-    height, width, channels = image.shape
-    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-    column, row = (jnp.floor(m[0] * x + m[1] * y + m[2]).astype(jnp.int32) for m in matrix)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    pixels = image.reshape(-1, channels)[jnp.where(inside, row * width + column, 0)]
-    return jnp.where(inside[..., None], pixels, 0.0)
-
-
-def smooth(image: Array) -> Array:
-    """Mean over 3 x 3 pixels in which the centre counts 5 times; border pixels as they are (PIL's SMOOTH)."""
-    height, width, _ = image.shape
-    if min(height, width) < 3:
-        return image
-    box = sum(image[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3))
-    inner = jnp.pad((box + 4 * image[1:-1, 1:-1]) / 13, ((1, 1), (1, 1), (0, 0)))
-    is_inner = np.pad(np.ones((height - 2, width - 2, 1), bool), ((1, 1), (1, 1), (0, 0)))
-    return jnp.where(is_inner, inner, image)  # .at[].set would be a scatter, 10 times slower
-
-
-def posterize(image: Array, bits: int) -> Array:
-    """Keeps the highest bits of the image's 256 levels."""
-    step = 2 ** (8 - bits)
-    return jnp.floor(jnp.round(image * 255) / step) * step / 255
-
-
-def solarize(image: Array, threshold: float) -> Array:
-    """Inverts the values from the threshold (0 to 255) on."""
-    return jnp.where(jnp.round(image * 255) >= threshold, 1 - image, image)
-
-
-def autocontrast(image: Array) -> Array:
-    """Stretches each channel to [0, 1]; a constant channel stays."""
-    low, high = jnp.min(image, (0, 1)), jnp.max(image, (0, 1))
-    return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1), image)
-
-
-def equalize(image: Array) -> Array:
-    """Flattens the histogram of each channel's 256 levels by PIL's arithmetic.
-
-    A channel with fewer than 255 pixels below its brightest level stays as it is.
-    """
-    channels = image.shape[2]
-    level = jnp.round(image * 255).astype(jnp.int32).reshape(-1, channels)
-    histogram = jnp.zeros((256, channels), jnp.int32).at[level, jnp.arange(channels)].add(1)
-    below = jnp.cumsum(histogram, 0) - histogram
-    step = jnp.max(jnp.where(histogram > 0, below, 0), 0) // 255
-    # A floor division of integers; in float32 it is 4 times faster, and the 0.5 keeps it exact.
-    table = jnp.floor((below + step // 2 + 0.5) / jnp.maximum(step, 1))
-    equal = jnp.take_along_axis(jnp.minimum(table, 255), level, 0).reshape(image.shape) / 255
-    return jnp.where(step > 0, equal, image)
-
-
-def randaugment_op(image: Array, op: Array, sign: Array, magnitude: int) -> Array:
-    """One operation of RandAugment, with the ranges of torchvision.
-
-    Args:
-      image: float32 [H, W, C] in [0, 1].
-      op: int, the operation's place in OPS.
-      sign: bool, True for the other direction (left, darker, ...) of an operation that has one.
-      magnitude: 0 to 30.
-
-    All are computed and one is chosen; the five geometric ones are a single warp (nearest pixel, as in
-    torchvision), the four enhancements a single blend.
-    """
-
-    def is_op(*names):
-        return jnp.any(op == jnp.array([OPS.index(name) for name in names]))
-
-    height, width, _ = image.shape
-    matrices = np.array([[inverse_affine(o, s, magnitude, height, width) for o in OPS] for s in (1, -1)])
-    warped = warp(image, jnp.asarray(matrices)[sign.astype(jnp.int32), op])
-
-    level = magnitude / _MAX_MAGNITUDE
-    other = jnp.where(is_op("brightness"), 0.0, _mean_grey(image))
-    other = jnp.where(is_op("color"), grey(image), other)
-    other = jnp.where(is_op("sharpness"), smooth(image), other)
-    blended = blend(other, image, 1 + jnp.where(sign, -0.9, 0.9) * level)
-
-    x = jnp.where(is_op(*_ENHANCE), blended, warped)
-    x = jnp.where(is_op("posterize"), posterize(image, 8 - round(4 * level)), x)
-    x = jnp.where(is_op("solarize"), solarize(image, 255 * (1 - level)), x)
-    x = jnp.where(is_op("autocontrast"), autocontrast(image), x)
-    return jnp.where(is_op("equalize"), equalize(image), x)

@@ -70,6 +70,8 @@ def load(
     stream: bool = False,
     coarse_classes: tuple[int, ...] = (),
     holdout: float = 0.0,
+    image_size: int = 0,
+    variant: str = "",
 ) -> dict[str, Records]:
     """The splits "train" and "test" of a source, always in the same order.
 
@@ -78,7 +80,7 @@ def load(
         "digits": the 1,797 images 8x8x1 that come with scikit-learn (0..16 scaled to 0..255), halved once and for all;
           coarse class 0 has a closed loop (0 6 8 9), 1 has none.
         "tfds:NAME": a prepared TFDS data set with the features image, coarse_label and, if fine labels are known,
-          label. Nothing is downloaded.
+          label; or one of `catalog.CATALOG`, which says where its labels are. Nothing is downloaded.
         "npz:DIR": the files *train.npz and *test.npz of a folder, each with image (uint8 [N, H, W, C]), coarse_label
           and, if fine labels are known, label (integers [N], from 0).
       data_dir: where TFDS keeps its data sets; empty for TFDS's own default. Only "tfds:NAME" looks at it.
@@ -86,13 +88,17 @@ def load(
       coarse_classes: keep only the images of these coarse classes; see `hierarchy.select`. Empty: all.
       holdout: above 0, "test" is this share of the training split, drawn once and for all and evenly over the fine
         classes, and "train" is the rest; the test split stays unseen.
+      image_size: above 0, images are resized as a whole to this many pixels a side (bilinear, antialiased) while they
+        are decoded; for "tfds:NAME", which needs it where the images vary in size.
+      variant: a choice of images and splits, of a data set of the catalog that has some. Empty: all, in TFDS's splits.
 
     Returns:
       {"train": Records, "test": Records}, with the same classes and the same numbers of channels.
 
     Raises:
-      UserError: a source that is not known, not there or not as described above; a fine class that lies in two coarse
-        ones; a coarse class that is not there; or a holdout that leaves nothing on one side.
+      UserError: a source that is not known, not there or not as described above; a variant that it does not have; a
+        fine class that lies in two coarse ones; a coarse class that is not there; or a holdout that leaves nothing on
+        one side.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"holdout = {holdout}: want a share of the training split, at least 0 and below 1.")
@@ -102,10 +108,17 @@ def load(
             f"data.stream is on, and {source} lies in memory whole: turn it off, or take a prepared TFDS data set "
             "(tfds:NAME)."
         )
+    if image_size < 0:
+        raise UserError(f"data.image_size = {image_size}: want the pixels of a side, or 0 to leave images as they are.")
+    for key, value in (("image_size", image_size), ("variant", variant)):
+        if value and kind != "tfds":
+            raise UserError(f"data.{key} = {value!r} is for prepared TFDS data sets (tfds:NAME), not for {source}.")
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
-        columns, label_names, coarse_names = tfds_source.read(name, data_dir, coarse_classes, stream=stream)
+        columns, label_names, coarse_names = tfds_source.read(
+            name, data_dir, coarse_classes, stream=stream, image_size=image_size, variant=variant
+        )
         records = _assemble(columns, label_names, coarse_names, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(name).expanduser())

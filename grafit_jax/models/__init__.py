@@ -4,7 +4,8 @@ Linen, because its parameters and batch statistics are plain pytrees handed to a
 target network's moving average all want.
 """
 
+from grafit_jax.models.classifier import Classifier, build
 from grafit_jax.models.heads import Network, Outputs
 from grafit_jax.models.resnet import TRUNKS, ResNet, build_trunk
 
-__all__ = ["TRUNKS", "Network", "Outputs", "ResNet", "build_trunk"]
+__all__ = ["TRUNKS", "Classifier", "Network", "Outputs", "ResNet", "build", "build_trunk"]

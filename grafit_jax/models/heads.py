@@ -12,18 +12,23 @@ from grafit_jax.models.resnet import batch_norm
 
 
 class MLP(nn.Module):
-    """Linear, batch norm, ReLU, linear: BYOL's projector and predictor; [ours] for Grafit, whose heads are unknown."""
+    """Linear, batch norm, ReLU, linear: BYOL's projector and predictor; [ours] for Grafit, whose heads are unknown.
+
+    MoCo's and MaskCon's projector has no batch norm.
+    """
 
     hidden: int
     dim: int
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    batch_norm: bool = True
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         # The bias in front of a batch norm would do nothing.
-        x = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype)(x)
-        x = batch_norm(use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)(x)
+        x = nn.Dense(self.hidden, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+        if self.batch_norm:
+            x = batch_norm(use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)(x)
         return nn.Dense(self.dim, dtype=self.dtype)(nn.relu(x)).astype(jnp.float32)
 
 
@@ -47,19 +52,22 @@ class Outputs:
 class Network(nn.Module):
     """A trunk with the heads that a method needs; a head that is None is left out.
 
-    The classifier stands on the projection where there is a projector, else on the features.
+    The classifier stands on the projection, if there is a projector and `classify` is "projection", else on the
+    features.
     """
 
     trunk: nn.Module
     projector: nn.Module | None = None
     predictor: nn.Module | None = None
     classifier: nn.Module | None = None
+    classify: str = "projection"
 
     def __call__(self, images: Array, *, train: bool) -> Outputs:
         out = self.embed(images, train=train)
         top = out.features if out.projection is None else out.projection
         prediction = None if self.predictor is None else self.predictor(top, train=train)
-        logits = None if self.classifier is None else self.classifier(top)
+        classified = top if self.classify == "projection" else out.features
+        logits = None if self.classifier is None else self.classifier(classified)
         return dataclasses.replace(out, prediction=prediction, logits=logits)
 
     def embed(self, images: Array, *, train: bool) -> Outputs:

@@ -36,6 +36,7 @@ class BasicBlock(nn.Module):
     norm: Callable[..., nn.Module]
     dtype: DTypeLike
     expansion = 1
+    convolutions = 2
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -54,6 +55,7 @@ class BottleneckBlock(nn.Module):
     norm: Callable[..., nn.Module]
     dtype: DTypeLike
     expansion = 4
+    convolutions = 3
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -128,6 +130,7 @@ TRUNKS = {
     "resnet50": _Layout((3, 4, 6, 3), BottleneckBlock),
     "resnet8": _Layout((1, 1, 1), BasicBlock, width=16),
 }
+TORCHVISION = ("resnet18", "resnet34", "resnet50")
 STEMS = ("imagenet", "cifar", "patch2")
 
 

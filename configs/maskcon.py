@@ -1,0 +1,120 @@
+"""Retrieval rows of protocol "maskcon" (PAPER.md section 3): CIFAR-100, Cars, ImageNet32, Stanford Online Products.
+
+    python experiments/train.py --config=configs/maskcon.py:dataset=cifar100,method=grafit_maskcon \\
+        --workdir=runs/maskcon --config.data.data_dir=$HOME/tensorflow_datasets \\
+        --config.model.pretrained=resnet18.safetensors
+
+Methods: selfcon, supcon, supce, grafit_maskcon, coins, maskcon; grafit, snca_plus and the other methods of protocol
+"paper" run on the same data, trunk and budget, with their own losses. The rows printed under Grafit's name are of
+`grafit_maskcon`, which is not the paper's Grafit, and their trunk started from torchvision's ImageNet weights; without
+`model.pretrained` it starts from scratch.
+
+Row to reach (R@1 / 2 / 5 / 10, [seed]) and expected time on one H100-class GPU and on a TPU v3-8:
+
+  dataset     row to reach                   steps   GPU      TPU v3-8
+  cifar100    60.57 / 71.13 / 82.32 / 89.21  78,000  10 min   10 min
+  cars        42.3 / 54.79 / 71.1 / 81.74    12,600  25 min   20 min
+  imagenet32  18.13 / 25.46 / 37.19 / 46.64  2.0 M   4 hours  4 hours
+  sop         74.02 / 78.82 / 84.13 / 87.91  39,600  80 min   60 min  (which split the row is of is not known)
+
+The times are arithmetic, not measured: 78,000 steps in 600 s are 130 a second, of 0.50 TFLOP each: 65 TFLOP/s, 7 % of
+an H100's bfloat16 peak. `experiments/benchmark.py --suite=gpu --entries=maskcon_bfloat16` measures the step and
+prints the minutes of the whole run. The recipe is made for one accelerator: 128 images a step leave 16 for each of 8
+cores. Runs go on where they were stopped, so that one can be split over several short sessions.
+
+CIFAR-100 needs no TensorFlow as npz: --config.data.source=npz:DIR. Cars: `experiments/prepare.py --dataset=cars196`.
+
+Preset cpu (cifar100 alone): a small net from scratch, 6 epochs, at most 12 minutes on 2 cores; the table
+`maskcon_cpu` of the README. w and t of the published rows are not known: `sweep()`.
+"""
+
+from grafit_jax import config as config_lib
+from grafit_jax import methods
+
+_IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}
+_AUTOAUGMENT = {"views.autoaugment": True}  # on the query; the key is cropped and flipped alone
+_PHOTOS = {
+    "data.image_size": 256,  # what is kept of a photo, before crops of 224 [ours]
+    "model.stem": "imagenet",
+    "views.size": 224,
+    "views.perspective": 0.5,
+    "key_views.perspective": 0.5,
+    "eval.batch_size": 100,
+}
+DATASETS = {
+    "cifar100": {"data.source": "tfds:cifar100", **_AUTOAUGMENT},
+    "imagenet32": {"data.source": "tfds:imagenet_resized/32x32", **_IMAGENET, **_AUTOAUGMENT},
+    "cars": {
+        "data.source": "tfds:cars196",
+        **_IMAGENET,
+        **_PHOTOS,
+        "views.jitter": (0.4, 0.4, 0.4, 0.1),
+        "views.grey": 0.2,
+        "views.blur": (0.1, 2.0),
+    },
+    "sop": {"data.source": "tfds:stanford_online_products", **_IMAGENET, **_PHOTOS},
+}
+
+
+def _full(c):
+    c.model.trunk = "resnet18"
+    c.model.stem = "cifar"
+    c.model.hidden = 512
+    c.model.dtype = "bfloat16"
+    c.optimizer.learning_rate = 0.04  # 0.02 for 128 images a step
+    c.train.epochs = 200
+    c.train.batch_size = 128
+
+
+def _cpu(c):
+    c.model.trunk = "resnet8"
+    c.model.stem = "patch2"
+    c.model.hidden = 128
+    c.model.dim = 128
+    # Chosen for a net from scratch and few epochs, for grafit_maskcon and grafit alike, on a tenth of the training
+    # images: of 0.04, 0.15, 0.5 and 1.0 (0.2 and 0.6).
+    c.optimizer.learning_rate = 0.6
+    c.train.epochs = 6
+    c.train.batch_size = 128
+    c.optimizer.warmup_epochs = 1.0
+
+
+PRESETS = {"full": _full, "cpu": _cpu}
+
+
+def get_config(arg=None):
+    arg = config_lib.parse_arg(
+        arg, dataset="cifar100", method="grafit_maskcon", preset="full", split="split1", w=0.5, t=0.05, seed=0
+    )
+    config_lib.choose(arg.dataset, "dataset", DATASETS)
+    config_lib.choose(arg.preset, "preset", PRESETS)
+    c = config_lib.default()
+    c.method = arg.method
+    c.seed = arg.seed
+    c.model.head_batch_norm = methods.get(arg.method).protocol == "paper"
+    c.loss.weight = arg.w
+    c.loss.soft_temperature = arg.t
+    c.loss.temperature = 0.1 if methods.get(arg.method).protocol == "maskcon" else 0.05
+    c.views.num_views = 2  # of the paper's methods: as many as a query and its key
+    c.ema.base = c.ema.final = 0.99
+    c.optimizer.nesterov = False
+    c.optimizer.weight_decay = 5e-4
+    c.optimizer.decay_all = True
+    c.optimizer.warmup_epochs = 5.0
+    c.eval.features = ("trunk",)
+    c.eval.recall_at = (1, 2, 5, 10, 50, 100)
+    c.eval.every_epochs = 10
+    PRESETS[arg.preset](c)
+    c.update_from_flattened_dict(DATASETS[arg.dataset])
+    if arg.dataset == "sop":
+        c.data.variant = arg.split
+    return c
+
+
+def sweep():
+    """w for the mixtures, and w and t for maskcon, on CIFAR-100."""
+    for w in (0.0, 0.2, 0.5, 0.8, 1.0):
+        for method in ("grafit_maskcon", "coins"):
+            yield {"dataset": "cifar100", "method": method, "w": w}
+        for t in (0.01, 0.05, 0.1, 0.5):
+            yield {"dataset": "cifar100", "method": "maskcon", "w": w, "t": t}

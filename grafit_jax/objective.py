@@ -1,0 +1,104 @@
+"""A method's loss, put together from `losses`: Eq. 4 of the paper, and the mixtures of protocol "maskcon"."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grafit_jax import losses
+from grafit_jax.memory import Memory, Queue
+from grafit_jax.methods import Method
+from grafit_jax.models import Outputs
+
+# name -> (sum, count) over examples: means are taken once, on the host.
+Totals = dict[str, tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a method minimises.
+
+    Attributes:
+      method: which losses.
+      loss: the config's `loss`.
+      num_views: T, of the instance loss.
+      axis_name: the mapped device axis, or None.
+    """
+
+    method: Method
+    loss: Any
+    num_views: int
+    axis_name: str | None
+
+    def __call__(
+        self, out: Outputs, targets: Array | None, batch: dict[str, Array], memory: Memory | None, queue: Queue | None
+    ) -> tuple[Array, Totals]:
+        """The loss of each example, float32 [B], and the totals of its terms.
+
+        Args:
+          out: the online network's, of the T*B views, view by view; supervised losses see the first view alone
+            (appendix B.1).
+          targets: the target network's projections: of the same T*B views, or of B key views. A constant.
+          batch: label int32 [B] and id int32 [B].
+          memory: this device's rows, before the step.
+          queue: as it was before the step.
+        """
+        label = batch["label"]
+        first = jax.tree.map(lambda x: x[: len(label)], out)
+        supervised_weight, instance_weight = self.method.weights(
+            instance_weight=self.loss.instance_weight, weight=self.loss.weight
+        )
+        loss, terms = jnp.zeros(len(label)), {}
+        if self.method.supervised is not None:
+            term, totals = self._supervised(first, targets, batch, memory, queue)
+            loss, terms = loss + supervised_weight * term, totals
+        if self.method.instance == "predict":
+            assert targets is not None
+            term = losses.instance_loss(self._by_view(out.prediction), self._by_view(targets))
+            loss, terms["instance_loss"] = loss + instance_weight * term, total(term)
+        if self.method.instance == "info_nce":
+            assert targets is not None and queue is not None
+            term = losses.info_nce(first.projection, targets, queue.embedding, temperature=self.loss.temperature)
+            loss, terms["info_nce"] = loss + instance_weight * term, total(term)
+        return loss, terms | {"loss": total(loss)}
+
+    def _supervised(self, first, targets, batch, memory, queue) -> tuple[Array, Totals]:
+        label, temperature = batch["label"], self.loss.temperature
+        if self.method.supervised == "cross_entropy":
+            term = losses.cross_entropy(first.logits, label)
+            accuracy = jnp.argmax(first.logits, -1) == label
+            return term, {"cross_entropy": total(term), "coarse_accuracy": total(accuracy)}
+        if self.method.supervised == "knn":
+            term, weight = losses.knn_loss_and_weight(
+                first.projection,
+                label,
+                memory.embedding,
+                memory.label,
+                temperature=temperature,
+                own_slot=batch["id"],
+                axis_name=self.axis_name,
+            )
+            return term, {"knn_loss": (jnp.sum(term), jnp.sum(weight)), "without_positive": total(1.0 - weight)}
+        arguments = (first.projection, targets, queue.embedding, label, queue.label)
+        if self.method.supervised == "supcon":
+            term = losses.supcon_queue(*arguments, temperature=temperature)
+        else:
+            term = losses.maskcon(
+                *arguments,
+                temperature=temperature,
+                soft_temperature=self.loss.soft_temperature,
+                weight=self.loss.weight,
+            )
+        alone = jnp.all(queue.label != label[:, None], axis=1)
+        return term, {str(self.method.supervised): total(term), "without_positive": total(alone)}
+
+    def _by_view(self, x: Array | None) -> Array:
+        assert x is not None
+        return x.reshape(self.num_views, -1, x.shape[-1])
+
+
+def total(per_example: Array) -> tuple[Array, Array]:
+    """(sum, count)."""
+    return jnp.sum(per_example.astype(jnp.float32)), jnp.asarray(per_example.size, jnp.float32)

@@ -1,0 +1,19 @@
+"""Writes resnets.json: logits of torchvision's networks with the weights and images of tests/seeded.py.
+
+PYTHONPATH=tests:experiments python tests/golden/make_resnets.py      (needs PyTorch and torchvision)
+"""
+
+import json
+import pathlib
+
+import seeded
+import torch
+from benchmarks import torch_peer
+
+golden = {}
+for name in seeded.LAYOUTS:
+    net = getattr(torch_peer.torchvision().models, name)(num_classes=10)
+    net.load_state_dict({key: torch.from_numpy(value) for key, value in seeded.state_dict(name).items()})
+    with torch.no_grad():
+        golden[name] = net.eval()(torch.from_numpy(seeded.images().transpose(0, 3, 1, 2).copy())).tolist()
+pathlib.Path(__file__).with_name("resnets.json").write_text(json.dumps(golden, indent=1) + "\n")

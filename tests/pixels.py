@@ -1,0 +1,36 @@
+"""Pixels for the tests of image operations, and the ways to PIL and back."""
+
+import importlib.util
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+_RNG = np.random.default_rng(0)
+# Smooth colour plus noise, so that histograms have gaps and channels differ.
+_RAMP = np.linspace(20, 200, 32)[:, None, None] * np.array([1.0, 0.7, 0.4])
+RGB = np.clip(_RAMP + _RNG.normal(0, 25, (32, 32, 3)), 0, 255).astype(np.uint8)
+LEVEL = 1 / 255 + 1e-6  # PIL rounds or truncates to 256 levels, the module works in float32
+
+
+def unit(image):
+    return jnp.asarray(image, jnp.float32) / 255
+
+
+def pil(image):
+    return Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+
+
+def from_pil(image):
+    return np.atleast_3d(np.asarray(image)) / 255
+
+
+def torchvision():
+    """torchvision, an extra; the test is skipped without it."""
+    pytest.importorskip("torch", reason="torchvision is an extra: pip install -e '.[benchmark]'")
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is an extra: pip install -e '.[benchmark]'")
+    from benchmarks import torch_peer
+
+    return torch_peer.torchvision()

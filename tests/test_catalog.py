@@ -1,0 +1,472 @@
+"""Data sets of the catalog: their hierarchies, and small ones with TFDS's own features through `sources.load`."""
+
+import io
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import scipy.io
+from absl import logging
+
+from grafit_jax.data import cars196, catalog, sources
+from grafit_jax.errors import UserError
+from small import make_builder, run
+
+CARS_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
+
+
+def prepare(folder, name, examples, config=None, shards=1):
+    """Prepares {split: examples} with the features of TFDS's own builder."""
+    import tensorflow_datasets as tfds
+
+    base = tfds.builder_cls(name)
+    body = {
+        "__module__": "mock",
+        "name": name,
+        "pkg_dir_path": getattr(base, "pkg_dir_path", None),
+        "_split_generators": lambda self, _: {s: iter(list(enumerate(rows))) for s, rows in examples.items()},
+    }
+    with tfds.core.registered.skip_registration():
+        cls = type("Mock", (base,), body)
+    builder = cls(data_dir=folder, file_format="tfrecord", **({"config": config} if config else {}))
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
+
+
+def in_files(folder, name, key, split):
+    """The values of an integer feature, file after file, without TFDS."""
+    import tensorflow as tf
+
+    files = sorted(map(str, pathlib.Path(folder, name).rglob(f"*-{split}.tfrecord-*")))
+    spec = {key: tf.io.FixedLenFeature([], tf.int64), "image": tf.io.FixedLenFeature([], tf.string)}
+    rows = [tf.io.parse_single_example(record, spec) for file in files for record in tf.data.TFRecordDataset(file)]
+    images = [np.asarray(PIL.Image.open(io.BytesIO(row["image"].numpy()))) for row in rows]
+    return np.array([int(row[key]) for row in rows]), images
+
+
+def random_images(seed, number, size=None):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (*(size or rng.integers(20, 50, 2)), 3), np.uint8) for _ in range(number)]
+
+
+def pil_resized(image, size):
+    return np.asarray(PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BILINEAR)).astype(int)
+
+
+# The hierarchies
+
+
+@pytest.mark.parametrize(
+    ("name", "images_of_class"),
+    [
+        ("imagenet32", [61, 123, 59, 95, 60, 130, 70, 53, 105, 71, 93, 80]),
+        ("cars196", [18, 50, 36, 30, 29, 14, 6, 13]),
+    ],
+)
+def test_every_fine_class_has_one_coarse_class(name, images_of_class):
+    table = catalog.load_hierarchy(name)
+    assert np.bincount(table.coarse_of_fine).tolist() == images_of_class
+    assert len(set(table.label_names)) == len(table.label_names) == sum(images_of_class)
+    assert table.coarse_names == tuple(map(str, range(len(images_of_class))))
+    assert "MaskCon" in table.source
+
+
+def test_label_names_are_tfds_own():
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.image_classification.cars196 import _NAMES
+
+    labels = pathlib.Path(tfds.core.tfds_path("image_classification/imagenet_resized_labels.txt"))
+    names = catalog.load_hierarchy("imagenet32").label_names
+    assert list(names) == labels.read_text().split()
+    # ImageNet32's order is not that of imagenet2012, and has the same classes.
+    imagenet = pathlib.Path(tfds.core.tfds_path("datasets/imagenet2012/labels.txt")).read_text().split()
+    assert list(names) != imagenet == sorted(names)
+    assert list(catalog.load_hierarchy("cars196").label_names) == _NAMES
+
+
+def test_imagenet32_groups_hold_what_is_alike():
+    table = catalog.load_hierarchy("imagenet32")
+    group = dict(zip(table.label_names, table.coarse_of_fine.tolist(), strict=True))
+    dogs = ["n02085620", "n02088364", "n02099601", "n02106662", "n02113799"]  # Chihuahua, beagle, retriever, shepherd
+    birds = ["n01514859", "n01530575", "n02007558", "n02056570"]  # hen, brambling, flamingo, king penguin
+    fish = ["n01440764", "n01443537", "n01484850"]  # tench, goldfish, white shark
+    insects = ["n02165456", "n02206856", "n02279972"]  # ladybug, bee, monarch
+    wild = ["n02114367", "n02119789", "n02129165", "n02129604"]  # timber wolf, kit fox, lion, tiger
+    groups = [{group[wnid] for wnid in wnids} for wnids in (dogs, birds, fish, insects, wild)]
+    assert [len(g) for g in groups] == [1] * 5
+    assert len(set.union(*groups)) == 5
+    assert group["n02123045"] == group["n02123394"] == group["n02085620"]  # cats of the house (tabby, Persian) and dogs
+
+
+def test_cars_of_a_body_type_say_so():
+    table = catalog.load_hierarchy("cars196")
+    body = dict(zip(table.label_names, table.coarse_of_fine.tolist(), strict=True))
+    assert body["AM General Hummer SUV 2000"] == body["Jeep Wrangler SUV 2012"] == body["BMW X5 SUV 2007"]
+    # The pickups.
+    assert body["HUMMER H3T Crew Cab 2010"] == body["Ford F-150 Regular Cab 2012"] != body["BMW X5 SUV 2007"]
+    assert body.pop("Rolls-Royce Phantom Drophead Coupe Convertible 2012") == body["BMW Z4 Convertible 2012"]
+    for word in ("SUV", "Sedan", "Convertible", "Coupe", "Hatchback", "Minivan", "Cab"):
+        assert len({coarse for name, coarse in body.items() if word in name.split()}) == 1, word
+
+
+# imagenet_resized
+
+IMAGENET_LABELS = {"train": [0, 1, 2, 999, 500, 1, 2, 0], "validation": [999, 0, 3]}
+
+
+@pytest.fixture(scope="module")
+def imagenet32(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imagenet")
+    examples = {
+        split: [{"image": image, "label": y} for image, y in zip(random_images(7, len(ys), (32, 32)), ys, strict=True)]
+        for split, ys in IMAGENET_LABELS.items()
+    }
+    prepare(folder, "imagenet_resized", examples, config="32x32", shards=2)
+    return folder
+
+
+def test_imagenet32(imagenet32):
+    loaded = sources.load(source="tfds:imagenet_resized/32x32", data_dir=str(imagenet32))
+    table = catalog.load_hierarchy("imagenet32")
+    for split, of_tfds in (("train", "train"), ("test", "validation")):
+        label, images = in_files(imagenet32, "imagenet_resized", "label", of_tfds)
+        records = loaded[split]
+        np.testing.assert_array_equal(records.label, label)
+        assert sorted(label) == sorted(IMAGENET_LABELS[of_tfds])
+        np.testing.assert_array_equal(records.image, np.stack(images))
+        np.testing.assert_array_equal(records.coarse_label, table.coarse_of_fine[label])
+        assert records.label_names[0] == "n02119789" and records.coarse_names == tuple(map(str, range(12)))
+    same = sources.load(source="tfds:imagenet_resized/32x32", data_dir=str(imagenet32), image_size=32)
+    np.testing.assert_array_equal(same["train"].image, loaded["train"].image)
+
+
+@pytest.mark.parametrize("size", [0, 16])
+def test_imagenet32_of_a_coarse_class_streams(imagenet32, size):
+    options = {"source": "tfds:imagenet_resized/32x32", "data_dir": str(imagenet32), "coarse_classes": (3,)}
+    options["image_size"] = size
+    # n02119789, label 0, is the only class of group 3 in both splits.
+    fox = catalog.load_hierarchy("imagenet32").coarse_of_fine[[0, 1, 2, 3, 500, 999]] == 3
+    assert fox.tolist() == [True, False, False, False, False, False]
+    streamed = sources.load(**options, stream=True)
+    assert [len(r) for r in streamed.values()] == [2, 1]
+    np.testing.assert_array_equal(streamed["train"].image.read(), sources.load(**options)["train"].image)
+
+
+def test_other_label_names_than_tfds_own_are_refused():
+    table = catalog.load_hierarchy("cars196")
+    names = [*table.label_names[1:], table.label_names[0]]
+    with pytest.raises(UserError, match=r"tfds:x has 196 classes \(the first that differs is Acura RL Sedan 2012\)"):
+        table.coarse(np.array([0]), names, "tfds:x")
+    with pytest.raises(UserError, match=r"tfds:x has 2 classes .*, want the 196"):
+        table.coarse(np.array([0]), table.label_names[:2], "tfds:x")
+    with pytest.raises(UserError, match=r"images without a fine label \(-1\)"):
+        table.coarse(np.array([0, -1]), table.label_names, "tfds:x")
+
+
+# cars196, and images of any size
+
+
+def make_cars(folder, classes=(1, 2, 196, 100, 1)):
+    """A folder as Stanford Cars goes round, with one image for each of `classes` (from 1) in each split."""
+    names = np.empty((1, 196), object)
+    names[0] = catalog.load_hierarchy("cars196").label_names
+    (folder / "devkit").mkdir()
+    scipy.io.savemat(folder / cars196.META, {"class_names": names})
+    for split, (images, annotations) in cars196.FILES.items():
+        (folder / images).mkdir()
+        rows = np.empty((1, len(classes)), [(field, object) for field in CARS_FIELDS])
+        for i, image in enumerate(random_images(len(split), len(classes))):
+            PIL.Image.fromarray(image).save(folder / images / f"{i + 1:05d}.jpg")
+            rows[0, i] = (1, 2, 10, 12, classes[i], f"{i + 1:05d}.jpg")
+        scipy.io.savemat(folder / annotations, {"annotations": rows})
+
+
+@pytest.fixture(scope="module")
+def cars(tmp_path_factory):
+    """A prepared data set, and the folder that it is made from."""
+    folder = tmp_path_factory.mktemp("cars")
+    (folder / "manual").mkdir()
+    make_cars(folder / "manual")
+    done = run("prepare", "--dataset=cars196", f"--manual_dir={folder}/manual", f"--data_dir={folder}/tfds")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].endswith("cars196/2.1.0: 5 training and 5 test images of cars196")
+    assert "cars196, split train: found 5 images, and Stanford Cars has 8144." in done.stderr
+    return folder
+
+
+def test_cars_prepared_from_a_folder(cars):
+    loaded = sources.load(source="tfds:cars196", data_dir=str(cars / "tfds"), image_size=24)
+    for split, (images, _) in cars196.FILES.items():
+        records = loaded[split]
+        assert records.image.shape == (5, 24, 24, 3)
+        assert sorted(records.label) == [0, 0, 1, 99, 195]
+        assert records.label_names[195] == "smart fortwo Convertible 2012"
+        np.testing.assert_array_equal(
+            records.coarse_label, catalog.load_hierarchy("cars196").coarse_of_fine[records.label]
+        )
+        # Each of the images of the folder is there, under its label. JPEG decoders differ by a few levels.
+        for file, label in zip(sorted((cars / "manual" / images).iterdir()), (0, 1, 195, 99, 0), strict=True):
+            wanted = pil_resized(np.asarray(PIL.Image.open(file)), 24)
+            distance = np.abs(records.image - wanted).mean(axis=(1, 2, 3))
+            assert distance.min() < 3 < 10 < np.sort(distance)[1]
+            assert records.label[distance.argmin()] == label
+
+
+def test_cars_are_prepared_as_tfds_would(cars):
+    import tensorflow_datasets as tfds
+
+    example = next(iter(tfds.load("cars196", data_dir=cars / "tfds", split="train", shuffle_files=False)))
+    assert set(example) == {"image", "label", "bbox", "id"}
+
+
+def test_images_that_vary_in_size_need_one(cars):
+    with pytest.raises(
+        UserError, match=r"shape \(None, None, 3\), want one size for all: set data.image_size"
+    ) as error:
+        sources.load(source="tfds:cars196", data_dir=str(cars / "tfds"))
+    assert "\n" not in str(error.value)
+
+
+def test_cars_not_prepared(tmp_path):
+    with pytest.raises(UserError, match=r"run `python experiments/prepare\.py --dataset=cars196 --manual_dir=DIR"):
+        sources.load(source="tfds:cars196", data_dir=str(tmp_path), image_size=24)
+
+
+def remove(name):
+    def broken(folder):
+        path = folder / name
+        path.rename(folder / "elsewhere")
+
+    return broken
+
+
+def write(name, arrays):
+    return lambda folder: scipy.io.savemat(folder / name, arrays)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (remove("."), r"m is no folder: want the folders cars_train, cars_test and devkit"),
+        (remove("cars_test"), r"cars_test is no folder: want the folders"),
+        (remove(cars196.META), r"devkit/cars_meta\.mat is missing: want the files"),
+        (remove("devkit/cars_train_annos.mat"), r"cars_train_annos\.mat is missing: want the files"),
+        (remove("cars_test/00003.jpg"), r"cars_test/00003\.jpg is missing, and cars_test_annos_withlabels\.mat lists"),
+        (write(cars196.META, {"class_names": np.zeros((1, 195))}), "names 195 classes, want the 196"),
+        (write(cars196.META, {"classes": np.zeros(1)}), "cars_meta.mat holds no class_names"),
+        (
+            write("devkit/cars_train_annos.mat", {"annotations": np.zeros((1, 5))}),
+            "has the fields of no structure, want",
+        ),
+        (lambda folder: (folder / cars196.META).write_bytes(b"no matlab"), r"cars_meta\.mat cannot be read \("),
+        (
+            lambda folder: (folder / "cars_train/00002.jpg").write_bytes(b"x"),
+            r"00002\.jpg is no image that can be read",
+        ),
+    ],
+)
+def test_cars_folder_that_does_not_fit(tmp_path, broken, message):
+    (tmp_path / "m").mkdir()
+    make_cars(tmp_path / "m")
+    if message.startswith("m is no"):
+        (tmp_path / "m").rename(tmp_path / "elsewhere")
+    else:
+        broken(tmp_path / "m")
+    with pytest.raises(UserError, match=message) as error:
+        cars196.prepare(tmp_path / "m", str(tmp_path / "tfds"))
+    assert "\n" not in str(error.value)
+
+
+def test_cars_into_a_folder_that_cannot_be(tmp_path):
+    make_cars(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/cars196") as error:
+        cars196.prepare(tmp_path, str(tmp_path / "file"))
+    assert "\n" not in str(error.value)
+
+
+def test_cars_class_that_is_not_there(tmp_path):
+    make_cars(tmp_path, classes=(1, 197))
+    with pytest.raises(UserError, match=r"cars_train_annos\.mat has class 197 for 00002\.jpg, want 1 to 196"):
+        cars196.prepare(tmp_path, str(tmp_path / "tfds"))
+
+
+def test_prepare_tells_a_mistake_in_one_line(tmp_path):
+    done = run("prepare", "--dataset=cars196", f"--manual_dir={tmp_path}/none", f"--data_dir={tmp_path}/tfds")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1 and f"{tmp_path}/none is no folder" in lines[0]
+
+
+@pytest.mark.parametrize("size", [8, 40])
+def test_resized_images_are_pils(tmp_path, size):
+    make_builder(tmp_path, shape=(None, None, 3))
+    loaded = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path), image_size=size)
+    streamed = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path), image_size=size, stream=True)
+    assert streamed["train"].image.shape == (90, size, size, 3)
+    np.testing.assert_array_equal(streamed["train"].image.read(), loaded["train"].image)
+    ids, shuffled = next(streamed["train"].image.shuffled(16, seed=1, buffer_size=50))
+    np.testing.assert_array_equal(shuffled, loaded["train"].image[ids])
+    for split, records in loaded.items():
+        _, images = in_files(tmp_path, "tiny_hierarchy", "label", split)
+        wanted = np.stack([pil_resized(image, size) for image in images])
+        assert len({image.shape for image in images}) > 1
+        # PIL rounds after each of the two directions, to whole levels.
+        assert np.abs(records.image - wanted).max() <= 1
+        assert np.abs(records.image - wanted).mean() < 0.3
+
+
+def test_downsized_images_are_antialiased(cars):
+    """8 of 20 to 50 pixels: without antialiasing, noise keeps its contrast, and PIL's does not."""
+    loaded = sources.load(source="tfds:cars196", data_dir=str(cars / "tfds"), image_size=8)
+    files = (cars / "manual" / "cars_train").iterdir()
+    wanted = np.stack([pil_resized(np.asarray(PIL.Image.open(file)), 8) for file in files])
+    assert loaded["train"].image.std() == pytest.approx(wanted.std(), rel=0.1)
+
+
+def test_fingerprint_of_streamed_images_follows_their_size(imagenet32):
+    options = {"source": "tfds:imagenet_resized/32x32", "data_dir": str(imagenet32), "stream": True}
+    prints = [sources.load(**options, image_size=size)["train"].fingerprint() for size in (0, 16, 8, 16)]
+    assert len(set(prints)) == 3 and prints[1] == prints[3]
+    images = sources.load(**options, image_size=16)["train"].image
+    # The same shape does not make it: an array of them would have other pixels.
+    images.shape = (8, 8, 8, 3)
+    assert images.identity() != sources.load(**options, image_size=8)["train"].image.identity()
+
+
+# stanford_online_products
+
+# Images of each product (class_id), in TFDS's two splits.
+PRODUCTS = {"train": {5: 12, 6: 7, 7: 8, 8: 2, 9: 11}, "test": {20: 12, 21: 8, 22: 13, 23: 7, 24: 10}}
+
+
+def super_class(product):
+    return product % 3 + 4
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sop")
+    rng = np.random.default_rng(0)
+    examples = {}
+    for split, numbers in PRODUCTS.items():
+        labels = rng.permutation(np.repeat(list(numbers), list(numbers.values())))
+        images = random_images(len(split), len(labels))
+        examples[split] = [
+            {"image": image, "class_id": y, "super_class_id": super_class(y), "super_class_id/num": super_class(y)}
+            for image, y in zip(images, labels.tolist(), strict=True)
+        ]
+    prepare(folder, "stanford_online_products", examples, shards=3)
+    return folder
+
+
+def load_products(products, variant, **options):
+    return sources.load(
+        source="tfds:stanford_online_products", data_dir=str(products), image_size=8, variant=variant, **options
+    )
+
+
+def check_products(products, records, wanted):
+    """Against (product, image) pairs in the order that they should have, up to the numbers of the products."""
+    assert [records.label_names[y] for y in records.label] == [str(product) for product, _ in wanted]
+    np.testing.assert_array_equal(records.coarse_label, [super_class(product) for product, _ in wanted])
+    assert records.coarse_names[4] == "fan" and len(records.coarse_names) == 12
+    resized = np.stack([pil_resized(image, 8) for _, image in wanted])
+    image = records.image.read() if isinstance(records.image, sources.StreamedImages) else records.image
+    assert np.abs(image - resized).max() <= 1
+
+
+def pairs(products, split):
+    return list(zip(*in_files(products, "stanford_online_products", "class_id", split), strict=True))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_products_without_a_variant(products, stream):
+    loaded = load_products(products, "", stream=stream)
+    for split, records in loaded.items():
+        check_products(products, records, pairs(products, split))
+        assert len(records.label_names) == 22634
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_products_split1(products, stream):
+    loaded = load_products(products, "split1", stream=stream)
+    for split, kept in (("train", (5, 7, 9)), ("test", (20, 21, 24))):  # 12, 8, 11 and 12, 8, 10 images
+        check_products(products, loaded[split], [pair for pair in pairs(products, split) if pair[0] in kept])
+        assert loaded[split].label_names == ("5", "7", "9", "20", "21", "24")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_products_split2(products, stream):
+    loaded = load_products(products, "split2", stream=stream)
+    wanted, seen = {"train": [], "test": []}, {5: 0, 20: 0}  # the products with 12 images, one in each of TFDS's splits
+    for product, image in pairs(products, "train") + pairs(products, "test"):
+        if product in seen:
+            wanted["train" if seen[product] < 10 else "test"].append((product, image))
+            seen[product] += 1
+    for split, records in loaded.items():
+        assert np.bincount(records.label).tolist() == ([10, 10] if split == "train" else [2, 2])
+        check_products(products, records, wanted[split])
+        assert records.label_names == ("5", "20")
+    if stream:
+        images = loaded["train"].image
+        for shard in ((0, 1), (1, 2)):
+            for ids, batch in images.shuffled(3, seed=0, buffer_size=9, shard=shard):
+                np.testing.assert_array_equal(batch, images.read()[ids])
+
+
+def test_split2_takes_the_first_ten_of_many_products():
+    label = np.random.default_rng(0).permutation(np.repeat(np.arange(300), 12))
+    rows = catalog.find("stanford_online_products").variants["split2"].choose(label[:1000], label[1000:])
+    seen, wanted = np.zeros(300, int), {"train": [], "test": []}
+    for row, product in enumerate(label):
+        wanted["train" if seen[product] < 10 else "test"].append(row)
+        seen[product] += 1
+    assert {split: r.tolist() for split, r in rows.items()} == wanted
+
+
+def test_products_of_a_coarse_class_of_a_variant(products):
+    loaded = load_products(products, "split1", coarse_classes=(super_class(5),))
+    assert loaded["train"].label_names == loaded["test"].label_names == ("5", "20")
+    assert {split: len(r) for split, r in loaded.items()} == {"train": 12, "test": 12}
+
+
+@pytest.mark.parametrize(("variant", "numbers"), [("split1", (25368, 25278)), ("split2", (14980, 2996))])
+def test_numbers_other_than_the_papers_are_told(products, monkeypatch, variant, numbers):
+    told = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: told.append(text % values))
+    load_products(products, variant)
+    where = f"tfds:stanford_online_products, variant {variant}"
+    found = {"split1": (31, 30), "split2": (20, 4)}[variant]
+    assert [line for line in told if where in line] == [
+        f"{where}: found {found[0]} training and {found[1]} test images, and the paper has {numbers[0]} and "
+        f"{numbers[1]}: this is another choice."
+    ]
+    published = catalog.Variant(lambda *_: {"train": np.zeros(3), "test": np.zeros(2)}, {"train": 3, "test": 2})
+    told.clear()
+    published.rows([], "here")
+    assert not told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"variant": "split3"},
+            r"data\.variant = 'split3' is no variant of tfds:stanford_online_products: want split1, ",
+        ),
+        ({"source": "tfds:cifar100", "variant": "split1"}, r"no variant of tfds:cifar100: this data set has none"),
+        ({"source": "digits", "variant": "split1"}, r"data\.variant = 'split1' is for prepared TFDS data sets"),
+        ({"source": "digits", "image_size": 9}, r"data\.image_size = 9 is for prepared TFDS data sets"),
+        ({"image_size": -1}, r"data\.image_size = -1: want the pixels of a side, or 0"),
+    ],
+)
+def test_options_that_do_not_fit(products, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        sources.load(**({"source": "tfds:stanford_online_products", "data_dir": str(products)} | options))
+    assert "\n" not in str(error.value)
+
+
+def test_data_set_that_is_not_in_the_catalog(tmp_path):
+    make_builder(tmp_path, coarse=False)
+    with pytest.raises(UserError, match="or one of imagenet_resized, cars196, stanford_online_products, or write"):
+        sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path))

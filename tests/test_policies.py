@@ -1,0 +1,156 @@
+"""RandAugment and AutoAugment, every operation against PIL, the whole of AutoAugment against torchvision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from grafit_jax.data import policies
+from pixels import RGB, from_pil, pil, torchvision, unit
+
+# RandAugment
+
+
+randaugment_op = jax.jit(policies.randaugment_op, static_argnames="magnitude")
+
+
+def op(name, image, *, sign=False, magnitude=9):
+    return np.asarray(randaugment_op(unit(image), policies.OPS.index(name), sign, magnitude=magnitude))
+
+
+def pil_op(name, image, level):
+    """torchvision's _apply_op on a PIL image; `level` is signed where the operation has a direction."""
+    height, width = image.shape[:2]
+    image = pil(image)
+
+    def affine(*matrix):
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+
+    return {
+        "identity": lambda: image,
+        "shear_x": lambda: affine(1, 0.3 * level, 0, 0, 1, 0),
+        "shear_y": lambda: affine(1, 0, 0, 0.3 * level, 1, 0),
+        "translate_x": lambda: affine(1, 0, -int(150 / 331 * width * level), 0, 1, 0),
+        "translate_y": lambda: affine(1, 0, 0, 0, 1, -int(150 / 331 * height * level)),
+        "rotate": lambda: image.rotate(30 * level, Image.Resampling.NEAREST),
+        "brightness": lambda: ImageEnhance.Brightness(image).enhance(1 + 0.9 * level),
+        "color": lambda: ImageEnhance.Color(image).enhance(1 + 0.9 * level),
+        "contrast": lambda: ImageEnhance.Contrast(image).enhance(1 + 0.9 * level),
+        "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * level),
+        "posterize": lambda: ImageOps.posterize(image, 8 - round(4 * abs(level))),
+        "solarize": lambda: ImageOps.solarize(image, float(np.float32(255 * (1 - abs(level))))),  # as torch has it
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "invert": lambda: ImageOps.invert(image),
+    }[name]()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", policies.OPS)
+def test_randaugment_ops_as_pil(name, channels):
+    image = np.ascontiguousarray(RGB[:, :30, :channels])  # not square, so that swapped sides show
+    exact = name in ("identity", *policies.GEOMETRIC, "posterize", "solarize", "equalize")
+    for magnitude in (5, 9, 30):
+        for sign in (False, True):
+            level = magnitude / 30 * (-1 if sign else 1)
+            want = from_pil(pil_op(name, image, level))
+            got = op(name, image, sign=sign, magnitude=magnitude)
+            close = np.abs(got - want) <= (1e-5 if exact else 1.9 / 255)
+            # PIL finds the pixel in 16-bit fixed point, here it is float32: a few lie on the border of two.
+            allowed = 0.005 if name in policies.GEOMETRIC else 0
+            assert np.mean(~close) <= allowed, (magnitude, sign, np.abs(got - want).max())
+
+
+def test_the_oracle_tells_the_operations_apart():
+    """Else the comparison with PIL above could not fail."""
+    results = [from_pil(pil_op(name, RGB, 0.9)) for name in (*policies.OPS, "invert")]
+    for i, first in enumerate(results):
+        for second in results[:i]:
+            assert np.mean(np.abs(first - second) > 2 / 255) > 0.02
+
+
+def test_constant_image_stays_under_levels_operations():
+    image = np.full((20, 20, 3), 77, np.uint8)
+    for name in ("autocontrast", "equalize", "sharpness", "contrast"):
+        np.testing.assert_allclose(op(name, image), image / 255, atol=1e-6)
+
+
+# AutoAugment
+
+APPLIED, SKIPPED = 0.05, 0.95  # draws below and above every probability of the table but the one 0
+IMAGE = np.ascontiguousarray(RGB[:, :30])
+autoaugment = jax.jit(policies.autoaugment)
+
+
+def by_draws(image, place, draws, signs):
+    """The image under sub-policy `place`; a sign is True for the other direction."""
+    u = [(place + 0.5) / 25, *draws, *(0.25 if sign else 0.75 for sign in signs)]
+    return np.asarray(autoaugment(unit(image), jnp.array(u, jnp.float32)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("slot", [0, 1])
+def test_autoaugment_operations_as_pil(slot, channels):
+    image = np.ascontiguousarray(IMAGE[..., :channels])
+    exact = ("identity", *policies.GEOMETRIC, "posterize", "solarize", "equalize", "invert")
+    for place, pair in enumerate(policies.CIFAR10):
+        name, probability, magnitude = pair[slot]
+        draws = [APPLIED if i == slot else SKIPPED for i in (0, 1)]
+        for sign in (False, True):
+            level = (magnitude or 0) / 9 * (-1 if sign else 1)
+            want = from_pil(pil_op(name if probability else "identity", image, level))
+            far = np.abs(by_draws(image, place, draws, (sign, sign)) - want) > (1e-5 if name in exact else 1.9 / 255)
+            # As above: a level and a half by PIL's two roundings, and a few pixels on the border of two.
+            assert far.mean() <= (0.005 if name in policies.GEOMETRIC else 0), (place, pair[slot], sign)
+
+
+def test_autoaugment_applies_nothing_above_the_probabilities():
+    for place in range(25):
+        np.testing.assert_array_equal(by_draws(IMAGE, place, (SKIPPED, SKIPPED), (True, False)), unit(IMAGE))
+
+
+@pytest.mark.parametrize("draws", [(APPLIED, SKIPPED), (SKIPPED, APPLIED), (APPLIED, APPLIED)], ids=["1", "2", "both"])
+@pytest.mark.parametrize("signs", [(False, True), (True, False)])
+def test_autoaugment_as_torchvision(draws, signs):
+    """The whole transform on a PIL image, its draws given."""
+    t = torchvision().transforms
+    transform = t.AutoAugment(t.AutoAugmentPolicy.CIFAR10)
+    for place in range(25):
+        transform.get_params = lambda _, place=place: (place, draws, [not sign for sign in signs])
+        want = from_pil(transform(pil(IMAGE)))
+        levels = np.abs(by_draws(IMAGE, place, draws, signs) - want) * 255
+        case = (place, policies.CIFAR10[place], levels.max())
+        if SKIPPED in draws:
+            name = policies.CIFAR10[place][draws.index(APPLIED)][0]
+            assert np.mean(levels > 1.9) <= (0.005 if name in policies.GEOMETRIC else 0), case
+        else:
+            # PIL rounds between the two, which the second can enlarge: `equalize` sorts other pixels together.
+            assert levels.mean() < 1.2 and np.mean(levels > 3.5) < 0.01, case
+
+
+def test_autoaugment_table_as_torchvision():
+    t = torchvision().transforms
+    theirs = t.AutoAugment(t.AutoAugmentPolicy.CIFAR10).policies
+    ours = [tuple((name.replace("_", ""), p, m) for name, p, m in pair) for pair in policies.CIFAR10]
+    assert ours == [tuple((name.lower(), p, m) for name, p, m in pair) for pair in theirs]
+
+
+def test_autoaugment_probabilities_bound_the_draws():
+    """Each operation is applied just below its probability, and not just above."""
+    for place, pair in enumerate(policies.CIFAR10):
+        for slot, (name, probability, magnitude) in enumerate(pair):
+            if magnitude == 0 or probability == 0:  # changes nothing, or is never applied
+                continue
+            for draw, changes in ((probability - 1e-3, True), (probability + 1e-3, False)):
+                draws = [draw if i == slot else 0.9999 for i in (0, 1)]
+                changed = np.abs(by_draws(IMAGE, place, draws, (False, False)) - unit(IMAGE)).max() > 1e-3
+                assert changed == changes, (place, name, draw)
+
+
+def test_autoaugment_of_each_image_by_its_own_draws():
+    u = jnp.asarray(np.random.default_rng(2).random((64, 5), np.float32))
+    together = jax.jit(jax.vmap(policies.autoaugment, (None, 0)))(unit(IMAGE), u)
+    for image, draws in zip(together, u, strict=True):
+        np.testing.assert_allclose(image, autoaugment(unit(IMAGE), draws), atol=1e-5)
+    assert len(np.unique(np.asarray(together).reshape(64, -1), axis=0)) > 20

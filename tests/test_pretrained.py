@@ -1,0 +1,222 @@
+"""Weights from torchvision: the same logits, every tensor in its place, and mistakes named."""
+
+import dataclasses
+import json
+import pathlib
+import pickle
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import seeded
+
+from grafit_jax import config as config_lib
+from grafit_jax import experiment, models, train
+from grafit_jax.errors import UserError
+from grafit_jax.models import pretrained
+from small import on_one_device, small_config
+
+NAMES = ("resnet18", "resnet34", "resnet50")
+GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "resnets.json").read_text())
+
+
+def logits(name, variables, images):
+    return np.asarray(jax.jit(models.build(name, num_classes=10).apply)(variables, images))
+
+
+def random_tensors(net, torch):
+    """Other weights than a fresh network's in every tensor, with logits of order 1."""
+    torch.manual_seed(0)
+    for key, tensor in net.state_dict().items():
+        if key.endswith(("running_mean", "bn1.bias", "bn2.bias", "bn3.bias", "1.bias")):
+            tensor.normal_(0, 0.2)
+        elif key.endswith("running_var"):
+            tensor.uniform_(0.5, 2.0)
+        elif tensor.ndim == 1 and key.endswith("weight"):
+            tensor.uniform_(0.5, 1.0)
+    return net.eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_those_of_torchvision(name, tmp_path):
+    torch = pytest.importorskip("torch", reason="torchvision is the oracle: pip install -e '.[benchmark]'")
+    from benchmarks import torch_peer
+
+    net = random_tensors(getattr(torch_peer.torchvision().models, name)(num_classes=10), torch)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    numpy_dict = {key: value.numpy() for key, value in net.state_dict().items()}
+    safetensors.numpy.save_file(numpy_dict, tmp_path / "net.safetensors")
+    images = seeded.images()
+    with torch.no_grad():
+        want = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert 0.1 < np.abs(want).max() < 10
+    for file in ("net.pth", "net.safetensors"):
+        variables = pretrained.convert(name, pretrained.read(tmp_path / file))
+        np.testing.assert_allclose(logits(name, variables, images), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_golden(name):
+    variables = pretrained.convert(name, seeded.state_dict(name))
+    np.testing.assert_allclose(logits(name, variables, seeded.images()), GOLDEN[name], atol=1e-4)
+
+
+def test_variables_are_those_of_the_module():
+    network = models.build("resnet50", num_classes=1000)
+    image = jnp.zeros((1, 64, 64, 3))
+    fresh = jax.eval_shape(lambda: network.init(jax.random.key(0), image))
+    assert sum(x.size for x in jax.tree.leaves(fresh["params"])) == 25_557_032
+    converted = pretrained.convert("resnet50", seeded.state_dict("resnet50", num_classes=1000))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(lambda x: (x.shape, x.dtype), converted)
+    with pytest.raises(UserError, match="unknown trunk 'resnet51'"):
+        models.build("resnet51")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("layer2.0.downsample.1.running_var"), r"layer2\.0\.downsample\.1\.running_var of resnet18 is"),
+        (lambda d: d.update({"layer9.weight": d["conv1.weight"]}), r"tensor layer9\.weight is not one of resnet18"),
+        (
+            lambda d: d.update({"layer1.0.conv1.weight": d["layer2.0.conv1.weight"]}),
+            r"layer1\.0\.conv1\.weight is \[128, 64, 3, 3\], .* \[3, 3, 64, 128\] here, want \[3, 3, 64, 64\]",
+        ),
+        (
+            lambda d: d.update({"maxpool.w": d.pop("fc.weight")}),
+            r"tensor fc\.weight of resnet18 is missing \(maxpool\.w, which it has not",
+        ),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_does_not_fit_is_named(change, message):
+    tensors = seeded.state_dict("resnet18")
+    change(tensors)
+    with pytest.raises(UserError, match=message) as error:
+        pretrained.convert("resnet18", tensors)
+    assert "\n" not in str(error.value)
+
+
+def test_another_networks_file_is_told_from_the_one_wanted(tmp_path):
+    safetensors.numpy.save_file(seeded.state_dict("resnet34"), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w\.safetensors: tensor layer1\.2\.bn1\.bias is not one of resnet18"):
+        pretrained.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
+
+
+def test_half_precision_and_wrapped_names(tmp_path):
+    tensors = seeded.state_dict("resnet18")
+    half = {
+        k: v.astype(ml_dtypes.bfloat16) if v.ndim > 1 else v.astype(np.float16) if v.ndim else v
+        for k, v in tensors.items()
+    }
+    safetensors.numpy.save_file({f"module.{k}": v for k, v in half.items()}, tmp_path / "half.safetensors")
+    variables = pretrained.convert("resnet18", pretrained.read(tmp_path / "half.safetensors"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    kernel = variables["params"]["trunk"]["BasicBlock_2"]["Conv_2"]["kernel"]
+    want = half["layer2.0.downsample.0.weight"].astype(np.float32)[:, :, 0, 0].T
+    np.testing.assert_array_equal(kernel[0, 0], want)
+
+
+def test_wrapped_pth(tmp_path):
+    torch = pytest.importorskip("torch", reason="it writes the file")
+    tensor = torch.arange(3.0).to(torch.bfloat16)
+    torch.save({"state_dict": {"module.a": tensor, "n": torch.tensor(2)}, "epoch": 3}, tmp_path / "w.pth")
+    got = pretrained.read(tmp_path / "w.pth")
+    assert {k: v.tolist() for k, v in got.items()} == {"a": [0.0, 1.0, 2.0], "n": 2}
+    torch.save({"epoch": 3}, tmp_path / "none.pth")
+    with pytest.raises(UserError, match=r"none\.pth holds no state dict"):
+        pretrained.read(tmp_path / "none.pth")
+
+
+class Evil:
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path("evil_was_here"),)
+
+
+def test_nothing_but_tensors_is_unpickled(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="without it no .pth is opened at all")
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("w.pth").write_bytes(pickle.dumps({"conv1.weight": Evil()}))
+    with pytest.raises(UserError, match=r"w\.pth cannot be read as a state dict of tensors alone"):
+        pretrained.read("w.pth")
+    assert not pathlib.Path("evil_was_here").exists()
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "w.safetensors").write_bytes(b"not safetensors at all")
+    (tmp_path / "w.h5").write_bytes(b"")
+    (tmp_path / "w.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name, message in (
+        ("w.safetensors", r"w\.safetensors cannot be read as safetensors \(.*\): download it again"),
+        ("none.pth", r"none\.pth is not there: want a \.safetensors or \.pth file"),
+        ("w.h5", r"w\.h5 ends in \.h5: want a"),
+        ("w.pth", r"w\.pth needs PyTorch to be read: `pip install torch`, or write it as \.safetensors"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            pretrained.read(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def resnet18_config(path, **options):
+    return small_config(
+        "selfcon",
+        **{
+            "model.trunk": "resnet18",
+            "model.stem": "cifar",
+            "model.pretrained": str(path),
+            "model.head_batch_norm": False,
+            "queue.size": 64,
+            "train.batch_size": 64,
+        },
+        **options,
+    )
+
+
+def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    tensors = seeded.state_dict("resnet18")
+    safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
+    run = experiment.load(resnet18_config(tmp_path / "w.safetensors"))
+    run = dataclasses.replace(run, embed_fn=lambda variables, images: {"projector": np.ones((64, 16))})
+    state = jax.device_get(experiment.initial_state(run))
+    scratch = jax.device_get(experiment.initial_state(run, placeholder=True))
+    trunk, fresh = state.params["trunk"], scratch.params["trunk"]
+    # The stem, which torchvision's is too large for, and the head are a fresh network's; all else is the file's.
+    assert trunk["Conv_0"]["kernel"].shape == (3, 3, 1, 64)
+    for part in ("Conv_0", "BatchNorm_0"):
+        jax.tree.map(np.testing.assert_array_equal, trunk[part], fresh[part])
+    jax.tree.map(np.testing.assert_array_equal, state.params["projector"], scratch.params["projector"])
+    last = tensors["layer4.1.conv2.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(trunk["BasicBlock_7"]["Conv_1"]["kernel"], last)
+    stats = state.batch_stats["trunk"]["BasicBlock_0"]["BatchNorm_1"]
+    np.testing.assert_array_equal(stats["var"], tensors["layer1.0.bn2.running_var"])
+    np.testing.assert_array_equal(stats["mean"], tensors["layer1.0.bn2.running_mean"])
+    # The momentum encoder starts as a copy.
+    jax.tree.map(np.testing.assert_array_equal, state.target_params["trunk"], trunk)
+    assert jax.tree.structure(state) == jax.tree.structure(scratch)
+
+
+def test_the_imagenet_stem_comes_from_the_file(tmp_path):
+    tensors = seeded.state_dict("resnet18")
+    safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
+    trunk = pretrained.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
+    kernel = trunk["params"]["Conv_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
+    # Next to our own module's variables nothing is missing and nothing too much.
+    fresh = jax.eval_shape(
+        lambda: models.build_trunk("resnet18").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    )
+    assert jax.tree.structure(fresh) == jax.tree.structure(trunk)
+
+
+def test_a_file_that_does_not_fit_is_told_before_a_workdir_is_made(tmp_path):
+    with pytest.raises(UserError, match=r"w\.safetensors is not there"):
+        train.train(resnet18_config(tmp_path / "w.safetensors"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config = resnet18_config("w.safetensors", **{"model.dim": 8})
+    config.model.trunk = "resnet8"
+    with pytest.raises(UserError, match=r"trunk with pretrained weights 'resnet8'.*resnet18, resnet34, resnet50"):
+        config_lib.validate(config, num_devices=1)

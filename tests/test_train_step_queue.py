@@ -1,0 +1,224 @@
+"""The step of protocol "maskcon": its losses on the networks' own outputs, its queue, its momentum encoder."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import twins
+from grafit_jax import experiment, parallel, train
+from grafit_jax import state as state_lib
+from grafit_jax.data import augment
+from small import on_one_device, small_config
+
+METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
+BATCH, QUEUE = 64, 150  # not a multiple
+
+
+def config(method, **options):
+    return small_config(
+        method,
+        **{
+            "model.head_batch_norm": False,
+            "queue.size": QUEUE,
+            "loss.temperature": 0.1,
+            "loss.weight": 0.3,
+            "ema.base": 0.9,
+            "ema.final": 0.9,
+            "key_views.crop_scale": (1.0, 1.0),
+            "key_views.flip": 0.0,
+            "optimizer.learning_rate": 0.4,
+        }
+        | options,
+    )
+
+
+def start(config):
+    run = experiment.load(config)
+    state, memory = experiment.initial(run)
+    feed = train.make_feed(run)
+    assert memory is None
+    return run, state, next(iter(feed.epoch(0))), train.make_call(run, feed)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def one_step(request):
+    """A second step, from a state in which the momentum encoder differs much from the network."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        on_one_device(monkeypatch)
+        run, state, inputs, call = start(config(request.param, **{"model.sync_batch_norm": False}))
+        state = jax.device_get(call(state, None, inputs)[0])
+        moved = jax.tree.map(lambda x: x * 1.1 + 0.01, state.target_params)
+        state = dataclasses.replace(state, target_params=moved)
+        new, _, sums = call(parallel.replicate(jax.tree.map(np.copy, state)), None, inputs)
+        return run, state, np.asarray(inputs[1])[0, 1], jax.device_get(new), train._means([sums])
+
+
+def outputs(run, state, ids):
+    """What the online network makes of the queries, and the momentum encoder of the keys: both in train mode."""
+    key = jax.random.fold_in(state.rng, 1)
+    images = run.records["train"].image[ids]
+    query = augment.random_views(images, ids, key, views=run.views, num_views=1)[0]
+    online = {"params": state.params, "batch_stats": state.batch_stats}
+    out, updated = run.network.apply(online, query, train=True, mutable=["batch_stats"])
+    if not state.target_params:
+        return out, None, updated
+    # Keys are whole images here, so that their views need no draw.
+    target = {"params": state.target_params, "batch_stats": state_lib.target_part(state.batch_stats)}
+    plain = augment.plain_view(images, views=run.views)
+    keys, _ = run.network.apply(target, plain, train=True, mutable=["batch_stats"], method="embed")
+    return out, keys.projection, updated
+
+
+def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
+    run, state, ids, _, metrics = one_step
+    out, keys, _ = outputs(run, state, ids)
+    label = run.records["train"].coarse_label[ids]
+    terms = {}
+    if keys is not None:
+        arrays = out.projection, keys, state.queue.embedding
+        labels = label, state.queue.label
+        terms |= {
+            "info_nce": twins.info_nce(*arrays, 0.1),
+            "supcon": twins.supcon_queue(*arrays, *labels, 0.1),
+            "maskcon": twins.maskcon(*arrays, *labels, 0.1, 0.05, 0.3),
+        }
+    if out.logits is not None:
+        terms["cross_entropy"] = twins.cross_entropy(out.logits, label)
+    found = set(metrics) & {"info_nce", "supcon", "maskcon", "cross_entropy"}
+    for name in found:
+        np.testing.assert_allclose(metrics[name], np.mean(terms[name]), rtol=1e-4, err_msg=name)
+    # PAPER.md section 3: w = 0.3.
+    mixture = {
+        "selfcon": {"info_nce": 1.0},
+        "supcon": {"supcon": 1.0},
+        "supce": {"cross_entropy": 1.0},
+        "grafit_maskcon": {"supcon": 0.3, "info_nce": 0.7},
+        "coins": {"cross_entropy": 0.3, "info_nce": 0.7},
+        "maskcon": {"maskcon": 1.0},
+    }[run.method.name]
+    assert found == set(mixture)
+    expected = sum(weight * np.mean(terms[name]) for name, weight in mixture.items())
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+
+
+def test_queue_takes_the_keys_after_scoring_and_the_encoder_follows(one_step):
+    run, state, ids, new, _ = one_step
+    if not run.method.queue:
+        assert state.queue is None and new.queue is None and not new.target_params
+        return
+    _, keys, updated = outputs(run, state, ids)
+    expected, label = np.array(state.queue.embedding), np.array(state.queue.label)
+    place = (BATCH + np.arange(BATCH)) % QUEUE  # the second batch
+    expected[place], label[place] = twins.unit(keys), run.records["train"].coarse_label[ids]
+    np.testing.assert_allclose(new.queue.embedding, expected, atol=1e-5)
+    np.testing.assert_array_equal(new.queue.label, label)
+    for name in ("trunk", "projector"):
+        follows = jax.tree.map(lambda xi, theta: 0.9 * xi + 0.1 * theta, state.target_params[name], new.params[name])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.target_params[name], follows
+        )
+    # Parameters only: the statistics are the online network's.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        new.batch_stats,
+        dict(updated["batch_stats"]),
+    )
+
+
+def test_a_methods_heads(one_step):
+    run, state, *_ = one_step
+    heads = {"supce": {"classifier"}, "coins": {"projector", "classifier"}}.get(run.method.name, {"projector"})
+    assert set(state.params) == {"trunk"} | heads
+    if "classifier" in heads:  # on the 64 features of the trunk, never on the projection
+        assert state.params["classifier"]["kernel"].shape == (64, 2)
+    if "projector" in heads:  # two linear layers with biases, no batch norm
+        assert {k: set(v) for k, v in state.params["projector"].items()} == {
+            "Dense_0": {"kernel", "bias"},
+            "Dense_1": {"kernel", "bias"},
+        }
+
+
+@pytest.mark.parametrize("method", ["coins", "maskcon"])
+def test_eight_devices_do_what_one_does(method, monkeypatch):
+    def after(steps):
+        _, state, inputs, call = start(config(method))
+        totals = []
+        for _ in range(steps):
+            state, _, sums = call(state, None, inputs)
+            totals.append(sums)
+        for leaf in jax.tree.leaves(state.queue):  # every device has the same
+            first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+            for other in others:
+                np.testing.assert_array_equal(other, first)
+        return jax.device_get(state), train._means(totals)
+
+    state8, metrics8 = after(3)
+    on_one_device(monkeypatch)
+    state1, metrics1 = after(3)
+    for name in metrics1:
+        np.testing.assert_allclose(metrics8[name], metrics1[name], rtol=2e-4, err_msg=name)
+    np.testing.assert_array_equal(state8.queue.label, state1.queue.label)
+    for one, eight in zip(jax.tree.leaves(state1), jax.tree.leaves(state8), strict=True):
+        np.testing.assert_allclose(eight, one, atol=1e-4, rtol=1e-3)
+
+
+def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatch):
+    on_one_device(monkeypatch)
+    laws, made = [], {}
+    random_views = augment.random_views
+
+    def noted(images, ids, key, *, views, num_views):
+        out = random_views(images, ids, key, views=views, num_views=num_views)
+        laws.append((views, num_views))
+        jax.debug.callback(made.setdefault, len(laws), out)
+        return out
+
+    monkeypatch.setattr(augment, "random_views", noted)
+    crops = {f"{side}.crop_scale": (0.2, 0.5) for side in ("views", "key_views")}
+    run = experiment.load(config("selfcon", **crops, **{"views.jitter": (0.1, 0, 0, 0), "views.num_views": 5}))
+    records = run.records["train"]
+    batch = {"image": records.image[:8], "label": records.coarse_label[:8], "id": np.arange(8)}
+    state = experiment.initial_state(run, placeholder=True)
+    jax.block_until_ready(jax.jit(train.make_step(run, axis_name=None))(state, None, batch, state.rng))
+    (query, one), (key, other) = laws
+    assert one == other == 1  # whatever T is
+    assert (query.jitter, key.jitter) == ((0.1, 0, 0, 0), (0, 0, 0, 0))
+    assert (key.size, key.mean, key.std) == (query.size, query.mean, query.std)
+    # The same law of crops, and other draws: else the two views of an image were one.
+    assert np.abs(np.asarray(made[1]) - np.asarray(made[2])).max(axis=(0, 2, 3, 4)).min() > 0.3
+
+
+def test_queue_starts_with_embeddings_of_training_images(monkeypatch):
+    on_one_device(monkeypatch)
+    for size, repeated in ((150, 1), (2000, 3)):  # of 899 images
+        run = experiment.load(config("selfcon", **{"queue.size": size}))
+        state = experiment.initial_state(run)
+        embedded = twins.unit(run.embed_fn(experiment.variables(state), run.records["train"].image)["projector"])
+        similarity = np.asarray(state.queue.embedding, np.float64) @ embedded.T
+        image = similarity.argmax(1)
+        np.testing.assert_allclose(similarity.max(1), 1, atol=1e-5)
+        np.testing.assert_array_equal(run.records["train"].coarse_label[image], state.queue.label)
+        assert np.bincount(image).max() == repeated
+
+
+def test_weight_decay_on_everything_and_plain_momentum(monkeypatch):
+    on_one_device(monkeypatch)
+    params = {"kernel": np.full((2, 2), 1.0, np.float32), "bias": np.full(2, 1.0, np.float32)}
+    zero = jax.tree.map(np.zeros_like, params)
+    base = {"optimizer.weight_decay": 0.1, "optimizer.learning_rate": 1.0, "train.batch_size": 256, "queue.size": 256}
+    for decay_all, nesterov, bias, second in (
+        (True, False, 0.1, 0.19),
+        (False, False, 0.0, 0.0),
+        (True, True, 0.19, 0),
+    ):
+        options = base | {"optimizer.decay_all": decay_all, "optimizer.nesterov": nesterov}
+        tx = experiment.load(config("selfcon", **options)).tx
+        updates, opt_state = tx.update(zero, tx.init(params), params)
+        # lr 1 at step 0. Gradient 0.1; Nesterov's adds 0.9 of it once more.
+        np.testing.assert_allclose(updates["bias"], -bias, rtol=1e-5)
+        np.testing.assert_allclose(updates["kernel"], -(0.19 if nesterov else 0.1), rtol=1e-5)
+        if not nesterov:  # 0.9 of the first and the same gradient again, times a learning rate just below 1
+            updates, _ = tx.update(zero, opt_state, params)
+            np.testing.assert_allclose(updates["bias"], -second, rtol=0.2)

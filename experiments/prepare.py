@@ -8,7 +8,7 @@ cars_test_annos_withlabels.mat. Then --config.data.source=tfds:cars196 finds it.
 
 import pathlib
 
-from absl import flags, logging
+from absl import flags
 
 from grafit_jax import cli
 from grafit_jax.data import cars196
@@ -19,7 +19,6 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (defaul
 
 
 def main(argv):
-    logging.set_verbosity(logging.WARNING)  # a number of images that is not the published one
     folder, images = cars196.prepare(pathlib.Path(_MANUAL_DIR.value).expanduser(), _DATA_DIR.value)
     print(f"{folder}: {images['train']} training and {images['test']} test images of {_DATASET.value}")
 

@@ -1,7 +1,8 @@
-"""The one exception for what a user can put right."""
+"""The one exception for what a user can put right, and warnings of what may be meant."""
 
 import contextlib
 import pathlib
+import sys
 from collections.abc import Iterator
 
 
@@ -11,6 +12,11 @@ class UserError(ValueError):
     The command lines print it without a traceback and exit with status 2; any other exception is a bug and keeps its
     traceback.
     """
+
+
+def warn(message: str) -> None:
+    """Tells on stderr, in one line, what may be a mistake and may be meant: found and expected."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager

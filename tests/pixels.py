@@ -34,3 +34,12 @@ def torchvision():
     from benchmarks import torch_peer
 
     return torch_peer.torchvision()
+
+
+def random_images(seed, number, size=None):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (*(size or rng.integers(20, 50, 2)), 3), np.uint8) for _ in range(number)]
+
+
+def pil_resized(image, size):
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)).astype(int)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 
 from grafit_jax import config as config_lib
 from grafit_jax import parallel
@@ -54,38 +53,3 @@ def small_config(method="grafit", **overrides):
 
 def on_one_device(monkeypatch):
     monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:1])
-
-
-def make_builder(
-    data_dir, *, shape=(6, 5, 3), withheld=False, coarse=True, splits=("train", "test"), file_format="tfrecord"
-):
-    """Prepares 90 random images a split, in 3 files each: 6 fine classes in 3 coarse ones."""
-    import tensorflow_datasets as tfds
-
-    names = {"label": list("abcdef"), "coarse_label": list("xyz")}
-    if not coarse:
-        del names["coarse_label"]
-
-    def generate(self, split):
-        rng = np.random.default_rng(len(split))
-        for i in range(90):
-            size = (int(rng.integers(4, 9)), 5, 3) if shape[0] is None else shape
-            label = {"label": -1 if withheld and split == "test" else i % 6, "coarse_label": i % 6 // 2}
-            yield i, {"image": rng.integers(0, 256, size, np.uint8), **{key: label[key] for key in names}}
-
-    def info(self):
-        features = {key: tfds.features.ClassLabel(names=n) for key, n in names.items()}
-        features |= {"image": tfds.features.Image(shape=shape)}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    body = {
-        "VERSION": tfds.core.Version("1.0.0"),
-        "_info": info,
-        "_generate_examples": generate,
-        "_split_generators": lambda self, _: {s: self._generate_examples(s) for s in splits},
-    }
-    # Not registered: so it is read from its files alone, as another process does.
-    with tfds.core.registered.skip_registration():
-        cls = type("TinyHierarchy", (tfds.core.GeneratorBasedBuilder,), body)
-    builder = cls(data_dir=data_dir, file_format=file_format)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))

@@ -1,19 +1,14 @@
 """Data sets of the catalog: their hierarchies, and small ones with TFDS's own features through `sources.load`."""
 
-import io
 import pathlib
 
 import numpy as np
-import PIL.Image
 import pytest
-import scipy.io
-from absl import logging
+from prepared import in_files, make_builder
 
-from grafit_jax.data import cars196, catalog, sources
+from grafit_jax.data import catalog, sources
 from grafit_jax.errors import UserError
-from small import make_builder, run
-
-CARS_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
+from pixels import pil_resized, random_images
 
 
 def prepare(folder, name, examples, config=None, shards=1):
@@ -31,26 +26,6 @@ def prepare(folder, name, examples, config=None, shards=1):
         cls = type("Mock", (base,), body)
     builder = cls(data_dir=folder, file_format="tfrecord", **({"config": config} if config else {}))
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
-
-
-def in_files(folder, name, key, split):
-    """The values of an integer feature, file after file, without TFDS."""
-    import tensorflow as tf
-
-    files = sorted(map(str, pathlib.Path(folder, name).rglob(f"*-{split}.tfrecord-*")))
-    spec = {key: tf.io.FixedLenFeature([], tf.int64), "image": tf.io.FixedLenFeature([], tf.string)}
-    rows = [tf.io.parse_single_example(record, spec) for file in files for record in tf.data.TFRecordDataset(file)]
-    images = [np.asarray(PIL.Image.open(io.BytesIO(row["image"].numpy()))) for row in rows]
-    return np.array([int(row[key]) for row in rows]), images
-
-
-def random_images(seed, number, size=None):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (*(size or rng.integers(20, 50, 2)), 3), np.uint8) for _ in range(number)]
-
-
-def pil_resized(image, size):
-    return np.asarray(PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BILINEAR)).astype(int)
 
 
 # The hierarchies
@@ -163,166 +138,6 @@ def test_other_label_names_than_tfds_own_are_refused():
         table.coarse(np.array([0, -1]), table.label_names, "tfds:x")
 
 
-# cars196, and images of any size
-
-
-def make_cars(folder, classes=(1, 2, 196, 100, 1)):
-    """A folder as Stanford Cars goes round, with one image for each of `classes` (from 1) in each split."""
-    names = np.empty((1, 196), object)
-    names[0] = catalog.load_hierarchy("cars196").label_names
-    (folder / "devkit").mkdir()
-    scipy.io.savemat(folder / cars196.META, {"class_names": names})
-    for split, (images, annotations) in cars196.FILES.items():
-        (folder / images).mkdir()
-        rows = np.empty((1, len(classes)), [(field, object) for field in CARS_FIELDS])
-        for i, image in enumerate(random_images(len(split), len(classes))):
-            PIL.Image.fromarray(image).save(folder / images / f"{i + 1:05d}.jpg")
-            rows[0, i] = (1, 2, 10, 12, classes[i], f"{i + 1:05d}.jpg")
-        scipy.io.savemat(folder / annotations, {"annotations": rows})
-
-
-@pytest.fixture(scope="module")
-def cars(tmp_path_factory):
-    """A prepared data set, and the folder that it is made from."""
-    folder = tmp_path_factory.mktemp("cars")
-    (folder / "manual").mkdir()
-    make_cars(folder / "manual")
-    done = run("prepare", "--dataset=cars196", f"--manual_dir={folder}/manual", f"--data_dir={folder}/tfds")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1].endswith("cars196/2.1.0: 5 training and 5 test images of cars196")
-    assert "cars196, split train: found 5 images, and Stanford Cars has 8144." in done.stderr
-    return folder
-
-
-def test_cars_prepared_from_a_folder(cars):
-    loaded = sources.load(source="tfds:cars196", data_dir=str(cars / "tfds"), image_size=24)
-    for split, (images, _) in cars196.FILES.items():
-        records = loaded[split]
-        assert records.image.shape == (5, 24, 24, 3)
-        assert sorted(records.label) == [0, 0, 1, 99, 195]
-        assert records.label_names[195] == "smart fortwo Convertible 2012"
-        np.testing.assert_array_equal(
-            records.coarse_label, catalog.load_hierarchy("cars196").coarse_of_fine[records.label]
-        )
-        # Each of the images of the folder is there, under its label. JPEG decoders differ by a few levels.
-        for file, label in zip(sorted((cars / "manual" / images).iterdir()), (0, 1, 195, 99, 0), strict=True):
-            wanted = pil_resized(np.asarray(PIL.Image.open(file)), 24)
-            distance = np.abs(records.image - wanted).mean(axis=(1, 2, 3))
-            assert distance.min() < 3 < 10 < np.sort(distance)[1]
-            assert records.label[distance.argmin()] == label
-
-
-def test_cars_are_prepared_as_tfds_would(cars):
-    import tensorflow_datasets as tfds
-
-    example = next(iter(tfds.load("cars196", data_dir=cars / "tfds", split="train", shuffle_files=False)))
-    assert set(example) == {"image", "label", "bbox", "id"}
-
-
-def test_images_that_vary_in_size_need_one(cars):
-    with pytest.raises(
-        UserError, match=r"shape \(None, None, 3\), want one size for all: set data.image_size"
-    ) as error:
-        sources.load(source="tfds:cars196", data_dir=str(cars / "tfds"))
-    assert "\n" not in str(error.value)
-
-
-def test_cars_not_prepared(tmp_path):
-    with pytest.raises(UserError, match=r"run `python experiments/prepare\.py --dataset=cars196 --manual_dir=DIR"):
-        sources.load(source="tfds:cars196", data_dir=str(tmp_path), image_size=24)
-
-
-def remove(name):
-    def broken(folder):
-        path = folder / name
-        path.rename(folder / "elsewhere")
-
-    return broken
-
-
-def write(name, arrays):
-    return lambda folder: scipy.io.savemat(folder / name, arrays)
-
-
-@pytest.mark.parametrize(
-    ("broken", "message"),
-    [
-        (remove("."), r"m is no folder: want the folders cars_train, cars_test and devkit"),
-        (remove("cars_test"), r"cars_test is no folder: want the folders"),
-        (remove(cars196.META), r"devkit/cars_meta\.mat is missing: want the files"),
-        (remove("devkit/cars_train_annos.mat"), r"cars_train_annos\.mat is missing: want the files"),
-        (remove("cars_test/00003.jpg"), r"cars_test/00003\.jpg is missing, and cars_test_annos_withlabels\.mat lists"),
-        (write(cars196.META, {"class_names": np.zeros((1, 195))}), "names 195 classes, want the 196"),
-        (write(cars196.META, {"classes": np.zeros(1)}), "cars_meta.mat holds no class_names"),
-        (
-            write("devkit/cars_train_annos.mat", {"annotations": np.zeros((1, 5))}),
-            "has the fields of no structure, want",
-        ),
-        (lambda folder: (folder / cars196.META).write_bytes(b"no matlab"), r"cars_meta\.mat cannot be read \("),
-        (
-            lambda folder: (folder / "cars_train/00002.jpg").write_bytes(b"x"),
-            r"00002\.jpg is no image that can be read",
-        ),
-    ],
-)
-def test_cars_folder_that_does_not_fit(tmp_path, broken, message):
-    (tmp_path / "m").mkdir()
-    make_cars(tmp_path / "m")
-    if message.startswith("m is no"):
-        (tmp_path / "m").rename(tmp_path / "elsewhere")
-    else:
-        broken(tmp_path / "m")
-    with pytest.raises(UserError, match=message) as error:
-        cars196.prepare(tmp_path / "m", str(tmp_path / "tfds"))
-    assert "\n" not in str(error.value)
-
-
-def test_cars_into_a_folder_that_cannot_be(tmp_path):
-    make_cars(tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file/cars196") as error:
-        cars196.prepare(tmp_path, str(tmp_path / "file"))
-    assert "\n" not in str(error.value)
-
-
-def test_cars_class_that_is_not_there(tmp_path):
-    make_cars(tmp_path, classes=(1, 197))
-    with pytest.raises(UserError, match=r"cars_train_annos\.mat has class 197 for 00002\.jpg, want 1 to 196"):
-        cars196.prepare(tmp_path, str(tmp_path / "tfds"))
-
-
-def test_prepare_tells_a_mistake_in_one_line(tmp_path):
-    done = run("prepare", "--dataset=cars196", f"--manual_dir={tmp_path}/none", f"--data_dir={tmp_path}/tfds")
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2 and len(lines) == 1 and f"{tmp_path}/none is no folder" in lines[0]
-
-
-@pytest.mark.parametrize("size", [8, 40])
-def test_resized_images_are_pils(tmp_path, size):
-    make_builder(tmp_path, shape=(None, None, 3))
-    loaded = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path), image_size=size)
-    streamed = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path), image_size=size, stream=True)
-    assert streamed["train"].image.shape == (90, size, size, 3)
-    np.testing.assert_array_equal(streamed["train"].image.read(), loaded["train"].image)
-    ids, shuffled = next(streamed["train"].image.shuffled(16, seed=1, buffer_size=50))
-    np.testing.assert_array_equal(shuffled, loaded["train"].image[ids])
-    for split, records in loaded.items():
-        _, images = in_files(tmp_path, "tiny_hierarchy", "label", split)
-        wanted = np.stack([pil_resized(image, size) for image in images])
-        assert len({image.shape for image in images}) > 1
-        # PIL rounds after each of the two directions, to whole levels.
-        assert np.abs(records.image - wanted).max() <= 1
-        assert np.abs(records.image - wanted).mean() < 0.3
-
-
-def test_downsized_images_are_antialiased(cars):
-    """8 of 20 to 50 pixels: without antialiasing, noise keeps its contrast, and PIL's does not."""
-    loaded = sources.load(source="tfds:cars196", data_dir=str(cars / "tfds"), image_size=8)
-    files = (cars / "manual" / "cars_train").iterdir()
-    wanted = np.stack([pil_resized(np.asarray(PIL.Image.open(file)), 8) for file in files])
-    assert loaded["train"].image.std() == pytest.approx(wanted.std(), rel=0.1)
-
-
 def test_fingerprint_of_streamed_images_follows_their_size(imagenet32):
     options = {"source": "tfds:imagenet_resized/32x32", "data_dir": str(imagenet32), "stream": True}
     prints = [sources.load(**options, image_size=size)["train"].fingerprint() for size in (0, 16, 8, 16)]
@@ -431,20 +246,17 @@ def test_products_of_a_coarse_class_of_a_variant(products):
 
 
 @pytest.mark.parametrize(("variant", "numbers"), [("split1", (25368, 25278)), ("split2", (14980, 2996))])
-def test_numbers_other_than_the_papers_are_told(products, monkeypatch, variant, numbers):
-    told = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: told.append(text % values))
+def test_numbers_other_than_the_papers_are_told(products, capsys, variant, numbers):
     load_products(products, variant)
     where = f"tfds:stanford_online_products, variant {variant}"
     found = {"split1": (31, 30), "split2": (20, 4)}[variant]
-    assert [line for line in told if where in line] == [
-        f"{where}: found {found[0]} training and {found[1]} test images, and the paper has {numbers[0]} and "
+    assert [line for line in capsys.readouterr().err.splitlines() if where in line] == [
+        f"warning: {where}: found {found[0]} training and {found[1]} test images, and the paper has {numbers[0]} and "
         f"{numbers[1]}: this is another choice."
     ]
     published = catalog.Variant(lambda *_: {"train": np.zeros(3), "test": np.zeros(2)}, {"train": 3, "test": 2})
-    told.clear()
     published.rows([], "here")
-    assert not told
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from prepared import make_builder
 
 from grafit_jax import experiment, parallel, train
 from grafit_jax.data import pipeline, sources
 from grafit_jax.errors import UserError
-from small import make_builder, on_one_device, small_config
+from small import on_one_device, small_config
 
 
 @pytest.fixture(scope="module")

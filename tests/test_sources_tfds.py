@@ -5,10 +5,10 @@ import pathlib
 
 import numpy as np
 import pytest
+from prepared import make_builder
 
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
-from small import make_builder
 
 TFDS_DIR = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 

@@ -177,7 +177,8 @@ def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatc
 
     monkeypatch.setattr(augment, "random_views", noted)
     crops = {f"{side}.crop_scale": (0.2, 0.5) for side in ("views", "key_views")}
-    run = experiment.load(config("selfcon", **crops, **{"views.jitter": (0.1, 0, 0, 0), "views.num_views": 5}))
+    options = {"views.jitter": (0.1, 0, 0, 0), "views.num_views": 5, "model.sync_batch_norm": False}
+    run = experiment.load(config("selfcon", **crops, **options))
     records = run.records["train"]
     batch = {"image": records.image[:8], "label": records.coarse_label[:8], "id": np.arange(8)}
     state = experiment.initial_state(run, placeholder=True)

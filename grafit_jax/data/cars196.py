@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from absl import logging
 
 from grafit_jax.data import tfds_source
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
 
 NUM_CLASSES = 196
 # Images and annotations of each split, in the folder.
@@ -35,7 +34,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
       data_dir: where TFDS keeps its data sets; empty for TFDS's own default.
 
     Returns:
-      Its folder, and the number of images in each split. Others than 8,144 and 8,041 are logged as a warning.
+      Its folder, and the number of images in each split. Others than 8,144 and 8,041 are warned of.
 
     Raises:
       UserError: a file or folder that is missing or cannot be read, or annotations that do not fit.
@@ -102,10 +101,9 @@ def _check(folder: pathlib.Path) -> None:
             except OSError as error:
                 raise UserError(f"{image} is no image that can be read ({error}): replace it.") from error
         if len(annotations) != _NUM_IMAGES[split]:
-            logging.warning(
-                "cars196, split %s: found %d images, and Stanford Cars has %d.",
-                split, len(annotations), _NUM_IMAGES[split],
-            )  # fmt: skip
+            warn(
+                f"cars196, split {split}: found {len(annotations)} images, and Stanford Cars has {_NUM_IMAGES[split]}."
+            )
 
 
 def _read(path: pathlib.Path, key: str) -> Any:

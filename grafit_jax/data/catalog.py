@@ -10,9 +10,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from absl import logging
 
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +28,13 @@ class Variant:
     published: Mapping[str, int]
 
     def rows(self, labels: Sequence[np.ndarray], where: str) -> dict[str, np.ndarray]:
-        """What `choose` says; numbers other than the published ones are logged as a warning."""
+        """What `choose` says; numbers other than the published ones are warned of."""
         rows = self.choose(*labels)
         if {split: len(r) for split, r in rows.items()} != dict(self.published):
-            logging.warning(
-                "%s: found %d training and %d test images, and the paper has %d and %d: this is another choice.",
-                where, len(rows["train"]), len(rows["test"]), self.published["train"], self.published["test"],
-            )  # fmt: skip
+            warn(
+                f"{where}: found {len(rows['train'])} training and {len(rows['test'])} test images, and the paper has "
+                f"{self.published['train']} and {self.published['test']}: this is another choice."
+            )
         return rows
 
 

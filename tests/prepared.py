@@ -1,0 +1,53 @@
+"""Small TFDS data sets on disk, and what is in their files."""
+
+import io
+import pathlib
+
+import numpy as np
+import PIL.Image
+
+
+def make_builder(
+    data_dir, *, shape=(6, 5, 3), withheld=False, coarse=True, splits=("train", "test"), file_format="tfrecord"
+):
+    """Prepares 90 random images a split, in 3 files each: 6 fine classes in 3 coarse ones."""
+    import tensorflow_datasets as tfds
+
+    names = {"label": list("abcdef"), "coarse_label": list("xyz")}
+    if not coarse:
+        del names["coarse_label"]
+
+    def generate(self, split):
+        rng = np.random.default_rng(len(split))
+        for i in range(90):
+            size = (int(rng.integers(4, 9)), 5, 3) if shape[0] is None else shape
+            label = {"label": -1 if withheld and split == "test" else i % 6, "coarse_label": i % 6 // 2}
+            yield i, {"image": rng.integers(0, 256, size, np.uint8), **{key: label[key] for key in names}}
+
+    def info(self):
+        features = {key: tfds.features.ClassLabel(names=n) for key, n in names.items()}
+        features |= {"image": tfds.features.Image(shape=shape)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    body = {
+        "VERSION": tfds.core.Version("1.0.0"),
+        "_info": info,
+        "_generate_examples": generate,
+        "_split_generators": lambda self, _: {s: self._generate_examples(s) for s in splits},
+    }
+    # Not registered: so it is read from its files alone, as another process does.
+    with tfds.core.registered.skip_registration():
+        cls = type("TinyHierarchy", (tfds.core.GeneratorBasedBuilder,), body)
+    builder = cls(data_dir=data_dir, file_format=file_format)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+
+
+def in_files(folder, name, key, split):
+    """The values of an integer feature, file after file, without TFDS."""
+    import tensorflow as tf
+
+    files = sorted(map(str, pathlib.Path(folder, name).rglob(f"*-{split}.tfrecord-*")))
+    spec = {key: tf.io.FixedLenFeature([], tf.int64), "image": tf.io.FixedLenFeature([], tf.string)}
+    rows = [tf.io.parse_single_example(record, spec) for file in files for record in tf.data.TFRecordDataset(file)]
+    images = [np.asarray(PIL.Image.open(io.BytesIO(row["image"].numpy()))) for row in rows]
+    return np.array([int(row[key]) for row in rows]), images

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import ml_collections
 import tqdm
-from absl import logging
 
 from grafit_jax import environment, experiment, parallel, profiling, train_step, workdir
 from grafit_jax.checkpoint import Checkpoints
@@ -49,7 +48,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     if start:
         state = checkpoints.restore(start, "state", state)
         memory = None if memory is None else checkpoints.restore(start, "memory", memory)
-        logging.info("resumed from step %d of %d", start, run.total_steps)
+        print(f"{path} goes on after step {start} of {run.total_steps}", file=sys.stderr)
     feed = make_feed(run)
 
     # 3. What was logged after that checkpoint is cut.

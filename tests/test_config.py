@@ -69,6 +69,43 @@ def test_cifar100_presets_are_what_they_say():
         module.get_config("preset=cpuu")
 
 
+def test_maskcon_recipe_is_that_of_section_3():
+    module = load_config_file(ROOT / "configs" / "maskcon.py")
+    c = module.get_config("method=maskcon")
+    assert (c.model.trunk, c.model.stem, c.model.hidden, c.model.dim) == ("resnet18", "cifar", 512, 256)
+    assert not c.model.head_batch_norm
+    # 0.02 for batches of 128, in rates for 256 images.
+    o = c.optimizer
+    assert (o.learning_rate, o.momentum, o.nesterov, o.weight_decay, o.decay_all) == (0.04, 0.9, False, 5e-4, True)
+    assert (o.warmup_epochs, c.train.epochs, c.train.batch_size, c.queue.size) == (5, 200, 128, 8192)
+    assert (c.ema.base, c.ema.final, c.loss.temperature, c.loss.soft_temperature) == (0.99, 0.99, 0.1, 0.05)
+    assert (c.views.size, c.views.crop_scale, c.views.flip, c.views.autoaugment) == (32, (0.2, 1.0), 0.5, True)
+    assert c.views.mean == (0.507, 0.487, 0.441) and c.views.std == (0.267, 0.256, 0.276)
+    keys = c.key_views
+    assert (keys.crop_scale, keys.flip, keys.autoaugment, keys.perspective) == ((0.2, 1.0), 0.5, False, 0.0)
+    assert c.eval.recall_at == (1, 2, 5, 10, 50, 100) and c.eval.features == ("trunk",) and c.eval.every_epochs == 10
+
+    cars = module.get_config("dataset=cars,w=0.2,t=0.1")
+    v, keys = cars.views, cars.key_views
+    assert (v.size, v.perspective, v.perspective_prob, v.jitter, v.jitter_prob) == (
+        224, 0.5, 0.5, (0.4, 0.4, 0.4, 0.1), 0.8
+    )  # fmt: skip
+    assert (v.grey, v.blur, v.blur_prob, v.autoaugment) == (0.2, (0.1, 2.0), 0.5, False)
+    assert (keys.perspective, keys.jitter, keys.grey, keys.blur) == (0.5, (0.0,) * 4, 0.0, (0.0, 0.0))
+    assert (cars.model.stem, cars.loss.weight, cars.loss.soft_temperature) == ("imagenet", 0.2, 0.1)
+
+    sop = module.get_config("dataset=sop,split=split2")
+    assert sop.data.variant == "split2" and sop.views.perspective == sop.key_views.perspective == 0.5
+    assert sop.views.jitter == (0.0,) * 4 and sop.views.blur == (0.0, 0.0)
+    imagenet32 = module.get_config("dataset=imagenet32")
+    assert (imagenet32.model.stem, imagenet32.views.autoaugment) == ("cifar", True)
+    assert imagenet32.views.mean == (0.485, 0.456, 0.406)
+
+    # The paper's own methods in the same setting keep their temperature and heads.
+    grafit = module.get_config("method=grafit")
+    assert grafit.loss.temperature == 0.05 and grafit.model.head_batch_norm and grafit.views.num_views == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -97,6 +134,12 @@ def test_cifar100_presets_are_what_they_say():
         ({"eval.features": ("trunk", "trunk")}, r"names one twice"),
         ({"eval.features": ()}, r"eval\.features is empty"),
         ({"eval.features": ("trunks",)}, r"'trunks' \(did you mean 'trunk'\?\)"),
+        ({"method": "maskcon", "queue.size": 63}, r"queue\.size = 63: want K of at least a batch, which has 64 keys"),
+        ({"loss.weight": 1.1}, r"loss\.weight = 1\.1: want w in \[0, 1\]"),
+        ({"loss.soft_temperature": 0.0}, r"loss\.soft_temperature = 0\.0: want t > 0"),
+        ({"ema.final": 1.5}, r"ema\.final = 1\.5: want a value in \[0, 1\]"),
+        ({"data.image_size": -1}, r"data\.image_size = -1: want 0"),
+        ({"model.pretrained": "x.pth"}, r"unknown trunk with pretrained weights 'resnet8' \(did you mean 'resnet18'"),
         ({"method": "baseline", "eval.features": ("projector",)}, r"baseline has none: put trunk first"),
     ],
 )

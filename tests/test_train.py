@@ -179,6 +179,38 @@ def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monk
     assert (tmp_path / "run" / "run.json").read_text() == "as it was"
 
 
+def test_a_queue_goes_on_where_it_was(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    options = {"queue.size": 150, "checkpoint.every_epochs": 1, "train.epochs": 3, "ema.base": 0.9, "ema.final": 0.9}
+    config = small_config("maskcon", **options)
+    train.train(config, tmp_path / "whole")
+    order = pipeline.epoch_order
+
+    def interrupted(seed, epoch, *args):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return order(seed, epoch, *args)
+
+    monkeypatch.setattr(pipeline, "epoch_order", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "run")
+    monkeypatch.setattr(pipeline, "epoch_order", order)
+    train.train(config, tmp_path / "run")
+    (step, expected), (other_step, got) = newest(tmp_path / "whole"), newest(tmp_path / "run")
+    assert step == other_step == 42 and "memory" not in got
+    assert got["state"]["queue"]["embedding"].shape == (150, 16)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_a_checkpoint_holds_no_queue_where_a_method_has_none(tmp_path, monkeypatch):
+    # So those of runs from before there were queues can be read.
+    on_one_device(monkeypatch)
+    train.train(small_config("baseline", **{"train.epochs": 1}), tmp_path / "run")
+    assert set(newest(tmp_path / "run")[1]["state"]) == {
+        "step", "params", "target_params", "batch_stats", "opt_state", "rng"
+    }  # fmt: skip
+
+
 def test_the_best_checkpoint_stays_the_best_after_a_resume(tmp_path):
     tree = Memory(np.zeros((3, 1), np.float32), np.zeros(3, np.int32))
     for steps in ([(10, 0.9), (20, 0.1)], [(30, 0.2), (40, 0.3), (50, 0.25)]):

@@ -1,6 +1,7 @@
 """The step of protocol "maskcon": its losses on the networks' own outputs, its queue, its momentum encoder."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -172,7 +173,7 @@ def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatc
     def noted(images, ids, key, *, views, num_views):
         out = random_views(images, ids, key, views=views, num_views=num_views)
         laws.append((views, num_views))
-        jax.debug.callback(made.setdefault, len(laws), out)
+        jax.debug.callback(functools.partial(made.setdefault, len(laws)), out)
         return out
 
     monkeypatch.setattr(augment, "random_views", noted)

@@ -35,6 +35,19 @@ def newest(path):
     return step, tree
 
 
+def interrupted_in_the_second_epoch(config, path):
+    order = pipeline.epoch_order
+
+    def interrupted(seed, epoch, *args):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return order(seed, epoch, *args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "epoch_order", interrupted)
+        train.train(config, path)
+
+
 def train_arguments(path, *extra):
     return "train", "--config=configs/digits.py:method=grafit", f"--workdir={path}", *SMALL, *extra
 
@@ -148,22 +161,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
 def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monkeypatch):
     on_one_device(monkeypatch)
     config = small_config("baseline", **{"checkpoint.every_epochs": 1, "train.epochs": 3})
-    order, evaluate = pipeline.epoch_order, experiment.evaluate
-
-    def interrupted(seed, epoch, *args):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return order(seed, epoch, *args)
-
-    monkeypatch.setattr(pipeline, "epoch_order", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(config, tmp_path / "run")
+    evaluate = experiment.evaluate
+    interrupted_in_the_second_epoch(config, tmp_path / "run")
     assert newest(tmp_path / "run")[0] == 14
 
     def out_of_memory(*args):
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "epoch_order", order)
     monkeypatch.setattr(experiment, "evaluate", out_of_memory)
     with pytest.raises(MemoryError):
         train.train(config, tmp_path / "run")
@@ -184,17 +188,7 @@ def test_a_queue_goes_on_where_it_was(tmp_path, monkeypatch):
     options = {"queue.size": 150, "checkpoint.every_epochs": 1, "train.epochs": 3, "ema.base": 0.9, "ema.final": 0.9}
     config = small_config("maskcon", **options)
     train.train(config, tmp_path / "whole")
-    order = pipeline.epoch_order
-
-    def interrupted(seed, epoch, *args):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return order(seed, epoch, *args)
-
-    monkeypatch.setattr(pipeline, "epoch_order", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(config, tmp_path / "run")
-    monkeypatch.setattr(pipeline, "epoch_order", order)
+    interrupted_in_the_second_epoch(config, tmp_path / "run")
     train.train(config, tmp_path / "run")
     (step, expected), (other_step, got) = newest(tmp_path / "whole"), newest(tmp_path / "run")
     assert step == other_step == 42 and "memory" not in got

@@ -1,4 +1,4 @@
-"""ImageNet-1k in protocol "paper": trained on 127 coarse classes or on all 1,000, judged at both (PAPER.md sections 2, 5).
+"""ImageNet-1k in protocol "paper" (PAPER.md sections 2, 5): trained on 127 coarse classes or all 1,000, judged at both.
 
     tfds build imagenet2012 --manual_dir=DIR      # once; DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
     python experiments/train.py --config=configs/imagenet.py:method=grafit --workdir=runs/imagenet_grafit \\
@@ -6,9 +6,9 @@
 
 `level` is the one that is trained on: coarse (127 classes, of which 65 hold a single fine class and the largest 218) or
 fine. Presets:
-  paper  ResNet-50 at 224 px, T = 4, 600 epochs, batch 1024: the recipe as far as it is known. 751,000 steps of about
-         49 TFLOP (4 views through two networks, forward, and one backward), 3.7e19 FLOP in all: by arithmetic, not
-         measured, four days on 32 TPU v3 cores at a third of their peak.
+  paper  ResNet-50 at 224 px, T = 4, 600 epochs, batch 1024: the recipe as far as it is known. By arithmetic, not
+         measured: 751,000 steps of 134 TFLOP (four views forward and backward, and forward in the target network) are
+         1.0e20 FLOP, 42 hours on a TPU v3-32 at a third of its peak.
   short  the same for 100 epochs: a sixth of that.
 The paper's coarse -> fine cells are not confirmed; no number to expect. ResNet-50 with fine labels is published at 79.6
 top-1, by a linear classifier after fine-tuning.

@@ -11,8 +11,8 @@
 
 Presets:
   paper  ResNet-50 at 224 px, T = 4, 600 epochs, batch 1024: the recipe as far as it is known. By arithmetic, not
-         measured: 256,000 steps of about 49 TFLOP for 2018, a third of ImageNet's, 30 hours on 32 TPU v3 cores at a
-         third of their peak; 155,000 steps and 18 hours for 2019.
+         measured, at 134 TFLOP a step and a third of the peak of a TPU v3-32: 256,000 steps and 15 hours for 2018,
+         155,000 steps and 9 hours for 2019.
   short  the same for 100 epochs: a sixth of that.
 The paper's cells of train level x test level are not confirmed; no number to expect.
 """

@@ -28,7 +28,7 @@ def default() -> ml_collections.ConfigDict:
     d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
     d.image_size = 0  # > 0: images are resized to this many pixels a side as they are read (tfds only); 0 = as they are
     # Of stanford_online_products: split1 | split2; empty = all images, in TFDS's own splits.
-    # Of omniglot: within (empty) = all characters in both splits | unseen = TFDS's own splits, with other alphabets each.
+    # Of omniglot: within (or empty) = the same characters in both splits | unseen = TFDS's own splits, other alphabets.
     d.variant = ""
     d.categories = ""  # categories.json of i_naturalist2018, for all but species; empty = in the data set's own folder
 

@@ -4,29 +4,11 @@ import pathlib
 
 import numpy as np
 import pytest
-from prepared import in_files, make_builder
+from prepared import in_files, make_builder, prepare
 
 from grafit_jax.data import catalog, sources
 from grafit_jax.errors import UserError
 from pixels import pil_resized, random_images
-
-
-def prepare(folder, name, examples, config=None, shards=1):
-    """Prepares {split: examples} with the features of TFDS's own builder."""
-    import tensorflow_datasets as tfds
-
-    base = tfds.builder_cls(name)
-    body = {
-        "__module__": "mock",
-        "name": name,
-        "pkg_dir_path": getattr(base, "pkg_dir_path", None),
-        "_split_generators": lambda self, _: {s: iter(list(enumerate(rows))) for s, rows in examples.items()},
-    }
-    with tfds.core.registered.skip_registration():
-        cls = type("Mock", (base,), body)
-    builder = cls(data_dir=folder, file_format="tfrecord", **({"config": config} if config else {}))
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
-
 
 # The hierarchies
 
@@ -56,6 +38,7 @@ def test_label_names_are_tfds_own():
     # ImageNet32's order is not that of imagenet2012, and has the same classes.
     imagenet = pathlib.Path(tfds.core.tfds_path("datasets/imagenet2012/labels.txt")).read_text().split()
     assert list(names) != imagenet == sorted(names)
+    assert list(catalog.load_hierarchy("imagenet127").label_names) == imagenet
     assert list(catalog.load_hierarchy("cars196").label_names) == _NAMES
 
 
@@ -71,6 +54,20 @@ def test_imagenet32_groups_hold_what_is_alike():
     assert [len(g) for g in groups] == [1] * 5
     assert len(set.union(*groups)) == 5
     assert group["n02123045"] == group["n02123394"] == group["n02085620"]  # cats of the house (tabby, Persian) and dogs
+
+
+def test_imagenet127_has_the_classes_of_the_paper():
+    table = catalog.load_hierarchy("imagenet127")
+    assert len(table.coarse_names) == len(set(table.coarse_names)) == 127
+    images = np.bincount(table.coarse_of_fine, minlength=127)
+    assert images.sum() == 1000 and images.min() == 1 and images.max() == 218 and np.sum(images == 1) == 65
+    name = {w: table.coarse_names[c] for w, c in zip(table.label_names, table.coarse_of_fine, strict=True)}
+    assert table.coarse_names[images.argmax()] == name["n02085620"] == name["n02123045"] == "mammal"  # Chihuahua, tabby
+    assert (
+        name["n01530575"] == name["n02056570"] == "bird" and name["n01755581"] == "snake"
+    )  # brambling, penguin; rattler
+    assert name["n01484850"] == "shark" and name["n01440764"] == name["n01443537"] != "shark"  # tench, goldfish
+    assert name["n07753592"] == "fruit" and name["n02930766"] == name["n03100240"]  # banana; cab, convertible
 
 
 def test_cars_of_a_body_type_say_so():

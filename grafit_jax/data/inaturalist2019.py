@@ -1,7 +1,7 @@
-"""iNaturalist 2019 as a TFDS data set with all seven levels of the tree of life, from the competition's files in a folder.
+"""iNaturalist 2019 as a TFDS data set with the seven levels of the tree of life, from the competition's files.
 
-TFDS has no such builder. The features are id, image and a label for each level, named as in `taxonomy.LEVELS`; a species
-has the number of its category.
+TFDS has no such builder. The features are id, image and a label for each level, named as in `taxonomy.LEVELS`; species
+are in the order of their category ids.
 """
 
 import json
@@ -26,7 +26,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
     """Writes the data set inaturalist2019 as tfrecord; one that is there already stays as it is.
 
     Args:
-      manual_dir: a folder with train_val2019/, train2019.json, val2019.json and categories.json, the one with real names.
+      manual_dir: a folder with train_val2019/, train2019.json, val2019.json and categories.json with real names.
       data_dir: where TFDS keeps its data sets; empty for TFDS's own default.
 
     Returns:
@@ -79,8 +79,8 @@ def _examples(folder: pathlib.Path, name: str, row_of_category: dict[Any, int]) 
             raise UserError(f"{path} has no annotation for {file} (image {id_}): want one for every image.")
         if category[id_] not in row_of_category:
             raise UserError(
-                f"{path} has category {category[id_]} for {file}, which {taxonomy.FILE} lacks: want the {taxonomy.FILE} "
-                "of iNaturalist 2019."
+                f"{path} has category {category[id_]} for {file}, which {taxonomy.FILE} lacks: want the one of "
+                "iNaturalist 2019."
             )
     return [(str(id_), folder / file, row_of_category[category[id_]]) for id_, file in files.items()]
 

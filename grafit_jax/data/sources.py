@@ -47,8 +47,8 @@ class Records:
 
     Attributes:
       image: uint8 [N, H, W, C], an array in the host's memory or `StreamedImages`.
-      levels: by name, from coarse to fine: "coarse" and "fine", or those of a deeper hierarchy. A class of one level lies
-        in one class of each coarser level.
+      levels: by name, from coarse to fine: "coarse" and "fine", or those of a deeper hierarchy. A class of one level
+        lies in one class of each coarser level.
       train_level: the level that is trained on.
     """
 
@@ -154,8 +154,8 @@ def load(
       variant: a choice of images and splits, of a data set of the catalog that has some. Empty: the data set's usual
         one, or all, in TFDS's splits.
       train_level: the level that is trained on, by its name. Empty: the data set's own coarse level.
-      categories: the file categories.json, of a data set of the catalog whose levels are in one. Empty: that file in the
-        data set's own folder.
+      categories: the file categories.json, of a data set of the catalog whose levels are in one. Empty: that file in
+        the data set's own folder.
 
     Returns:
       {"train": Records, "test": Records}, with the same classes and the same numbers of channels.

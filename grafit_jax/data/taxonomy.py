@@ -1,4 +1,4 @@
-"""The tree of life in iNaturalist's categories.json: every species with its genus, family and so on up to the kingdom."""
+"""The tree of life in iNaturalist's categories.json: each species with its genus, family and so on to the kingdom."""
 
 import collections
 import json
@@ -99,8 +99,8 @@ def of_labels(path: pathlib.Path, label_names: Sequence[str], where: str) -> dic
     missing = [name for name in label_names if name not in categories]
     if missing:
         raise UserError(
-            f"{path} lacks {len(missing)} of the {len(label_names)} species of {where}, the first is {missing[0]}: want "
-            f"the {FILE} of that data set."
+            f"{path} lacks {len(missing)} of the {len(label_names)} species of {where}, the first is {missing[0]}: "
+            f"want the {FILE} of that data set."
         )
     found = classes([categories[name] for name in label_names])
     return {level: found[level] for level in LEVELS[:-1]}

@@ -185,8 +185,8 @@ def read(
     if file is not None and not file.is_file():
         if train_level != finest or categories or coarse_classes:
             raise UserError(
-                f"found no {file}, which the levels above {finest} of {where} are in: put iNaturalist's {taxonomy.FILE} "
-                f"there, or set data.categories to it, or train on data.train_level={finest}."
+                f"found no {file}, which the levels above {finest} of {where} are in: put its {taxonomy.FILE} there, "
+                f"or set data.categories to it, or train on data.train_level={finest}."
             )
         warn(f"{where}: found no {file}, so {finest} is the only level: metrics of the others are left out.")
         file, coarse, names = None, finest, {finest: names[finest]}

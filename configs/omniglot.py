@@ -25,8 +25,8 @@ def _cpu(c):
     c.data.image_size = 28
     c.views.size = 28
     c.views.num_views = 2
-    c.views.mean = (0.92, 0.92, 0.92)
-    c.views.std = (0.20, 0.20, 0.20)
+    c.views.mean = (0.922, 0.922, 0.922)
+    c.views.std = (0.215, 0.215, 0.215)
     c.views.crop_scale = (0.5, 1.0)
     c.views.flip = 0.0  # a mirrored character is another one
     c.ema.base = 0.99

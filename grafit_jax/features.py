@@ -49,7 +49,7 @@ class Features:
     @property
     def coarser(self) -> np.ndarray | None:
         """The labels of the next coarser level than the finest."""
-        return next(reversed(self.further.values()), self.coarse_label)
+        return [self.coarse_label, *self.further.values()][-1]
 
 
 def save(path: pathlib.Path, features: Features) -> None:

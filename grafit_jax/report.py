@@ -57,7 +57,7 @@ def markdown_table(
     facts = facts or {}
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        said = tuple(fact(result["config"]) for fact in facts.values())
+        said = [fact(result["config"]) for fact in facts.values()]
         groups.setdefault((result["method"], *said), []).append(result)
     rows = []
     for (method, *said), runs in groups.items():

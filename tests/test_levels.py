@@ -53,7 +53,7 @@ def test_a_class_of_any_level_lies_in_one_class_of_the_next():
     first, second = make([0, 1, 2, 5]), make([3, 7, 2])
     hierarchy.check_nested([first.levels, second.levels])
     # Genus 1 is of family 0 in one split, and of family 2 in the other.
-    mixed = second.relabel(lambda name, level: level._replace(label=np.array([1, 2, 2])) if name == "family" else level)
+    mixed = second.relabel(lambda name, level: level._replace(label=np.array([2, 1, 1])) if name == "genus" else level)
     with pytest.raises(UserError, match=r"genus label 1 occurs under family labels 0 and 2: want one family label for"):
         hierarchy.check_nested([first.levels, mixed.levels])
 

@@ -71,7 +71,7 @@ class Entry:
     @property
     def finest(self) -> str:
         """The name of the finest level."""
-        return next(reversed(self.levels))
+        return [*self.levels][-1]
 
     @property
     def tfds_splits(self) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class Records:
     @property
     def finest(self) -> str:
         """The name of the finest level."""
-        return next(reversed(self.levels))
+        return [*self.levels][-1]
 
     @property
     def label(self) -> np.ndarray | None:
@@ -110,7 +110,7 @@ class Records:
         Of streamed images the name, version and sizes of their data set stand for them.
         """
         digest = hashlib.sha256()
-        levels = [(level.label, "<i4") for level in reversed(self.levels.values())]
+        levels = [(level.label, "<i4") for level in reversed([*self.levels.values()])]
         for array, dtype in ((self.image, "u1"), *levels):
             digest.update(b"none" if array is None else str(array.shape).encode())
             if isinstance(array, StreamedImages):
@@ -234,7 +234,7 @@ def _checked(records: Records, where: str) -> Records:
     def checked(name: str, level: Level) -> Level:
         label = level.label
         # TFDS marks labels that are withheld by -1.
-        if name != records.train_level and (label is None or (label.ndim == 1 and np.all(label == -1))):
+        if label is None or (name != records.train_level and label.ndim == 1 and np.all(label == -1)):
             return level._replace(label=None)
         return level._replace(label=_checked_labels(label, _KEYS.get(name, name), level.names, len(image), where))
 

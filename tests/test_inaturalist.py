@@ -56,9 +56,9 @@ def test_names_are_as_long_as_it_takes():
         "d": ("K", "Q", "C", "", "F", "H"),
     }
     found = taxonomy.classes(categories(lines))
-    assert found["genus"].names == ("G (F, O, C, P)", "G (F, unnamed)", "H", "G (F, O, C, Q)")
+    assert found["genus"].names == ("G (F, O, C, P)", "G (F, O, C, Q)", "G (F, unnamed)", "H")
     assert found["phylum"].names == ("P", "Q") and found["class"].names == ("C (P)", "C (Q)")
-    assert found["order"].names == ("O (C, P)", "unnamed", "O (C, Q)")
+    assert found["order"].names == ("O (C, P)", "O (C, Q)", "unnamed")
 
 
 def write(path, content):

@@ -10,6 +10,9 @@ Presets:
   cpu       a small net on the 10,000 images of coarse classes 0-3, 50 epochs: at most 25 minutes on 2 cores. Numbers to
             expect: the second table of the README.
   cpu_long  the same net on all 50,000 images, 20 epochs: at most 75 minutes on 2 cores.
+
+`level` is the level of labels that is trained on: coarse (20 classes) or fine (100). Every run is judged at both; table
+`cifar100_levels` has train level x test level.
 """
 
 from grafit_jax import config as config_lib
@@ -64,12 +67,13 @@ PRESETS = {"paper": _paper, "r18": _r18, "cpu": _cpu, "cpu_long": _cpu_long}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="grafit", preset="r18", seed=0)
+    arg = config_lib.parse_arg(arg, method="grafit", preset="r18", seed=0, level="")
     config_lib.choose(arg.preset, "preset", PRESETS)
     c = config_lib.default()
     c.method = arg.method
     c.seed = arg.seed
     c.data.source = "tfds:cifar100"
+    c.data.train_level = arg.level
     PRESETS[arg.preset](c)
     return c
 

@@ -1,9 +1,11 @@
-"""Prepares a data set that TFDS can no longer download, from files in a folder.
+"""Prepares a data set that TFDS cannot download, from files in a folder.
 
 python experiments/prepare.py --dataset=cars196 --manual_dir=DIR [--data_dir=DIR]
 
-cars196: the folder holds cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat, devkit/cars_train_annos.mat and
-cars_test_annos_withlabels.mat. Then --config.data.source=tfds:cars196 finds it.
+Then --config.data.source=tfds:NAME finds it. The folder holds, for
+  cars196: cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat, devkit/cars_train_annos.mat and
+    cars_test_annos_withlabels.mat;
+  inaturalist2019: train_val2019/, train2019.json, val2019.json and categories.json, the one with real names.
 """
 
 import pathlib
@@ -11,15 +13,17 @@ import pathlib
 from absl import flags
 
 from grafit_jax import cli
-from grafit_jax.data import cars196
+from grafit_jax.data import cars196, inaturalist2019
 
-_DATASET = flags.DEFINE_enum("dataset", None, ["cars196"], "which one", required=True)
+_DATASETS = {"cars196": cars196.prepare, "inaturalist2019": inaturalist2019.prepare}
+_DATASET = flags.DEFINE_enum("dataset", None, sorted(_DATASETS), "which one", required=True)
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "the folder with its files", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: TFDS's own)")
 
 
 def main(argv):
-    folder, images = cars196.prepare(pathlib.Path(_MANUAL_DIR.value).expanduser(), _DATA_DIR.value)
+    prepare = _DATASETS[_DATASET.value]
+    folder, images = prepare(pathlib.Path(_MANUAL_DIR.value).expanduser(), _DATA_DIR.value)
     print(f"{folder}: {images['train']} training and {images['test']} test images of {_DATASET.value}")
 
 

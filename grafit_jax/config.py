@@ -23,10 +23,14 @@ def default() -> ml_collections.ConfigDict:
     d.source = "digits"  # digits | tfds:NAME | npz:DIR
     d.data_dir = ""  # where TFDS keeps its data sets; empty = TFDS's own default
     d.stream = False  # True: the training images stay in their files (tfds only), where they do not fit on the devices
+    d.train_level = ""  # the level of labels that is trained on, such as fine or family; empty = the coarse one
     d.coarse_classes = ()  # keep only the images of these coarse classes; empty = all
     d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
     d.image_size = 0  # > 0: images are resized to this many pixels a side as they are read (tfds only); 0 = as they are
-    d.variant = ""  # of stanford_online_products: split1 | split2; empty = all images, in TFDS's own splits
+    # Of stanford_online_products: split1 | split2; empty = all images, in TFDS's own splits.
+    # Of omniglot: within (or empty) = the same characters in both splits | unseen = TFDS's own splits, other alphabets.
+    d.variant = ""
+    d.categories = ""  # categories.json of i_naturalist2018, for all but species; empty = in the data set's own folder
 
     c.model = m = ml_collections.ConfigDict()
     m.trunk = "resnet18"
@@ -274,5 +278,5 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
     return [
         f"{key}: {a.get(key)!r} -> {b.get(key)!r}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and key != "data.data_dir"
+        if a.get(key) != b.get(key) and key not in ("data.data_dir", "data.categories")
     ]

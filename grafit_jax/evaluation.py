@@ -1,7 +1,7 @@
 """Embed a split once, then every metric from that one pass (PAPER.md section 1)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,11 +17,10 @@ from grafit_jax.models import Network
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A split as float32 [N, D] embeddings with its labels."""
+    """A split as float32 [N, D] embeddings with the labels that are known, by level: see `Records.labels`."""
 
     embedding: np.ndarray
-    label: np.ndarray | None
-    coarse_label: np.ndarray
+    labels: Mapping[str, np.ndarray]
 
 
 # The images of a whole split (`Records.image`) to embeddings by name: trunk and, where there is one, projector.
@@ -66,9 +65,7 @@ def evaluate_network(embed_fn: EmbedFn, variables: Any, records: dict[str, Recor
     embedded = {split: embed_fn(variables, r.image) for split, r in records.items()}
     result: dict[str, float] = {}
     for i, name in enumerate(n for n in config.features if n in embedded["test"]):
-        train, test = (
-            Embedded(embedded[s][name], records[s].label, records[s].coarse_label) for s in ("train", "test")
-        )
+        train, test = (Embedded(embedded[s][name], records[s].labels) for s in ("train", "test"))
         values = evaluate(test, train, ks=config.recall_at, knn_k=config.knn_k, knn_temperature=config.knn_temperature)
         result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
     return result
@@ -116,20 +113,18 @@ def evaluate(
 ) -> dict[str, float]:
     """Retrieval of test images among the other test images, and k-NN votes of the training images, as fractions.
 
-    Fine labels, where the test images have them, give `recall@k` and `map`, and where the training images have them
-    too, `knn_top1`; coarse ones give the same under `coarse/`.
+    Every level of labels that the test images have gives `recall@k` and `map`, and where the training images have it
+    too, `knn_top1`: those of the finest level are named so, the others `LEVEL/map` and so on. One search serves all.
     Retrieval leaves out the query itself by id, and queries without another image of their class, which are counted in
     `queries_without_positive`.
 
     Raises:
       UserError: embeddings that are not finite or zero, or more neighbours asked than there are images.
     """
-    levels = {"": (test.label, train.label), "coarse": (test.coarse_label, train.coarse_label)}
-    labels = {name: test_labels for name, (test_labels, _) in levels.items() if test_labels is not None}
-    result = metrics.retrieval_metrics(test.embedding, labels, ks=ks, knn_k=0)
+    result = metrics.retrieval_metrics(test.embedding, test.labels, ks=ks, knn_k=0)
     similarity, near = neighbors.search(test.embedding, train.embedding, min(knn_k, len(train.embedding)))
-    for name, (test_labels, train_labels) in levels.items():
-        if test_labels is not None and train_labels is not None:
-            vote = metrics.knn_classify(train_labels[near], similarity, knn_temperature)
-            result[f"{name}/knn_top1" if name else "knn_top1"] = float(np.mean(np.asarray(vote) == test_labels))
+    for name, labels in test.labels.items():
+        if name in train.labels:
+            vote = metrics.knn_classify(train.labels[name][near], similarity, knn_temperature)
+            result[f"{name}/knn_top1" if name else "knn_top1"] = float(np.mean(np.asarray(vote) == labels))
     return result

@@ -210,11 +210,14 @@ def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> 
     check_layer(experiment, layer)
     records = experiment.records[split]
     embedded = experiment.embed_fn(variables(state), records.image)
+    known = {name: level for name, level in records.levels.items() if level.label is not None}
+    named = {name: np.array(level.names)[level.label] for name, level in known.items()}
     return Features(
         embedding=embedded[layer],
         id=np.array([f"{split}/{row}" for row in range(len(records))]),
-        label=None if records.label is None else np.array(records.label_names)[records.label],
-        coarse_label=np.array(records.coarse_names)[records.coarse_label],
+        label=named.pop(records.finest, None),
+        coarse_label=named.pop("coarse", None),
+        further=named,
     )
 
 

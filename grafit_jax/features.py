@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import pathlib
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from grafit_jax import neighbors
 from grafit_jax.errors import UserError, writing
 
 _COLUMNS = ("id", "label", "coarse_label", "filename")
+# Behind the names of further levels: genus_label.
+_LEVEL = "_label"
 _FORMATS = (".npz", ".parquet", ".npy")
 
 
@@ -24,6 +27,7 @@ class Features:
       label: [N] fine labels, integers or strings, or None where they are not known.
       coarse_label: the same of coarse labels.
       filename: [N] strings, where the images lie, or None.
+      further: the same as label of further levels, by name, from coarse to fine.
     """
 
     embedding: np.ndarray
@@ -31,6 +35,7 @@ class Features:
     label: np.ndarray | None = None
     coarse_label: np.ndarray | None = None
     filename: np.ndarray | None = None
+    further: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -38,14 +43,20 @@ class Features:
     @property
     def levels(self) -> dict[str, np.ndarray]:
         """The labels that are known, as `metrics.retrieval_metrics` takes them."""
-        found = {"": self.label, "coarse": self.coarse_label}
+        found = {"": self.label, "coarse": self.coarse_label, **self.further}
         return {name: labels for name, labels in found.items() if labels is not None}
+
+    @property
+    def coarser(self) -> np.ndarray | None:
+        """The labels of the next coarser level than the finest."""
+        return [self.coarse_label, *self.further.values()][-1]
 
 
 def save(path: pathlib.Path, features: Features) -> None:
     """Writes features in the format that the file's ending names; see `load`."""
     _check_format(path)
     columns = {name: getattr(features, name) for name in _COLUMNS if getattr(features, name) is not None}
+    columns |= {level + _LEVEL: labels for level, labels in features.further.items()}
     with writing(path):
         if path.suffix == ".npz":
             np.savez(path, embedding=features.embedding, **columns)
@@ -67,7 +78,8 @@ def save(path: pathlib.Path, features: Features) -> None:
 def load(path: pathlib.Path) -> Features:
     """Reads and checks features.
 
-    .npz: arrays `embedding` [N, D] and, each where it is known, `label`, `coarse_label`, `id`, `filename`, all [N].
+    .npz: arrays `embedding` [N, D] and, each where it is known, `label`, `coarse_label`, `id`, `filename`, all [N], and
+    `LEVEL_label` for further levels, such as `genus_label`.
     .parquet: the same as columns, `embedding` a list. .npy: the embeddings, with the other columns in a .csv of that
     name. Without ids the row numbers serve.
 
@@ -99,7 +111,12 @@ def load(path: pathlib.Path) -> Features:
             raise UserError(f"{path}: {name} is of {values.dtype}: want integers or strings.")
     if "id" in columns:
         neighbors.check_ids(f"{path}: id", columns["id"])
-    return Features(embedding, **({"id": np.arange(len(embedding))} | columns))
+    further = {name.removesuffix(_LEVEL): columns.pop(name) for name in [*columns] if name not in _COLUMNS}
+    return Features(embedding, **({"id": np.arange(len(embedding))} | columns), further=further)
+
+
+def _is_column(name: str) -> bool:
+    return name in _COLUMNS or name.endswith(_LEVEL)
 
 
 def _check_format(path: pathlib.Path) -> None:
@@ -109,17 +126,18 @@ def _check_format(path: pathlib.Path) -> None:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in ("embedding", *_COLUMNS) if name in arrays}
+        return {name: arrays[name] for name in arrays if name == "embedding" or _is_column(name)}
 
 
 def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
-    for name in {"embedding", *_COLUMNS} & {*table.column_names}:
+    known = [name for name in table.column_names if _is_column(name)]
+    for name in {"embedding", *known} & {*table.column_names}:
         if table[name].null_count:
             raise UserError(f"{path}: {name} has {table[name].null_count} empty values: want one for every row.")
-    columns = {name: table[name].to_numpy() for name in _COLUMNS if name in table.column_names}
+    columns = {name: table[name].to_numpy() for name in known}
     columns = {name: values.astype(str) if values.dtype == object else values for name, values in columns.items()}
     if "embedding" in table.column_names:
         columns["embedding"] = np.stack(table["embedding"].to_numpy()) if len(table) else np.zeros((0, 0))
@@ -132,6 +150,6 @@ def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
         with open(path.with_suffix(".csv"), newline="") as file:
             header, *rows = csv.reader(file)
         for name, values in zip(header, zip(*rows, strict=True), strict=True):
-            if name in _COLUMNS:
+            if _is_column(name):
                 columns[name] = np.array(values)
     return columns

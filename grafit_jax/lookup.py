@@ -95,7 +95,7 @@ def picture(
     for number, (query, near) in enumerate(zip(queries, index, strict=True)):
         frames = ["unknown"] * len(near)
         if rows is not None:
-            frames = [report.relation(gallery.label, gallery.coarse_label, rows[number], i) for i in near]
+            frames = [report.relation(gallery.label, gallery.coarser, rows[number], i) for i in near]
         sheet.append([(query, "query"), *((images[i], frame) for i, frame in zip(near, frames, strict=True))])
     with writing(path):
         report.contact_sheet(path, {"gallery": sheet})

@@ -46,7 +46,7 @@ def markdown_table(
     notes: Mapping[str, str],
     facts: Mapping[str, Callable[[Mapping[str, Any]], str]] | None = None,
 ) -> str:
-    """A row for every method in order of appearance, in percent, mean ± standard deviation over the seeds.
+    """A row for every method, and facts, in order of appearance: in percent, mean ± standard deviation over the seeds.
 
     Args:
       results: as `collect` gives them.
@@ -55,17 +55,28 @@ def markdown_table(
       facts: heading -> what is said of a result's config, in columns before the metrics.
     """
     facts = facts or {}
-    methods = list(dict.fromkeys(r["method"] for r in results))
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        said = [fact(result["config"]) for fact in facts.values()]
+        groups.setdefault((result["method"], *said), []).append(result)
     rows = []
-    for method in methods:
-        runs = [r for r in results if r["method"] == method]
+    for (method, *said), runs in groups.items():
         cells = [_percent([r["metrics"].get(key) for r in runs]) for key in columns]
         seconds = [r["run"].get("train_seconds") for r in runs]
         minutes = "-" if seconds[0] is None else _duration(float(np.mean(seconds)))
         views = runs[0]["run"].get("views_per_image") or "-"
-        said = [fact(runs[0]["config"]) for fact in facts.values()]
         rows.append([f"`{method}`{notes.get(method, '')}", *said, *cells, str(len(runs)), str(views), minutes])
     return markdown(["method", *facts, *columns.values(), "seeds", "views an image", "training"], rows)
+
+
+def level_columns(levels: Sequence[str]) -> dict[str, str]:
+    """Columns for `markdown_table`: k-NN top-1, then mAP, at every level, which are given from coarse to fine."""
+    prefix = {level: f"{level}/" for level in levels[:-1]} | {levels[-1]: ""}
+    return {
+        f"{prefix[level]}{metric}": f"{heading}, {level}"
+        for metric, heading in (("knn_top1", "k-NN"), ("map", "mAP"))
+        for level in levels
+    }
 
 
 def _percent(values: list[float | None]) -> str:

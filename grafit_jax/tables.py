@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ class Table:
       gallery: two methods whose neighbours are drawn side by side, or none.
       facts: heading -> what a run's config says, in columns behind the methods' names.
       pretrained: whether its trunks start from a file of weights, which is given when it is run.
+      train_levels: the levels of labels that each method is trained on, one after the other; none: the config's.
     """
 
     config: str
@@ -56,6 +58,7 @@ class Table:
     gallery: tuple[str, ...] = ()
     facts: Mapping[str, Callable[[Mapping[str, Any]], str]] = dataclasses.field(default_factory=dict)
     pretrained: bool = False
+    train_levels: tuple[str, ...] = ()
 
 
 _COLUMNS = {
@@ -92,6 +95,15 @@ TABLES = {
     ),
     "cifar100_cpu_long": Table(
         "configs/cifar100.py", "preset=cpu_long,", {"baseline_mlp": 1, "grafit": 1}, _WITH_PROJECTOR
+    ),
+    # Train level x test level.
+    "cifar100_levels": Table(
+        "configs/cifar100.py",
+        "preset=cpu,",
+        {"baseline": 1, "grafit": 1},
+        report.level_columns(("coarse", "fine")),
+        facts={"trained at": lambda config: config["data.train_level"]},
+        train_levels=("coarse", "fine"),
     ),
     "maskcon_cpu": Table("configs/maskcon.py", "dataset=cifar100,preset=cpu,", _MASKCON, _RECALL, facts=_FACTS),
     **{
@@ -135,15 +147,15 @@ def run(
     if unknown:
         raise UserError(f"the table has no {', '.join(sorted(unknown))}: its methods are {', '.join(table.seeds)}.")
     results = []
-    for method, num_seeds in table.seeds.items():
+    for level, (method, num_seeds) in itertools.product(table.train_levels or ("",), table.seeds.items()):
         if only is not None and method not in only:
             continue
         if method == RAW_PIXELS:
             results.append(_raw_pixels(table, path / method, root))
             continue
         for seed in range(num_seeds) if seeds is None else seeds:
-            directory = run_directory(path, method, seed)
-            arg = f"{table.arg}method={method},seed={seed}"
+            directory = run_directory(path, method, seed, level)
+            arg = f"{table.arg}method={method},seed={seed}" + (f",level={level}" if level else "")
             config = load_config(root / table.config, arg)
             config.data.data_dir = data_dir
             config.data.source = data_source or config.data.source
@@ -157,9 +169,9 @@ def run(
     return results
 
 
-def run_directory(path: pathlib.Path, method: str, seed: int) -> pathlib.Path:
-    """Seed 0 has the method's plain name."""
-    return path / (method if seed == 0 else f"{method}_seed{seed}")
+def run_directory(path: pathlib.Path, method: str, seed: int, level: str = "") -> pathlib.Path:
+    """Named by the method, the level of labels it is trained on, if there are several, and the seed, if it is not 0."""
+    return path / "_".join([method, *([level] if level else []), *([f"seed{seed}"] if seed else [])])
 
 
 def load_config(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
@@ -175,9 +187,7 @@ def _raw_pixels(table: Table, path: pathlib.Path, root: pathlib.Path) -> Result:
     config = load_config(root / table.config, table.arg.rstrip(","))
     records = sources.load(**config.data)
     train_split, test_split = (
-        evaluation.Embedded(
-            records[s].image.reshape(len(records[s]), -1).astype(np.float32), records[s].label, records[s].coarse_label
-        )
+        evaluation.Embedded(records[s].image.reshape(len(records[s]), -1).astype(np.float32), records[s].labels)
         for s in ("train", "test")
     )
     e = config.eval
@@ -230,11 +240,9 @@ def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
 def blocks(root: pathlib.Path) -> dict[str, str]:
     """The blocks of README.md and docs that come from recorded results: name -> text."""
     found = {"maskcon_rows": targets.render(lambda name: results_path(root, name))}
-    for dataset in targets.ROWS:
-        for pretrained in (True, False):
-            name = targets.table_name(dataset, pretrained=pretrained)
-            weights = " --pretrained=resnet18.safetensors" if pretrained else ""
-            found[name] = f"Not run: `python experiments/reproduce.py --table={name}{weights} --record`."
+    for name, table in TABLES.items():
+        weights = " --pretrained=resnet18.safetensors" if table.pretrained else ""
+        found[name] = f"Not run: `python experiments/reproduce.py --table={name}{weights} --record`."
     for path in sorted(results_path(root, "").parent.glob("*.json")):
         recorded = json.loads(path.read_text())
         found[path.stem] = render(TABLES[path.stem], recorded) if path.stem in TABLES else render_benchmark(recorded)

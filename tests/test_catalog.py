@@ -4,29 +4,11 @@ import pathlib
 
 import numpy as np
 import pytest
-from prepared import in_files, make_builder
+from prepared import in_files, make_builder, prepare
 
 from grafit_jax.data import catalog, sources
 from grafit_jax.errors import UserError
 from pixels import pil_resized, random_images
-
-
-def prepare(folder, name, examples, config=None, shards=1):
-    """Prepares {split: examples} with the features of TFDS's own builder."""
-    import tensorflow_datasets as tfds
-
-    base = tfds.builder_cls(name)
-    body = {
-        "__module__": "mock",
-        "name": name,
-        "pkg_dir_path": getattr(base, "pkg_dir_path", None),
-        "_split_generators": lambda self, _: {s: iter(list(enumerate(rows))) for s, rows in examples.items()},
-    }
-    with tfds.core.registered.skip_registration():
-        cls = type("Mock", (base,), body)
-    builder = cls(data_dir=folder, file_format="tfrecord", **({"config": config} if config else {}))
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
-
 
 # The hierarchies
 
@@ -56,6 +38,7 @@ def test_label_names_are_tfds_own():
     # ImageNet32's order is not that of imagenet2012, and has the same classes.
     imagenet = pathlib.Path(tfds.core.tfds_path("datasets/imagenet2012/labels.txt")).read_text().split()
     assert list(names) != imagenet == sorted(names)
+    assert list(catalog.load_hierarchy("imagenet127").label_names) == imagenet
     assert list(catalog.load_hierarchy("cars196").label_names) == _NAMES
 
 
@@ -71,6 +54,20 @@ def test_imagenet32_groups_hold_what_is_alike():
     assert [len(g) for g in groups] == [1] * 5
     assert len(set.union(*groups)) == 5
     assert group["n02123045"] == group["n02123394"] == group["n02085620"]  # cats of the house (tabby, Persian) and dogs
+
+
+def test_imagenet127_has_the_classes_of_the_paper():
+    table = catalog.load_hierarchy("imagenet127")
+    assert len(table.coarse_names) == len(set(table.coarse_names)) == 127
+    images = np.bincount(table.coarse_of_fine, minlength=127)
+    assert images.sum() == 1000 and images.min() == 1 and images.max() == 218 and np.sum(images == 1) == 65
+    name = {w: table.coarse_names[c] for w, c in zip(table.label_names, table.coarse_of_fine, strict=True)}
+    assert table.coarse_names[images.argmax()] == name["n02085620"] == name["n02123045"] == "mammal"  # Chihuahua, tabby
+    assert (
+        name["n01530575"] == name["n02056570"] == "bird" and name["n01755581"] == "snake"
+    )  # brambling, penguin; rattler
+    assert name["n01484850"] == "shark" and name["n01440764"] == name["n01443537"] != "shark"  # tench, goldfish
+    assert name["n07753592"] == "fruit" and name["n02930766"] == name["n03100240"]  # banana; cab, convertible
 
 
 def test_cars_of_a_body_type_say_so():
@@ -131,11 +128,19 @@ def test_other_label_names_than_tfds_own_are_refused():
     table = catalog.load_hierarchy("cars196")
     names = [*table.label_names[1:], table.label_names[0]]
     with pytest.raises(UserError, match=r"tfds:x has 196 classes \(the first that differs is Acura RL Sedan 2012\)"):
-        table.coarse(np.array([0]), names, "tfds:x")
+        table.check(names, "tfds:x")
     with pytest.raises(UserError, match=r"tfds:x has 2 classes .*, want the 196"):
-        table.coarse(np.array([0]), table.label_names[:2], "tfds:x")
-    with pytest.raises(UserError, match=r"images without a fine label \(-1\)"):
-        table.coarse(np.array([0, -1]), table.label_names, "tfds:x")
+        table.check(table.label_names[:2], "tfds:x")
+
+
+def test_no_coarse_label_follows_from_a_fine_label_that_is_withheld(tmp_path):
+    examples = {
+        split: [{"image": image, "label": y} for image, y in zip(random_images(7, 2, (32, 32)), (3, -1), strict=True)]
+        for split in ("train", "validation")
+    }
+    prepare(tmp_path, "imagenet_resized", examples, config="32x32")
+    with pytest.raises(UserError, match=r"tfds:imagenet_resized/32x32 has images without a fine label \(-1\)"):
+        sources.load(source="tfds:imagenet_resized/32x32", data_dir=str(tmp_path))
 
 
 def test_fingerprint_of_streamed_images_follows_their_size(imagenet32):
@@ -152,6 +157,9 @@ def test_fingerprint_of_streamed_images_follows_their_size(imagenet32):
 
 # Images of each product (class_id), in TFDS's two splits.
 PRODUCTS = {"train": {5: 12, 6: 7, 7: 8, 8: 2, 9: 11}, "test": {20: 12, 21: 8, 22: 13, 23: 7, 24: 10}}
+
+
+SUPER = {4: "fan", 5: "kettle", 6: "lamp"}  # of TFDS's twelve
 
 
 def super_class(product):
@@ -183,8 +191,7 @@ def load_products(products, variant, **options):
 def check_products(products, records, wanted):
     """Against (product, image) pairs in the order that they should have, up to the numbers of the products."""
     assert [records.label_names[y] for y in records.label] == [str(product) for product, _ in wanted]
-    np.testing.assert_array_equal(records.coarse_label, [super_class(product) for product, _ in wanted])
-    assert records.coarse_names[4] == "fan" and len(records.coarse_names) == 12
+    assert [records.coarse_names[y] for y in records.coarse_label] == [SUPER[super_class(p)] for p, _ in wanted]
     resized = np.stack([pil_resized(image, 8) for _, image in wanted])
     image = records.image.read() if isinstance(records.image, sources.StreamedImages) else records.image
     assert np.abs(image - resized).max() <= 1
@@ -240,7 +247,8 @@ def test_split2_takes_the_first_ten_of_many_products():
 
 
 def test_products_of_a_coarse_class_of_a_variant(products):
-    loaded = load_products(products, "split1", coarse_classes=(super_class(5),))
+    loaded = load_products(products, "split1", coarse_classes=(2,))  # of those that have images: fan, kettle, lamp
+    assert loaded["train"].coarse_names == (SUPER[super_class(5)],)
     assert loaded["train"].label_names == loaded["test"].label_names == ("5", "20")
     assert {split: len(r) for split, r in loaded.items()} == {"train": 12, "test": 12}
 
@@ -251,7 +259,7 @@ def test_numbers_other_than_the_papers_are_told(products, capsys, variant, numbe
     where = f"tfds:stanford_online_products, variant {variant}"
     found = {"split1": (31, 30), "split2": (20, 4)}[variant]
     assert [line for line in capsys.readouterr().err.splitlines() if where in line] == [
-        f"warning: {where}: found {found[0]} training and {found[1]} test images, and the paper has {numbers[0]} and "
+        f"warning: {where}: found {found[0]} training and {found[1]} test images, want {numbers[0]} and "
         f"{numbers[1]}: this is another choice."
     ]
     published = catalog.Variant(lambda *_: {"train": np.zeros(3), "test": np.zeros(2)}, {"train": 3, "test": 2})
@@ -280,5 +288,5 @@ def test_options_that_do_not_fit(products, options, message):
 
 def test_data_set_that_is_not_in_the_catalog(tmp_path):
     make_builder(tmp_path, coarse=False)
-    with pytest.raises(UserError, match="or one of imagenet_resized, cars196, stanford_online_products, or write"):
+    with pytest.raises(UserError, match=r"or one of imagenet_resized, imagenet2012, cars196, .*, food101, or write"):
         sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path))

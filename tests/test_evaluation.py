@@ -16,7 +16,8 @@ KS = (1, 2, 5)
 def split(rng, n, num_fine=6):
     label = np.arange(n) % num_fine
     embedding = rng.normal(size=(n, 12)) + np.eye(num_fine, 12)[label]
-    return Embedded(embedding.astype(np.float32), label.astype(np.int32), (label // 2).astype(np.int32))
+    labels = {"": label.astype(np.int32), "coarse": (label // 2).astype(np.int32)}
+    return Embedded(embedding.astype(np.float32), labels)
 
 
 def test_metrics_agree_with_scikit_learn():
@@ -28,10 +29,8 @@ def test_metrics_agree_with_scikit_learn():
     q, g = unit(test.embedding), unit(train.embedding)
     near = NearestNeighbors(n_neighbors=6, metric="cosine").fit(q).kneighbors(q)[1][:, 1:]
     distance, near_train = NearestNeighbors(n_neighbors=7, metric="cosine").fit(g).kneighbors(q)
-    for prefix, label, train_label in (
-        ("", test.label, train.label),
-        ("coarse/", test.coarse_label, train.coarse_label),
-    ):
+    for level, prefix in (("", ""), ("coarse", "coarse/")):
+        label, train_label = test.labels[level], train.labels[level]
         for k in KS:
             hit = (label[near[:, :k]] == label[:, None]).any(1)
             assert got[f"{prefix}recall@{k}"] == pytest.approx(hit.mean(), abs=1e-9)
@@ -47,7 +46,7 @@ def test_queries_without_another_image_of_their_class_are_left_out_and_counted()
     # Classes 0 0 1: the third image has no other of its class. The first two find each other at once.
     embedding = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
     label = np.array([0, 0, 1], np.int32)
-    test = Embedded(embedding, label, np.zeros(3, np.int32))
+    test = Embedded(embedding, {"": label, "coarse": np.zeros(3, np.int32)})
     got = evaluation.evaluate(test, test, ks=(1,), knn_k=1, knn_temperature=0.05)
     assert (got["recall@1"], got["map"], got["queries_without_positive"]) == (1.0, 1.0, 1)
     assert (got["coarse/recall@1"], got["coarse/map"], got["coarse/queries_without_positive"]) == (1.0, 1.0, 0)
@@ -56,7 +55,7 @@ def test_queries_without_another_image_of_their_class_are_left_out_and_counted()
 def test_without_fine_labels_the_coarse_metrics_remain():
     rng = np.random.default_rng(1)
     test = split(rng, 30)
-    test = Embedded(test.embedding, None, test.coarse_label)
+    test = Embedded(test.embedding, {"coarse": test.labels["coarse"]})
     got = evaluation.evaluate(test, test, ks=KS, knn_k=3, knn_temperature=0.05)
     assert got and all(key.startswith("coarse/") for key in got)
 

@@ -2,14 +2,18 @@ import numpy as np
 import pytest
 
 from grafit_jax.data import hierarchy
-from grafit_jax.data.sources import Records
+from grafit_jax.data.sources import Records, two_levels
 from grafit_jax.errors import UserError
 
 
 def make(label, coarse_label, label_names="abcdef", coarse_names=("x", "y", "z")):
     image = np.arange(len(coarse_label), dtype=np.uint8).reshape(-1, 1, 1, 1)
     label = None if label is None else np.array(label, np.int32)
-    return Records(image, label, np.array(coarse_label, np.int32), tuple(label_names), tuple(coarse_names))
+    return Records(image, two_levels(label, np.array(coarse_label, np.int32), label_names, coarse_names))
+
+
+def select(records, classes):
+    return hierarchy.select({"only": records}, classes)["only"]
 
 
 def test_fine_to_coarse():
@@ -49,7 +53,7 @@ def test_not_trainable(coarse_label, message):
 @pytest.mark.parametrize("classes", [(0, 2), (2, 0), [2, 0]])
 def test_select(classes):
     records = make([5, 3, 0, 1, 5, 3], [2, 1, 0, 2, 2, 1])
-    chosen = hierarchy.select(records, classes)
+    chosen = select(records, classes)
     assert chosen.image.ravel().tolist() == [0, 2, 3, 4]
     assert chosen.label.tolist() == [2, 0, 1, 2]
     assert chosen.label_names == ("a", "b", "f")
@@ -59,16 +63,15 @@ def test_select(classes):
 
 
 def test_select_numbers_fine_classes_by_the_whole_hierarchy():
-    train = make([0, 1, 2], [0, 0, 1])
-    test = make([1, 2], [0, 1])  # no image of fine class 0
-    parent = hierarchy.fine_to_coarse(train.label, train.coarse_label)
-    chosen = hierarchy.select(test, (0,), parent=parent)
-    assert chosen.label_names == hierarchy.select(train, (0,)).label_names == ("a", "b")
-    assert chosen.label.tolist() == [1]
+    # No test image of fine class 0, and no training image of fine class 3.
+    splits = {"train": make([0, 1, 2], [0, 0, 1]), "test": make([1, 2, 3], [0, 1, 0])}
+    chosen = hierarchy.select(splits, (0,))
+    assert chosen["test"].label_names == chosen["train"].label_names == ("a", "b", "d")
+    assert chosen["train"].label.tolist() == [0, 1] and chosen["test"].label.tolist() == [1, 2]
 
 
 def test_select_without_fine_labels():
-    chosen = hierarchy.select(make(None, [2, 1, 0, 2]), (1, 2))
+    chosen = select(make(None, [2, 1, 0, 2]), (1, 2))
     assert chosen.label is None
     assert chosen.coarse_label.tolist() == [1, 0, 1]
 
@@ -84,4 +87,4 @@ def test_select_without_fine_labels():
 )
 def test_select_what_is_not_there(classes, message):
     with pytest.raises(UserError, match=message):
-        hierarchy.select(make([0, 1], [0, 2]), classes)
+        select(make([0, 1], [0, 2]), classes)

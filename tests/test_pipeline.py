@@ -128,7 +128,7 @@ def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():
                 taken.append(i)
                 yield np.arange(16), np.zeros((16, 4, 4, 3), np.uint8)
 
-    records = sources.Records(Slow(), None, np.zeros(16, np.int32), (), ("x",))
+    records = sources.Records(Slow(), sources.two_levels(None, np.zeros(16, np.int32), (), ("x",)))
     feed = pipeline.Streamed(records, seed=0, batch_size=16, shuffle_buffer=1)
     seen = []
     for _ in feed.epoch(0):

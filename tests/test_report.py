@@ -87,14 +87,14 @@ def test_a_block_is_replaced_and_nothing_else():
 
 
 def test_pages_show_what_is_recorded(tmp_path):
-    for page in ("README.md", "docs/performance.md", "docs/maskcon.md", "experiments/results"):
+    for page in ("README.md", "docs/performance.md", "docs/maskcon.md", "docs/results.md", "experiments/results"):
         target = tmp_path / page
         target.parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / page).is_dir() else shutil.copy
         copy(ROOT / page, target)
     assert tables.blocks(tmp_path).keys() >= {*tables.TABLES, "maskcon_rows", "benchmark_retrieval", "benchmark_train"}
     tables.write_pages(tmp_path)
-    for page in ("README.md", "docs/performance.md", "docs/maskcon.md"):
+    for page in ("README.md", "docs/performance.md", "docs/maskcon.md", "docs/results.md"):
         said = "run experiments/reproduce.py --record"
         assert (tmp_path / page).read_text() == (ROOT / page).read_text(), said
     # And a page that says something else is put right.
@@ -109,7 +109,7 @@ def test_pages_show_what_is_recorded(tmp_path):
 def test_recorded_rows_share_everything_but_method_and_seed(name):
     recorded = json.loads(tables.results_path(ROOT, name).read_text())
     # Every row of a table was trained with the same data, views and budget; the two protocols differ in two settings.
-    own = ("method", "seed", "data.data_dir", "loss.temperature", "model.head_batch_norm")
+    own = ("method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm")
     trained = [r for r in recorded if r["method"] != tables.RAW_PIXELS]
     shared = [{k: v for k, v in r["config"].items() if k not in own} for r in trained]
     assert all(config == shared[0] for config in shared) and shared[0]
@@ -211,8 +211,7 @@ def test_gallery_frames_tell_fine_from_coarse_and_leave_the_query_out(tmp_path, 
     n = 12
     records = sources.Records(
         image=np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8),
-        label=np.arange(n) % 3, coarse_label=(np.arange(n) % 3 == 2).astype(int),
-        label_names=["a", "b", "c"], coarse_names=["ab", "c"],
+        levels=sources.two_levels(np.arange(n) % 3, (np.arange(n) % 3 == 2).astype(int), "abc", ["ab", "c"]),
     )  # fmt: skip
     angle = np.arange(n) * 2 * np.pi / n + np.arange(n) * 1e-3
     drawn = []

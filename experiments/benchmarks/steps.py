@@ -14,7 +14,7 @@ from benchmarks import timing
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, profiling, train
 from grafit_jax.data import sources
-from grafit_jax.data.sources import Records
+from grafit_jax.data.sources import Records, two_levels
 
 SOURCE = flags.DEFINE_string("data_source", "", "images of steps: npz:DIR, tfds:NAME; empty: random ones like CIFAR's")
 # What a slot of the memory is for, unless an entry says otherwise: CIFAR-100's images.
@@ -25,9 +25,8 @@ def records(num_images: int = _IMAGES, size: int = 32) -> dict[str, Records]:
     """Random images of 20 coarse and 100 fine classes."""
     fine = np.arange(num_images, dtype=np.int32) % 100
     image = np.random.default_rng(0).integers(0, 256, (num_images, size, size, 3), np.uint8)
-    train_split = Records(image, fine, fine // 5, tuple(map(str, range(100))), tuple(map(str, range(20))))
-    few = dataclasses.replace(train_split, image=image[:100], label=fine[:100], coarse_label=fine[:100] // 5)
-    return {"train": train_split, "test": few}
+    train_split = Records(image, two_levels(fine, fine // 5, map(str, range(100)), map(str, range(20))))
+    return {"train": train_split, "test": train_split.take(np.arange(num_images) < 100)}
 
 
 def data() -> dict[str, Records]:

@@ -42,13 +42,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
     builder = _builder(manual_dir, str(pathlib.Path(data_dir).expanduser()) if data_dir else None)
     if not builder.is_prepared():
         _check(manual_dir)
-        tf, tfds = tfds_source.import_tfds()
-        try:
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        except (OSError, tf.errors.OpError) as error:
-            raise UserError(
-                f"cannot write {builder.data_dir} ({' '.join(str(error).split())}): take another --data_dir."
-            ) from error
+        tfds_source.write(builder)
     return pathlib.Path(builder.data_dir), {split: builder.info.splits[split].num_examples for split in FILES}
 
 

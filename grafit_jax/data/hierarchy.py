@@ -1,9 +1,9 @@
-"""The two levels of labels: which fine class lies in which coarse one, and what can be trained on."""
+"""The levels of labels: which fine class lies in which coarse one, and what can be trained on."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,15 +11,19 @@ import numpy as np
 from grafit_jax.errors import UserError
 
 if TYPE_CHECKING:  # sources imports this module
-    from grafit_jax.data.sources import Records
+    from grafit_jax.data.sources import Level, Records
 
 
-def fine_to_coarse(label: np.ndarray, coarse_label: np.ndarray) -> np.ndarray:
+def fine_to_coarse(
+    label: np.ndarray, coarse_label: np.ndarray, *, fine: str = "fine", coarse: str = "coarse"
+) -> np.ndarray:
     """The coarse class of every fine class, as the images show it.
 
     Args:
       label: int [N] fine labels, from 0.
       coarse_label: int [N] coarse labels, from 0.
+      fine: what the level of the fine labels is called.
+      coarse: that of the coarse ones.
 
     Returns:
       int32 [max(label) + 1]; -1 for a number that no image has.
@@ -28,18 +32,47 @@ def fine_to_coarse(label: np.ndarray, coarse_label: np.ndarray) -> np.ndarray:
       UserError: the arrays differ in length, or a fine class has images of two coarse classes.
     """
     if len(label) != len(coarse_label):
-        raise UserError(f"{len(label)} fine and {len(coarse_label)} coarse labels: give one of each for every image.")
+        raise UserError(
+            f"{len(label)} {fine} and {len(coarse_label)} {coarse} labels: give one of each for every image."
+        )
     parent = np.full(int(np.max(label, initial=-1)) + 1, -1, np.int32)
     parent[label] = coarse_label
     strays = np.flatnonzero(parent[label] != coarse_label)
     if len(strays):
-        fine = int(label[strays[0]])
-        under = np.unique(coarse_label[label == fine])
+        stray = int(label[strays[0]])
+        under = np.unique(coarse_label[label == stray])
         raise UserError(
-            f"fine label {fine} occurs under coarse labels {under[0]} and {under[1]}: want one coarse label for every "
-            "fine one; correct the labels."
+            f"{fine} label {stray} occurs under {coarse} labels {under[0]} and {under[1]}: want one {coarse} label for "
+            f"every {fine} one; correct the labels."
         )
     return parent
+
+
+def check_nested(splits: Sequence[Mapping[str, Level]]) -> None:
+    """Checks that a class of one level lies in one class of the next coarser one, in all splits together.
+
+    Args:
+      splits: the levels of each split, from coarse to fine.
+
+    Raises:
+      UserError: as `fine_to_coarse`.
+    """
+    for coarse, fine in itertools.pairwise(splits[0]):
+        pairs = [(levels[fine].label, levels[coarse].label) for levels in splits]
+        known = [pair for pair in pairs if all(label is not None for label in pair)]
+        if known:
+            label, coarse_label = (np.concatenate(labels) for labels in zip(*known, strict=True))
+            fine_to_coarse(label, coarse_label, fine=fine, coarse=coarse)
+
+
+def check_level(level: str, train: Records, where: str) -> None:
+    """Raises a UserError for a level that the training split lacks."""
+    known = [name for name, of_level in train.levels.items() if of_level.label is not None]
+    if level not in known:
+        raise UserError(
+            f"data.train_level = {level!r} is no level of {where}: want {' or '.join(known)}, or leave it empty for "
+            f"{train.train_level}."
+        )
 
 
 def check_trainable(records: Records) -> None:
@@ -76,49 +109,38 @@ def check_classes(coarse_classes: Sequence[int], coarse_names: Sequence[str]) ->
             )
 
 
-def select(records: Records, coarse_classes: Sequence[int], *, parent: np.ndarray | None = None) -> Records:
+def select(splits: Mapping[str, Records], coarse_classes: Sequence[int]) -> dict[str, Records]:
     """The images of some coarse classes, in their order.
 
-    Coarse and fine classes are renumbered from 0 in ascending order of their old numbers, whatever the order of
-    `coarse_classes`, and keep their names. Fine classes of which there is no image go.
+    The classes of all levels are renumbered from 0 in ascending order of their old numbers, whatever the order of
+    `coarse_classes`, alike in all splits, and keep their names. Classes of which no split has an image left go.
 
     Args:
-      records: a split.
+      splits: by name. Their classes are those of the level that is trained on.
       coarse_classes: numbers of the coarse classes to keep.
-      parent: what `fine_to_coarse` says of all splits together. Without it this split alone decides which fine classes
-        there are, and so two splits may come out numbered differently.
 
     Raises:
-      UserError: a class that is given twice, that does not exist or that has no image here.
+      UserError: a class that is given twice, that does not exist or that has no image in a split.
     """
-    check_classes(coarse_classes, records.coarse_names)
-    classes = np.unique(np.asarray(coarse_classes, np.int64))
-    for number in classes:
-        if not np.any(records.coarse_label == number):
-            raise UserError(
-                f"coarse class {number} ({records.coarse_names[number]}) has no image in a split of {len(records)}: "
-                "leave it out of coarse_classes."
-            )
-    kept = np.isin(records.coarse_label, classes)
-    coarse_label, coarse_names = _renumber(records.coarse_label[kept], classes, records.coarse_names)
-    label, label_names = records.label, records.label_names
-    if parent is None and label is not None:
-        parent = fine_to_coarse(label, records.coarse_label)
-    if parent is not None:
-        fine = np.flatnonzero(np.isin(parent, classes))
-        label = None if label is None else label[kept]
-        label, label_names = _renumber(label, fine, label_names)
-    return dataclasses.replace(
-        records,
-        image=records.image[kept],
-        label=label,
-        coarse_label=coarse_label,
-        label_names=label_names,
-        coarse_names=coarse_names,
-    )
+    kept = {}
+    for split, records in splits.items():
+        check_classes(coarse_classes, records.coarse_names)
+        for number in sorted(coarse_classes):
+            if not np.any(records.coarse_label == number):
+                raise UserError(
+                    f"coarse class {number} ({records.coarse_names[number]}) has no image in a split of "
+                    f"{len(records)}: leave it out of coarse_classes."
+                )
+        kept[split] = records.take(np.isin(records.coarse_label, coarse_classes))
+    present = {}
+    for name in next(iter(kept.values())).levels:
+        labels = [r.levels[name].label for r in kept.values()]
+        present[name] = np.unique(np.concatenate([np.zeros(0, np.int32), *(x for x in labels if x is not None)]))
 
+    def renumber(name: str, level: Level) -> Level:
+        names = tuple(level.names[c] for c in present[name])
+        label = level.label
+        label = None if label is None else np.searchsorted(present[name], label).astype(np.int32)
+        return level._replace(label=label, names=names)
 
-def _renumber(label, classes: np.ndarray, names: tuple[str, ...]):
-    """Labels (or None) as positions in the ascending `classes`, and the names of these."""
-    names = tuple(names[c] for c in classes)
-    return None if label is None else np.searchsorted(classes, label).astype(np.int32), names
+    return {split: records.relabel(renumber) for split, records in kept.items()}

@@ -5,8 +5,8 @@ import hashlib
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,25 @@ _DIGITS_SEED = 0
 _DIGITS_WITH_LOOP = (0, 6, 8, 9)
 # A larger label is a mistake (an id, a hash), and a name is made up for every number below it.
 _MAX_LABEL = 2**20
+# What the labels of the two ordinary levels are called in files.
+_KEYS = {"coarse": "coarse_label", "fine": "label"}
+
+
+class Level(NamedTuple):
+    """One level of a hierarchy: the labels of a split's images, and what they mean.
+
+    Attributes:
+      label: int32 [N], or None where they are not known.
+      names: the name of every label; shared by all splits of a data set.
+    """
+
+    label: np.ndarray | None
+    names: tuple[str, ...]
+
+
+def two_levels(label, coarse_label, label_names, coarse_names) -> dict[str, Level]:
+    """The levels of an ordinary data set; `label` is None where fine labels are not known."""
+    return {"coarse": Level(coarse_label, tuple(coarse_names)), "fine": Level(label, tuple(label_names))}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,20 +47,57 @@ class Records:
 
     Attributes:
       image: uint8 [N, H, W, C], an array in the host's memory or `StreamedImages`.
-      label: int32 [N] fine labels, or None where they are not known.
-      coarse_label: int32 [N].
-      label_names: the name of every fine label; shared by all splits of a data set.
-      coarse_names: the name of every coarse label.
+      levels: by name, from coarse to fine: "coarse" and "fine", or those of a deeper hierarchy. A class of one level
+        lies in one class of each coarser level.
+      train_level: the level that is trained on.
     """
 
     image: Any
-    label: np.ndarray | None
-    coarse_label: np.ndarray
-    label_names: tuple[str, ...]
-    coarse_names: tuple[str, ...]
+    levels: Mapping[str, Level]
+    train_level: str = "coarse"
 
     def __len__(self) -> int:
         return len(self.image)
+
+    @property
+    def finest(self) -> str:
+        """The name of the finest level."""
+        return [*self.levels][-1]
+
+    @property
+    def label(self) -> np.ndarray | None:
+        """int32 [N], the labels of the finest level, or None where they are not known."""
+        return self.levels[self.finest].label
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.levels[self.finest].names
+
+    @property
+    def coarse_label(self) -> np.ndarray:
+        """int32 [N], the labels of the level that is trained on."""
+        label = self.levels[self.train_level].label
+        assert label is not None
+        return label
+
+    @property
+    def coarse_names(self) -> tuple[str, ...]:
+        return self.levels[self.train_level].names
+
+    @property
+    def labels(self) -> dict[str, np.ndarray]:
+        """The labels that are known, as `metrics.retrieval_metrics` takes them: "" is the finest level."""
+        known = {name: level.label for name, level in self.levels.items() if level.label is not None}
+        return {"" if name == self.finest else name: label for name, label in known.items()}
+
+    def relabel(self, change: Callable[[str, Level], Level]) -> "Records":
+        """With `change` of the name and the level in place of every level."""
+        return dataclasses.replace(self, levels={name: change(name, level) for name, level in self.levels.items()})
+
+    def take(self, rows: np.ndarray) -> "Records":
+        """Some of the images, in their order: bool [N]."""
+        taken = self.relabel(lambda _, level: level._replace(label=None if level.label is None else level.label[rows]))
+        return dataclasses.replace(taken, image=self.image[rows])
 
     @property
     def id(self) -> np.ndarray:
@@ -54,7 +110,8 @@ class Records:
         Of streamed images the name, version and sizes of their data set stand for them.
         """
         digest = hashlib.sha256()
-        for array, dtype in ((self.image, "u1"), (self.label, "<i4"), (self.coarse_label, "<i4")):
+        levels = [(level.label, "<i4") for level in reversed([*self.levels.values()])]
+        for array, dtype in ((self.image, "u1"), *levels):
             digest.update(b"none" if array is None else str(array.shape).encode())
             if isinstance(array, StreamedImages):
                 digest.update(array.identity())
@@ -72,6 +129,8 @@ def load(
     holdout: float = 0.0,
     image_size: int = 0,
     variant: str = "",
+    train_level: str = "",
+    categories: str = "",
 ) -> dict[str, Records]:
     """The splits "train" and "test" of a source, always in the same order.
 
@@ -80,25 +139,31 @@ def load(
         "digits": the 1,797 images 8x8x1 that come with scikit-learn (0..16 scaled to 0..255), halved once and for all;
           coarse class 0 has a closed loop (0 6 8 9), 1 has none.
         "tfds:NAME": a prepared TFDS data set with the features image, coarse_label and, if fine labels are known,
-          label; or one of `catalog.CATALOG`, which says where its labels are. Nothing is downloaded.
+          label; or one of `catalog.CATALOG`, which says what its levels are and where their labels. Nothing is
+          downloaded.
         "npz:DIR": the files *train.npz and *test.npz of a folder, each with image (uint8 [N, H, W, C]), coarse_label
           and, if fine labels are known, label (integers [N], from 0).
       data_dir: where TFDS keeps its data sets; empty for TFDS's own default. Only "tfds:NAME" looks at it.
       stream: the training images stay in their files (`Records.image` is `StreamedImages`); for "tfds:NAME".
-      coarse_classes: keep only the images of these coarse classes; see `hierarchy.select`. Empty: all.
+      coarse_classes: keep only the images of these coarse classes, whichever level is trained on; see
+        `hierarchy.select`. Empty: all.
       holdout: above 0, "test" is this share of the training split, drawn once and for all and evenly over the fine
         classes, and "train" is the rest; the test split stays unseen.
       image_size: above 0, images are resized as a whole to this many pixels a side (bilinear, antialiased) while they
         are decoded; for "tfds:NAME", which needs it where the images vary in size.
-      variant: a choice of images and splits, of a data set of the catalog that has some. Empty: all, in TFDS's splits.
+      variant: a choice of images and splits, of a data set of the catalog that has some. Empty: the data set's usual
+        one, or all, in TFDS's splits.
+      train_level: the level that is trained on, by its name. Empty: the data set's own coarse level.
+      categories: the file categories.json, of a data set of the catalog whose levels are in one. Empty: that file in
+        the data set's own folder.
 
     Returns:
       {"train": Records, "test": Records}, with the same classes and the same numbers of channels.
 
     Raises:
-      UserError: a source that is not known, not there or not as described above; a variant that it does not have; a
-        fine class that lies in two coarse ones; a coarse class that is not there; or a holdout that leaves nothing on
-        one side.
+      UserError: a source that is not known, not there or not as described above; a variant or level that it does not
+        have; a fine class that lies in two coarse ones; a coarse class that is not there; or a holdout that leaves
+        nothing on one side.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"holdout = {holdout}: want a share of the training split, at least 0 and below 1.")
@@ -110,16 +175,17 @@ def load(
         )
     if image_size < 0:
         raise UserError(f"data.image_size = {image_size}: want the pixels of a side, or 0 to leave images as they are.")
-    for key, value in (("image_size", image_size), ("variant", variant)):
+    for key, value in (("image_size", image_size), ("variant", variant), ("categories", categories)):
         if value and kind != "tfds":
             raise UserError(f"data.{key} = {value!r} is for prepared TFDS data sets (tfds:NAME), not for {source}.")
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
-        columns, label_names, coarse_names = tfds_source.read(
-            name, data_dir, coarse_classes, stream=stream, image_size=image_size, variant=variant
-        )
-        records = _assemble(columns, label_names, coarse_names, source)
+        columns, names, coarse = tfds_source.read(
+            name, data_dir, coarse_classes,
+            stream=stream, image_size=image_size, variant=variant, train_level=train_level, categories=categories,
+        )  # fmt: skip
+        records = _of_levels(columns, names, coarse, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(name).expanduser())
     else:
@@ -129,14 +195,12 @@ def load(
     channels = [r.image.shape[-1] for r in records.values()]
     if channels[0] != channels[1]:
         raise UserError(f"{source}: {channels[0]} channels in train and {channels[1]} in test: want the same number.")
-    labelled = [r for r in records.values() if r.label is not None]
-    parent = None
-    if labelled:
-        parent = hierarchy.fine_to_coarse(
-            np.concatenate([r.label for r in labelled]), np.concatenate([r.coarse_label for r in labelled])
-        )
+    hierarchy.check_nested([r.levels for r in records.values()])
     if coarse_classes:
-        records = {s: hierarchy.select(r, coarse_classes, parent=parent) for s, r in records.items()}
+        records = hierarchy.select(records, coarse_classes)
+    if train_level:
+        hierarchy.check_level(train_level, records["train"], source)
+        records = {s: dataclasses.replace(r, train_level=train_level) for s, r in records.items()}
     if holdout:
         records = _split(records["train"], holdout, _HOLDOUT_SEED)
         if isinstance(records["test"].image, StreamedImages):
@@ -166,14 +230,15 @@ def _checked(records: Records, where: str) -> Records:
         )
     if len(image) == 0:
         raise UserError(f"{where}: no image, want at least one.")
-    coarse_label = _checked_labels(records.coarse_label, "coarse_label", records.coarse_names, len(image), where)
-    label = records.label
-    # TFDS marks fine labels that are withheld by -1.
-    if label is not None and not (label.ndim == 1 and np.all(label == -1)):
-        label = _checked_labels(label, "label", records.label_names, len(image), where)
-    else:
-        label = None
-    return dataclasses.replace(records, label=label, coarse_label=coarse_label)
+
+    def checked(name: str, level: Level) -> Level:
+        label = level.label
+        # TFDS marks labels that are withheld by -1.
+        if label is None or (name != records.train_level and label.ndim == 1 and np.all(label == -1)):
+            return level._replace(label=None)
+        return level._replace(label=_checked_labels(label, _KEYS.get(name, name), level.names, len(image), where))
+
+    return records.relabel(checked)
 
 
 def _checked_labels(label: np.ndarray, key: str, names: tuple[str, ...], num_images: int, where: str) -> np.ndarray:
@@ -203,28 +268,17 @@ def _split(records: Records, share: float, seed: int) -> dict[str, Records]:
     filled = np.floor(share * np.arange(len(records) + 1) + 1e-9)
     drawn = np.zeros(len(records), bool)
     drawn[order] = np.diff(filled) > 0
-    return {"train": _take(records, ~drawn), "test": _take(records, drawn)}
-
-
-def _take(records: Records, rows: np.ndarray) -> Records:
-    return dataclasses.replace(
-        records,
-        image=records.image[rows],
-        label=None if records.label is None else records.label[rows],
-        coarse_label=records.coarse_label[rows],
-    )
+    return {"train": records.take(~drawn), "test": records.take(drawn)}
 
 
 def _digits() -> dict[str, Records]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    coarse_label = np.where(np.isin(digits.target, _DIGITS_WITH_LOOP), 0, 1)
     records = Records(
         image=np.round(digits.images * 255 / 16).astype(np.uint8)[..., None],
-        label=digits.target,
-        coarse_label=np.where(np.isin(digits.target, _DIGITS_WITH_LOOP), 0, 1),
-        label_names=tuple("0123456789"),
-        coarse_names=("closed loop", "no loop"),
+        levels=two_levels(digits.target, coarse_label, "0123456789", ("closed loop", "no loop")),
     )
     return _split(records, 0.5, _DIGITS_SEED)
 
@@ -263,11 +317,25 @@ def _npz_read(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
 def _assemble(
     columns: dict[str, dict[str, np.ndarray]], label_names: tuple[str, ...], coarse_names: tuple[str, ...], where: str
 ) -> dict[str, Records]:
-    """Records of the arrays of both splits; numbers serve as names where there are none."""
-    label_names = label_names or _numbers([c["label"] for c in columns.values() if "label" in c], f"{where}: label")
-    coarse_names = coarse_names or _numbers([c["coarse_label"] for c in columns.values()], f"{where}: coarse_label")
+    """Records of two levels from the arrays image, coarse_label and label, if there is one, of both splits."""
+    of_levels = {
+        split: {"image": c["image"]} | {level: c[key] for level, key in _KEYS.items() if key in c}
+        for split, c in columns.items()
+    }
+    return _of_levels(of_levels, {"coarse": coarse_names, "fine": label_names}, "coarse", where)
+
+
+def _of_levels(
+    columns: Mapping[str, Mapping[str, Any]], names: Mapping[str, tuple[str, ...]], coarse: str, where: str
+) -> dict[str, Records]:
+    """Records of image and the labels of the levels of both splits; numbers serve as names where there are none."""
+    names = {
+        level: of_level
+        or _numbers([c[level] for c in columns.values() if level in c], f"{where}: {_KEYS.get(level, level)}")
+        for level, of_level in names.items()
+    }
     return {
-        split: Records(c["image"], c.get("label"), c["coarse_label"], label_names, coarse_names)
+        split: Records(c["image"], {level: Level(c.get(level), of_level) for level, of_level in names.items()}, coarse)
         for split, c in columns.items()
     }
 

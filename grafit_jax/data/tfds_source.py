@@ -7,13 +7,14 @@ import contextlib
 import difflib
 import itertools
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from grafit_jax.data import catalog, hierarchy
-from grafit_jax.errors import UserError
+from grafit_jax.data import catalog, hierarchy, taxonomy
+from grafit_jax.errors import UserError, warn
 
 SPLITS = ("train", "test")
 # Read in one go where a split is read from end to end.
@@ -150,12 +151,23 @@ class StreamedImages:
 
 
 def read(
-    name: str, data_dir: str | None, coarse_classes: tuple[int, ...], *, stream: bool, image_size: int, variant: str
-) -> tuple[dict[str, dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
-    """The columns image, coarse_label and, where there is one, label of each split, and the names of the labels.
+    name: str,
+    data_dir: str | None,
+    coarse_classes: tuple[int, ...],
+    *,
+    stream: bool,
+    image_size: int,
+    variant: str,
+    train_level: str,
+    categories: str,
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, ...]], str]:
+    """What each split holds: the column image, and one of labels for each level that has some.
 
     The labels are read first, and then the images that are kept, and no other is decoded. With `stream` the training
     images are `StreamedImages`, and nothing but their labels is read.
+
+    Returns:
+      split -> column -> array; the names of the labels of every level, from coarse to fine; the coarse level.
     """
     where = f"tfds:{name}"
     builder = _builder(name, data_dir)
@@ -163,52 +175,74 @@ def read(
     chosen = entry.variant(variant, where)
     _check(builder, entry, name, image_size)
     features = builder.info.features
-    keys = {"label": entry.label, "coarse_label": entry.coarse_label}
-    keys = {key: feature for key, feature in keys.items() if feature in features}
-    label_names, coarse_names = (
-        tuple(getattr(features[feature], "names", None) or ()) if feature in features else ()
-        for feature in (entry.label, entry.coarse_label)
-    )
-    table = catalog.load_hierarchy(entry.hierarchy) if entry.hierarchy else None
-    if table is not None:
-        coarse_names = table.coarse_names
-    if coarse_names:
-        hierarchy.check_classes(coarse_classes, coarse_names)
+    keys = {level: feature for level, feature in entry.levels.items() if feature in features}
+    names = {
+        level: tuple(getattr(features[keys[level]], "names", None) or ()) if level in keys else ()
+        for level in entry.levels
+    }
+    finest, coarse = entry.finest, entry.coarse
+    file = _categories_file(builder, entry, categories, where)
+    if file is not None and not file.is_file():
+        if train_level != finest or categories or coarse_classes:
+            raise UserError(
+                f"found no {file}, which the levels above {finest} of {where} are in: put its {taxonomy.FILE} there, "
+                f"or set data.categories to it, or train on data.train_level={finest}."
+            )
+        warn(f"{where}: found no {file}, so {finest} is the only level: metrics of the others are left out.")
+        file, coarse, names = None, finest, {finest: names[finest]}
+    above = entry.above(names[finest], file, where)
+    names |= {level: classes.names for level, classes in above.items()}
+    if names[coarse]:
+        hierarchy.check_classes(coarse_classes, names[coarse])
 
-    parts = [_labels(builder, split, keys) for split in entry.splits]
-    columns = {key: np.concatenate([part[key] for part in parts]) for key in keys}
-    if table is not None:
-        columns["coarse_label"] = table.coarse(columns["label"], label_names, where)
-    ends = np.cumsum([0, *(builder.info.splits[split].num_examples for split in entry.splits)])
-    rows = {split: np.arange(ends[i], ends[i + 1]) for i, split in enumerate(SPLITS)}
+    parts = [_labels(builder, split, keys) for split in entry.tfds_splits]
+    columns = {level: np.concatenate([part[level] for part in parts]) for level in keys}
+    if above and np.min(columns[finest], initial=0) < 0:
+        raise UserError(f"{where} has images without a fine label (-1), want one for each: no coarse label follows.")
+    columns |= {level: classes.of_fine[columns[finest]] for level, classes in above.items()}
+    ends = np.cumsum([0, *(builder.info.splits[split].num_examples for split in entry.tfds_splits)])
+    rows, first = {}, 0
+    for split, of_tfds in entry.splits.items():
+        rows[split] = np.arange(ends[first], ends[first + len(of_tfds)])
+        first += len(of_tfds)
     if chosen is not None:
-        rows = chosen.rows([part["label"] for part in parts], f"{where}, variant {variant}")
-        label_names = _renumber(columns, np.concatenate(list(rows.values())), label_names)
+        rows = chosen.rows([part[finest] for part in parts], f"{where}, variant {variant or entry.default}")
+        _renumber(columns, np.concatenate(list(rows.values())), names)
     if coarse_classes:
-        rows = {split: r[np.isin(columns["coarse_label"][r], coarse_classes)] for split, r in rows.items()}
+        rows = {split: r[np.isin(columns[coarse][r], coarse_classes)] for split, r in rows.items()}
     if builder.info.features["image"].shape[:2] == (image_size, image_size):
         image_size = 0  # they have it
     result: dict[str, dict[str, Any]] = {}
     for split, r in rows.items():
-        images = StreamedImages(builder, entry.splits, r, image_size)
-        of_split = {key: column[r] for key, column in columns.items()}
+        images = StreamedImages(builder, entry.tfds_splits, r, image_size)
+        of_split = {level: column[r] for level, column in columns.items()}
         result[split] = of_split | {"image": images if stream and split == "train" else images.read()}
-    return result, label_names, coarse_names
+    return result, names, coarse
 
 
-def _renumber(columns: dict[str, np.ndarray], rows: np.ndarray, label_names: tuple[str, ...]) -> tuple[str, ...]:
-    """Numbers the fine classes that have images among `rows` from 0, in place, and returns their names."""
-    classes = np.unique(columns["label"][rows])
-    columns["label"] = np.searchsorted(classes, columns["label"])
-    return tuple(label_names[c] for c in classes) if label_names else ()
+def _categories_file(builder, entry: catalog.Entry, categories: str, where: str) -> pathlib.Path | None:
+    """Where the levels above the finest are, of a data set that has them in a file of the user's."""
+    if entry.taxonomy:
+        return pathlib.Path(categories or os.path.join(builder.data_dir_root, builder.name, taxonomy.FILE)).expanduser()
+    if categories:
+        those = ", ".join(name for name, entry in catalog.CATALOG.items() if entry.taxonomy)
+        raise UserError(f"data.categories = {categories!r} is for {those}, not for {where}: leave it empty.")
+    return None
+
+
+def _renumber(columns: dict[str, np.ndarray], rows: np.ndarray, names: dict[str, tuple[str, ...]]) -> None:
+    """Numbers the classes that have images among `rows` from 0, level by level, in place."""
+    for level, column in columns.items():
+        present = np.unique(column[rows])
+        columns[level] = np.searchsorted(present, column)
+        names[level] = tuple(names[level][c] for c in present) if names[level] else ()
 
 
 def _check(builder, entry: catalog.Entry, name: str, image_size: int) -> None:
     """Raises a UserError for a data set that is not there or does not have what is to be read."""
     features = builder.info.features
-    known = builder.name in catalog.CATALOG
-    wanted = ["image", *([entry.label] if known else []), *([] if entry.hierarchy else [entry.coarse_label])]
-    for key in wanted:
+    optional = () if builder.name in catalog.CATALOG else (entry.levels[entry.finest],)
+    for key in ("image", *(feature for feature in entry.levels.values() if feature and feature not in optional)):
         if key not in features:
             raise UserError(
                 f"tfds:{name} has the features {', '.join(features)} but no {key}: take a data set with image, label "
@@ -222,21 +256,41 @@ def _check(builder, entry: catalog.Entry, name: str, image_size: int) -> None:
         )
     root = os.fspath(builder.data_dir_root)
     if not builder.is_prepared():
-        how = f"tfds build {name} --data_dir={root}"
-        if builder.name == "cars196":  # TFDS's download is gone
-            how = f"python experiments/prepare.py --dataset=cars196 --manual_dir=DIR --data_dir={root}"
-        raise UserError(f"tfds:{name} is not prepared in {root}: run `{how}`, or set data.data_dir to where it is.")
+        raise _not_prepared(name, entry, root)
     if builder.info.file_format.value == "array_record":
         raise UserError(
             f"tfds:{name} is prepared in {root} as array_record, want tfrecord: run `tfds build {name} "
             "--data_dir=DIR --file_format=tfrecord` with another folder, and set data.data_dir to it."
         )
-    missing = [s for s in entry.splits if s not in builder.info.splits]
+    missing = [s for s in entry.tfds_splits if s not in builder.info.splits]
     if missing:
         raise UserError(
             f"tfds:{name} has the splits {', '.join(builder.info.splits)} but no {missing[0]}: take a data set with "
-            f"{' and '.join(entry.splits)}, or write the two as npz (npz:DIR)."
+            f"{' and '.join(entry.tfds_splits)}, or write the two as npz (npz:DIR)."
         )
+
+
+def _not_prepared(name: str, entry: catalog.Entry, root: str) -> UserError:
+    how = f"tfds build {name} --data_dir={root}"
+    if entry.manual:
+        how = f"python experiments/prepare.py --dataset={name} --manual_dir=DIR --data_dir={root}"
+    return UserError(f"tfds:{name} is not prepared in {root}: run `{how}`, or set data.data_dir to where it is.")
+
+
+def write(builder) -> pathlib.Path:
+    """Prepares a data set from the files that its builder reads, and returns its folder; one that is there stays.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    tf, tfds = import_tfds()
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f"cannot write {builder.data_dir} ({' '.join(str(error).split())}): take another --data_dir."
+        ) from error
+    return pathlib.Path(builder.data_dir)
 
 
 def import_tfds():
@@ -262,6 +316,9 @@ def _builder(name: str, data_dir: str | None):
     try:
         return tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
+        entry = catalog.find(name)
+        if entry.manual:  # a builder of ours, which TFDS finds where it is prepared
+            raise _not_prepared(name, entry, folder or str(tfds.core.constants.DATA_DIR)) from None
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""

@@ -1,0 +1,250 @@
+"""More levels than two: what is trained on, what is evaluated, and the tables of train level x test level."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from grafit_jax import evaluation, experiment, features, metrics, neighbors, report, tables, train
+from grafit_jax.data import hierarchy, sources
+from grafit_jax.data.sources import Level, Records
+from grafit_jax.errors import UserError
+from grafit_jax.evaluation import Embedded
+from grafit_jax.features import Features
+from small import ROOT, on_one_device, small_config
+
+# Eight species in five genera in three families in two orders.
+SPECIES = np.arange(8)
+PARENTS = {"order": [0, 0, 0, 0, 0, 1, 1, 1], "family": [0, 0, 0, 1, 1, 2, 2, 2], "genus": [0, 0, 1, 2, 2, 3, 4, 4]}
+
+
+def levels_of(species):
+    found = {name: Level(np.array(of)[species].astype(np.int32), tuple(f"{name}{i}" for i in range(max(of) + 1)))
+             for name, of in PARENTS.items()}  # fmt: skip
+    return found | {"species": Level(np.asarray(species, np.int32), tuple("abcdefgh"))}
+
+
+def make(species, train_level="genus"):
+    image = np.arange(len(species), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    return Records(image, levels_of(np.asarray(species)), train_level)
+
+
+# Records
+
+
+def test_the_finest_level_and_the_one_that_is_trained_on():
+    records = make([7, 0, 2])
+    assert records.finest == "species" and records.label.tolist() == [7, 0, 2] and records.label_names == (*"abcdefgh",)
+    assert records.coarse_label.tolist() == [4, 0, 1] and records.coarse_names[4] == "genus4"
+    trained = dataclasses.replace(records, train_level="order")
+    assert trained.coarse_label.tolist() == [1, 0, 0] and trained.coarse_names == ("order0", "order1")
+    assert {name: x.tolist() for name, x in trained.labels.items()} == {
+        "order": [1, 0, 0], "family": [2, 0, 0], "genus": [4, 0, 1], "": [7, 0, 2],
+    }  # fmt: skip
+    assert trained.fingerprint() == records.fingerprint()  # the data are the same
+    other = records.relabel(lambda name, level: level if name != "family" else level._replace(label=level.label * 0))
+    assert other.fingerprint() != records.fingerprint()
+
+
+def test_a_class_of_any_level_lies_in_one_class_of_the_next():
+    first, second = make([0, 1, 2, 5]), make([3, 7, 2])
+    hierarchy.check_nested([first.levels, second.levels])
+    # Genus 1 is of family 0 in one split, and of family 2 in the other.
+    mixed = second.relabel(lambda name, level: level._replace(label=np.array([2, 1, 1])) if name == "genus" else level)
+    with pytest.raises(UserError, match=r"genus label 1 occurs under family labels 0 and 2: want one family label for"):
+        hierarchy.check_nested([first.levels, mixed.levels])
+
+
+def test_classes_are_chosen_at_all_levels_alike_in_all_splits():
+    splits = {"train": make([0, 7, 5, 3, 2]), "test": make([7, 6, 2, 5])}
+    chosen = hierarchy.select(splits, (4, 1))  # genera
+    train_split, test = chosen["train"], chosen["test"]
+    assert train_split.image.ravel().tolist() == [1, 4] and test.image.ravel().tolist() == [0, 1, 2]
+    assert train_split.label_names == test.label_names == ("c", "g", "h")
+    assert train_split.label.tolist() == [2, 0] and test.label.tolist() == [2, 1, 0]
+    assert test.coarse_names == ("genus1", "genus4") and test.coarse_label.tolist() == [1, 1, 0]
+    assert test.levels["family"].names == ("family0", "family2") and test.levels["order"].names == ("order0", "order1")
+    assert train_split.levels["order"].label.tolist() == [1, 0] and test.levels["family"].label.tolist() == [1, 1, 0]
+
+
+# The level that is trained on
+
+
+def write_npz(folder, **changes):
+    label = np.repeat(np.arange(4), 5)
+    arrays = {"image": np.zeros((20, 3, 2, 1), np.uint8), "label": label, "coarse_label": label // 2} | changes
+    for split in sources.SPLITS:
+        np.savez(folder / f"{split}.npz", **{key: a for key, a in arrays.items() if a is not None})
+    return f"npz:{folder}"
+
+
+def test_the_fine_level_is_trained_on_if_asked_for():
+    fine, usual = (sources.load(source="digits", train_level=level) for level in ("fine", ""))
+    for split, records in fine.items():
+        np.testing.assert_array_equal(records.coarse_label, usual[split].label)
+        assert records.coarse_names == tuple("0123456789") and records.train_level == "fine"
+        np.testing.assert_array_equal(records.labels["coarse"], usual[split].coarse_label)
+        assert usual[split].train_level == "coarse" and usual[split].coarse_names == ("closed loop", "no loop")
+
+
+def test_coarse_classes_mean_the_coarse_level_whatever_is_trained_on():
+    records = sources.load(source="digits", coarse_classes=(0,), train_level="fine", holdout=0.2)["test"]
+    assert records.coarse_names == ("0", "6", "8", "9") and set(records.labels["coarse"].tolist()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "message"),
+    [
+        (
+            {},
+            "genus",
+            r"data\.train_level = 'genus' is no level of npz:.*: want coarse or fine, or leave it empty for co",
+        ),
+        ({"label": None}, "fine", r"'fine' is no level of npz:.*: want coarse, or leave it empty for coarse"),
+        ({"label": np.full(20, -1)}, "fine", r"'fine' is no level of npz:.*: want coarse, or leave"),
+    ],
+)
+def test_a_level_that_a_data_set_lacks(tmp_path, changes, level, message):
+    with pytest.raises(UserError, match=message) as error:
+        sources.load(source=write_npz(tmp_path, **changes), train_level=level)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_judged_at_both(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config("baseline", **{"data.train_level": "fine", "train.epochs": 1, "eval.features": ("trunk",)})
+    got = train.train(config, tmp_path / "run")
+    assert {"map", "knn_top1", "coarse/map", "coarse/knn_top1"} <= got.keys()
+    run, state = experiment.restore_newest(tmp_path / "run")
+    assert state.params["classifier"]["kernel"].shape[-1] == 10
+    embedded = experiment.embed(run, state, "test", "trunk")
+    assert set(embedded.coarse_label) == {"closed loop", "no loop"} and embedded.further == {}
+
+
+# Evaluation
+
+
+def noisy(rng, n):
+    species = rng.permutation(np.arange(n) % 8)
+    embedding = (
+        np.eye(8, 10)[species] + np.eye(5, 10)[np.array(PARENTS["genus"])[species]] + rng.normal(size=(n, 10)) / 2
+    )
+    return Embedded(embedding.astype(np.float32), make(species).labels)
+
+
+def test_every_level_is_judged_and_the_neighbours_are_searched_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    train_split, test = noisy(rng, 131), noisy(rng, 70)
+    searches, passes = [], []
+    search, blocks = neighbors.search, neighbors.blocks
+    monkeypatch.setattr(neighbors, "search", lambda *a, **k: searches.append(1) or search(*a, **k))
+    monkeypatch.setattr(neighbors, "blocks", lambda *a, **k: passes.append(1) or blocks(*a, **k))
+    got = evaluation.evaluate(test, train_split, ks=(1, 5), knn_k=9, knn_temperature=0.1)
+    assert len(searches) == 1 and len(passes) <= 2  # test among test, and test among train
+
+    q = test.embedding / np.linalg.norm(test.embedding.astype(np.float64), axis=1, keepdims=True)
+    similarity = q @ q.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = np.argsort(-similarity, axis=1)
+    for level, prefix in (("order", "order/"), ("family", "family/"), ("genus", "genus/"), ("", "")):
+        label, train_label = test.labels[level], train_split.labels[level]
+        voter = KNeighborsClassifier(9, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.1))
+        voted = voter.fit(train_split.embedding, train_label).predict(test.embedding)
+        assert got[f"{prefix}knn_top1"] == pytest.approx(np.mean(voted == label), abs=1e-9)
+        others = ~np.eye(len(q), dtype=bool)
+        ap = [average_precision_score((label == label[i])[others[i]], similarity[i][others[i]]) for i in range(len(q))]
+        assert got[f"{prefix}map"] == pytest.approx(np.mean(ap), abs=1e-5)
+        hit = (label[nearest[:, :5]] == label[:, None]).any(1)
+        assert got[f"{prefix}recall@5"] == pytest.approx(hit.mean(), abs=1e-9)
+    assert len({round(got[f"{p}map"], 6) for p in ("order/", "family/", "genus/", "")}) == 4
+    assert {key.split("/")[0] for key in got if "/" in key} == {"order", "family", "genus"}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".npy"])
+def test_embeddings_on_disk_keep_their_further_levels(tmp_path, suffix):
+    test = noisy(np.random.default_rng(1), 40)
+    names = {name: np.array([f"{name} {y}" for y in labels]) for name, labels in test.labels.items()}
+    written = Features(test.embedding, np.arange(40), label=names.pop(""), further=names)
+    features.save(tmp_path / f"f{suffix}", written)
+    read = features.load(tmp_path / f"f{suffix}")
+    assert list(read.further) == ["order", "family", "genus"] and read.coarse_label is None
+    np.testing.assert_array_equal(read.coarser, names["genus"])
+    got = evaluation.evaluate_features(read, None, leave_out=False, ks=(1,), knn_k=3, knn_temperature=0.1)
+    wanted = metrics.retrieval_metrics(test.embedding, test.labels, ks=(1,), knn_k=3, knn_temperature=0.1)
+    assert got == wanted and "family/map" in got
+
+
+def test_a_runs_embeddings_have_the_names_of_every_level(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    species = np.arange(64) % 8
+    image = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+    records = {split: Records(image, levels_of(species), "family") for split in sources.SPLITS}
+    run = experiment.load(small_config("baseline"), records)
+    embedded = experiment.embed(run, experiment.initial(run)[0], "test", "trunk")
+    assert embedded.label.tolist() == [*"abcdefgh"] * 8 and embedded.coarse_label is None
+    assert embedded.further["family"][:8].tolist() == [f"family{i}" for i in PARENTS["family"]]
+    assert list(embedded.further) == ["order", "family", "genus"]
+
+
+# Tables of train level x test level
+
+
+def result(method, level, seed=0, **metrics):
+    found = {"method": method, "seed": seed, "config": {"data.train_level": level}, "metrics": metrics}
+    return found | {"run": {"train_seconds": 60.0, "views_per_image": 1}}
+
+
+def test_rows_are_train_levels_and_columns_test_levels():
+    columns = report.level_columns(("family", "genus", "species"))
+    assert columns == {
+        "family/knn_top1": "k-NN, family", "genus/knn_top1": "k-NN, genus", "knn_top1": "k-NN, species",
+        "family/map": "mAP, family", "genus/map": "mAP, genus", "map": "mAP, species",
+    }  # fmt: skip
+
+
+def test_a_method_has_a_row_for_each_level_that_it_was_trained_on():
+    table = tables.TABLES["cifar100_levels"]
+    results = [
+        result("baseline", "coarse", **{"knn_top1": 0.1, "coarse/knn_top1": 0.2, "map": 0.3, "coarse/map": 0.4}),
+        result("grafit", "coarse", **{"knn_top1": 0.5, "coarse/knn_top1": 0.6, "map": 0.7, "coarse/map": 0.8}),
+        result("baseline", "fine", **{"knn_top1": 0.11, "coarse/knn_top1": 0.12, "map": 0.13, "coarse/map": 0.14}),
+        result("baseline", "fine", 1, **{"knn_top1": 0.21, "coarse/knn_top1": 0.12, "map": 0.13, "coarse/map": 0.14}),
+    ]
+    assert report.markdown_table(results, table.columns, {}, table.facts).splitlines() == [
+        "| method | trained at | k-NN, coarse | k-NN, fine | mAP, coarse | mAP, fine "
+        "| seeds | views an image | training |",
+        "|---|---|---|---|---|---|---|---|---|",
+        "| `baseline` | coarse | 20.0 | 10.0 | 40.0 | 30.0 | 1 | 1 | 60 s |",
+        "| `grafit` | coarse | 60.0 | 50.0 | 80.0 | 70.0 | 1 | 1 | 60 s |",
+        "| `baseline` | fine | 12.0 ± 0.0 | 16.0 ± 7.1 | 14.0 ± 0.0 | 13.0 ± 0.0 | 2 | 1 | 60 s |",
+    ]
+
+
+def test_a_table_trains_every_method_at_every_level(tmp_path, monkeypatch):
+    trained = []
+
+    def pretend(config, directory):
+        trained.append((directory.name, config.method, config.data.train_level, config.data.coarse_classes))
+        directory.mkdir(parents=True)
+
+    monkeypatch.setattr(train, "train", pretend)
+    monkeypatch.setattr(report, "collect", lambda directory: {"at": directory.name})
+    results = tables.run(tables.TABLES["cifar100_levels"], tmp_path, root=ROOT, seeds=[0, 2])
+    four = (0, 1, 2, 3)
+    assert trained == [
+        (f"{method}_{level}{seed}", method, level, four)
+        for level in ("coarse", "fine") for method in ("baseline", "grafit") for seed in ("", "_seed2")
+    ]  # fmt: skip
+    assert [r["at"] for r in results] == [name for name, *_ in trained]
+    assert "configs/cifar100.py:preset=cpu,method=grafit,seed=2,level=fine --workdir=" in results[-1]["command"]
+
+
+def test_a_workdir_of_an_earlier_version_has_the_usual_level(tmp_path):
+    from grafit_jax import config as config_lib
+
+    old = json.loads(config_lib.to_json(small_config()))
+    del old["data"]["train_level"], old["data"]["categories"]
+    assert config_lib.differences(config_lib.from_json(json.dumps(old)), small_config()) == []

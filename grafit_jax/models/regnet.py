@@ -2,9 +2,16 @@
 
 | name | parameters | multiply-adds at 224 px | features |
 |---|---|---|---|
+| regnet_y_200mf | 3,162,996 | 0.20 G | 368 |
+| regnet_y_400mf | 4,344,144 | 0.40 G | 440 |
+| regnet_y_800mf | 6,432,512 | 0.83 G | 784 |
+| regnet_y_1_6gf | 11,202,430 | 1.61 G | 888 |
+| regnet_y_3_2gf | 19,436,338 | 3.18 G | 1512 |
+| regnet_y_8gf | 39,381,472 | 8.47 G | 2016 |
+| regnet_y_16gf | 83,590,140 | 15.91 G | 3024 |
 
-Parameters with a 1000-way classifier. torchvision's 8GF is wider at the start than the paper's (w_0 = 192, there 168), hence
-8.5 G. The 200MF is the paper's; torchvision has none.
+Both counts are with a 1000-way classifier and equal torchvision's; the 200MF is in the paper alone. At 800MF and 8GF
+torchvision rounds widths up where the paper rounds them down, so its 8GF takes 8.5 G.
 """
 
 import functools

@@ -10,7 +10,7 @@ import ml_collections
 
 from grafit_jax import methods
 from grafit_jax.errors import UserError
-from grafit_jax.models.resnet import STEMS, TORCHVISION, TRUNKS
+from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
 
 
 def default() -> ml_collections.ConfigDict:
@@ -39,7 +39,8 @@ def default() -> ml_collections.ConfigDict:
     m.dim = 256  # of the embedding (BYOL)
     m.dtype = "float32"  # of the computation; bfloat16 on accelerators. Parameters, statistics and losses: float32
     m.head_batch_norm = True  # in projector and predictor
-    m.pretrained = ""  # a .safetensors or .pth file with torchvision's ResNet that the trunk starts from; "" = scratch
+    m.pretrained = ""  # a .safetensors or .pth file with torchvision's network that the trunk starts from; "" = scratch
+    m.remat = False  # True: a residual block's activations are made again in the backward pass: less memory, more time
     m.sync_batch_norm = True  # batch statistics over all devices, so that the device count changes nothing
 
     c.views = v = ml_collections.ConfigDict()  # see data/augment.py

@@ -105,7 +105,7 @@ def build_network(method: Method, config, *, num_classes: int, axis_name: str | 
         return MLP(config.hidden, config.dim, dtype, axis_name, batch_norm=config.head_batch_norm)
 
     return Network(
-        trunk=build_trunk(config.trunk, stem=config.stem, dtype=dtype, axis_name=axis_name),
+        trunk=build_trunk(config.trunk, stem=config.stem, dtype=dtype, axis_name=axis_name, remat=config.remat),
         projector=mlp() if method.projector else None,
         predictor=mlp() if method.instance == "predict" else None,
         classifier=nn.Dense(num_classes) if method.supervised == "cross_entropy" else None,

@@ -1,40 +1,58 @@
-"""A ResNet's tensors under torchvision's names, from a seed: written here so that no PyTorch is needed to make them."""
+"""A trunk's tensors under torchvision's names, from a seed: written here so that no PyTorch is needed to make them."""
 
 import hashlib
 
 import numpy as np
 
-LAYOUTS = {
+# Blocks a stage and the kernels of a block.
+RESNETS = {
     "resnet18": ((2, 2, 2, 2), (3, 3)),
     "resnet34": ((3, 4, 6, 3), (3, 3)),
     "resnet50": ((3, 4, 6, 3), (1, 3, 1)),
 }
+# Blocks and width of each stage and the width of a group, read off torchvision's networks.
+REGNETS = {
+    "regnet_y_400mf": ((1, 3, 6, 6), (48, 104, 208, 440), 8),
+    "regnet_y_8gf": ((2, 4, 10, 1), (224, 448, 896, 2016), 56),
+}
+
+
+class Tensors(dict):
+    """Every tensor has a generator of its own, keyed by its name, so that their order does not matter."""
+
+    def draw(self, key, *shape):
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little")
+        return np.random.default_rng(seed).standard_normal(shape, np.float64).astype(np.float32)
+
+    def conv(self, key, out, into, kernel):
+        weight = self.draw(f"{key}.weight", out, into, kernel, kernel) * np.sqrt(2 / (into * kernel**2))
+        self[f"{key}.weight"] = weight.astype(np.float32)
+
+    def norm(self, key, width):
+        # No two of the four are alike, none is what it is in a fresh network, and variances are positive.
+        self[f"{key}.weight"] = 0.7 + 0.2 * self.draw(f"{key}.weight", width)
+        self[f"{key}.bias"] = 0.1 * self.draw(f"{key}.bias", width)
+        self[f"{key}.running_mean"] = 0.2 * self.draw(f"{key}.running_mean", width)
+        self[f"{key}.running_var"] = 1 + 0.5 * np.abs(self.draw(f"{key}.running_var", width))
+        self[f"{key}.num_batches_tracked"] = np.array(7)
+
+    def linear(self, key, out, into):
+        self[f"{key}.weight"] = self.draw(f"{key}.weight", out, into) / np.float32(np.sqrt(into))
+        self[f"{key}.bias"] = self.draw(f"{key}.bias", out)
 
 
 def state_dict(name, *, num_classes=10):
-    """Every tensor has a generator of its own, keyed by its name, so that their order does not matter."""
-    sizes, kernels = LAYOUTS[name]
+    """The tensors of a key of RESNETS or REGNETS."""
+    tensors = Tensors()
+    into = _resnet(tensors, *RESNETS[name]) if name in RESNETS else _regnet(tensors, *REGNETS[name])
+    tensors.linear("fc", num_classes, into)
+    return tensors
+
+
+def _resnet(tensors, sizes, kernels):
     expansion = 4 if len(kernels) == 3 else 1
-    tensors = {}
-
-    def draw(key, *shape):
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little")
-        return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-    def conv(key, out, into, kernel):
-        weight = draw(f"{key}.weight", out, into, kernel, kernel) * np.sqrt(2 / (into * kernel**2))
-        tensors[f"{key}.weight"] = weight.astype(np.float32)
-
-    def norm(key, width):
-        # No two of the four are alike, none is what it is in a fresh network, and variances are positive.
-        tensors[f"{key}.weight"] = 0.7 + 0.2 * draw(f"{key}.weight", width)
-        tensors[f"{key}.bias"] = 0.1 * draw(f"{key}.bias", width)
-        tensors[f"{key}.running_mean"] = 0.2 * draw(f"{key}.running_mean", width)
-        tensors[f"{key}.running_var"] = 1 + 0.5 * np.abs(draw(f"{key}.running_var", width))
-        tensors[f"{key}.num_batches_tracked"] = np.array(7)
-
-    conv("conv1", 64, 3, 7)
-    norm("bn1", 64)
+    tensors.conv("conv1", 64, 3, 7)
+    tensors.norm("bn1", 64)
     into = 64
     for stage, size in enumerate(sizes):
         width = 64 * 2**stage
@@ -42,15 +60,36 @@ def state_dict(name, *, num_classes=10):
             prefix = f"layer{stage + 1}.{block}"
             channels = [into] + [width] * (len(kernels) - 1) + [width * expansion]
             for i, kernel in enumerate(kernels):
-                conv(f"{prefix}.conv{i + 1}", channels[i + 1], channels[i], kernel)
-                norm(f"{prefix}.bn{i + 1}", channels[i + 1])
+                tensors.conv(f"{prefix}.conv{i + 1}", channels[i + 1], channels[i], kernel)
+                tensors.norm(f"{prefix}.bn{i + 1}", channels[i + 1])
             if block == 0 and into != width * expansion:
-                conv(f"{prefix}.downsample.0", width * expansion, into, 1)
-                norm(f"{prefix}.downsample.1", width * expansion)
+                tensors.conv(f"{prefix}.downsample.0", width * expansion, into, 1)
+                tensors.norm(f"{prefix}.downsample.1", width * expansion)
             into = width * expansion
-    tensors["fc.weight"] = draw("fc.weight", num_classes, into) / np.float32(np.sqrt(into))
-    tensors["fc.bias"] = draw("fc.bias", num_classes)
-    return tensors
+    return into
+
+
+def _regnet(tensors, sizes, widths, group_width):
+    def conv_norm(key, out, into, kernel):
+        tensors.conv(f"{key}.0", out, into, kernel)
+        tensors.norm(f"{key}.1", out)
+
+    conv_norm("stem", 32, 3, 3)
+    into = 32
+    for stage, (size, width) in enumerate(zip(sizes, widths, strict=True), 1):
+        for block in range(size):
+            prefix = f"trunk_output.block{stage}.block{stage}-{block}"
+            conv_norm(f"{prefix}.f.a", width, into, 1)
+            conv_norm(f"{prefix}.f.b", width, group_width, 3)
+            squeezed = round(into / 4)
+            for key, out, of in (("fc1", squeezed, width), ("fc2", width, squeezed)):
+                tensors.conv(f"{prefix}.f.se.{key}", out, of, 1)
+                tensors[f"{prefix}.f.se.{key}.bias"] = 0.3 * tensors.draw(f"{prefix}.f.se.{key}.bias", out)
+            conv_norm(f"{prefix}.f.c", width, width, 1)
+            if block == 0:
+                conv_norm(f"{prefix}.proj", width, into, 1)
+            into = width
+    return into
 
 
 def images(size=64):

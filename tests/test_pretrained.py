@@ -20,8 +20,8 @@ from grafit_jax.errors import UserError
 from grafit_jax.models import pretrained
 from small import on_one_device, small_config
 
-NAMES = ("resnet18", "resnet34", "resnet50")
-GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "resnets.json").read_text())
+NAMES = ("resnet18", "resnet34", "resnet50", "regnet_y_400mf")
+GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "logits.json").read_text())
 
 
 def logits(name, variables, images):
@@ -59,7 +59,7 @@ def test_logits_are_those_of_torchvision(name, tmp_path):
         np.testing.assert_allclose(logits(name, variables, images), want, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GOLDEN)
 def test_logits_golden(name):
     variables = pretrained.convert(name, seeded.state_dict(name))
     np.testing.assert_allclose(logits(name, variables, seeded.images()), GOLDEN[name], atol=1e-4)
@@ -103,6 +103,44 @@ def test_another_networks_file_is_told_from_the_one_wanted(tmp_path):
     safetensors.numpy.save_file(seeded.state_dict("resnet34"), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"w\.safetensors: tensor layer1\.2\.bn1\.bias is not one of resnet18"):
         pretrained.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda d: d.pop("trunk_output.block2.block2-0.proj.1.running_var"),
+            r"trunk_output\.block2\.block2-0\.proj\.1\.running_var of regnet_y_400mf is missing",
+        ),
+        (
+            lambda d: d.update({"trunk_output.block3.block3-5.f.b.0.weight": np.zeros((208, 16, 3, 3))}),
+            r"block3-5\.f\.b\.0\.weight is \[208, 16, 3, 3\], .* want \[3, 3, 8, 208\]",
+        ),
+        (  # as timm calls it
+            lambda d: d.update({"s4.b6.se.fc2.bias": d.pop("trunk_output.block4.block4-5.f.se.fc2.bias")}),
+            r"block4-5\.f\.se\.fc2\.bias of regnet_y_400mf is missing \(s4\.b6\.se\.fc2\.bias, which it has not",
+        ),
+    ],
+)  # fmt: skip
+def test_a_regnets_tensor_that_does_not_fit_is_named(change, message):
+    tensors = seeded.state_dict("regnet_y_400mf")
+    change(tensors)
+    with pytest.raises(UserError, match=message):
+        pretrained.convert("regnet_y_400mf", tensors)
+
+
+def test_a_regnets_small_stem_stays_fresh_whatever_the_files_is(tmp_path):
+    tensors = seeded.state_dict("regnet_y_400mf")
+    tensors["stem.0.weight"] = tensors["stem.0.weight"][:, :1]
+    del tensors["stem.1.bias"]
+    safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
+    trunk = pretrained.load_trunk(tmp_path / "w.safetensors", "regnet_y_400mf", stem="cifar")
+    blocks = {f"YBlock_{i}" for i in range(16)}
+    assert set(trunk["params"]) == set(trunk["batch_stats"]) == blocks
+    want = tensors["trunk_output.block3.block3-5.f.se.fc1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(trunk["params"]["YBlock_9"]["SqueezeExcitation_0"]["Conv_0"]["kernel"], want)
+    with pytest.raises(UserError, match=r"stem\.1\.bias of regnet_y_400mf is missing"):
+        pretrained.load_trunk(tmp_path / "w.safetensors", "regnet_y_400mf", stem="imagenet")
 
 
 def test_half_precision_and_wrapped_names(tmp_path):

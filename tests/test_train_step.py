@@ -63,6 +63,15 @@ def test_scan_of_steps_is_the_steps_one_by_one(monkeypatch):
     assert int(state7.step) == int(state.step) == 7
 
 
+def test_activations_made_again_give_the_same_steps_on_eight_devices():
+    _, kept, _, kept_metrics = after(small_config("baseline"), steps=2)
+    _, state, _, metrics = after(small_config("baseline", **{"model.remat": True}), steps=2)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], kept_metrics[name], rtol=1e-5, err_msg=name)
+    # Parameters and, once a step, running averages.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, kept)
+
+
 def test_state_and_memory_are_donated_and_the_data_are_not():
     _, state, memory, inputs, call = start(small_config())
     call(state, memory, inputs)

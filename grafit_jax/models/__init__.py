@@ -6,6 +6,6 @@ target network's moving average all want.
 
 from grafit_jax.models.classifier import Classifier, build
 from grafit_jax.models.heads import Network, Outputs
-from grafit_jax.models.resnet import TRUNKS, ResNet, build_trunk
+from grafit_jax.models.trunks import TRUNKS, build_trunk
 
-__all__ = ["TRUNKS", "Classifier", "Network", "Outputs", "ResNet", "build", "build_trunk"]
+__all__ = ["TRUNKS", "Classifier", "Network", "Outputs", "build", "build_trunk"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from grafit_jax.models.resnet import batch_norm
+from grafit_jax.models.layers import batch_norm
 
 
 class MLP(nn.Module):

@@ -1,4 +1,4 @@
-"""Weights under torchvision's names (timm's ResNets have the same) as variables of our networks."""
+"""Weights under torchvision's names (timm's ResNets have the same, its RegNets others) as variables of our networks."""
 
 import pathlib
 import pickle
@@ -12,11 +12,10 @@ from flax import traverse_util
 
 from grafit_jax.errors import UserError
 from grafit_jax.models.classifier import build
-from grafit_jax.models.resnet import TRUNKS
 
 Path = tuple[str, ...]
 
-# The last part of a path of ours -> what torchvision calls it; kernels are told apart by their block.
+# The last part of a path of ours -> what torchvision calls it.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # What a batch norm of PyTorch counts and nothing of ours uses.
 _IGNORED = "num_batches_tracked"
@@ -45,11 +44,11 @@ def load_trunk(path: str | pathlib.Path, name: str, *, stem: str) -> dict[str, A
     The file's classifier is left out. Other stems than torchvision's stay fresh: their convolution and batch norm are
     not among the variables.
     """
+    # Whatever classifies there, of any layers.
     state_dict = {key: value for key, value in read(path).items() if not key.startswith("fc.")}
     fresh: tuple[str, ...] = ("classifier",)
     if stem != "imagenet":
         fresh += ("Conv_0", "BatchNorm_0")  # of the trunk itself: blocks have theirs one level further down
-        state_dict = {key: v for key, v in state_dict.items() if not key.startswith(("conv1.", "bn1."))}
     try:
         variables = _fill(name, 1, state_dict, lambda path: not any(part in fresh for part in path[1:3]))
     except UserError as error:
@@ -113,16 +112,19 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _fill(
     name: str, num_classes: int, state_dict: Mapping[str, np.ndarray], wanted: Callable[[Path], bool]
 ) -> dict[str, Any]:
-    """The tensors at the places of our variables, of those whose path is `wanted`."""
+    """The tensors at the places of our variables, of those whose path is `wanted`; others may be there or not."""
     network = build(name, num_classes=num_classes)
     image = jnp.zeros((1, 32, 32, 3))
     abstract = jax.eval_shape(lambda: network.init(jax.random.key(0), image))
-    places = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract).items() if wanted(path)}
-    keys = {path: _torch_name(name, path) for path in places}
+    places = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract).items()}
+    keys = {}
+    for path in places:
+        layer = "fc" if path[1] == "classifier" else network.trunk.torch_name(path[2:-1])
+        keys[path] = f"{layer}.{_LEAVES[path[-1]]}"
     unexpected = sorted(key for key in state_dict.keys() - keys.values() if not key.endswith(_IGNORED))
     filled = {}
-    for path, shape in places.items():
-        key = keys[path]
+    for path in filter(wanted, places):
+        key, shape = keys[path], places[path]
         if key not in state_dict:
             found = f" ({unexpected[0]}, which it has not, is there)" if unexpected else ""
             raise UserError(f"tensor {key} of {name} is missing{found}: want torchvision's {name}.")
@@ -138,24 +140,3 @@ def _fill(
     if unexpected:
         raise UserError(f"tensor {unexpected[0]} is not one of {name}'s: want torchvision's {name}.")
     return traverse_util.unflatten_dict(filled)
-
-
-def _torch_name(name: str, path: Path) -> str:
-    """("params", "trunk", "BasicBlock_2", "Conv_1", "kernel") -> "layer2.0.conv2.weight"."""
-    _, part, *inner, leaf = path
-    if part == "classifier":
-        return f"fc.{_LEAVES[leaf]}"
-    prefix = ""
-    if len(inner) == 2:
-        block = int(inner[0].rpartition("_")[2])
-        for stage, size in enumerate(TRUNKS[name].stage_sizes, 1):
-            if block < size:
-                prefix = f"layer{stage}.{block}."
-                break
-            block -= size
-    kind, _, number = inner[-1].rpartition("_")
-    # Behind a block's own convolutions stands that of its shortcut.
-    own = TRUNKS[name].block.convolutions if prefix else 1
-    if int(number) == own:
-        return f"{prefix}downsample.{0 if kind == 'Conv' else 1}.{_LEAVES[leaf]}"
-    return f"{prefix}{'conv' if kind == 'Conv' else 'bn'}{int(number) + 1}.{_LEAVES[leaf]}"

@@ -1,6 +1,5 @@
 """Residual networks (He et al. 2016, as torchvision lays them out), NHWC, with stems for large and small images."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -9,23 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from grafit_jax.errors import UserError
-from grafit_jax.models.convolution import conv_general_dilated
-
-# PyTorch's momentum 0.1 in Flax's convention, and torchvision's epsilon.
-batch_norm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
-# torchvision's initialisation: He normal over the fan-out.
-_conv = functools.partial(
-    nn.Conv,
-    use_bias=False,
-    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-    conv_general_dilated=conv_general_dilated,
-)
-
-
-def _conv3x3(width: int, stride: int, dtype: DTypeLike) -> nn.Conv:
-    # Explicit padding: "SAME" would pad a strided convolution on one side only, other than torchvision.
-    return _conv(width, (3, 3), strides=stride, padding=1, dtype=dtype)
+from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, residual, stage_of
 
 
 class BasicBlock(nn.Module):
@@ -35,14 +18,13 @@ class BasicBlock(nn.Module):
     stride: int
     norm: Callable[..., nn.Module]
     dtype: DTypeLike
-    expansion = 1
     convolutions = 2
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = _conv3x3(self.width, self.stride, self.dtype)(x)
+        y = conv3x3(self.width, self.stride, self.dtype)(x)
         y = nn.relu(self.norm()(y))
-        y = _conv3x3(self.width, 1, self.dtype)(y)
+        y = conv3x3(self.width, 1, self.dtype)(y)
         y = self.norm(scale_init=nn.initializers.zeros)(y)
         return nn.relu(y + _shortcut(x, y, self.stride, self.norm, self.dtype))
 
@@ -59,9 +41,9 @@ class BottleneckBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = nn.relu(self.norm()(_conv(self.width, (1, 1), dtype=self.dtype)(x)))
-        y = nn.relu(self.norm()(_conv3x3(self.width, self.stride, self.dtype)(y)))
-        y = _conv(self.width * self.expansion, (1, 1), dtype=self.dtype)(y)
+        y = nn.relu(self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(x)))
+        y = nn.relu(self.norm()(conv3x3(self.width, self.stride, self.dtype)(y)))
+        y = conv(self.width * self.expansion, (1, 1), dtype=self.dtype)(y)
         y = self.norm(scale_init=nn.initializers.zeros)(y)
         return nn.relu(y + _shortcut(x, y, self.stride, self.norm, self.dtype))
 
@@ -69,7 +51,7 @@ class BottleneckBlock(nn.Module):
 def _shortcut(x, y, stride, norm, dtype):
     if x.shape == y.shape:
         return x
-    return norm()(_conv(y.shape[-1], (1, 1), strides=stride, dtype=dtype)(x))
+    return norm()(conv(y.shape[-1], (1, 1), strides=stride, dtype=dtype)(x))
 
 
 class ResNet(nn.Module):
@@ -83,6 +65,7 @@ class ResNet(nn.Module):
         pixels folded into channels, then 3x3 stride 1: four times less work, for CPUs).
       dtype: of the computation; parameters and batch statistics are float32 always.
       axis_name: a mapped device axis over which batch statistics are shared, or None for each device's own.
+      remat: whether activations inside of blocks are made again in the backward pass instead of kept.
     """
 
     stage_sizes: Sequence[int]
@@ -91,54 +74,46 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)
         x = jnp.asarray(x, self.dtype)
         if self.stem == "imagenet":
-            x = _conv(self.width, (7, 7), strides=2, padding=3, dtype=self.dtype)(x)
+            x = conv(self.width, (7, 7), strides=2, padding=3, dtype=self.dtype)(x)
             x = nn.max_pool(nn.relu(norm()(x)), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         else:
-            x = _fold_patches(x, 2) if self.stem == "patch2" else x
-            x = nn.relu(norm()(_conv3x3(self.width, 1, self.dtype)(x)))
-        for stage, size in enumerate(self.stage_sizes):
-            for i in range(size):
-                stride = 2 if stage > 0 and i == 0 else 1
-                x = self.block(self.width * 2**stage, stride, norm, self.dtype)(x)
+            x = fold_patches(x, 2) if self.stem == "patch2" else x
+            x = nn.relu(norm()(conv3x3(self.width, 1, self.dtype)(x)))
+        block = residual(self.block, self.remat)
+        for number in range(sum(self.stage_sizes)):
+            stage, place = stage_of(number, self.stage_sizes)
+            stride = 2 if stage > 1 and place == 0 else 1
+            name = f"{self.block.__name__}_{number}"
+            x = block(self.width * 2 ** (stage - 1), stride, norm, self.dtype, name=name)(x)
         return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
+    @nn.nowrap
+    def torch_name(self, path: Sequence[str]) -> str:
+        """("BasicBlock_2", "Conv_1") -> "layer2.0.conv2": what torchvision calls a layer of this trunk."""
+        *inside, layer = path
+        kind, _, number = layer.rpartition("_")
+        if not inside:
+            return {"Conv": "conv1", "BatchNorm": "bn1"}[kind]
+        stage, place = stage_of(int(inside[0].rpartition("_")[2]), self.stage_sizes)
+        # Behind a block's own convolutions stands that of its shortcut.
+        if int(number) == self.block.convolutions:
+            name = {"Conv": "downsample.0", "BatchNorm": "downsample.1"}[kind]
+        else:
+            name = {"Conv": "conv", "BatchNorm": "bn"}[kind] + str(int(number) + 1)
+        return f"layer{stage}.{place}.{name}"
 
-def _fold_patches(x: Array, size: int) -> Array:
-    """[B, H, W, C] -> [B, H/size, W/size, size*size*C] (space to depth)."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // size, w // size, size * size * c)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    stage_sizes: tuple[int, ...]
-    block: type[BasicBlock] | type[BottleneckBlock]
-    width: int = 64
-
-
-# Names are torchvision's; the small ones, for CPUs, are [ours].
+# Names are torchvision's; the small one, for CPUs, is [ours].
 TRUNKS = {
-    "resnet18": _Layout((2, 2, 2, 2), BasicBlock),
-    "resnet34": _Layout((3, 4, 6, 3), BasicBlock),
-    "resnet50": _Layout((3, 4, 6, 3), BottleneckBlock),
-    "resnet8": _Layout((1, 1, 1), BasicBlock, width=16),
+    "resnet18": functools.partial(ResNet, (2, 2, 2, 2), BasicBlock),
+    "resnet34": functools.partial(ResNet, (3, 4, 6, 3), BasicBlock),
+    "resnet50": functools.partial(ResNet, (3, 4, 6, 3), BottleneckBlock),
+    "resnet8": functools.partial(ResNet, (1, 1, 1), BasicBlock, width=16),
 }
-TORCHVISION = ("resnet18", "resnet34", "resnet50")
-STEMS = ("imagenet", "cifar", "patch2")
-
-
-def build_trunk(
-    name: str, *, stem: str = "imagenet", dtype: DTypeLike = jnp.float32, axis_name: str | None = None
-) -> ResNet:
-    """The trunk f_theta of that name (a key of `TRUNKS`)."""
-    if name not in TRUNKS:
-        raise UserError(f"unknown trunk {name!r}: want one of {', '.join(TRUNKS)}.")
-    layout = TRUNKS[name]
-    return ResNet(layout.stage_sizes, layout.block, layout.width, stem, dtype, axis_name)

@@ -1,6 +1,6 @@
-"""Writes resnets.json: logits of torchvision's networks with the weights and images of tests/seeded.py.
+"""Writes logits.json: logits of torchvision's networks with the weights and images of tests/seeded.py.
 
-PYTHONPATH=tests:experiments python tests/golden/make_resnets.py      (needs PyTorch and torchvision)
+PYTHONPATH=tests:experiments python tests/golden/make_logits.py      (needs PyTorch and torchvision)
 """
 
 import json
@@ -11,9 +11,9 @@ import torch
 from benchmarks import torch_peer
 
 golden = {}
-for name in seeded.LAYOUTS:
+for name in (*seeded.RESNETS, *seeded.REGNETS):
     net = getattr(torch_peer.torchvision().models, name)(num_classes=10)
     net.load_state_dict({key: torch.from_numpy(value) for key, value in seeded.state_dict(name).items()})
     with torch.no_grad():
         golden[name] = net.eval()(torch.from_numpy(seeded.images().transpose(0, 3, 1, 2).copy())).tolist()
-pathlib.Path(__file__).with_name("resnets.json").write_text(json.dumps(golden, indent=1) + "\n")
+pathlib.Path(__file__).with_name("logits.json").write_text(json.dumps(golden, indent=1) + "\n")

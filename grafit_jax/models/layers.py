@@ -1,0 +1,50 @@
+"""The layers that both families of trunks are made of, with torchvision's constants."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from grafit_jax.models.convolution import conv_general_dilated
+
+# PyTorch's momentum 0.1 in Flax's convention, and torchvision's epsilon.
+batch_norm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+# torchvision's initialisation: He normal over the fan-out, which groups do not divide.
+conv = functools.partial(
+    nn.Conv,
+    use_bias=False,
+    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    conv_general_dilated=conv_general_dilated,
+)
+
+
+def conv3x3(width: int, stride: int, dtype: DTypeLike, *, groups: int = 1) -> nn.Conv:
+    # Explicit padding: "SAME" would pad a strided convolution on one side only, other than torchvision.
+    return conv(width, (3, 3), strides=stride, padding=1, feature_group_count=groups, dtype=dtype)
+
+
+def fold_patches(x: Array, size: int) -> Array:
+    """[B, H, W, C] -> [B, H/size, W/size, size*size*C] (space to depth)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // size, w // size, size * size * c)
+
+
+def residual(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """The block, or the same whose activations are made again in the backward pass instead of kept.
+
+    Give its modules names: Flax derives others from what this returns, and variables have to be the same either way.
+    """
+    return nn.remat(block) if remat else block
+
+
+def stage_of(block: int, sizes: Sequence[int]) -> tuple[int, int]:
+    """The stage, from 1, of the trunk's block of that number, and its number within the stage."""
+    stage = 1
+    for size in sizes:
+        if block < size:
+            break
+        block, stage = block - size, stage + 1
+    return stage, block

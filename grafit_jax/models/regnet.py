@@ -1,0 +1,160 @@
+"""RegNetY (Radosavovic et al. 2020, arXiv 2003.13678, as torchvision lays it out), NHWC.
+
+| name | parameters | multiply-adds at 224 px | features |
+|---|---|---|---|
+| regnet_y_200mf | 3,162,996 | 0.20 G | 368 |
+| regnet_y_400mf | 4,344,144 | 0.40 G | 440 |
+| regnet_y_800mf | 6,432,512 | 0.83 G | 784 |
+| regnet_y_1_6gf | 11,202,430 | 1.61 G | 888 |
+| regnet_y_3_2gf | 19,436,338 | 3.18 G | 1512 |
+| regnet_y_8gf | 39,381,472 | 8.47 G | 2016 |
+| regnet_y_16gf | 83,590,140 | 15.91 G | 3024 |
+
+Both counts are with a 1000-way classifier and equal torchvision's; the 200MF is in the paper alone. At 800MF and 8GF
+torchvision rounds widths up where the paper rounds them down, so its 8GF takes 8.5 G.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, residual, stage_of
+
+_STEM_WIDTH = 32
+# Widths are multiples of this.
+_QUANTUM = 8
+
+
+class SqueezeExcitation(nn.Module):
+    """Each channel times a number in (0, 1) that a network of two layers reads from the means of all channels."""
+
+    width: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = jnp.mean(x, axis=(1, 2), keepdims=True)
+        for width, activation in ((self.width, nn.relu), (x.shape[-1], nn.sigmoid)):
+            bias = _uniform(1 / math.sqrt(scale.shape[-1]))
+            scale = activation(conv(width, (1, 1), use_bias=True, bias_init=bias, dtype=self.dtype)(scale))
+        return x * scale
+
+
+def _uniform(bound: float) -> Callable[..., Array]:
+    """PyTorch's initialisation of a bias, which torchvision leaves as it is."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class YBlock(nn.Module):
+    """1x1, grouped 3x3, squeeze-and-excitation, 1x1, and a shortcut; the stride is at the 3x3."""
+
+    width: int
+    stride: int
+    group_width: int
+    norm: Callable[..., nn.Module]
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = nn.relu(self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(x)))
+        y = conv3x3(self.width, self.stride, self.dtype, groups=self.width // self.group_width)(y)
+        y = nn.relu(self.norm()(y))
+        # A quarter of the channels that come into the block, not of those inside of it.
+        y = SqueezeExcitation(round(x.shape[-1] / 4), self.dtype)(y)
+        y = self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(y))
+        if x.shape != y.shape:
+            x = self.norm()(conv(self.width, (1, 1), strides=self.stride, dtype=self.dtype)(x))
+        return nn.relu(x + y)
+
+
+class RegNet(nn.Module):
+    """float [B, H, W, C] -> float32 [B, features], the average over the last feature map.
+
+    Every stage halves the resolution, the first one too.
+
+    Attributes:
+      depth: blocks in all.
+      w_0: width of the first block.
+      w_a: what each further block is wider, before widths are rounded to powers of `w_m` (times `w_0`).
+      w_m: the ratio between the widths of two neighbouring stages.
+      group_width: channels of a group of the 3x3 convolutions, at most the width of the first stage.
+      stem: "imagenet" (3x3 stride 2), "cifar" (3x3 stride 1: for images of about 32 px) or "patch2" (2x2 pixels
+        folded into channels, then 3x3 stride 1).
+      dtype: of the computation; parameters and batch statistics are float32 always.
+      axis_name: a mapped device axis over which batch statistics are shared, or None for each device's own.
+      remat: whether activations inside of blocks are made again in the backward pass instead of kept.
+    """
+
+    depth: int
+    w_0: int
+    w_a: float
+    w_m: float
+    group_width: int
+    stem: str = "imagenet"
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)
+        x = jnp.asarray(x, self.dtype)
+        x = fold_patches(x, 2) if self.stem == "patch2" else x
+        x = nn.relu(norm()(conv3x3(_STEM_WIDTH, 2 if self.stem == "imagenet" else 1, self.dtype)(x)))
+        block = residual(YBlock, self.remat)
+        sizes, widths = self.stages()
+        for number in range(self.depth):
+            stage, place = stage_of(number, sizes)
+            stride = 2 if place == 0 else 1
+            x = block(widths[stage - 1], stride, self.group_width, norm, self.dtype, name=f"YBlock_{number}")(x)
+        return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+
+    @nn.nowrap
+    def stages(self) -> tuple[list[int], list[int]]:
+        """Blocks and width of each stage (section 3.3 of the paper), rounded as torchvision does."""
+        # u_j = w_0 + w_a j, to the nearest w_0 w_m^s with a whole s, to the nearest multiple of 8.
+        u = self.w_0 + self.w_a * np.arange(self.depth)
+        s = np.round(np.log(u / self.w_0) / math.log(self.w_m))
+        w = _QUANTUM * np.round(self.w_0 * self.w_m**s / _QUANTUM).astype(int)
+        widths, sizes = np.unique(w, return_counts=True)  # w never falls
+        return sizes.tolist(), [_whole_groups(width, self.group_width) for width in widths.tolist()]
+
+    @nn.nowrap
+    def torch_name(self, path: Sequence[str]) -> str:
+        """("YBlock_1", "Conv_0") -> "trunk_output.block2.block2-0.f.a.0": what torchvision calls a layer."""
+        *inside, layer = path
+        kind, _, number = layer.rpartition("_")
+        part = {"Conv": "0", "BatchNorm": "1"}[kind]
+        if not inside:
+            return f"stem.{part}"
+        stage, place = stage_of(int(inside[0].rpartition("_")[2]), self.stages()[0])
+        if len(inside) == 2:
+            name = f"f.se.fc{int(number) + 1}"
+        else:
+            name = f"{('f.a', 'f.b', 'f.c', 'proj')[int(number)]}.{part}"
+        return f"trunk_output.block{stage}.block{stage}-{place}.{name}"
+
+
+def _whole_groups(width: int, group_width: int) -> int:
+    """The nearest multiple of the group width (halves up), or the next one if that takes away a tenth of `width`."""
+    near = (2 * width + group_width) // (2 * group_width) * group_width
+    return near + group_width if near < 0.9 * width else near
+
+
+# Parameters are torchvision's, and so are the names; the 200MF is in the paper alone.
+TRUNKS = {
+    "regnet_y_200mf": functools.partial(RegNet, 13, 24, 36.44, 2.49, 8),
+    "regnet_y_400mf": functools.partial(RegNet, 16, 48, 27.89, 2.09, 8),
+    "regnet_y_800mf": functools.partial(RegNet, 14, 56, 38.84, 2.4, 16),
+    "regnet_y_1_6gf": functools.partial(RegNet, 27, 48, 20.71, 2.65, 24),
+    "regnet_y_3_2gf": functools.partial(RegNet, 21, 80, 42.63, 2.66, 24),
+    "regnet_y_8gf": functools.partial(RegNet, 17, 192, 76.82, 2.19, 56),
+    "regnet_y_16gf": functools.partial(RegNet, 18, 200, 106.23, 2.48, 112),
+}

@@ -1,0 +1,230 @@
+"""ResNets and RegNets against torchvision: parameters, multiply-adds, gradients, initialisation; and training them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import seeded
+
+import twins
+from grafit_jax import models
+from grafit_jax.models import pretrained, regnet, trunks
+from grafit_jax.models.layers import batch_norm, stage_of
+from pixels import torchvision
+
+# Parameters with a 1000-way classifier, 10^9 multiply-adds at 224 px, features. The first two are what torchvision
+# states; for the 200MF what its RegNet has with the paper's parameters, and what the paper states.
+PUBLISHED = {
+    "resnet18": (11_689_512, 1.814, 512),
+    "resnet34": (21_797_672, 3.664, 512),
+    "resnet50": (25_557_032, 4.089, 2048),
+    "regnet_y_200mf": (3_162_996, 0.2, 368),
+    "regnet_y_400mf": (4_344_144, 0.402, 440),
+    "regnet_y_800mf": (6_432_512, 0.834, 784),
+    "regnet_y_1_6gf": (11_202_430, 1.612, 888),
+    "regnet_y_3_2gf": (19_436_338, 3.176, 1512),
+    "regnet_y_8gf": (39_381_472, 8.473, 2016),
+    "regnet_y_16gf": (83_590_140, 15.912, 3024),
+}
+
+
+def multiply_adds(jaxpr):
+    """Of all convolutions and matrix products, taps on the padding included."""
+    total = 0
+    for equation in twins.equations(jaxpr):
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            total += equation.outvars[0].aval.size * kernel.size // kernel.shape[-1]  # HWIO
+            assert equation.params["dimension_numbers"].rhs_spec[0] == 3
+        elif equation.primitive.name == "dot_general":
+            (axes, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval
+            total += equation.outvars[0].aval.size * int(np.prod([left.shape[axis] for axis in axes]))
+    return total
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_multiply_adds_are_the_published_ones(name):
+    network = models.build(name)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    parameters, billions, features = PUBLISHED[name]
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == parameters
+    assert variables["params"]["classifier"]["kernel"].shape == (features, 1000)
+    jaxpr = jax.make_jaxpr(network.apply)(variables, images).jaxpr
+    assert multiply_adds(jaxpr) / 1e9 == pytest.approx(billions, abs=6e-4)
+    row = f"| {name} | {parameters:,} | {multiply_adds(jaxpr) / 1e9:.2f} G | {features} |"
+    assert row in regnet.__doc__ or not name.startswith("regnet"), row
+
+
+def test_features_are_float32_averages_of_the_last_map():
+    for name in ("resnet50", "regnet_y_8gf"):
+        trunk = models.build_trunk(name, dtype=jnp.bfloat16)
+        images = jnp.zeros((2, 64, 64, 3))
+        out, _ = jax.eval_shape(lambda t=trunk, i=images: t.init_with_output(jax.random.key(0), i, train=False))
+        assert out.shape == (2, PUBLISHED[name][2]) and out.dtype == jnp.float32
+
+
+def test_published_numbers_are_torchvisions():
+    tv = torchvision().models
+    for name in trunks.TORCHVISION:
+        meta = tv.get_model_weights(name)["IMAGENET1K_V1"].meta
+        assert (meta["num_params"], meta["_ops"]) == PUBLISHED[name][:2]
+    torch = pytest.importorskip("torch")
+    layout = tv.regnet.BlockParams.from_init_params(13, 24, 36.44, 2.49, 8, se_ratio=0.25)
+    with torch.device("meta"):
+        net = tv.regnet.RegNet(layout)
+    assert sum(p.numel() for p in net.parameters()) == PUBLISHED["regnet_y_200mf"][0]
+
+
+def test_stages_golden():
+    # u = 192 268.82 ... 1421.12; s = 0 0 1 1 1 1 2 ... 2 3; widths 192 424 920 2016 before groups of 56.
+    # 424 / 56 = 7.57 -> 8, 920 / 56 = 16.4 -> 16, 2016 = 36 x 56; 192 / 56 = 3.43 -> 168, less than 0.9 x 192: 224.
+    assert models.build_trunk("regnet_y_8gf").stages() == ([2, 4, 10, 1], [224, 448, 896, 2016])
+    # Halves go up: 136 / 16 = 8.5 -> 9, 776 / 16 = 48.5 -> 49, 56 / 16 = 3.5 -> 4.
+    assert models.build_trunk("regnet_y_800mf").stages() == ([1, 3, 8, 2], [64, 144, 320, 784])
+    assert [stage_of(block, [2, 4, 10, 1]) for block in (0, 1, 2, 5, 6, 16)] == [
+        (1, 0), (1, 1), (2, 0), (2, 3), (3, 0), (4, 0),
+    ]  # fmt: skip
+
+
+def test_squeeze_and_excitation_golden():
+    # Means of the first image: 2 and -1 -> 2 x 1 - 1 x 0.5 + 0.5 = 2 -> relu 2 -> 2 x 0.5 + 0 = 1 and 2 x -1 + 1 = -1.
+    # Of the second: -2 and 1 -> -1 -> relu 0 -> 0 and 1. The sigmoid of 1 is 0.7310586.
+    first = jnp.array([[[1.0, -2.0], [3.0, 0.0]]])
+    params = {
+        "Conv_0": {"kernel": jnp.array([1.0, 0.5]).reshape(1, 1, 2, 1), "bias": jnp.array([0.5])},
+        "Conv_1": {"kernel": jnp.array([0.5, -1.0]).reshape(1, 1, 1, 2), "bias": jnp.array([0.0, 1.0])},
+    }
+    out = regnet.SqueezeExcitation(1, jnp.float32).apply({"params": params}, jnp.stack([first, -first]))
+    s = 0.7310586
+    np.testing.assert_allclose(out[0], first * np.array([s, 1 - s]), rtol=1e-6)
+    np.testing.assert_allclose(out[1], -first * np.array([0.5, s]), rtol=1e-6)
+
+
+def test_initialisation_is_torchvisions():
+    block = regnet.YBlock(64, 1, 16, functools.partial(batch_norm, use_running_average=False), jnp.float32)
+    params = jax.jit(block.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 256)))["params"]
+    for name, fan_out in (("Conv_0", 64), ("Conv_1", 9 * 64), ("Conv_2", 64), ("Conv_3", 64)):
+        # The fan-out of all groups together.
+        assert np.std(params[name]["kernel"]) == pytest.approx(np.sqrt(2 / fan_out), rel=0.05)
+        norm = params[name.replace("Conv", "BatchNorm")]
+        np.testing.assert_array_equal(norm["scale"], 1)  # the last one too
+        np.testing.assert_array_equal(norm["bias"], 0)
+    squeeze, excite = (params["SqueezeExcitation_0"][name] for name in ("Conv_0", "Conv_1"))
+    assert squeeze["kernel"].shape == (1, 1, 64, 64)  # a quarter of the 256 that come in
+    for layer in (squeeze, excite):
+        assert np.std(layer["kernel"]) == pytest.approx(np.sqrt(2 / 64), rel=0.05)
+        # PyTorch's uniform law, bounded by 1 / sqrt(64).
+        assert 0.1 < np.max(np.abs(layer["bias"])) <= 0.125
+        assert np.std(layer["bias"]) == pytest.approx(0.125 / np.sqrt(3), rel=0.2)
+
+
+def tiny_regnet(**options):
+    """Stages of 1, 2 and 1 blocks, 8, 16 and 32 wide, in groups of 8."""
+    trunk = regnet.RegNet(4, 8, 6.0, 2.0, 8, **options)
+    assert trunk.stages() == ([1, 2, 1], [8, 16, 32])
+    return trunk
+
+
+def test_classifier_starts_as_torchvisions():
+    network = models.Classifier(tiny_regnet(), 1000)
+    head = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]["classifier"]
+    assert np.std(head["kernel"]) == pytest.approx(0.01, rel=0.05)
+    np.testing.assert_array_equal(head["bias"], 0)
+
+
+def cross_entropy(network, labels, images):
+    def loss(params, batch_stats):
+        out, updated = network.apply(
+            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(out, labels).mean(), updated["batch_stats"]
+
+    return loss
+
+
+@pytest.mark.parametrize("name", ["resnet50", "regnet_y_8gf"])
+def test_one_step_moves_every_parameter_and_lowers_the_loss(name):
+    # Not from a fresh network: the zero scales that end a ResNet's blocks would let nothing else in them move.
+    variables = pretrained.convert(name, seeded.state_dict(name))
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    loss = cross_entropy(models.build(name, num_classes=10), jnp.array([3, 8]), seeded.images())
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (before, updated), grads = gradient(params, batch_stats)
+    tx = optax.sgd(1e-3, momentum=0.9, nesterov=True)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    (after, _), _ = gradient(moved, updated)
+    assert 0 < after < before - 0.01
+    for old, new in ((params, moved), (batch_stats, updated)):
+        changed = jax.tree.map(lambda a, b: bool(np.any(a != b) and np.all(np.isfinite(b))), old, new)
+        assert jax.tree.all(changed), changed
+
+
+def test_gradients_are_those_of_torchvision():
+    tv = torchvision().models
+    torch = pytest.importorskip("torch")
+    name, labels = "regnet_y_400mf", [3, 8, 1, 3]
+    images = np.random.default_rng(1).normal(size=(4, 64, 64, 3)).astype(np.float32)
+    tensors = seeded.state_dict(name)
+    net = getattr(tv, name)(num_classes=10).train()
+    net.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
+    want_loss = torch.nn.functional.cross_entropy(
+        net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())), torch.tensor(labels)
+    )
+    want_loss.backward()
+    # Gradients in the places of their tensors, and the running averages after the pass.
+    want = {key: value.numpy() for key, value in net.state_dict().items()}
+    want |= {key: value.grad.numpy() for key, value in net.named_parameters()}
+    want = pretrained.convert(name, want)
+
+    variables = pretrained.convert(name, tensors)
+    loss = cross_entropy(models.build(name, num_classes=10), jnp.array(labels), images)
+    (got_loss, stats), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(*variables.values())
+    assert float(got_loss) == pytest.approx(want_loss.item(), abs=1e-4)
+    assert list(variables) == ["params", "batch_stats"]
+    # Variances differ by design: PyTorch's running ones are divided by n - 1.
+    leaves = [
+        (p, g, w) for (p, g), w in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(want["params"]), strict=True)
+    ]
+    for path, got, expected in leaves:
+        np.testing.assert_allclose(
+            got, expected, atol=1e-3 * np.abs(expected).max(), err_msg=jax.tree_util.keystr(path)
+        )
+    for got, expected in zip(means(stats), means(want["batch_stats"]), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def means(stats):
+    return [leaf for path, leaf in jax.tree.leaves_with_path(stats) if path[-1].key == "mean"]
+
+
+@pytest.mark.parametrize(
+    "build", [lambda **o: models.build_trunk("resnet8", **o), tiny_regnet], ids=["resnet", "regnet"]
+)
+def test_remat_changes_memory_alone(build):
+    images = jax.random.normal(jax.random.key(1), (64, 32, 32, 3))
+    results, memory, variables = [], [], []
+    for remat in (False, True):
+        network = models.Classifier(build(stem="cifar", remat=remat), 10)
+        variables.append(jax.jit(network.init)(jax.random.key(0), images[:2]))
+        loss = jax.value_and_grad(cross_entropy(network, jnp.arange(64) % 10, images), has_aux=True)
+        compiled = jax.jit(loss).lower(*variables[0].values()).compile()
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+        results.append(compiled(*variables[0].values()))
+    jax.tree.map(np.testing.assert_array_equal, *variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *results)
+    assert memory[1] < 0.8 * memory[0], memory
+
+
+@pytest.mark.parametrize("name", ["resnet50", "regnet_y_8gf"])
+def test_remat_leaves_variables_their_names(name):
+    kept, made_again = (
+        jax.eval_shape(models.build(name, remat=remat).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        for remat in (False, True)
+    )
+    assert jax.tree.structure(kept) == jax.tree.structure(made_again)

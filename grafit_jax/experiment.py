@@ -215,6 +215,7 @@ def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> 
         id=np.array([f"{split}/{row}" for row in range(len(records))]),
         label=None if records.label is None else np.array(records.label_names)[records.label],
         coarse_label=np.array(records.coarse_names)[records.coarse_label],
+        filename=records.filename,
     )
 
 

@@ -111,6 +111,7 @@ def select(records: Records, coarse_classes: Sequence[int], *, parent: np.ndarra
     return dataclasses.replace(
         records,
         image=records.image[kept],
+        filename=None if records.filename is None else records.filename[kept],
         label=label,
         coarse_label=coarse_label,
         label_names=label_names,

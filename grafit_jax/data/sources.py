@@ -1,4 +1,4 @@
-"""Images and their labels from where they lie: scikit-learn's digits, a prepared TFDS data set, or npz files."""
+"""Images and their labels from where they lie: scikit-learn's digits, a TFDS data set, npz files, one's own images."""
 
 import dataclasses
 import hashlib
@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from grafit_jax.data import hierarchy, tfds_source
+from grafit_jax.data import folder, hierarchy, tfds_source
+from grafit_jax.data.folder import FolderImages
 from grafit_jax.data.tfds_source import StreamedImages
 from grafit_jax.errors import UserError
 
 SPLITS = tfds_source.SPLITS
+# Images that stay in their files.
+InFiles = StreamedImages | FolderImages
 _HOLDOUT_SEED = 0
 _DIGITS_SEED = 0
 _DIGITS_WITH_LOOP = (0, 6, 8, 9)
@@ -27,11 +30,13 @@ class Records:
     """A split.
 
     Attributes:
-      image: uint8 [N, H, W, C], an array in the host's memory or `StreamedImages`.
+      image: uint8 [N, H, W, C], an array in the host's memory or `InFiles`.
       label: int32 [N] fine labels, or None where they are not known.
       coarse_label: int32 [N].
       label_names: the name of every fine label; shared by all splits of a data set.
       coarse_names: the name of every coarse label.
+      filename: str [N], where the images lie, or None where they have no files of their own.
+      broken: files that could not be read and are not among the N, each with the reason.
     """
 
     image: Any
@@ -39,6 +44,8 @@ class Records:
     coarse_label: np.ndarray
     label_names: tuple[str, ...]
     coarse_names: tuple[str, ...]
+    filename: np.ndarray | None = None
+    broken: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image)
@@ -51,12 +58,12 @@ class Records:
     def fingerprint(self) -> str:
         """16 hexadecimal digits of a SHA-256 over images and labels and their shapes; names do not count.
 
-        Of streamed images the name, version and sizes of their data set stand for them.
+        Of streamed images the names and sizes of their files or of their data set stand for them.
         """
         digest = hashlib.sha256()
         for array, dtype in ((self.image, "u1"), (self.label, "<i4"), (self.coarse_label, "<i4")):
             digest.update(b"none" if array is None else str(array.shape).encode())
-            if isinstance(array, StreamedImages):
+            if isinstance(array, InFiles):
                 digest.update(array.identity())
             elif array is not None:
                 digest.update(np.ascontiguousarray(array, dtype).tobytes())
@@ -72,6 +79,7 @@ def load(
     holdout: float = 0.0,
     image_size: int = 0,
     variant: str = "",
+    broken: str = "fatal",
 ) -> dict[str, Records]:
     """The splits "train" and "test" of a source, always in the same order.
 
@@ -83,14 +91,16 @@ def load(
           label; or one of `catalog.CATALOG`, which says where its labels are. Nothing is downloaded.
         "npz:DIR": the files *train.npz and *test.npz of a folder, each with image (uint8 [N, H, W, C]), coarse_label
           and, if fine labels are known, label (integers [N], from 0).
+        "folder:DIR", "csv:FILE": image files and their classes; see `folder.read`.
       data_dir: where TFDS keeps its data sets; empty for TFDS's own default. Only "tfds:NAME" looks at it.
-      stream: the training images stay in their files (`Records.image` is `StreamedImages`); for "tfds:NAME".
+      stream: the training images stay in their files (`Records.image` is `InFiles`); for "tfds:NAME" and files.
       coarse_classes: keep only the images of these coarse classes; see `hierarchy.select`. Empty: all.
       holdout: above 0, "test" is this share of the training split, drawn once and for all and evenly over the fine
         classes, and "train" is the rest; the test split stays unseen.
       image_size: above 0, images are resized as a whole to this many pixels a side (bilinear, antialiased) while they
-        are decoded; for "tfds:NAME", which needs it where the images vary in size.
+        are decoded; for "tfds:NAME" and files, which need it where the images vary in size.
       variant: a choice of images and splits, of a data set of the catalog that has some. Empty: all, in TFDS's splits.
+      broken: what to do with a file that cannot be read: "fatal" or "skip"; for "folder:DIR" and "csv:FILE".
 
     Returns:
       {"train": Records, "test": Records}, with the same classes and the same numbers of channels.
@@ -103,16 +113,19 @@ def load(
     if not 0 <= holdout < 1:
         raise UserError(f"holdout = {holdout}: want a share of the training split, at least 0 and below 1.")
     kind, _, name = source.partition(":")
-    if stream and kind != "tfds":
+    files = kind in ("folder", "csv")
+    if stream and kind != "tfds" and not files:
         raise UserError(
             f"data.stream is on, and {source} lies in memory whole: turn it off, or take a prepared TFDS data set "
-            "(tfds:NAME)."
+            "(tfds:NAME) or image files (folder:DIR, csv:FILE)."
         )
     if image_size < 0:
         raise UserError(f"data.image_size = {image_size}: want the pixels of a side, or 0 to leave images as they are.")
-    for key, value in (("image_size", image_size), ("variant", variant)):
+    for key, value in (("image_size", 0 if files else image_size), ("variant", variant)):
         if value and kind != "tfds":
             raise UserError(f"data.{key} = {value!r} is for prepared TFDS data sets (tfds:NAME), not for {source}.")
+    if broken != "fatal" and not files:
+        raise UserError(f"data.broken = {broken!r} is for image files (folder:DIR, csv:FILE), not for {source}.")
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
@@ -122,8 +135,13 @@ def load(
         records = _assemble(columns, label_names, coarse_names, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(name).expanduser())
+    elif files and name:
+        columns, label_names, coarse_names = folder.read(
+            kind, name, coarse_classes, stream=stream, image_size=image_size, broken=broken
+        )
+        records = _assemble(columns, label_names, coarse_names, source)
     else:
-        raise UserError(f"source = {source!r}: want digits, tfds:NAME or npz:DIR.")
+        raise UserError(f"source = {source!r}: want digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE.")
 
     records = {split: _checked(r, f"{source}, split {split}") for split, r in records.items()}
     channels = [r.image.shape[-1] for r in records.values()]
@@ -139,7 +157,7 @@ def load(
         records = {s: hierarchy.select(r, coarse_classes, parent=parent) for s, r in records.items()}
     if holdout:
         records = _split(records["train"], holdout, _HOLDOUT_SEED)
-        if isinstance(records["test"].image, StreamedImages):
+        if isinstance(records["test"].image, InFiles):
             records["test"] = dataclasses.replace(records["test"], image=records["test"].image.read())
         for split, r in records.items():
             if not len(r):
@@ -147,9 +165,9 @@ def load(
     return records
 
 
-def in_order(images: np.ndarray | StreamedImages, batch_size: int) -> Iterator[np.ndarray]:
+def in_order(images: np.ndarray | InFiles, batch_size: int) -> Iterator[np.ndarray]:
     """The images of a split in batches, in the order of their ids; the last batch may be smaller."""
-    if isinstance(images, StreamedImages):
+    if isinstance(images, InFiles):
         return images.in_order(batch_size)
     return (images[start : start + batch_size] for start in range(0, len(images), batch_size))
 
@@ -212,6 +230,7 @@ def _take(records: Records, rows: np.ndarray) -> Records:
         image=records.image[rows],
         label=None if records.label is None else records.label[rows],
         coarse_label=records.coarse_label[rows],
+        filename=None if records.filename is None else records.filename[rows],
     )
 
 
@@ -261,13 +280,21 @@ def _npz_read(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
 
 
 def _assemble(
-    columns: dict[str, dict[str, np.ndarray]], label_names: tuple[str, ...], coarse_names: tuple[str, ...], where: str
+    columns: dict[str, dict[str, Any]], label_names: tuple[str, ...], coarse_names: tuple[str, ...], where: str
 ) -> dict[str, Records]:
     """Records of the arrays of both splits; numbers serve as names where there are none."""
     label_names = label_names or _numbers([c["label"] for c in columns.values() if "label" in c], f"{where}: label")
     coarse_names = coarse_names or _numbers([c["coarse_label"] for c in columns.values()], f"{where}: coarse_label")
     return {
-        split: Records(c["image"], c.get("label"), c["coarse_label"], label_names, coarse_names)
+        split: Records(
+            c["image"],
+            c.get("label"),
+            c["coarse_label"],
+            label_names,
+            coarse_names,
+            filename=c.get("filename"),
+            broken=c.get("broken", ()),
+        )
         for split, c in columns.items()
     }
 

@@ -173,10 +173,9 @@ def read(
             "coarse_label": np.array([coarse_number[e.coarse] for e in examples], np.int32),
             "filename": np.array([e.file for e in examples], str),
         }
-        if all(e.fine is not None for e in examples):
-            columns[split]["label"] = np.array(
-                [fine_number[e.coarse, e.fine] for e in examples if e.fine is not None], np.int32
-            )
+        fine = [fine_number[e.coarse, e.fine] for e in examples if e.fine is not None]
+        if len(fine) == len(examples):  # all or none: `listing` has seen to it
+            columns[split]["label"] = np.array(fine, np.int32)
     return columns, tuple(fine_names.values()), coarse_names
 
 

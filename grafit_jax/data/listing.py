@@ -134,7 +134,7 @@ class _Walk:
         and files that are no images.
         """
         try:
-            names = sorted(os.listdir(folder))
+            names = sorted(os.listdir(folder), key=_composed)
         except OSError as error:
             raise UserError(f"cannot list {folder} ({error.strerror}): let it be read, or remove it.") from None
         folders, files = [], []
@@ -170,6 +170,10 @@ def _class_name(name: str, where: str) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise UserError(f"{where} holds {name!a}, whose name is not UTF-8: rename it.") from None
+    return _composed(name)
+
+
+def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 

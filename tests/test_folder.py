@@ -427,6 +427,7 @@ def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(t
     assert (tmp_path / "later" / "broken.txt").read_text().splitlines() == [listed[0], f"train: {paths[7]}", listed[1]]
 
 
+@pytest.mark.slow
 def test_command_lines_from_a_folder_to_the_files_of_the_neighbours(tmp_path):
     written = files.write_tree(
         tmp_path / "d", {f"{s}/{c}/{f}": 10 for s in ("train", "test") for c, f in ("xa", "xb", "yc")}

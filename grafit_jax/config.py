@@ -20,17 +20,18 @@ def default() -> ml_collections.ConfigDict:
     c.seed = 0
 
     c.data = d = ml_collections.ConfigDict()
-    d.source = "digits"  # digits | tfds:NAME | npz:DIR
+    d.source = "digits"  # digits | tfds:NAME | npz:DIR | folder:DIR | csv:FILE
     d.data_dir = ""  # where TFDS keeps its data sets; empty = TFDS's own default
-    d.stream = False  # True: the training images stay in their files (tfds only), where they do not fit on the devices
+    d.stream = False  # True: the training images stay in their files (not npz), where they do not fit on the devices
     d.train_level = ""  # the level of labels that is trained on, such as fine or family; empty = the coarse one
     d.coarse_classes = ()  # keep only the images of these coarse classes; empty = all
     d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
-    d.image_size = 0  # > 0: images are resized to this many pixels a side as they are read (tfds only); 0 = as they are
+    d.image_size = 0  # > 0: images are resized to this many pixels a side as they are read (not npz); 0 = as they are
     # Of stanford_online_products: split1 | split2; empty = all images, in TFDS's own splits.
     # Of omniglot: within (or empty) = the same characters in both splits | unseen = TFDS's own splits, other alphabets.
     d.variant = ""
     d.categories = ""  # categories.json of i_naturalist2018, for all but species; empty = in the data set's own folder
+    d.broken = "fatal"  # a file of folder: or csv: that cannot be read is an error; skip: it is left out, and listed
 
     c.model = m = ml_collections.ConfigDict()
     m.trunk = "resnet18"
@@ -169,6 +170,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         choose(config.model.trunk, "trunk with pretrained weights", TORCHVISION)
     choose(config.model.dtype, "model.dtype", ("float32", "bfloat16"))
     choose(config.memory.init, "memory.init", ("embed", "random"))
+    choose(config.data.broken, "data.broken", ("fatal", "skip"))
     if not config.eval.features:
         raise UserError("eval.features is empty: name trunk, projector or both, the headline first.")
     for name in config.eval.features:

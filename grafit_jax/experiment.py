@@ -218,6 +218,7 @@ def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> 
         label=named.pop(records.finest, None),
         coarse_label=named.pop("coarse", None),
         further=named,
+        filename=records.filename,
     )
 
 

@@ -5,8 +5,10 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
 
 from grafit_jax import evaluation, experiment, neighbors, report
+from grafit_jax.data.images import Unreadable, decode
 from grafit_jax.errors import UserError, writing
 from grafit_jax.experiment import Experiment
 from grafit_jax.features import Features
@@ -26,18 +28,12 @@ def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
 
 
 def read_image(path: pathlib.Path, channels: int) -> np.ndarray:
-    """uint8 [H, W, channels] of an image file, grey for one channel and RGB for three."""
-    import PIL.Image
-    import PIL.ImageOps
-
+    """uint8 [H, W, channels] of an image file, RGB for three channels and grey for one; see `images.decode`."""
     try:
-        with PIL.Image.open(path) as image:
-            upright = PIL.ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-            return np.asarray(upright, np.uint8).reshape(upright.height, upright.width, channels)
-    except FileNotFoundError:
-        raise UserError(f"found no image {path}: give --query=FILE.") from None
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not an image that can be read ({error}): want PNG, JPEG or the like.") from None
+        image = decode(path)
+    except Unreadable as error:
+        raise UserError(f"an image cannot be read: {error}; want PNG, JPEG or the like.") from None
+    return image if channels == 3 else np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
 
 
 class FileImages(Sequence[np.ndarray]):

@@ -25,7 +25,8 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     """Trains by `config` in the workdir `path`, or goes on where a run stopped; returns the final metrics.
 
     Leaves config.json, metrics.jsonl (a line an epoch and an evaluation), tensorboard/, checkpoints/, metrics.json (the
-    final weights' metrics, as `experiments/evaluate.py` prints them) and run.json (time, environment, data).
+    final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data) and, where
+    images could not be read and were left out, broken.txt.
 
     Raises:
       UserError: a config, data set or workdir that cannot work, before training; a loss that is not finite.
@@ -37,6 +38,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     workdir.claim(path, config)
     workdir.check_data(path, experiment.fingerprints(run))
     workdir.write(path / "data.json", json.dumps(experiment.fingerprints(run)) + "\n")
+    workdir.write_broken(path, run.records)
     if (path / "metrics.json").is_file():  # complete: nothing of it is touched
         return json.loads((path / "metrics.json").read_text())
 
@@ -94,6 +96,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
             bar.set_postfix(loss=f"{line['loss']:.3f}")
             workdir.append_log(path, line)
             _to_tensorboard(tensorboard, "train", line)
+            workdir.write_broken(path, run.records)
 
             last = epoch + 1 == config.train.epochs
             evaluated = None

@@ -1,15 +1,19 @@
-"""What a run leaves on disk beside its checkpoints: config.json, metrics.jsonl, metrics.json, run.json."""
+"""What a run leaves on disk beside its checkpoints: config.json, metrics.jsonl, metrics.json, run.json, broken.txt."""
 
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from grafit_jax import config as config_lib
+from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 
+# The images that a run does without.
+BROKEN = "broken.txt"
 # The folder of a workdir that traces are in, which may be there before the run is.
 PROFILE = "profile"
 
@@ -68,6 +72,15 @@ def write(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def write_broken(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:
+    """Lists the images that could not be read, those of the start and those of later epochs; no file without any."""
+    broken = [
+        f"{split}: {file}" for split, r in records.items() for file in (*r.broken, *getattr(r.image, "broken", ()))
+    ]
+    if broken:
+        write(workdir / BROKEN, "".join(f"{line}\n" for line in broken))
 
 
 def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:

@@ -316,9 +316,11 @@ def test_npz_file_spoilt(tmp_path, spoil):
 # what every source refuses
 
 
-@pytest.mark.parametrize("source", ["digit", "", "tfds:", "npz:", "imagenet:x", "digits:2"])
+@pytest.mark.parametrize("source", ["digit", "", "tfds:", "npz:", "folder:", "imagenet:x", "digits:2"])
 def test_unknown_source(source):
-    with pytest.raises(UserError, match=f"source = '{source}': want digits, tfds:NAME or npz:DIR"):
+    with pytest.raises(
+        UserError, match=f"source = '{source}': want digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE"
+    ):
         sources.load(source=source, data_dir=None)
 
 

@@ -1,4 +1,4 @@
-"""Images and their labels from where they lie: scikit-learn's digits, a prepared TFDS data set, or npz files."""
+"""Images and their labels from where they lie: scikit-learn's digits, a TFDS data set, npz files, one's own images."""
 
 import dataclasses
 import hashlib
@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grafit_jax.data import hierarchy, tfds_source
+from grafit_jax.data import folder, hierarchy, tfds_source
+from grafit_jax.data.folder import FolderImages
 from grafit_jax.data.tfds_source import StreamedImages
 from grafit_jax.errors import UserError
 
 SPLITS = tfds_source.SPLITS
+# Images that stay in their files.
+InFiles = StreamedImages | FolderImages
 _HOLDOUT_SEED = 0
 _DIGITS_SEED = 0
 _DIGITS_WITH_LOOP = (0, 6, 8, 9)
@@ -46,15 +49,19 @@ class Records:
     """A split.
 
     Attributes:
-      image: uint8 [N, H, W, C], an array in the host's memory or `StreamedImages`.
+      image: uint8 [N, H, W, C], an array in the host's memory or `InFiles`.
       levels: by name, from coarse to fine: "coarse" and "fine", or those of a deeper hierarchy. A class of one level
         lies in one class of each coarser level.
       train_level: the level that is trained on.
+      filename: str [N], where the images lie, or None where they have no files of their own.
+      broken: files that could not be read and are not among the N, each with the reason.
     """
 
     image: Any
     levels: Mapping[str, Level]
     train_level: str = "coarse"
+    filename: np.ndarray | None = None
+    broken: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image)
@@ -97,7 +104,8 @@ class Records:
     def take(self, rows: np.ndarray) -> "Records":
         """Some of the images, in their order: bool [N]."""
         taken = self.relabel(lambda _, level: level._replace(label=None if level.label is None else level.label[rows]))
-        return dataclasses.replace(taken, image=self.image[rows])
+        filename = None if self.filename is None else self.filename[rows]
+        return dataclasses.replace(taken, image=self.image[rows], filename=filename)
 
     @property
     def id(self) -> np.ndarray:
@@ -107,13 +115,13 @@ class Records:
     def fingerprint(self) -> str:
         """16 hexadecimal digits of a SHA-256 over images and labels and their shapes; names do not count.
 
-        Of streamed images the name, version and sizes of their data set stand for them.
+        Of streamed images the names and sizes of their files or of their data set stand for them.
         """
         digest = hashlib.sha256()
         levels = [(level.label, "<i4") for level in reversed([*self.levels.values()])]
         for array, dtype in ((self.image, "u1"), *levels):
             digest.update(b"none" if array is None else str(array.shape).encode())
-            if isinstance(array, StreamedImages):
+            if isinstance(array, InFiles):
                 digest.update(array.identity())
             elif array is not None:
                 digest.update(np.ascontiguousarray(array, dtype).tobytes())
@@ -131,6 +139,7 @@ def load(
     variant: str = "",
     train_level: str = "",
     categories: str = "",
+    broken: str = "fatal",
 ) -> dict[str, Records]:
     """The splits "train" and "test" of a source, always in the same order.
 
@@ -143,19 +152,21 @@ def load(
           downloaded.
         "npz:DIR": the files *train.npz and *test.npz of a folder, each with image (uint8 [N, H, W, C]), coarse_label
           and, if fine labels are known, label (integers [N], from 0).
+        "folder:DIR", "csv:FILE": image files and their classes; see `folder.read`.
       data_dir: where TFDS keeps its data sets; empty for TFDS's own default. Only "tfds:NAME" looks at it.
-      stream: the training images stay in their files (`Records.image` is `StreamedImages`); for "tfds:NAME".
+      stream: the training images stay in their files (`Records.image` is `InFiles`); for "tfds:NAME" and files.
       coarse_classes: keep only the images of these coarse classes, whichever level is trained on; see
         `hierarchy.select`. Empty: all.
       holdout: above 0, "test" is this share of the training split, drawn once and for all and evenly over the fine
         classes, and "train" is the rest; the test split stays unseen.
       image_size: above 0, images are resized as a whole to this many pixels a side (bilinear, antialiased) while they
-        are decoded; for "tfds:NAME", which needs it where the images vary in size.
+        are decoded; for "tfds:NAME" and files, which need it where the images vary in size.
       variant: a choice of images and splits, of a data set of the catalog that has some. Empty: the data set's usual
         one, or all, in TFDS's splits.
       train_level: the level that is trained on, by its name. Empty: the data set's own coarse level.
       categories: the file categories.json, of a data set of the catalog whose levels are in one. Empty: that file in
         the data set's own folder.
+      broken: what to do with a file that cannot be read: "fatal" or "skip"; for "folder:DIR" and "csv:FILE".
 
     Returns:
       {"train": Records, "test": Records}, with the same classes and the same numbers of channels.
@@ -168,16 +179,19 @@ def load(
     if not 0 <= holdout < 1:
         raise UserError(f"holdout = {holdout}: want a share of the training split, at least 0 and below 1.")
     kind, _, name = source.partition(":")
-    if stream and kind != "tfds":
+    files = kind in ("folder", "csv")
+    if stream and kind != "tfds" and not files:
         raise UserError(
             f"data.stream is on, and {source} lies in memory whole: turn it off, or take a prepared TFDS data set "
-            "(tfds:NAME)."
+            "(tfds:NAME) or image files (folder:DIR, csv:FILE)."
         )
     if image_size < 0:
         raise UserError(f"data.image_size = {image_size}: want the pixels of a side, or 0 to leave images as they are.")
-    for key, value in (("image_size", image_size), ("variant", variant), ("categories", categories)):
+    for key, value in (("image_size", 0 if files else image_size), ("variant", variant), ("categories", categories)):
         if value and kind != "tfds":
             raise UserError(f"data.{key} = {value!r} is for prepared TFDS data sets (tfds:NAME), not for {source}.")
+    if broken != "fatal" and not files:
+        raise UserError(f"data.broken = {broken!r} is for image files (folder:DIR, csv:FILE), not for {source}.")
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
@@ -188,8 +202,13 @@ def load(
         records = _of_levels(columns, names, coarse, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(name).expanduser())
+    elif files and name:
+        columns, label_names, coarse_names = folder.read(
+            kind, name, coarse_classes, stream=stream, image_size=image_size, broken=broken
+        )
+        records = _assemble(columns, label_names, coarse_names, source)
     else:
-        raise UserError(f"source = {source!r}: want digits, tfds:NAME or npz:DIR.")
+        raise UserError(f"source = {source!r}: want digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE.")
 
     records = {split: _checked(r, f"{source}, split {split}") for split, r in records.items()}
     channels = [r.image.shape[-1] for r in records.values()]
@@ -203,7 +222,7 @@ def load(
         records = {s: dataclasses.replace(r, train_level=train_level) for s, r in records.items()}
     if holdout:
         records = _split(records["train"], holdout, _HOLDOUT_SEED)
-        if isinstance(records["test"].image, StreamedImages):
+        if isinstance(records["test"].image, InFiles):
             records["test"] = dataclasses.replace(records["test"], image=records["test"].image.read())
         for split, r in records.items():
             if not len(r):
@@ -211,9 +230,9 @@ def load(
     return records
 
 
-def in_order(images: np.ndarray | StreamedImages, batch_size: int) -> Iterator[np.ndarray]:
+def in_order(images: np.ndarray | InFiles, batch_size: int) -> Iterator[np.ndarray]:
     """The images of a split in batches, in the order of their ids; the last batch may be smaller."""
-    if isinstance(images, StreamedImages):
+    if isinstance(images, InFiles):
         return images.in_order(batch_size)
     return (images[start : start + batch_size] for start in range(0, len(images), batch_size))
 
@@ -315,11 +334,12 @@ def _npz_read(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
 
 
 def _assemble(
-    columns: dict[str, dict[str, np.ndarray]], label_names: tuple[str, ...], coarse_names: tuple[str, ...], where: str
+    columns: dict[str, dict[str, Any]], label_names: tuple[str, ...], coarse_names: tuple[str, ...], where: str
 ) -> dict[str, Records]:
     """Records of two levels from the arrays image, coarse_label and label, if there is one, of both splits."""
     of_levels = {
-        split: {"image": c["image"]} | {level: c[key] for level, key in _KEYS.items() if key in c}
+        split: {key: c[key] for key in ("image", "filename", "broken") if key in c}
+        | {level: c[key] for level, key in _KEYS.items() if key in c}
         for split, c in columns.items()
     }
     return _of_levels(of_levels, {"coarse": coarse_names, "fine": label_names}, "coarse", where)
@@ -335,7 +355,13 @@ def _of_levels(
         for level, of_level in names.items()
     }
     return {
-        split: Records(c["image"], {level: Level(c.get(level), of_level) for level, of_level in names.items()}, coarse)
+        split: Records(
+            c["image"],
+            {level: Level(c.get(level), of_level) for level, of_level in names.items()},
+            coarse,
+            filename=c.get("filename"),
+            broken=c.get("broken", ()),
+        )
         for split, c in columns.items()
     }
 

@@ -1,0 +1,240 @@
+"""Images of one's own, from a folder or a CSV: whole in the host's memory, or streamed from their files.
+
+docs/own_images.md says how they are to lie, and what becomes of odd ones.
+"""
+
+import collections
+import itertools
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from grafit_jax.data import hierarchy, images, listing
+from grafit_jax.data.images import Unreadable
+from grafit_jax.errors import UserError, warn
+
+BROKEN = ("fatal", "skip")
+_READ_BATCH = 500
+# Bars of what is over sooner than this many seconds stay away.
+_BAR_DELAY = 5.0
+
+
+class FolderImages:
+    """The images of a split that stay in their files, each resized to S x S as it is read.
+
+    Attributes:
+      shape: (N, S, S, 3).
+      dtype: uint8.
+      broken: files that could not be read after all in a shuffled epoch, and were passed over.
+    """
+
+    def __init__(self, root: str, files: np.ndarray, image_size: int, *, skip: bool):
+        """The images of `files`, str [N], under the folder `root`; `skip`: an epoch passes over what is unreadable."""
+        self._root, self._files, self._image_size, self._skip = root, files, image_size, skip
+        self.shape = (len(files), image_size, image_size, 3)
+        self.dtype = np.dtype(np.uint8)
+        self.broken: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, rows: Any) -> Any:
+        """One image, uint8 [S, S, 3], of an integer; some of them, `FolderImages` in their order, of bool [N]."""
+        if np.ndim(rows):
+            return FolderImages(self._root, self._files[rows], self._image_size, skip=self._skip)
+        return next(self._decoded([rows], ahead=0))[1]
+
+    def identity(self) -> bytes:
+        """What tells them from the images of another data set, without reading them: names and sizes in bytes."""
+        names = [os.path.relpath(file, self._root) for file in self._files]
+        return repr(([*zip(names, map(_bytes, self._files), strict=True)], self._image_size)).encode()
+
+    def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
+        """uint8 [B, S, S, 3], every image once in the order of its id; the last batch may be smaller.
+
+        Raises:
+          UserError: a file that cannot be read, whatever is to be done with such files: a row would be missing.
+        """
+        decoded = self._decoded(range(len(self)), ahead=2 * batch_size)
+        while batch := [image for _, image in itertools.islice(decoded, batch_size)]:
+            yield np.stack(batch)
+
+    def read(self) -> np.ndarray:
+        """All of them, uint8 [N, S, S, 3]."""
+        pixels = np.empty(self.shape, np.uint8)
+        for number, batch in enumerate(self.in_order(_READ_BATCH)):
+            pixels[number * _READ_BATCH :][: len(batch)] = batch
+        return pixels
+
+    def shuffled(
+        self, batch_size: int, *, seed: int, buffer_size: int = 0, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One epoch as (id int32 [B], image uint8 [B, S, S, 3]), in an order that `seed` alone decides.
+
+        A file that cannot be read ends the run, or is passed over: then the images past the last full batch move up,
+        and after them those of the epoch's beginning once more, so that an epoch has its number of full batches, of
+        readable images under their own ids, whatever becomes of a file.
+
+        Args:
+          batch_size: B, of this host.
+          seed: of the epoch.
+          buffer_size: not used: files are read in any order, so all of them are shuffled.
+          shard: (i, n): the i-th of n parts of the split, as alike in size and in classes as can be: one host's.
+
+        Raises:
+          UserError: a file that cannot be read, or too few that can.
+        """
+        index, count = shard
+        # RandomState's stream is frozen (NEP 19), so the order stays the same with every version of NumPy.
+        order = np.random.RandomState(seed).permutation(np.arange(len(self), dtype=np.int32)[index::count])
+        num_batches = len(order) // batch_size
+        used, spare = np.split(order, [num_batches * batch_size])
+        # The later ones are not begun unless the earlier ones run out.
+        decoded = itertools.chain.from_iterable(
+            self._decoded(rows, ahead=2 * batch_size, skip=self._skip) for rows in (used, spare, used)
+        )
+        for _ in range(num_batches):
+            batch = list(itertools.islice(decoded, batch_size))
+            if len(batch) < batch_size:
+                raise UserError(
+                    f"{len(self.broken)} of {len(self)} images cannot be read any more, such as {self.broken[0]}: look "
+                    "at the disk that they are on."
+                )
+            ids, pixels = zip(*batch, strict=True)
+            yield np.array(ids, np.int32), np.stack(pixels)
+
+    def _decoded(self, rows: Iterable[int], *, ahead: int, skip: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, image) of these rows; of those that can be read, with `skip`."""
+        rows = list(rows)
+        decoded = images.decode_all((self._files[row] for row in rows), self._image_size, ahead)
+        for row, image in zip(rows, decoded, strict=True):
+            if isinstance(image, Unreadable):
+                if not skip:
+                    raise UserError(f"an image cannot be read any more: {image}." if self._skip else _fatal(image))
+                if self._files[row] not in self.broken:
+                    self.broken.append(str(self._files[row]))
+                    warn(f"passed over an image that cannot be read (number {len(self.broken)}): {image}")
+            else:
+                yield row, image
+
+
+def read(
+    kind: str, name: str, coarse_classes: tuple[int, ...], *, stream: bool, image_size: int, broken: str
+) -> tuple[dict[str, dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
+    """The columns image, coarse_label, filename, broken and, where there is one, label of each split, and label names.
+
+    Names are sorted and shared by the splits. A fine name under two coarse ones is two classes, "coarse/fine".
+
+    Args:
+      kind: "folder" or "csv".
+      name: the folder with train/ and test/ (or val/, validation/), or the CSV file.
+      coarse_classes: images of other coarse classes are not decoded; see `hierarchy.select`. Empty: all.
+      stream: the training images are `FolderImages`.
+      image_size: S > 0 resizes images to S x S; 0 leaves them as they are, if all have one size.
+      broken: what to do with a file that cannot be read: "fatal" raises, "skip" leaves it out.
+
+    Raises:
+      UserError: a layout or CSV that is not as docs/own_images.md has it, or what `broken` = "fatal" is about.
+    """
+    if broken not in BROKEN:
+        raise UserError(f"data.broken = {broken!r}: want one of {', '.join(BROKEN)}.")
+    if stream and not image_size:
+        raise UserError(
+            f"data.stream is on with {kind}:{name} and data.image_size is 0: set it to the pixels of a side to which "
+            "images are resized as they are read (such as 256 for crops of 224)."
+        )
+    path = pathlib.Path(os.path.abspath(pathlib.Path(name).expanduser()))
+    listed = listing.list_images(kind, path)
+    root = str(path if kind == "folder" else path.parent)
+
+    coarse_names = tuple(sorted({e.coarse for split in listed.values() for e in split}))
+    if coarse_classes:
+        hierarchy.check_classes(coarse_classes, coarse_names)
+    fine_names = _fine_names({(e.coarse, e.fine) for split in listed.values() for e in split if e.fine is not None})
+    coarse_number = {coarse: i for i, coarse in enumerate(coarse_names)}
+    fine_number = {key: i for i, key in enumerate(fine_names)}
+    columns: dict[str, dict[str, Any]] = {}
+    for split, examples in listed.items():
+        if coarse_classes:
+            examples = [e for e in examples if coarse_number[e.coarse] in coarse_classes]
+        found = _images(
+            [e.file for e in examples], image_size, root=root, stream=stream and split == "train", skip=broken == "skip"
+        )
+        examples = [e for e, readable in zip(examples, found.pop("readable"), strict=True) if readable]
+        columns[split] = found | {
+            "coarse_label": np.array([coarse_number[e.coarse] for e in examples], np.int32),
+            "filename": np.array([e.file for e in examples], str),
+        }
+        fine = [fine_number[e.coarse, e.fine] for e in examples if e.fine is not None]
+        if len(fine) == len(examples):  # all or none: `listing` has seen to it
+            columns[split]["label"] = np.array(fine, np.int32)
+    return columns, tuple(fine_names.values()), coarse_names
+
+
+def _images(files: Sequence[str], image_size: int, *, root: str, stream: bool, skip: bool) -> dict[str, Any]:
+    """image, whether each file is `readable` (bool [N]), and the `broken` ones with their reasons.
+
+    With `stream` and `skip` all files are decoded once, at the size of a pixel, which saves most of a JPEG's time: ids
+    are rows of the readable ones, so these have to be known first.
+    """
+    if stream and not skip:
+        streamed = FolderImages(root, np.array(files, str), image_size, skip=False)
+        return {"image": streamed, "readable": np.ones(len(files), bool), "broken": ()}
+    pixels: np.ndarray | None = None
+    readable, broken = np.zeros(len(files), bool), []
+    decoded = images.decode_all(files, 1 if stream else image_size, ahead=2 * _READ_BATCH)
+    bar = tqdm.tqdm(decoded, total=len(files), desc="reading images", unit="img", delay=_BAR_DELAY, leave=False)
+    for row, image in enumerate(bar):
+        if isinstance(image, Unreadable):
+            if not skip:
+                raise UserError(_fatal(image))
+            broken.append(str(image))
+            continue
+        if pixels is None:
+            pixels, first = np.empty((0 if stream else len(files), *image.shape), np.uint8), files[row]
+        if not stream and image.shape != pixels.shape[1:]:
+            (h, w, _), (first_h, first_w, _) = image.shape, pixels.shape[1:]
+            raise UserError(
+                f"{files[row]} has {w} x {h} pixels and {first} has {first_w} x {first_h}: set data.image_size to the "
+                "pixels of a side to resize them to (such as 224)."
+            )
+        if not stream:
+            pixels[row] = image
+        readable[row] = True
+    if broken:
+        warn(f"left out {len(broken)} of {len(files)} images that cannot be read, such as {broken[0]}")
+    if not np.any(readable):
+        raise UserError(f"found no image that can be read among {len(files)}, such as {broken[0]}: look at the files.")
+    if stream:
+        kept: Any = FolderImages(root, np.array(files, str)[readable], image_size, skip=True)
+    else:
+        assert pixels is not None
+        kept = pixels if np.all(readable) else pixels[readable]
+    return {"image": kept, "readable": readable, "broken": tuple(broken)}
+
+
+def _fatal(error: Unreadable) -> str:
+    return f"an image cannot be read: {error}; repair or remove it, or pass over such files by data.broken=skip."
+
+
+def _bytes(file: str) -> int:
+    try:
+        return os.path.getsize(file)
+    except OSError:  # what is wrong with it, its decoder will say
+        return -1
+
+
+def _fine_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(coarse, fine) -> the name of the fine class, sorted by that."""
+    keys = list(keys)
+    times = collections.Counter(fine for _, fine in keys)
+    named = {(coarse, fine): fine if times[fine] == 1 else f"{coarse}/{fine}" for coarse, fine in keys}
+    return dict(sorted(named.items(), key=lambda item: (item[1], item[0])))

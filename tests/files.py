@@ -1,0 +1,64 @@
+"""Image files of all kinds, and folders of them."""
+
+import csv
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+
+
+def pixels(seed, height=6, width=5):
+    """uint8 [H, W, 3], smooth enough for a JPEG."""
+    rng = np.random.default_rng(seed)
+    coarse = PIL.Image.fromarray(rng.integers(0, 256, (2, 2, 3), np.uint8))
+    return np.asarray(coarse.resize((width, height), PIL.Image.Resampling.BILINEAR))
+
+
+def write(path, array=None, **options):
+    """An image file, its format by its name; returns its path as a string."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = pixels(len(str(path))) if array is None else array
+    PIL.Image.fromarray(array).save(path, **options)
+    return str(path)
+
+
+def write_tree(root, layout, **size):
+    """Images root/<split>/<class folders>/<number>.png of a layout {"train/a/x": how many}; returns path -> pixels."""
+    written = {}
+    for folder, count in layout.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            path = root / folder / f"{i:02}.png"
+            written[str(path)] = pixels([len(written), count], **size)
+            write(path, written[str(path)])
+    return written
+
+
+TREE = {f"{split}/{coarse}/{fine}": count
+        for split, count in (("train", 5), ("test", 3)) for coarse, fine in ("xa", "xb", "yc")}  # fmt: skip
+
+
+def write_csv(path, rows, header=("path", "coarse", "fine", "split"), encoding="utf-8", **options):
+    with open(path, "w", newline="", encoding=encoding) as file:
+        csv.writer(file, **options).writerows([header, *rows])
+    return path
+
+
+def png16(values):
+    """The bytes of a 16-bit PNG of uint16 [H, W] or [H, W, 3], written by hand: PIL writes no 16-bit RGB."""
+    height, width = values.shape[:2]
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 0 if values.ndim == 2 else 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def png_header(width, height):
+    """The bytes of a PNG that claims to be of this size, with next to nothing in it."""
+    whole = png16(np.zeros((1, 1), np.uint16))
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return whole[:8] + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + whole[33:]

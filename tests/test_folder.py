@@ -1,0 +1,453 @@
+"""Folders and CSVs of image files: labels, odd layouts, broken files, streamed epochs, a run from end to end."""
+
+import json
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import files
+from grafit_jax import experiment, features, train
+from grafit_jax.data import sources
+from grafit_jax.data.folder import FolderImages
+from grafit_jax.errors import UserError
+from small import on_one_device, run, small_config
+
+
+def load(root, **options):
+    return sources.load(source=f"folder:{root}", **options)
+
+
+def named(records):
+    """file -> (coarse name, fine name)."""
+    fine = [None] * len(records) if records.label is None else [records.label_names[i] for i in records.label]
+    return {
+        str(f): (records.coarse_names[c], y)
+        for f, c, y in zip(records.filename, records.coarse_label, fine, strict=True)
+    }
+
+
+def spoil(path):
+    with open(path, "w") as file:
+        file.write("no image")
+
+
+# Folders.
+
+
+def test_a_tree_golden(tmp_path):
+    written = files.write_tree(tmp_path, {"train/y/b": 2, "train/x/c": 1, "train/x/a": 2, "test/x/c": 1, "test/y/b": 2})
+    records = load(tmp_path)
+    train_, test = records["train"], records["test"]
+    assert train_.coarse_names == test.coarse_names == ("x", "y")
+    assert train_.label_names == test.label_names == ("a", "b", "c")
+    assert train_.coarse_label.tolist() == [0, 0, 0, 1, 1] and train_.label.tolist() == [0, 0, 2, 1, 1]
+    assert test.coarse_label.tolist() == [0, 1, 1] and test.label.tolist() == [2, 1, 1]
+    wanted = ["train/x/a/00.png", "train/x/a/01.png", "train/x/c/00.png", "train/y/b/00.png", "train/y/b/01.png"]
+    assert train_.filename.tolist() == [str(tmp_path / name) for name in wanted]
+    for r in records.values():
+        for file, image in zip(r.filename, r.image, strict=True):
+            np.testing.assert_array_equal(image, written[file])
+    assert train_.image.shape == (5, 6, 5, 3) and train_.label.dtype == np.int32 and train_.broken == ()
+
+
+def test_the_same_fine_name_under_two_coarse_ones_is_two_classes(tmp_path):
+    files.write_tree(tmp_path, {f"{s}/{c}/{f}": 1 for s in ("train", "test") for c in "xy" for f in ("other", f"z{c}")})
+    records = load(tmp_path)["train"]
+    assert records.label_names == ("x/other", "y/other", "zx", "zy")
+    assert [records.label_names[i] for i in records.label] == ["x/other", "zx", "y/other", "zy"]
+    assert records.coarse_label.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_without_fine_folders_there_are_no_fine_labels(tmp_path, name):
+    files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, f"{name}/x": 1, f"{name}/y": 1})
+    records = load(tmp_path)
+    assert records["train"].label is None and records["test"].label is None
+    assert records["test"].coarse_label.tolist() == [0, 1]
+
+
+def test_fine_labels_of_the_test_split_alone_are_kept(tmp_path):
+    files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, "test/x/a": 1, "test/y/b": 1})
+    records = load(tmp_path)
+    assert records["train"].label is None and records["test"].label.tolist() == [0, 1]
+
+
+def test_links_hidden_files_suffixes_and_accents(tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    files.write_tree(elsewhere, {"b": 2})
+    root = tmp_path / "root"
+    files.write_tree(root, {"train/é": 1, "test/e\u0301": 1, "train/x": 1, "test/x": 1})  # composed, decomposed
+    (root / "train" / "é" / "02.JPEG").symlink_to(elsewhere / "b" / "00.png")
+    (root / "train" / "z").symlink_to(elsewhere / "b")
+    (root / "train" / "x" / "loop").symlink_to(root)  # back to a folder on the way
+    (root / "train" / "x" / "self").symlink_to(root / "train" / "x")
+    for hidden in (".DS_Store", "x/.thumb.png", "x/notes.txt"):
+        (root / "train" / hidden).write_text("")
+    (root / "test" / "empty").mkdir()
+    files.write_tree(root, {".cache/x": 1})
+    records = load(root)
+    assert records["train"].coarse_names == ("x", "z", "é")
+    assert [name for name, _ in named(records["train"]).values()] == ["x", "z", "z", "é", "é"]
+    assert [name for name, _ in named(records["test"]).values()] == ["x", "é"]
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 2 and "ignored 6 entries that are hidden, no images or links" in warned[0]
+    assert "1 folders hold no image, such as" in warned[1] and warned[1].endswith("test/empty")
+
+
+LAYOUTS = {
+    "nothing": ({}, r"has the folders none: want one train split, called train\."),
+    "no test": ({"train/x": 1}, r"has the folders train: want one test split, called test or val or validation\."),
+    "two tests": ({"train/x": 1, "val/x": 1, "test/x": 1}, "has test and val: want one test split"),
+    "empty split": ({"train/x": 1, "test/x": 0}, "found no image for test: want at least one"),
+    "no classes": (
+        {"train": 1, "test/x": 1},
+        r"train/00\.png lies directly in the split: want images in train/<coa",
+    ),
+    "mixed": ({"train/x": 1, "train/y/b": 1, "test/x": 1}, r"y/b/00\.png has a fine class and .*x/00\.png has none"),
+    "both": ({"train/x": 1, "train/x/b": 1, "test/x": 1}, r"x/b/00\.png has a fine class and .*x/00\.png has none"),
+    "too deep": (
+        {"train/x/a/q": 1, "test/x/a": 1},
+        r"a/q is a folder inside of a fine class: want train/<coarse>/",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_that_does_not_fit_is_told_in_one_line(tmp_path, layout):
+    folders, message = LAYOUTS[layout]
+    files.write_tree(tmp_path, folders)
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"none is no folder: want one that holds train/ and test/"):
+        load(tmp_path / "none")
+
+
+def test_what_may_be_meant_is_warned_of(tmp_path, capsys):
+    files.write_tree(tmp_path, {"train/x": 2, "test/x": 1, "test/new": 1})
+    records = load(tmp_path)
+    assert records["test"].coarse_names == ("new", "x")
+    first, second = capsys.readouterr().err.splitlines()
+    assert "1 coarse classes occur in test alone, such as new" in first
+    assert "all training images are of one coarse class (x)" in second
+
+
+def test_folders_that_may_not_be_listed_and_names_of_no_encoding_are_told(tmp_path, monkeypatch):
+    files.write_tree(tmp_path, files.TREE)
+    os.mkdir(os.fsencode(tmp_path) + b"/train/x/\xff")
+    with pytest.raises(UserError, match=r"train/x holds '\\udcff', whose name is not UTF-8: rename it"):
+        load(tmp_path)
+    listdir = os.listdir
+
+    def refused(path):  # root may list everything
+        if str(path).endswith("test/y"):
+            raise PermissionError(13, "Permission denied", path)
+        return listdir(path)
+
+    os.rmdir(os.fsencode(tmp_path) + b"/train/x/\xff")
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(UserError, match=r"cannot list .*test/y \(Permission denied\): let it be read"):
+        load(tmp_path)
+
+
+# CSVs.
+
+
+def test_a_csv_is_the_folder_that_it_lists(tmp_path):
+    files.write_tree(tmp_path / "d", files.TREE)
+    expected = load(tmp_path / "d")
+    rows = [(file, *key, split) for split, r in expected.items() for file, key in named(r).items()]
+    relative = [(os.path.relpath(rows[0][0], tmp_path), *rows[0][1:]), *rows[1:]]
+    # As a spreadsheet writes it, with a byte-order mark and blanks, and an absolute path beside relative ones.
+    table = files.write_csv(tmp_path / "t.csv", relative, encoding="utf-8-sig", quoting=1)
+    got = sources.load(source=f"csv:{table}")
+    for split, r in expected.items():
+        assert named(got[split]) == named(r)
+        np.testing.assert_array_equal(got[split].image, r.image)
+    # In the order of the rows; without the column fine there are no fine labels; `val` is a test split.
+    rows = [(f" {file} ", c, {"train": "train", "test": "val"}[s]) for file, c, _, s in rows[::-1]]
+    got = sources.load(source=f"csv:{files.write_csv(tmp_path / 't.csv', rows, header=('path', 'coarse', 'split'))}")
+    assert got["train"].label is None
+    assert got["train"].filename.tolist() == expected["train"].filename.tolist()[::-1]
+
+
+CSV_MISTAKES = {
+    "header": ([], ("path", "class", "split"), r"has the columns 'path', 'class', 'split': want path, coarse, split"),
+    "semicolons": ([], ("path;coarse;split",), r"has the columns 'path;coarse;split': want"),
+    "twice": ([], ("path", "coarse", "split", "coarse"), r"each once, with commas"),
+    "split": ([("a.png", "x", "", "dev")], None, r"line 4: split is 'dev': want one of train, test, val, validation"),
+    "empty": ([("a.png", "", "", "test")], None, r"line 4: coarse is empty"),
+    "short": ([("a.png", "x")], None, r"line 4 has 2 values: want 4"),
+    "again": ([("./0.png", "x", "", "train")], None, r"line 4: \./0\.png stands in line 2 already: list an image once"),
+    "both tests": ([("1.png", "x", "", "val")], None, r"has test and val: want one test split"),
+    "mixed": ([("2.png", "x", "f", "train")], None, r"2\.png has a fine class and .*0\.png has none"),
+}
+
+
+@pytest.mark.parametrize("name", CSV_MISTAKES)
+def test_mistakes_in_a_csv_are_told_with_their_line(tmp_path, name):
+    rows, header, message = CSV_MISTAKES[name]
+    good = [] if header else [("0.png", "x", "", "train"), ("1.png", "x", "", "test")]
+    table = files.write_csv(tmp_path / "t.csv", [*good, *rows], header or ("path", "coarse", "fine", "split"))
+    with pytest.raises(UserError, match=message):
+        sources.load(source=f"csv:{table}")
+
+
+@pytest.mark.parametrize(("data", "message"), [(b"\xff\xfe\0a", "cannot be read as CSV"), (None, "found no file")])
+def test_a_csv_that_is_none(tmp_path, data, message):
+    if data is not None:
+        (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        sources.load(source=f"csv:{tmp_path}/t.csv")
+
+
+def test_an_image_in_both_splits_is_warned_of(tmp_path, capsys):
+    files.write_tree(tmp_path, {"d": 2})
+    rows = [("d/00.png", c, "", s) for s in ("train", "test") for c in "x"] + [("d/01.png", "y", "", "train")]
+    sources.load(source=f"csv:{files.write_csv(tmp_path / 't.csv', rows)}")
+    assert f"1 images are in both splits, such as {tmp_path}/d/00.png" in capsys.readouterr().err
+
+
+# Sizes, and files that cannot be read.
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path):
+    files.write_tree(tmp_path, files.TREE)
+    files.write(tmp_path / "train/y/c/00.png", files.pixels(0, 9, 7))
+    with pytest.raises(UserError, match=r"c/00\.png has 7 x 9 pixels and .*a/00\.png has 5 x 6: set data\.image_size"):
+        load(tmp_path)
+    images = load(tmp_path, image_size=4)["train"].image
+    resized = PIL.Image.fromarray(files.pixels(0, 9, 7)).resize((4, 4), PIL.Image.Resampling.BILINEAR)
+    assert images.shape == (15, 4, 4, 3)
+    np.testing.assert_array_equal(images[10], resized)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_broken_files_end_the_run_or_are_left_out_and_listed(tmp_path, stream, capsys):
+    whole = files.write_tree(tmp_path, files.TREE)
+    broken = [str(tmp_path / name) for name in ("train/x/a/00.png", "train/y/c/04.png", "test/x/b/01.png")]
+    for path in broken:
+        spoil(path)
+    options = {"image_size": 5, "stream": stream}
+    with pytest.raises(UserError, match=r"an image cannot be read: .*0[01]\.png \(no JPEG.*data\.broken=skip"):
+        # Streamed files are opened when they are needed.
+        records = load(tmp_path, **options)
+        list(records["train"].image.in_order(4))
+    capsys.readouterr()
+    records = load(tmp_path, broken="skip", **options)
+    for split, left in (("train", 13), ("test", 8)):
+        r = records[split]
+        assert len(r) == len(r.label) == len(r.coarse_label) == left
+        assert [line.split(" (")[0] for line in r.broken] == [b for b in broken if f"/{split}/" in b]
+        assert named(r) == {f: tuple(f.split("/")[-3:-1]) for f in whole if f"/{split}/" in f and f not in broken}
+        rows = np.concatenate(list(sources.in_order(r.image, 4)))
+        for file, image in zip(r.filename, rows, strict=True):
+            want = PIL.Image.fromarray(whole[file]).resize((5, 5), PIL.Image.Resampling.BILINEAR)
+            np.testing.assert_array_equal(image, want)
+    warned = capsys.readouterr().err
+    assert f"left out 2 of 15 images that cannot be read, such as {broken[0]} (no JPEG" in warned
+    assert "left out 1 of 9" in warned
+
+
+def test_no_readable_image_at_all(tmp_path):
+    for path in files.write_tree(tmp_path, {"train/x": 2, "test/x": 1}):
+        spoil(path)
+    with pytest.raises(UserError, match="found no image that can be read among 2, such as"):
+        load(tmp_path, broken="skip")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"broken": "ignore"}, "data.broken = 'ignore': want one of fatal, skip"),
+        ({"stream": True}, "data.stream is on with folder:.* and data.image_size is 0: set it"),
+        ({"variant": "split1"}, "data.variant = 'split1' is for prepared TFDS data sets"),
+        ({"coarse_classes": (0, 7)}, "coarse class 7 is not there: want numbers from 0 to 1"),
+        ({"source": "digits", "broken": "skip"}, r"data.broken = 'skip' is for image files \(folder:DIR, csv:FILE\)"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, options, message):
+    files.write_tree(tmp_path, files.TREE)
+    with pytest.raises(UserError, match=message):
+        sources.load(**({"source": f"folder:{tmp_path}"} | options))
+
+
+# Streams.
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree")
+    files.write_tree(root, {f"{s}/{c}/{f}": n for s, n in (("train", 30), ("test", 6)) for c, f in ("xa", "xb", "yc")})
+    return root
+
+
+def epoch_of(images, seed, batch_size=16, **options):
+    batches = list(images.shuffled(batch_size, seed=seed, **options))
+    assert all(len(ids) == len(x) == batch_size and ids.dtype == np.int32 for ids, x in batches)
+    return np.concatenate([ids for ids, _ in batches]), np.concatenate([x for _, x in batches])
+
+
+@pytest.mark.parametrize("options", [{}, {"coarse_classes": (1,)}, {"holdout": 0.3}])
+@pytest.mark.parametrize("broken", ["fatal", "skip"])
+def test_streamed_records_are_the_records_in_memory(tree, options, broken):
+    whole, streamed = (load(tree, image_size=7, stream=s, broken=broken, **options) for s in (False, True))
+    images = streamed["train"].image
+    assert isinstance(images, FolderImages) and isinstance(streamed["test"].image, np.ndarray)
+    assert images.shape == whole["train"].image.shape and images.dtype == np.uint8 and images.ndim == 4
+    np.testing.assert_array_equal(images.read(), whole["train"].image)
+    assert [len(batch) for batch in images.in_order(25)] == [25] * (len(images) // 25) + [len(images) % 25]
+    np.testing.assert_array_equal(images[3], whole["train"].image[3])
+    for split in ("train", "test"):
+        for name in ("label", "coarse_label", "filename"):
+            np.testing.assert_array_equal(getattr(streamed[split], name), getattr(whole[split], name))
+    np.testing.assert_array_equal(streamed["test"].image, whole["test"].image)
+    ids, shuffled = epoch_of(images, seed=3)
+    assert len(ids) == len(np.unique(ids)) == len(images) // 16 * 16
+    np.testing.assert_array_equal(shuffled, whole["train"].image[ids])
+
+
+def test_the_seed_alone_decides_the_order_and_hosts_share_the_split_evenly(tree):
+    images = load(tree, image_size=7, stream=True)["train"].image
+    first, again, other = (epoch_of(images, seed)[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert np.mean(np.diff(first) == 1) < 0.2
+    parts = [epoch_of(images, 5, batch_size=1, shard=(i, 4))[0] for i in range(4)]
+    assert sorted(map(len, parts)) == [22, 22, 23, 23]
+    assert sorted(np.concatenate(parts)) == list(range(90))
+    for part in parts:  # and a part is of all classes: 30 images each of the split
+        assert all(7 <= n <= 8 for n in np.bincount(part // 30))
+        assert not np.array_equal(part, np.sort(part))
+
+
+def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, capsys):
+    paths = [*files.write_tree(tmp_path, {"train/x/a": 20, "train/y/b": 17, "test/x/a": 1})][:37]
+    records = load(tmp_path, image_size=6, stream=True, broken="skip")["train"]
+    images, pixels = records.image, records.image.read()
+    order = epoch_of(images, seed=0, batch_size=8)[0]
+    assert len(order) == 32 and capsys.readouterr().err == ""
+    broken = order[[3, 9, 10, 11, 12, 31, 0]]
+    for row in broken:
+        spoil(paths[row])
+    ids, got = epoch_of(images, seed=0, batch_size=8)
+    # The order without the broken ones, then the five that had been left out, then the first ones once more.
+    left = [row for row in order if row not in broken]
+    spare = [row for row in range(37) if row not in order]
+    assert ids[:25].tolist() == left and sorted(ids[25:30]) == spare and ids[30:].tolist() == left[:2]
+    np.testing.assert_array_equal(got, pixels[ids])
+    assert sorted(images.broken) == sorted(paths[row] for row in broken)
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 7 and f"(number 1): {paths[order[0]]} (no JPEG" in warned[0]
+    epoch_of(images, seed=1, batch_size=8)
+    assert len(images.broken) == 7 and capsys.readouterr().err == ""  # each is told of once
+    with pytest.raises(UserError, match=r"an image cannot be read any more: "):
+        list(images.in_order(8))
+    for path in paths[:30]:
+        spoil(path)
+    with pytest.raises(UserError, match=r"\d+ of 37 images cannot be read any more, such as"):
+        epoch_of(images, seed=2, batch_size=8)
+
+
+def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_fatal_by_default(tmp_path):
+    paths = [*files.write_tree(tmp_path, {"train/x/a": 20, "train/y/b": 17, "test/x/a": 1})]
+    images = load(tmp_path, image_size=6, stream=True)["train"].image
+    order = epoch_of(images, seed=0, batch_size=8)[0]
+    spoil(paths[order[20]])
+    seen = []
+    with pytest.raises(UserError, match=rf"an image cannot be read: {paths[order[20]]} \(no JPEG.*data\.broken=skip"):
+        for ids, _ in images.shuffled(8, seed=0):
+            seen += ids.tolist()
+    assert seen == order[:16].tolist()
+
+
+def test_fingerprints_follow_names_sizes_and_choice_not_the_place(tmp_path):
+    prints = []
+    for folder, change in (("a", None), ("b", None), ("c", "rename"), ("d", "rewrite"), ("e", "resize")):
+        paths = [*files.write_tree(tmp_path / folder, files.TREE)]
+        if change == "rename":
+            os.rename(paths[0], paths[0] + ".png")
+        if change == "rewrite":
+            files.write(tmp_path / folder / "train/x/a/00.png", files.pixels(99, 30, 30))
+        size = 4 if change == "resize" else 5
+        prints.append(load(tmp_path / folder, image_size=size, stream=True)["train"].fingerprint())
+    assert prints[0] == prints[1] and len(set(prints)) == 4
+    some = load(tmp_path / "a", image_size=5, stream=True, coarse_classes=(0,))["train"].fingerprint()
+    assert some not in prints
+
+
+# End to end.
+
+
+def own_config(root, **overrides):
+    values = {
+        "data.source": f"folder:{root}",
+        "data.image_size": 8,
+        "views.mean": (0.5, 0.5, 0.5),
+        "views.std": (0.3, 0.3, 0.3),
+        "train.batch_size": 16,
+        "eval.recall_at": (1,),
+        "checkpoint.every_epochs": 1,
+    }
+    return small_config(**(values | overrides))
+
+
+def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    paths = [*files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
+    for path in (paths[0], paths[45]):
+        spoil(path)
+    config = own_config(tmp_path / "d", **{"data.stream": True, "data.broken": "skip", "train.epochs": 2})
+    expected = train.train(config, tmp_path / "whole")
+    assert {"coarse/map", "coarse/recall@1"} <= expected.keys() and "map" not in expected  # no fine labels
+    listed = (tmp_path / "whole" / "broken.txt").read_text().splitlines()
+    assert [line.split(" (")[0] for line in listed] == [f"train: {paths[0]}", f"test: {paths[45]}"]
+
+    epoch, calls = FolderImages.shuffled, []
+
+    def stopped(self, *args, **kwargs):
+        calls.append(kwargs["seed"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return epoch(self, *args, **kwargs)
+
+    monkeypatch.setattr(FolderImages, "shuffled", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "stopped")
+    assert train.train(config, tmp_path / "stopped") == expected
+    assert len(calls) == 3 and calls[0] != calls[1] == calls[2]
+
+    # One that breaks later: the run goes on, and the list tells of it.
+    monkeypatch.setattr(FolderImages, "shuffled", lambda self, *args, **kwargs: (
+        spoil(paths[7]) or epoch(self, *args, **kwargs)))  # fmt: skip
+    monkeypatch.setattr(experiment, "evaluate", lambda run, state: {"map": 0.0, "step": int(state.step)})
+    train.train(config, tmp_path / "later")
+    assert (tmp_path / "later" / "broken.txt").read_text().splitlines() == [listed[0], f"train: {paths[7]}", listed[1]]
+
+
+@pytest.mark.slow
+def test_command_lines_from_a_folder_to_the_files_of_the_neighbours(tmp_path):
+    written = files.write_tree(
+        tmp_path / "d", {f"{s}/{c}/{f}": 10 for s in ("train", "test") for c, f in ("xa", "xb", "yc")}
+    )
+    workdir = tmp_path / "run"
+    done = run(
+        "train", f"--config=configs/own.py:dir={tmp_path / 'd'},preset=cpu", f"--workdir={workdir}",
+        "--config.model.hidden=32", "--config.model.dim=16", "--config.views.size=16", "--config.data.image_size=16",
+        "--config.train.epochs=2", "--config.train.batch_size=15",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads(done.stdout)
+    assert {"map", "coarse/map", "projector/map", "knn_top1"} <= metrics.keys() and not (
+        workdir / "broken.txt"
+    ).exists()
+    done = run("embed", f"--workdir={workdir}", f"--out={tmp_path}/test.npz")
+    assert done.returncode == 0, done.stderr[-2000:]
+    embedded = features.load(tmp_path / "test.npz")
+    assert embedded.filename.tolist() == sorted(f for f in written if "/test/" in f)
+    assert embedded.label.tolist() == [f.split("/")[-2] for f in embedded.filename]
+    done = run("search", f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--k=2", f"--out={tmp_path}/near.png")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count(f"{tmp_path}/d/test/") == 2 and (tmp_path / "near.png").exists()

@@ -264,6 +264,9 @@ _MEASURED = {
     "ratio_as_released": ("ratio to it as released", "{:.2f}"),
     "gigabytes_over_memory": ("memory", "{:.2f} GB extra"),
     "peak_gigabytes": ("memory", "{:.1f} GB"),
+    "device_gigabytes": ("a device needs", "{:.1f} GiB"),
+    "fits": ("fits TPU", "{}"),
+    "compile_s": ("compiled in", "{:.0f} s"),
     "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
     "views_share": ("views", "{:.1%} of a step"),
 }
@@ -280,7 +283,7 @@ _GROWTH = {
 def render_benchmark(lines: Sequence[dict], table=report.markdown) -> str:
     """A benchmark's entries as text: what took a time, what a time was fitted to, what a step consists of."""
     parts = [
-        table(*_cells(_MEASURED, [line for line in lines if "seconds" in line])),
+        table(*_cells(_MEASURED, [line for line in lines if "seconds" in line or "device_gigabytes" in line])),
         table(*_cells(_GROWTH, [_spelt(line) for line in lines if "curve_s" in line])),
         *(f"{line['work']}: {line['share']:.1%} ({_shares(line['shares'])})." for line in lines if "share" in line),
         _standing([line["environment"] for line in lines]),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import gpu, steps, train
+from benchmarks import gpu, memory, steps, train
 
 from grafit_jax import experiment, losses, parallel, tables
 from small import ROOT, run, shell_environment
@@ -109,7 +109,7 @@ def test_a_step_on_npz_images_needs_no_tensorflow_and_no_plots(tmp_path):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({blocked!r}))
-from benchmarks import steps
+from benchmarks import memory, steps
 from grafit_jax.data import sources
 config = steps.config("resnet8", 16, **{{"model.hidden": 32}})
 ours = steps.ours(config, sources.load(source="npz:{tmp_path}"))
@@ -121,3 +121,11 @@ print(ours.steps, steps.peer(config, ours.run.records, "cpu", tuned=True))
         capture_output=True, text=True, cwd=ROOT, env=shell_environment() | {"PYTHONPATH": str(ROOT / "experiments")},
     )  # fmt: skip
     assert done.stdout.split() == ["1", "None"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "names"),
+    [(7.0, "v2, v3, v5e, v4, v6e, v5p"), (7.1, "v3, v5e, v4, v6e, v5p"), (31.5, "v5p"), (94.5, "none")],
+)
+def test_memory_names_the_tpus_that_hold_a_step_and_a_gibibyte_more(gibibytes, names):
+    assert memory.fits(gibibytes) == names

@@ -64,7 +64,7 @@ def test_convolution_golden():
     [(70, 1, 1, "float32"), (64, 2, 1, "float32"), (33, 1, 1, "bfloat16"), (70, 2, 2, "float32"), (7, 1, 4, "float32")],
 )
 def test_convolution_in_parts_is_the_convolution_and_so_are_its_gradients(images, stride, groups, dtype, monkeypatch):
-    monkeypatch.setattr(convolution, "_PART", 2000)  # bytes: 3 images of float32, 6 of bfloat16
+    monkeypatch.setattr(convolution, "PART", 2000)  # bytes: 3 images of float32, 6 of bfloat16
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (images, 6, 6, 4), dtype)
     kernel = jax.random.normal(keys[1], (3, 3, 4 // groups, 8), dtype)

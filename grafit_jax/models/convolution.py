@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 # On CPU: bytes of the images that are convolved in one go, which a core's caches can hold.
-_PART = 2**22
+PART = 2**22
 
 
 def conv_general_dilated(images: Array, kernel: Array, *args, **options) -> Array:
@@ -16,7 +16,7 @@ def conv_general_dilated(images: Array, kernel: Array, *args, **options) -> Arra
     On CPU a large batch goes part by part, and so do its gradients: XLA's convolutions of more than the caches hold
     wait for memory (`experiments/benchmark.py --suite=train --entries=convolution` has the ratio).
     """
-    parts = min(len(images), math.ceil(images.size * images.dtype.itemsize / _PART))
+    parts = min(len(images), math.ceil(images.size * images.dtype.itemsize / PART))
     if jax.default_backend() != "cpu" or parts <= 1:
         return lax.conv_general_dilated(images, kernel, *args, **options)
     return jnp.concatenate(

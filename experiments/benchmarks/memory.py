@@ -1,0 +1,104 @@
+"""Memory of a training step of the paper's scale, as the TPU's own compiler plans it: no TPU is needed, nothing is run.
+
+Needs libtpu (pip install 'libtpu==0.0.42.*' for jax 0.10; in general the version that jax[tpu] asks for).
+"""
+
+import functools
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.experimental import topologies
+
+from benchmarks import steps, timing
+from grafit_jax import experiment, memory, tables, train
+from grafit_jax.errors import UserError
+from grafit_jax.models import convolution
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# What the step is compiled for. It has the most memory, so that a plan is not squeezed to fit.
+_TOPOLOGY = "v5p:2x2x1"
+# GiB of a device, that is of a core for v2 and v3 and of a chip for the others: Google's data sheets.
+_HBM = {"v2": 8, "v3": 16, "v5e": 16, "v4": 32, "v6e": 32, "v5p": 95}
+# So that libtpu asks nobody about the machine that it is on.
+_NO_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+# Left for the program itself, collectives and the images that are on their way. [ours]
+_RESERVE = 1.0
+
+
+def fits(gibibytes: float) -> str:
+    """The TPUs whose devices hold so much."""
+    names = [name for name, size in _HBM.items() if gibibytes + _RESERVE <= size]
+    return ", ".join(names) or "none"
+
+
+def step(trunk: str, num_devices: int, *, remat: bool = False, arg: str = "", **overrides: Any) -> dict[str, Any]:
+    """A device's part of a step of configs/imagenet.py: its images, its rows of the memory, all of the state."""
+    config = tables.load_config(_ROOT / "configs" / "imagenet.py", arg)
+    whole = config.train.batch_size
+    config.update_from_flattened_dict({"model.trunk": trunk, "model.remat": remat, **overrides})
+    seconds, plan = _compile(config, whole // num_devices, memory.rows_per_device(_IMAGES, num_devices))
+    state = plan.argument_size_in_bytes
+    # What is donated is written where it was read.
+    total = state + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
+    return {
+        "work": f"{trunk}, {config.views.size} px, T = {config.views.num_views}, {config.model.dtype}"
+        f"{', remat' if remat else ''}, batch {whole} over {num_devices} devices",
+        "images_per_device": whole // num_devices,
+        "arguments_gigabytes": state / 2**30,
+        "device_gigabytes": total / 2**30,
+        "fits": fits(total / 2**30),
+        "compile_s": seconds,
+    }
+
+
+def _compile(config: ml_collections.ConfigDict, batch_size: int, rows: int) -> tuple[float, Any]:
+    """Seconds, and the compiler's memory analysis of a step of `batch_size` images and `rows` of the memory."""
+    config.data.stream, config.train.batch_size = False, batch_size
+    config.model.sync_batch_norm = False  # one device's program, without its collectives
+    run = experiment.load(config, steps.records(max(1000, batch_size), config.data.image_size))
+    state = jax.eval_shape(lambda: experiment.initial_state(run, placeholder=True))
+    shape = jax.ShapeDtypeStruct
+    image = shape((batch_size, *run.records["train"].image.shape[1:]), jnp.uint8)
+    arguments = (
+        state,
+        memory.Memory(shape((rows, config.model.dim), jnp.float32), shape((rows,), jnp.int32)),
+        {"image": image, **{key: shape((batch_size,), jnp.int32) for key in ("label", "id")}},
+        state.rng,
+    )
+    here = jax.sharding.SingleDeviceSharding(_tpu())
+    jitted = jax.jit(train.make_step(run, axis_name=None), donate_argnums=(0, 1), in_shardings=here, out_shardings=here)
+    convolution.PART = sys.maxsize  # parts are for CPUs, and this compiles for another device
+    compiled: list[Any] = []
+    seconds = timing.seconds(lambda: compiled.append(jitted.lower(*arguments).compile()))
+    return seconds, compiled[0].memory_analysis()
+
+
+@functools.cache
+def _tpu() -> Any:
+    """A TPU to compile for, where there is none."""
+    for name, value in _NO_TPU.items():
+        os.environ.setdefault(name, value)
+    try:
+        return topologies.get_topology_desc(_TOPOLOGY, platform="tpu").devices[0]
+    except Exception as error:  # the many ways in which a plugin may be missing
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"found no TPU compiler ({reason}): pip install the libtpu that jax[tpu] {jax.__version__} asks for."
+        ) from error
+
+
+# Training images of ImageNet-1k: a slot of the memory each.
+_IMAGES = 1_281_167
+
+ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
+    f"{trunk}_{num_devices}{'_remat' if remat else ''}": functools.partial(step, trunk, num_devices, remat=remat)
+    for trunk in ("resnet50", "regnet_y_8gf")
+    for num_devices in (8, 32, 128)
+    for remat in (False, True)
+}

@@ -63,7 +63,7 @@ def _compile(config: ml_collections.ConfigDict, batch_size: int, rows: int) -> t
     config.model.sync_batch_norm = False  # one device's program, without its collectives
     run = experiment.load(config, steps.records(max(1000, batch_size), config.data.image_size))
     state = jax.eval_shape(lambda: experiment.initial_state(run, placeholder=True))
-    shape = jax.ShapeDtypeStruct
+    shape: Any = jax.ShapeDtypeStruct
     image = shape((batch_size, *run.records["train"].image.shape[1:]), jnp.uint8)
     arguments = (
         state,

@@ -11,7 +11,7 @@ import seeded
 
 import twins
 from grafit_jax import models
-from grafit_jax.models import pretrained, regnet, trunks
+from grafit_jax.models import pretrained, regnet, resnet, trunks
 from grafit_jax.models.layers import batch_norm, stage_of
 from pixels import torchvision
 
@@ -29,6 +29,9 @@ PUBLISHED = {
     "regnet_y_8gf": (39_381_472, 8.473, 2016),
     "regnet_y_16gf": (83_590_140, 15.912, 3024),
 }
+
+# The hardware's generator, which compiles faster than the default one.
+KEY = jax.random.key(0, impl="rbg")
 
 
 def multiply_adds(jaxpr):
@@ -107,7 +110,7 @@ def test_squeeze_and_excitation_golden():
 
 def test_initialisation_is_torchvisions():
     block = regnet.YBlock(64, 1, 16, functools.partial(batch_norm, use_running_average=False), jnp.float32)
-    params = jax.jit(block.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 256)))["params"]
+    params = jax.jit(block.init)(KEY, jnp.zeros((1, 4, 4, 256)))["params"]
     for name, fan_out in (("Conv_0", 64), ("Conv_1", 9 * 64), ("Conv_2", 64), ("Conv_3", 64)):
         # The fan-out of all groups together.
         assert np.std(params[name]["kernel"]) == pytest.approx(np.sqrt(2 / fan_out), rel=0.05)
@@ -132,7 +135,7 @@ def tiny_regnet(**options):
 
 def test_classifier_starts_as_torchvisions():
     network = models.Classifier(tiny_regnet(), 1000)
-    head = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]["classifier"]
+    head = jax.jit(network.init)(KEY, jnp.zeros((1, 32, 32, 3)))["params"]["classifier"]
     assert np.std(head["kernel"]) == pytest.approx(0.01, rel=0.05)
     np.testing.assert_array_equal(head["bias"], 0)
 
@@ -166,35 +169,31 @@ def test_one_step_moves_every_parameter_and_lowers_the_loss(name):
 
 
 def test_gradients_are_those_of_torchvision():
+    # In float64: a float32's rounding moves a few activations over a ReLU's kink, and so torchvision's own gradients
+    # by a tenth.
     tv = torchvision().models
     torch = pytest.importorskip("torch")
     name, labels = "regnet_y_400mf", [3, 8, 1, 3]
-    images = np.random.default_rng(1).normal(size=(4, 64, 64, 3)).astype(np.float32)
+    images = np.random.default_rng(1).normal(size=(4, 64, 64, 3))
     tensors = seeded.state_dict(name)
     net = getattr(tv, name)(num_classes=10).train()
     net.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
-    want_loss = torch.nn.functional.cross_entropy(
-        net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())), torch.tensor(labels)
-    )
+    logits = net.double()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    want_loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
     want_loss.backward()
     # Gradients in the places of their tensors, and the running averages after the pass.
     want = {key: value.numpy() for key, value in net.state_dict().items()}
     want |= {key: value.grad.numpy() for key, value in net.named_parameters()}
     want = pretrained.convert(name, want)
 
-    variables = pretrained.convert(name, tensors)
-    loss = cross_entropy(models.build(name, num_classes=10), jnp.array(labels), images)
-    (got_loss, stats), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(*variables.values())
-    assert float(got_loss) == pytest.approx(want_loss.item(), abs=1e-4)
-    assert list(variables) == ["params", "batch_stats"]
-    # Variances differ by design: PyTorch's running ones are divided by n - 1.
-    leaves = [
-        (p, g, w) for (p, g), w in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(want["params"]), strict=True)
-    ]
-    for path, got, expected in leaves:
-        np.testing.assert_allclose(
-            got, expected, atol=1e-3 * np.abs(expected).max(), err_msg=jax.tree_util.keystr(path)
-        )
+    with jax.enable_x64(True):
+        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), pretrained.convert(name, tensors))
+        network = models.build(name, num_classes=10, dtype=jnp.float64)
+        gradient = jax.jit(jax.value_and_grad(cross_entropy(network, jnp.array(labels), images), has_aux=True))
+        (loss, stats), grads = jax.device_get(gradient(variables["params"], variables["batch_stats"]))
+    assert float(loss) == pytest.approx(want_loss.item(), abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), grads, want["params"])
+    # Variances differ by design: PyTorch divides its running ones by n - 1.
     for got, expected in zip(means(stats), means(want["batch_stats"]), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -204,21 +203,28 @@ def means(stats):
 
 
 @pytest.mark.parametrize(
-    "build", [lambda **o: models.build_trunk("resnet8", **o), tiny_regnet], ids=["resnet", "regnet"]
+    ("trunk", "saved"),
+    [
+        (functools.partial(resnet.ResNet, (6,), resnet.BasicBlock, 8), 0.5),
+        (functools.partial(regnet.RegNet, 6, 8, 0.1, 2.0, 4), 0.15),
+    ],
+    ids=["resnet", "regnet"],
 )
-def test_remat_changes_memory_alone(build):
-    images = jax.random.normal(jax.random.key(1), (64, 32, 32, 3))
+def test_remat_changes_memory_alone(trunk, saved):
+    images = jax.random.normal(jax.random.key(1), (32, 16, 16, 3))
     results, memory, variables = [], [], []
     for remat in (False, True):
-        network = models.Classifier(build(stem="cifar", remat=remat), 10)
-        variables.append(jax.jit(network.init)(jax.random.key(0), images[:2]))
-        loss = jax.value_and_grad(cross_entropy(network, jnp.arange(64) % 10, images), has_aux=True)
-        compiled = jax.jit(loss).lower(*variables[0].values()).compile()
+        network = models.Classifier(trunk(stem="cifar", remat=remat), 10)
+        variables.append(jax.jit(network.init)(KEY, images[:2]))
+        start = variables[0]["params"], variables[0]["batch_stats"]
+        loss = jax.value_and_grad(cross_entropy(network, jnp.arange(32) % 10, images), has_aux=True)
+        # On CPU this pass would let XLA merge what is made again with what was made, which an accelerator's does not.
+        compiled = jax.jit(loss).lower(*start).compile({"xla_disable_hlo_passes": "cse_barrier_expander"})
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
-        results.append(compiled(*variables[0].values()))
+        results.append(compiled(*start))
     jax.tree.map(np.testing.assert_array_equal, *variables)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *results)
-    assert memory[1] < 0.8 * memory[0], memory
+    assert memory[1] < (1 - saved) * memory[0], memory
 
 
 @pytest.mark.parametrize("name", ["resnet50", "regnet_y_8gf"])

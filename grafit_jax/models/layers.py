@@ -36,6 +36,7 @@ def residual(block: type[nn.Module], remat: bool) -> type[nn.Module]:
     """The block, or the same whose activations are made again in the backward pass instead of kept.
 
     Give its modules names: Flax derives others from what this returns, and variables have to be the same either way.
+    On CPU XLA merges much of it again with what was made before, so that it saves memory on accelerators alone.
     """
     return nn.remat(block) if remat else block
 

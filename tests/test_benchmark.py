@@ -109,7 +109,7 @@ def test_a_step_on_npz_images_needs_no_tensorflow_and_no_plots(tmp_path):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({blocked!r}))
-from benchmarks import memory, steps
+from benchmarks import steps
 from grafit_jax.data import sources
 config = steps.config("resnet8", 16, **{{"model.hidden": 32}})
 ours = steps.ours(config, sources.load(source="npz:{tmp_path}"))

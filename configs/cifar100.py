@@ -10,6 +10,9 @@ Presets:
   cpu       a small net on the 10,000 images of coarse classes 0-3, 50 epochs: at most 25 minutes on 2 cores. Numbers to
             expect: the second table of the README.
   cpu_long  the same net on all 50,000 images, 20 epochs: at most 75 minutes on 2 cores.
+
+ClusterFit starts from a finished baseline of the same preset: `method=clusterfit,from=runs/baseline`; about 100 images
+in a cluster [ours]. SNCA with its own recipe: configs/snca.py.
 """
 
 from grafit_jax import config as config_lib
@@ -17,12 +20,14 @@ from grafit_jax import config as config_lib
 
 def _paper(c):
     c.model.trunk = "resnet50"
+    c.clusters.k = 500
     c.views.randaugment_ops = 2
     c.views.erase = 0.25
 
 
 def _r18(c):
     c.model.hidden = 1024
+    c.clusters.k = 500
     c.views.num_views = 4
     c.views.jitter = (0.4, 0.4, 0.4, 0.1)
     c.views.grey = 0.2
@@ -40,6 +45,7 @@ def _cpu(c):
     c.model.stem = "patch2"
     c.model.hidden = 256
     c.model.dim = 128
+    c.clusters.k = 100
     c.views.num_views = 2
     c.views.jitter = (0.4, 0.4, 0.4, 0.1)
     c.views.grey = 0.2
@@ -56,6 +62,7 @@ def _cpu(c):
 def _cpu_long(c):
     _cpu(c)
     c.data.coarse_classes = ()
+    c.clusters.k = 500
     c.train.epochs = 20
     c.checkpoint.every_epochs = 1
 
@@ -64,12 +71,13 @@ PRESETS = {"paper": _paper, "r18": _r18, "cpu": _cpu, "cpu_long": _cpu_long}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="grafit", preset="r18", seed=0)
+    arg = config_lib.parse_arg(arg, method="grafit", preset="r18", seed=0, **{"from": ""})
     config_lib.choose(arg.preset, "preset", PRESETS)
     c = config_lib.default()
     c.method = arg.method
     c.seed = arg.seed
     c.data.source = "tfds:cifar100"
+    c.clusters.workdir = arg["from"]
     PRESETS[arg.preset](c)
     return c
 

@@ -19,10 +19,6 @@ from grafit_jax import neighbors, parallel
 from grafit_jax.cosine import matmul
 from grafit_jax.errors import UserError, warn
 
-# Rows of a block, and distances of rows to centres that a device holds at a time (32 MB).
-_ROWS = 1024
-_BLOCK = 2**23
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clusters:
@@ -83,8 +79,8 @@ def kmeans(
     mean = np.mean(rows, axis=0, dtype=np.float64)
     spread = float((np.einsum("nd,nd->", rows, rows, dtype=np.float64) / len(rows) - mean @ mean) / len(mean))
 
-    size = 2 ** int(math.log2(min(_ROWS, max(8, _BLOCK // k))))
-    blocks = parallel.shard(_in_blocks(rows, size, parallel.num_devices()))
+    # With which of them are rows, not padding.
+    blocks = parallel.in_blocks(rows, k), parallel.in_blocks(np.ones(len(rows), bool), k)
     if centres is None:
         centre = _seeded(rows, blocks, k, np.random.default_rng(seed))
         if len(centre) < k:
@@ -96,27 +92,18 @@ def kmeans(
         centre = _unit(centre) if cosine else centre - origin
 
     previous = None
-    for iterations in range(1, max_iterations + 1):
+    iterations = 0
+    while iterations < max_iterations:
         label, distance, total = _assigned(blocks, len(rows), centre)
         moved = _moved(rows, label, distance, total, centre, cosine=cosine)
         shift = float(np.sum(np.square(np.subtract(moved, centre, dtype=np.float64))))
         centre = moved
+        iterations += 1
         if shift <= tolerance * spread or (previous is not None and np.array_equal(label, previous)):
             break
         previous = label
     label, distance, _ = _assigned(blocks, len(rows), centre)
     return Clusters(centre + origin, label, float(np.sum(distance, dtype=np.float64)), iterations)
-
-
-def _in_blocks(rows: np.ndarray, size: int, num_devices: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows as [n, M, size, D] with zeros behind them, and which of them are rows, bool [n, M, size]."""
-    num_blocks = -(-len(rows) // (size * num_devices)) * num_devices
-    padding = num_blocks * size - len(rows)
-    shape = (num_devices, num_blocks // num_devices, size)
-    return (
-        np.pad(rows, ((0, padding), (0, 0))).reshape(*shape, -1),
-        (np.arange(num_blocks * size) < len(rows)).reshape(shape),
-    )
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

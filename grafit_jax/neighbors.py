@@ -347,7 +347,7 @@ def has_own_row(query_ids: ArrayLike | None, gallery_ids: ArrayLike | None) -> b
 
 
 def check_embeddings(name: str, embeddings: ArrayLike, *, zeros: bool = False) -> None:
-    """Raises UserError unless `embeddings` is [n, D] with n >= 1, finite, and, but for `zeros`, without zero vectors."""
+    """Raises UserError unless `embeddings` is [n, D] with n >= 1, finite, and without zero vectors or with `zeros`."""
     if np.ndim(embeddings) != 2 or 0 in np.shape(embeddings):
         raise UserError(f"{name} has shape {np.shape(embeddings)}: want [n, D] with at least one row and column.")
     if _is_traced(embeddings):

@@ -8,7 +8,7 @@
   cifar100  ResNet-18 with a 32 px stem; 200 epochs, batch 128, weight decay 5e-4, the same memory momentum.
 
 That is what SNCA's code says; the rest is ours: for cifar100, lr 0.1 with a tenth of it from epochs 80, 120 and 160;
-the trunk of imagenet; a memory that starts at random; views that are cropped, flipped, jittered and made grey. No row of
+the trunk of imagenet; a random memory at the start; views that are cropped, flipped, jittered and made grey. No row of
 the paper is confirmed for either: no number to expect. `method=snca_plus` runs the same through Grafit's projector.
 """
 

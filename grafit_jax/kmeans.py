@@ -76,8 +76,8 @@ def kmeans(
     # Distances are found by products, which lose what all rows have in common: it is taken away first.
     origin = np.zeros(rows.shape[1], np.float32) if cosine else np.mean(rows, axis=0, dtype=np.float64).astype("f4")
     rows = _unit(rows) if cosine else rows - origin
-    mean = np.mean(rows, axis=0, dtype=np.float64)
-    spread = float((np.einsum("nd,nd->", rows, rows, dtype=np.float64) / len(rows) - mean @ mean) / len(mean))
+    mean_square = np.einsum("nd,nd->", rows, rows, dtype=np.float64) / rows.size
+    spread = float(mean_square - np.mean(np.mean(rows, axis=0, dtype=np.float64) ** 2))
 
     # With which of them are rows, not padding.
     blocks = parallel.in_blocks(rows, k), parallel.in_blocks(np.ones(len(rows), bool), k)
@@ -179,15 +179,16 @@ def _assign(blocks, centre):
         distance = jnp.sum(jnp.square(rows - centre[label]), axis=1)
         # A product, since sums by index come in no fixed order on GPUs.
         members = (label == jnp.arange(len(centre))[:, None]) & present
-        return _added(*total, matmul(members.astype(jnp.float32), rows)), (label, distance)
+        return _added(total, matmul(members.astype(jnp.float32), rows)), (label, distance)
 
     zero = jnp.zeros_like(centre)
     (high, low), (label, distance) = lax.scan(body, (zero, zero), blocks)
     return label, distance, high, low
 
 
-def _added(high: Array, low: Array, x: Array) -> tuple[Array, Array]:
+def _added(sums: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
     """high + low + x as a sum and what it lost by rounding (Knuth), so that the order of blocks does not matter."""
+    high, low = sums
     total = high + x
     part = total - high
     return total, low + ((high - (total - part)) + (x - part))

@@ -6,6 +6,7 @@ The devices find the cross-entropy of every row and sum its gradients, a block a
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -67,8 +68,8 @@ def probe(
     classes, label = np.unique(np.asarray(train_label), return_inverse=True)
     origin = np.mean(rows, axis=0, dtype=np.float64).astype(np.float32)
     rows, test = rows - origin, test - origin
-    length = np.sqrt(np.einsum("nd,nd->", rows, rows, dtype=np.float64) / len(rows)).astype(np.float32)
-    rows, test = (x / np.where(length > 0, length, 1) for x in (rows, test))
+    length = math.sqrt(np.einsum("nd,nd->", rows, rows, dtype=np.float64) / len(rows)) or 1.0
+    rows, test = rows / np.float32(length), test / np.float32(length)
     if l2 is None:
         l2 = _chosen(rows, label, len(classes), holdout, seed)
     found = classes[predict(fit(rows, label, len(classes), l2), test)]

@@ -1,4 +1,4 @@
-"""ClusterFit: trained on the clusters of another run's features, judged by the true labels, and never clustered twice."""
+"""ClusterFit: trained on the clusters of another run's features, judged by true labels, and never clustered twice."""
 
 import json
 import shutil

@@ -94,16 +94,17 @@ def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_e
     inputs = next(iter(feed.epoch(1)))
     ids = np.asarray(inputs[1])[0, 0]
     label = run.records["train"].coarse_label
+    call = train.make_call(run, feed)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    apply = jax.jit(lambda images: run.network.apply(variables, images, train=True, mutable=["batch_stats"])[0])
     for step, momentum in ((0, 0.5), (14, 0.8)):  # 14 steps an epoch; each takes the first batch of the order
         at = state.replace(step=np.int32(step))
         key = jax.random.fold_in(state.rng, step)
         images = augment.random_views(run.records["train"].image[ids], ids, key, views=run.views, num_views=1)[0]
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        out, _ = run.network.apply(variables, images, train=True, mutable=["batch_stats"])
+        out = apply(images)
         z = np.asarray(out.features, np.float64) @ layer["kernel"] + layer["bias"]
         np.testing.assert_allclose(out.projection, z, atol=1e-5)
 
-        call = train.make_call(run, feed)
         _, updated, sums = call(parallel.replicate(at), parallel.shard(memory), inputs)
         loss = twins.knn_loss(z, label[ids], memory.embedding[0], label, temperature=0.05, own_slot=ids)
         np.testing.assert_allclose(train._means([sums])["knn_loss"], np.mean(loss), rtol=1e-4)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from grafit_jax import evaluation, experiment, parallel, probe, train
+from grafit_jax import evaluation, experiment, parallel, probe, workdir
+from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
 from small import on_one_device, run, small_config
@@ -153,13 +154,20 @@ def test_a_probe_of_features_needs_a_gallery_and_is_told_at_every_level():
 
 
 def test_a_workdirs_probe_is_of_its_trunk(tmp_path):
-    metrics = train.train(small_config("baseline_mlp", **{"train.epochs": 1}), tmp_path / "run")
+    config = small_config("baseline_mlp")
+    workdir.claim(tmp_path / "run", config)
+    of_run = experiment.load(config)
+    state = experiment.initial_state(of_run)
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(0, state, None)
+    checkpoints.close()
     evaluated = run("evaluate", f"--workdir={tmp_path / 'run'}", "--probe")
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     got = json.loads(evaluated.stdout)
-    names = {"probe_top1", "probe_l2", "coarse/probe_top1", "coarse/probe_l2"}
-    assert got.keys() == metrics.keys() | names and {k: got[k] for k in metrics} == pytest.approx(metrics, abs=1e-3)
-    restored = experiment.restore_newest(tmp_path / "run")
-    train_split, test_split = (experiment.embed(*restored, split, "trunk") for split in ("train", "test"))
-    expected = probe.probe(train_split.embedding, train_split.label, test_split.embedding, test_split.label)
-    assert got["probe_top1"] == pytest.approx(expected["top1"], abs=0.01) and got["probe_l2"] == expected["l2"]
+    train, test = (experiment.embed(of_run, state, split, "trunk") for split in ("train", "test"))
+    for level, prefix in (("label", ""), ("coarse_label", "coarse/")):
+        expected = probe.probe(train.embedding, getattr(train, level), test.embedding, getattr(test, level))
+        assert got[f"{prefix}probe_top1"] == pytest.approx(expected["top1"], abs=0.01)
+        assert got[f"{prefix}probe_l2"] == expected["l2"]
+    assert {k for k in got if "probe_" in k} == {f"{p}probe_{k}" for p in ("", "coarse/") for k in ("top1", "l2")}
+    assert "projector/knn_top1" in got

@@ -13,6 +13,9 @@ Presets:
 
 `level` is the level of labels that is trained on: coarse (20 classes) or fine (100). Every run is judged at both; table
 `cifar100_levels` has train level x test level.
+
+ClusterFit starts from a finished baseline of the same preset: `method=clusterfit,from=runs/baseline`; about 100 images
+in a cluster [ours]. SNCA with its own recipe: configs/snca.py.
 """
 
 from grafit_jax import config as config_lib
@@ -20,12 +23,14 @@ from grafit_jax import config as config_lib
 
 def _paper(c):
     c.model.trunk = "resnet50"
+    c.clusters.k = 500
     c.views.randaugment_ops = 2
     c.views.erase = 0.25
 
 
 def _r18(c):
     c.model.hidden = 1024
+    c.clusters.k = 500
     c.views.num_views = 4
     c.views.jitter = (0.4, 0.4, 0.4, 0.1)
     c.views.grey = 0.2
@@ -43,6 +48,7 @@ def _cpu(c):
     c.model.stem = "patch2"
     c.model.hidden = 256
     c.model.dim = 128
+    c.clusters.k = 100
     c.views.num_views = 2
     c.views.jitter = (0.4, 0.4, 0.4, 0.1)
     c.views.grey = 0.2
@@ -59,6 +65,7 @@ def _cpu(c):
 def _cpu_long(c):
     _cpu(c)
     c.data.coarse_classes = ()
+    c.clusters.k = 500
     c.train.epochs = 20
     c.checkpoint.every_epochs = 1
 
@@ -67,13 +74,14 @@ PRESETS = {"paper": _paper, "r18": _r18, "cpu": _cpu, "cpu_long": _cpu_long}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="grafit", preset="r18", seed=0, level="")
+    arg = config_lib.parse_arg(arg, method="grafit", preset="r18", seed=0, level="", **{"from": ""})
     config_lib.choose(arg.preset, "preset", PRESETS)
     c = config_lib.default()
     c.method = arg.method
     c.seed = arg.seed
     c.data.source = "tfds:cifar100"
     c.data.train_level = arg.level
+    c.clusters.workdir = arg["from"]
     PRESETS[arg.preset](c)
     return c
 

@@ -3,18 +3,21 @@
     python experiments/train.py --config=configs/digits.py:method=grafit --workdir=runs/digits
 
 About half a minute on 2 cores. Two coarse labels (loop: 0 6 8 9; none: 1 2 3 4 5 7), ten fine ones, half of the
-images for training. Numbers to expect: the first table of the README. All methods share everything else.
+images for training. Numbers to expect: the first table of the README. All methods share everything else. ClusterFit
+starts from a finished baseline: `method=clusterfit,from=runs/baseline`; about 30 images in a cluster.
 """
 
 from grafit_jax import config as config_lib
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="grafit", seed=0)
+    arg = config_lib.parse_arg(arg, method="grafit", seed=0, **{"from": ""})
     c = config_lib.default()
     c.method = arg.method
     c.seed = arg.seed
     c.data.source = "digits"
+    c.clusters.workdir = arg["from"]
+    c.clusters.k = 30
     c.model.trunk = "resnet8"
     c.model.hidden = 256
     c.model.dim = 128

@@ -1,7 +1,10 @@
 """Prints the metrics of a checkpoint, or of embeddings from anywhere, as one line of JSON, values as fractions.
 
 python experiments/evaluate.py --workdir=runs/grafit
-python experiments/evaluate.py --features=test.npz [--gallery=train.npz] [--k=1,2,5,10] [--out=metrics.json]
+python experiments/evaluate.py --features=test.npz [--gallery=train.npz] [--k=1,2,5,10] [--probe] [--out=metrics.json]
+
+--probe adds the top-1 of a logistic regression, trained on the frozen embeddings of the training images (a workdir's
+trunk features, or the gallery) and tested on those of the test images.
 
 Of a workdir it is the newest checkpoint. Features without a gallery are each other's, and each is left out of its own
 neighbours by its id. With a gallery, --leave_out does so with the rows of a gallery that holds the queries too.
@@ -25,6 +28,7 @@ _LEAVE_OUT = flags.DEFINE_bool("leave_out", False, "ids mean the same image in b
 _K = flags.DEFINE_list("k", [str(k) for k in _DEFAULTS.recall_at], "of recall@k, as 1,2,5,10")
 _KNN_K = flags.DEFINE_integer("knn_k", _DEFAULTS.knn_k, "how many neighbours vote", lower_bound=1)
 _KNN_TEMPERATURE = flags.DEFINE_float("knn_temperature", _DEFAULTS.knn_temperature, "of their votes", lower_bound=1e-6)
+_PROBE = flags.DEFINE_bool("probe", False, "train a logistic probe on the training embeddings")
 _OUT = flags.DEFINE_string("out", None, "a file that gets the line too")
 _OF_FEATURES = ("gallery", "leave_out", "k", "knn_k", "knn_temperature")
 cli.want_numbers("k")
@@ -36,7 +40,7 @@ def main(argv):
         if given:
             raise UserError(f"found --{given[0]} with --workdir, whose config says how it is evaluated: leave it out.")
         run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
-        metrics = experiment.evaluate(run, state)
+        metrics = experiment.evaluate(run, state, probe=_PROBE.value)
     elif _FEATURES.value is not None and _WORKDIR.value is None:
         metrics = evaluation.evaluate_features(
             features.load(pathlib.Path(_FEATURES.value)),
@@ -45,6 +49,7 @@ def main(argv):
             ks=[int(k) for k in _K.value],
             knn_k=_KNN_K.value,
             knn_temperature=_KNN_TEMPERATURE.value,
+            probe=_PROBE.value,
         )
     else:
         raise UserError("want one of --workdir=DIR (a checkpoint) and --features=FILE (embeddings).")

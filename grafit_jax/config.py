@@ -1,6 +1,7 @@
 """Every key of a config with its default, the typed arguments of config files, and the checks before a run."""
 
 import ast
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -61,10 +62,17 @@ def default() -> ml_collections.ConfigDict:
 
     c.memory = ml_collections.ConfigDict()
     c.memory.momentum = 0.5
+    c.memory.step_epochs = ()  # from each of these epochs on, the momentum is the one of step_momentum
+    c.memory.step_momentum = ()
     c.memory.init = "embed"  # embed: one pass over the training set | random: uniform on the sphere
 
     c.queue = ml_collections.ConfigDict()
     c.queue.size = 8192  # K, of protocol "maskcon"
+
+    c.clusters = ml_collections.ConfigDict()  # of clusterfit and clusterfit_plus
+    c.clusters.workdir = ""  # of the finished run, trained on coarse labels, whose trunk's features are clustered
+    c.clusters.k = 0  # how many; ClusterFit's has to be chosen for a data set
+    c.clusters.cosine = True  # by cosine, as everything is compared here; False: Euclidean
 
     c.ema = ml_collections.ConfigDict()
     c.ema.base = 0.996  # tau at the start
@@ -77,6 +85,9 @@ def default() -> ml_collections.ConfigDict:
     o.weight_decay = 1e-4
     o.decay_all = False  # False: on kernels alone, not on biases and batch norms (BYOL)
     o.warmup_epochs = 10.0
+    o.schedule = "cosine"  # cosine: to 0 at the end | step: times step_factor from each of step_epochs on
+    o.step_epochs = ()
+    o.step_factor = 0.1
 
     c.train = t = ml_collections.ConfigDict()
     t.epochs = 600
@@ -171,6 +182,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     choose(config.model.dtype, "model.dtype", ("float32", "bfloat16"))
     choose(config.memory.init, "memory.init", ("embed", "random"))
     choose(config.data.broken, "data.broken", ("fatal", "skip"))
+    choose(config.optimizer.schedule, "optimizer.schedule", ("cosine", "step"))
     if not config.eval.features:
         raise UserError("eval.features is empty: name trunk, projector or both, the headline first.")
     for name in config.eval.features:
@@ -200,6 +212,21 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     want(config.loss.temperature > 0, "loss.temperature", "sigma > 0 (the paper's is 0.05)")
     want(config.eval.knn_temperature > 0, "eval.knn_temperature", "sigma > 0 (SNCA's is 0.05)")
     want(0 <= config.memory.momentum < 1, "memory.momentum", "a value in [0, 1) (the paper's is 0.5)")
+    for key, steps in (("memory", config.memory.step_epochs), ("optimizer", config.optimizer.step_epochs)):
+        ascending = all(a < b for a, b in itertools.pairwise((0, *steps)))
+        want(ascending, f"{key}.step_epochs", "epochs > 0 in ascending order, as (40, 80)")
+    want(all(0 <= m < 1 for m in config.memory.step_momentum), "memory.step_momentum", "values in [0, 1)")
+    want(
+        len(config.memory.step_momentum) == len(config.memory.step_epochs),
+        "memory.step_momentum",
+        f"a value for each of memory.step_epochs, {config.memory.step_epochs}",
+    )
+    if config.optimizer.schedule == "step":
+        want(len(config.optimizer.step_epochs) > 0, "optimizer.step_epochs", "at least one epoch with schedule step")
+    want(0 < config.optimizer.step_factor <= 1, "optimizer.step_factor", "a value in (0, 1]")
+    if method.clusters:
+        want(bool(config.clusters.workdir), "clusters.workdir", "the workdir of a finished baseline (from=WORKDIR)")
+        want(config.clusters.k >= 2, "clusters.k", "at least 2 clusters")
     want(0 <= config.ema.base <= 1, "ema.base", "a value in [0, 1] (BYOL's is 0.996)")
     want(0 <= config.ema.final <= 1, "ema.final", "a value in [0, 1] (BYOL's is 1)")
     want(config.loss.instance_weight >= 0, "loss.instance_weight", "lambda >= 0 (the paper's is 1)")

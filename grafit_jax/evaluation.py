@@ -13,6 +13,7 @@ from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
 from grafit_jax.models import Network
+from grafit_jax.probe import probe as fit_probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,10 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     return embed_split
 
 
-def evaluate_network(embed_fn: EmbedFn, variables: Any, records: dict[str, Records], config: Any) -> dict[str, float]:
-    """All metrics of a network. `config` is the config's `eval`.
+def evaluate_network(
+    embed_fn: EmbedFn, variables: Any, records: dict[str, Records], config: Any, *, probe: bool = False
+) -> dict[str, float]:
+    """All metrics of a network. `config` is the config's `eval`; `probe` adds those of a probe on the trunk's features.
 
     The first of `config.features` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their
     name as a prefix (`projector/map`); a projector that the method has not is left out.
@@ -66,7 +69,14 @@ def evaluate_network(embed_fn: EmbedFn, variables: Any, records: dict[str, Recor
     result: dict[str, float] = {}
     for i, name in enumerate(n for n in config.features if n in embedded["test"]):
         train, test = (Embedded(embedded[s][name], records[s].labels) for s in ("train", "test"))
-        values = evaluate(test, train, ks=config.recall_at, knn_k=config.knn_k, knn_temperature=config.knn_temperature)
+        values = evaluate(
+            test,
+            train,
+            ks=config.recall_at,
+            knn_k=config.knn_k,
+            knn_temperature=config.knn_temperature,
+            probe=probe and name == "trunk",
+        )
         result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
     return result
 
@@ -79,6 +89,7 @@ def evaluate_features(
     ks: Sequence[int],
     knn_k: int,
     knn_temperature: float,
+    probe: bool = False,
 ) -> dict[str, float]:
     """All metrics of embeddings from anywhere, at every level that both sides have; see `metrics.retrieval_metrics`.
 
@@ -89,11 +100,14 @@ def evaluate_features(
       ks: of recall@k.
       knn_k: how many neighbours vote.
       knn_temperature: of their votes.
+      probe: whether a probe is trained on the gallery's embeddings and tested on the queries'; see `probe.probe`.
 
     Raises:
-      UserError: no labels to judge by, or as `metrics.retrieval_metrics`.
+      UserError: no labels to judge by, a probe without a gallery, or as `metrics.retrieval_metrics`.
     """
     ids: dict[str, np.ndarray] = {}
+    if gallery is None and probe:
+        raise UserError("found --probe without --gallery: want the training embeddings, which the probe is trained on.")
     if gallery is None:
         gallery, leave_out = queries, True
     if leave_out:
@@ -102,19 +116,23 @@ def evaluate_features(
         ids = {"query_ids": code[: len(queries)], "gallery_ids": code[len(queries) :]}
     if not queries.levels.keys() & gallery.levels.keys():
         raise UserError("found no labels on both sides to judge by: want label, coarse_label or both.")
-    return metrics.retrieval_metrics(
+    result = metrics.retrieval_metrics(
         queries.embedding, queries.levels, gallery.embedding, gallery.levels,
         ks=ks, knn_k=knn_k, knn_temperature=knn_temperature, **ids,
     )  # fmt: skip
+    for name in queries.levels.keys() & gallery.levels.keys() if probe else ():
+        result |= _probed(name, gallery.embedding, gallery.levels[name], queries.embedding, queries.levels[name])
+    return result
 
 
 def evaluate(
-    test: Embedded, train: Embedded, *, ks: Sequence[int], knn_k: int, knn_temperature: float
+    test: Embedded, train: Embedded, *, ks: Sequence[int], knn_k: int, knn_temperature: float, probe: bool = False
 ) -> dict[str, float]:
     """Retrieval of test images among the other test images, and k-NN votes of the training images, as fractions.
 
     Every level of labels that the test images have gives `recall@k` and `map`, and where the training images have it
-    too, `knn_top1`: those of the finest level are named so, the others `LEVEL/map` and so on. One search serves all.
+    too, `knn_top1` and, with `probe`, `probe_top1` and `probe_l2`: those of the finest level are named so, the others
+    `LEVEL/map` and so on. One search serves all.
     Retrieval leaves out the query itself by id, and queries without another image of their class, which are counted in
     `queries_without_positive`.
 
@@ -127,4 +145,11 @@ def evaluate(
         if name in train.labels:
             vote = metrics.knn_classify(train.labels[name][near], similarity, knn_temperature)
             result[f"{name}/knn_top1" if name else "knn_top1"] = float(np.mean(np.asarray(vote) == labels))
+            if probe:
+                result |= _probed(name, train.embedding, train.labels[name], test.embedding, labels)
     return result
+
+
+def _probed(level: str, *arguments: np.ndarray) -> dict[str, float]:
+    """What `probe.probe` finds, by the names of metrics."""
+    return {f"{level}/probe_{key}" if level else f"probe_{key}": v for key, v in fit_probe(*arguments).items()}

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from grafit_jax import clusterfit, evaluation, methods, parallel, schedules, workdir
 from grafit_jax import config as config_lib
-from grafit_jax import evaluation, methods, parallel, schedules, workdir
 from grafit_jax import memory as memory_lib
 from grafit_jax import state as state_lib
 from grafit_jax.checkpoint import Checkpoints
@@ -19,6 +19,7 @@ from grafit_jax.data import augment, hierarchy, sources
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
+from grafit_jax.kmeans import Clusters, kmeans
 from grafit_jax.memory import Memory
 from grafit_jax.models import Network, pretrained
 from grafit_jax.state import TrainState
@@ -40,6 +41,16 @@ class Experiment:
     tx: optax.GradientTransformation
     embed_fn: evaluation.EmbedFn
     steps_per_epoch: int
+    clusters: Clusters | None = None
+
+    @property
+    def training(self) -> Records:
+        """The training images with the labels that are trained on: coarse classes, or clusters.
+
+        Evaluation takes `records`, whose coarse labels are always the true ones.
+        """
+        train = self.records["train"]
+        return train if self.clusters is None else clusterfit.relabel(train, self.clusters)
 
     @property
     def total_steps(self) -> int:
@@ -47,24 +58,34 @@ class Experiment:
 
     def learning_rate(self, step):
         o = self.config.optimizer
-        return schedules.learning_rate(
-            step,
-            base=o.learning_rate * self.config.train.batch_size / 256,
-            total_steps=self.total_steps,
-            warmup_steps=round(o.warmup_epochs * self.steps_per_epoch),
-        )
+        base = o.learning_rate * self.config.train.batch_size / 256
+        warmup_steps = round(o.warmup_epochs * self.steps_per_epoch)
+        if o.schedule == "step":
+            boundaries = [epoch * self.steps_per_epoch for epoch in o.step_epochs]
+            return schedules.step_learning_rate(
+                step, base=base, boundaries=boundaries, factor=o.step_factor, warmup_steps=warmup_steps
+            )
+        return schedules.learning_rate(step, base=base, total_steps=self.total_steps, warmup_steps=warmup_steps)
+
+    def memory_momentum(self, step):
+        m = self.config.memory
+        boundaries = [epoch * self.steps_per_epoch for epoch in m.step_epochs]
+        return schedules.piecewise(step, values=(m.momentum, *m.step_momentum), boundaries=boundaries)
 
     def tau(self, step):
         e = self.config.ema
         return schedules.ema_tau(step, base=e.base, final=e.final, total_steps=self.total_steps)
 
 
-def load(config: ml_collections.ConfigDict, records: dict[str, Records] | None = None) -> Experiment:
+def load(
+    config: ml_collections.ConfigDict, records: dict[str, Records] | None = None, *, path: pathlib.Path | None = None
+) -> Experiment:
     """Checks the config, loads the data, checks that they can be trained on, and builds the parts.
 
     Args:
       config: see `config.default`.
       records: "train" and "test", instead of those that `config.data` names.
+      path: the run's workdir. ClusterFit finds its clusters there, if it was started, and makes them if not.
 
     Raises:
       UserError: anything about config or data that would go wrong later.
@@ -88,7 +109,9 @@ def load(config: ml_collections.ConfigDict, records: dict[str, Records] | None =
     _check_memory(train, config)
     augment.check_channels(train.image.shape[-1], config.views.mean, config.views.std)
     method = methods.get(config.method)
-    network = methods.build_network(method, config.model, num_classes=len(train.coarse_names), axis_name=parallel.AXIS)
+    clusters = _clusters(config, records, path) if method.clusters else None
+    num_classes = len(train.coarse_names) if clusters is None else len(clusters.centre)
+    network = methods.build_network(method, config.model, num_classes=num_classes, axis_name=parallel.AXIS)
     views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
     key_views = dataclasses.replace(views, **config.key_views) if method.queue else None
     experiment = Experiment(
@@ -101,8 +124,20 @@ def load(config: ml_collections.ConfigDict, records: dict[str, Records] | None =
         tx=optax.identity(),
         embed_fn=evaluation.make_embed_fn(network, views, batch_size=config.eval.batch_size),
         steps_per_epoch=len(train) // batch_size,
+        clusters=clusters,
     )
     return dataclasses.replace(experiment, tx=_optimizer(experiment))
+
+
+def _clusters(config: ml_collections.ConfigDict, records: dict[str, Records], path: pathlib.Path | None) -> Clusters:
+    """The clusters that the run in `path` was started with, or those of the features of the run that it starts from."""
+    if path is not None and clusterfit.is_saved(path):
+        return clusterfit.load(path)
+    source = pathlib.Path(config.clusters.workdir)
+    clusterfit.check_source(source, records, config.clusters.k)
+    run, state = restore_newest(source, records=records)
+    features = run.embed_fn(variables(state), records["train"].image)["trunk"]
+    return kmeans(features, config.clusters.k, seed=config.seed, cosine=config.clusters.cosine)
 
 
 def _check_memory(train: Records, config: ml_collections.ConfigDict) -> None:
@@ -191,10 +226,10 @@ def variables(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def evaluate(experiment: Experiment, state: TrainState) -> dict[str, float]:
-    """The metrics of a state on the test split (PAPER.md section 1), and the step they belong to."""
+def evaluate(experiment: Experiment, state: TrainState, *, probe: bool = False) -> dict[str, float]:
+    """The metrics of a state on the test split (PAPER.md section 1), with a probe's if wanted, and their step."""
     metrics = evaluation.evaluate_network(
-        experiment.embed_fn, variables(state), experiment.records, experiment.config.eval
+        experiment.embed_fn, variables(state), experiment.records, experiment.config.eval, probe=probe
     )
     return metrics | {"step": int(state.step)}
 
@@ -222,8 +257,16 @@ def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> 
     )
 
 
-def restore_newest(path: pathlib.Path, *, data_dir: str | None = None) -> tuple[Experiment, TrainState]:
-    """The run in a workdir with the state of its newest checkpoint; `data_dir` where the data lie elsewhere by now."""
+def restore_newest(
+    path: pathlib.Path, *, data_dir: str | None = None, records: dict[str, Records] | None = None
+) -> tuple[Experiment, TrainState]:
+    """The run in a workdir with the state of its newest checkpoint.
+
+    Args:
+      path: the workdir.
+      data_dir: where the data lie, if elsewhere by now.
+      records: its data, where they are at hand.
+    """
     config = workdir.read_config(path)
     if data_dir is not None:
         config.data.data_dir = data_dir
@@ -231,7 +274,7 @@ def restore_newest(path: pathlib.Path, *, data_dir: str | None = None) -> tuple[
     step = checkpoints.latest_step()
     if step is None:
         raise UserError(f"{path} holds no checkpoint yet: let experiments/train.py reach its first one.")
-    experiment = load(config)
+    experiment = load(config, records, path=path)
     workdir.check_data(path, fingerprints(experiment))
     state = checkpoints.restore(step, "state", initial_state(experiment, placeholder=True))
     checkpoints.close()
@@ -239,5 +282,6 @@ def restore_newest(path: pathlib.Path, *, data_dir: str | None = None) -> tuple[
 
 
 def fingerprints(experiment: Experiment) -> dict[str, str]:
-    """split -> what tells its images and labels from others."""
-    return {split: records.fingerprint() for split, records in experiment.records.items()}
+    """split -> what tells its images and labels from others; "clusters" -> the same of ClusterFit's labels."""
+    found = {split: records.fingerprint() for split, records in experiment.records.items()}
+    return found if experiment.clusters is None else found | {"clusters": clusterfit.fingerprint(experiment.clusters)}

@@ -47,7 +47,7 @@ def create(embeddings: ArrayLike, labels: ArrayLike, num_devices: int) -> Memory
 
 
 def update(
-    memory: Memory, slots: Array, embeddings: Array, *, momentum: float = 0.5, axis_name: str | None = None
+    memory: Memory, slots: Array, embeddings: Array, *, momentum: float | Array = 0.5, axis_name: str | None = None
 ) -> Memory:
     """m_i <- unit(momentum * m_i + (1 - momentum) * unit(z_i)) for the slots of a batch.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from grafit_jax.errors import UserError
 from grafit_jax.models import Network, build_trunk
-from grafit_jax.models.heads import MLP
+from grafit_jax.models.heads import MLP, Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Method:
       supervised: what teaches the coarse labels: "cross_entropy", "knn" (Eq. 2-3), "supcon", "maskcon" or None.
       instance: what tells images apart: "predict" (Eq. 1, with a predictor and T views), "info_nce" (with a key view,
         whose own law of views is `key_views`) or None.
-      projector: whether a projector P_theta stands on the trunk.
+      projector: the P_theta that stands on the trunk: "mlp", "linear" or None.
+      clusters: whether cluster ids of another run's features are trained on in place of the coarse labels.
       protocol: "paper" (section 2) or "maskcon" (section 3); results of the two are never compared in one table
         without saying so.
     """
@@ -28,7 +29,8 @@ class Method:
     name: str
     supervised: str | None
     instance: str | None
-    projector: bool = True
+    projector: str | None = "mlp"
+    clusters: bool = False
     protocol: str = "paper"
 
     @property
@@ -65,8 +67,12 @@ class Method:
 METHODS = {
     m.name: m
     for m in (
-        Method("baseline", "cross_entropy", None, projector=False),
+        Method("baseline", "cross_entropy", None, projector=None),
         Method("baseline_mlp", "cross_entropy", None),
+        # ClusterFit+ through Grafit's projector, as SNCA+ is [ours].
+        Method("clusterfit", "cross_entropy", None, projector=None, clusters=True),
+        Method("clusterfit_plus", "cross_entropy", None, clusters=True),
+        Method("snca", "knn", None, projector="linear"),
         Method("snca_plus", "knn", None),
         Method("byol", None, "predict"),
         # The classifier stands on the projection [ours], so that Grafit FC differs from Grafit in the loss alone.
@@ -74,7 +80,7 @@ METHODS = {
         Method("grafit", "knn", "predict"),
         Method("selfcon", None, "info_nce", protocol="maskcon"),
         Method("supcon", "supcon", None, protocol="maskcon"),
-        Method("supce", "cross_entropy", None, projector=False, protocol="maskcon"),
+        Method("supce", "cross_entropy", None, projector=None, protocol="maskcon"),
         # What the MaskCon paper calls Grafit: not the method above.
         Method("grafit_maskcon", "supcon", "info_nce", protocol="maskcon"),
         Method("coins", "cross_entropy", "info_nce", protocol="maskcon"),
@@ -97,7 +103,7 @@ def did_you_mean(name: str, known) -> str:
 
 
 def build_network(method: Method, config, *, num_classes: int, axis_name: str | None = None) -> Network:
-    """The method's network. `config` is the config's `model`; `num_classes` counts the coarse classes."""
+    """The method's network. `config` is the config's `model`; `num_classes` counts the labels that are trained on."""
     dtype = jnp.dtype(config.dtype)
     axis_name = axis_name if config.sync_batch_norm else None
 
@@ -106,7 +112,7 @@ def build_network(method: Method, config, *, num_classes: int, axis_name: str | 
 
     return Network(
         trunk=build_trunk(config.trunk, stem=config.stem, dtype=dtype, axis_name=axis_name, remat=config.remat),
-        projector=mlp() if method.projector else None,
+        projector={"mlp": mlp(), "linear": Linear(config.dim, dtype), None: None}[method.projector],
         predictor=mlp() if method.instance == "predict" else None,
         classifier=nn.Dense(num_classes) if method.supervised == "cross_entropy" else None,
         classify="projection" if method.protocol == "paper" else "features",

@@ -346,8 +346,8 @@ def has_own_row(query_ids: ArrayLike | None, gallery_ids: ArrayLike | None) -> b
     return query_ids is not None and bool(np.any(np.isin(np.asarray(gallery_ids), np.asarray(query_ids))))
 
 
-def check_embeddings(name: str, embeddings: ArrayLike) -> None:
-    """Raises UserError unless `embeddings` is [n, D] with n >= 1, finite, and without zero vectors."""
+def check_embeddings(name: str, embeddings: ArrayLike, *, zeros: bool = False) -> None:
+    """Raises UserError unless `embeddings` is [n, D] with n >= 1, finite, and without zero vectors or with `zeros`."""
     if np.ndim(embeddings) != 2 or 0 in np.shape(embeddings):
         raise UserError(f"{name} has shape {np.shape(embeddings)}: want [n, D] with at least one row and column.")
     if _is_traced(embeddings):
@@ -365,7 +365,7 @@ def check_embeddings(name: str, embeddings: ArrayLike) -> None:
             "the network that made them has diverged; use an earlier checkpoint or remove these rows."
         )
     rows = doubtful[~values[doubtful].any(axis=1)]
-    if len(rows):
+    if len(rows) and not zeros:
         raise UserError(
             f"{name} has {len(rows)} zero vectors, the first is row {rows[0]}: their cosine is undefined; remove them."
         )

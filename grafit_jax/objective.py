@@ -41,7 +41,7 @@ class Objective:
           out: the online network's, of the T*B views, view by view; supervised losses see the first view alone
             (appendix B.1).
           targets: the target network's projections: of the same T*B views, or of B key views. A constant.
-          batch: label int32 [B] and id int32 [B].
+          batch: label int32 [B], coarse classes or clusters, and id int32 [B].
           memory: this device's rows, before the step.
           queue: as it was before the step.
         """
@@ -69,7 +69,8 @@ class Objective:
         if self.method.supervised == "cross_entropy":
             term = losses.cross_entropy(first.logits, label)
             accuracy = jnp.argmax(first.logits, -1) == label
-            return term, {"cross_entropy": total(term), "coarse_accuracy": total(accuracy)}
+            classes = "cluster" if self.method.clusters else "coarse"
+            return term, {"cross_entropy": total(term), f"{classes}_accuracy": total(accuracy)}
         if self.method.supervised == "knn":
             term, weight = losses.knn_loss_and_weight(
                 first.projection,

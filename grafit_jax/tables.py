@@ -18,6 +18,8 @@ from grafit_jax.report import Result
 
 # The control without a network: the pixels themselves as embeddings.
 RAW_PIXELS = "raw_pixels"
+# Whose features ClusterFit clusters.
+CLUSTERED = "baseline"
 
 _NOTES = {
     "selfcon": " (MoCo, no labels)",
@@ -32,7 +34,10 @@ _NOTES = {
     "byol": " (no labels)",
     "grafit": " (k-NN + instance loss)",
     "grafit_fc": " (cross-entropy + instance loss)",
+    "snca": " (k-NN loss alone, through a linear projector)",
     "snca_plus": " (k-NN loss alone)",
+    "clusterfit": " (cross-entropy on clusters of `baseline`'s features)",
+    "clusterfit_plus": " (the same through Grafit's projector)",
 }
 
 
@@ -146,6 +151,24 @@ def run(
     unknown = set(only or ()) - set(table.seeds)
     if unknown:
         raise UserError(f"the table has no {', '.join(sorted(unknown))}: its methods are {', '.join(table.seeds)}.")
+
+    def one(method: str, seed: int, level: str) -> Result:
+        directory = run_directory(path, method, seed, level)
+        arg = f"{table.arg}method={method},seed={seed}" + (f",level={level}" if level else "")
+        if methods.get(method).clusters:  # of the features of the baseline with this seed, which may not be there yet
+            one(CLUSTERED, seed, level)
+            arg += f",from={run_directory(path, CLUSTERED, seed, level)}"
+        config = load_config(root / table.config, arg)
+        config.data.data_dir = data_dir
+        config.data.source = data_source or config.data.source
+        config.model.pretrained = pretrained
+        if (directory / "metrics.json").exists():
+            workdir.claim(directory, config)  # refuses the results of another config
+        else:
+            train.train(config, directory)
+        command = f"python experiments/train.py --config={table.config}:{arg} --workdir={directory}"
+        return report.collect(directory) | {"command": command}
+
     results = []
     for level, (method, num_seeds) in itertools.product(table.train_levels or ("",), table.seeds.items()):
         if only is not None and method not in only:
@@ -154,18 +177,7 @@ def run(
             results.append(_raw_pixels(table, path / method, root))
             continue
         for seed in range(num_seeds) if seeds is None else seeds:
-            directory = run_directory(path, method, seed, level)
-            arg = f"{table.arg}method={method},seed={seed}" + (f",level={level}" if level else "")
-            config = load_config(root / table.config, arg)
-            config.data.data_dir = data_dir
-            config.data.source = data_source or config.data.source
-            config.model.pretrained = pretrained
-            if (directory / "metrics.json").exists():
-                workdir.claim(directory, config)  # refuses the results of another config
-            else:
-                train.train(config, directory)
-            command = f"python experiments/train.py --config={table.config}:{arg} --workdir={directory}"
-            results.append(report.collect(directory) | {"command": command})
+            results.append(one(method, seed, level))
     return results
 
 

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import tqdm
 
-from grafit_jax import environment, experiment, parallel, profiling, train_step, workdir
+from grafit_jax import clusterfit, environment, experiment, parallel, profiling, train_step, workdir
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.data.sources import Records
@@ -25,18 +25,20 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     """Trains by `config` in the workdir `path`, or goes on where a run stopped; returns the final metrics.
 
     Leaves config.json, metrics.jsonl (a line an epoch and an evaluation), tensorboard/, checkpoints/, metrics.json (the
-    final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data) and, where
-    images could not be read and were left out, broken.txt.
+    final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data) and, of
+    ClusterFit, clusters.npz; where images could not be read and were left out, broken.txt.
 
     Raises:
       UserError: a config, data set or workdir that cannot work, before training; a loss that is not finite.
     """
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
-    run = experiment.load(config)
+    run = experiment.load(config, path=path)
     if not (path / "config.json").is_file():  # a run that goes on has no need of the file
         experiment.pretrained_trunk(config)
     workdir.claim(path, config)
     workdir.check_data(path, experiment.fingerprints(run))
+    if run.clusters is not None and not clusterfit.is_saved(path):
+        clusterfit.save(path, run.clusters)
     workdir.write(path / "data.json", json.dumps(experiment.fingerprints(run)) + "\n")
     workdir.write_broken(path, run.records)
     if (path / "metrics.json").is_file():  # complete: nothing of it is touched
@@ -140,7 +142,7 @@ def profile(
     """
     config = copy.deepcopy(config)
     config.train.steps_per_call = 1
-    run = experiment.load(config, records)
+    run = experiment.load(config, records, path=path)
     feed = make_feed(run)
     state, memory = experiment.initial(run)
     inputs = next(iter(feed.epoch(0)))
@@ -162,14 +164,14 @@ def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AX
         num_views=config.views.num_views,
         tau=run.tau,
         loss=config.loss,
-        memory_momentum=config.memory.momentum,
+        memory_momentum=run.memory_momentum,
         axis_name=axis_name,
     )
 
 
 def make_feed(run: experiment.Experiment) -> pipeline.Resident | pipeline.Streamed:
     """Where the batches of a run come from."""
-    config, records = run.config, run.records["train"]
+    config, records = run.config, run.training
     batches = {"seed": config.seed, "batch_size": config.train.batch_size}
     if config.data.stream:
         return pipeline.Streamed(records, shuffle_buffer=config.train.shuffle_buffer, **batches)

@@ -34,12 +34,13 @@ def make_train_step(
     num_views: int,
     tau: Callable[[Array], Array],
     loss: Any,
-    memory_momentum: float,
+    memory_momentum: Callable[[Array], Array],
     axis_name: str | None = AXIS,
 ) -> Step:
     """The pure per-device function `(state, memory, batch, rng) -> (state, memory, metrics)`.
 
-    A batch holds image uint8 [B, H, W, C], label int32 [B] (coarse) and id int32 [B], the device's own B examples.
+    A batch holds image uint8 [B, H, W, C], label int32 [B] (coarse class or cluster) and id int32 [B], the device's
+    own B examples.
 
     In protocol "paper" the supervised loss sees the first of the T views of an image (appendix B.1), the instance loss
     all, and so does the target network. In protocol "maskcon" the online network sees one view, the query, and the
@@ -51,6 +52,7 @@ def make_train_step(
       key_views: how keys are seen, for a method with a queue.
       loss: the config's `loss`.
       tau: the step to the rate of the target's moving average.
+      memory_momentum: the step to the share of a memory slot that stays.
     """
     num_views = num_views if method.instance == "predict" else 1
     objective = Objective(method, loss, num_views, axis_name)
@@ -98,7 +100,9 @@ def make_train_step(
         if queue is not None and targets is not None:
             queue = memory_lib.enqueue(queue, targets, batch["label"], step=state.step, axis_name=axis_name)
         if memory is not None:
-            memory = memory_lib.update(memory, batch["id"], projection, momentum=memory_momentum, axis_name=axis_name)
+            memory = memory_lib.update(
+                memory, batch["id"], projection, momentum=memory_momentum(state.step), axis_name=axis_name
+            )
         terms["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         state = state.replace(
             step=state.step + 1,

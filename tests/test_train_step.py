@@ -10,7 +10,7 @@ from grafit_jax import state as state_lib
 from grafit_jax.data import augment
 from small import on_one_device, small_config
 
-METHODS = ("baseline", "baseline_mlp", "snca_plus", "byol", "grafit_fc", "grafit")
+METHODS = ("baseline", "baseline_mlp", "snca", "snca_plus", "byol", "grafit_fc", "grafit")
 
 
 def start(config):
@@ -195,10 +195,10 @@ def test_a_method_reports_the_losses_it_has_and_keeps_the_state_it_needs(method,
     state, memory, metrics = jax.eval_shape(one_step)
     expected = {"loss", "gradient_norm"}
     expected |= {"instance_loss"} if method in ("byol", "grafit_fc", "grafit") else set()
-    expected |= {"knn_loss", "without_positive"} if method in ("snca_plus", "grafit") else set()
+    expected |= {"knn_loss", "without_positive"} if method in ("snca", "snca_plus", "grafit") else set()
     expected |= {"cross_entropy", "coarse_accuracy"} if method in ("baseline", "baseline_mlp", "grafit_fc") else set()
     assert set(metrics) == expected
-    assert (memory is not None) == (method in ("snca_plus", "grafit"))
+    assert (memory is not None) == (method in ("snca", "snca_plus", "grafit"))
     assert bool(state.target_params) == (method in ("byol", "grafit_fc", "grafit"))
 
 

@@ -32,6 +32,17 @@ class MLP(nn.Module):
         return nn.Dense(self.dim, dtype=self.dtype)(nn.relu(x)).astype(jnp.float32)
 
 
+class Linear(nn.Module):
+    """A single linear layer: SNCA's projector. Unit length is the losses' matter, here as for an MLP."""
+
+    dim: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        return nn.Dense(self.dim, dtype=self.dtype)(x).astype(jnp.float32)
+
+
 @flax.struct.dataclass
 class Outputs:
     """What a network makes of B images; None where it has no such head.
@@ -40,7 +51,7 @@ class Outputs:
       features: float32 [B, F], f_theta(x): the trunk.
       projection: float32 [B, D], g_theta(x).
       prediction: float32 [B, D], q_theta(g_theta(x)).
-      logits: float32 [B, K] over the coarse classes.
+      logits: float32 [B, K] over the coarse classes, or over clusters.
     """
 
     features: Array

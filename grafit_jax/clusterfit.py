@@ -1,0 +1,82 @@
+"""ClusterFit (PAPER.md section 2): a network trained from scratch on the clusters of a coarse-trained one's features.
+
+The clusters are made once, when a run starts, and kept beside it as clusters.npz, so that a run that goes on, or is
+evaluated, needs neither the other run nor a second clustering.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+
+from grafit_jax.data.sources import Level, Records
+from grafit_jax.errors import UserError
+from grafit_jax.kmeans import Clusters
+
+_FILE = "clusters.npz"
+_LEVEL = "cluster"
+
+
+def relabel(train: Records, clusters: Clusters) -> Records:
+    """The training images with their clusters as the level that is trained on."""
+    names = tuple(f"cluster {number}" for number in range(len(clusters.centre)))
+    levels = {_LEVEL: Level(clusters.label, names), **train.levels}
+    return dataclasses.replace(train, levels=levels, train_level=_LEVEL)
+
+
+def check_source(source: pathlib.Path, records: dict[str, Records], k: int) -> None:
+    """Raises UserError unless the workdir `source` holds a finished run of the same data, with k images at least."""
+    if not (source / "config.json").is_file():
+        raise UserError(f"clusters.workdir = {source} holds no run (no config.json): want that of a finished baseline.")
+    if not (source / "metrics.json").is_file():
+        raise UserError(
+            f"clusters.workdir = {source} holds no finished run (no metrics.json): let experiments/train.py end first."
+        )
+    started = json.loads((source / "data.json").read_text())
+    changed = sorted(split for split, r in records.items() if started.get(split) != r.fingerprint())
+    if changed:
+        raise UserError(
+            f"clusters.workdir = {source} is the run of other images or labels (split {', '.join(changed)}): want one "
+            "of the same data."
+        )
+    if k > len(records["train"]):
+        raise UserError(
+            f"clusters.k = {k} is more than the {len(records['train'])} training images: want at most one cluster for "
+            "each, and better some ten images in each."
+        )
+
+
+def is_saved(workdir: pathlib.Path) -> bool:
+    """Whether the run in `workdir` has its clusters."""
+    return (workdir / _FILE).is_file()
+
+
+def save(workdir: pathlib.Path, clusters: Clusters) -> None:
+    """Writes clusters.npz, all of it or nothing."""
+    temporary = workdir / f"tmp_{_FILE}"
+    np.savez(temporary, **dataclasses.asdict(clusters))
+    os.replace(temporary, workdir / _FILE)
+
+
+def load(workdir: pathlib.Path) -> Clusters:
+    """The clusters of the run in `workdir`; UserError for a file that is broken."""
+    path = workdir / _FILE
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Clusters(file["centre"], file["label"], float(file["inertia"]), int(file["iterations"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())}): remove it, and it is made again from "
+            "clusters.workdir."
+        ) from None
+
+
+def fingerprint(clusters: Clusters) -> str:
+    """16 hexadecimal digits of a SHA-256 over the images' clusters."""
+    digest = hashlib.sha256(str(clusters.centre.shape).encode())
+    digest.update(np.ascontiguousarray(clusters.label, "<i4").tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,189 @@
+"""ClusterFit: trained on the clusters of another run's features, judged by true labels, and never clustered twice."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from grafit_jax import clusterfit, evaluation, experiment, tables, train, workdir
+from grafit_jax import config as config_lib
+from grafit_jax.data import pipeline
+from grafit_jax.errors import UserError
+from grafit_jax.evaluation import Embedded
+from grafit_jax.kmeans import kmeans
+from small import on_one_device, small_config
+
+K = 7
+# A config file that gives the small runs of the other tests.
+TINY = f"""
+from grafit_jax import config as config_lib
+from small import small_config
+
+
+def get_config(arg=None):
+    arg = config_lib.parse_arg(arg, method="baseline", seed=0, **{{"from": ""}})
+    options = {{"train.epochs": 1, "seed": arg.seed, "clusters.workdir": arg["from"], "clusters.k": {K}}}
+    return small_config(arg.method, **options)
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    on_one_device(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    """The workdir of a finished baseline."""
+    path = tmp_path_factory.mktemp("runs") / "baseline"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        on_one_device(monkeypatch)
+        train.train(small_config("baseline", **{"train.epochs": 1}), path)
+    return path
+
+
+def config_of(baseline, method="clusterfit", **overrides):
+    overrides = {"clusters.workdir": str(baseline), "clusters.k": K, "checkpoint.every_epochs": 1} | overrides
+    return small_config(method, **overrides)
+
+
+def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_evaluation(baseline):
+    run = experiment.load(config_of(baseline, seed=3))
+    features = experiment.embed(*experiment.restore_newest(baseline), "train", "trunk").embedding
+    expected = kmeans(features, K, seed=3, cosine=True)
+    np.testing.assert_array_equal(run.clusters.label, expected.label)
+    # Every image is with the centre of the highest cosine.
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    np.testing.assert_array_equal((unit(features) @ unit(run.clusters.centre).T).argmax(1), run.clusters.label)
+    assert np.bincount(run.clusters.label, minlength=K).all()
+
+    true = experiment.load(small_config("baseline")).records["train"]
+    np.testing.assert_array_equal(run.records["train"].coarse_label, true.coarse_label)
+    np.testing.assert_array_equal(run.training.coarse_label, run.clusters.label)
+    np.testing.assert_array_equal(run.training.label, true.label)
+    assert run.training.image is run.records["train"].image and len(run.training.coarse_names) == K
+    data, _ = next(iter(train.make_feed(run).epoch(0)))
+    np.testing.assert_array_equal(data.label, run.clusters.label)  # what a batch takes its labels from
+
+    state, memory = experiment.initial(run)
+    assert memory is None and not state.target_params
+    got = experiment.evaluate(run, state)
+    embedded = {split: run.embed_fn(experiment.variables(state), r.image)["trunk"] for split, r in run.records.items()}
+    test = run.records["test"]
+    wanted = evaluation.evaluate(
+        Embedded(embedded["test"], test.label, test.coarse_label),
+        Embedded(embedded["train"], true.label, true.coarse_label),
+        ks=(1,), knn_k=30, knn_temperature=0.05,
+    )  # fmt: skip
+    assert {k: got[k] for k in wanted} == wanted
+
+
+def test_euclidean_clusters_are_others(baseline):
+    run = experiment.load(config_of(baseline, **{"clusters.cosine": False}))
+    features = experiment.embed(*experiment.restore_newest(baseline), "train", "trunk").embedding
+    np.testing.assert_array_equal(run.clusters.label, kmeans(features, K).label)
+
+
+@pytest.mark.parametrize(("method", "parts"), [("clusterfit", {"trunk"}), ("clusterfit_plus", {"trunk", "projector"})])
+def test_the_classifier_is_of_clusters_on_the_features_or_on_the_projection(baseline, method, parts):
+    run = experiment.load(config_of(baseline, method))
+    state = experiment.initial_state(run)
+    assert set(state.params) == parts | {"classifier"}
+    width = 16 if "projector" in parts else run.embed_fn(experiment.variables(state), run.records["test"].image[:1])[
+        "trunk"
+    ].shape[1]  # fmt: skip
+    assert state.params["classifier"]["kernel"].shape == (width, K)
+
+
+def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_more(baseline, tmp_path, monkeypatch):
+    source, path = tmp_path / "baseline", tmp_path / "clusterfit"
+    shutil.copytree(baseline, source)
+    config = config_of(source)
+    order = pipeline.epoch_order
+
+    def interrupted(seed, epoch, *args):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return order(seed, epoch, *args)
+
+    monkeypatch.setattr(pipeline, "epoch_order", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, path)
+    started, written = clusterfit.load(path), (path / "clusters.npz").read_bytes()
+    assert started.centre.shape[0] == K and len(started.label) == 899
+    data = json.loads((path / "data.json").read_text())
+    assert data.keys() == {"train", "test", "clusters"}
+    assert {k: data[k] for k in ("train", "test")} == json.loads((source / "data.json").read_text())
+
+    monkeypatch.setattr(pipeline, "epoch_order", order)
+    monkeypatch.setattr(experiment, "kmeans", None)
+    shutil.rmtree(source)
+    metrics = train.train(config, path)
+    assert metrics["step"] == 28 and (path / "clusters.npz").read_bytes() == written
+    log = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert "cluster_accuracy" in log[0] and "coarse_accuracy" not in log[0]
+    assert experiment.evaluate(*experiment.restore_newest(path)) == metrics
+    assert train.train(config, path) == metrics
+
+    # Other clusters than it was started with are other labels.
+    moved = kmeans_like(started, np.roll(started.label, 1))
+    clusterfit.save(path, moved)
+    with pytest.raises(UserError, match=r"other images or labels than are found now \(split clusters\)"):
+        experiment.restore_newest(path)
+    (path / "clusters.npz").write_bytes(written[:100])
+    with pytest.raises(UserError, match=r"clusters\.npz cannot be read \(.*\): remove it, and it is made again"):
+        train.train(config, path)
+
+
+def kmeans_like(clusters, label):
+    return type(clusters)(clusters.centre, label, clusters.inertia, clusters.iterations)
+
+
+def test_another_k_in_the_same_workdir_is_refused(baseline, tmp_path):
+    workdir.claim(tmp_path / "run", config_of(baseline))
+    with pytest.raises(UserError, match=r"another config \(clusters\.k: 7 -> 8\)"):
+        train.train(config_of(baseline, **{"clusters.k": 8}), tmp_path / "run")
+    assert not clusterfit.is_saved(tmp_path / "run")
+
+
+def test_mistakes_cost_nothing(baseline, tmp_path):
+    path = tmp_path / "run"
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(baseline, unfinished)
+    (unfinished / "metrics.json").unlink()
+    for overrides, message in (
+        ({"clusters.workdir": str(tmp_path / "none")}, r"clusters\.workdir = .*none holds no run \(no config\.json\)"),
+        ({"clusters.workdir": str(unfinished)}, r"unfinished holds no finished run \(no metrics\.json\): let"),
+        ({"data.holdout": 0.2}, r"is the run of other images or labels \(split test, train\): want one of the same"),
+        ({"clusters.k": 900}, r"clusters\.k = 900 is more than the 899 training images"),
+        ({"clusters.k": 1}, r"clusters\.k = 1: want at least 2 clusters"),
+        ({"clusters.workdir": ""}, r"clusters\.workdir = : want the workdir of a finished baseline \(from=WORKDIR\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train.train(config_of(baseline, **overrides), path)
+        assert not path.exists()
+    # Only ClusterFit asks for them.
+    config_lib.validate(small_config("baseline"), num_devices=1)
+
+
+def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
+    (tmp_path / "tiny.py").write_text(TINY)
+    table = tables.Table("tiny.py", "", {"clusterfit": 1}, {"map": "mAP"})
+    runs, order, trained = tmp_path / "runs", [], train.train
+
+    def recorded(config, path):
+        order.append(path.name)
+        return trained(config, path)
+
+    monkeypatch.setattr(train, "train", recorded)
+    results = tables.run(table, runs, root=tmp_path, seeds=[1])
+    assert order == ["baseline_seed1", "clusterfit_seed1"]
+    assert [(r["method"], r["seed"]) for r in results] == [("clusterfit", 1)]
+    assert results[0]["command"] == (
+        f"python experiments/train.py --config=tiny.py:method=clusterfit,seed=1,from={runs}/baseline_seed1 "
+        f"--workdir={runs}/clusterfit_seed1"
+    )
+    assert workdir.read_config(runs / "clusterfit_seed1").clusters.workdir == f"{runs}/baseline_seed1"
+    assert tables.run(table, runs, root=tmp_path, seeds=[1]) == results and len(order) == 2
+    assert "(cross-entropy on clusters of `baseline`'s features)" in tables.render(table, results)

@@ -1,0 +1,197 @@
+"""k-means: scikit-learn's from the same centres, by hand where it can be, and the same on any number of devices."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+import twins
+from grafit_jax import kmeans as kmeans_lib
+from grafit_jax import parallel
+from grafit_jax.errors import UserError
+from grafit_jax.kmeans import kmeans
+from small import on_one_device
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    on_one_device(monkeypatch)
+
+
+def groups(n=2500, k=12, dim=6, apart=2.0, seed=0):
+    """Rows around k points, far from the origin, where products of float32 lose what tells the rows apart."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, k, n)
+    return (rng.normal(size=(n, dim)) + apart * rng.normal(size=(k, dim))[truth] + 1000).astype(np.float32), truth
+
+
+def scikit_learn(rows, centres, **options):
+    """Lloyd's algorithm in float64."""
+    model = KMeans(len(centres), init=centres.astype(np.float64), n_init=1, algorithm="lloyd", **options)
+    return model.fit(rows.astype(np.float64))
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-2])
+def test_from_the_same_centres_scikit_learn_finds_the_same(tolerance):
+    rows, _ = groups()
+    got = kmeans(rows, 12, centres=rows[:12], tolerance=tolerance, max_iterations=300)
+    expected = scikit_learn(rows, rows[:12], tol=tolerance, max_iter=300)
+    np.testing.assert_array_equal(got.label, expected.labels_)
+    np.testing.assert_allclose(got.centre, expected.cluster_centers_, atol=2e-4)
+    assert got.inertia == pytest.approx(expected.inertia_, rel=1e-6)
+    assert got.iterations == expected.n_iter_ > 3
+    assert got.label.dtype == np.int32 and got.centre.dtype == np.float32
+
+
+def test_golden():
+    # From 0 and 3: {0, 1} and {3, 4, 11}; centres 0.5 and 6. Then 3 goes over to 0.5
+    # (6.25 against 9), 4 stays (12.25 against 4): 4/3 and 7.5. Then 4 goes over too (7.1 against 12.25): 2 and 11.
+    rows = np.array([[0], [1], [3], [4], [11]], np.float32)
+    got = kmeans(rows, 2, centres=np.array([[0], [3]]), tolerance=0.0)
+    np.testing.assert_array_equal(got.label, [0, 0, 0, 0, 1])
+    np.testing.assert_allclose(got.centre, [[2], [11]], atol=1e-6)
+    assert (got.inertia, got.iterations) == (pytest.approx(4 + 1 + 1 + 4), 4)
+
+
+def test_the_last_assignment_is_to_the_centres_that_are_returned():
+    rows, _ = groups(n=300)
+    got = kmeans(rows, 12, centres=rows[:12], max_iterations=2)
+    distance = np.sum((rows[:, None].astype(np.float64) - got.centre) ** 2, axis=2)
+    assert got.iterations == 2
+    np.testing.assert_array_equal(got.label, distance.argmin(1))
+    assert got.inertia == pytest.approx(distance.min(1).sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_seeding_finds_clusters_that_lie_apart(seed):
+    # Of 12 rows drawn at random, some two would be of one cluster nearly always (all of 12: 12!/12^12 = 0.00005).
+    rows, truth = groups(apart=40.0)
+    got = kmeans(rows, 12, seed=seed, max_iterations=1)
+    assert len({*zip(got.label, truth, strict=True)}) == 12
+    assert got.inertia == pytest.approx(len(rows) * rows.shape[1], rel=0.05)  # the variance inside of a cluster is 1
+
+
+def test_seeding_is_as_good_as_scikit_learns():
+    rows, _ = groups(k=40, apart=1.0)
+    ours = [kmeans(rows, 40, seed=seed, max_iterations=1).inertia for seed in range(4)]
+    theirs = [KMeans(40, n_init=1, max_iter=1, random_state=seed).fit(rows - 1000).inertia_ for seed in range(4)]
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.03)
+    # A single candidate (plain k-means++) or no weighting is worse than that.
+    plain = [
+        KMeans(40, init="random", n_init=1, max_iter=1, random_state=seed).fit(rows - 1000).inertia_
+        for seed in range(4)
+    ]
+    assert np.mean(plain) > np.mean(theirs) * 1.03
+
+
+def test_the_seed_alone_decides_whatever_the_number_of_devices(monkeypatch):
+    rows, _ = groups(n=9000)
+    one, again, other = (kmeans(rows, 12, seed=seed) for seed in (3, 3, 4))
+    monkeypatch.undo()
+    assert parallel.num_devices() == 8
+    eight = kmeans(rows, 12, seed=3)
+    for found in (again, eight):
+        np.testing.assert_array_equal(found.label, one.label)
+        np.testing.assert_array_equal(found.centre, one.centre)
+        assert (found.inertia, found.iterations) == (one.inertia, one.iterations)
+    assert (other.label != one.label).any()
+
+
+def test_by_cosine():
+    # Spherical k-means in float64, rows of any length.
+    rng = np.random.default_rng(1)
+    rows = ((rng.normal(size=(500, 8)) + 1) * rng.uniform(0.1, 10, size=(500, 1))).astype(np.float32)
+    unit, centre, label = twins.unit(rows), twins.unit(rows[:5]), None
+    for _ in range(200):
+        old, label = label, (unit @ centre.T).argmax(1)
+        centre = twins.unit([unit[label == c].sum(0) for c in range(5)])
+        if np.array_equal(old, label):
+            break
+    got = kmeans(rows, 5, centres=3 * rows[:5], cosine=True, tolerance=0.0, max_iterations=200)
+    np.testing.assert_array_equal(got.label, label)
+    np.testing.assert_allclose(got.centre, centre, atol=1e-5)
+    assert got.inertia == pytest.approx(np.sum(2 - 2 * (unit * centre[label]).sum(1)), rel=1e-5)
+    seeded = kmeans(rows, 5, cosine=True)
+    assert seeded.inertia == pytest.approx(got.inertia, rel=0.1)
+    np.testing.assert_allclose(np.linalg.norm(seeded.centre, axis=1), 1, atol=1e-6)
+
+
+# Corner cases
+
+
+def test_an_empty_cluster_takes_the_row_farthest_from_its_centre():
+    # From 0, 11 and 500: {0, 3}, {10, 12}, none. 3 is farthest from its centre (9 against 0, 1, 1).
+    rows = np.array([[0], [3], [10], [12]], np.float32)
+    got = kmeans(rows, 3, centres=np.array([[0], [11], [500]]))
+    np.testing.assert_array_equal(got.label, [0, 2, 1, 1])
+    np.testing.assert_allclose(got.centre, [[0], [11], [3]], atol=1e-6)
+    assert got.inertia == pytest.approx(2)
+    expected = scikit_learn(rows, np.array([[0], [11], [500]]))
+    np.testing.assert_array_equal(got.label, expected.labels_)
+
+
+def test_several_empty_clusters_take_a_row_each_and_leave_none_empty():
+    # All rows start in one cluster; the others are far off.
+    rows, _ = groups(n=200, k=4)
+    centres = np.concatenate([rows[:1], rows[:3] + 1e4])
+    got = kmeans(rows, 4, centres=centres, tolerance=0.0)
+    expected = scikit_learn(rows, centres, tol=0.0)
+    assert np.bincount(got.label, minlength=4).all()
+    assert got.inertia == pytest.approx(expected.inertia_, rel=1e-6)
+    # A row that is alone in its cluster stays there: taking 50, the farthest, would only empty another one.
+    alone = kmeans(np.array([[0.0], [2.0], [50.0]]), 3, centres=np.array([[0.0], [20.0], [900.0]]))
+    assert sorted(alone.label) == [0, 1, 2] and alone.inertia == 0
+
+
+def test_one_cluster_is_the_mean_and_a_cluster_for_each_row_is_the_row():
+    rows, _ = groups(n=40, dim=3)
+    one = kmeans(rows, 1)
+    np.testing.assert_allclose(one.centre[0], rows.mean(0, dtype=np.float64), rtol=1e-6)
+    assert one.inertia == pytest.approx(np.sum((rows - rows.mean(0, dtype=np.float64)) ** 2), rel=1e-5)
+    every = kmeans(rows, 40)
+    assert every.inertia == 0 and sorted(every.label) == list(range(40))
+    np.testing.assert_allclose(every.centre[every.label], rows, atol=1e-4)
+
+
+def test_fewer_distinct_rows_than_clusters(capsys):
+    rows = np.repeat(np.array([[0, 1], [5, 5], [9, 0]], np.float32), (4, 3, 3), axis=0)
+    got = kmeans(rows, 5)
+    assert capsys.readouterr().err == (
+        "warning: found 3 distinct embeddings for k = 5 clusters: going on with 3 clusters.\n"
+    )
+    assert got.centre.shape == (3, 2) and got.inertia < 1e-9
+    assert len({*zip(got.label, map(tuple, rows), strict=True)}) == 3
+    # From given centres there is nothing to fill the empty ones with, and they stay.
+    given = kmeans(rows, 5, centres=np.array([[0, 1], [5, 5], [9, 0], [70, 70], [80, 80]]))
+    np.testing.assert_array_equal(np.bincount(given.label, minlength=5), [4, 3, 3, 0, 0])
+    np.testing.assert_allclose(given.centre[3:], [[70, 70], [80, 80]], atol=1e-4)
+    same = kmeans(np.ones((6, 2), np.float32), 3)
+    assert len(same.centre) == 1 and same.inertia == 0 and not same.label.any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (np.eye(3), {"k": 4}, r"k = 4 clusters of 3 embeddings: want at least 1, and at most one for each"),
+        (np.eye(3), {"k": 0}, r"k = 0 clusters of 3 embeddings"),
+        (np.eye(3) * np.nan, {"k": 2}, r"embeddings has 3 rows with NaN or infinite values, the first is row 0"),
+        (np.ones(3), {"k": 2}, r"embeddings has shape \(3,\): want \[n, D\]"),
+        (np.diag([1.0, 0, 1]), {"k": 2, "cosine": True}, r"embeddings has 1 zero vectors, the first is row 1"),
+        (np.eye(3), {"k": 2, "centres": np.eye(3)}, r"centres have shape \(3, 3\): want \[k, D\], \(2, 3\)"),
+    ],
+)
+def test_mistakes_are_told(rows, options, message):
+    with pytest.raises(UserError, match=message):
+        kmeans(rows, **options)
+
+
+def test_zero_rows_have_a_place_but_no_direction():
+    assert kmeans(np.diag([1.0, 0, 5]), 3).inertia == 0
+
+
+def test_no_array_of_all_rows_and_all_centres_is_held():
+    rows, k = np.zeros((40_000, 4), np.float32), 300
+    blocks = tuple(parallel.in_blocks(x, k)[0] for x in (rows, np.ones(len(rows), bool)))
+    jaxpr = jax.make_jaxpr(kmeans_lib._assign)(blocks, rows[:k])
+    sizes = [v.aval.size for equation in twins.equations(jaxpr.jaxpr) for v in equation.outvars]
+    assert 1024 * k in sizes and max(sizes) <= 1024 * k

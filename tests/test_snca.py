@@ -1,0 +1,129 @@
+"""SNCA by its own recipe: a linear projector, and schedules at the steps where their values can be written down."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+import twins
+from grafit_jax import config as config_lib
+from grafit_jax import experiment, methods, parallel, schedules, train
+from grafit_jax.data import augment
+from grafit_jax.errors import UserError
+from small import ROOT, on_one_device, small_config
+
+
+def recipe(dataset):
+    spec = importlib.util.spec_from_file_location("snca", ROOT / "configs" / "snca.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(f"dataset={dataset}")
+
+
+def schedules_of(config, num_images):
+    """Those of a run on so many images, without any of its other parts."""
+    parts = dict.fromkeys(("network", "views", "key_views", "tx", "embed_fn"))
+    steps_per_epoch = num_images // config.train.batch_size
+    method = methods.get(config.method)
+    return experiment.Experiment(config=config, records={}, method=method, steps_per_epoch=steps_per_epoch, **parts)
+
+
+# CIFAR-100: 50,000 // 128 = 390 steps an epoch; epochs 80, 120, 160 begin at 31,200, 46,800, 62,400 of 78,000.
+# ImageNet: 1,281,167 // 256 = 5,004; epochs 40, 80, 120 at 200,160, 400,320, 600,480 of 650,520.
+RATES = {
+    ("cifar100", 50_000): {0: 0.1, 31_199: 0.1, 31_200: 1e-2, 46_799: 1e-2, 46_800: 1e-3, 62_400: 1e-4, 77_999: 1e-4},
+    ("imagenet", 1_281_167): {0: 0.1, 200_159: 0.1, 200_160: 1e-2, 400_320: 1e-3, 600_479: 1e-3, 600_480: 1e-4},
+}
+MOMENTA = {
+    ("cifar100", 50_000): {0: 0.5, 31_199: 0.5, 31_200: 0.8, 46_799: 0.8, 46_800: 0.9, 77_999: 0.9},
+    ("imagenet", 1_281_167): {0: 0.5, 400_319: 0.5, 400_320: 0.8, 600_479: 0.8, 600_480: 0.9, 650_519: 0.9},
+}
+
+
+@pytest.mark.parametrize("data", RATES)
+def test_the_recipe_is_what_snca_does_at_every_step(data):
+    config = recipe(data[0])
+    config_lib.validate(config, num_devices=8)
+    run = schedules_of(config, data[1])
+    for step, rate in RATES[data].items():
+        np.testing.assert_allclose(run.learning_rate(step), rate, rtol=1e-6, err_msg=str(step))
+    for step, momentum in MOMENTA[data].items():
+        np.testing.assert_allclose(run.memory_momentum(step), momentum, rtol=1e-6, err_msg=str(step))
+    assert (config.method, config.model.dim, config.loss.temperature) == ("snca", 128, 0.05)
+    expected = {"cifar100": ("resnet18", 200, 128, 5e-4), "imagenet": ("resnet50", 130, 256, 1e-4)}[data[0]]
+    assert (config.model.trunk, config.train.epochs, config.train.batch_size, config.optimizer.weight_decay) == expected
+    assert config.optimizer.nesterov and config.optimizer.momentum == 0.9
+    assert run.total_steps == {"cifar100": 78_000, "imagenet": 650_520}[data[0]]
+
+
+def test_steps_of_the_learning_rate_after_a_warm_up_and_under_jit():
+    # base 0.4, 10 warm-up steps, half of it from step 20 and again from 30.
+    wanted = {0: 0.0, 5: 0.2, 10: 0.4, 19: 0.4, 20: 0.2, 29: 0.2, 30: 0.1, 1000: 0.1}
+    got = jax.jit(
+        jax.vmap(lambda s: schedules.step_learning_rate(s, base=0.4, boundaries=(20, 30), factor=0.5, warmup_steps=10))
+    )(np.array(list(wanted)))
+    np.testing.assert_allclose(got, list(wanted.values()), rtol=1e-6)
+    assert schedules.piecewise(10**6, values=(0.5,), boundaries=()) == 0.5
+
+
+def test_the_optimiser_takes_the_steps(monkeypatch):
+    on_one_device(monkeypatch)
+    # 899 // 448 = 2 steps an epoch: the third step is of epoch 1.
+    options = {"train.batch_size": 448, "optimizer.schedule": "step", "optimizer.step_epochs": (1,)}
+    options |= {"optimizer.momentum": 0.0, "optimizer.nesterov": False, "optimizer.weight_decay": 0.0}
+    tx = experiment.load(small_config("snca", **options)).tx
+    state, moves = tx.init({"w": np.ones(3)}), []
+    for _ in range(3):
+        move, state = tx.update({"w": np.ones(3)}, state, {"w": np.ones(3)})
+        moves.append(move["w"][0])
+    # 0.1 for 256 images, 448 in a step.
+    np.testing.assert_allclose(moves, [-0.175, -0.175, -0.0175], rtol=1e-6)
+
+
+def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_epoch(monkeypatch):
+    on_one_device(monkeypatch)
+    options = {"model.sync_batch_norm": False, "memory.step_epochs": (1,), "memory.step_momentum": (0.8,)}
+    run = experiment.load(small_config("snca", **options))
+    state, memory = jax.device_get(experiment.initial(run))
+    layer = state.params["projector"]["Dense_0"]
+    assert set(state.params) == {"trunk", "projector"} and set(state.params["projector"]) == {"Dense_0"}
+    assert set(state.batch_stats) == {"trunk"} and not state.target_params
+    assert layer["kernel"].shape[1] == layer["bias"].shape[0] == 16
+    feed = train.make_feed(run)
+    inputs = next(iter(feed.epoch(1)))
+    ids = np.asarray(inputs[1])[0, 0]
+    label = run.records["train"].coarse_label
+    call = train.make_call(run, feed)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    apply = jax.jit(lambda images: run.network.apply(variables, images, train=True, mutable=["batch_stats"])[0])
+    for step, momentum in ((0, 0.5), (14, 0.8)):  # 14 steps an epoch; each takes the first batch of the order
+        at = state.replace(step=np.int32(step))
+        key = jax.random.fold_in(state.rng, step)
+        images = augment.random_views(run.records["train"].image[ids], ids, key, views=run.views, num_views=1)[0]
+        out = apply(images)
+        z = np.asarray(out.features, np.float64) @ layer["kernel"] + layer["bias"]
+        np.testing.assert_allclose(out.projection, z, atol=1e-5)
+
+        _, updated, sums = call(parallel.replicate(at), parallel.shard(memory), inputs)
+        loss = twins.knn_loss(z, label[ids], memory.embedding[0], label, temperature=0.05, own_slot=ids)
+        np.testing.assert_allclose(train._means([sums])["knn_loss"], np.mean(loss), rtol=1e-4)
+        expected = twins.memory_update(memory.embedding[0], ids, z, momentum=momentum)
+        np.testing.assert_allclose(updated.embedding[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimizer.schedule": "stpe"}, r"unknown optimizer\.schedule 'stpe' \(did you mean 'step'\?\)"),
+        ({"optimizer.schedule": "step"}, r"optimizer\.step_epochs = \(\): want at least one epoch with schedule step"),
+        ({"optimizer.step_epochs": (80, 40)}, r"optimizer\.step_epochs = \(80, 40\): want epochs > 0 in ascending"),
+        ({"optimizer.step_epochs": (0, 40)}, r"optimizer\.step_epochs = \(0, 40\): want epochs > 0"),
+        ({"optimizer.step_factor": 0.0}, r"optimizer\.step_factor = 0\.0: want a value in \(0, 1\]"),
+        ({"memory.step_epochs": (80,)}, r"memory\.step_momentum = \(\): want a value for each of memory\.step_epochs"),
+        ({"memory.step_epochs": (2,), "memory.step_momentum": (1.0,)}, r"step_momentum = \(1\.0,\): want values in \["),
+    ],
+)
+def test_mistakes_in_schedules_are_told(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(small_config("snca", **overrides), num_devices=8)

@@ -72,8 +72,8 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
     embedded = {split: run.embed_fn(experiment.variables(state), r.image)["trunk"] for split, r in run.records.items()}
     test = run.records["test"]
     wanted = evaluation.evaluate(
-        Embedded(embedded["test"], test.label, test.coarse_label),
-        Embedded(embedded["train"], true.label, true.coarse_label),
+        Embedded(embedded["test"], {"": test.label, "coarse": test.coarse_label}),
+        Embedded(embedded["train"], {"": true.label, "coarse": true.coarse_label}),
         ks=(1,), knn_k=30, knn_temperature=0.05,
     )  # fmt: skip
     assert {k: got[k] for k in wanted} == wanted

@@ -71,6 +71,13 @@ def test_data_sets_without_coarse_labels_are_trained_on_the_fine_ones(tmp_path, 
         sources.load(source=f"tfds:{name}", data_dir=str(tmp_path), image_size=8, train_level="coarse")
 
 
+def test_a_level_that_is_not_there_is_told_before_images_are_read(tmp_path, monkeypatch):
+    prepare(tmp_path, "food101", {s: examples_of(i, [3, 100]) for i, s in enumerate(("train", "validation"))})
+    monkeypatch.setattr(sources.StreamedImages, "read", None)
+    with pytest.raises(UserError, match=r"'genus' is no level of tfds:food101: want fine, or leave it empty for fine"):
+        sources.load(source="tfds:food101", data_dir=str(tmp_path), image_size=8, train_level="genus")
+
+
 # Omniglot
 
 # Alphabet of each character; characters 30 and 31 are in TFDS's split train, 40 and 45 in test.

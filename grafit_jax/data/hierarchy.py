@@ -65,13 +65,12 @@ def check_nested(splits: Sequence[Mapping[str, Level]]) -> None:
             fine_to_coarse(label, coarse_label, fine=fine, coarse=coarse)
 
 
-def check_level(level: str, train: Records, where: str) -> None:
-    """Raises a UserError for a level that the training split lacks."""
-    known = [name for name, of_level in train.levels.items() if of_level.label is not None]
-    if level not in known:
+def check_level(level: str, known: Sequence[str], coarse: str, where: str) -> None:
+    """Raises a UserError for a level that is asked for (not empty) and not among the known ones."""
+    if level and level not in known:
         raise UserError(
             f"data.train_level = {level!r} is no level of {where}: want {' or '.join(known)}, or leave it empty for "
-            f"{train.train_level}."
+            f"{coarse}."
         )
 
 

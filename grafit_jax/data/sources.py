@@ -218,7 +218,9 @@ def load(
     if coarse_classes:
         records = hierarchy.select(records, coarse_classes)
     if train_level:
-        hierarchy.check_level(train_level, records["train"], source)
+        train = records["train"]
+        known = [name for name, level in train.levels.items() if level.label is not None]
+        hierarchy.check_level(train_level, known, train.train_level, source)
         records = {s: dataclasses.replace(r, train_level=train_level) for s, r in records.items()}
     if holdout:
         records = _split(records["train"], holdout, _HOLDOUT_SEED)

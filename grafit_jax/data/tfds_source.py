@@ -192,6 +192,7 @@ def read(
         file, coarse, names = None, finest, {finest: names[finest]}
     above = entry.above(names[finest], file, where)
     names |= {level: classes.names for level, classes in above.items()}
+    hierarchy.check_level(train_level, [level for level in names if level in keys or level in above], coarse, where)
     if names[coarse]:
         hierarchy.check_classes(coarse_classes, names[coarse])
 

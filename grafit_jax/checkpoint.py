@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -74,6 +75,14 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, present)
         restored = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))
         return dataclasses.replace(like, **restored[item])
+
+    def read(self, step: int, item: str) -> Any:
+        """The item as nested dictionaries of numpy arrays, whatever devices it was written on."""
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        found = self._manager.item_metadata(step)[item].tree
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), found)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))
+        return jax.tree.map(np.asarray, restored[item])
 
     def wait(self) -> None:
         """Waits for what is being written; raises what went wrong there."""

@@ -11,6 +11,7 @@ import ml_collections
 
 from grafit_jax import methods
 from grafit_jax.errors import UserError
+from grafit_jax.models.pretrained import WEIGHTS
 from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
 
 
@@ -41,7 +42,8 @@ def default() -> ml_collections.ConfigDict:
     m.dim = 256  # of the embedding (BYOL)
     m.dtype = "float32"  # of the computation; bfloat16 on accelerators. Parameters, statistics and losses: float32
     m.head_batch_norm = True  # in projector and predictor
-    m.pretrained = ""  # a .safetensors or .pth file with torchvision's network that the trunk starts from; "" = scratch
+    # What the trunk starts from: a run's workdir, or a .safetensors or .pth file with torchvision's network.
+    m.pretrained = ""
     m.remat = False  # True: a residual block's activations are made again in the backward pass: less memory, more time
     m.sync_batch_norm = True  # batch statistics over all devices, so that the device count changes nothing
 
@@ -54,9 +56,14 @@ def default() -> ml_collections.ConfigDict:
 
     c.key_views = _augmentations()  # of the momentum encoder's keys; size, mean and std are those of views
 
+    c.mixing = ml_collections.ConfigDict()  # see data/mixing.py; for cross-entropy alone
+    c.mixing.mixup = 0.0
+    c.mixing.cutmix = 0.0
+
     c.loss = ml_collections.ConfigDict()
     c.loss.temperature = 0.05  # sigma of Eq. 2
     c.loss.instance_weight = 1.0  # lambda of Eq. 4
+    c.loss.label_smoothing = 0.0  # of cross-entropy
     c.loss.weight = 0.5  # w of protocol "maskcon"
     c.loss.soft_temperature = 0.05  # t of maskcon
 
@@ -85,6 +92,7 @@ def default() -> ml_collections.ConfigDict:
     o.weight_decay = 1e-4
     o.decay_all = False  # False: on kernels alone, not on biases and batch norms (BYOL)
     o.warmup_epochs = 10.0
+    o.layer_decay = 1.0  # the rate of each block is that of the next one above it times this; heads have the full rate
     o.schedule = "cosine"  # cosine: to 0 at the end | step: times step_factor from each of step_epochs on
     o.step_epochs = ()
     o.step_factor = 0.1
@@ -98,6 +106,7 @@ def default() -> ml_collections.ConfigDict:
     c.eval = e = ml_collections.ConfigDict()
     e.every_epochs = 0  # 0 = at the end only
     e.batch_size = 500
+    e.size = 0  # > 0: images are evaluated at this many pixels a side; 0 = views.size
     e.features = ("trunk", "projector")  # the first is the headline, the others get their name as a prefix
     e.recall_at = (1, 2, 5, 10)
     e.knn_k = 30
@@ -177,7 +186,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     method = methods.get(config.method)
     choose(config.model.trunk, "trunk", TRUNKS)
     choose(config.model.stem, "stem", STEMS)
-    if config.model.pretrained:
+    if config.model.pretrained.endswith(WEIGHTS):
         choose(config.model.trunk, "trunk with pretrained weights", TORCHVISION)
     choose(config.model.dtype, "model.dtype", ("float32", "bfloat16"))
     choose(config.memory.init, "memory.init", ("embed", "random"))
@@ -229,6 +238,14 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         want(config.clusters.k >= 2, "clusters.k", "at least 2 clusters")
     want(0 <= config.ema.base <= 1, "ema.base", "a value in [0, 1] (BYOL's is 0.996)")
     want(0 <= config.ema.final <= 1, "ema.final", "a value in [0, 1] (BYOL's is 1)")
+    want(0 <= config.loss.label_smoothing < 1, "loss.label_smoothing", "a value in [0, 1)")
+    want(0 < config.optimizer.layer_decay <= 1, "optimizer.layer_decay", "a factor in (0, 1]")
+    want(config.eval.size >= 0, "eval.size", "0 (as views.size) or the pixels of a side")
+    want(not patches or config.eval.size % 2 == 0, "eval.size", "an even number for the stem patch2")
+    for key in ("mixup", "cutmix"):
+        want(config.mixing[key] >= 0, f"mixing.{key}", "alpha > 0, or 0 for none")
+        if method.supervised != "cross_entropy" or method.instance:
+            want(config.mixing[key] == 0, f"mixing.{key}", f"0, since {method.name} does not train cross-entropy alone")
     want(config.loss.instance_weight >= 0, "loss.instance_weight", "lambda >= 0 (the paper's is 1)")
     want(0 <= config.loss.weight <= 1, "loss.weight", "w in [0, 1]")
     want(config.loss.soft_temperature > 0, "loss.soft_temperature", "t > 0 (MaskCon's is 0.05)")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from grafit_jax import metrics, neighbors, parallel
@@ -29,7 +30,9 @@ EmbedFn = Callable[[Any, Any], dict[str, np.ndarray]]
 
 
 def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) -> EmbedFn:
-    """`(variables, images) -> {"trunk": float32 [N, F], "projector": float32 [N, D]}`, on all devices.
+    """`(variables, images) -> {"trunk": float32 [N, F], "projector": float32 [N, D], "class": int32 [N, 1]}`.
+
+    On all devices. What the network has not is left out; "class" is what its classifier says.
 
     Images are only resized and normalised. The last batch is padded, and the padding cut off: every image is embedded
     exactly once, whatever their number.
@@ -38,8 +41,9 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     per_device = -(-batch_size // num_devices)
 
     def embed(variables, images):
-        out: Any = network.apply(variables, augment.plain_view(images, views=views), train=False, method="embed")
-        named = {"trunk": out.features, "projector": out.projection}
+        out: Any = network.apply(variables, augment.plain_view(images, views=views), train=False)
+        said = None if out.logits is None else jnp.argmax(out.logits, axis=-1, keepdims=True)
+        named = {"trunk": out.features, "projector": out.projection, "class": said}
         return {name: x for name, x in named.items() if x is not None}
 
     pmapped = jax.pmap(embed, axis_name=parallel.AXIS, in_axes=(None, 0), devices=parallel.devices())
@@ -58,12 +62,19 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
 
 
 def evaluate_network(
-    embed_fn: EmbedFn, variables: Any, records: dict[str, Records], config: Any, *, probe: bool = False
+    embed_fn: EmbedFn,
+    variables: Any,
+    records: dict[str, Records],
+    config: Any,
+    *,
+    classified: bool = True,
+    probe: bool = False,
 ) -> dict[str, float]:
     """All metrics of a network. `config` is the config's `eval`; `probe` adds those of a probe on the trunk's features.
 
     The first of `config.features` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their
-    name as a prefix (`projector/map`); a projector that the method has not is left out.
+    name as a prefix (`projector/map`); a projector that the method has not is left out. A classifier gives `top1` of
+    the level that is trained on, unless its classes are others (`classified` is False).
     """
     embedded = {split: embed_fn(variables, r.image) for split, r in records.items()}
     result: dict[str, float] = {}
@@ -78,6 +89,11 @@ def evaluate_network(
             probe=probe and name == "trunk",
         )
         result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
+    level = records["test"].train_level
+    label = records["test"].levels[level].label
+    if classified and "class" in embedded["test"] and label is not None:
+        prefix = "" if level == records["test"].finest else f"{level}/"
+        result[f"{prefix}top1"] = float(np.mean(embedded["test"]["class"][:, 0] == label))
     return result
 
 

@@ -114,6 +114,7 @@ def load(
     network = methods.build_network(method, config.model, num_classes=num_classes, axis_name=parallel.AXIS)
     views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
     key_views = dataclasses.replace(views, **config.key_views) if method.queue else None
+    seen = dataclasses.replace(views, size=config.eval.size or views.size)
     experiment = Experiment(
         config=config,
         records=records,
@@ -122,7 +123,7 @@ def load(
         views=views,
         key_views=key_views,
         tx=optax.identity(),
-        embed_fn=evaluation.make_embed_fn(network, views, batch_size=config.eval.batch_size),
+        embed_fn=evaluation.make_embed_fn(network, seen, batch_size=config.eval.batch_size),
         steps_per_epoch=len(train) // batch_size,
         clusters=clusters,
     )
@@ -152,12 +153,33 @@ def _check_memory(train: Records, config: ml_collections.ConfigDict) -> None:
 
 def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
     o = experiment.config.optimizer
-    return optax.chain(
+    parts = [
         optax.add_decayed_weights(
             o.weight_decay, mask=lambda params: jax.tree.map(lambda p: o.decay_all or p.ndim > 1, params)
         ),
         optax.sgd(experiment.learning_rate, momentum=o.momentum, nesterov=o.nesterov),
-    )
+    ]
+    if o.layer_decay < 1:
+        parts.append(optax.stateless(lambda updates, _: _layer_rates(updates, o.layer_decay)))
+    return optax.chain(*parts)
+
+
+def _layer_rates(updates: dict[str, Any], decay: float) -> dict[str, Any]:
+    """The updates of the trunk's blocks times `decay`, once for the last, twice for the one before it, and so on.
+
+    The stem counts as the block before the first one.
+    """
+    blocks = sorted({_block(name) for name in updates["trunk"]}, reverse=True)
+    power = {block: power for power, block in enumerate(blocks, 1)}
+    rate = {name: decay ** power[_block(name)] for name in updates["trunk"]}
+    trunk = {name: optax.tree.scale(rate[name], layer) for name, layer in updates["trunk"].items()}
+    return {**updates, "trunk": trunk}
+
+
+def _block(name: str) -> int:
+    """The number of a block of a trunk by the name of its variables, such as YBlock_3; -1 of the stem's layers."""
+    kind, _, number = name.rpartition("_")
+    return int(number) if kind.endswith("Block") else -1
 
 
 def initial(experiment: Experiment) -> tuple[TrainState, Memory | None]:
@@ -189,7 +211,31 @@ def initial_state(experiment: Experiment, *, placeholder: bool = False) -> Train
 def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
     """What a trunk starts from, if it does not start from scratch; UserError for a file that does not fit."""
     m = config.model
-    return pretrained.load_trunk(m.pretrained, m.trunk, stem=m.stem) if m.pretrained else None
+    if not m.pretrained:
+        return None
+    if pathlib.Path(m.pretrained).is_dir():
+        return _trunk_of_run(pathlib.Path(m.pretrained), m)
+    return pretrained.load_trunk(m.pretrained, m.trunk, stem=m.stem)
+
+
+def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The trunk of the newest checkpoint in a workdir; a stem of another kind stays fresh."""
+    theirs = workdir.read_config(path).model
+    if theirs.trunk != model.trunk:
+        raise UserError(
+            f"model.pretrained = {path} has the trunk {theirs.trunk}, and model.trunk = {model.trunk}: want the same."
+        )
+    checkpoints = Checkpoints(path, read_only=True)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise UserError(f"model.pretrained = {path} holds no checkpoint: let experiments/train.py reach its first one.")
+    state = checkpoints.read(step, "state")
+    checkpoints.close()
+    same_stem = theirs.stem == model.stem
+    return {
+        kind: {name: layer for name, layer in state[kind]["trunk"].items() if same_stem or _block(name) >= 0}
+        for kind in ("params", "batch_stats")
+    }
 
 
 def _initial_queue(experiment: Experiment, state: TrainState, *, placeholder: bool) -> memory_lib.Queue:
@@ -229,7 +275,12 @@ def variables(state: TrainState) -> dict[str, Any]:
 def evaluate(experiment: Experiment, state: TrainState, *, probe: bool = False) -> dict[str, float]:
     """The metrics of a state on the test split (PAPER.md section 1), with a probe's if wanted, and their step."""
     metrics = evaluation.evaluate_network(
-        experiment.embed_fn, variables(state), experiment.records, experiment.config.eval, probe=probe
+        experiment.embed_fn,
+        variables(state),
+        experiment.records,
+        experiment.config.eval,
+        classified=experiment.clusters is None,
+        probe=probe,
     )
     return metrics | {"step": int(state.step)}
 

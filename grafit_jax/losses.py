@@ -106,10 +106,17 @@ def instance_loss(predictions: Array, targets: Array) -> Array:
     return -(all_pairs - same_view) / (num_views * (num_views - 1))
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Softmax cross-entropy, float32 [B], of `logits` float [B, K] and `labels` int [B] in 0..K-1."""
+def cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.0) -> Array:
+    """Softmax cross-entropy, float32 [B], of `logits` float [B, K] and `labels` int [B] in 0..K-1.
+
+    `smoothing` of each label's weight is spread evenly over all K classes (Szegedy et al. 2016).
+    """
     _check_batch(logits, labels)
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    logits = logits.astype(jnp.float32)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+    return loss
 
 
 def info_nce(query: Array, key: Array, queue: Array, *, temperature: float) -> Array:

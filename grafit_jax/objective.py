@@ -41,7 +41,8 @@ class Objective:
           out: the online network's, of the T*B views, view by view; supervised losses see the first view alone
             (appendix B.1).
           targets: the target network's projections: of the same T*B views, or of B key views. A constant.
-          batch: label int32 [B], coarse classes or clusters, and id int32 [B].
+          batch: label int32 [B], coarse classes or clusters, and id int32 [B]; of mixed images also other_label int32
+            [B] and share float32 [B], see `data.mixing`.
           memory: this device's rows, before the step.
           queue: as it was before the step.
         """
@@ -67,7 +68,11 @@ class Objective:
     def _supervised(self, first, targets, batch, memory, queue) -> tuple[Array, Totals]:
         label, temperature = batch["label"], self.loss.temperature
         if self.method.supervised == "cross_entropy":
-            term = losses.cross_entropy(first.logits, label)
+            smoothing = self.loss.label_smoothing
+            term = losses.cross_entropy(first.logits, label, smoothing=smoothing)
+            if "other_label" in batch:  # mixed images have two
+                other = losses.cross_entropy(first.logits, batch["other_label"], smoothing=smoothing)
+                term = batch["share"] * term + (1 - batch["share"]) * other
             accuracy = jnp.argmax(first.logits, -1) == label
             classes = "cluster" if self.method.clusters else "coarse"
             return term, {"cross_entropy": total(term), f"{classes}_accuracy": total(accuracy)}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from grafit_jax.errors import UserError
 from grafit_jax.memory import Queue
 from grafit_jax.models import Network
 
@@ -63,8 +64,9 @@ def create(
     def initialise(rng, trunk):
         variables = network.init(rng, jnp.zeros((2, *image_shape), jnp.float32), train=False)
         params, batch_stats = variables["params"], variables["batch_stats"]
-        params["trunk"] |= trunk["params"]
-        batch_stats["trunk"] |= trunk["batch_stats"]
+        for own, given in ((params["trunk"], trunk["params"]), (batch_stats["trunk"], trunk["batch_stats"])):
+            _check_shapes({name: own.get(name) for name in given}, given)
+            own |= given
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -76,3 +78,15 @@ def create(
         )
 
     return jax.jit(initialise)(rng, trunk)
+
+
+def _check_shapes(own: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises a UserError for layers that do not fit: other channels of images, other widths."""
+    found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
+    wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(own)}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"model.pretrained gives {name} of the trunk as {found.get(name)}, want {wanted.get(name)}: take a "
+                "trunk that was trained on images of the same channels."
+            )

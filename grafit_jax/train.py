@@ -164,6 +164,7 @@ def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AX
         num_views=config.views.num_views,
         tau=run.tau,
         loss=config.loss,
+        mixing=config.mixing,
         memory_momentum=run.memory_momentum,
         axis_name=axis_name,
     )

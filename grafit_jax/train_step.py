@@ -11,6 +11,7 @@ from jax import Array, lax
 from grafit_jax import memory as memory_lib
 from grafit_jax import parallel
 from grafit_jax.data import augment
+from grafit_jax.data.mixing import mix
 from grafit_jax.memory import Memory
 from grafit_jax.methods import Method
 from grafit_jax.models import Network
@@ -22,6 +23,8 @@ Step = Callable[[TrainState, Memory | None, dict[str, Array], Array], tuple[Trai
 
 # Folded into a step's key for the keys' views, so that they are others than the queries'.
 _KEY_VIEW = 0x6B6579
+# And for what images are mixed with.
+_MIX_KEY = 0x6D6978
 
 
 def make_train_step(
@@ -34,6 +37,7 @@ def make_train_step(
     num_views: int,
     tau: Callable[[Array], Array],
     loss: Any,
+    mixing: Any,
     memory_momentum: Callable[[Array], Array],
     axis_name: str | None = AXIS,
 ) -> Step:
@@ -51,16 +55,22 @@ def make_train_step(
     Args:
       key_views: how keys are seen, for a method with a queue.
       loss: the config's `loss`.
+      mixing: the config's `mixing`.
       tau: the step to the rate of the target's moving average.
       memory_momentum: the step to the share of a memory slot that stays.
     """
     num_views = num_views if method.instance == "predict" else 1
+    mixed = bool(mixing.mixup or mixing.cutmix)
     objective = Objective(method, loss, num_views, axis_name)
 
     def step(state, memory, batch, rng):
         # 1. Views, made here from uint8: keyed by (seed, step, image id, view), so the device makes no difference.
         key = jax.random.fold_in(rng, state.step)
         images = _flat_views(batch, key, views, num_views)
+        if mixed:
+            partners = jax.random.fold_in(key, _MIX_KEY)
+            images, other_label, share = mix(images, batch["label"], batch["id"], partners, **mixing)
+            batch = batch | {"other_label": other_label, "share": share}
 
         # 2. Targets g_xi(t_j(x)), or keys, outside of what is differentiated.
         targets = None

@@ -15,6 +15,9 @@ from grafit_jax.models.classifier import build
 
 Path = tuple[str, ...]
 
+# The files that `read` reads.
+WEIGHTS = (".safetensors", ".pth", ".pt")
+
 # The last part of a path of ours -> what torchvision calls it.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # What a batch norm of PyTorch counts and nothing of ours uses.

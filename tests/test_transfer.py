@@ -1,0 +1,244 @@
+"""Transfer: a run's trunk under a new classifier, rates by layer, mixed images, smoothed labels, size."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+from grafit_jax import experiment, losses, parallel, train
+from grafit_jax.checkpoint import Checkpoints
+from grafit_jax.data import augment, sources
+from grafit_jax.data.mixing import mix
+from grafit_jax.errors import UserError
+from small import on_one_device, small_config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir of a short run on coarse labels, with a projector, which fine-tuning has no use for."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        train.train(small_config("baseline_mlp", **{"train.epochs": 1}), path)
+    return path
+
+
+def fine_tuning(**options):
+    return small_config("baseline", **{"data.train_level": "fine", "eval.features": ("trunk",)} | options)
+
+
+def kernels(tree):
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys() and got
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_is_new(trained, monkeypatch):
+    on_one_device(monkeypatch)
+    _, theirs = experiment.restore_newest(trained)
+    state = experiment.initial_state(experiment.load(fine_tuning(**{"model.pretrained": str(trained)})))
+    fresh = experiment.initial_state(experiment.load(fine_tuning()))
+    for kind in ("params", "batch_stats"):
+        got, expected = kernels(getattr(state, kind)["trunk"]), kernels(getattr(theirs, kind)["trunk"])
+        assert_same(got, expected)
+        assert any(np.any(x != kernels(getattr(fresh, kind)["trunk"])[name]) for name, x in got.items())
+    assert state.params.keys() == {"trunk", "classifier"}
+    assert state.params["classifier"]["kernel"].shape == (64, 10)  # digits, where the run had two classes
+    assert_same(kernels(state.params["classifier"]), kernels(fresh.params["classifier"]))
+
+
+def test_another_stem_stays_fresh(trained, monkeypatch):
+    on_one_device(monkeypatch)
+    _, theirs = experiment.restore_newest(trained)
+    options = {"model.stem": "cifar"}
+    state = experiment.initial_state(experiment.load(fine_tuning(**options, **{"model.pretrained": str(trained)})))
+    fresh = experiment.initial_state(experiment.load(fine_tuning(**options)))
+    for name in ("Conv_0", "BatchNorm_0"):
+        assert_same(kernels(state.params["trunk"][name]), kernels(fresh.params["trunk"][name]))
+    blocks = [name for name in theirs.params["trunk"] if name.startswith("BasicBlock")]
+    assert len(blocks) == 3
+    for name in blocks:
+        assert_same(kernels(state.params["trunk"][name]), kernels(theirs.params["trunk"][name]))
+
+
+def test_workdirs_that_give_no_trunk(trained, tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+
+    def start(config, **kwargs):
+        return experiment.initial_state(experiment.load(config, **kwargs))
+
+    with pytest.raises(UserError, match=r"has the trunk resnet8, and model\.trunk = resnet18: want the same"):
+        start(fine_tuning(**{"model.pretrained": str(trained), "model.trunk": "resnet18"}))
+    with pytest.raises(UserError, match=r"holds no run \(no config\.json\)"):
+        start(fine_tuning(**{"model.pretrained": str(tmp_path)}))
+    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"holds no checkpoint"):
+        start(fine_tuning(**{"model.pretrained": str(tmp_path)}))
+    digits = sources.load(source="digits")
+    colour = {s: dataclasses.replace(r, image=np.repeat(r.image, 3, axis=-1)) for s, r in digits.items()}
+    options = {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3, "model.pretrained": str(trained)}
+    with pytest.raises(UserError, match=r"Conv_0.*of the trunk as \(3, 3, 4, 16\), want \(3, 3, 12, 16\)"):
+        start(fine_tuning(**options), records=colour)
+    with pytest.raises(UserError, match=r"config\.json ends in \.json: want a \.safetensors or \.pth file"):
+        start(fine_tuning(**{"model.pretrained": str(tmp_path / "config.json")}))
+
+
+def test_a_checkpoint_is_read_on_other_devices(trained):
+    checkpoints = Checkpoints(trained, read_only=True)
+    state = checkpoints.read(checkpoints.latest_step(), "state")
+    checkpoints.close()
+    _, theirs = experiment.restore_newest(trained)  # on eight devices
+    assert parallel.num_devices() == 8
+    assert_same(kernels(state["params"]), kernels(theirs.params))
+
+
+def test_rates_fall_from_the_head_to_the_stem(monkeypatch):
+    on_one_device(monkeypatch)
+    params = {
+        "trunk": {name: {"kernel": np.ones((1, 1), np.float32)} for name in ("Conv_0", "BatchNorm_0")}
+        | {f"YBlock_{i}": {"Conv_0": {"kernel": np.ones((1, 1), np.float32)}} for i in (0, 1, 10)},
+        "classifier": {"kernel": np.ones((1, 1), np.float32)},
+    }
+    base = {"optimizer.learning_rate": 0.4, "optimizer.weight_decay": 0.0, "optimizer.momentum": 0.0}
+    for decay, expected in ((1.0, (1, 1, 1, 1, 1, 1)), (0.5, (1, 0.5, 0.25, 0.125, 0.0625, 0.0625))):
+        tx = experiment.load(fine_tuning(**base, **{"optimizer.layer_decay": decay})).tx
+        updates, _ = tx.update(params, tx.init(params), params)
+        trunk = updates["trunk"]
+        got = [updates["classifier"]["kernel"], *(trunk[f"YBlock_{i}"]["Conv_0"]["kernel"] for i in (10, 1, 0))]
+        got += [trunk["BatchNorm_0"]["kernel"], trunk["Conv_0"]["kernel"]]
+        np.testing.assert_allclose(np.ravel(got), -0.1 * np.array(expected), rtol=1e-6)  # 0.4 for 256, here 64
+
+
+# Labels
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_smoothed_labels(smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 5)) * 4, np.array([0, 4, 2, 2, 1, 3])
+    target = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
+    expected = -(target * scipy.special.log_softmax(logits, axis=1)).sum(1)
+    got = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing=smoothing)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+# Mixed images
+
+IMAGES = np.random.default_rng(0).normal(size=(2000, 4, 4, 1)).astype(np.float32)
+LABELS, IDS = np.arange(2000) % 7, np.arange(2000) + 5
+KEY = jax.random.PRNGKey(3)
+
+
+def test_mixup_blends_with_the_mirrored_image_by_a_beta_share():
+    mixed, other, share = mix(IMAGES, LABELS, IDS, KEY, mixup=0.4, cutmix=0.0)
+    np.testing.assert_array_equal(other, LABELS[::-1])
+    weight = np.asarray(share)[:, None, None, None]
+    np.testing.assert_allclose(mixed, weight * IMAGES + (1 - weight) * IMAGES[::-1], atol=1e-5)
+    assert scipy.stats.kstest(share, scipy.stats.beta(0.4, 0.4).cdf).pvalue > 0.01
+
+
+def test_cutmix_pastes_a_square_and_counts_what_is_left():
+    mixed, other, share = mix(IMAGES, LABELS, IDS, KEY, mixup=0.0, cutmix=1.0)
+    np.testing.assert_array_equal(other, LABELS[::-1])
+    own, pasted = np.isclose(mixed, IMAGES, atol=1e-6), np.isclose(mixed, IMAGES[::-1], atol=1e-6)
+    assert np.all(own | pasted)
+    np.testing.assert_allclose(own.mean(axis=(1, 2, 3)), share, atol=1e-6)
+    for image in pasted[..., 0]:  # a rectangle is the product of its rows and its columns
+        np.testing.assert_array_equal(image, image.any(1)[:, None] & image.any(0)[None, :])
+    # On average, without a border, half of an image would stay; what falls outside makes it more.
+    assert 0.5 < np.mean(share) < 0.75 and np.ptp(share) == 1
+
+
+def test_both_take_turns():
+    mixed, _, share = mix(IMAGES, LABELS, IDS, KEY, mixup=1.0, cutmix=1.0)
+    weight = np.asarray(share)[:, None, None, None]
+    blended = np.isclose(mixed, weight * IMAGES + (1 - weight) * IMAGES[::-1], atol=1e-5).all(axis=(1, 2, 3))
+    assert 0.4 < np.mean(blended) < 0.65  # and those few where a square took all or nothing
+
+
+def test_a_mixture_follows_its_id_and_the_key():
+    share = mix(IMAGES, LABELS, IDS, KEY, mixup=1.0, cutmix=0.0)[2]
+    rows = np.array([7, 3, 1999])
+    again = mix(IMAGES[rows], LABELS[rows], IDS[rows], KEY, mixup=1.0, cutmix=0.0)[2]
+    np.testing.assert_allclose(again, share[rows], rtol=1e-6)
+    other = mix(IMAGES[rows], LABELS[rows], IDS[rows], jax.random.PRNGKey(4), mixup=1.0, cutmix=0.0)[2]
+    assert np.abs(other - again).min() > 1e-3
+
+
+def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):
+    on_one_device(monkeypatch)
+    seen = []
+
+    def noted(images, labels, ids, key, *, mixup, cutmix):
+        # Shares at hand, and images that say which they are: of the first of each pair, its own alone.
+        seen.append((mixup, cutmix))
+        share = jnp.where(ids % 2 == 0, 1.0, 0.25)
+        return images, labels[::-1], share
+
+    monkeypatch.setattr("grafit_jax.train_step.mix", noted)
+    options = {"mixing.mixup": 0.2, "loss.label_smoothing": 0.1, "model.sync_batch_norm": False}
+    run = experiment.load(fine_tuning(**options))
+    records, ids = run.records["train"], np.arange(16)
+    batch = {"image": records.image[ids], "label": records.coarse_label[ids], "id": ids}
+    state = experiment.initial_state(run)
+    _, _, terms = jax.jit(train.make_step(run, axis_name=None))(state, None, batch, state.rng)
+    assert seen == [(0.2, 0.0)]
+    key = jax.random.fold_in(state.rng, 0)
+    views = augment.random_views(batch["image"], ids, key, views=run.views, num_views=1)[0]
+    out, _ = run.network.apply(experiment.variables(state), views, train=True, mutable=["batch_stats"])
+    log_p = scipy.special.log_softmax(np.asarray(out.logits, np.float64), axis=1)
+    smoothed = 0.9 * np.eye(10) + 0.01
+    share, label = np.where(ids % 2 == 0, 1.0, 0.25)[:, None], records.label[ids]
+    target = share * smoothed[label] + (1 - share) * smoothed[label[::-1]]
+    np.testing.assert_allclose(terms["loss"][0] / 16, -(target * log_p).sum(1).mean(), rtol=1e-5)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(("level", "name"), [("fine", "top1"), ("", "coarse/top1")])
+def test_top1_is_what_the_classifier_says_at_the_level_of_training(level, name, monkeypatch):
+    on_one_device(monkeypatch)
+    run = experiment.load(fine_tuning(**{"data.train_level": level, "eval.size": 12}))
+    state = experiment.initial_state(run)
+    metrics = experiment.evaluate(run, state)
+    assert [key for key in metrics if "top1" in key and "knn" not in key] == [name]
+    test = run.records["test"]
+    # At the size of the evaluation, which is not that of training.
+    images = augment.plain_view(test.image, views=dataclasses.replace(run.views, size=12))
+    out = run.network.apply(experiment.variables(state), images, train=False)
+    assert metrics[name] == pytest.approx(np.mean(np.argmax(out.logits, 1) == test.coarse_label))
+    embedded = run.embed_fn(experiment.variables(state), test.image)
+    np.testing.assert_allclose(embedded["trunk"], out.features, atol=1e-5)
+    at_8 = run.network.apply(experiment.variables(state), augment.plain_view(test.image, views=run.views), train=False)
+    assert np.abs(at_8.features - out.features).max() > 1e-2
+
+
+def test_no_classifier_no_top1(monkeypatch):
+    on_one_device(monkeypatch)
+    run = experiment.load(small_config("byol", **{"eval.features": ("trunk",)}))
+    assert not [
+        k for k in experiment.evaluate(run, experiment.initial_state(run)) if k.endswith("/top1") or k == "top1"
+    ]
+
+
+@pytest.mark.slow
+def test_fine_tuning_learns_and_goes_on_without_the_run_it_started_from(trained, tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    options = {"optimizer.layer_decay": 0.7, "mixing.cutmix": 1.0, "train.epochs": 6, "optimizer.learning_rate": 0.3}
+    start = tmp_path / "start"
+    shutil.copytree(trained, start)
+    metrics = train.train(fine_tuning(**options, **{"model.pretrained": str(start)}), tmp_path / "run")
+    shutil.rmtree(start)
+    assert metrics["top1"] > 0.5  # of ten classes
+    assert experiment.evaluate(*experiment.restore_newest(tmp_path / "run")) == metrics

@@ -278,7 +278,6 @@ _MEASURED = {
     "peak_gigabytes": ("memory", "{:.1f} GB"),
     "device_gigabytes": ("a device needs", "{:.1f} GiB"),
     "fits": ("fits TPU", "{}"),
-    "compile_s": ("compiled in", "{:.0f} s"),
     "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
     "views_share": ("views", "{:.1%} of a step"),
 }

@@ -65,7 +65,8 @@ def test_scan_of_steps_is_the_steps_one_by_one(monkeypatch):
 
 def test_activations_made_again_give_the_same_steps_on_eight_devices():
     _, kept, _, kept_metrics = after(small_config("baseline"), steps=2)
-    _, state, _, metrics = after(small_config("baseline", **{"model.remat": True}), steps=2)
+    run, state, _, metrics = after(small_config("baseline", **{"model.remat": True}), steps=2)
+    assert run.network.trunk.remat
     for name in metrics:
         np.testing.assert_allclose(metrics[name], kept_metrics[name], rtol=1e-5, err_msg=name)
     # Parameters and, once a step, running averages.

@@ -67,7 +67,7 @@ class YBlock(nn.Module):
         y = conv3x3(self.width, self.stride, self.dtype, groups=self.width // self.group_width)(y)
         y = nn.relu(self.norm()(y))
         # A quarter of the channels that come into the block, not of those inside of it.
-        y = SqueezeExcitation(round(x.shape[-1] / 4), self.dtype)(y)
+        y = SqueezeExcitation(x.shape[-1] // 4, self.dtype)(y)
         y = self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(y))
         if x.shape != y.shape:
             x = self.norm()(conv(self.width, (1, 1), strides=self.stride, dtype=self.dtype)(x))

@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 import PIL.Image
 
+from grafit_jax.data import sources
+
 
 def pixels(seed, height=6, width=5):
     """uint8 [H, W, 3], smooth enough for a JPEG."""
@@ -62,3 +64,21 @@ def png_header(width, height):
     whole = png16(np.zeros((1, 1), np.uint16))
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return whole[:8] + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + whole[33:]
+
+
+def load(root, **options):
+    return sources.load(source=f"folder:{root}", **options)
+
+
+def named(records):
+    """file -> (coarse name, fine name)."""
+    fine = [None] * len(records) if records.label is None else [records.label_names[i] for i in records.label]
+    return {
+        str(f): (records.coarse_names[c], y)
+        for f, c, y in zip(records.filename, records.coarse_label, fine, strict=True)
+    }
+
+
+def spoil(path):
+    with open(path, "w") as file:
+        file.write("no image")

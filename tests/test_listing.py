@@ -1,0 +1,194 @@
+"""Folders and CSVs of image files: which images, of which classes, and what is said of odd layouts."""
+
+import os
+
+import numpy as np
+import pytest
+
+import files
+from files import load, named
+from grafit_jax.data import hierarchy, sources
+from grafit_jax.errors import UserError
+
+# Folders.
+
+
+def test_a_tree_golden(tmp_path):
+    written = files.write_tree(tmp_path, {"train/y/b": 2, "train/x/c": 1, "train/x/a": 2, "test/x/c": 1, "test/y/b": 2})
+    records = load(tmp_path)
+    train_, test = records["train"], records["test"]
+    assert train_.coarse_names == test.coarse_names == ("x", "y")
+    assert train_.label_names == test.label_names == ("a", "b", "c")
+    assert train_.coarse_label.tolist() == [0, 0, 0, 1, 1] and train_.label.tolist() == [0, 0, 2, 1, 1]
+    assert test.coarse_label.tolist() == [0, 1, 1] and test.label.tolist() == [2, 1, 1]
+    wanted = ["train/x/a/00.png", "train/x/a/01.png", "train/x/c/00.png", "train/y/b/00.png", "train/y/b/01.png"]
+    assert train_.filename.tolist() == [str(tmp_path / name) for name in wanted]
+    for r in records.values():
+        for file, image in zip(r.filename, r.image, strict=True):
+            np.testing.assert_array_equal(image, written[file])
+    assert train_.image.shape == (5, 6, 5, 3) and train_.label.dtype == np.int32 and train_.broken == ()
+
+
+def test_the_same_fine_name_under_two_coarse_ones_is_two_classes(tmp_path):
+    files.write_tree(tmp_path, {f"{s}/{c}/{f}": 1 for s in ("train", "test") for c in "xy" for f in ("other", f"z{c}")})
+    records = load(tmp_path)["train"]
+    assert records.label_names == ("x/other", "y/other", "zx", "zy")
+    assert [records.label_names[i] for i in records.label] == ["x/other", "zx", "y/other", "zy"]
+    assert records.coarse_label.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_without_fine_folders_there_are_no_fine_labels(tmp_path, name):
+    files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, f"{name}/x": 1, f"{name}/y": 1})
+    records = load(tmp_path)
+    assert records["train"].label is None and records["test"].label is None
+    assert records["test"].coarse_label.tolist() == [0, 1]
+
+
+def test_fine_labels_of_the_test_split_alone_are_kept(tmp_path):
+    files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, "test/x/a": 1, "test/y/b": 1})
+    records = load(tmp_path)
+    assert records["train"].label is None and records["test"].label.tolist() == [0, 1]
+
+
+def test_links_hidden_files_suffixes_and_accents(tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    files.write_tree(elsewhere, {"b": 2})
+    root = tmp_path / "root"
+    files.write_tree(root, {"train/é": 1, "test/e\u0301": 1, "train/x": 1, "test/x": 1})  # composed, decomposed
+    (root / "train" / "é" / "02.JPEG").symlink_to(elsewhere / "b" / "00.png")
+    (root / "train" / "z").symlink_to(elsewhere / "b")
+    (root / "train" / "x" / "loop").symlink_to(root)  # back to a folder on the way
+    (root / "train" / "x" / "self").symlink_to(root / "train" / "x")
+    for hidden in (".DS_Store", "x/.thumb.png", "x/notes.txt"):
+        (root / "train" / hidden).write_text("")
+    (root / "test" / "empty").mkdir()
+    files.write_tree(root, {".cache/x": 1})
+    records = load(root)
+    assert records["train"].coarse_names == ("x", "z", "é")
+    assert [name for name, _ in named(records["train"]).values()] == ["x", "z", "z", "é", "é"]
+    assert [name for name, _ in named(records["test"]).values()] == ["x", "é"]
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 2 and "ignored 6 entries that are hidden, no images or links" in warned[0]
+    assert "1 folders hold no image, such as" in warned[1] and warned[1].endswith("test/empty")
+
+
+LAYOUTS = {
+    "nothing": ({}, r"has the folders none: want one train split, called train\."),
+    "no test": ({"train/x": 1}, r"has the folders train: want one test split, called test or val or validation\."),
+    "two tests": ({"train/x": 1, "val/x": 1, "test/x": 1}, "has test and val: want one test split"),
+    "empty split": ({"train/x": 1, "test/x": 0}, "found no image for test: want at least one"),
+    "no classes": (
+        {"train": 1, "test/x": 1},
+        r"train/00\.png lies directly in the split: want images in train/<coa",
+    ),
+    "mixed": ({"train/x": 1, "train/y/b": 1, "test/x": 1}, r"y/b/00\.png has a fine class and .*x/00\.png has none"),
+    "both": ({"train/x": 1, "train/x/b": 1, "test/x": 1}, r"x/b/00\.png has a fine class and .*x/00\.png has none"),
+    "too deep": (
+        {"train/x/a/q": 1, "test/x/a": 1},
+        r"a/q is a folder inside of a fine class: want train/<coarse>/",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_that_does_not_fit_is_told_in_one_line(tmp_path, layout):
+    folders, message = LAYOUTS[layout]
+    files.write_tree(tmp_path, folders)
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"none is no folder: want one that holds train/ and test/"):
+        load(tmp_path / "none")
+
+
+def test_what_may_be_meant_is_warned_of(tmp_path, capsys):
+    files.write_tree(tmp_path, {"train/x": 2, "test/x": 1, "test/new": 1})
+    records = load(tmp_path)
+    assert records["test"].coarse_names == ("new", "x")
+    first, second = capsys.readouterr().err.splitlines()
+    assert "1 coarse classes occur in test alone, such as new" in first
+    assert "all training images are of one coarse class (x)" in second
+
+
+def test_folders_that_may_not_be_listed_and_names_of_no_encoding_are_told(tmp_path, monkeypatch):
+    files.write_tree(tmp_path, files.TREE)
+    os.mkdir(os.fsencode(tmp_path) + b"/train/x/\xff")
+    with pytest.raises(UserError, match=r"train/x holds '\\udcff', whose name is not UTF-8: rename it"):
+        load(tmp_path)
+    listdir = os.listdir
+
+    def refused(path):  # root may list everything
+        if str(path).endswith("test/y"):
+            raise PermissionError(13, "Permission denied", path)
+        return listdir(path)
+
+    os.rmdir(os.fsencode(tmp_path) + b"/train/x/\xff")
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(UserError, match=r"cannot list .*test/y \(Permission denied\): let it be read"):
+        load(tmp_path)
+
+
+def test_a_choice_of_classes_keeps_every_image_with_its_file(tmp_path):
+    files.write_tree(tmp_path, files.TREE)
+    records = load(tmp_path)["train"]
+    kept = hierarchy.select(records, (1,))
+    assert named(kept) == {f: key for f, key in named(records).items() if key[0] == "y"}
+
+
+# CSVs.
+
+
+def test_a_csv_is_the_folder_that_it_lists(tmp_path):
+    files.write_tree(tmp_path / "d", files.TREE)
+    expected = load(tmp_path / "d")
+    rows = [(file, *key, split) for split, r in expected.items() for file, key in named(r).items()]
+    relative = [(os.path.relpath(rows[0][0], tmp_path), *rows[0][1:]), *rows[1:]]
+    # As a spreadsheet writes it, with a byte-order mark and blanks, and an absolute path beside relative ones.
+    table = files.write_csv(tmp_path / "t.csv", relative, encoding="utf-8-sig", quoting=1)
+    got = sources.load(source=f"csv:{table}")
+    for split, r in expected.items():
+        assert named(got[split]) == named(r)
+        np.testing.assert_array_equal(got[split].image, r.image)
+    # In the order of the rows; without the column fine there are no fine labels; `val` is a test split.
+    rows = [(f" {file} ", c, {"train": "train", "test": "val"}[s]) for file, c, _, s in rows[::-1]]
+    got = sources.load(source=f"csv:{files.write_csv(tmp_path / 't.csv', rows, header=('path', 'coarse', 'split'))}")
+    assert got["train"].label is None
+    assert got["train"].filename.tolist() == expected["train"].filename.tolist()[::-1]
+
+
+CSV_MISTAKES = {
+    "header": ([], ("path", "class", "split"), r"has the columns 'path', 'class', 'split': want path, coarse, split"),
+    "semicolons": ([], ("path;coarse;split",), r"has the columns 'path;coarse;split': want"),
+    "twice": ([], ("path", "coarse", "split", "coarse"), r"each once, with commas"),
+    "split": ([("a.png", "x", "", "dev")], None, r"line 4: split is 'dev': want one of train, test, val, validation"),
+    "empty": ([("a.png", "", "", "test")], None, r"line 4: coarse is empty"),
+    "short": ([("a.png", "x")], None, r"line 4 has 2 values: want 4"),
+    "again": ([("d/../0.png", "x", "", "train")], None, r"line 4: d/\.\./0\.png stands in line 2 already"),
+    "both tests": ([("1.png", "x", "", "val")], None, r"has test and val: want one test split"),
+    "mixed": ([("2.png", "x", "f", "train")], None, r"2\.png has a fine class and .*0\.png has none"),
+}
+
+
+@pytest.mark.parametrize("name", CSV_MISTAKES)
+def test_mistakes_in_a_csv_are_told_with_their_line(tmp_path, name):
+    rows, header, message = CSV_MISTAKES[name]
+    good = [] if header else [("0.png", "x", "", "train"), ("1.png", "x", "", "test")]
+    table = files.write_csv(tmp_path / "t.csv", [*good, *rows], header or ("path", "coarse", "fine", "split"))
+    with pytest.raises(UserError, match=message):
+        sources.load(source=f"csv:{table}")
+
+
+@pytest.mark.parametrize(("data", "message"), [(b"\xff\xfe\0a", "cannot be read as CSV"), (None, "found no file")])
+def test_a_csv_that_is_none(tmp_path, data, message):
+    if data is not None:
+        (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        sources.load(source=f"csv:{tmp_path}/t.csv")
+
+
+def test_an_image_in_both_splits_is_warned_of(tmp_path, capsys):
+    files.write_tree(tmp_path, {"d": 2})
+    rows = [("d/00.png", c, "", s) for s in ("train", "test") for c in "x"] + [("d/01.png", "y", "", "train")]
+    sources.load(source=f"csv:{files.write_csv(tmp_path / 't.csv', rows)}")
+    assert f"1 images are in both splits, such as {tmp_path}/d/00.png" in capsys.readouterr().err

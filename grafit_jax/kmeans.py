@@ -79,8 +79,8 @@ def kmeans(
     mean_square = np.einsum("nd,nd->", rows, rows, dtype=np.float64) / rows.size
     spread = float(mean_square - np.mean(np.mean(rows, axis=0, dtype=np.float64) ** 2))
 
-    # With which of them are rows, not padding.
-    blocks = parallel.in_blocks(rows, k), parallel.in_blocks(np.ones(len(rows), bool), k)
+    # Padding is zero: it changes no sum, and nothing else of it is looked at.
+    blocks = parallel.in_blocks(rows, k)
     if centres is None:
         centre = _seeded(rows, blocks, k, np.random.default_rng(seed))
         if len(centre) < k:
@@ -91,7 +91,6 @@ def kmeans(
             raise UserError(f"centres have shape {centre.shape}: want [k, D], {(k, rows.shape[1])}.")
         centre = _unit(centre) if cosine else centre - origin
 
-    previous = None
     iterations = 0
     while iterations < max_iterations:
         label, distance, total = _assigned(blocks, len(rows), centre)
@@ -99,9 +98,8 @@ def kmeans(
         shift = float(np.sum(np.square(np.subtract(moved, centre, dtype=np.float64))))
         centre = moved
         iterations += 1
-        if shift <= tolerance * spread or (previous is not None and np.array_equal(label, previous)):
+        if shift <= tolerance * spread:  # of 0, where no row has changed its cluster
             break
-        previous = label
     label, distance, _ = _assigned(blocks, len(rows), centre)
     return Clusters(centre + origin, label, float(np.sum(distance, dtype=np.float64)), iterations)
 
@@ -120,7 +118,7 @@ def _seeded(rows: np.ndarray, blocks, k: int, rng: np.random.Generator) -> np.nd
     that leaves the smallest sum of them. As many centres as there are distinct rows, k at most."""
     num_candidates = 2 + int(math.log(k))
     nearer, left_by = (_pmapped(function, (0, 0, None)) for function in (_nearer, _left_by))
-    nearest = parallel.shard(np.where(blocks[1], np.float32(np.inf), np.float32(0)))
+    nearest = parallel.in_blocks(np.full(len(rows), np.inf, np.float32), k)
     chosen = [int(rng.integers(len(rows)))]
     while True:
         # By differences: of the chosen rows and all that are equal to them it is zero, so that none is chosen again.
@@ -137,11 +135,10 @@ def _nearer(blocks, nearest, row):
     """Squared distances from the nearest of the centres, [M, B], with one more centre [D]."""
 
     def body(block):
-        rows, present, nearest = block
-        distance = jnp.sum(jnp.square(rows - row), axis=1)
-        return jnp.where(present, jnp.minimum(nearest, distance), 0.0)
+        rows, nearest = block
+        return jnp.minimum(nearest, jnp.sum(jnp.square(rows - row), axis=1))
 
-    return lax.map(body, (*blocks, nearest))
+    return lax.map(body, (blocks, nearest))
 
 
 def _left_by(blocks, nearest, candidates):
@@ -149,12 +146,12 @@ def _left_by(blocks, nearest, candidates):
     square = jnp.sum(jnp.square(candidates), axis=1)
 
     def body(block):
-        rows, _, nearest = block
+        rows, nearest = block
         product = matmul(rows, candidates.T)
         distance = jnp.sum(jnp.square(rows), axis=1, keepdims=True) - 2 * product + square
         return jnp.sum(jnp.clip(distance, 0.0, nearest[:, None]), axis=0)
 
-    return lax.map(body, (*blocks, nearest))
+    return lax.map(body, (blocks, nearest))
 
 
 # One iteration.
@@ -173,12 +170,11 @@ def _assigned(blocks, num_rows: int, centre: np.ndarray) -> tuple[np.ndarray, np
 def _assign(blocks, centre):
     half_square = 0.5 * jnp.sum(jnp.square(centre), axis=1)
 
-    def body(total, block):
-        rows, present = block
+    def body(total, rows):
         label = jnp.argmin(half_square - matmul(rows, centre.T), axis=1).astype(jnp.int32)
         distance = jnp.sum(jnp.square(rows - centre[label]), axis=1)
         # A product, since sums by index come in no fixed order on GPUs.
-        members = (label == jnp.arange(len(centre))[:, None]) & present
+        members = label == jnp.arange(len(centre))[:, None]
         return _added(total, matmul(members.astype(jnp.float32), rows)), (label, distance)
 
     zero = jnp.zeros_like(centre)

@@ -248,3 +248,7 @@ def test_a_workdir_of_an_earlier_version_has_the_usual_level(tmp_path):
     old = json.loads(config_lib.to_json(small_config()))
     del old["data"]["train_level"], old["data"]["categories"]
     assert config_lib.differences(config_lib.from_json(json.dumps(old)), small_config()) == []
+    # Where categories.json lies makes no difference, and what is trained on does.
+    assert config_lib.differences(small_config(), small_config(**{"data.categories": "c.json"})) == []
+    changed = config_lib.differences(small_config(), small_config(**{"data.train_level": "fine"}))
+    assert changed == ["data.train_level: '' -> 'fine'"]

@@ -104,8 +104,8 @@ TABLES = {
     # Train level x test level.
     "cifar100_levels": Table(
         "configs/cifar100.py",
-        "preset=cpu,",
-        {"baseline": 1, "grafit": 1},
+        "preset=cpu_short,",
+        {"baseline": 1, "clusterfit": 1, "grafit": 1},
         report.level_columns(("coarse", "fine")),
         facts={"trained at": lambda config: config["data.train_level"]},
         train_levels=("coarse", "fine"),

@@ -7,8 +7,8 @@ Presets:
   paper      ResNet-50, 32 px stem, T = 8, 600 epochs, batch 1024: the paper's recipe as far as it is known. The paper's
              cells of coarse -> fine tables are not confirmed; no number to expect.
   r18        ResNet-18, 200 epochs, one accelerator.
-  cpu        a small net on the 10,000 images of coarse classes 0-3, 50 epochs: at most 25 minutes on 2 cores. Numbers to
-             expect: the second table of the README.
+  cpu        a small net on the 10,000 images of coarse classes 0-3, 50 epochs: at most 25 minutes on 2 cores.
+             Numbers to expect: the second table of the README.
   cpu_short  half its epochs: at most 12 minutes on 2 cores.
   cpu_long   the same net on all 50,000 images, 20 epochs: at most 75 minutes on 2 cores.
 

@@ -19,7 +19,7 @@ import sys
 from absl import flags
 from benchmarks import steps
 
-from grafit_jax import cli, environment, report, tables, workdir
+from grafit_jax import cli, environment, pages, report, workdir
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -56,12 +56,12 @@ def main(argv):
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; their own messages stand above.")
     if _RECORD.value:  # at the end alone, since a file that git does not know makes the revision "-dirty"
-        path = tables.results_path(_ROOT, _recorded_name(lines))
+        path = pages.results_path(_ROOT, _recorded_name(lines))
         workdir.write(path, json.dumps(lines, indent=1) + "\n")
-        tables.write_pages(_ROOT)
+        pages.write_pages(_ROOT)
         if grown := [line for line in lines if "curve_s" in line]:
             report.growth_plot(_ROOT / "docs" / f"{path.stem}.png", grown)
-    print(tables.render_benchmark(lines, report.plain_table), file=sys.stderr)
+    print(pages.render_benchmark(lines, report.plain_table), file=sys.stderr)
 
 
 def _run_apart(name: str) -> subprocess.CompletedProcess:

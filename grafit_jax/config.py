@@ -1,9 +1,11 @@
 """Every key of a config with its default, the typed arguments of config files, and the checks before a run."""
 
 import ast
+import importlib.util
 import itertools
 import json
 import math
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -136,6 +138,15 @@ def _augmentations() -> ml_collections.ConfigDict:
     a.blur = (0.0, 0.0)
     a.blur_prob = 0.5
     return a
+
+
+def load_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
+    """The config that a config file makes of `arg`, which stands behind the colon on a command line."""
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:

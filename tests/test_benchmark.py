@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from benchmarks import gpu, memory, steps, train
 
-from grafit_jax import experiment, losses, parallel, tables
+from grafit_jax import config as config_lib
+from grafit_jax import experiment, losses, parallel
 from small import ROOT, run, shell_environment
 
 
@@ -58,7 +59,7 @@ def test_minutes_of_a_whole_run_follow_from_its_steps(monkeypatch):
 
 
 def test_the_recipe_has_the_steps_that_its_docstring_counts():
-    config = tables.load_config(ROOT / "configs" / "maskcon.py", "dataset=cifar100,method=grafit_maskcon")
+    config = config_lib.load_file(ROOT / "configs" / "maskcon.py", "dataset=cifar100,method=grafit_maskcon")
     assert config.train.epochs * (50_000 // config.train.batch_size) == 78_000
 
 

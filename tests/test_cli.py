@@ -16,9 +16,9 @@ MISTAKES = {
     ),
     "train --config=configs/digits.py stray": "found 'stray' where a flag should be: want --name=value.",
     "evaluate": "holds no run (no config.json): give the --workdir of experiments/train.py.",
-    "reproduce --methods=gaussian": "the table has no gaussian: its methods are raw_pixels, baseline,",
+    "reproduce --rows=gaussian": "the table has no gaussian: its rows are raw_pixels, baseline,",
     "reproduce --seeds=0,0": "want numbers, as 0,1,2, none twice",
-    "reproduce --methods=grafit --record": "found --record with --methods",
+    "reproduce --rows=grafit --record": "found --record with --rows",
     "reproduce --seeds=0,x": "want numbers, as 0,1,2",
 }
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from grafit_jax import clusterfit, evaluation, experiment, tables, train, workdir
+from grafit_jax import clusterfit, evaluation, experiment, pages, reproduction, tables, train, workdir
 from grafit_jax import config as config_lib
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
@@ -169,7 +169,7 @@ def test_mistakes_cost_nothing(baseline, tmp_path):
 
 def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text(TINY)
-    table = tables.Table("tiny.py", "", {"clusterfit": 1}, {"map": "mAP"})
+    table = tables.Table(tables.by_method("tiny.py", "", ["clusterfit"]), {"map": "mAP"})
     runs, order, trained = tmp_path / "runs", [], train.train
 
     def recorded(config, path):
@@ -177,7 +177,7 @@ def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
         return trained(config, path)
 
     monkeypatch.setattr(train, "train", recorded)
-    results = tables.run(table, runs, root=tmp_path, seeds=[1])
+    results = reproduction.run(table, runs, root=tmp_path, seeds=[1])
     assert order == ["baseline_seed1", "clusterfit_seed1"]
     assert [(r["method"], r["seed"]) for r in results] == [("clusterfit", 1)]
     assert results[0]["command"] == (
@@ -185,5 +185,5 @@ def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
         f"--workdir={runs}/clusterfit_seed1"
     )
     assert workdir.read_config(runs / "clusterfit_seed1").clusters.workdir == f"{runs}/baseline_seed1"
-    assert tables.run(table, runs, root=tmp_path, seeds=[1]) == results and len(order) == 2
-    assert "(cross-entropy on clusters of `baseline`'s features)" in tables.render(table, results)
+    assert reproduction.run(table, runs, root=tmp_path, seeds=[1]) == results and len(order) == 2
+    assert "(cross-entropy on clusters of `baseline`'s features)" in pages.render(table, results)

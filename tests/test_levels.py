@@ -2,13 +2,25 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from grafit_jax import evaluation, experiment, features, metrics, neighbors, report, tables, train
+from grafit_jax import (
+    evaluation,
+    experiment,
+    features,
+    metrics,
+    neighbors,
+    report,
+    reproduction,
+    tables,
+    train,
+    workdir,
+)
 from grafit_jax.data import hierarchy, sources
 from grafit_jax.data.sources import Level, Records
 from grafit_jax.errors import UserError
@@ -223,23 +235,62 @@ def test_a_method_has_a_row_for_each_level_that_it_was_trained_on():
     ]
 
 
-def test_a_table_trains_every_method_at_every_level(tmp_path, monkeypatch):
-    trained = []
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that a table trains, in their order, as (directory, config); they end at once."""
+    runs = []
 
     def pretend(config, directory):
-        trained.append((directory.name, config.method, config.data.train_level, config.data.coarse_classes))
-        directory.mkdir(parents=True)
+        runs.append((directory.name, config))
+        workdir.claim(directory, config)
+        (directory / "metrics.json").write_text("{}")
 
     monkeypatch.setattr(train, "train", pretend)
     monkeypatch.setattr(report, "collect", lambda directory: {"at": directory.name})
-    results = tables.run(tables.TABLES["cifar100_levels"], tmp_path, root=ROOT, seeds=[0, 2])
-    four = (0, 1, 2, 3)
-    assert trained == [
-        (f"{method}_{level}{seed}", method, level, four)
-        for level in ("coarse", "fine") for method in ("baseline", "grafit") for seed in ("", "_seed2")
+    return runs
+
+
+def test_a_table_trains_every_method_at_every_level(tmp_path, trained):
+    results = reproduction.run(tables.TABLES["cifar100_levels"], tmp_path, root=ROOT, seeds=[0, 2])
+    expected = [
+        (f"{method}_{level}{seed}", method, level)
+        for level in ("coarse", "fine") for method in ("baseline", "clusterfit", "grafit") for seed in ("", "_seed2")
     ]  # fmt: skip
+    assert [(name, c.method, c.data.train_level) for name, c in trained] == expected
+    assert {tuple(c.data.coarse_classes) for _, c in trained} == {(0, 1, 2, 3)}
     assert [r["at"] for r in results] == [name for name, *_ in trained]
-    assert "configs/cifar100.py:preset=cpu,method=grafit,seed=2,level=fine --workdir=" in results[-1]["command"]
+    assert "cifar100.py:preset=cpu_short,method=grafit,level=fine,seed=2 --workdir=" in results[-1]["command"]
+    clustered = {name: c.clusters.workdir for name, c in trained if c.method == "clusterfit"}
+    assert clustered == {f"clusterfit_{run}": f"{tmp_path}/baseline_{run}" for run in (
+        "coarse", "coarse_seed2", "fine", "fine_seed2",
+    )}  # fmt: skip
+
+
+def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(tmp_path, trained):
+    results = reproduction.run(tables.TABLES["transfer"], tmp_path, root=ROOT)
+    assert [(name, c.method, c.data.train_level, pathlib.Path(c.model.pretrained).name) for name, c in trained] == [
+        ("from_scratch", "baseline", "fine", ""),
+        ("baseline", "baseline", "", ""),
+        ("from_baseline", "baseline", "fine", "baseline"),
+        ("grafit", "grafit", "", ""),
+        ("from_grafit", "baseline", "fine", "grafit"),
+    ]
+    assert [r["at"] for r in results] == ["from_scratch", "from_baseline", "from_grafit"]
+    # The trunks have not seen the classes that they are judged on.
+    halves = {name: set(c.data.coarse_classes) for name, c in trained}
+    assert halves["baseline"] == halves["grafit"] == set(range(10))
+    assert halves["from_scratch"] == halves["from_baseline"] == halves["from_grafit"] == set(range(10, 20))
+    assert not {name for name, c in trained if c.model.trunk != "resnet8"}
+    # Two of its rows are told apart by what they started from.
+    shown = [
+        {"method": "baseline", "seed": 0, "metrics": {"top1": v}, "run": {}, "config": {"model.pretrained": start}}
+        for v, start in ((0.5, ""), (0.75, f"{tmp_path}/grafit"))
+    ]
+    table = tables.TABLES["transfer"]
+    assert report.markdown_table(shown, {"top1": "top-1"}, {}, table.facts).splitlines()[2:] == [
+        "| `baseline` | from `scratch` | 50.0 | 1 | - | - |",
+        "| `baseline` | from `grafit` | 75.0 | 1 | - | - |",
+    ]
 
 
 def test_a_workdir_of_an_earlier_version_has_the_usual_level(tmp_path):

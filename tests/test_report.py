@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from grafit_jax import methods, report, tables, targets, train
+from grafit_jax import methods, pages, report, reproduction, tables, targets, train
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from small import on_one_device
@@ -57,7 +57,7 @@ def test_a_benchmark_renders_its_own_numbers():
     grown |= {"seconds_at_zero": 0.75, "environment": facts}
     shares = {"work": "s", "share": 0.25, "shares": {"copy": 0.25, "convolution": 0.75}, "environment": facts}
     alone = {"work": "v", "seconds": 0.0361, "peak_gigabytes": 0.26, "environment": facts}
-    got = tables.render_benchmark([line | {"goal": 1.2}, grown, shares, line | {"goal_s": 8.0}, alone])
+    got = pages.render_benchmark([line | {"goal": 1.2}, grown, shares, line | {"goal_s": 8.0}, alone])
     assert got.splitlines() == [
         "| work | seconds | peer | its seconds | ratio | goal | memory |",
         "|---|---|---|---|---|---|---|",
@@ -73,7 +73,7 @@ def test_a_benchmark_renders_its_own_numbers():
         "",
         "1 x cpu, 2 cores; Python 3.11, jax 1; revision abc.",
     ]
-    plain = tables.render_benchmark([alone | {"goal": None}], report.plain_table).splitlines()
+    plain = pages.render_benchmark([alone | {"goal": None}], report.plain_table).splitlines()
     assert plain == ["work  seconds  memory", "v     0.0361   0.3 GB", "", got.splitlines()[-1]]
 
 
@@ -92,24 +92,27 @@ def test_pages_show_what_is_recorded(tmp_path):
         target.parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / page).is_dir() else shutil.copy
         copy(ROOT / page, target)
-    assert tables.blocks(tmp_path).keys() >= {*tables.TABLES, "maskcon_rows", "benchmark_retrieval", "benchmark_train"}
-    tables.write_pages(tmp_path)
+    assert pages.blocks(tmp_path).keys() >= {*tables.TABLES, "maskcon_rows", "benchmark_retrieval", "benchmark_train"}
+    pages.write_pages(tmp_path)
     for page in ("README.md", "docs/performance.md", "docs/maskcon.md", "docs/results.md"):
         said = "run experiments/reproduce.py --record"
         assert (tmp_path / page).read_text() == (ROOT / page).read_text(), said
     # And a page that says something else is put right.
     for page in ("README.md", "docs/performance.md"):
         (tmp_path / page).write_text((ROOT / page).read_text().replace("grafit", "other"))
-    tables.write_pages(tmp_path)
+    pages.write_pages(tmp_path)
     assert "| `grafit` (k-NN" in (tmp_path / "README.md").read_text()
     assert "| grafit step, resnet18" in (tmp_path / "docs" / "performance.md").read_text()
 
 
-@pytest.mark.parametrize("name", [name for name in tables.TABLES if tables.results_path(ROOT, name).exists()])
+@pytest.mark.parametrize("name", [name for name in tables.TABLES if pages.results_path(ROOT, name).exists()])
 def test_recorded_rows_share_everything_but_method_and_seed(name):
-    recorded = json.loads(tables.results_path(ROOT, name).read_text())
+    recorded = json.loads(pages.results_path(ROOT, name).read_text())
     # Every row of a table was trained with the same data, views and budget; the two protocols differ in two settings.
-    own = ("method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm")
+    own = (
+        "method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm",
+        "clusters.workdir", "model.pretrained",
+    )  # fmt: skip
     trained = [r for r in recorded if r["method"] != tables.RAW_PIXELS]
     shared = [{k: v for k, v in r["config"].items() if k not in own} for r in trained]
     assert all(config == shared[0] for config in shared) and shared[0]
@@ -166,7 +169,7 @@ def test_rows_of_two_protocols_are_told_apart():
 )
 def test_a_table_says_what_its_trunks_start_from(tmp_path, name, file, message):
     with pytest.raises(UserError, match=message):
-        tables.run(tables.TABLES[name], tmp_path / "runs", root=ROOT, pretrained=file)
+        reproduction.run(tables.TABLES[name], tmp_path / "runs", root=ROOT, pretrained=file)
     assert not (tmp_path / "runs").exists()
 
 
@@ -179,9 +182,9 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
     on_one_device(monkeypatch)
     (tmp_path / "tiny.py").write_text(TINY)
     table = tables.Table(
-        "tiny.py", "", {tables.RAW_PIXELS: 1, "baseline": 1}, {"map": "mAP"}, gallery=("baseline", "baseline")
+        tables.by_method("tiny.py", "", [tables.RAW_PIXELS, "baseline"]), {"map": "mAP"}, ("baseline", "baseline")
     )
-    first = tables.run(table, tmp_path / "runs", root=tmp_path)
+    first = reproduction.run(table, tmp_path / "runs", root=tmp_path)
     assert [(r["method"], r["seed"]) for r in first] == [("raw_pixels", 0), ("baseline", 0)]
     assert first[1]["metrics"] == json.loads((tmp_path / "runs" / "baseline" / "metrics.json").read_text())
 
@@ -196,14 +199,14 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
 
     before = (tmp_path / "runs" / "baseline" / "config.json").read_text()
     monkeypatch.setattr(train, "train", None)  # nothing is left to be trained
-    assert tables.run(table, tmp_path / "runs", root=tmp_path, only=["baseline"]) == first[1:]
+    assert reproduction.run(table, tmp_path / "runs", root=tmp_path, only=["baseline"]) == first[1:]
     (tmp_path / "runs" / "baseline" / "config.json").write_text(
         (tmp_path / "runs" / "baseline" / "config.json").read_text().replace('"seed": 0', '"seed": 7')
     )
     with pytest.raises(UserError, match=r"another config \(seed: 7 -> 0\)"):
-        tables.run(table, tmp_path / "runs", root=tmp_path, only=["baseline"])
+        reproduction.run(table, tmp_path / "runs", root=tmp_path, only=["baseline"])
     (tmp_path / "runs" / "baseline" / "config.json").write_text(before)
-    assert tables.draw(table, tmp_path / "runs").read_bytes().startswith(b"\x89PNG")
+    assert reproduction.draw(table, tmp_path / "runs").read_bytes().startswith(b"\x89PNG")
 
 
 def test_gallery_frames_tell_fine_from_coarse_and_leave_the_query_out(tmp_path, monkeypatch):

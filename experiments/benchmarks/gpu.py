@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import steps, timing, train
-from grafit_jax import experiment, profiling, tables
+from grafit_jax import config as config_lib
+from grafit_jax import experiment, profiling
 from grafit_jax.data import augment
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -68,7 +69,7 @@ def step(
 
 def recipe(dtype: str, *, arg: str = "dataset=cifar100,method=grafit_maskcon", **overrides: Any) -> dict[str, Any]:
     """A step of configs/maskcon.py, and the minutes of the whole run at that rate, evaluations not counted."""
-    config = tables.load_config(_ROOT / "configs" / "maskcon.py", arg)
+    config = config_lib.load_file(_ROOT / "configs" / "maskcon.py", arg)
     config.update_from_flattened_dict({"model.dtype": dtype, "optimizer.warmup_epochs": 0.0, **overrides})
     mine = steps.ours(config, steps.data())
     seconds = timing.best([mine.call], 3)[0] / mine.steps

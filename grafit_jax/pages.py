@@ -1,0 +1,127 @@
+"""Recorded results as text: tables in Markdown, and their places in README.md and docs."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from grafit_jax import report, targets, workdir
+from grafit_jax.report import Result
+from grafit_jax.tables import RAW_PIXELS, TABLES, Table
+
+
+def render(table: Table, results: Sequence[Result]) -> str:
+    """The table in Markdown, with what its numbers stand on below it."""
+    trained = [r["run"] for r in results if r["method"] != RAW_PIXELS]
+    text = report.markdown_table(results, table.columns, table.notes, table.facts)
+    if not trained:
+        return text
+    facts = trained[0]
+    return (
+        f"{text}\n\n"
+        f"In percent. {facts['train_images']:,} training and {facts['test_images']:,} test images; {_standing(trained)}"
+    )
+
+
+def _standing(facts: Sequence[dict]) -> str:
+    """What the numbers were made with, from the runs' `environment.describe()`."""
+    first = facts[0]
+    packages = ", ".join(f"{name} {version}" for name, version in first["packages"].items())
+    revisions = ", ".join(dict.fromkeys(str(fact["revision"]) for fact in facts))
+    return f"{first['device']}, {first['processor']}; Python {first['python']}, {packages}; revision {revisions}."
+
+
+def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
+    """Where the results of a table or a benchmark are kept."""
+    return root / "experiments" / "results" / f"{name}.json"
+
+
+def blocks(root: pathlib.Path) -> dict[str, str]:
+    """The blocks of README.md and docs that come from recorded results: name -> text."""
+    found = {"maskcon_rows": targets.render(lambda name: results_path(root, name))}
+    for name, table in TABLES.items():
+        weights = " --pretrained=resnet18.safetensors" if table.pretrained else ""
+        found[name] = f"Not run: `python experiments/reproduce.py --table={name}{weights} --record`."
+    for path in sorted(results_path(root, "").parent.glob("*.json")):
+        recorded = json.loads(path.read_text())
+        found[path.stem] = render(TABLES[path.stem], recorded) if path.stem in TABLES else render_benchmark(recorded)
+    return found
+
+
+# What a benchmark's line may say: key -> heading, format. What shares a heading shares a column.
+_MEASURED = {
+    "work": ("work", "{}"),
+    "seconds": ("seconds", "{:.3g}"),
+    "images_per_second": ("throughput", "{:.0f} images/s"),
+    "views_per_second": ("throughput", "{:.0f} views/s"),
+    "peer": ("peer", "{}"),
+    "peer_seconds": ("its seconds", "{:.3g}"),
+    "ratio": ("ratio", "{:.2f}"),
+    "run_minutes": ("whole run", "{:.1f} min"),
+    "goal": ("goal", "{:.2g} x"),
+    "goal_s": ("goal", "{:g} s"),
+    "ratio_as_released": ("ratio to it as released", "{:.2f}"),
+    "gigabytes_over_memory": ("memory", "{:.2f} GB extra"),
+    "peak_gigabytes": ("memory", "{:.1f} GB"),
+    "device_gigabytes": ("a device needs", "{:.1f} GiB"),
+    "fits": ("fits TPU", "{}"),
+    "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
+    "views_share": ("views", "{:.1%} of a step"),
+}
+_GROWTH = {
+    "work": ("measured", "{}"),
+    "sizes": ("at", "{}"),
+    "curve_s": ("seconds", "{}"),
+    "exponent": ("exponent", "{:.2f}"),
+    "seconds_per_unit": ("seconds a unit, straight line", "{:.2g}"),
+    "seconds_at_zero": ("seconds at 0", "{:.2g}"),
+}
+
+
+def render_benchmark(lines: Sequence[dict], table=report.markdown) -> str:
+    """A benchmark's entries as text: what took a time, what a time was fitted to, what a step consists of."""
+    parts = [
+        table(*_cells(_MEASURED, [line for line in lines if "seconds" in line or "device_gigabytes" in line])),
+        table(*_cells(_GROWTH, [_spelt(line) for line in lines if "curve_s" in line])),
+        *(f"{line['work']}: {line['share']:.1%} ({_shares(line['shares'])})." for line in lines if "share" in line),
+        _standing([line["environment"] for line in lines]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _cells(columns: Mapping[str, tuple[str, str]], lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, of the columns that any line has something for."""
+    headings: dict[str, dict[str, str]] = {}
+    for key, (heading, form) in columns.items():
+        if any(line.get(key) is not None for line in lines):
+            headings.setdefault(heading, {})[key] = form
+    rows = []
+    for line in lines:
+        texts = [
+            [form.format(line[key]) for key, form in keys.items() if line.get(key) is not None]
+            for keys in headings.values()
+        ]
+        rows.append([text[0] if text else "" for text in texts])
+    return [*headings], rows
+
+
+def _spelt(line: dict) -> dict:
+    """A line with its lists as text."""
+    return line | {
+        "sizes": ", ".join(map(str, line["sizes"])),
+        "curve_s": ", ".join(f"{s:.3g}" for s in line["curve_s"]),
+    }
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {part:.1%}" for kind, part in sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def write_pages(root: pathlib.Path) -> None:
+    """Renders every recorded result into its place, in README.md or in a page of docs."""
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    texts = {page: page.read_text() for page in pages}
+    for name, block in blocks(root).items():
+        page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), pages[0])
+        texts[page] = report.replace_block(texts[page], name, block)
+    for page, text in texts.items():
+        workdir.write(page, text)

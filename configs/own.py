@@ -7,7 +7,7 @@ with images in photos/train/<coarse>/ and photos/test/<coarse>/, or a folder dee
 and classes is taken by csv=FILE instead of dir=DIR.
 
 Presets (both ours, not the paper's):
-  gpu  ResNet-50 at 224 px, T = 4, 100 epochs, batch 256, bfloat16; images of 256 px are streamed from their files.
+  gpu  ResNet-50 at 224 px, T = 4, 100 epochs, batch 256, bfloat16; photos stream from their files.
   cpu  a small net at 32 px, 50 epochs, images in memory: a few minutes for some thousand images on 2 cores.
 """
 
@@ -16,8 +16,9 @@ from grafit_jax.errors import UserError
 
 
 def _gpu(c):
-    c.data.image_size = 256
     c.data.stream = True
+    c.train.host_crops = True
+    c.data.image_size = 256  # for evaluation and for the memory before the first step
     c.model.trunk = "resnet50"
     c.model.stem = "imagenet"
     c.model.dtype = "bfloat16"

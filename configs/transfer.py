@@ -28,7 +28,9 @@ _PHOTOS = {
     **_IMAGENET,
     "model.stem": "imagenet",
     "data.stream": True,
-    "data.image_size": 256,  # what is kept of a photo, before crops of 224 [ours]
+    "train.host_crops": True,
+    "data.image_size": 256,  # of a photo's middle, for evaluation [ours]
+    "data.fit": "centre",
     "views.size": 224,
     "mixing.cutmix": 1.0,
     "eval.batch_size": 100,
@@ -80,6 +82,8 @@ def get_config(arg=None):
     c.eval.features = ("trunk",)
     c.eval.size = arg.size
     c.update_from_flattened_dict(DATASETS[arg.dataset])
+    if c.data.image_size:
+        c.data.image_size = max(c.data.image_size, arg.size)
     c.data.train_level = _FINEST.get(arg.dataset, "fine")
     PRESETS[arg.preset](c)
     return c

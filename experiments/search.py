@@ -59,7 +59,8 @@ def main(argv):
     else:
         names, rows = _QUERY.value, None
         channels = run.records["test"].image.shape[-1]
-        queries = [lookup.read_image(pathlib.Path(name), channels) for name in names]
+        square = {"size": run.config.data.image_size, "fit": run.config.data.fit}
+        queries = [lookup.read_image(pathlib.Path(name), channels, **square) for name in names]
         embeddings = lookup.embed_images(run, state, queries, _LAYER.value)
         similarity, index = lookup.nearest(gallery, _K.value, embeddings=embeddings)
     print(lookup.table(names, gallery, similarity, index))

@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import methods
+from grafit_jax.data.crops import FITS
 from grafit_jax.errors import UserError
 from grafit_jax.models.pretrained import WEIGHTS
 from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
@@ -31,6 +32,7 @@ def default() -> ml_collections.ConfigDict:
     d.coarse_classes = ()  # keep only the images of these coarse classes; empty = all
     d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
     d.image_size = 0  # > 0: images are resized to this many pixels a side as they are read (not npz); 0 = as they are
+    d.fit = "squash"  # made square as: squash = the whole image, its proportions lost | centre = a square in its middle
     # Of stanford_online_products: split1 | split2; empty = all images, in TFDS's own splits.
     # Of omniglot: within (or empty) = the same characters in both splits | unseen = TFDS's own splits, other alphabets.
     d.variant = ""
@@ -104,6 +106,9 @@ def default() -> ml_collections.ConfigDict:
     t.batch_size = 1024  # over all devices
     t.steps_per_call = 0  # steps in one lax.scan; 0 = an epoch on accelerators, 1 on CPU, where XLA's loops are slow
     t.shuffle_buffer = 10_000  # images, still encoded, that a streamed order is drawn from
+    # True: streamed images are cropped on the host as they are in their files, T times of one decode; False: on the
+    # device, from squares of data.image_size.
+    t.host_crops = False
 
     c.eval = e = ml_collections.ConfigDict()
     e.every_epochs = 0  # 0 = at the end only
@@ -279,6 +284,8 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
             "train.steps_per_call",
             "0 or 1 with data.stream: each step is handed its batch",
         )
+    want(config.data.stream or not config.train.host_crops, "train.host_crops", "False unless data.stream is on")
+    choose(config.data.fit, "fit", FITS)
     want(config.train.shuffle_buffer >= 1, "train.shuffle_buffer", "at least 1")
     want(config.eval.batch_size >= 1, "eval.batch_size", "at least 1")
     whole = all(isinstance(k, int) and k >= 1 for k in config.eval.recall_at)

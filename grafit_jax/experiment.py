@@ -16,6 +16,7 @@ from grafit_jax import memory as memory_lib
 from grafit_jax import state as state_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import augment, hierarchy, sources
+from grafit_jax.data.crops import Crops
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
@@ -38,6 +39,8 @@ class Experiment:
     network: Network
     views: augment.Views
     key_views: augment.Views | None
+    crops: Crops | None
+    eval_views: augment.Views
     tx: optax.GradientTransformation
     embed_fn: evaluation.EmbedFn
     steps_per_epoch: int
@@ -114,7 +117,15 @@ def load(
     network = methods.build_network(method, config.model, num_classes=num_classes, axis_name=parallel.AXIS)
     views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
     key_views = dataclasses.replace(views, **config.key_views) if method.queue else None
-    seen = dataclasses.replace(views, size=config.eval.size or views.size)
+    eval_views = dataclasses.replace(views, size=config.eval.size or views.size)
+    crops = None
+    if config.train.host_crops:  # which the device does not crop again
+        laws = [(method.views_per_image(config.views.num_views), views.crop_scale, views.crop_ratio)]
+        views = dataclasses.replace(views, crop_scale=(1, 1))
+        if key_views is not None:
+            laws = [(1, *laws[0][1:]), (1, key_views.crop_scale, key_views.crop_ratio)]
+            key_views = dataclasses.replace(key_views, crop_scale=(1, 1))
+        crops = Crops(views.size, tuple(laws))
     experiment = Experiment(
         config=config,
         records=records,
@@ -122,8 +133,10 @@ def load(
         network=network,
         views=views,
         key_views=key_views,
+        crops=crops,
+        eval_views=eval_views,
         tx=optax.identity(),
-        embed_fn=evaluation.make_embed_fn(network, seen, batch_size=config.eval.batch_size),
+        embed_fn=evaluation.make_embed_fn(network, eval_views, batch_size=config.eval.batch_size),
         steps_per_epoch=len(train) // batch_size,
         clusters=clusters,
     )

@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 
 from grafit_jax import evaluation, experiment, neighbors, report
-from grafit_jax.data.images import Unreadable, decode
+from grafit_jax.data.crops import FITS
+from grafit_jax.data.images import Unreadable, decode, decode_boxes
 from grafit_jax.errors import UserError, writing
 from grafit_jax.experiment import Experiment
 from grafit_jax.features import Features
@@ -27,10 +28,13 @@ def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
     return np.array([place[wanted] for wanted in ids])
 
 
-def read_image(path: pathlib.Path, channels: int) -> np.ndarray:
-    """uint8 [H, W, channels] of an image file, RGB for three channels and grey for one; see `images.decode`."""
+def read_image(path: pathlib.Path, channels: int, *, size: int = 0, fit: str = "squash") -> np.ndarray:
+    """uint8 [H, W, channels] of an image file, RGB for three channels and grey for one; see `images.decode`.
+
+    With size S > 0 it is made S x S as the images of a run with these data.image_size and data.fit were.
+    """
     try:
-        image = decode(path)
+        image = decode_boxes(path, size, FITS[fit])[0] if size else decode(path)
     except Unreadable as error:
         raise UserError(f"an image cannot be read: {error}; want PNG, JPEG or the like.") from None
     return image if channels == 3 else np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
@@ -52,7 +56,7 @@ class FileImages(Sequence[np.ndarray]):
 def embed_images(run: Experiment, state: TrainState, images: Sequence[np.ndarray], layer: str) -> np.ndarray:
     """float32 [n, D] of images of any sizes, each embedded on its own."""
     experiment.check_layer(run, layer)
-    embed_fn = evaluation.make_embed_fn(run.network, run.views, batch_size=1)
+    embed_fn = evaluation.make_embed_fn(run.network, run.eval_views, batch_size=1)
     return np.concatenate([embed_fn(experiment.variables(state), image[None])[layer] for image in images])
 
 

@@ -146,6 +146,7 @@ TABLES = {
         by_method("configs/cifar100.py", "preset=cpu_short,", ("baseline", "clusterfit", "grafit"), ("coarse", "fine")),
         report.level_columns(("coarse", "fine")),
         facts={"trained at": lambda config: config["data.train_level"]},
+        notes=_NOTES | {"baseline": " (cross-entropy)"},
     ),
     "omniglot": Table(
         by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _WITH_PROJECTOR

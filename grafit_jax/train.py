@@ -175,7 +175,7 @@ def make_feed(run: experiment.Experiment) -> pipeline.Resident | pipeline.Stream
     config, records = run.config, run.training
     batches = {"seed": config.seed, "batch_size": config.train.batch_size}
     if config.data.stream:
-        return pipeline.Streamed(records, shuffle_buffer=config.train.shuffle_buffer, **batches)
+        return pipeline.Streamed(records, shuffle_buffer=config.train.shuffle_buffer, crops=run.crops, **batches)
     steps_per_call = _steps_per_call(config.train.steps_per_call, run.steps_per_epoch)
     return pipeline.Resident(records, steps_per_call=steps_per_call, **batches)
 

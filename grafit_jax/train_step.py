@@ -44,7 +44,7 @@ def make_train_step(
     """The pure per-device function `(state, memory, batch, rng) -> (state, memory, metrics)`.
 
     A batch holds image uint8 [B, H, W, C], label int32 [B] (coarse class or cluster) and id int32 [B], the device's
-    own B examples.
+    own B examples. Where crops are made on the host, an image is [T, S, S, C]: one for each view, those of keys last.
 
     In protocol "paper" the supervised loss sees the first of the T views of an image (appendix B.1), the instance loss
     all, and so does the target network. In protocol "maskcon" the online network sees one view, the query, and the
@@ -66,7 +66,9 @@ def make_train_step(
     def step(state, memory, batch, rng):
         # 1. Views, made here from uint8: keyed by (seed, step, image id, view), so the device makes no difference.
         key = jax.random.fold_in(rng, state.step)
-        images = _flat_views(batch, key, views, num_views)
+        image = batch["image"]
+        for_queries, for_keys = (image[:, :num_views], image[:, num_views:]) if image.ndim == 5 else (image, image)
+        images = _flat_views(for_queries, batch["id"], key, views, num_views)
         if mixed:
             partners = jax.random.fold_in(key, _MIX_KEY)
             images, other_label, share = mix(images, batch["label"], batch["id"], partners, **mixing)
@@ -77,7 +79,7 @@ def make_train_step(
         if method.target:
             seen = images
             if key_views is not None:
-                seen = _flat_views(batch, jax.random.fold_in(key, _KEY_VIEW), key_views, 1)
+                seen = _flat_views(for_keys, batch["id"], jax.random.fold_in(key, _KEY_VIEW), key_views, 1)
             variables = {"params": state.target_params, "batch_stats": target_part(state.batch_stats)}
             out, _ = network.apply(variables, seen, train=True, mutable=["batch_stats"], method="embed")
             targets = out.projection
@@ -127,9 +129,9 @@ def make_train_step(
     return step
 
 
-def _flat_views(batch: dict[str, Array], key: Array, views: augment.Views, num_views: int) -> Array:
+def _flat_views(images: Array, ids: Array, key: Array, views: augment.Views, num_views: int) -> Array:
     """float32 [T*B, S, S, C], view by view."""
-    images = augment.random_views(batch["image"], batch["id"], key, views=views, num_views=num_views)
+    images = augment.random_views(images, ids, key, views=views, num_views=num_views)
     return images.reshape(-1, *images.shape[2:])
 
 

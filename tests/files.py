@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import PIL.Image
 
-from grafit_jax.data import sources
+from grafit_jax.data import crops, images, sources
 
 
 def pixels(seed, height=6, width=5):
@@ -82,3 +82,8 @@ def named(records):
 def spoil(path):
     with open(path, "w") as file:
         file.write("no image")
+
+
+def square(path, size):
+    """A whole image file as uint8 [S, S, 3]."""
+    return images.decode_boxes(path, size, crops.whole)[0]

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax.data import augment
+from grafit_jax.data import augment, crops
 
 KEY = jax.random.key(7)
 
 
 def boxes(count, height, width, scale, ratio):
     u = jax.random.uniform(KEY, (count, 22))
-    found = jax.jit(jax.vmap(lambda u: jnp.stack(augment.crop_box(u, height, width, scale, ratio))))(u)
+    found = jax.jit(jax.vmap(lambda u: jnp.stack(crops.random_box(u, height, width, scale, ratio))))(u)
     return np.asarray(found, np.float64).T
 
 

@@ -12,7 +12,6 @@ from files import load, named, spoil
 from grafit_jax import experiment, features, train
 from grafit_jax.data import sources
 from grafit_jax.data.folder import FolderImages
-from grafit_jax.data.images import decode
 from grafit_jax.errors import UserError
 from small import on_one_device, run, small_config
 
@@ -110,7 +109,7 @@ def test_streamed_records_are_the_records_in_memory(tree, options, broken):
         for name in ("label", "coarse_label", "filename"):
             np.testing.assert_array_equal(getattr(streamed[split], name), getattr(whole[split], name))
         for file, image in zip(whole[split].filename, whole[split].image, strict=True):
-            np.testing.assert_array_equal(image, decode(file, 7))
+            np.testing.assert_array_equal(image, files.square(file, 7))
     np.testing.assert_array_equal(streamed["test"].image, whole["test"].image)
     ids, shuffled = epoch_of(images, seed=3)
     assert len(ids) == len(np.unique(ids)) == len(images) // 16 * 16

@@ -1,10 +1,13 @@
 """Image files to RGB: every mode and format against PIL and NumPy, broken files by name, order out of threads."""
 
+import functools
+
 import numpy as np
 import PIL.Image
 import pytest
 
 import files
+from files import square
 from grafit_jax.data import images
 from grafit_jax.data.images import Unreadable
 
@@ -15,7 +18,7 @@ def test_a_png_comes_back_as_it_was_written_and_resized_as_pil_resizes(tmp_path)
     path = files.write(tmp_path / "i.png", RGB)
     np.testing.assert_array_equal(images.decode(path), RGB)
     resized = PIL.Image.fromarray(RGB).resize((8, 8), PIL.Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(images.decode(path, 8), resized)
+    np.testing.assert_array_equal(square(path, 8), resized)
 
 
 def test_resizing_is_antialiased_as_tensorflows(tmp_path):
@@ -29,7 +32,7 @@ def test_resizing_is_antialiased_as_tensorflows(tmp_path):
         return w / w.sum(1, keepdims=True)
 
     want = np.einsum("ah,bw,hwc->abc", weights(45, 12), weights(33, 12), noise.astype(np.float64))
-    assert np.max(np.abs(images.decode(path, 12) - want)) <= 1.01
+    assert np.max(np.abs(square(path, 12) - want)) <= 1.01
 
 
 @pytest.mark.parametrize("name", ["i.bmp", "i.gif", "i.tif", "i.webp", "i.ppm", "i.JPG"])
@@ -87,7 +90,7 @@ def test_16_bits_are_scaled_not_cut_off(tmp_path):
     (tmp_path / "rgb.png").write_bytes(files.png16(np.repeat(values[..., None], 3, 2)))
     assert np.max(np.abs(images.decode(tmp_path / "rgb.png").astype(int) - want)) <= 1
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))
-    resized = images.decode(files.write(tmp_path / "ramp.tif", ramp), 4)[0, :, 0]
+    resized = square(files.write(tmp_path / "ramp.tif", ramp), 4)[0, :, 0]
     # Triangles around pixels 7.5, 23.5, 39.5 and 55.5 of 0..63; the outer two are cut by the border, to 9.02 and 53.98.
     np.testing.assert_allclose(resized, [36.5, 95.1, 159.9, 218.5], atol=1)
 
@@ -131,11 +134,11 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path, monk
         return result
 
     monkeypatch.setattr(PIL.JpegImagePlugin.JpegImageFile, "draft", spy)
-    small = images.decode(path, 80)  # at least 160 pixels are left: a quarter
+    small = square(path, 80)  # at least 160 pixels are left: a quarter
     assert seen == [(200, 160)]
     want = np.asarray(PIL.Image.fromarray(photo).resize((80, 80), PIL.Image.Resampling.BILINEAR))
     assert np.mean(np.abs(small.astype(int) - want)) < 1.5
-    images.decode(path, 500)
+    square(path, 500)
     images.decode(path)
     assert seen[1:] == [(800, 640)]  # as it is; and without a size there is nothing to aim at
 
@@ -165,9 +168,9 @@ def test_what_cannot_be_decoded_is_named_in_one_line(tmp_path, name):
     path = tmp_path / name
     files.write(path, np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
     spoil(path)
-    for size in (0, 1, 8):
+    for decoder in (images.decode, lambda path: square(path, 1), lambda path: square(path, 8)):
         with pytest.raises(Unreadable, match=reason) as error:
-            images.decode(path, size)
+            decoder(path)
         assert str(error.value).startswith(f"{path} (") and "\n" not in str(error.value)
 
 
@@ -184,7 +187,7 @@ def test_whatever_is_done_to_a_file_it_is_an_image_or_unreadable(tmp_path, name)
         spoilt[at] = rng.integers(0, 256, 4, np.uint8)
         (tmp_path / name).write_bytes(spoilt.tobytes())
         try:
-            assert images.decode(tmp_path / name, 4).shape == (4, 4, 3)
+            assert square(tmp_path / name, 4).shape == (4, 4, 3)
         except Unreadable:
             unreadable += 1
     assert unreadable > 5
@@ -195,15 +198,15 @@ def test_images_come_in_the_order_of_their_files_with_errors_in_their_places(tmp
     paths = [files.write(tmp_path / f"{i}.png", large if i % 5 == 0 else files.pixels(i)) for i in range(23)]
     (tmp_path / "7.png").write_text("no image")
     for ahead in (0, 3, 100):
-        got = list(images.decode_all(paths, 4, ahead))
+        got = list(images.decode_all((functools.partial(square, path, 4) for path in paths), ahead))
         assert isinstance(got[7], Unreadable) and len(got) == 23
         for i in {*range(23)} - {7}:
-            np.testing.assert_array_equal(got[i], images.decode(paths[i], 4))
+            np.testing.assert_array_equal(got[i], square(paths[i], 4))
 
 
 def test_decoding_is_no_further_ahead_than_asked(tmp_path):
     path, taken = files.write(tmp_path / "i.png"), []
-    decoded = images.decode_all((taken.append(i) or path for i in range(20)), 0, 4)
+    decoded = images.decode_all((taken.append(i) or functools.partial(images.decode, path) for i in range(20)), 4)
     for i in range(5):
         next(decoded)
         assert len(taken) == i + 5

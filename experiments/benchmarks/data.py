@@ -1,8 +1,10 @@
-"""Image files to squares of 224 pixels on one core: PIL as `data/images.py` uses it, against tf.data."""
+"""JPEGs to crops of 224 pixels on the host: as own images are read (PIL), and as TFDS's are (tf.data)."""
 
+import contextlib
+import functools
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ import PIL.Image
 
 from benchmarks import timing
 from grafit_jax.data import images, tfds_source
+from grafit_jax.data.crops import Crops
 
 _SIZE = 224
+_LAW = ((0.2, 1.0), (3 / 4, 4 / 3))
 
 
 def photo(width: int, height: int, seed: int) -> PIL.Image.Image:
@@ -22,69 +26,93 @@ def photo(width: int, height: int, seed: int) -> PIL.Image.Image:
     return PIL.Image.fromarray((np.asarray(shapes) + noise).clip(0, 255).astype(np.uint8))
 
 
-def _decode(width: int, height: int, count: int) -> dict[str, Any]:
-    """`count` JPEGs, one after the other, by one thread each of PIL and of TensorFlow."""
+@contextlib.contextmanager
+def _photos(width: int, height: int, count: int) -> Iterator[tuple[list[str], str]]:
+    """The files of some photos, and what they are in words."""
     with tempfile.TemporaryDirectory() as folder:
         files = [str(pathlib.Path(folder, f"{i}.jpg")) for i in range(count)]
         for seed, file in enumerate(files):
             photo(width, height, seed).save(file, quality=90)
         kilobytes = sum(pathlib.Path(file).stat().st_size for file in files) / count / 1000
+        yield files, f"{count} JPEGs {width} x {height} ({kilobytes:.0f} kB)"
 
-        def ours():
-            for file in files:
-                images.decode(file, _SIZE)
 
-        dataset = _dataset(files)
-        ours_s, peer_s = timing.best([ours, lambda: [*dataset]], 3)
+def _cropped(file: str, row: int, crops: Crops) -> np.ndarray:
+    return images.decode_boxes(file, crops.size, functools.partial(crops.boxes, 0, row))
+
+
+def _compared(count: int, work: str, ours: Callable[[], Any], peer: str, theirs: Callable[[], Any]) -> dict[str, Any]:
+    ours_s, peer_s = timing.best([ours, theirs], 3)
     return {
-        "work": f"{count} JPEGs {width} x {height} ({kilobytes:.0f} kB) to {_SIZE} x {_SIZE}, one thread",
+        "work": work,
         "seconds": ours_s,
         "images_per_second": count / ours_s,
-        "peer": "tf.data, one thread",
+        "peer": peer,
         "peer_seconds": peer_s,
         "ratio": ours_s / peer_s,
     }
 
 
-def _dataset(files: list[str]):
-    """As `tfds_source` decodes and resizes, in one thread."""
+def _crops(width: int, height: int, count: int, num_views: int) -> dict[str, Any]:
+    """T crops of one decode, by one thread each of PIL and of TensorFlow."""
+    crops = Crops(_SIZE, ((num_views, *_LAW),))
+    with _photos(width, height, count) as (files, what):
+        dataset = _dataset(files, crops)
+        return _compared(
+            count,
+            f"{what} to {num_views} crops of {_SIZE} px each, PIL, one thread",
+            lambda: [_cropped(file, row, crops) for row, file in enumerate(files)],
+            "tf.data, one thread",
+            lambda: [*dataset],
+        )
+
+
+def _dataset(files: list[str], crops: Crops):
+    """As `tfds_source` decodes and crops, in one thread."""
     tf, _ = tfds_source.import_tfds()
     tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1
 
-    def decode(file):
-        image = tf.io.decode_jpeg(tf.io.read_file(file), channels=3)
-        image = tf.image.resize(image, [_SIZE] * 2, method="bilinear", antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+    def decode(row, file):
+        return tfds_source.cropped(crops, 0, row, tf.io.decode_jpeg(tf.io.read_file(file), channels=3))
 
-    return tf.data.Dataset.from_tensor_slices(files).map(decode).with_options(options)
+    dataset = tf.data.Dataset.from_tensor_slices((np.arange(len(files)), files))
+    return dataset.map(decode).with_options(options)
 
 
-def _threads(count: int) -> dict[str, Any]:
+def _decodes(count: int, num_views: int) -> dict[str, Any]:
+    """What it brings that the crops of an image come from one decode of it."""
+    together, alone = (Crops(_SIZE, ((n, *_LAW),)) for n in (num_views, 1))
+    with _photos(500, 375, count) as (files, what):
+        return _compared(
+            count,
+            f"{what} to {num_views} crops of one decode, PIL, one thread",
+            lambda: [_cropped(file, row, together) for row, file in enumerate(files)],
+            "a decode for each crop",
+            lambda: [_cropped(file, row, alone) for row, file in enumerate(files) for _ in range(num_views)],
+        )
+
+
+def _threads(count: int, num_views: int) -> dict[str, Any]:
     """What all cores of the host bring over one thread."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [str(pathlib.Path(folder, f"{i}.jpg")) for i in range(count)]
-        for seed, file in enumerate(files):
-            photo(500, 375, seed).save(file, quality=90)
-
-        def one():
-            for file in files:
-                images.decode(file, _SIZE)
-
-        threads_s, one_s = timing.best([lambda: [*images.decode_all(files, _SIZE, 64)], one], 3)
-    return {
-        "work": f"{count} JPEGs 500 x 375 to {_SIZE} x {_SIZE}, all cores",
-        "seconds": threads_s,
-        "images_per_second": count / threads_s,
-        "peer": "one thread",
-        "peer_seconds": one_s,
-        "ratio": threads_s / one_s,
-    }
+    crops = Crops(_SIZE, ((num_views, *_LAW),))
+    with _photos(500, 375, count) as (files, what):
+        decoders = [functools.partial(_cropped, file, row, crops) for row, file in enumerate(files)]
+        return _compared(
+            count,
+            f"{what} to {num_views} crops, PIL, all cores",
+            lambda: [*images.decode_all(decoders, 64)],
+            "one thread",
+            lambda: [decode() for decode in decoders],
+        )
 
 
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
-    "jpeg_500x375": lambda: _decode(500, 375, 200),
-    "jpeg_2000x1500": lambda: _decode(2000, 1500, 20),
-    "jpeg_500x375_threads": lambda: _threads(200),
+    "jpeg_500x375_1": lambda: _crops(500, 375, 200, 1),
+    "jpeg_500x375_4": lambda: _crops(500, 375, 200, 4),
+    "jpeg_2000x1500_4": lambda: _crops(2000, 1500, 20, 4),
+    "jpeg_one_decode": lambda: _decodes(200, 4),
+    "jpeg_threads": lambda: _threads(200, 4),
 }

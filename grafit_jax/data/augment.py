@@ -17,26 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from grafit_jax.data import image_ops, policies
+from grafit_jax.data import crops, image_ops, policies
+from grafit_jax.data.crops import Range
 from grafit_jax.errors import UserError
 
 # Where an image's uniform draws lie in its one vector of draws. The places are fixed, so that switching one
 # option on leaves the draws of the others as they are. RandAugment's, 2 per operation, follow at the end.
-_ATTEMPTS = 10  # at a box that fits, as in torchvision
-_BOX = 2 * _ATTEMPTS + 2  # (area, ratio) per attempt, then the place (y, x)
-_CROP = slice(0, _BOX)
-_ERASE = slice(_BOX, 2 * _BOX)
-_FLIPPED, _JITTERED, _GREYED, _ERASED = range(2 * _BOX, 2 * _BOX + 4)
-_FACTORS = slice(2 * _BOX + 4, 2 * _BOX + 8)  # brightness, contrast, saturation, hue
-_AUTOAUGMENT = slice(2 * _BOX + 8, 2 * _BOX + 8 + policies.AUTOAUGMENT_DRAWS)
+_CROP = slice(0, crops.DRAWS)
+_ERASE = slice(crops.DRAWS, 2 * crops.DRAWS)
+_FLIPPED, _JITTERED, _GREYED, _ERASED = range(_ERASE.stop, _ERASE.stop + 4)
+_FACTORS = slice(_ERASED + 1, _ERASED + 5)  # brightness, contrast, saturation, hue
+_AUTOAUGMENT = slice(_FACTORS.stop, _FACTORS.stop + policies.AUTOAUGMENT_DRAWS)
 _CORNERS = slice(_AUTOAUGMENT.stop, _AUTOAUGMENT.stop + 8)  # (x, y) per corner
 _DISTORTED, _BLURRED, _RADIUS = range(_CORNERS.stop, _CORNERS.stop + 3)
 _RANDAUGMENT = _RADIUS + 1
 
 _ERASE_SCALE, _ERASE_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # torchvision's range is of height / width
 _BLUR_REACH = 3  # standard deviations; beyond lie 0.3 % of a Gaussian
-
-Range = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +111,7 @@ def random_views(images: Array, ids: Array, key: Array, *, views: Views, num_vie
     or the device.
 
     Args:
-      images: uint8 [B, H, W, C], C = 1 or 3.
+      images: uint8 [B, H, W, C], C = 1 or 3; or [B, T, H, W, C], of which view t is made from the t-th.
       ids: int [B], the images' positions in the split.
       key: a PRNG key, already folded with seed and step.
       views: what to do.
@@ -133,7 +130,7 @@ def random_views(images: Array, ids: Array, key: Array, *, views: Views, num_vie
         u = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, id_), t), (draws,))
         return _view(image, u, views)
 
-    view = jax.vmap(jax.vmap(view, in_axes=(0, 0, None)), in_axes=(None, None, 0))
+    view = jax.vmap(jax.vmap(view, in_axes=(0, 0, None)), in_axes=(1 if images.ndim == 5 else None, None, 0))
     return view(images.astype(jnp.float32) / 255, ids, jnp.arange(num_views))
 
 
@@ -161,7 +158,7 @@ def _view(image: Array, u: Array, views: Views) -> Array:
     if views.crop_scale == (1, 1):
         x = image_ops.resize(image, views.size)
     else:
-        box = crop_box(u[_CROP], height, width, views.crop_scale, views.crop_ratio)
+        box = crops.random_box(u[_CROP], height, width, views.crop_scale, views.crop_ratio)
         x = image_ops.crop(image, box, views.size)
     if views.flip:
         x = jnp.where(u[_FLIPPED] < views.flip, x[:, ::-1], x)
@@ -207,39 +204,15 @@ def normalise(x: Array, views: Views) -> Array:
     return (x - np.asarray(views.mean, np.float32)) / np.asarray(views.std, np.float32)
 
 
-def _first_fit(u: Array, area: float, scale: Range, ratio: Range, limits: Range) -> tuple[Array, ...]:
-    """(height, width, whether it fits) of the first of ten boxes that keeps to the limits (height, width)."""
-    area_draws, ratio_draws = u[: 2 * _ATTEMPTS].reshape(_ATTEMPTS, 2).T
-    areas = area * (scale[0] + area_draws * (scale[1] - scale[0]))
-    roots = jnp.exp((math.log(ratio[0]) + ratio_draws * math.log(ratio[1] / ratio[0])) / 2)
-    heights, widths = jnp.sqrt(areas) / roots, jnp.sqrt(areas) * roots
-    fits = (heights <= limits[0]) & (widths <= limits[1])
-    first = jnp.argmax(fits)
-    return heights[first], widths[first], fits[first]
-
-
-def crop_box(u: Array, height: int, width: int, scale: Range, ratio: Range) -> tuple[Array, ...]:
-    """(top, left, height, width), float pixels: a crop by the law of torchvision's RandomResizedCrop.
-
-    Ten attempts at a box inside the height x width image, from uniform draws [22]; if none fits, the largest
-    central box of an allowed ratio.
-    """
-    h, w, found = _first_fit(u, height * width, scale, ratio, (height, width))
-    h = jnp.where(found, h, min(height, width / ratio[0]))
-    w = jnp.where(found, w, min(width, height * ratio[1]))
-    y, x = jnp.where(found, u[2 * _ATTEMPTS :], 0.5)
-    return y * (height - h), x * (width - w), h, w
-
-
 def erase_mask(u: Array, size: int) -> Array:
     """bool [size, size, 1]: a rectangle by the law of torchvision's RandomErasing, from uniform draws [22].
 
     All False in the rare case that none of ten attempts fits.
     """
     # Rounded to whole pixels, less than the side.
-    h, w, found = _first_fit(u, size * size, _ERASE_SCALE, _ERASE_RATIO, (size - 0.5, size - 0.5))
+    h, w, found = crops.first_fit(u, size * size, _ERASE_SCALE, _ERASE_RATIO, (size - 0.5, size - 0.5))
     h, w = jnp.round(h), jnp.round(w)
-    y, x = u[2 * _ATTEMPTS :]
+    y, x = u[-2:]
     top, left = jnp.floor(y * (size - h + 1)), jnp.floor(x * (size - w + 1))
     pixel = jnp.arange(size)
     rows, columns = (pixel >= top) & (pixel < top + h), (pixel >= left) & (pixel < left + w)

@@ -4,16 +4,18 @@ docs/own_images.md says how they are to lie, and what becomes of odd ones.
 """
 
 import collections
+import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
 
 from grafit_jax.data import hierarchy, images, listing
+from grafit_jax.data.crops import FITS, Crops
 from grafit_jax.data.images import Unreadable
 from grafit_jax.errors import UserError, warn
 
@@ -24,7 +26,7 @@ _BAR_DELAY = 5.0
 
 
 class FolderImages:
-    """The images of a split that stay in their files, each resized to S x S as it is read.
+    """The images of a split that stay in their files, each made S x S as it is read.
 
     Attributes:
       shape: (N, S, S, 3).
@@ -32,9 +34,12 @@ class FolderImages:
       broken: files that could not be read after all in a shuffled epoch, and were passed over.
     """
 
-    def __init__(self, root: str, files: np.ndarray, image_size: int, *, skip: bool):
-        """The images of `files`, str [N], under the folder `root`; `skip`: an epoch passes over what is unreadable."""
-        self._root, self._files, self._image_size, self._skip = root, files, image_size, skip
+    def __init__(self, root: str, files: np.ndarray, image_size: int, fit: str, *, skip: bool):
+        """The images of `files`, str [N], under the folder `root`, made square as `fit`, of `crops.FITS`, says.
+
+        `skip`: an epoch passes over what is unreadable.
+        """
+        self._root, self._files, self._image_size, self._fit, self._skip = root, files, image_size, fit, skip
         self.shape = (len(files), image_size, image_size, 3)
         self.dtype = np.dtype(np.uint8)
         self.broken: list[str] = []
@@ -49,13 +54,14 @@ class FolderImages:
     def __getitem__(self, rows: Any) -> Any:
         """One image, uint8 [S, S, 3], of an integer; some of them, `FolderImages` in their order, of bool [N]."""
         if np.ndim(rows):
-            return FolderImages(self._root, self._files[rows], self._image_size, skip=self._skip)
-        return next(self._decoded([rows], ahead=0))[1]
+            return FolderImages(self._root, self._files[rows], self._image_size, self._fit, skip=self._skip)
+        return next(self._decoded([rows], self._square, ahead=0))[1]
 
     def identity(self) -> bytes:
         """What tells them from the images of another data set, without reading them: names and sizes in bytes."""
         names = [os.path.relpath(file, self._root) for file in self._files]
-        return repr(([*zip(names, map(_bytes, self._files), strict=True)], self._image_size)).encode()
+        made = (self._image_size, self._fit) if self._fit != "squash" else self._image_size
+        return repr(([*zip(names, map(_bytes, self._files), strict=True)], made)).encode()
 
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
         """uint8 [B, S, S, 3], every image once in the order of its id; the last batch may be smaller.
@@ -63,7 +69,7 @@ class FolderImages:
         Raises:
           UserError: a file that cannot be read, whatever is to be done with such files: a row would be missing.
         """
-        decoded = self._decoded(range(len(self)), ahead=2 * batch_size)
+        decoded = self._decoded(range(len(self)), self._square, ahead=2 * batch_size)
         while batch := [image for _, image in itertools.islice(decoded, batch_size)]:
             yield np.stack(batch)
 
@@ -75,7 +81,13 @@ class FolderImages:
         return pixels
 
     def shuffled(
-        self, batch_size: int, *, seed: int, buffer_size: int = 0, shard: tuple[int, int] = (0, 1)
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        buffer_size: int = 0,
+        shard: tuple[int, int] = (0, 1),
+        crops: Crops | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """One epoch as (id int32 [B], image uint8 [B, S, S, 3]), in an order that `seed` alone decides.
 
@@ -88,6 +100,7 @@ class FolderImages:
           seed: of the epoch.
           buffer_size: not used: files are read in any order, so all of them are shuffled.
           shard: (i, n): the i-th of n parts of the split, as alike in size and in classes as can be: one host's.
+          crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, 3].
 
         Raises:
           UserError: a file that cannot be read, or too few that can.
@@ -98,8 +111,9 @@ class FolderImages:
         num_batches = len(order) // batch_size
         used, spare = np.split(order, [num_batches * batch_size])
         # The later ones are not begun unless the earlier ones run out.
+        decode = self._square if crops is None else functools.partial(self._cropped, crops, seed)
         decoded = itertools.chain.from_iterable(
-            self._decoded(rows, ahead=2 * batch_size, skip=self._skip) for rows in (used, spare, used)
+            self._decoded(rows, decode, ahead=2 * batch_size, skip=self._skip) for rows in (used, spare, used)
         )
         for _ in range(num_batches):
             batch = list(itertools.islice(decoded, batch_size))
@@ -111,10 +125,18 @@ class FolderImages:
             ids, pixels = zip(*batch, strict=True)
             yield np.array(ids, np.int32), np.stack(pixels)
 
-    def _decoded(self, rows: Iterable[int], *, ahead: int, skip: bool = False) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, image) of these rows; of those that can be read, with `skip`."""
+    def _square(self, row: int) -> np.ndarray:
+        return _square(self._files[row], self._image_size, self._fit)
+
+    def _cropped(self, crops: Crops, seed: int, row: int) -> np.ndarray:
+        return images.decode_boxes(self._files[row], crops.size, functools.partial(crops.boxes, seed, row))
+
+    def _decoded(
+        self, rows: Iterable[int], decode: Callable[[int], np.ndarray], *, ahead: int, skip: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, what `decode` makes of it) of these rows; of those that can be read, with `skip`."""
         rows = list(rows)
-        decoded = images.decode_all((self._files[row] for row in rows), self._image_size, ahead)
+        decoded = images.decode_all((functools.partial(decode, row) for row in rows), ahead)
         for row, image in zip(rows, decoded, strict=True):
             if isinstance(image, Unreadable):
                 if not skip:
@@ -127,7 +149,7 @@ class FolderImages:
 
 
 def read(
-    kind: str, name: str, coarse_classes: tuple[int, ...], *, stream: bool, image_size: int, broken: str
+    kind: str, name: str, coarse_classes: tuple[int, ...], *, stream: bool, image_size: int, fit: str, broken: str
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
     """The columns image, coarse_label, filename, broken and, where there is one, label of each split, and label names.
 
@@ -138,7 +160,8 @@ def read(
       name: the folder with train/ and test/ (or val/, validation/), or the CSV file.
       coarse_classes: images of other coarse classes are not decoded; see `hierarchy.select`. Empty: all.
       stream: the training images are `FolderImages`.
-      image_size: S > 0 resizes images to S x S; 0 leaves them as they are, if all have one size.
+      image_size: S > 0 makes images S x S; 0 leaves them as they are, if all have one size.
+      fit: how; see `crops.FITS`.
       broken: what to do with a file that cannot be read: "fatal" raises, "skip" leaves it out.
 
     Raises:
@@ -165,9 +188,8 @@ def read(
     for split, examples in listed.items():
         if coarse_classes:
             examples = [e for e in examples if coarse_number[e.coarse] in coarse_classes]
-        found = _images(
-            [e.file for e in examples], image_size, root=root, stream=stream and split == "train", skip=broken == "skip"
-        )
+        in_files = stream and split == "train"
+        found = _images([e.file for e in examples], image_size, fit, root=root, stream=in_files, skip=broken == "skip")
         examples = [e for e, readable in zip(examples, found.pop("readable"), strict=True) if readable]
         columns[split] = found | {
             "coarse_label": np.array([coarse_number[e.coarse] for e in examples], np.int32),
@@ -179,18 +201,24 @@ def read(
     return columns, tuple(fine_names.values()), coarse_names
 
 
-def _images(files: Sequence[str], image_size: int, *, root: str, stream: bool, skip: bool) -> dict[str, Any]:
+def _square(file: str, image_size: int, fit: str) -> np.ndarray:
+    """uint8 [S, S, 3]; or as it is, for image_size 0."""
+    return images.decode_boxes(file, image_size, FITS[fit])[0] if image_size else images.decode(file)
+
+
+def _images(files: Sequence[str], image_size: int, fit: str, *, root: str, stream: bool, skip: bool) -> dict[str, Any]:
     """image, whether each file is `readable` (bool [N]), and the `broken` ones with their reasons.
 
     With `stream` and `skip` all files are decoded once, at the size of a pixel, which saves most of a JPEG's time: ids
     are rows of the readable ones, so these have to be known first.
     """
     if stream and not skip:
-        streamed = FolderImages(root, np.array(files, str), image_size, skip=False)
+        streamed = FolderImages(root, np.array(files, str), image_size, fit, skip=False)
         return {"image": streamed, "readable": np.ones(len(files), bool), "broken": ()}
     pixels: np.ndarray | None = None
     readable, broken = np.zeros(len(files), bool), []
-    decoded = images.decode_all(files, 1 if stream else image_size, ahead=2 * _READ_BATCH)
+    size = 1 if stream else image_size
+    decoded = images.decode_all((functools.partial(_square, file, size, fit) for file in files), ahead=2 * _READ_BATCH)
     bar = tqdm.tqdm(decoded, total=len(files), desc="reading images", unit="img", delay=_BAR_DELAY, leave=False)
     for row, image in enumerate(bar):
         if isinstance(image, Unreadable):
@@ -214,7 +242,7 @@ def _images(files: Sequence[str], image_size: int, *, root: str, stream: bool, s
     if not np.any(readable):
         raise UserError(f"found no image that can be read among {len(files)}, such as {broken[0]}: look at the files.")
     if stream:
-        kept: Any = FolderImages(root, np.array(files, str)[readable], image_size, skip=True)
+        kept: Any = FolderImages(root, np.array(files, str)[readable], image_size, fit, skip=True)
     else:
         assert pixels is not None
         kept = pixels if np.all(readable) else pixels[readable]

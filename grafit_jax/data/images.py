@@ -2,12 +2,16 @@
 
 import collections
 import concurrent.futures
+import contextlib
+import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+
+from grafit_jax.data.crops import Boxes
 
 # What is decoded, whatever a file calls itself: a format that would start another program (EPS) is none of them.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
@@ -22,15 +26,13 @@ class Unreadable(Exception):
     """A file that cannot be decoded; the message names it, with the reason, in one line."""
 
 
-def decode(file: str | pathlib.Path, size: int = 0) -> np.ndarray:
+def decode(file: str | pathlib.Path) -> np.ndarray:
     """The first frame of a file as RGB, as its EXIF says it is to be held, transparency on white.
 
-    16-bit values are scaled to 8 bits. A JPEG of more than twice the wanted size is decoded at a half, a quarter or an
-    eighth of its own (as `PIL.Image.thumbnail` does), which saves most of the time.
+    16-bit values are scaled to 8 bits.
 
     Args:
       file: JPEG, PNG, GIF, BMP, TIFF, WebP or PPM.
-      size: S > 0 resizes the image, as a whole, to S x S pixels (bilinear, antialiased).
 
     Returns:
       uint8 [H, W, 3].
@@ -39,29 +41,50 @@ def decode(file: str | pathlib.Path, size: int = 0) -> np.ndarray:
       Unreadable: anything that keeps it from being decoded: not there, no permission, no image, cut short, more pixels
         than PIL trusts (179 million), values without a known white (32 bits).
     """
-    try:
-        with PIL.Image.open(file, formats=_FORMATS) as image:
-            if size:
-                image.draft(None, (2 * size, 2 * size))
-            upright = _rgb(PIL.ImageOps.exif_transpose(image))
-            return np.asarray(upright.resize((size, size), PIL.Image.Resampling.BILINEAR) if size else upright)
-    except PIL.UnidentifiedImageError as error:
-        raise Unreadable(f"{file} (no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]})") from error
-    except Exception as error:  # a decoder may raise anything at what is in a broken file
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise Unreadable(f"{file} ({reason})") from error
+    with _opened(file) as image:
+        return np.asarray(_upright(image))
 
 
-def decode_all(files: Iterable[str], size: int, ahead: int) -> Iterator[np.ndarray | Unreadable]:
-    """`decode` of each file, in order, on all processors; up to `ahead` files before the one that is asked for.
+def decode_boxes(file: str | pathlib.Path, size: int, boxes: Boxes) -> np.ndarray:
+    """Parts of an image as `decode` reads it, each of them resized to S x S (bilinear, antialiased), of one decode.
 
-    An error is handed over in its image's place, for the caller to decide on.
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the smallest box keeps twice S a side (as
+    `PIL.Image.thumbnail` does), which saves most of the time.
+
+    Args:
+      file: as for `decode`.
+      size: S.
+      boxes: from height and width to (top, left, height, width) of the parts, [T, 4]; see `crops`.
+
+    Returns:
+      uint8 [T, S, S, 3].
+
+    Raises:
+      Unreadable: as for `decode`.
+    """
+    with _opened(file) as image:
+        sides = image.size
+        # Whether it is stored on its side is known later, so the smallest box is that of either way.
+        smallest = min(float(boxes(*way)[:, 2:].min()) for way in (sides, sides[::-1]))
+        image.draft(None, (math.ceil(sides[0] * 2 * size / smallest), math.ceil(sides[1] * 2 * size / smallest)))
+        upright = _upright(image)
+        top, left, height, width = boxes(upright.height, upright.width).T
+        # A box at the border may reach beyond it by a rounding error.
+        corners = np.stack([left, top, left + width, top + height], axis=1).clip(0, np.tile(upright.size, 2))
+        resized = [upright.resize((size, size), PIL.Image.Resampling.BILINEAR, box=tuple(c)) for c in corners.tolist()]
+        return np.stack([np.asarray(part) for part in resized])
+
+
+def decode_all(decoders: Iterable[Callable[[], np.ndarray]], ahead: int) -> Iterator[np.ndarray | Unreadable]:
+    """What each decoder returns, in order, on all processors; up to `ahead` more than the one that is asked for.
+
+    An `Unreadable` is handed over in its image's place, for the caller to decide on.
     """
     pool = concurrent.futures.ThreadPoolExecutor()  # PIL lets go of the interpreter while it decodes and resizes
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
-        for file in files:
-            waiting.append(pool.submit(_decode_or_error, file, size))
+        for decoder in decoders:
+            waiting.append(pool.submit(_decoded_or_error, decoder))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -70,11 +93,29 @@ def decode_all(files: Iterable[str], size: int, ahead: int) -> Iterator[np.ndarr
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decode_or_error(file: str, size: int) -> np.ndarray | Unreadable:
+def _decoded_or_error(decoder: Callable[[], np.ndarray]) -> np.ndarray | Unreadable:
     try:
-        return decode(file, size)
+        return decoder()
     except Unreadable as error:
         return error
+
+
+@contextlib.contextmanager
+def _opened(file: str | pathlib.Path) -> Iterator[PIL.Image.Image]:
+    """The opened file; whatever goes wrong while it is read is an `Unreadable`."""
+    try:
+        with PIL.Image.open(file, formats=_FORMATS) as image:
+            yield image
+    except PIL.UnidentifiedImageError as error:
+        raise Unreadable(f"{file} (no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]})") from error
+    except Exception as error:  # a decoder may raise anything at what is in a broken file
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise Unreadable(f"{file} ({reason})") from error
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Decoded, turned as its EXIF says, in RGB."""
+    return _rgb(PIL.ImageOps.exif_transpose(image))
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from grafit_jax import parallel
+from grafit_jax.data.crops import Crops
 from grafit_jax.data.sources import Records
 
 # Folded into the seed's key for the order of an epoch; views fold in the step, memory.init its own number.
@@ -66,7 +67,7 @@ class Resident:
 
 
 class Streamed:
-    """A training set that stays in its files; see `tfds_source.StreamedImages`. One step a call.
+    """A training set that stays in its files; see `sources.InFiles`. One step a call.
 
     Attributes:
       waited: seconds that the host has waited for a batch to come from the files in this epoch so far.
@@ -75,9 +76,12 @@ class Streamed:
     in_axes = 0
     steps_per_call = 1
 
-    def __init__(self, records: Records, *, seed: int, batch_size: int, shuffle_buffer: int):
+    def __init__(
+        self, records: Records, *, seed: int, batch_size: int, shuffle_buffer: int, crops: Crops | None = None
+    ):
+        """`crops`: a batch has crops, [B, T, S, S, C], instead of images."""
         self._records, self._seed, self._batch_size = records, seed, batch_size
-        self._shuffle_buffer = shuffle_buffer
+        self._shuffle_buffer, self._crops = shuffle_buffer, crops
         self.waited = 0.0
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -95,7 +99,8 @@ class Streamed:
         # One number out of two, which are far apart for neighbouring ones.
         seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0] >> 1)
         devices = parallel.num_devices()
-        for ids, images in self._records.image.shuffled(self._batch_size, seed=seed, buffer_size=self._shuffle_buffer):
+        epoch_of = self._records.image.shuffled
+        for ids, images in epoch_of(self._batch_size, seed=seed, buffer_size=self._shuffle_buffer, crops=self._crops):
             batch = {"image": images, "label": self._records.coarse_label[ids], "id": ids}
             yield {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
 

@@ -136,6 +136,7 @@ def load(
     coarse_classes: tuple[int, ...] = (),
     holdout: float = 0.0,
     image_size: int = 0,
+    fit: str = "squash",
     variant: str = "",
     train_level: str = "",
     categories: str = "",
@@ -159,8 +160,9 @@ def load(
         `hierarchy.select`. Empty: all.
       holdout: above 0, "test" is this share of the training split, drawn once and for all and evenly over the fine
         classes, and "train" is the rest; the test split stays unseen.
-      image_size: above 0, images are resized as a whole to this many pixels a side (bilinear, antialiased) while they
-        are decoded; for "tfds:NAME" and files, which need it where the images vary in size.
+      image_size: above 0, images are resized to this many pixels a side (bilinear, antialiased) while they are decoded;
+        for "tfds:NAME" and files, which need it where the images vary in size.
+      fit: how they become square then; see `crops.FITS`.
       variant: a choice of images and splits, of a data set of the catalog that has some. Empty: the data set's usual
         one, or all, in TFDS's splits.
       train_level: the level that is trained on, by its name. Empty: the data set's own coarse level.
@@ -197,14 +199,15 @@ def load(
     elif kind == "tfds" and name:
         columns, names, coarse = tfds_source.read(
             name, data_dir, coarse_classes,
-            stream=stream, image_size=image_size, variant=variant, train_level=train_level, categories=categories,
+            stream=stream, image_size=image_size, fit=fit, variant=variant, train_level=train_level,
+            categories=categories,
         )  # fmt: skip
         records = _of_levels(columns, names, coarse, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(name).expanduser())
     elif files and name:
         columns, label_names, coarse_names = folder.read(
-            kind, name, coarse_classes, stream=stream, image_size=image_size, broken=broken
+            kind, name, coarse_classes, stream=stream, image_size=image_size, fit=fit, broken=broken
         )
         records = _assemble(columns, label_names, coarse_names, source)
     else:

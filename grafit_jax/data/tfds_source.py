@@ -5,15 +5,17 @@ TensorFlow reads and decodes on the host's processors only, and is imported by t
 
 import contextlib
 import difflib
+import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from grafit_jax.data import catalog, hierarchy, taxonomy
+from grafit_jax.data.crops import FITS, Crops
 from grafit_jax.errors import UserError, warn
 
 SPLITS = ("train", "test")
@@ -29,12 +31,12 @@ class StreamedImages:
       dtype: uint8.
     """
 
-    def __init__(self, builder, splits: tuple[str, ...], rows: np.ndarray, image_size: int = 0):
+    def __init__(self, builder, splits: tuple[str, ...], rows: np.ndarray, image_size: int = 0, fit: str = "squash"):
         """The images at the ascending positions `rows`, int [N], of the files of TFDS's `splits` laid end to end.
 
-        With image_size S > 0 each of them is resized, as a whole, to S x S pixels.
+        With image_size S > 0 each of them is resized to S x S pixels, made square as `fit`, of `crops.FITS`, says.
         """
-        self._builder, self._splits, self._rows, self._image_size = builder, splits, rows, image_size
+        self._builder, self._splits, self._rows, self._image_size, self._fit = builder, splits, rows, image_size, fit
         *size, channels = builder.info.features["image"].shape
         self.shape = (len(rows), *([image_size] * 2 if image_size else size), channels)
         self.dtype = np.dtype(np.uint8)
@@ -48,18 +50,20 @@ class StreamedImages:
 
     def __getitem__(self, kept: np.ndarray) -> "StreamedImages":
         """Some of the images, in their order: bool [N]."""
-        return StreamedImages(self._builder, self._splits, self._rows[np.flatnonzero(kept)], self._image_size)
+        rows = self._rows[np.flatnonzero(kept)]
+        return StreamedImages(self._builder, self._splits, rows, self._image_size, self._fit)
 
     def identity(self) -> bytes:
         """What tells them from the images of another data set, without reading them."""
         info = self._builder.info
         splits = [(s, info.splits[s].num_bytes, list(info.splits[s].shard_lengths)) for s in self._splits]
-        return repr((info.full_name, splits, self._image_size)).encode() + self._rows.astype("<i8").tobytes()
+        made = (self._image_size, self._fit) if self._fit != "squash" else self._image_size
+        return repr((info.full_name, splits, made)).encode() + self._rows.astype("<i8").tobytes()
 
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
         """uint8 [B, H, W, C], every image once in the order of its id; the last batch may be smaller."""
         dataset = self._encoded(self._read(shuffle_seed=None, shard=(0, 1)))
-        decoded = self._decoded(dataset).map(lambda id_, image: image)
+        decoded = self._decoded(dataset, self._squared).map(lambda id_, image: image)
         yield from decoded.batch(batch_size).prefetch(2).as_numpy_iterator()
 
     def read(self) -> np.ndarray:
@@ -72,7 +76,13 @@ class StreamedImages:
         return images
 
     def shuffled(
-        self, batch_size: int, *, seed: int, buffer_size: int, shard: tuple[int, int] = (0, 1)
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        buffer_size: int,
+        shard: tuple[int, int] = (0, 1),
+        crops: Crops | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """One epoch as (id int32 [B], image uint8 [B, H, W, C]), in an order that `seed` alone decides.
 
@@ -84,10 +94,12 @@ class StreamedImages:
           seed: of the epoch.
           buffer_size: images in the shuffle buffer.
           shard: (i, n): the i-th of n parts of the split, as alike in size as can be: those of one host.
+          crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, C].
         """
         dataset = self._encoded(self._read(shuffle_seed=seed, shard=shard))
         dataset = dataset.shuffle(buffer_size, seed=seed, reshuffle_each_iteration=False)
-        batches = self._decoded(dataset).batch(batch_size, drop_remainder=True)
+        made = self._squared if crops is None else functools.partial(cropped, crops, seed)
+        batches = self._decoded(dataset, made).batch(batch_size, drop_remainder=True)
         # Decoding goes on while the devices work.
         yield from batches.prefetch(2).as_numpy_iterator()
 
@@ -136,18 +148,43 @@ class StreamedImages:
 
         return dataset.map(with_id, num_parallel_calls=tf.data.AUTOTUNE).filter(lambda id_, image: id_ >= 0)
 
-    def _decoded(self, dataset):
+    def _decoded(self, dataset, made):
+        """(id, `made` of id and decoded image)."""
         tf, _ = import_tfds()
         decode = self._builder.info.features["image"].decode_example
+        return dataset.map(lambda id_, image: (id_, made(id_, decode(image))), num_parallel_calls=tf.data.AUTOTUNE)
 
-        def decoded(id_, image):
-            image = decode(image)
-            if self._image_size:
-                image = tf.image.resize(image, [self._image_size] * 2, method="bilinear", antialias=True)
-                image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
-            return id_, image
+    def _squared(self, id_, image):
+        """The whole image, uint8 [S, S, C], or as it is."""
+        if not self._image_size:
+            return image
+        return _resized(image, _boxes(lambda id_, *shape: FITS[self._fit](*shape), id_, image, 1), self._image_size)[0]
 
-        return dataset.map(decoded, num_parallel_calls=tf.data.AUTOTUNE)
+
+def cropped(crops: Crops, seed: int, id_, image):
+    """uint8 [T, S, S, C]."""
+    boxes = _boxes(functools.partial(crops.boxes, seed), id_, image, sum(count for count, *_ in crops.laws))
+    return _resized(image, boxes, crops.size)
+
+
+def _boxes(of: Callable[[int, int, int], np.ndarray], id_, image, count: int):
+    """float32 [count, 4] of (id, height, width), by NumPy, so that there is one law of crops."""
+    tf, _ = import_tfds()
+    shape = tf.shape(image)
+    return tf.ensure_shape(tf.numpy_function(of, [id_, shape[0], shape[1]], tf.float32, stateful=False), [count, 4])
+
+
+def _resized(image, boxes, size: int):
+    """uint8 [n, S, S, C]: the parts of an image, bilinear and antialiased."""
+    tf, _ = import_tfds()
+    scale = size / boxes[:, 2:]
+    parts = [
+        tf.raw_ops.ScaleAndTranslate(
+            images=image[None], size=[size, size], scale=s, translation=-b[:2] * s, kernel_type="triangle"
+        )
+        for s, b in zip(tf.unstack(scale), tf.unstack(boxes), strict=True)
+    ]
+    return tf.cast(tf.clip_by_value(tf.round(tf.concat(parts, axis=0)), 0, 255), tf.uint8)
 
 
 def read(
@@ -157,6 +194,7 @@ def read(
     *,
     stream: bool,
     image_size: int,
+    fit: str,
     variant: str,
     train_level: str,
     categories: str,
@@ -215,7 +253,7 @@ def read(
         image_size = 0  # they have it
     result: dict[str, dict[str, Any]] = {}
     for split, r in rows.items():
-        images = StreamedImages(builder, entry.tfds_splits, r, image_size)
+        images = StreamedImages(builder, entry.tfds_splits, r, image_size, fit)
         of_split = {level: column[r] for level, column in columns.items()}
         result[split] = of_split | {"image": images if stream and split == "train" else images.read()}
     return result, names, coarse

@@ -35,7 +35,8 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     On all devices. What the network has not is left out; "class" is what its classifier says.
 
     Images are only resized and normalised. The last batch is padded, and the padding cut off: every image is embedded
-    exactly once, whatever their number.
+    exactly once, whatever their number. Each process embeds its own part of them, and gets the embeddings of all: so
+    all have to call it.
     """
     num_devices = parallel.num_devices()
     per_device = -(-batch_size // num_devices)
@@ -49,14 +50,16 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     pmapped = jax.pmap(embed, axis_name=parallel.AXIS, in_axes=(None, 0), devices=parallel.devices())
 
     def embed_split(variables, images):
-        total, block = len(images), per_device * num_devices
+        block, part = per_device * num_devices, parallel.own_part(len(images))
+        own = np.zeros(len(images), bool)
+        own[part] = True
         batches = []
-        for batch in sources.in_order(images, block):
+        for batch in sources.in_order(images if own.all() else images[own], block):
             batch = np.pad(batch, [(0, block - len(batch))] + [(0, 0)] * (batch.ndim - 1))
             batch = batch.reshape(num_devices, per_device, *batch.shape[1:])
             batches.append(pmapped(variables, parallel.shard(batch)))
         rows = jax.tree.map(lambda *x: np.concatenate([np.asarray(a).reshape(block, -1) for a in x]), *batches)
-        return {name: x[:total] for name, x in rows.items()}
+        return {name: parallel.gather(x[: part.stop - part.start], len(images)) for name, x in rows.items()}
 
     return embed_split
 

@@ -93,9 +93,7 @@ def load(
     Raises:
       UserError: anything about config or data that would go wrong later.
     """
-    if jax.process_count() > 1:
-        raise UserError(f"found {jax.process_count()} processes: training on several hosts is not supported yet.")
-    config_lib.validate(config, num_devices=parallel.num_devices())
+    config_lib.validate(config, num_devices=parallel.num_all_devices())
     records = records or sources.load(**config.data)
     train = records["train"]
     hierarchy.check_trainable(train)
@@ -277,7 +275,8 @@ def initial_memory(experiment: Experiment, state: TrainState, *, placeholder: bo
         embeddings: ArrayLike = memory_lib.random(key, len(train), config.model.dim)
     else:
         embeddings = experiment.embed_fn(variables(state), train.image)["projector"]
-    return parallel.shard(memory_lib.create(embeddings, train.coarse_label, parallel.num_devices()))
+    memory = memory_lib.create(embeddings, train.coarse_label, parallel.num_all_devices())
+    return parallel.shard(jax.tree.map(parallel.own, memory))
 
 
 def variables(state: TrainState) -> dict[str, Any]:
@@ -340,7 +339,7 @@ def restore_newest(
         raise UserError(f"{path} holds no checkpoint yet: let experiments/train.py reach its first one.")
     experiment = load(config, records, path=path)
     workdir.check_data(path, fingerprints(experiment))
-    state = checkpoints.restore(step, "state", initial_state(experiment, placeholder=True))
+    state = checkpoints.restore_state(step, initial_state(experiment, placeholder=True))
     checkpoints.close()
     return experiment, state
 

@@ -1,26 +1,65 @@
-"""The devices: the axis name, and how values get onto them."""
+"""The devices of all hosts: the axis name, and how values get onto them.
+
+The axis goes over the devices of all processes, one process after the other. Arrays are a process's own: what lies on
+its devices. So everything but the step and `gather` is as on one host.
+"""
 
 import math
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Rows of a block, and what a device makes of a block at a time (float32: 32 MB).
 _BLOCK_ROWS = 1024
 _BLOCK_SIZE = 2**23
+# Gathered over the hosts at a time (64 MB): it passes through the devices.
+_GATHER_BYTES = 2**26
 # The name of the mapped axis, in losses, batch norms and memory alike.
 AXIS = "batch"
 
 
 def devices() -> list[jax.Device]:
-    """The devices that a run is spread over: all of this process."""
+    """The devices of this process."""
     return jax.local_devices()
 
 
 def num_devices() -> int:
+    """How many this process has."""
     return len(devices())
+
+
+def num_all_devices() -> int:
+    """How many the run is spread over: those of all processes, of which each has as many as this one."""
+    return num_devices() * jax.process_count()
+
+
+def own(rows: Any) -> Any:
+    """This process's rows of [n, ...], one for each of all devices."""
+    first = jax.process_index() * num_devices()
+    return rows[first : first + num_devices()]
+
+
+def own_part(total: int) -> slice:
+    """Which of `total` rows are this process's, where they are shared out evenly, in order."""
+    index, count = jax.process_index(), jax.process_count()
+    return slice(index * total // count, (index + 1) * total // count)
+
+
+def gather(rows: np.ndarray, total: int) -> np.ndarray:
+    """All [total, ...] rows, on every process, of which each gives its `own_part`. All processes have to call it."""
+    count = jax.process_count()
+    if count == 1:
+        return rows
+    most = -(-total // count)
+    rows = np.pad(rows, [(0, most - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+    block = max(1, _GATHER_BYTES // max(1, count * rows[:1].nbytes))
+    blocks = [multihost_utils.process_allgather(rows[i : i + block]) for i in range(0, most, block)]
+    by_process = np.concatenate(blocks, axis=1)
+    lengths = [(i + 1) * total // count - i * total // count for i in range(count)]
+    return np.concatenate([part[:length] for part, length in zip(by_process, lengths, strict=True)])
 
 
 def _place(tree: Any, spec: PartitionSpec) -> Any:
@@ -37,6 +76,41 @@ def replicate(tree: Any) -> Any:
 def shard(tree: Any) -> Any:
     """Leaves [n, ...] with row d on device d: what pmap takes with axis 0."""
     return _place(tree, PartitionSpec(AXIS))
+
+
+def _all_devices() -> list[jax.Device]:
+    """In the order that pmap has them in."""
+    if jax.process_count() == 1:
+        return devices()
+    return [d for process in range(jax.process_count()) for d in jax.local_devices(process_index=process)]
+
+
+def everywhere(x: jax.Array) -> jax.Array:
+    """An array that each device of each process holds whole, as one array of all processes."""
+    sharding = NamedSharding(Mesh(np.array(_all_devices()), (AXIS,)), PartitionSpec())
+    parts = [shard.data for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
+
+
+def from_everywhere(x: jax.Array) -> jax.Array:
+    """The inverse of `everywhere`."""
+    sharding = NamedSharding(Mesh(np.array(devices()), (AXIS,)), PartitionSpec())
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, [shard.data for shard in x.addressable_shards])
+
+
+def joined(x: jax.Array) -> jax.Array:
+    """[n, R, ...] with a row on each device of this process, as one array [N*R, ...] of all processes and N devices."""
+    sharding = NamedSharding(Mesh(np.array(_all_devices()), (AXIS,)), PartitionSpec(AXIS))
+    parts = [shard.data[0] for shard in x.addressable_shards]
+    shape = (num_all_devices() * x.shape[1], *x.shape[2:])
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def from_joined(x: jax.Array) -> jax.Array:
+    """The inverse of `joined`."""
+    sharding = NamedSharding(Mesh(np.array(devices()), (AXIS,)), PartitionSpec(AXIS))
+    parts = [shard.data[None] for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays((num_devices(), *parts[0].shape[1:]), sharding, parts)
 
 
 def in_blocks(rows: np.ndarray, columns: int) -> Any:

@@ -50,8 +50,8 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     state = experiment.initial_state(run, placeholder=start > 0)
     memory = experiment.initial_memory(run, state, placeholder=start > 0)
     if start:
-        state = checkpoints.restore(start, "state", state)
-        memory = None if memory is None else checkpoints.restore(start, "memory", memory)
+        state = checkpoints.restore_state(start, state)
+        memory = None if memory is None else checkpoints.restore_memory(start, memory)
         print(f"{path} goes on after step {start} of {run.total_steps}", file=sys.stderr)
     feed = make_feed(run)
 

@@ -164,5 +164,5 @@ def pmap_steps(
         in_axes=(None, 0, in_axes),
         out_axes=(None, 0, None),
         donate_argnums=(0, 1),
-        devices=parallel.devices(),
+        devices=parallel.devices() if jax.process_count() == 1 else None,  # None: those of all processes
     )

@@ -123,7 +123,7 @@ def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():
     taken = []
 
     class Slow:
-        def shuffled(self, batch_size, *, seed, buffer_size, crops):
+        def shuffled(self, batch_size, *, seed, buffer_size, shard, crops):
             for i in range(6):
                 taken.append(i)
                 yield np.arange(16), np.zeros((16, 4, 4, 3), np.uint8)

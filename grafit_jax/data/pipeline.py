@@ -95,12 +95,17 @@ class Streamed:
         yield from ahead
 
     def _from_files(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches [n, B/n, ...] on the host."""
+        """This process's parts of batches, [its devices, B/n, ...], on the host."""
         # One number out of two, which are far apart for neighbouring ones.
         seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0] >> 1)
         devices = parallel.num_devices()
         epoch_of = self._records.image.shuffled
-        for ids, images in epoch_of(self._batch_size, seed=seed, buffer_size=self._shuffle_buffer, crops=self._crops):
+        shard = (jax.process_index(), jax.process_count())
+        batches = epoch_of(
+            self._batch_size // shard[1], seed=seed, buffer_size=self._shuffle_buffer, shard=shard, crops=self._crops
+        )
+        # A host that has some images more than another takes as many steps.
+        for ids, images in itertools.islice(batches, len(self._records) // self._batch_size):
             batch = {"image": images, "label": self._records.coarse_label[ids], "id": ids}
             yield {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
 
@@ -120,10 +125,10 @@ class Streamed:
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int, steps: int, batch_size: int) -> Array:
-    """int32 [n, steps, B/n] on the devices: a permutation of the ids that depends on seed and epoch alone.
+    """int32 [its devices, steps, B/n] on each process's devices: a permutation that seed and epoch alone decide.
 
     The ids past the last full batch sit this epoch out.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), _ORDER_KEY), epoch)
     ids = jax.random.permutation(key, num_examples)[: steps * batch_size]
-    return parallel.shard(ids.reshape(steps, parallel.num_devices(), -1).swapaxes(0, 1))
+    return parallel.shard(parallel.own(ids.reshape(steps, parallel.num_all_devices(), -1).swapaxes(0, 1)))

@@ -62,7 +62,7 @@ class StreamedImages:
 
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
         """uint8 [B, H, W, C], every image once in the order of its id; the last batch may be smaller."""
-        dataset = self._encoded(self._read(shuffle_seed=None, shard=(0, 1)))
+        dataset = self._encoded(self._read(self._rows))
         decoded = self._decoded(dataset, self._squared).map(lambda id_, image: image)
         yield from decoded.batch(batch_size).prefetch(2).as_numpy_iterator()
 
@@ -93,18 +93,20 @@ class StreamedImages:
           batch_size: B, of this host.
           seed: of the epoch.
           buffer_size: images in the shuffle buffer.
-          shard: (i, n): the i-th of n parts of the split, as alike in size as can be: those of one host.
+          shard: (i, n): the i-th of n parts of the images, as alike in size as can be: those of one host.
           crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, C].
         """
-        dataset = self._encoded(self._read(shuffle_seed=seed, shard=shard))
+        index, count = shard
+        part = self._rows[index * len(self) // count : (index + 1) * len(self) // count]
+        dataset = self._encoded(self._read(part, shuffle_seed=seed))
         dataset = dataset.shuffle(buffer_size, seed=seed, reshuffle_each_iteration=False)
         made = self._squared if crops is None else functools.partial(cropped, crops, seed)
         batches = self._decoded(dataset, made).batch(batch_size, drop_remainder=True)
         # Decoding goes on while the devices work.
         yield from batches.prefetch(2).as_numpy_iterator()
 
-    def _read(self, *, shuffle_seed: int | None, shard: tuple[int, int]):
-        """Examples with their images encoded and their TFDS ids."""
+    def _read(self, rows: np.ndarray, *, shuffle_seed: int | None = None):
+        """Examples with their images encoded and their TFDS ids: from the first to the last of `rows` in each split."""
         tf, tfds = import_tfds()
         options = tf.data.Options()
         options.deterministic = True
@@ -113,12 +115,14 @@ class StreamedImages:
             config |= {"interleave_cycle_length": 1}  # one file after the other
         else:
             config |= {"shuffle_seed": shuffle_seed, "shuffle_reshuffle_each_iteration": False}
-        index, count = shard
-        ends = np.searchsorted(self._rows, np.cumsum([sum(lengths) for lengths in self._shard_lengths()]))
-        # The files of splits without any of the images stay closed.
-        used = [s for s, images in zip(self._splits, np.diff(ends, prepend=0), strict=True) if images]
+        ranges, first = [], 0
+        for split, lengths in zip(self._splits, self._shard_lengths(), strict=True):
+            inside = rows[(rows >= first) & (rows < first + sum(lengths))] - first
+            if len(inside):
+                ranges.append(f"{split}[{inside[0]}:{inside[-1] + 1}]")
+            first += sum(lengths)
         return self._builder.as_dataset(
-            split=tfds.even_splits("+".join(used or self._splits), count)[index],
+            split="+".join(ranges or [f"{self._splits[0]}[:0]"]),
             shuffle_files=shuffle_seed is not None,
             decoders={"image": tfds.decode.SkipDecoding()},
             read_config=tfds.ReadConfig(**config),

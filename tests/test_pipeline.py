@@ -123,12 +123,15 @@ def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():
     taken = []
 
     class Slow:
+        def __len__(self):
+            return 96
+
         def shuffled(self, batch_size, *, seed, buffer_size, shard, crops):
             for i in range(6):
                 taken.append(i)
                 yield np.arange(16), np.zeros((16, 4, 4, 3), np.uint8)
 
-    records = sources.Records(Slow(), sources.two_levels(None, np.zeros(16, np.int32), (), ("x",)))
+    records = sources.Records(Slow(), sources.two_levels(None, np.zeros(96, np.int32), (), ("x",)))
     feed = pipeline.Streamed(records, seed=0, batch_size=16, shuffle_buffer=1)
     seen = []
     for _ in feed.epoch(0):

@@ -27,13 +27,18 @@ def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
     return np.array([place[wanted] for wanted in ids])
 
 
-def read_image(path: pathlib.Path, channels: int) -> np.ndarray:
+def read_image(path: pathlib.Path, channels: int, size: int = 0) -> np.ndarray:
     """uint8 [H, W, channels] of an image file, RGB for three channels and grey for one; see `images.decode`."""
     try:
-        image = decode(path)
+        image = decode(path, size)
     except Unreadable as error:
         raise UserError(f"an image cannot be read: {error}; want PNG, JPEG or the like.") from None
     return image if channels == 3 else np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
+
+
+def read_query(run: Experiment, path: pathlib.Path) -> np.ndarray:
+    """uint8 [H, W, C] of an image file, as the images of the run's own data set are read."""
+    return read_image(path, run.records["test"].image.shape[-1], run.config.data.image_size)
 
 
 class FileImages(Sequence[np.ndarray]):
@@ -50,9 +55,9 @@ class FileImages(Sequence[np.ndarray]):
 
 
 def embed_images(run: Experiment, state: TrainState, images: Sequence[np.ndarray], layer: str) -> np.ndarray:
-    """float32 [n, D] of images of any sizes, each embedded on its own."""
+    """float32 [n, D] of images of any sizes, each embedded on its own, at the size of the evaluation."""
     experiment.check_layer(run, layer)
-    embed_fn = evaluation.make_embed_fn(run.network, run.views, batch_size=1)
+    embed_fn = evaluation.make_embed_fn(run.network, run.seen, batch_size=1)
     return np.concatenate([embed_fn(experiment.variables(state), image[None])[layer] for image in images])
 
 

@@ -284,12 +284,12 @@ def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(t
     # Two of its rows are told apart by what they started from.
     shown = [
         {"method": "baseline", "seed": 0, "metrics": {"top1": v}, "run": {}, "config": {"model.pretrained": start}}
-        for v, start in ((0.5, ""), (0.75, f"{tmp_path}/grafit"))
+        for v, start in ((0.5, ""), (0.75, f"{tmp_path}/grafit"), (0.25, f"{tmp_path}/grafit_seed12"))
     ]
     table = tables.TABLES["transfer"]
     assert report.markdown_table(shown, {"top1": "top-1"}, {}, table.facts).splitlines()[2:] == [
         "| `baseline` | from `scratch` | 50.0 | 1 | - | - |",
-        "| `baseline` | from `grafit` | 75.0 | 1 | - | - |",
+        "| `baseline` | from `grafit` | 50.0 ± 35.4 | 2 | - | - |",  # of two seeds
     ]
 
 

@@ -251,7 +251,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         want(len(config.optimizer.step_epochs) > 0, "optimizer.step_epochs", "at least one epoch with schedule step")
     want(0 < config.optimizer.step_factor <= 1, "optimizer.step_factor", "a value in (0, 1]")
     if method.clusters:
-        want(bool(config.clusters.workdir), "clusters.workdir", "the workdir of a finished baseline (from=WORKDIR)")
+        want(bool(config.clusters.workdir), "clusters.workdir", "the workdir of a finished baseline")
         want(config.clusters.k >= 2, "clusters.k", "at least 2 clusters")
     want(0 <= config.ema.base <= 1, "ema.base", "a value in [0, 1] (BYOL's is 0.996)")
     want(0 <= config.ema.final <= 1, "ema.final", "a value in [0, 1] (BYOL's is 1)")

@@ -174,7 +174,7 @@ def test_mistakes_cost_nothing(baseline, tmp_path, monkeypatch):
         ({"data.holdout": 0.2}, r"is the run of other images or labels \(split test, train\): want one of the same"),
         ({"clusters.k": 900}, r"clusters\.k = 900 is more than the 899 training images"),
         ({"clusters.k": 1}, r"clusters\.k = 1: want at least 2 clusters"),
-        ({"clusters.workdir": ""}, r"clusters\.workdir = : want the workdir of a finished baseline \(from=WORKDIR\)"),
+        ({"clusters.workdir": ""}, r"clusters\.workdir = : want the workdir of a finished baseline"),
     ):
         with pytest.raises(UserError, match=message):
             train.train(config_of(baseline, **overrides), path)

@@ -200,7 +200,7 @@ def test_labels_that_look_missing_are_warned_of(tmp_path, capsys):
     )]  # fmt: skip
     got = sources.load(source=f"csv:{files.write_csv(tmp_path / 't.csv', rows)}")
     assert f"{tmp_path}/t.csv: 2 labels are called nan or na or n/a" in (warned := capsys.readouterr().err)
-    assert "the first in line 3: they are classes like any other; if they mean" in warned
+    assert "the first in line 3: they are classes like any other; if they stand" in warned
     assert got["train"].label_names == ("NaN", "a", "b", "nancy")
 
 

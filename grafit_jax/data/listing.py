@@ -209,8 +209,9 @@ def _list_csv(path: pathlib.Path) -> dict[str, list[Example]]:
         missing += [line for name in (coarse, fine) if name.lower() in _MISSING]
     if missing:
         warn(
-            f"{path}: {len(missing)} labels are called {' or '.join(_MISSING)}, the first in line {missing[0]}: they are "
-            "classes like any other; if they mean that a label is missing, leave these images out, or fine empty for all"
+            f"{path}: {len(missing)} labels are called {' or '.join(_MISSING)}, the first in line {missing[0]}: they "
+            "are classes like any other; if they stand for what is not known, leave these images out, or fine empty "
+            "for all"
         )
     return listed
 

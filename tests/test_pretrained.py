@@ -186,7 +186,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path, monkeypatch):
 def test_a_pth_that_is_none_is_told_in_one_line(tmp_path, content):
     pytest.importorskip("torch", reason="without it no .pth is opened at all")
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"w\.pth cannot be read as a state dict of tensors alone \(.+\): want one") as error:
+    with pytest.raises(UserError, match=r"w\.pth cannot be read as a state dict of tensors alone \(.+\)") as error:
         pretrained.read(tmp_path / "w.pth")
     assert "\n" not in str(error.value)
 

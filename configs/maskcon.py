@@ -30,6 +30,7 @@ Preset cpu (cifar100 alone): a small net from scratch, 6 epochs, at most 12 minu
 
 from grafit_jax import config as config_lib
 from grafit_jax import methods
+from grafit_jax.errors import UserError
 
 _IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}
 _AUTOAUGMENT = {"views.autoaugment": True}  # on the query; the key is cropped and flipped alone
@@ -88,6 +89,8 @@ def get_config(arg=None):
     )
     config_lib.choose(arg.dataset, "dataset", DATASETS)
     config_lib.choose(arg.preset, "preset", PRESETS)
+    if arg.preset == "cpu" and arg.dataset != "cifar100":
+        raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
     c = config_lib.default()
     c.method = arg.method
     c.seed = arg.seed

@@ -22,6 +22,7 @@ Preset cpu (cifar100 alone): the 50 fine classes of coarse classes 10-19, for a 
 """
 
 from grafit_jax import config as config_lib
+from grafit_jax.errors import UserError
 
 _IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}
 _PHOTOS = {
@@ -72,6 +73,8 @@ def get_config(arg=None):
     arg = config_lib.parse_arg(arg, dataset="cifar100", preset="full", trunk="resnet50", size=0, seed=0, **{"from": ""})
     config_lib.choose(arg.dataset, "dataset", DATASETS)
     config_lib.choose(arg.preset, "preset", PRESETS)
+    if arg.preset == "cpu" and arg.dataset != "cifar100":
+        raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
     c = config_lib.default()
     c.method = "baseline"  # a linear classifier on the trunk's features
     c.seed = arg.seed

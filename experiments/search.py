@@ -58,9 +58,7 @@ def main(argv):
         queries = [images[row] for row in rows] if _OUT.value is not None else []
     else:
         names, rows = _QUERY.value, None
-        channels = run.records["test"].image.shape[-1]
-        square = {"size": run.config.data.image_size, "fit": run.config.data.fit}
-        queries = [lookup.read_image(pathlib.Path(name), channels, **square) for name in names]
+        queries = [lookup.read_query(run, pathlib.Path(name)) for name in names]
         embeddings = lookup.embed_images(run, state, queries, _LAYER.value)
         similarity, index = lookup.nearest(gallery, _K.value, embeddings=embeddings)
     print(lookup.table(names, gallery, similarity, index))

@@ -13,7 +13,8 @@ import zipfile
 
 import numpy as np
 
-from grafit_jax.data.sources import Level, Records
+from grafit_jax import workdir as workdir_lib
+from grafit_jax.data.sources import Level, Records, usual_level
 from grafit_jax.errors import UserError
 from grafit_jax.kmeans import Clusters
 
@@ -32,16 +33,24 @@ def check_source(source: pathlib.Path, records: dict[str, Records], k: int) -> N
     """Raises UserError unless the workdir `source` holds a finished run of the same data, with k images at least."""
     if not (source / "config.json").is_file():
         raise UserError(f"clusters.workdir = {source} holds no run (no config.json): want that of a finished baseline.")
-    if not (source / "metrics.json").is_file():
-        raise UserError(
-            f"clusters.workdir = {source} holds no finished run (no metrics.json): let experiments/train.py end first."
-        )
+    for file in ("metrics.json", "data.json"):
+        if not (source / file).is_file():
+            raise UserError(
+                f"clusters.workdir = {source} holds no finished run (no {file}): let experiments/train.py end first."
+            )
     started = json.loads((source / "data.json").read_text())
     changed = sorted(split for split, r in records.items() if started.get(split) != r.fingerprint())
     if changed:
         raise UserError(
             f"clusters.workdir = {source} is the run of other images or labels (split {', '.join(changed)}): want one "
             "of the same data."
+        )
+    of_source = workdir_lib.read_config(source).data
+    level = of_source.train_level or usual_level(of_source.source)
+    if level != records["train"].train_level:
+        raise UserError(
+            f"clusters.workdir = {source} was trained on the level {level}, and the level here is "
+            f"{records['train'].train_level}: want a run of the same data.train_level."
         )
     if k > len(records["train"]):
         raise UserError(

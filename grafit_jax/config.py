@@ -163,6 +163,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     values = dict(defaults)
     for part in filter(None, (arg or "").split(",")):
         key, equals, text = part.partition("=")
+        if not equals and key not in defaults:
+            raise UserError(
+                f"config argument {part!r} is no key=value: want a key of {', '.join(defaults)}; a value that holds a "
+                "comma has to be given behind its own flag, as --config.data.source=VALUE."
+            )
         if key not in defaults:
             raise UserError(
                 f"unknown config argument {key!r}{methods.did_you_mean(key, defaults)}: want key=value with a key of "
@@ -229,6 +234,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     for key, value in flatten(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} = {value}: want a finite number.")
+    want(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 2^32 - 1")
     want(config.data.image_size >= 0, "data.image_size", "0 (as they are) or the pixels of a side")
     want(config.model.hidden >= 1, "model.hidden", "at least 1")
     want(config.model.dim >= 1, "model.dim", "at least 1")
@@ -250,11 +256,14 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         want(len(config.optimizer.step_epochs) > 0, "optimizer.step_epochs", "at least one epoch with schedule step")
     want(0 < config.optimizer.step_factor <= 1, "optimizer.step_factor", "a value in (0, 1]")
     if method.clusters:
-        want(bool(config.clusters.workdir), "clusters.workdir", "the workdir of a finished baseline (from=WORKDIR)")
+        want(bool(config.clusters.workdir), "clusters.workdir", "the workdir of a finished baseline")
         want(config.clusters.k >= 2, "clusters.k", "at least 2 clusters")
     want(0 <= config.ema.base <= 1, "ema.base", "a value in [0, 1] (BYOL's is 0.996)")
     want(0 <= config.ema.final <= 1, "ema.final", "a value in [0, 1] (BYOL's is 1)")
     want(0 <= config.loss.label_smoothing < 1, "loss.label_smoothing", "a value in [0, 1)")
+    if method.supervised != "cross_entropy":
+        smoothed = config.loss.label_smoothing
+        want(smoothed == 0, "loss.label_smoothing", f"0, since {method.name} trains no cross-entropy")
     want(0 < config.optimizer.layer_decay <= 1, "optimizer.layer_decay", "a factor in (0, 1]")
     want(config.eval.size >= 0, "eval.size", "0 (as views.size) or the pixels of a side")
     want(not patches or config.eval.size % 2 == 0, "eval.size", "an even number for the stem patch2")

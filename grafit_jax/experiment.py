@@ -31,7 +31,12 @@ _MEMORY_KEY = 0x6D656D
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The parts of a run that do not change while it runs."""
+    """The parts of a run that do not change while it runs.
+
+    Attributes:
+      views: how images are seen in training, `key_views` for keys, and `eval_views` in evaluation, by size alone.
+      crops: what the host cuts out of photos, if it is not the device that crops.
+    """
 
     config: ml_collections.ConfigDict
     records: dict[str, Records]
@@ -81,7 +86,11 @@ class Experiment:
 
 
 def load(
-    config: ml_collections.ConfigDict, records: dict[str, Records] | None = None, *, path: pathlib.Path | None = None
+    config: ml_collections.ConfigDict,
+    records: dict[str, Records] | None = None,
+    *,
+    path: pathlib.Path | None = None,
+    training: bool = True,
 ) -> Experiment:
     """Checks the config, loads the data, checks that they can be trained on, and builds the parts.
 
@@ -89,11 +98,12 @@ def load(
       config: see `config.default`.
       records: "train" and "test", instead of those that `config.data` names.
       path: the run's workdir. ClusterFit finds its clusters there, if it was started, and makes them if not.
+      training: on these devices; a run that is only evaluated may have been trained on others.
 
     Raises:
       UserError: anything about config or data that would go wrong later.
     """
-    config_lib.validate(config, num_devices=parallel.num_all_devices())
+    config_lib.validate(config, num_devices=parallel.num_all_devices() if training else 1)
     records = records or sources.load(**config.data)
     train = records["train"]
     hierarchy.check_trainable(train)
@@ -107,7 +117,8 @@ def load(
             f"eval.recall_at goes up to {max(config.eval.recall_at)}, and a query has {len(records['test']) - 1} other "
             "test images: lower it or enlarge the test split."
         )
-    _check_memory(train, config)
+    if training:
+        _check_memory(train, config)
     augment.check_channels(train.image.shape[-1], config.views.mean, config.views.std)
     method = methods.get(config.method)
     clusters = _clusters(config, records, path) if method.clusters else None
@@ -145,7 +156,7 @@ def _clusters(config: ml_collections.ConfigDict, records: dict[str, Records], pa
     """The clusters that the run in `path` was started with, or those of the features of the run that it starts from."""
     if path is not None and clusterfit.is_saved(path):
         return clusterfit.load(path)
-    source = pathlib.Path(config.clusters.workdir)
+    source = pathlib.Path(config.clusters.workdir).expanduser()
     clusterfit.check_source(source, records, config.clusters.k)
     run, state = restore_newest(source, records=records)
     features = run.embed_fn(variables(state), records["train"].image)["trunk"]
@@ -205,18 +216,29 @@ def initial_state(experiment: Experiment, *, placeholder: bool = False) -> Train
     A placeholder has the right shapes, and is made without the file of pretrained weights and without a pass over
     images for the queue.
     """
-    config, train = experiment.config, experiment.records["train"]
-    state = state_lib.create(
-        experiment.network,
-        experiment.tx,
-        image_shape=(config.views.size, config.views.size, train.image.shape[-1]),
-        seed=config.seed,
-        has_target=experiment.method.target,
-        trunk=None if placeholder else pretrained_trunk(config),
-    )
+    state = _fresh(experiment, None if placeholder else pretrained_trunk(experiment.config))
     if experiment.method.queue:
         state = dataclasses.replace(state, queue=_initial_queue(experiment, state, placeholder=placeholder))
     return parallel.replicate(state)
+
+
+def _fresh(experiment: Experiment, trunk: dict[str, Any] | None) -> TrainState:
+    size, channels = experiment.views.size, experiment.records["train"].image.shape[-1]
+    return state_lib.create(
+        experiment.network,
+        experiment.tx,
+        image_shape=(size, size, channels),
+        seed=experiment.config.seed,
+        has_target=experiment.method.target,
+        trunk=trunk,
+    )
+
+
+def check_start(experiment: Experiment) -> None:
+    """Raises UserError unless what the trunk starts from is there and fits; nothing is computed."""
+    trunk = pretrained_trunk(experiment.config)
+    if trunk is not None:
+        jax.eval_shape(lambda: _fresh(experiment, trunk))
 
 
 def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
@@ -224,9 +246,15 @@ def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None
     m = config.model
     if not m.pretrained:
         return None
-    if pathlib.Path(m.pretrained).is_dir():
-        return _trunk_of_run(pathlib.Path(m.pretrained), m)
-    return pretrained.load_trunk(m.pretrained, m.trunk, stem=m.stem)
+    path = pathlib.Path(m.pretrained).expanduser()
+    if path.is_dir():
+        return _trunk_of_run(path, m)
+    if not path.exists():
+        raise UserError(
+            f"model.pretrained = {m.pretrained} is not there: want a run's workdir, or a .safetensors or .pth file of "
+            "weights."
+        )
+    return pretrained.load_trunk(path, m.trunk, stem=m.stem)
 
 
 def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -337,7 +365,7 @@ def restore_newest(
     step = checkpoints.latest_step()
     if step is None:
         raise UserError(f"{path} holds no checkpoint yet: let experiments/train.py reach its first one.")
-    experiment = load(config, records, path=path)
+    experiment = load(config, records, path=path, training=False)
     workdir.check_data(path, fingerprints(experiment))
     state = checkpoints.restore_state(step, initial_state(experiment, placeholder=True))
     checkpoints.close()

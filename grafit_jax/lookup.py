@@ -40,6 +40,12 @@ def read_image(path: pathlib.Path, channels: int, *, size: int = 0, fit: str = "
     return image if channels == 3 else np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
 
 
+def read_query(run: Experiment, path: pathlib.Path) -> np.ndarray:
+    """uint8 [H, W, C] of an image file, as the images of the run's own data set are read."""
+    data = run.config.data
+    return read_image(path, run.records["test"].image.shape[-1], size=data.image_size, fit=data.fit)
+
+
 class FileImages(Sequence[np.ndarray]):
     """RGB images read from their files when they are asked for."""
 
@@ -54,7 +60,7 @@ class FileImages(Sequence[np.ndarray]):
 
 
 def embed_images(run: Experiment, state: TrainState, images: Sequence[np.ndarray], layer: str) -> np.ndarray:
-    """float32 [n, D] of images of any sizes, each embedded on its own."""
+    """float32 [n, D] of images of any sizes, each embedded on its own, at the size of the evaluation."""
     experiment.check_layer(run, layer)
     embed_fn = evaluation.make_embed_fn(run.network, run.eval_views, batch_size=1)
     return np.concatenate([embed_fn(experiment.variables(state), image[None])[layer] for image in images])

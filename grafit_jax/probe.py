@@ -18,10 +18,14 @@ from jax.typing import ArrayLike
 
 from grafit_jax import neighbors, parallel
 from grafit_jax.cosine import matmul
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
 
 # What l2 is chosen from, the strongest first. Embeddings are scaled so that their mean square length is 1.
 _L2 = tuple(10.0**-i for i in range(1, 7))
+# L-BFGS ends at a gradient as small as this, or at so many steps, which SciPy calls status 1.
+_GRADIENT = 1e-7
+_MAX_ITERATIONS = 300
+_STOPPED = 1
 
 
 def probe(
@@ -72,14 +76,20 @@ def probe(
     rows, test = rows / np.float32(length), test / np.float32(length)
     if l2 is None:
         l2 = _chosen(rows, label, len(classes), holdout, seed)
-    found = classes[predict(fit(rows, label, len(classes), l2), test)]
+    solved = _solve(rows, label, len(classes), l2)
+    if solved.status == _STOPPED:
+        warn(
+            f"the probe with l2 = {l2:g} stopped at {solved.nit} steps, short of its minimum (largest gradient "
+            f"{np.max(np.abs(solved.jac)):.0e}, wanted {_GRADIENT:.0e}): its top-1 may be a little off"
+        )
+    found = classes[predict(solved.x, test)]
     return {"top1": float(np.mean(found == np.asarray(test_label))), "l2": float(l2)}
 
 
 def fit(
     rows: np.ndarray, label: np.ndarray, num_classes: int, l2: float, *, start: np.ndarray | None = None
 ) -> np.ndarray:
-    """Weights and, as the last row, biases, float64 [D + 1, K].
+    """Weights and, as the last row, biases, float64 [D + 1, K]; after `_MAX_ITERATIONS` steps at the latest.
 
     Args:
       rows: float32 [N, D]; best with mean 0 and length about 1.
@@ -88,6 +98,11 @@ def fit(
       l2: scikit-learn's 1 / (C N).
       start: what to start from; zeros if None.
     """
+    return _solve(rows, label, num_classes, l2, start=start).x
+
+
+def _solve(rows, label, num_classes, l2, *, start=None) -> scipy.optimize.OptimizeResult:
+    """SciPy's result, with `x` in the shape of the weights."""
     shape = (rows.shape[1] + 1, num_classes)
     data = tuple(parallel.in_blocks(x, num_classes) for x in (rows, label.astype(np.int32), np.ones(len(rows), bool)))
     losses_and_gradient = _pmapped(tuple(parallel.devices()))
@@ -100,9 +115,10 @@ def fit(
         return value, (np.sum(gradient, axis=0) / len(rows) + l2 * penalised).ravel()
 
     first = np.zeros(shape) if start is None else start
-    options = {"maxiter": 300, "ftol": 1e-12, "gtol": 1e-7}
+    options = {"maxiter": _MAX_ITERATIONS, "ftol": 1e-12, "gtol": _GRADIENT}
     found = scipy.optimize.minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options)
-    return found.x.reshape(shape)
+    found.x = found.x.reshape(shape)
+    return found
 
 
 def predict(weight: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -115,6 +116,11 @@ _FACTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 _MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "snca_plus", "grafit")
 
 
+def _row_of(path: str) -> str:
+    """The row whose run lies there, whatever its seed."""
+    return re.sub(r"_seed\d+$", "", pathlib.Path(path).name)
+
+
 def _transfer() -> tuple[Row, ...]:
     """Trunks trained on coarse labels of one half of CIFAR-100's classes, fine-tuned on fine ones of the other half."""
     trunks = by_method("configs/cifar100.py", "preset=cpu_half,", ("baseline", "grafit"))
@@ -154,7 +160,7 @@ TABLES = {
     "transfer": Table(
         _transfer(),
         {"top1": "**top-1**", "knn_top1": "fine k-NN", "recall@1": "R@1", "map": "fine mAP"},
-        facts={"trunk starts": lambda config: f"from `{pathlib.Path(config['model.pretrained']).name or 'scratch'}`"},
+        facts={"trunk starts": lambda config: f"from `{_row_of(config['model.pretrained']) or 'scratch'}`"},
         notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
     ),
     "maskcon_cpu": Table(

@@ -32,9 +32,10 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
       UserError: a config, data set or workdir that cannot work, before training; a loss that is not finite.
     """
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
+    workdir.check(path, config)
     run = experiment.load(config, path=path)
     if not (path / "config.json").is_file():  # a run that goes on has no need of the file
-        experiment.pretrained_trunk(config)
+        experiment.check_start(run)
     workdir.claim(path, config)
     workdir.check_data(path, experiment.fingerprints(run))
     if run.clusters is not None and not clusterfit.is_saved(path):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,27 +19,43 @@ BROKEN = "broken.txt"
 PROFILE = "profile"
 
 
-def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Makes `workdir` the run of this config, or finds it to be that already.
+def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Sees that `workdir` can be the run of this config, and leaves it as it is.
 
     Raises:
       UserError: it cannot be written, holds another config's run, or files that are not of a run.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        found = sorted(p.name for p in workdir.iterdir() if p.name != PROFILE)
-        if "config.json" in found:
-            changed = config_lib.differences(read_config(workdir), config)
-            if changed:
-                raise UserError(
-                    f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, or the "
-                    "config of that run."
-                )
-        elif found:
+        if workdir.exists():
+            _check_found(workdir, config)
+        there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+        # A file that is gone at once: a read-only workdir is found out now, not after the first epoch.
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to workdir {workdir} ({error}): take another --workdir.") from error
+
+
+def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    found = sorted(p.name for p in workdir.iterdir() if p.name != PROFILE)
+    if "config.json" in found:
+        changed = config_lib.differences(read_config(workdir), config)
+        if changed:
             raise UserError(
-                f"{workdir} holds files of something else ({', '.join(found[:3])}, …): take an empty --workdir."
+                f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, or the "
+                "config of that run."
             )
-        # Written even where it is there already: a read-only workdir is found out now, not after the first epoch.
+    elif found:
+        raise UserError(
+            f"{workdir} holds files of something else ({', '.join(found[:3])}, …): take an empty --workdir."
+        )
+
+
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes `workdir` the run of this config, or finds it to be that already; UserError as `check`."""
+    check(workdir, config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
         write(workdir / "config.json", config_lib.to_json(config) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to workdir {workdir} ({error}): take another --workdir.") from error

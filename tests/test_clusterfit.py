@@ -140,25 +140,41 @@ def kmeans_like(clusters, label):
     return type(clusters)(clusters.centre, label, clusters.inertia, clusters.iterations)
 
 
-def test_another_k_in_the_same_workdir_is_refused(baseline, tmp_path):
+def test_a_workdir_that_cannot_be_the_runs_is_refused_before_anything_is_clustered(baseline, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "restore_newest", None)
     workdir.claim(tmp_path / "run", config_of(baseline))
-    with pytest.raises(UserError, match=r"another config \(clusters\.k: 7 -> 8\)"):
-        train.train(config_of(baseline, **{"clusters.k": 8}), tmp_path / "run")
-    assert not clusterfit.is_saved(tmp_path / "run")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("")
+    for path, message in (
+        (tmp_path / "run", r"another config \(clusters\.k: 7 -> 8\)"),
+        (tmp_path / "thesis", r"files of something else \(chapter1\.tex"),
+        (tmp_path / "thesis" / "chapter1.tex" / "run", r"cannot write to workdir .*: take another --workdir"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train.train(config_of(baseline, **{"clusters.k": 8}), path)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
 
-def test_mistakes_cost_nothing(baseline, tmp_path):
+def test_mistakes_cost_nothing(baseline, tmp_path, monkeypatch):
     path = tmp_path / "run"
     unfinished = tmp_path / "unfinished"
     shutil.copytree(baseline, unfinished)
     (unfinished / "metrics.json").unlink()
+    older = tmp_path / "older"
+    shutil.copytree(baseline, older)
+    (older / "data.json").unlink()
+    monkeypatch.setenv("HOME", str(tmp_path))
     for overrides, message in (
         ({"clusters.workdir": str(tmp_path / "none")}, r"clusters\.workdir = .*none holds no run \(no config\.json\)"),
         ({"clusters.workdir": str(unfinished)}, r"unfinished holds no finished run \(no metrics\.json\): let"),
+        ({"clusters.workdir": "~/unfinished"}, rf"{tmp_path}/unfinished holds no finished run"),
+        ({"clusters.workdir": str(older)}, r"older holds no finished run \(no data\.json\): let"),
+        ({"data.train_level": "fine"}, r"was trained on the level coarse, and the level here is fine: want a run of"),
         ({"data.holdout": 0.2}, r"is the run of other images or labels \(split test, train\): want one of the same"),
         ({"clusters.k": 900}, r"clusters\.k = 900 is more than the 899 training images"),
         ({"clusters.k": 1}, r"clusters\.k = 1: want at least 2 clusters"),
-        ({"clusters.workdir": ""}, r"clusters\.workdir = : want the workdir of a finished baseline \(from=WORKDIR\)"),
+        ({"clusters.workdir": ""}, r"clusters\.workdir = : want the workdir of a finished baseline"),
     ):
         with pytest.raises(UserError, match=message):
             train.train(config_of(baseline, **overrides), path)

@@ -34,6 +34,7 @@ def test_arguments_are_typed_like_their_defaults():
         ("seed=1.5", r"seed=1\.5: want a value of type int, like 0"),
         ("seed=x", r"seed=x: want a value of type int"),
         ("seed", r"'seed' has no value: write seed=VALUE"),
+        ("method=a,b", r"'b' is no key=value: want a key of method, seed; a value that holds a comma .*data\.source"),
         ("seed=True", r"seed=True: want a value of type int"),
     ],
 )
@@ -55,6 +56,13 @@ def test_every_config_file_and_every_point_of_its_sweep_is_valid(path):
         config_lib.validate(config, num_devices=8)
         with pytest.raises((AttributeError, KeyError)):
             config.optimizer.learnin_rate = 1.0  # locked
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("transfer", "flowers"), ("maskcon", "cars")])
+def test_a_preset_for_one_data_set_is_refused_with_another(name, dataset):
+    module = load_config_file(next(path for path in CONFIG_FILES if path.stem == name))
+    with pytest.raises(UserError, match=rf"found preset=cpu with dataset={dataset}: it is for dataset=cifar100 alone"):
+        module.get_config(f"preset=cpu,dataset={dataset}")
 
 
 def test_cifar100_presets_are_what_they_say():
@@ -140,6 +148,21 @@ def test_maskcon_recipe_is_that_of_section_3():
         ({"ema.final": 1.5}, r"ema\.final = 1\.5: want a value in \[0, 1\]"),
         ({"loss.label_smoothing": 1.0}, r"loss\.label_smoothing = 1\.0: want a value in \[0, 1\)"),
         ({"optimizer.layer_decay": 0.0}, r"optimizer\.layer_decay = 0\.0: want a factor in \(0, 1\]"),
+        ({"eval.knn_temperature": 0.0}, r"eval\.knn_temperature = 0\.0: want sigma > 0"),
+        ({"eval.knn_k": 0}, r"eval\.knn_k = 0: want at least 1"),
+        ({"eval.batch_size": 0}, r"eval\.batch_size = 0: want at least 1"),
+        ({"ema.base": -0.1}, r"ema\.base = -0\.1: want a value in \[0, 1\]"),
+        ({"optimizer.learning_rate": 0.0}, r"optimizer\.learning_rate = 0\.0: want a value > 0"),
+        ({"train.batch_size": 0}, r"train\.batch_size = 0: want at least 1"),
+        ({"train.steps_per_call": -1}, r"train\.steps_per_call = -1: want 0"),
+        ({"train.shuffle_buffer": 0}, r"train\.shuffle_buffer = 0: want at least 1"),
+        ({"checkpoint.every_epochs": 0}, r"checkpoint\.every_epochs = 0: want at least 1"),
+        ({"checkpoint.keep": 0}, r"checkpoint\.keep = 0: want at least 1"),
+        ({"data.broken": "skp"}, r"unknown data\.broken 'skp' \(did you mean 'skip'\?\)"),
+        ({"method": "grafit_fc", "mixing.mixup": 0.2}, r"mixup = 0\.2: want 0, since grafit_fc does not train"),
+        ({"loss.label_smoothing": 0.1}, r"label_smoothing = 0\.1: want 0, since grafit trains no cross-entropy"),
+        ({"seed": -1}, r"seed = -1: want a whole number from 0 to 2\^32 - 1"),
+        ({"seed": 2**32}, r"seed = 4294967296: want a whole number"),  # whose draws would be those of seed 0
         ({"eval.size": -2}, r"eval\.size = -2: want 0"),
         ({"eval.size": 9}, r"eval\.size = 9: want an even number for the stem patch2"),
         (

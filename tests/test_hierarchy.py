@@ -42,6 +42,7 @@ def test_trainable():
     [
         ([], "holds 0 images, want at least 2"),
         ([1], "holds 1 images, want at least 2"),
+        ([0, 1, 1, 2], r"coarse label 0 \(x\) has a single training image, and so have 1 others, want at least 2"),
         ([0, 0, 1, 2, 2], r"coarse label 1 \(y\) has a single training image, want at least 2: add images or leave"),
     ],
 )
@@ -60,6 +61,11 @@ def test_select(classes):
     assert chosen.coarse_label.tolist() == [1, 0, 1, 1]
     assert chosen.coarse_names == ("x", "z")
     assert chosen.label.dtype == chosen.coarse_label.dtype == np.int32
+
+
+def test_select_wants_numbers():
+    with pytest.raises(UserError, match=r"\('x',\): want the numbers of classes, from 0 \(x\) to 2 \(z\)"):
+        select(make([0, 1, 2], [0, 1, 2]), ("x",))
 
 
 def test_select_numbers_fine_classes_by_the_whole_hierarchy():

@@ -71,6 +71,22 @@ def test_seeding_finds_clusters_that_lie_apart(seed):
     assert got.inertia == pytest.approx(len(rows) * rows.shape[1], rel=0.05)  # the variance inside of a cluster is 1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_seeding_takes_of_the_drawn_rows_the_one_that_leaves_least(seed):
+    # Greedy k-means++ in float64, with the same draws. Rows do not fill their blocks.
+    rows = np.random.default_rng(seed).normal(size=(150, 3)).astype(np.float32)
+    rng, k = np.random.default_rng(seed + 10), 8
+    chosen = [int(rng.integers(150))]
+    square = np.sum((rows[:, None].astype(float) - rows) ** 2, axis=2)
+    while len(chosen) < k:
+        nearest = square[chosen].min(0)
+        drawn = np.searchsorted(np.cumsum(nearest), rng.random(2 + int(np.log(k))) * nearest.sum(), side="right")
+        left = np.minimum(square[drawn], nearest).sum(1)
+        chosen.append(int(drawn[left.argmin()]))
+    got = kmeans_lib._seeded(rows, parallel.in_blocks(rows, k), k, np.random.default_rng(seed + 10))
+    np.testing.assert_array_equal(got, rows[chosen])
+
+
 def test_seeding_is_as_good_as_scikit_learns():
     rows, _ = groups(k=40, apart=1.0)
     ours = [kmeans(rows, 40, seed=seed, max_iterations=1).inertia for seed in range(4)]

@@ -125,6 +125,13 @@ def test_a_level_that_a_data_set_lacks(tmp_path, changes, level, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_usual_level_of_a_source():
+    expected = {"digits": "coarse", "folder:/x": "coarse", "npz:/inaturalist2019": "coarse", "tfds:cifar100": "coarse"}
+    expected |= {"tfds:i_naturalist2018:0.1.0": "genus", "tfds:oxford_flowers102": "fine", "tfds:food101": "fine"}
+    expected |= {"tfds:imagenet_resized/32x32": "coarse", "tfds:inaturalist2019": "genus"}
+    assert {source: sources.usual_level(source) for source in expected} == expected
+
+
 def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_judged_at_both(tmp_path, monkeypatch):
     on_one_device(monkeypatch)
     config = small_config("baseline", **{"data.train_level": "fine", "train.epochs": 1, "eval.features": ("trunk",)})
@@ -284,12 +291,12 @@ def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(t
     # Two of its rows are told apart by what they started from.
     shown = [
         {"method": "baseline", "seed": 0, "metrics": {"top1": v}, "run": {}, "config": {"model.pretrained": start}}
-        for v, start in ((0.5, ""), (0.75, f"{tmp_path}/grafit"))
+        for v, start in ((0.5, ""), (0.75, f"{tmp_path}/grafit"), (0.25, f"{tmp_path}/grafit_seed12"))
     ]
     table = tables.TABLES["transfer"]
     assert report.markdown_table(shown, {"top1": "top-1"}, {}, table.facts).splitlines()[2:] == [
         "| `baseline` | from `scratch` | 50.0 | 1 | - | - |",
-        "| `baseline` | from `grafit` | 75.0 | 1 | - | - |",
+        "| `baseline` | from `grafit` | 50.0 ± 35.4 | 2 | - | - |",  # of two seeds
     ]
 
 

@@ -188,6 +188,22 @@ def test_a_csv_that_is_none(tmp_path, data, message):
         sources.load(source=f"csv:{tmp_path}/t.csv")
 
 
+def test_a_folder_is_no_csv(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder: want csv:FILE, or folder:DIR"):
+        sources.load(source=f"csv:{tmp_path}")
+
+
+def test_labels_that_look_missing_are_warned_of(tmp_path, capsys):
+    files.write_tree(tmp_path, {"d": 4})
+    rows = [(f"d/{i:02}.png", c, f, s) for i, (c, f, s) in enumerate(
+        [("x", "a", "train"), ("x", "NaN", "train"), ("na", "b", "test"), ("banana", "nancy", "test")]
+    )]  # fmt: skip
+    got = sources.load(source=f"csv:{files.write_csv(tmp_path / 't.csv', rows)}")
+    assert f"{tmp_path}/t.csv: 2 labels are called nan or na or n/a" in (warned := capsys.readouterr().err)
+    assert "the first in line 3: they are classes like any other; if they stand" in warned
+    assert got["train"].label_names == ("NaN", "a", "b", "nancy")
+
+
 def test_an_image_in_both_splits_is_warned_of(tmp_path, capsys):
     files.write_tree(tmp_path, {"d": 2})
     rows = [("d/00.png", c, "", s) for s in ("train", "test") for c in "x"] + [("d/01.png", "y", "", "train")]

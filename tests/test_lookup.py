@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 from sklearn.datasets import load_digits
 
+import files
 from grafit_jax import experiment, features, lookup, report, train
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
@@ -92,6 +93,24 @@ def test_a_layer_that_a_method_has_not_is_named():
     ):
         with pytest.raises(UserError, match="method baseline has no projector: take --layer=trunk"):
             call()
+
+
+def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path, monkeypatch):
+    # Read at another size than its own, and evaluated at another one than that of training.
+    on_one_device(monkeypatch)
+    written = files.write_tree(tmp_path, files.TREE, height=21, width=30)
+    config = small_config(
+        "baseline",
+        **{"data.source": f"folder:{tmp_path}", "data.image_size": 11, "eval.size": 12, "train.batch_size": 8},
+        **{"views.mean": (0.5,) * 3, "views.std": (0.3,) * 3, "eval.recall_at": (1,), "eval.features": ("trunk",)},
+    )
+    run_ = experiment.load(config)
+    state = experiment.initial_state(run_)
+    gallery = experiment.embed(run_, state, "test", "trunk")
+    assert gallery.filename[4] in written
+    query = lookup.read_query(run_, gallery.filename[4])
+    got = lookup.embed_images(run_, state, [query], "trunk")
+    np.testing.assert_allclose(got[0], gallery.embedding[4], atol=1e-5)
 
 
 def test_a_photo_of_a_test_image_finds_that_image(workdir, tmp_path, monkeypatch):

@@ -182,6 +182,15 @@ def test_nothing_but_tensors_is_unpickled(tmp_path, monkeypatch):
     assert not pathlib.Path("evil_was_here").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"junk", b"<html>404</html>", b"PK\x03\x04 cut short", b"\x80\x02}q\x00("])
+def test_a_pth_that_is_none_is_told_in_one_line(tmp_path, content):
+    pytest.importorskip("torch", reason="without it no .pth is opened at all")
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"w\.pth cannot be read as a state dict of tensors alone \(.+\)") as error:
+        pretrained.read(tmp_path / "w.pth")
+    assert "\n" not in str(error.value)
+
+
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "w.safetensors").write_bytes(b"not safetensors at all")
     (tmp_path / "w.h5").write_bytes(b"")

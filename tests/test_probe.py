@@ -1,6 +1,7 @@
 """The probe on frozen embeddings: scikit-learn's logistic regression, and what it must not look at."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -103,6 +104,21 @@ def test_classes_may_be_missing_on_either_side_and_have_any_names():
 def test_one_class_is_always_right_where_it_is():
     rows = np.random.default_rng(0).normal(size=(6, 3))
     assert probe.probe(rows, np.full(6, 5), rows[:4], np.array([5, 5, 5, 2])) == {"top1": 0.75, "l2": 0.1}
+
+
+def test_steps_that_end_short_of_the_minimum_are_told_in_one_line(monkeypatch, capsys):
+    rows, label = problem()
+    probe.probe(rows, label, rows, label, l2=1e-2)
+    probe.probe(rows, label, rows, label)  # nor do those fits tell that l2 is chosen by
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(probe, "_MAX_ITERATIONS", 3)
+    probe.probe(rows, label, rows, label)
+    warned = capsys.readouterr().err
+    assert re.fullmatch(
+        r"warning: the probe with l2 = \S+ stopped at 3 steps, short of its minimum \(largest gradient \de-0[1-5], "
+        r"wanted 1e-07\): its top-1 may be a little off\n",
+        warned,
+    ), warned
 
 
 def test_constant_features_leave_the_most_frequent_class():

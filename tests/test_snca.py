@@ -23,7 +23,7 @@ def recipe(dataset):
 
 def schedules_of(config, num_images):
     """Those of a run on so many images, without any of its other parts."""
-    parts = dict.fromkeys(("network", "views", "key_views", "tx", "embed_fn"))
+    parts = dict.fromkeys(("network", "views", "key_views", "seen", "tx", "embed_fn"))
     steps_per_epoch = num_images // config.train.batch_size
     method = methods.get(config.method)
     return experiment.Experiment(config=config, records={}, method=method, steps_per_epoch=steps_per_epoch, **parts)

@@ -229,6 +229,20 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_goes_on_only_on_eight(tm
         train.train(config, tmp_path / "run")
 
 
+def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(tmp_path, monkeypatch):
+    config = small_config("baseline", **{"train.batch_size": 60, "eval.features": ("trunk",)})
+    workdir.claim(tmp_path / "run", config)
+    with monkeypatch.context() as patch:
+        on_one_device(patch)
+        state = experiment.initial_state(experiment.load(config))
+        checkpoints = Checkpoints(tmp_path / "run")
+        checkpoints.save(0, state, None)
+        checkpoints.close()
+    assert experiment.evaluate(*experiment.restore_newest(tmp_path / "run"))["step"] == 0
+    with pytest.raises(UserError, match=r"train\.batch_size = 60 does not divide over 8 devices"):
+        train.train(config, tmp_path / "run")
+
+
 def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     on_one_device(monkeypatch)
     config = small_config("baseline", **{"train.epochs": 1})

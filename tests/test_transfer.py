@@ -1,6 +1,7 @@
 """Transfer: a run's trunk under a new classifier, rates by layer, mixed images, smoothed labels, size."""
 
 import dataclasses
+import functools
 import shutil
 
 import jax
@@ -89,8 +90,24 @@ def test_workdirs_that_give_no_trunk(trained, tmp_path, monkeypatch):
     options = {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3, "model.pretrained": str(trained)}
     with pytest.raises(UserError, match=r"Conv_0.*of the trunk as \(3, 3, 4, 16\), want \(3, 3, 12, 16\)"):
         start(fine_tuning(**options), records=colour)
+    with pytest.raises(UserError, match=r"pretrained = runs/none is not there: want a run's workdir, or"):
+        start(fine_tuning(**{"model.pretrained": "runs/none"}))
     with pytest.raises(UserError, match=r"config\.json ends in \.json: want a \.safetensors or \.pth file"):
         start(fine_tuning(**{"model.pretrained": str(tmp_path / "config.json")}))
+
+
+def test_a_trunk_that_does_not_fit_is_told_before_anything_is_written(trained, tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    monkeypatch.setenv("HOME", str(trained.parent))
+    (tmp_path / "colour").mkdir()
+    for split in ("train", "test"):
+        labels = {"label": np.arange(16) % 4, "coarse_label": np.arange(16) % 2}
+        np.savez(tmp_path / "colour" / f"{split}.npz", image=np.zeros((16, 8, 8, 3), np.uint8), **labels)
+    options = {"data.source": f"npz:{tmp_path}/colour", "train.batch_size": 8, "model.pretrained": f"~/{trained.name}"}
+    options |= {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3}
+    with pytest.raises(UserError, match=r"of the trunk as \(3, 3, 4, 16\), want \(3, 3, 12, 16\)"):
+        train.train(fine_tuning(**options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_is_read_on_other_devices(trained):
@@ -173,6 +190,16 @@ def test_a_mixture_follows_its_id_and_the_key():
     np.testing.assert_allclose(again, share[rows], rtol=1e-6)
     other = mix(IMAGES[rows], LABELS[rows], IDS[rows], jax.random.PRNGKey(4), mixup=1.0, cutmix=0.0)[2]
     assert np.abs(other - again).min() > 1e-3
+
+
+def test_the_number_of_devices_makes_no_difference_to_a_mixture():
+    rows = slice(0, 64)
+    one = mix(IMAGES[rows], LABELS[rows], IDS[rows], KEY, mixup=0.4, cutmix=1.0)
+    of_device = functools.partial(mix, mixup=0.4, cutmix=1.0, axis_name="batch")
+    shards = [x[rows].reshape(8, 8, *x.shape[1:]) for x in (IMAGES, LABELS, IDS)]
+    eight = jax.pmap(of_device, axis_name="batch", in_axes=(0, 0, 0, None))(*shards, KEY)
+    for got, expected in zip(eight, one, strict=True):
+        np.testing.assert_allclose(np.reshape(got, expected.shape), expected, atol=1e-6)
 
 
 def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):

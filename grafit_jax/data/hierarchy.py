@@ -86,10 +86,12 @@ def check_trainable(records: Records) -> None:
             f"the training split holds {len(records)} images, want at least 2: look at data.source, "
             "data.coarse_classes and data.holdout."
         )
-    for number in np.flatnonzero(np.bincount(records.coarse_label) == 1):
+    alone = np.flatnonzero(np.bincount(records.coarse_label) == 1)
+    if len(alone):
+        others = f", and so have {len(alone) - 1} others" if len(alone) > 1 else ""
         raise UserError(
-            f"coarse label {number} ({records.coarse_names[number]}) has a single training image, want at least 2: "
-            "add images or leave the class out (data.coarse_classes)."
+            f"coarse label {alone[0]} ({records.coarse_names[alone[0]]}) has a single training image{others}, want at "
+            "least 2: add images or leave the class out (data.coarse_classes)."
         )
 
 
@@ -97,8 +99,13 @@ def check_classes(coarse_classes: Sequence[int], coarse_names: Sequence[str]) ->
     """Checks a choice of coarse classes by their numbers.
 
     Raises:
-      UserError: a class that is given twice or that does not exist.
+      UserError: what is no number, a class that is given twice or that does not exist.
     """
+    if not all(isinstance(number, int) for number in coarse_classes):
+        raise UserError(
+            f"coarse_classes = {tuple(coarse_classes)}: want the numbers of classes, from 0 ({coarse_names[0]}) to "
+            f"{len(coarse_names) - 1} ({coarse_names[-1]})."
+        )
     if len(set(coarse_classes)) != len(coarse_classes):
         raise UserError(f"coarse_classes = {tuple(coarse_classes)} names a class twice: want each of them once.")
     for number in coarse_classes:

@@ -12,6 +12,8 @@ from grafit_jax.errors import UserError, warn
 
 # What a split may be called, in folders and in a CSV.
 _SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test"}
+# What programs write into a CSV where there is no value.
+_MISSING = ("nan", "na", "n/a", "none", "null")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +192,7 @@ def _list_csv(path: pathlib.Path) -> dict[str, list[Example]]:
     by_split = _one_of_each(names, f"csv:{path}", f"the splits {', '.join(names) or 'none'}")
     listed: dict[str, list[Example]] = {split: [] for split in by_split}
     first: dict[tuple[str, str], int] = {}
+    missing: list[int] = []
     for line, row in rows:
         for key in ("path", "coarse"):
             if not row[key]:
@@ -203,6 +206,13 @@ def _list_csv(path: pathlib.Path) -> dict[str, list[Example]]:
         first[split, file] = line
         coarse, fine = (_class_name(row[key], str(path)) for key in ("coarse", "fine"))
         listed[split].append(Example(file, coarse, fine or None))
+        missing += [line for name in (coarse, fine) if name.lower() in _MISSING]
+    if missing:
+        warn(
+            f"{path}: {len(missing)} labels are called {' or '.join(_MISSING)}, the first in line {missing[0]}: they "
+            "are classes like any other; if they stand for what is not known, leave these images out, or fine empty "
+            "for all"
+        )
     return listed
 
 
@@ -215,8 +225,12 @@ def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
             rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except FileNotFoundError:
         raise UserError(f"found no file {path}: want csv:FILE.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: want csv:FILE, or folder:DIR for folders of images.") from None
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV ({' '.join(str(error).split())}): save it as UTF-8.") from None
+        raise UserError(
+            f"{path} cannot be read as CSV ({' '.join(str(error).split())}): save it as CSV in UTF-8."
+        ) from None
     missing = [name for name in ("path", "coarse", "split") if name not in header]
     if missing or len(set(header)) < len(header):
         raise UserError(

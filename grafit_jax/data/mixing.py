@@ -2,13 +2,15 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 # With both, half of the images are cut, as in timm.
 _CUT = 0.5
 
 
-def mix(images: Array, labels: Array, ids: Array, key: Array, *, mixup: float, cutmix: float) -> tuple[Array, ...]:
+def mix(
+    images: Array, labels: Array, ids: Array, key: Array, *, mixup: float, cutmix: float, axis_name: str | None = None
+) -> tuple[Array, ...]:
     """Each image of a batch with the one at the mirrored place, by a share of its own.
 
     Args:
@@ -19,12 +21,18 @@ def mix(images: Array, labels: Array, ids: Array, key: Array, *, mixup: float, c
       mixup: alpha of Beta(alpha, alpha), of which the share of a mixture is drawn; 0 is no mixup.
       cutmix: alpha of the share of the image that a pasted rectangle leaves; 0 is no CutMix. With both, one of the two
         is drawn for each image.
+      axis_name: the mapped device axis: the batch is that of all devices, in their order, so that their number makes
+        no difference.
 
     Returns:
       images float [B, S, S, C], the labels of what was mixed in, int [B], and the images' own shares, float32 [B]: the
       loss is share * loss(label) + (1 - share) * loss(the other label).
     """
     other, other_labels = images[::-1], labels[::-1]
+    if axis_name is not None:
+        last = lax.axis_size(axis_name) - 1
+        mirrored = [(device, last - device) for device in range(last + 1)]
+        other, other_labels = lax.ppermute((other, other_labels), axis_name, mirrored)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
 
     def one(key, image, other):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grafit_jax.data import folder, hierarchy, tfds_source
+from grafit_jax.data import catalog, folder, hierarchy, tfds_source
 from grafit_jax.data.folder import FolderImages
 from grafit_jax.data.tfds_source import StreamedImages
 from grafit_jax.errors import UserError
@@ -233,6 +234,12 @@ def load(
             if not len(r):
                 raise UserError(f"holdout = {holdout} leaves no image for {split}: take a share further from 0 and 1.")
     return records
+
+
+def usual_level(source: str) -> str:
+    """The level that a source is trained on, if no other is asked for."""
+    kind, _, name = source.partition(":")
+    return catalog.find(re.split("[/:]", name)[0]).coarse if kind == "tfds" else "coarse"
 
 
 def in_order(images: np.ndarray | InFiles, batch_size: int) -> Iterator[np.ndarray]:

@@ -1,6 +1,10 @@
 """Trains by a config file, or goes on where a run in the same workdir stopped.
 
 python experiments/train.py --config=configs/cifar100.py:method=grafit,preset=cpu --workdir=runs/grafit [--profile]
+
+On several hosts: the same command on each of them, with --distributed (docs/pods.md). Exit status 0: the run is
+complete; 75: it was asked to stop by SIGTERM and has saved itself, and the same command goes on; 2: a mistake, told in
+one line.
 """
 
 import json
@@ -9,20 +13,36 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from grafit_jax import cli, profiling, train
+from grafit_jax import cli, cluster, parallel, profiling, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or will be", required=True)
 _PROFILE = flags.DEFINE_bool("profile", False, "trace one step into WORKDIR/profile and list what took long; no run")
 
 
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "one of several hosts, which JAX detects: TPU, SLURM, Kubernetes"
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot detect it")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are, with --coordinator")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
+
+
 def main(argv):
+    cluster.start(
+        distributed=_DISTRIBUTED.value,
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+    )
     if _PROFILE.value:
         profiling.show_kernels()
         operations, trace = train.profile(_CONFIG.value, pathlib.Path(_WORKDIR.value))
         print(f"{profiling.table(operations)}\n\ntrace, for XProf or TensorBoard: {trace}")
         return
-    print(json.dumps(train.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))))
+    metrics = train.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    if parallel.is_first():
+        print(json.dumps(metrics))
 
 
 if __name__ == "__main__":

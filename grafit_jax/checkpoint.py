@@ -1,7 +1,10 @@
 """Checkpoints: the only file that knows Orbax."""
 
 import dataclasses
+import os
 import pathlib
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,24 +12,36 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from grafit_jax import parallel
-from grafit_jax.errors import UserError
+from grafit_jax import integrity, parallel
+from grafit_jax.errors import UserError, warn
 from grafit_jax.memory import Memory
+
+_ITEMS = {
+    "state": ocp.StandardCheckpointHandler,
+    "memory": ocp.StandardCheckpointHandler,
+    "record": ocp.JsonCheckpointHandler,
+}
+
+
+class Damaged(Exception):
+    """A checkpoint that does not hold what was saved; the message says why."""
 
 
 class Checkpoints:
     """The checkpoints of one run, `workdir/checkpoints/<step>/`, written in the background.
 
     A checkpoint holds two trees: `state` (parameters, target, batch statistics, optimiser, RNG, step) and `memory`, the
-    rows of all devices one behind the other. Both restore on any number of devices. The newest `keep` checkpoints stay,
+    rows of all devices one behind the other. Both restore on any number of devices. Beside them, `record` is JSON: the
+    digests of both, by which damage is found out, and whatever the run has to say. The newest `keep` checkpoints stay,
     and beside them the best one by fine mAP (coarse mAP without fine labels), where evaluations were made.
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False):
+        self._read_only = read_only
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             # Named, so that a manager that has saved nothing yet can tell what a checkpoint holds.
-            item_handlers={item: ocp.StandardCheckpointHandler() for item in ("state", "memory")},
+            item_handlers={item: handler() for item, handler in _ITEMS.items()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
@@ -44,16 +59,96 @@ class Checkpoints:
         """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, memory: Any, metrics: dict[str, float] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        memory: Any,
+        metrics: dict[str, float] | None = None,
+        record: dict[str, Any] | None = None,
+    ) -> None:
         """Starts to write; the values are copied before this returns, so that they may be donated.
 
-        All processes have to call it.
+        All processes have to call it. `record` is to be had from `restore_newest`.
         """
         items = {"state": jax.tree.map(parallel.everywhere, _present(state))}
         if memory is not None:
             items["memory"] = {"embedding": parallel.joined(memory.embedding)}
-        saved = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
+        saved: dict[str, Any] = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
+        digests = {item: integrity.digests(tree) for item, tree in items.items()}
+        saved["record"] = ocp.args.JsonSave((record or {}) | {"digests": digests})
         self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics or None)
+
+    def restore_newest(self, state: Any, memory: Memory | None = None) -> tuple[Any, Memory | None, dict] | None:
+        """(state, memory, record) of the newest checkpoint that is not damaged; None if there is none.
+
+        A damaged one is set aside as `checkpoints/damaged-<step>`, and told of. All processes have to call it.
+
+        Args:
+          state: as it is to be restored: structure, shapes and devices.
+          memory: the same; None restores none.
+
+        Raises:
+          UserError: the checkpoint holds other arrays: it was written by another architecture.
+        """
+        return self._newest_whole(lambda step: self._restore_checked(step, state, memory))
+
+    def read_newest(self, item: str) -> Any | None:
+        """The item of the newest checkpoint that is not damaged, as nested dictionaries of numpy arrays.
+
+        Whatever devices it was written on; None if there is none.
+        """
+
+        def read(step):
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            found = self._manager.item_metadata(step)[item].tree
+            abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), found)
+            tree = self._restore(step, item, abstract)
+            _compare({item: tree}, self._record(step)["digests"])
+            return jax.tree.map(np.asarray, tree)
+
+        return self._newest_whole(read)
+
+    def _newest_whole(self, read: Callable[[int], Any]) -> Any | None:
+        """What `read` returns of the newest checkpoint that it does not find to be damaged."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found, reason = None, ""
+            try:
+                found = read(step)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a reader says of damaged files
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if parallel.all_agree(found is not None):
+                return found
+            self._set_aside(step, reason or "another process could not read it")
+        return None
+
+    def _restore_checked(self, step: int, state: Any, memory: Memory | None) -> tuple[Any, Memory | None, dict]:
+        record = self._record(step)
+        state = self.restore_state(step, state)
+        found = {"state": jax.tree.map(parallel.everywhere, _present(state))}
+        if memory is not None:
+            memory = self.restore_memory(step, memory)
+            found["memory"] = {"embedding": parallel.joined(memory.embedding)}
+        _compare(found, record["digests"])
+        return state, memory, record
+
+    def _record(self, step: int) -> dict[str, Any]:
+        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        damaged = self._manager.directory / str(step)
+        if self._read_only:
+            warn(f"checkpoint {damaged} is damaged ({reason}): passed over.")
+            return
+        aside = damaged.with_name(f"damaged-{step}")
+        if parallel.is_first():
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(damaged, aside)
+            warn(f"checkpoint {damaged} is damaged ({reason}): kept as {aside}, and the one before it is used.")
+        parallel.all_agree(True)  # the others wait until it is done
+        self._manager.reload()
 
     def restore_state(self, step: int, like: Any) -> Any:
         """The state of that step, with the structure, shapes and devices of `like`.
@@ -95,18 +190,13 @@ class Checkpoints:
 
     def _shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
         metadata = self._manager.item_metadata(step)[item]
-        return {} if metadata is None else _shapes(metadata.tree)
+        if metadata is None:
+            raise Damaged(f"found no {item} in it")
+        return _shapes(metadata.tree)
 
     def _restore(self, step: int, item: str, like: Any, *, strict: bool = True) -> Any:
         wanted = ocp.args.StandardRestore(like, strict=strict)
         return self._manager.restore(step, args=ocp.args.Composite(**{item: wanted}))[item]
-
-    def read(self, step: int, item: str) -> Any:
-        """The item as nested dictionaries of numpy arrays, whatever devices it was written on."""
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        found = self._manager.item_metadata(step)[item].tree
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), found)
-        return jax.tree.map(np.asarray, self._restore(step, item, abstract))
 
     def wait(self) -> None:
         """Waits for what is being written; raises what went wrong there."""
@@ -116,6 +206,15 @@ class Checkpoints:
         """Waits, and lets go of the directory."""
         self.wait()
         self._manager.close()
+
+
+def _compare(items: dict[str, Any], saved: dict[str, dict[str, str]]) -> None:
+    """Raises `Damaged` unless the trees are those whose digests were saved."""
+    for item, tree in items.items():
+        found = integrity.digests(tree)
+        differing = [name for name in found.keys() | saved[item].keys() if found.get(name) != saved[item].get(name)]
+        if differing:
+            raise Damaged(f"{item}{min(differing)} is not what was saved")
 
 
 def _present(tree: Any) -> dict[str, Any]:

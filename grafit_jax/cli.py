@@ -11,7 +11,9 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
+from grafit_jax import cluster
 from grafit_jax.errors import UserError
+from grafit_jax.preemption import EXIT_PREEMPTED, Preempted
 
 # How a mistake ends on every command line.
 EXIT_MISTAKE = 2
@@ -41,6 +43,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             main(argv)
         except UserError as error:
             _exit(error)
+        except Preempted as error:
+            print(error, file=sys.stderr)
+            cluster.exit_with(EXIT_PREEMPTED)
+        except Exception:
+            cluster.abandon()
+            raise
 
     app.run(guarded, flags_parser=parse)
 
@@ -66,7 +74,7 @@ def use_compilation_cache() -> None:
 
 def _exit(error: BaseException) -> NoReturn:
     print(f"error: {_message(error)}", file=sys.stderr)
-    sys.exit(EXIT_MISTAKE)
+    cluster.exit_with(EXIT_MISTAKE)
 
 
 def _is_a_bug(error: BaseException) -> bool:

@@ -121,6 +121,7 @@ def default() -> ml_collections.ConfigDict:
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every_epochs = 10
+    c.checkpoint.every_steps = 0  # > 0: and after so many steps, wherever in an epoch that is
     c.checkpoint.keep = 2  # the newest ones; the best one by `map` is kept beside them
     return c.lock()
 
@@ -302,6 +303,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     want(config.eval.every_epochs >= 0, "eval.every_epochs", "0 (at the end alone) or more")
     want(config.eval.knn_k >= 1, "eval.knn_k", "at least 1")
     want(config.checkpoint.every_epochs >= 1, "checkpoint.every_epochs", "at least 1")
+    want(config.checkpoint.every_steps >= 0, "checkpoint.every_steps", "0 (at the end of epochs alone) or more")
     want(config.checkpoint.keep >= 1, "checkpoint.keep", "at least 1")
     if config.train.batch_size % num_devices:
         below = config.train.batch_size // num_devices * num_devices

@@ -265,11 +265,10 @@ def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[
             f"model.pretrained = {path} has the trunk {theirs.trunk}, and model.trunk = {model.trunk}: want the same."
         )
     checkpoints = Checkpoints(path, read_only=True)
-    step = checkpoints.latest_step()
-    if step is None:
-        raise UserError(f"model.pretrained = {path} holds no checkpoint: let experiments/train.py reach its first one.")
-    state = checkpoints.read(step, "state")
+    state = checkpoints.read_newest("state")
     checkpoints.close()
+    if state is None:
+        raise UserError(f"model.pretrained = {path} holds no checkpoint: let experiments/train.py reach its first one.")
     same_stem = theirs.stem == model.stem
     return {
         kind: {name: layer for name, layer in state[kind]["trunk"].items() if same_stem or _block(name) >= 0}
@@ -362,14 +361,15 @@ def restore_newest(
     if data_dir is not None:
         config.data.data_dir = data_dir
     checkpoints = Checkpoints(path, read_only=True)
-    step = checkpoints.latest_step()
-    if step is None:
+    if checkpoints.latest_step() is None:
         raise UserError(f"{path} holds no checkpoint yet: let experiments/train.py reach its first one.")
     experiment = load(config, records, path=path, training=False)
     workdir.check_data(path, fingerprints(experiment))
-    state = checkpoints.restore_state(step, initial_state(experiment, placeholder=True))
+    restored = checkpoints.restore_newest(initial_state(experiment, placeholder=True))
     checkpoints.close()
-    return experiment, state
+    if restored is None:
+        raise UserError(f"{path} holds no checkpoint that is whole: train again, in another --workdir.")
+    return experiment, restored[0]
 
 
 def fingerprints(experiment: Experiment) -> dict[str, str]:

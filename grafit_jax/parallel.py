@@ -36,6 +36,16 @@ def num_all_devices() -> int:
     return num_devices() * jax.process_count()
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+def all_agree(yes: bool) -> bool:
+    """Whether every process says yes. All have to call it."""
+    return yes if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(yes))))
+
+
 def own(rows: Any) -> Any:
     """This process's rows of [n, ...], one for each of all devices."""
     first = jax.process_index() * num_devices()

@@ -13,12 +13,16 @@ import jax
 import ml_collections
 import tqdm
 
-from grafit_jax import clusterfit, environment, experiment, parallel, profiling, train_step, workdir
+from grafit_jax import clusterfit, environment, experiment, parallel, preemption, profiling, train_step, workdir
+from grafit_jax import config as config_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 from grafit_jax.objective import Totals
+
+# Of a scan on accelerators, at most: a run that is asked to stop does so between two of them.
+_STEPS_PER_CALL = 100
 
 
 def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, float]:
@@ -37,24 +41,22 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
     if not (path / "config.json").is_file():  # a run that goes on has no need of the file
         experiment.check_start(run)
     workdir.claim(path, config)
-    workdir.check_data(path, experiment.fingerprints(run))
+    fingerprints = experiment.fingerprints(run)
+    workdir.check_data(path, fingerprints)
     if run.clusters is not None and not clusterfit.is_saved(path):
         clusterfit.save(path, run.clusters)
-    workdir.write(path / "data.json", json.dumps(experiment.fingerprints(run)) + "\n")
+    workdir.write(path / "data.json", json.dumps(fingerprints) + "\n")
     workdir.write_broken(path, run.records)
     if (path / "metrics.json").is_file():  # complete: nothing of it is touched
         return json.loads((path / "metrics.json").read_text())
 
     # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
-    start = checkpoints.latest_step() or 0
-    state = experiment.initial_state(run, placeholder=start > 0)
-    memory = experiment.initial_memory(run, state, placeholder=start > 0)
+    state, memory, begun = _restored(run, checkpoints) or (*experiment.initial(run), {})
+    step = start = int(state.step)
     if start:
-        state = checkpoints.restore_state(start, state)
-        memory = None if memory is None else checkpoints.restore_memory(start, memory)
-        print(f"{path} goes on after step {start} of {run.total_steps}", file=sys.stderr)
-    feed = make_feed(run)
+        _say(f"{path} goes on after step {start} of {run.total_steps}")
+    feed = make_feed(run, start)
 
     # 3. What was logged after that checkpoint is cut.
     log = workdir.cut_log(path, start)
@@ -63,8 +65,11 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
 
     # 4. The pmapped step.
     call = make_call(run, feed)
+    # What the numbers in a checkpoint, and the result, stand on.
+    standing = environment.describe() | {"data_fingerprint": fingerprints}
+    facts = {"config": config_lib.flatten(config), "run": standing}
 
-    # 5. Epoch by epoch: train, log, evaluate, save.
+    # 5. Epoch by epoch: train, log, evaluate, save. A checkpoint within an epoch tells what its steps have come to.
     bar = tqdm.tqdm(
         total=run.total_steps * config.train.batch_size,
         initial=start * config.train.batch_size,
@@ -73,27 +78,35 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
         desc=config.method,
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 30.0,  # seconds: a log file wants fewer lines than a terminal
+        disable=not parallel.is_first(),
     )
     with contextlib.ExitStack() as at_the_end:  # also of an interrupted run: a checkpoint on its way is waited for
         for close in (bar.close, tensorboard.close, checkpoints.close):
             at_the_end.callback(close)
+        asked_to_stop = at_the_end.enter_context(preemption.watch())
         for epoch in range(start // run.steps_per_epoch, config.train.epochs):
             began = time.perf_counter()
-            totals = []
-            for inputs in feed.epoch(epoch):
+            progress, begun = Progress(**begun), {}
+            end = (epoch + 1) * run.steps_per_epoch
+            for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
                 state, memory, sums = call(state, memory, inputs)
-                totals.append(sums)
+                progress.add(sums)
+                step += feed.steps_per_call
                 bar.update(feed.steps_per_call * config.train.batch_size)
-            line = _means(totals)
-            step = int(state.step)
-            seconds = time.perf_counter() - began
-            line |= {
+                stop = asked_to_stop(step)
+                if step < end and (stop or _is_due(step, feed.steps_per_call, config.checkpoint.every_steps)):
+                    record = progress.record(time.perf_counter() - began)
+                    checkpoints.save(step, state, memory, record=facts | {"progress": record})
+                    if stop:
+                        raise preemption.Preempted(step)
+            record = progress.record(time.perf_counter() - began)
+            line = progress.means() | {
                 "step": step,
                 "epoch": epoch + 1,
                 "learning_rate": float(run.learning_rate(step - 1)),
-                "seconds": seconds,
+                "seconds": record["seconds"],
                 "data_wait_seconds": feed.waited,
-                "images_per_second": run.steps_per_epoch * config.train.batch_size / seconds,
+                "images_per_second": run.steps_per_epoch * config.train.batch_size / record["seconds"],
             }
             _stop_if_not_finite(line, step - run.steps_per_epoch, step, checkpoints)
             bar.set_postfix(loss=f"{line['loss']:.3f}")
@@ -111,19 +124,20 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
                     )
                     _to_tensorboard(tensorboard, "eval", metrics)
             finally:  # whatever becomes of an evaluation, the epochs are kept
-                if last or (epoch + 1) % config.checkpoint.every_epochs == 0:
-                    checkpoints.save(step, state, memory, evaluated)
+                if stop or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
+                    checkpoints.save(step, state, memory, evaluated, facts)
+            if stop and not last:
+                raise preemption.Preempted(step)
 
     # 6. The result, on the final weights. run.json first: metrics.json says that a run is complete.
     if metrics.get("step") != run.total_steps:  # the last evaluation was cut short, after the last save
         metrics = experiment.evaluate(run, state)
     log = workdir.cut_log(path, run.total_steps)
-    run_facts = environment.describe() | {
+    run_facts = standing | {
         "train_seconds": sum(line.get("seconds", 0.0) for line in log),
         "views_per_image": run.method.views_per_image(config.views.num_views),
         "train_images": len(run.records["train"]),
         "test_images": len(run.records["test"]),
-        "data_fingerprint": experiment.fingerprints(run),
     }
     workdir.write(path / "run.json", json.dumps(run_facts, indent=2) + "\n")
     workdir.write(path / "metrics.json", json.dumps(metrics) + "\n")
@@ -171,13 +185,15 @@ def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AX
     )
 
 
-def make_feed(run: experiment.Experiment) -> pipeline.Resident | pipeline.Streamed:
-    """Where the batches of a run come from."""
+def make_feed(run: experiment.Experiment, start: int = 0) -> pipeline.Resident | pipeline.Streamed:
+    """Where the batches of a run come from that goes on after step `start`."""
     config, records = run.config, run.training
     batches = {"seed": config.seed, "batch_size": config.train.batch_size}
     if config.data.stream:
         return pipeline.Streamed(records, shuffle_buffer=config.train.shuffle_buffer, crops=run.crops, **batches)
-    steps_per_call = _steps_per_call(config.train.steps_per_call, run.steps_per_epoch)
+    # The rest of an epoch is a whole number of calls too.
+    steps = math.gcd(run.steps_per_epoch, start)
+    steps_per_call = _steps_per_call(config.train.steps_per_call, steps)
     return pipeline.Resident(records, steps_per_call=steps_per_call, **batches)
 
 
@@ -188,23 +204,56 @@ def make_call(run: experiment.Experiment, feed: pipeline.Resident | pipeline.Str
     )
 
 
-def _steps_per_call(wanted: int, steps_per_epoch: int) -> int:
-    """The largest divisor of an epoch's steps that is at most `wanted` (0: chosen for the device)."""
+def _steps_per_call(wanted: int, steps: int) -> int:
+    """The largest divisor of `steps` that is at most `wanted` (0: chosen for the device)."""
     if wanted == 0:
         # On CPU a step takes long enough for a call of its own, and convolutions are slow inside of a loop.
-        wanted = 1 if jax.default_backend() == "cpu" else steps_per_epoch
-    return max(n for n in range(1, min(wanted, steps_per_epoch) + 1) if steps_per_epoch % n == 0)
+        wanted = 1 if jax.default_backend() == "cpu" else _STEPS_PER_CALL
+    return max(n for n in range(1, min(wanted, steps) + 1) if steps % n == 0)
 
 
-def _means(totals: list[Totals]) -> dict[str, float]:
-    """One mean for every metric, from the sums and counts of many calls."""
-    totals = jax.device_get(totals)
-    means: dict[str, float] = {}
-    for name in totals[0]:
-        value = sum(float(t[name][0]) for t in totals)
-        count = sum(float(t[name][1]) for t in totals)
-        means[name] = value / count if count else 0.0
-    return means
+class Progress:
+    """What the steps of an epoch have come to so far: one mean for every metric, from sums and counts of many calls."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None, seconds: float = 0.0):
+        """Of an epoch that goes on: `record` as it was."""
+        self._sums, self._seconds = dict(sums or {}), seconds
+        self._totals: list[Totals] = []
+
+    def add(self, totals: Totals) -> None:
+        self._totals.append(totals)  # fetched later: a step does not wait for the host
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """For JSON, with the seconds since the epoch began, or went on."""
+        for totals in jax.device_get(self._totals):
+            for name, values in totals.items():
+                self._sums[name] = [a + float(b) for a, b in zip(self._sums.get(name, (0.0, 0.0)), values, strict=True)]
+        self._totals = []
+        return {"sums": self._sums, "seconds": self._seconds + seconds}
+
+    def means(self) -> dict[str, float]:
+        """Of what has been recorded."""
+        return {name: value / count if count else 0.0 for name, (value, count) in self._sums.items()}
+
+
+def _restored(run: experiment.Experiment, checkpoints: Checkpoints) -> tuple[Any, Any, dict[str, Any]] | None:
+    """State, memory and the progress of a begun epoch, of the newest checkpoint, if there is one."""
+    if checkpoints.latest_step() is None:
+        return None
+    state = experiment.initial_state(run, placeholder=True)
+    memory = experiment.initial_memory(run, state, placeholder=True)
+    found = checkpoints.restore_newest(state, memory)
+    return found and (found[0], found[1], found[2].get("progress", {}))
+
+
+def _is_due(step: int, taken: int, every: int) -> bool:
+    """Whether the last `taken` steps have passed a multiple of `every` (0: never)."""
+    return every > 0 and step // every > (step - taken) // every
+
+
+def _say(message: str) -> None:
+    if parallel.is_first():
+        print(message, file=sys.stderr)
 
 
 def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints: Checkpoints) -> None:
@@ -227,7 +276,9 @@ def _evaluation(line: dict[str, Any]) -> dict[str, float]:
 def _tensorboard(path: pathlib.Path, start: int):
     import tensorboardX  # here, since it takes a while to import
 
-    return tensorboardX.SummaryWriter(str(path / "tensorboard"), purge_step=start + 1 if start else None)
+    return tensorboardX.SummaryWriter(
+        str(path / "tensorboard"), purge_step=start + 1 if start else None, write_to_disk=parallel.is_first()
+    )
 
 
 def _to_tensorboard(writer, group: str, values: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
+from grafit_jax import parallel
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 
@@ -85,7 +86,9 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """All of the text or nothing: a reader, or a crash, never finds half a file."""
+    """All of the text or nothing: a reader, or a crash, never finds half a file. By the first process alone."""
+    if not parallel.is_first():
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
@@ -101,6 +104,9 @@ def write_broken(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:
 
 
 def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
+    """By the first process alone."""
+    if not parallel.is_first():
+        return
     with (workdir / "metrics.jsonl").open("a") as f:
         f.write(json.dumps(line) + "\n")
 

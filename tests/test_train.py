@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, train, workdir
+from grafit_jax import experiment, parallel, train, workdir
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
@@ -216,7 +216,7 @@ def test_the_best_checkpoint_stays_the_best_after_a_resume(tmp_path):
     assert {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()} == {10, 40, 50}
 
 
-def test_a_run_on_eight_devices_is_evaluated_on_one_and_goes_on_only_on_eight(tmp_path, monkeypatch):
+def test_a_run_on_eight_devices_is_evaluated_on_one_and_goes_on_there(tmp_path, monkeypatch):
     config = small_config(**{"checkpoint.every_epochs": 1, "eval.features": ("trunk",)})
     eight = train.train(config, tmp_path / "run")
     on_one_device(monkeypatch)
@@ -224,9 +224,21 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_goes_on_only_on_eight(tm
     assert one.keys() == eight.keys()
     for name, value in eight.items():
         assert one[name] == pytest.approx(value, abs=2e-3), name
-    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped
-    with pytest.raises(UserError, match=r"has its memory on 8 devices, and here are 1: go on .* on 8 devices"):
-        train.train(config, tmp_path / "run")
+    # The memory of 8 devices, with 5 rows of padding, is that of 3 with 1, row by row.
+    on_eight = newest(tmp_path / "run")[1]["memory"]["embedding"]
+    assert on_eight.shape == (904, 16) and not on_eight[899:].any()
+    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:3])
+    run = experiment.load(config, training=False)
+    state = experiment.initial_state(run, placeholder=True)
+    like = experiment.initial_memory(run, state, placeholder=True)
+    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+    _, memory, record = checkpoints.restore_newest(state, like)
+    checkpoints.close()
+    assert memory.embedding.shape == (3, 300, 16) and memory.embedding.sharding.device_set == {*jax.devices()[:3]}
+    np.testing.assert_array_equal(np.asarray(memory.embedding).reshape(900, 16)[:899], on_eight[:899])
+    np.testing.assert_array_equal(np.asarray(memory.label).ravel()[:899], run.records["train"].coarse_label)
+    assert np.asarray(memory.label).ravel()[899] == -1
+    assert record["config"]["seed"] == 0 and record["run"]["packages"]["jax"] == jax.__version__
 
 
 def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_a_trunk_that_does_not_fit_is_told_before_anything_is_written(trained, t
 
 def test_a_checkpoint_is_read_on_other_devices(trained):
     checkpoints = Checkpoints(trained, read_only=True)
-    state = checkpoints.read(checkpoints.latest_step(), "state")
+    state = checkpoints.read_newest("state")
     checkpoints.close()
     _, theirs = experiment.restore_newest(trained)  # on eight devices
     assert parallel.num_devices() == 8

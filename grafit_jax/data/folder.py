@@ -88,6 +88,7 @@ class FolderImages:
         buffer_size: int = 0,
         shard: tuple[int, int] = (0, 1),
         crops: Crops | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """One epoch as (id int32 [B], image uint8 [B, S, S, 3]), in an order that `seed` alone decides.
 
@@ -100,6 +101,7 @@ class FolderImages:
           seed: of the epoch.
           buffer_size: not used: files are read in any order, so all of them are shuffled.
           shard: (i, n): the i-th of n parts of the split, as alike in size and in classes as can be: one host's.
+          first: batches to leave out at the beginning, which are not decoded.
           crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, 3].
 
         Raises:
@@ -113,9 +115,10 @@ class FolderImages:
         # The later ones are not begun unless the earlier ones run out.
         decode = self._square if crops is None else functools.partial(self._cropped, crops, seed)
         decoded = itertools.chain.from_iterable(
-            self._decoded(rows, decode, ahead=2 * batch_size, skip=self._skip) for rows in (used, spare, used)
+            self._decoded(rows, decode, ahead=2 * batch_size, skip=self._skip)
+            for rows in (used[first * batch_size :], spare, used)
         )
-        for _ in range(num_batches):
+        for _ in range(first, num_batches):
             batch = list(itertools.islice(decoded, batch_size))
             if len(batch) < batch_size:
                 raise UserError(

@@ -52,11 +52,11 @@ class Resident:
         self._records, self._seed, self._batch_size = records, seed, batch_size
         self._data = parallel.replicate(DeviceData(records.image, records.coarse_label))
 
-    def epoch(self, epoch: int) -> Iterator[tuple[DeviceData, Array]]:
-        """What the calls of an epoch take, the same for each of them: the state's step tells where to go on."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[DeviceData, Array]]:
+        """What the calls of an epoch take from its step `first` on: the same for each, the state's step tells where."""
         steps = len(self._records) // self._batch_size
         order = epoch_order(self._seed, epoch, len(self._records), steps, self._batch_size)
-        return itertools.repeat((self._data, order), steps // self.steps_per_call)
+        return itertools.repeat((self._data, order), (steps - first) // self.steps_per_call)
 
     @staticmethod
     def batch_of(inputs: tuple[DeviceData, Array], step: Array) -> Batch:
@@ -84,17 +84,17 @@ class Streamed:
         self._shuffle_buffer, self._crops = shuffle_buffer, crops
         self.waited = 0.0
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch on their devices, two ahead of the step that takes them."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from its step `first` on, on their devices, two ahead of the step that takes them."""
         self.waited = 0.0
         ahead: collections.deque[Batch] = collections.deque()
-        for batch in self._timed(self._from_files(epoch)):
+        for batch in self._timed(self._from_files(epoch, first)):
             ahead.append(parallel.shard(batch))
             if len(ahead) > _AHEAD:
                 yield ahead.popleft()
         yield from ahead
 
-    def _from_files(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
+    def _from_files(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's parts of batches, [its devices, B/n, ...], on the host."""
         # One number out of two, which are far apart for neighbouring ones.
         seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0] >> 1)
@@ -102,10 +102,15 @@ class Streamed:
         epoch_of = self._records.image.shuffled
         shard = (jax.process_index(), jax.process_count())
         batches = epoch_of(
-            self._batch_size // shard[1], seed=seed, buffer_size=self._shuffle_buffer, shard=shard, crops=self._crops
+            self._batch_size // shard[1],
+            seed=seed,
+            buffer_size=self._shuffle_buffer,
+            shard=shard,
+            crops=self._crops,
+            first=first,
         )
         # A host that has some images more than another takes as many steps.
-        for ids, images in itertools.islice(batches, len(self._records) // self._batch_size):
+        for ids, images in itertools.islice(batches, len(self._records) // self._batch_size - first):
             batch = {"image": images, "label": self._records.coarse_label[ids], "id": ids}
             yield {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
 

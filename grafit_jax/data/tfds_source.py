@@ -83,6 +83,7 @@ class StreamedImages:
         buffer_size: int,
         shard: tuple[int, int] = (0, 1),
         crops: Crops | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """One epoch as (id int32 [B], image uint8 [B, H, W, C]), in an order that `seed` alone decides.
 
@@ -94,12 +95,13 @@ class StreamedImages:
           seed: of the epoch.
           buffer_size: images in the shuffle buffer.
           shard: (i, n): the i-th of n parts of the images, as alike in size as can be: those of one host.
+          first: batches to leave out at the beginning, which are not decoded.
           crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, C].
         """
         index, count = shard
         part = self._rows[index * len(self) // count : (index + 1) * len(self) // count]
         dataset = self._encoded(self._read(part, shuffle_seed=seed))
-        dataset = dataset.shuffle(buffer_size, seed=seed, reshuffle_each_iteration=False)
+        dataset = dataset.shuffle(buffer_size, seed=seed, reshuffle_each_iteration=False).skip(first * batch_size)
         made = self._squared if crops is None else functools.partial(cropped, crops, seed)
         batches = self._decoded(dataset, made).batch(batch_size, drop_remainder=True)
         # Decoding goes on while the devices work.

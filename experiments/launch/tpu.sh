@@ -43,7 +43,7 @@ need() {
 
 # The arguments as words that a shell reads as they are: quotes where they are needed and nowhere else.
 quote() {
-  local word quoted='' mark="'" marked="'\\''"
+  local word quoted='' mark="'" marked="'\"'\"'"
   for word; do
     [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] || word="'${word//$mark/$marked}'"
     quoted+="${quoted:+ }$word"

@@ -68,7 +68,7 @@ _MEASURED = {
     "batch_norm_megabytes": ("batch statistics", "{:.1f} MB"),
     "memory_megabytes": ("k-NN loss and memory", "{:.1f} MB"),
     "link_ms": ("all of it over one link", "{:.1f} ms"),
-    "waits": ("all-reduces one after another", "{}"),
+    "batch_norm_reductions": ("all-reduces of batch norms", "{}"),
     "compute_ms": ("networks, at a third of the peak", "{:.0f} ms"),
     "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
     "views_share": ("views", "{:.1%} of a step"),

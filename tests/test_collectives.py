@@ -100,7 +100,7 @@ def test_imagenets_step_over_a_v3_8():
     assert line["batch_norm_megabytes"] * 1e6 == pytest.approx(2 * 4 * floats * 7 / 8)
     # Gathered: two embeddings, a label and an id; scattered: a gradient; reduced: four numbers.
     assert line["memory_megabytes"] * 1e6 == pytest.approx(4 * 1024 * (2 * 256 + 2 + 256 + 2 * 4) * 7 / 8)
-    assert line["waits"] == 2 * (53 + 2) + 53 + 1
+    assert line["batch_norm_reductions"] == 2 * (53 + 2) + 53 + 1
     megabytes = line["gradient_megabytes"] + line["batch_norm_megabytes"] + line["memory_megabytes"]
     assert line["link_ms"] == pytest.approx(megabytes / 100)  # 100 GB/s
     assert line["compute_ms"] == pytest.approx(134 / (4 * 123 / 3) * 1000)

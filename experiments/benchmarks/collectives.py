@@ -75,9 +75,10 @@ def of_step(config: ml_collections.ConfigDict, method: Method, state: TrainState
 
 
 def batch_norms(method: Method, state: TrainState) -> int:
-    """How many all-reduces of a step wait for each other, where batch statistics are over all devices.
+    """How many small all-reduces a step has at most, where batch statistics are over all devices.
 
-    Every batch norm has one forward and one backward; those of the target's pass have one.
+    Every batch norm has one forward and one backward, and those of the target's pass have one. Nearly all of a pass
+    wait for the one before.
     """
     layers = len(jax.tree.leaves(state.batch_stats)) // 2
     of_target = len(jax.tree.leaves(target_part(state.batch_stats))) // 2 if method.target else 0
@@ -114,7 +115,7 @@ def slice_of(name: str, num_devices: int, *, link: float, peak: float) -> dict[s
         "batch_norm_megabytes": sent["batch_norm"] / 1e6,
         "memory_megabytes": (sent["knn"] + sent["memory"]) / 1e6,
         "link_ms": 1e3 * sum(sent.values()) / link,
-        "waits": batch_norms(run.method, state),
+        "batch_norm_reductions": batch_norms(run.method, state),
         "compute_ms": 1e3 * _FLOP / (num_devices * peak * _UTILISATION),
     }
 

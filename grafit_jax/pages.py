@@ -64,6 +64,12 @@ _MEASURED = {
     "peak_gigabytes": ("memory", "{:.1f} GB"),
     "device_gigabytes": ("a device needs", "{:.1f} GiB"),
     "fits": ("fits TPU", "{}"),
+    "gradient_megabytes": ("gradients", "{:.0f} MB"),
+    "batch_norm_megabytes": ("batch statistics", "{:.1f} MB"),
+    "memory_megabytes": ("k-NN loss and memory", "{:.1f} MB"),
+    "link_ms": ("all of it over one link", "{:.1f} ms"),
+    "batch_norm_reductions": ("all-reduces of batch norms", "{}"),
+    "compute_ms": ("networks, at a third of the peak", "{:.0f} ms"),
     "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
     "views_share": ("views", "{:.1%} of a step"),
 }
@@ -80,7 +86,7 @@ _GROWTH = {
 def render_benchmark(lines: Sequence[dict], table=report.markdown) -> str:
     """A benchmark's entries as text: what took a time, what a time was fitted to, what a step consists of."""
     parts = [
-        table(*_cells(_MEASURED, [line for line in lines if "seconds" in line or "device_gigabytes" in line])),
+        table(*_cells(_MEASURED, [line for line in lines if line.keys() & {"seconds", "device_gigabytes", "link_ms"}])),
         table(*_cells(_GROWTH, [_spelt(line) for line in lines if "curve_s" in line])),
         *(f"{line['work']}: {line['share']:.1%} ({_shares(line['shares'])})." for line in lines if "share" in line),
         _standing([line["environment"] for line in lines]),

@@ -87,14 +87,15 @@ def test_a_block_is_replaced_and_nothing_else():
 
 
 def test_pages_show_what_is_recorded(tmp_path):
-    for page in ("README.md", "docs/performance.md", "docs/maskcon.md", "docs/results.md", "experiments/results"):
+    documents = [f"docs/{name}.md" for name in ("performance", "maskcon", "results", "pods")]
+    for page in ("README.md", *documents, "experiments/results"):
         target = tmp_path / page
         target.parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / page).is_dir() else shutil.copy
         copy(ROOT / page, target)
     assert pages.blocks(tmp_path).keys() >= {*tables.TABLES, "maskcon_rows", "benchmark_retrieval", "benchmark_train"}
     pages.write_pages(tmp_path)
-    for page in ("README.md", "docs/performance.md", "docs/maskcon.md", "docs/results.md"):
+    for page in ("README.md", *documents):
         said = "run experiments/reproduce.py --record"
         assert (tmp_path / page).read_text() == (ROOT / page).read_text(), said
     # And a page that says something else is put right.

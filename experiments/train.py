@@ -20,12 +20,19 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or will be", 
 _PROFILE = flags.DEFINE_bool("profile", False, "trace one step into WORKDIR/profile and list what took long; no run")
 
 
+_ALLOWED = flags.DEFINE_list(
+    "allow_config_change", [], "keys, as train.epochs, that a run that goes on may have other than it was started with"
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "one of several hosts, which JAX detects: TPU, SLURM, Kubernetes"
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot detect it")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are, with --coordinator")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
+
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 60, "how long a silent host is waited for before all others end", 1
+)
 
 
 def main(argv):
@@ -34,13 +41,14 @@ def main(argv):
         coordinator=_COORDINATOR.value,
         num_processes=_NUM_PROCESSES.value,
         process_id=_PROCESS_ID.value,
+        heartbeat_seconds=_HEARTBEAT.value,
     )
     if _PROFILE.value:
         profiling.show_kernels()
         operations, trace = train.profile(_CONFIG.value, pathlib.Path(_WORKDIR.value))
         print(f"{profiling.table(operations)}\n\ntrace, for XProf or TensorBoard: {trace}")
         return
-    metrics = train.train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    metrics = train.train(_CONFIG.value, pathlib.Path(_WORKDIR.value), allowed=_ALLOWED.value)
     if parallel.is_first():
         print(json.dumps(metrics))
 

@@ -1,10 +1,12 @@
 """Checkpoints: the only file that knows Orbax."""
 
+import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -38,21 +40,23 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False):
         self._read_only = read_only
+        self._folder = (workdir / "checkpoints").absolute()
+        options: dict[str, Any] = {"read_only": read_only, "create": not read_only}
+        if not read_only:
+            self._check_metrics()
+            options["preservation_policy"] = checkpoint_managers.AnyPreservationPolicy(
+                [
+                    checkpoint_managers.LatestN(keep),
+                    checkpoint_managers.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
+                ]
+            )
+            # Without it Orbax does not write the metrics down, and forgets the best at a restart.
+            options["best_fn"] = _quality
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
+            self._folder,
             # Named, so that a manager that has saved nothing yet can tell what a checkpoint holds.
             item_handlers={item: handler() for item, handler in _ITEMS.items()},
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [
-                        checkpoint_managers.LatestN(keep),
-                        checkpoint_managers.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
-                    ]
-                ),
-                best_fn=_quality,  # without it Orbax does not write the metrics down, and forgets the best at a restart
-                read_only=read_only,
-                create=not read_only,
-            ),
+            options=ocp.CheckpointManagerOptions(**options),
         )
 
     def latest_step(self) -> int | None:
@@ -77,7 +81,8 @@ class Checkpoints:
         saved: dict[str, Any] = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
         digests = {item: integrity.digests(tree) for item, tree in items.items()}
         saved["record"] = ocp.args.JsonSave((record or {}) | {"digests": digests})
-        self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics or None)
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics or None)
 
     def restore_newest(self, state: Any, memory: Memory | None = None) -> tuple[Any, Memory | None, dict] | None:
         """(state, memory, record) of the newest checkpoint that is not damaged; None if there is none.
@@ -122,6 +127,7 @@ class Checkpoints:
             if parallel.all_agree(found is not None):
                 return found
             self._set_aside(step, reason or "another process could not read it")
+            self._manager.reload()
         return None
 
     def _restore_checked(self, step: int, state: Any, memory: Memory | None) -> tuple[Any, Memory | None, dict]:
@@ -137,8 +143,17 @@ class Checkpoints:
     def _record(self, step: int) -> dict[str, Any]:
         return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
 
+    def _check_metrics(self) -> None:
+        """Sets aside checkpoints whose metrics are no JSON: Orbax reads those of all before anything else."""
+        for file in sorted(self._folder.glob("*/metrics/metrics")):
+            if file.parts[-3].isdigit():
+                try:
+                    json.loads(file.read_bytes())
+                except ValueError as error:
+                    self._set_aside(int(file.parts[-3]), f"its metrics: {error}")
+
     def _set_aside(self, step: int, reason: str) -> None:
-        damaged = self._manager.directory / str(step)
+        damaged = self._folder / str(step)
         if self._read_only:
             warn(f"checkpoint {damaged} is damaged ({reason}): passed over.")
             return
@@ -148,7 +163,6 @@ class Checkpoints:
             os.rename(damaged, aside)
             warn(f"checkpoint {damaged} is damaged ({reason}): kept as {aside}, and the one before it is used.")
         parallel.all_agree(True)  # the others wait until it is done
-        self._manager.reload()
 
     def restore_state(self, step: int, like: Any) -> Any:
         """The state of that step, with the structure, shapes and devices of `like`.
@@ -177,6 +191,19 @@ class Checkpoints:
         restored = self._restore(step, "memory", abstract, strict=False)
         return dataclasses.replace(like, embedding=parallel.from_joined(restored["embedding"]))
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What goes wrong in the background comes out of the next call."""
+        try:
+            yield
+        except Exception as error:  # Orbax's readers and writers raise of all kinds
+            whole = [int(path.name) for path in self._folder.glob("*") if path.name.isdigit()]
+            newest = f"that of step {max(whole)} is there" if whole else "there is none yet"
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"a checkpoint cannot be written to {self._folder} ({reason}): {newest}; make room, then start again."
+            ) from error
+
     def _check(self, step: int, item: str, wanted: dict[str, tuple[int, ...]]) -> None:
         """Raises UserError unless the item has arrays of these names and shapes."""
         found = self._shapes(step, item)
@@ -184,7 +211,7 @@ class Checkpoints:
             there, here = found.get(name, "missing"), wanted.get(name, "missing")
             if there != here:
                 raise UserError(
-                    f"checkpoint {self._manager.directory / str(step)} is of another architecture: {name} is {there} "
+                    f"checkpoint {self._folder / str(step)} is of another architecture: {name} is {there} "
                     f"there and {here} here; use the config that it was trained with, or another workdir."
                 )
 
@@ -200,7 +227,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for what is being written; raises what went wrong there."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and lets go of the directory."""
@@ -214,7 +242,7 @@ def _compare(items: dict[str, Any], saved: dict[str, dict[str, str]]) -> None:
         found = integrity.digests(tree)
         differing = [name for name in found.keys() | saved[item].keys() if found.get(name) != saved[item].get(name)]
         if differing:
-            raise Damaged(f"{item}{min(differing)} is not what was saved")
+            raise Damaged(f"{item}/{min(differing)} is not what was saved")
 
 
 def _present(tree: Any) -> dict[str, Any]:
@@ -232,7 +260,4 @@ def _quality(metrics: dict[str, float]) -> float:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return {integrity.name_of(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -9,11 +9,15 @@ import jax
 
 from grafit_jax.errors import UserError
 
-# A process that is not heard of for so many seconds is taken for dead, and JAX ends the others.
-_HEARTBEAT_SECONDS = 60
 
-
-def start(*, distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def start(
+    *,
+    distributed: bool,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    heartbeat_seconds: int,
+) -> None:
     """Joins the processes of a run, before anything else is asked of JAX; does nothing without any of the arguments.
 
     Args:
@@ -21,6 +25,7 @@ def start(*, distributed: bool, coordinator: str | None, num_processes: int | No
       coordinator: by hand instead: HOST:PORT of process 0, the same for all.
       num_processes: how many there are.
       process_id: which one this is, from 0.
+      heartbeat_seconds: a process that is not heard of for so long is taken for dead, and JAX ends the others.
 
     Raises:
       UserError: a part of these is missing, or the others are not found.
@@ -34,7 +39,7 @@ def start(*, distributed: bool, coordinator: str | None, num_processes: int | No
             f"found no --{missing[0]}: want --coordinator, --num_processes and --process_id, or none of them."
         )
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the other processes are not found ({' '.join(str(error).split())[:200]}): want --distributed on Cloud "

@@ -1,5 +1,6 @@
 """Whether arrays are what they were: a digest that no device count, host or order of addition changes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,9 +20,14 @@ def digests(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     found = _digests([leaf for _, leaf in leaves])
     return {
-        jax.tree_util.keystr(path): "".join(f"{int(half):08x}" for half in np.asarray(digest.addressable_data(0)))
+        name_of(path): "".join(f"{int(half):08x}" for half in np.asarray(digest.addressable_data(0)))
         for (path, _), digest in zip(leaves, found, strict=True)
     }
+
+
+def name_of(path: Sequence[Any]) -> str:
+    """A leaf's place in a tree, the same whether its nodes are dictionaries or, as Orbax gives them back, were once."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 @jax.jit

@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,29 +20,40 @@ from grafit_jax import config as config_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.data.sources import Records
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
 from grafit_jax.objective import Totals
 
 # Of a scan on accelerators, at most: a run that is asked to stop does so between two of them.
 _STEPS_PER_CALL = 100
 
 
-def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, float]:
+def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = ()) -> dict[str, float]:
     """Trains by `config` in the workdir `path`, or goes on where a run stopped; returns the final metrics.
 
     Leaves config.json, metrics.jsonl (a line an epoch and an evaluation), tensorboard/, checkpoints/, metrics.json (the
     final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data) and, of
     ClusterFit, clusters.npz; where images could not be read and were left out, broken.txt.
 
+    Args:
+      config: see `config.default`.
+      path: the workdir.
+      allowed: keys that may differ from the config that the run was started with.
+
     Raises:
       UserError: a config, data set or workdir that cannot work, before training; a loss that is not finite.
+      Preempted: it was asked to stop, and has saved itself.
     """
+    workdir.check(path, config, allowed)
+    with workdir.lock(path):
+        return _train(config, path, allowed)
+
+
+def _train(config: ml_collections.ConfigDict, path: pathlib.Path, allowed: Sequence[str]) -> dict[str, float]:
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
-    workdir.check(path, config)
     run = experiment.load(config, path=path)
     if not (path / "config.json").is_file():  # a run that goes on has no need of the file
         experiment.check_start(run)
-    workdir.claim(path, config)
+    workdir.claim(path, config, allowed)
     fingerprints = experiment.fingerprints(run)
     workdir.check_data(path, fingerprints)
     if run.clusters is not None and not clusterfit.is_saved(path):
@@ -81,7 +94,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, fl
         disable=not parallel.is_first(),
     )
     with contextlib.ExitStack() as at_the_end:  # also of an interrupted run: a checkpoint on its way is waited for
-        for close in (bar.close, tensorboard.close, checkpoints.close):
+        for close in (bar.close, functools.partial(_close, tensorboard), checkpoints.close):
             at_the_end.callback(close)
         asked_to_stop = at_the_end.enter_context(preemption.watch())
         for epoch in range(start // run.steps_per_epoch, config.train.epochs):
@@ -181,6 +194,7 @@ def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AX
         loss=config.loss,
         mixing=config.mixing,
         memory_momentum=run.memory_momentum,
+        skip_not_finite=config.train.skip_not_finite,
         axis_name=axis_name,
     )
 
@@ -279,6 +293,13 @@ def _tensorboard(path: pathlib.Path, start: int):
     return tensorboardX.SummaryWriter(
         str(path / "tensorboard"), purge_step=start + 1 if start else None, write_to_disk=parallel.is_first()
     )
+
+
+def _close(tensorboard) -> None:
+    try:
+        tensorboard.close()
+    except OSError as error:  # of a full disk, which the checkpoints tell of too
+        warn(f"what TensorBoard shows is not complete ({error}).")
 
 
 def _to_tensorboard(writer, group: str, values: dict[str, Any]) -> None:

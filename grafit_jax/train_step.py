@@ -39,6 +39,7 @@ def make_train_step(
     loss: Any,
     mixing: Any,
     memory_momentum: Callable[[Array], Array],
+    skip_not_finite: bool = False,
     axis_name: str | None = AXIS,
 ) -> Step:
     """The pure per-device function `(state, memory, batch, rng) -> (state, memory, metrics)`.
@@ -58,12 +59,15 @@ def make_train_step(
       mixing: the config's `mixing`.
       tau: the step to the rate of the target's moving average.
       memory_momentum: the step to the share of a memory slot that stays.
+      skip_not_finite: a step whose loss or gradient is not finite changes nothing but the count of steps, and is
+        counted as `skipped`.
     """
     num_views = num_views if method.instance == "predict" else 1
     mixed = bool(mixing.mixup or mixing.cutmix)
     objective = Objective(method, loss, num_views, axis_name)
 
     def step(state, memory, batch, rng):
+        memory_before = memory
         # 1. Views, made here from uint8: keyed by (seed, step, image id, view), so the device makes no difference.
         key = jax.random.fold_in(rng, state.step)
         image = batch["image"]
@@ -116,7 +120,7 @@ def make_train_step(
                 memory, batch["id"], projection, momentum=memory_momentum(state.step), axis_name=axis_name
             )
         terms["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
-        state = state.replace(
+        after = state.replace(
             step=state.step + 1,
             params=params,
             target_params=target_params,
@@ -124,6 +128,14 @@ def make_train_step(
             opt_state=opt_state,
             queue=queue,
         )
+        if not skip_not_finite:
+            return after, memory, terms
+        # Both are the same on all devices: a psum and a norm of what pmean gave.
+        finite = jnp.isfinite(terms["loss"][0]) & jnp.isfinite(terms["gradient_norm"][0])
+        terms = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), terms)
+        terms["skipped"] = (1.0 - finite, jnp.ones(()))
+        before = (state.replace(step=after.step), memory_before)
+        state, memory = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (after, memory), before)
         return state, memory, terms
 
     return step

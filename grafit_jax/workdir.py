@@ -1,10 +1,13 @@
 """What a run leaves on disk beside its checkpoints: config.json, metrics.jsonl, metrics.json, run.json, broken.txt."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -12,39 +15,85 @@ import ml_collections
 from grafit_jax import config as config_lib
 from grafit_jax import parallel
 from grafit_jax.data.sources import Records
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
 
 # The images that a run does without.
 BROKEN = "broken.txt"
 # The folder of a workdir that traces are in, which may be there before the run is.
 PROFILE = "profile"
+# Whose lock the run that is at work has.
+LOCK = "lock"
 
 
-def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps `workdir` to this run until it ends, however it ends: the system lets go of the lock of a dead process.
+
+    Raises:
+      UserError: another run has it.
+    """
+    with contextlib.ExitStack() as held:
+        holder = None
+        if parallel.is_first():
+            with _writable(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context((workdir / LOCK).open("a+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            except OSError as error:
+                warn(f"{workdir} is on a file system without locks ({error.strerror}): see that no other run uses it.")
+            else:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+        if not parallel.all_agree(holder is None):
+            raise UserError(f"{workdir} is used by {holder or 'another run'}: take another --workdir, or let that end.")
+        yield
+
+
+@contextlib.contextmanager
+def _writable(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to workdir {workdir} ({error}): make room, or take another --workdir."
+        ) from error
+
+
+def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str] = ()) -> None:
     """Sees that `workdir` can be the run of this config, and leaves it as it is.
+
+    Args:
+      workdir: of a run, or to be.
+      config: what is wanted now.
+      allowed: keys that may differ from the config that the run was started with.
 
     Raises:
       UserError: it cannot be written, holds another config's run, or files that are not of a run.
     """
-    try:
+    with _writable(workdir):
         if workdir.exists():
-            _check_found(workdir, config)
+            _check_found(workdir, config, allowed)
         there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
         # A file that is gone at once: a read-only workdir is found out now, not after the first epoch.
         with tempfile.TemporaryFile(dir=there):
             pass
-    except OSError as error:
-        raise UserError(f"cannot write to workdir {workdir} ({error}): take another --workdir.") from error
 
 
-def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    found = sorted(p.name for p in workdir.iterdir() if p.name != PROFILE)
+def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str]) -> None:
+    found = sorted(p.name for p in workdir.iterdir() if p.name not in (PROFILE, LOCK))
     if "config.json" in found:
-        changed = config_lib.differences(read_config(workdir), config)
+        differences = config_lib.differences(read_config(workdir), config)
+        changed = [line for line in differences if line.partition(":")[0] not in allowed]
         if changed:
+            keys = ",".join(line.partition(":")[0] for line in changed)
             raise UserError(
-                f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, or the "
-                "config of that run."
+                f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, the config "
+                f"of that run, or, if it is to go on changed, --allow_config_change={keys}."
             )
     elif found:
         raise UserError(
@@ -52,14 +101,12 @@ def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
         )
 
 
-def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Makes `workdir` the run of this config, or finds it to be that already; UserError as `check`."""
-    check(workdir, config)
-    try:
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str] = ()) -> None:
+    """Makes `workdir` the run of this config, or finds it to be that already; arguments and UserError as `check`."""
+    check(workdir, config, allowed)
+    with _writable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         write(workdir / "config.json", config_lib.to_json(config) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write to workdir {workdir} ({error}): take another --workdir.") from error
 
 
 def check_data(workdir: pathlib.Path, fingerprints: dict[str, str]) -> None:
@@ -107,7 +154,7 @@ def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
     """By the first process alone."""
     if not parallel.is_first():
         return
-    with (workdir / "metrics.jsonl").open("a") as f:
+    with _writable(workdir), (workdir / "metrics.jsonl").open("a") as f:
         f.write(json.dumps(line) + "\n")
 
 

@@ -126,7 +126,7 @@ def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():
         def __len__(self):
             return 96
 
-        def shuffled(self, batch_size, *, seed, buffer_size, shard, crops):
+        def shuffled(self, batch_size, *, seed, buffer_size, shard, crops, first):
             for i in range(6):
                 taken.append(i)
                 yield np.arange(16), np.zeros((16, 4, 4, 3), np.uint8)
@@ -146,11 +146,11 @@ def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch)
     expected = train.train(config, tmp_path / "whole")
     shuffled, epochs = pipeline.Streamed.epoch, []
 
-    def stopped(self, epoch):
+    def stopped(self, epoch, first):
         epochs.append(epoch)
         if epoch == 1 and len(epochs) == 2:
             raise KeyboardInterrupt
-        return shuffled(self, epoch)
+        return shuffled(self, epoch, first)
 
     monkeypatch.setattr(pipeline.Streamed, "epoch", stopped)
     with pytest.raises(KeyboardInterrupt):

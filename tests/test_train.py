@@ -206,7 +206,7 @@ def test_a_checkpoint_holds_no_queue_where_a_method_has_none(tmp_path, monkeypat
 
 
 def test_the_best_checkpoint_stays_the_best_after_a_resume(tmp_path):
-    tree = Memory(np.zeros((3, 1), np.float32), np.zeros(3, np.int32))
+    tree = parallel.replicate(Memory(np.zeros((3, 1), np.float32), np.zeros(3, np.int32)))
     for steps in ([(10, 0.9), (20, 0.1)], [(30, 0.2), (40, 0.3), (50, 0.25)]):
         checkpoints = Checkpoints(tmp_path, keep=2)
         for step, value in steps:
@@ -310,7 +310,7 @@ def test_a_workdir_with_other_files_or_that_cannot_be_written_is_refused(tmp_pat
         workdir.claim(tmp_path / "thesis", small_config())
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write to workdir .*file/run .*take another --workdir"):
+    with pytest.raises(UserError, match=r"cannot write to workdir .*file/run .*make room, or take another --workdir"):
         workdir.claim(tmp_path / "file" / "run", small_config())
 
 

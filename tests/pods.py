@@ -1,0 +1,52 @@
+"""Runs of several processes over loopback, each a command line with CPU devices of its own."""
+
+import os
+import socket
+import subprocess
+
+from small import ROOT, command, shell_environment
+
+SMALL = [
+    "--config=configs/digits.py:method=grafit", "--config.model.trunk=resnet8", "--config.model.stem=patch2",
+    "--config.model.hidden=32", "--config.model.dim=16", "--config.train.batch_size=48", "--config.train.epochs=3",
+    "--config.optimizer.learning_rate=0.002", "--config.checkpoint.every_steps=5",
+]  # fmt: skip
+
+
+def start(workdir, count, devices, *extra, logs):
+    """`count` processes with `devices` CPU devices each; what they say is in logs/I.log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = shell_environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    processes = []
+    for i in range(count):
+        joined = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}"]
+        with open(logs / f"{i}.log", "w") as log:
+            processes.append(
+                subprocess.Popen(
+                    command("train", *SMALL, f"--workdir={workdir}", "--heartbeat_seconds=5", *joined, *extra),
+                    stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT,
+                )
+            )  # fmt: skip
+    return processes
+
+
+def finish(processes, seconds=200):
+    """Their exit statuses; whoever is still there after so many seconds is killed."""
+    try:
+        return [process.wait(seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_for_step(workdir, processes, step):
+    """Until a checkpoint of that step or a later one is there."""
+    folder = workdir / "checkpoints"
+    while all(process.poll() is None for process in processes):
+        done = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        if done and max(done) >= step:
+            return
+        os.sched_yield()
+    raise AssertionError("a process has ended")

@@ -1,0 +1,305 @@
+"""What a run is put through: SIGTERM, damaged checkpoints, a second run, a full disk, numbers that are none."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from grafit_jax import experiment, integrity, parallel, preemption, train, workdir
+from grafit_jax.checkpoint import Checkpoints
+from grafit_jax.errors import UserError
+from small import command, on_one_device, shell_environment, small_config
+
+
+def log_of(path):
+    """The lines of metrics.jsonl, without what depends on the clock."""
+    lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+def stopping_after(monkeypatch, calls):
+    """SIGTERM in the middle of the call of that number, counted over all runs."""
+    make_call, count = train.make_call, [0]
+
+    def made(run, feed):
+        call = make_call(run, feed)
+
+        def counted(*args):
+            count[0] += 1
+            if count[0] in calls:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return call(*args)
+
+        return counted
+
+    monkeypatch.setattr(train, "make_call", made)
+
+
+# Asked to stop.
+
+
+@pytest.mark.parametrize("method", ["grafit", "selfcon"])
+def test_a_run_that_is_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
+    on_one_device(monkeypatch)
+    config = small_config(method, **{"queue.size": 128, "checkpoint.every_epochs": 2})
+    expected = train.train(config, tmp_path / "whole")
+    before = signal.getsignal(signal.SIGTERM)
+    stopping_after(monkeypatch, {5, 16, 17})  # of 14 steps an epoch: twice within one, and at the second step after
+    for step in (5, 16, 17):
+        with pytest.raises(preemption.Preempted, match=rf"stopped by SIGTERM after step {step}, which is saved: start"):
+            train.train(config, tmp_path / "stopped")
+        assert not (tmp_path / "stopped" / "metrics.json").exists()
+    assert train.train(config, tmp_path / "stopped") == expected
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_asked_to_stop_at_the_end_of_an_epoch_has_it_in_its_log(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config("baseline", **{"checkpoint.every_epochs": 9})
+    expected = train.train(config, tmp_path / "whole")
+    stopping_after(monkeypatch, {14})
+    with pytest.raises(preemption.Preempted, match="after step 14"):
+        train.train(config, tmp_path / "stopped")
+    assert [line["step"] for line in log_of(tmp_path / "stopped")] == [14]
+    assert train.train(config, tmp_path / "stopped") == expected
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_command_line_ends_it_with_its_own_status(tmp_path):
+    arguments = (
+        "train", "--config=configs/digits.py:method=baseline", f"--workdir={tmp_path}/run", "--config.train.epochs=400",
+        "--config.model.trunk=resnet8", "--config.model.stem=patch2", "--config.checkpoint.every_steps=2",
+    )  # fmt: skip
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(command(*arguments), stdout=said, stderr=said, env=shell_environment())
+    while process.poll() is None and not (tmp_path / "run" / "checkpoints" / "2").exists():
+        os.sched_yield()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    last = (tmp_path / "said").read_text().splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM after step ") and last.endswith("start the same command again to go on")
+
+
+@pytest.mark.parametrize(("every", "saved"), [(0, [14, 28]), (5, [5, 10, 14, 15, 20, 25, 28]), (14, [14, 28])])
+def test_checkpoints_come_after_so_many_steps(tmp_path, monkeypatch, every, saved):
+    on_one_device(monkeypatch)
+    save, steps = Checkpoints.save, []
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, step, *a, **k: steps.append(step) or save(self, step, *a, **k)
+    )
+    train.train(
+        small_config("baseline", **{"checkpoint.every_epochs": 1, "checkpoint.every_steps": every}), tmp_path / "r"
+    )
+    assert steps == saved
+
+
+# Damaged checkpoints.
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two checkpoints, on eight devices."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    train.train(small_config(**{"checkpoint.every_epochs": 1, "eval.features": ("trunk",)}), path)
+    run = experiment.load(workdir.read_config(path), path=path)
+    state = experiment.initial_state(run, placeholder=True)
+    return path, (state, experiment.initial_memory(run, state, placeholder=True))
+
+
+def restore(path, like, **options):
+    checkpoints = Checkpoints(path, keep=2, **options)
+    found = checkpoints.restore_newest(*like)
+    checkpoints.close()
+    return found
+
+
+def leaves(restored):
+    return [np.asarray(x) for x in jax.tree.leaves(restored[:2])]
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+def test_damage_to_any_file_of_a_checkpoint_is_found_out_or_harmless(trained, tmp_path, capsys):
+    source, like = trained
+    newest = restore(source, like, read_only=True)
+    shutil.copytree(source, tmp_path / "older")
+    shutil.rmtree(tmp_path / "older" / "checkpoints" / "28")
+    older = restore(tmp_path / "older", like)
+    assert not same(older, newest)
+    files = sorted(p.relative_to(source) for p in (source / "checkpoints" / "28").rglob("*") if p.is_file())
+    assert len(files) > 8
+    rng, outcomes = np.random.default_rng(0), []
+    for number, file in enumerate(files):
+        for damage in ("truncate", "flip"):
+            path = tmp_path / f"{number}_{damage}"
+            shutil.copytree(source, path)
+            content = bytearray((path / file).read_bytes())
+            if not content:
+                continue
+            if damage == "flip":
+                content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+            else:
+                content = content[: len(content) // 2]
+            (path / file).write_bytes(content)
+            capsys.readouterr()
+            found = restore(path, like)
+            assert found is not None, file
+            aside, told = path / "checkpoints" / "damaged-28", capsys.readouterr().err
+            if same(found, newest):
+                assert not aside.exists()
+            else:
+                assert same(found, older) and aside.is_dir() and not (path / "checkpoints" / "28").exists(), file
+                assert "28 is damaged (" in told and f"kept as {aside}, and the one before it is used" in told
+            outcomes.append(aside.exists())
+            shutil.rmtree(path)
+    assert sum(outcomes) > len(outcomes) / 3  # of the files with the arrays all, of those about them some
+
+
+def test_a_reader_passes_a_damaged_checkpoint_over_and_leaves_it(trained, tmp_path, capsys):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "28" / "record" / "metadata").write_text("{")
+    state = experiment.restore_newest(tmp_path / "run")[1]
+    assert int(state.step) == 14 and "28 is damaged (" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "28").is_dir()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "14")
+    with pytest.raises(UserError, match="holds no checkpoint that is whole: train again"):
+        experiment.restore_newest(tmp_path / "run")
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    expected = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    (tmp_path / "run" / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "28" / "state")
+    assert train.train(workdir.read_config(tmp_path / "run"), tmp_path / "run") == expected
+    assert (tmp_path / "run" / "checkpoints" / "damaged-28").is_dir()
+    assert log_of(tmp_path / "run") == log_of(trained[0])
+
+
+def test_a_digest_is_of_bits_and_places_whatever_the_devices():
+    x = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+
+    def digest(x):
+        return integrity.digests({"x": x})["x"]
+
+    first = digest(jax.numpy.asarray(x))
+    assert first == digest(parallel.shard(x)) == digest(parallel.replicate(x))
+    assert first == digest(jax.numpy.asarray(np.concatenate([x, np.zeros((3, 5), np.float32)])))  # padding
+    # By hand: bits b at place p give (m ^ m >> 12) * (2 (p f ^ p >> 7) + 1) with m = (b ^ b >> 15) * 0x2C1B3C6D.
+    total, bits = [0, 0], x.view(np.uint32).ravel()
+    for place, b in enumerate(map(int, bits)):
+        m = (b ^ b >> 15) * 0x2C1B3C6D % 2**32
+        for i, f in enumerate((0x9E3779B1, 0x85EBCA77)):
+            total[i] += (m ^ m >> 12) * (2 * ((place * f) % 2**32 ^ place >> 7) + 1)
+    assert first == "".join(f"{t % 2**32:08x}" for t in total)
+    rng, seen = np.random.default_rng(1), {first}
+    for _ in range(200):
+        flipped = bits.copy()
+        flipped[rng.integers(80)] ^= np.uint32(1 << int(rng.integers(32)))
+        seen.add(digest(jax.numpy.asarray(flipped.view(np.float32).reshape(16, 5))))
+    assert len(seen) > 190 and digest(jax.numpy.asarray(x[::-1].copy())) not in seen
+
+
+# Two runs, other configs.
+
+
+def test_a_workdir_is_one_runs_until_that_ends(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config("baseline", **{"train.epochs": 1})
+    with (
+        workdir.lock(tmp_path / "run"),
+        pytest.raises(UserError, match=rf"run is used by process {os.getpid()} on \S+: take another --workdir, or"),
+    ):
+        train.train(config, tmp_path / "run")
+    # A lock file that a dead run has left is no lock.
+    assert (tmp_path / "run" / "lock").read_text().startswith(f"process {os.getpid()} on ")
+    train.train(config, tmp_path / "run")
+
+
+def test_a_config_changes_where_it_is_allowed_to(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    train.train(small_config("baseline", **{"train.epochs": 1}), tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    changed = small_config("baseline", **{"train.epochs": 2, "optimizer.learning_rate": 0.01})
+    both = r"--allow_config_change=optimizer\.learning_rate,train\.epochs\.$"
+    with pytest.raises(UserError, match=rf"learning_rate: 0\.1 -> 0\.01; train\.epochs: 1 -> 2\).*{both}"):
+        train.train(changed, tmp_path / "run")
+    with pytest.raises(UserError, match=r"another config \(train\.epochs: 1 -> 2\)"):
+        train.train(changed, tmp_path / "run", allowed=["optimizer.learning_rate"])
+    metrics = train.train(changed, tmp_path / "run", allowed=["optimizer.learning_rate", "train.epochs"])
+    assert metrics["step"] == 28
+    assert workdir.read_config(tmp_path / "run").train.epochs == 2
+
+
+# Numbers that are none.
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config(**{"train.skip_not_finite": True, "model.sync_batch_norm": False})
+    run = experiment.load(config)
+    step = jax.jit(train.make_step(run, axis_name=None))
+    state, memory = experiment.initial(run)
+    memory = jax.tree.map(lambda x: x[0], memory)
+    rng = jax.random.key(0)
+    batch = {
+        "image": run.records["train"].image[:16],
+        "label": run.records["train"].coarse_label[:16],
+        "id": np.arange(16),
+    }
+    after, updated, terms = step(state, memory, batch, rng)
+    assert float(terms["skipped"][0]) == 0 and not np.array_equal(updated.embedding, memory.embedding)
+    # As without the option.
+    with config.unlocked():
+        config.train.skip_not_finite = False
+    plain = jax.jit(train.make_step(experiment.load(config), axis_name=None))(state, memory, batch, rng)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), (after, updated), plain[:2])
+    # A single parameter that is not finite spoils the loss: nothing changes but the step.
+    broken = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.inf), state.params))
+    after, updated, terms = step(broken, memory, batch, rng)
+    jax.tree.map(np.testing.assert_array_equal, after.replace(step=broken.step), broken)
+    jax.tree.map(np.testing.assert_array_equal, updated, memory)
+    assert int(after.step) == 1 and float(terms["skipped"][0]) == 1
+    assert all(float(x) == 0 for name, pair in terms.items() if name != "skipped" for x in pair)
+
+
+# Disks.
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_disk_that_runs_full_is_told_of_and_costs_no_checkpoint(small_disk, tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config(**{"checkpoint.every_epochs": 1, "train.epochs": 4})
+    expected = train.train(config, tmp_path / "whole")
+    run = small_disk / "run"
+    stopping_after(monkeypatch, {20})
+    with pytest.raises(preemption.Preempted):
+        train.train(config, run)
+    left = shutil.disk_usage(small_disk).free
+    (small_disk / "other").write_bytes(bytes(left - 20_000))
+    with pytest.raises(
+        UserError, match=r"cannot be written to .*: that of step 20 is there; make room, then start again"
+    ):
+        train.train(config, run)
+    (small_disk / "other").unlink()
+    assert train.train(config, run) == expected
+    assert log_of(run) == log_of(tmp_path / "whole")

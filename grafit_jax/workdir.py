@@ -33,7 +33,7 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise UserError(f"cannot write to workdir {workdir} ({error}): take another --workdir.") from error
+        raise _unwritable(workdir, error) from error
 
 
 def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -58,7 +58,11 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         write(workdir / "config.json", config_lib.to_json(config) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write to workdir {workdir} ({error}): take another --workdir.") from error
+        raise _unwritable(workdir, error) from error
+
+
+def _unwritable(workdir: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to workdir {workdir} ({error.strerror or error}): take another --workdir.")
 
 
 def check_data(workdir: pathlib.Path, fingerprints: dict[str, str]) -> None:

@@ -43,7 +43,7 @@ def check_source(source: pathlib.Path, records: dict[str, Records], k: int) -> N
     if changed:
         raise UserError(
             f"clusters.workdir = {source} is the run of other images or labels (split {', '.join(changed)}): want one "
-            "of the same data."
+            "of the same data, read alike (data.image_size, data.stream)."
         )
     of_source = workdir_lib.read_config(source).data
     level = of_source.train_level or usual_level(of_source.source)

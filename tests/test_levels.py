@@ -126,7 +126,7 @@ def test_a_level_that_a_data_set_lacks(tmp_path, changes, level, message):
 
 
 def test_the_usual_level_of_a_source():
-    expected = {"digits": "coarse", "folder:/x": "coarse", "npz:/inaturalist2019": "coarse", "tfds:cifar100": "coarse"}
+    expected = {"digits": "coarse", "folder:/x": "coarse", "npz:inaturalist2019": "coarse", "tfds:cifar100": "coarse"}
     expected |= {"tfds:i_naturalist2018:0.1.0": "genus", "tfds:oxford_flowers102": "fine", "tfds:food101": "fine"}
     expected |= {"tfds:imagenet_resized/32x32": "coarse", "tfds:inaturalist2019": "genus"}
     assert {source: sources.usual_level(source) for source in expected} == expected

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from grafit_jax import evaluation, experiment, parallel, probe, workdir
+from grafit_jax import evaluation, experiment, features, parallel, probe, workdir
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
@@ -187,3 +187,10 @@ def test_a_workdirs_probe_is_of_its_trunk(tmp_path):
         assert got[f"{prefix}probe_l2"] == expected["l2"]
     assert {k for k in got if "probe_" in k} == {f"{p}probe_{k}" for p in ("", "coarse/") for k in ("top1", "l2")}
     assert "projector/knn_top1" in got
+    # The same from the embeddings in files.
+    for split, embedded in (("train", train), ("test", test)):
+        features.save(tmp_path / f"{split}.npz", embedded)
+    paths = (f"--features={tmp_path}/test.npz", f"--gallery={tmp_path}/train.npz")
+    evaluated = run("evaluate", *paths, "--probe", "--knn_k=5")
+    assert evaluated.returncode == 0, evaluated.stderr[-2000:]
+    assert json.loads(evaluated.stdout)["probe_top1"] == pytest.approx(got["probe_top1"], abs=0.01)

@@ -176,6 +176,14 @@ def test_cutmix_pastes_a_square_and_counts_what_is_left():
     assert 0.5 < np.mean(share) < 0.75 and np.ptp(share) == 1
 
 
+def test_the_area_of_a_square_follows_cutmix():
+    images = np.random.default_rng(1).normal(size=(400, 16, 16, 1)).astype(np.float32)
+    half = mix(images, LABELS[:400], IDS[:400], KEY, mixup=0.0, cutmix=50.0)[2]  # give or take 15 % of the image
+    assert np.all(half > 0.3) and np.all(half < 0.95)
+    extreme = mix(images, LABELS[:400], IDS[:400], KEY, mixup=0.0, cutmix=0.02)[2]  # all or nothing
+    assert 0.4 < np.mean(np.asarray(extreme) > 0.99) < 0.6
+
+
 def test_both_take_turns():
     mixed, _, share = mix(IMAGES, LABELS, IDS, KEY, mixup=1.0, cutmix=1.0)
     weight = np.asarray(share)[:, None, None, None]

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def shell_environment():
     """As a user's shell has it: one CPU device, not the eight of the tests."""
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
 
 
 def command(script, *arguments):

@@ -18,7 +18,7 @@ def start(workdir, count, devices, *extra, logs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = shell_environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = shell_environment() | {"JAX_NUM_CPU_DEVICES": str(devices)}
     processes = []
     for i in range(count):
         joined = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}"]

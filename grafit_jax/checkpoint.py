@@ -44,6 +44,7 @@ class Checkpoints:
         options: dict[str, Any] = {"read_only": read_only, "create": not read_only}
         if not read_only:
             self._check_metrics()
+            options["cleanup_tmp_directories"] = True  # what a run left that was cut short while it saved
             options["preservation_policy"] = checkpoint_managers.AnyPreservationPolicy(
                 [
                     checkpoint_managers.LatestN(keep),

@@ -277,10 +277,10 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, monkeypatc
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MB."""
+    """A file system of 4 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("no right to mount a tmpfs")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
@@ -303,3 +303,4 @@ def test_a_disk_that_runs_full_is_told_of_and_costs_no_checkpoint(small_disk, tm
     (small_disk / "other").unlink()
     assert train.train(config, run) == expected
     assert log_of(run) == log_of(tmp_path / "whole")
+    assert all(path.name.isdigit() for path in (run / "checkpoints").iterdir())  # nothing half-written is left

@@ -56,7 +56,7 @@ def test_boxes_follow_from_seed_id_and_proportions():
     np.testing.assert_array_equal(with_key[:4], boxes)
     assert 0.01 * 4800 <= with_key[4, 2] * with_key[4, 3] <= 0.02 * 4800 < boxes[:, 2:].prod(axis=1).min()
     # A scale of (1, 1) is no crop, as on the device.
-    assert Crops(8, ((2, (1, 1), RATIO),)).boxes(0, 0, 60, 80).tolist() == [[0, 0, 60, 80]] * 2
+    assert Crops(8, ((2, (1, 1), RATIO),)).boxes(0, 0, 60, 100).tolist() == [[0, 0, 60, 100]] * 2
 
 
 def test_squares_of_an_image():

@@ -1,6 +1,7 @@
 """From a config and its records to the parts of a run: network, optimiser, state, memory."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -144,7 +145,7 @@ def load(
 def _clusters(config: ml_collections.ConfigDict, records: dict[str, Records], path: pathlib.Path | None) -> Clusters:
     """The clusters that the run in `path` was started with, or those of the features of the run that it starts from."""
     if path is not None and clusterfit.is_saved(path):
-        return clusterfit.load(path)
+        return clusterfit.load(path, len(records["train"]))
     source = pathlib.Path(config.clusters.workdir)
     clusterfit.check_source(source, records, config.clusters.k)
     run, state = restore_newest(source, records=records)
@@ -224,7 +225,7 @@ def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None
     m = config.model
     if not m.pretrained:
         return None
-    if pathlib.Path(m.pretrained).is_dir():
+    if os.path.isdir(m.pretrained):
         return _trunk_of_run(pathlib.Path(m.pretrained), m)
     return pretrained.load_trunk(m.pretrained, m.trunk, stem=m.stem)
 

@@ -17,7 +17,6 @@ from grafit_jax.errors import UserError
 from grafit_jax.models.pretrained import WEIGHTS
 from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
 
-
 # Like what the entries are of a tuple that is empty by default.
 _ENTRIES: Mapping[str, tuple[Any]] = {
     "data.coarse_classes": (0,),

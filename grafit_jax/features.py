@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from grafit_jax import neighbors
 from grafit_jax.errors import UserError, reading, writing
-from grafit_jax.reading import read_npz
+from grafit_jax.reading import LONGEST, read_npz
 
 _COLUMNS = ("id", "label", "coarse_label", "filename")
 # Behind the names of further levels: genus_label.
@@ -111,7 +112,7 @@ def load(path: pathlib.Path) -> Features:
 
 
 def _is_column(name: str) -> bool:
-    return name in _COLUMNS or name.endswith(_LEVEL) and name != _LEVEL
+    return name in _COLUMNS or (name.endswith(_LEVEL) and name != _LEVEL)
 
 
 def _check_format(path: pathlib.Path) -> None:
@@ -144,6 +145,8 @@ def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
     if path.with_suffix(".csv").exists():
         with open(path.with_suffix(".csv"), newline="") as file:
             header, *rows = csv.reader(file)
+        if max(map(len, itertools.chain(*rows)), default=0) > LONGEST:
+            raise ValueError(f"a value in its .csv has more than {LONGEST} characters")
         for name, values in zip(header, zip(*rows, strict=True), strict=True):
             if _is_column(name):
                 columns[name] = np.array(values)

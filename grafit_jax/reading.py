@@ -11,6 +11,8 @@ import numpy as np
 
 from grafit_jax.errors import UserError, reading
 
+# Characters of a name in a CSV. As an array, all names take as much memory as the longest one.
+LONGEST = 4096
 _KINDS: Mapping[type, str] = {dict: "object", list: "list"}
 
 

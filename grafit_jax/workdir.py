@@ -66,7 +66,9 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     try:
         return config_lib.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as a config of this version ({error}): give back the run's own.") from error
+        raise UserError(
+            f"{path} cannot be read as a config of this version ({error}): give back the run's own."
+        ) from error
 
 
 def write(path: pathlib.Path, text: str) -> None:

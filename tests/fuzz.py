@@ -75,7 +75,6 @@ def hold(check, strategy, examples):
     # No example is slow or large: such a one is what is looked for.
     options = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": (Phase.generate, Phase.shrink)}
 
-
     @settings(max_examples=examples, derandomize=True, database=None, **options)
     @given(strategy)
     def run(drawn):

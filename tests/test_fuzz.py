@@ -75,7 +75,9 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
             # And it comes back from a file.
             assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
 
-    values = st.sampled_from((*fuzz.VALUES, 1j, b"x", (), (1,), (0.5,), ("x",), (2, 1), (None,), ((1,),), (float("nan"),)))
+    values = st.sampled_from(
+        (*fuzz.VALUES, 1j, b"x", (), (1,), (0.5,), ("x",), (2, 1), (None,), ((1,),), (float("nan"),))
+    )
     strange = values | st.integers() | st.floats() | st.text(max_size=5)
     for key, like in KNOWN.items():  # another kind for each
         config = small_config()

@@ -317,7 +317,7 @@ def remove(name):
         (remove("categories.json"), r"found no file .*m/categories\.json: want iNaturalist's categories\.json"),
         (remove("val2019.json"), r"found no file .*val2019\.json: want that of iNat"),
         (remove("train_val2019/Life/4/train3.jpg"), r"train3\.jpg is missing, and train2019\.json lists it"),
-        (lambda f: (f / "train_val2019/Life/4/train3.jpg").write_bytes(b"x"), r"train3\.jpg cannot be read \(.*want an im"),
+        (lambda f: (f / "train_val2019/Life/4/train3.jpg").write_bytes(b"x"), r"train3\.jpg cannot be read \(can"),
         (lambda f: (f / "train2019.json").write_text("["), r"train2019\.json cannot be read \(Expecting value: "),
         (edit("val2019.json", lambda c: c.pop("annotations")), r"val2019\.json cannot be read \(KeyError: 'anno"),
         (edit("val2019.json", lambda c: c.update(images=[3])), r"val2019\.json cannot be read \(TypeError: "),

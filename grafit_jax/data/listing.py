@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from grafit_jax.data import images
 from grafit_jax.errors import UserError, reading, warn
+from grafit_jax.reading import LONGEST
 
-# Characters of a name in a CSV. As arrays, all names take as much memory as the longest one.
-_LONGEST = 4096
 # What a split may be called, in folders and in a CSV.
 _SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test"}
 
@@ -227,9 +226,9 @@ def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
         if len(row) != len(header):
             raise UserError(f"{path}, line {line} has {len(row)} values: want {len(header)}, as the first line has.")
         for cell in row:
-            if len(cell) > _LONGEST or "\0" in cell:
+            if len(cell) > LONGEST or "\0" in cell:
                 raise UserError(
                     f"{path}, line {line} has a value of {len(cell)} characters, {cell[:20]!r} and so on: want at most "
-                    f"{_LONGEST}, and no NUL among them."
+                    f"{LONGEST}, and no NUL among them."
                 )
     return [(line, {"fine": ""} | dict(zip(header, row, strict=True))) for line, row in rows]

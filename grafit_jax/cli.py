@@ -61,7 +61,8 @@ def want_numbers(flag: str) -> None:
 
 
 def _are_numbers(values: Sequence[str]) -> bool:
-    return bool(values) and all(v.isdecimal() and v.isascii() for v in values) and len(set(values)) == len(values)
+    numbers = all(v.isdecimal() and v.isascii() and len(v) < 10 for v in values)
+    return bool(values) and numbers and len(set(values)) == len(values)
 
 
 def use_compilation_cache() -> None:

@@ -6,17 +6,16 @@ evaluated, needs neither the other run nor a second clustering.
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
-import zipfile
 
 import numpy as np
 
 from grafit_jax import workdir as workdir_lib
 from grafit_jax.data.sources import Level, Records, usual_level
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, reading
 from grafit_jax.kmeans import Clusters
+from grafit_jax.reading import read_json, read_npz
 
 _FILE = "clusters.npz"
 _LEVEL = "cluster"
@@ -31,14 +30,14 @@ def relabel(train: Records, clusters: Clusters) -> Records:
 
 def check_source(source: pathlib.Path, records: dict[str, Records], k: int) -> None:
     """Raises UserError unless the workdir `source` holds a finished run of the same data, with k images at least."""
-    if not (source / "config.json").is_file():
+    if not os.path.isfile(source / "config.json"):
         raise UserError(f"clusters.workdir = {source} holds no run (no config.json): want that of a finished baseline.")
     for file in ("metrics.json", "data.json"):
-        if not (source / file).is_file():
+        if not os.path.isfile(source / file):
             raise UserError(
                 f"clusters.workdir = {source} holds no finished run (no {file}): let experiments/train.py end first."
             )
-    started = json.loads((source / "data.json").read_text())
+    started = read_json(source / "data.json", dict, "want that of the finished run clusters.workdir")
     changed = sorted(split for split, r in records.items() if started.get(split) != r.fingerprint())
     if changed:
         raise UserError(
@@ -71,17 +70,20 @@ def save(workdir: pathlib.Path, clusters: Clusters) -> None:
     os.replace(temporary, workdir / _FILE)
 
 
-def load(workdir: pathlib.Path) -> Clusters:
-    """The clusters of the run in `workdir`; UserError for a file that is broken."""
+def load(workdir: pathlib.Path, num_images: int) -> Clusters:
+    """The clusters of the run in `workdir`, which has so many training images; UserError for a file that is broken."""
     path = workdir / _FILE
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Clusters(file["centre"], file["label"], float(file["inertia"]), int(file["iterations"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} cannot be read ({' '.join(str(error).split())}): remove it, and it is made again from "
-            "clusters.workdir."
-        ) from None
+    want = "remove it, and it is made again from clusters.workdir"
+    names = [field.name for field in dataclasses.fields(Clusters)]
+    arrays = read_npz(path, names.__contains__, names, want)
+    with reading(path, want):
+        centre, label = arrays["centre"], arrays["label"]
+        clusters = Clusters(centre, label, float(arrays["inertia"]), int(arrays["iterations"]))
+        if centre.ndim != 2 or label.dtype != np.int32 or label.shape != (num_images,):
+            raise ValueError(f"{label.dtype} {list(label.shape)} clusters of {num_images} images")
+        if not 0 <= label.min() <= label.max() < len(centre):
+            raise ValueError(f"clusters {label.min()} to {label.max()} of {len(centre)}")
+    return clusters
 
 
 def fingerprint(clusters: Clusters) -> str:

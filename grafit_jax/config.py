@@ -17,6 +17,15 @@ from grafit_jax.errors import UserError
 from grafit_jax.models.pretrained import WEIGHTS
 from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
 
+# Like what the entries are of a tuple that is empty by default.
+_ENTRIES: Mapping[str, tuple[Any]] = {
+    "data.coarse_classes": (0,),
+    "memory.step_epochs": (40,),
+    "memory.step_momentum": (0.8,),
+    "optimizer.step_epochs": (40,),
+}
+_LARGEST = 2**32
+
 
 def default() -> ml_collections.ConfigDict:
     """The paper's values where they are known, else BYOL's and SNCA's; docs/design.md has each one's standing."""
@@ -190,7 +199,8 @@ def _typed(key: str, text: str, like: Any) -> Any:
             value = float(value)
         if type(value) is type(like):
             return value
-    except (ValueError, SyntaxError):
+    # Nested brackets run out of stack, {[]: 1} does not hash, and 10**400 is no float.
+    except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
         pass
     raise UserError(f"config argument {key}={text}: want a value of type {type(like).__name__}, like {like!r}.")
 
@@ -206,6 +216,7 @@ def choose(name: str, what: str, known: Iterable[str]) -> str:
 def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     """Raises a UserError for what can be seen to be wrong before data or devices are touched."""
     _check_keys(config)
+    _check_types(config)
     method = methods.get(config.method)
     choose(config.model.trunk, "trunk", TRUNKS)
     choose(config.model.stem, "stem", STEMS)
@@ -233,10 +244,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         want(config.views.num_views >= 2, "views.num_views", "T >= 2, since Eq. 1 compares one view with another")
     if len(set(config.eval.features)) < len(config.eval.features):
         raise UserError(f"eval.features = {config.eval.features} names one twice: name each once.")
-    for key, value in flatten(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key} = {value}: want a finite number.")
-    want(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 2^32 - 1")
+    want(config.seed >= 0, "seed", "0 or more")
     want(config.data.image_size >= 0, "data.image_size", "0 (as they are) or the pixels of a side")
     want(config.model.hidden >= 1, "model.hidden", "at least 1")
     want(config.model.dim >= 1, "model.dim", "at least 1")
@@ -299,8 +307,8 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     choose(config.data.fit, "fit", FITS)
     want(config.train.shuffle_buffer >= 1, "train.shuffle_buffer", "at least 1")
     want(config.eval.batch_size >= 1, "eval.batch_size", "at least 1")
-    whole = all(isinstance(k, int) and k >= 1 for k in config.eval.recall_at)
-    want(len(config.eval.recall_at) > 0 and whole, "eval.recall_at", "whole numbers k >= 1")
+    positive = all(k >= 1 for k in config.eval.recall_at)
+    want(len(config.eval.recall_at) > 0 and positive, "eval.recall_at", "whole numbers k >= 1")
     want(config.eval.every_epochs >= 0, "eval.every_epochs", "0 (at the end alone) or more")
     want(config.eval.knn_k >= 1, "eval.knn_k", "at least 1")
     want(config.checkpoint.every_epochs >= 1, "checkpoint.every_epochs", "at least 1")
@@ -324,6 +332,35 @@ def _check_keys(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config key {key!r} is missing: start from grafit_jax.config.default().")
 
 
+def _check_types(config: ml_collections.ConfigDict) -> None:
+    """Raises a UserError for a value of another kind than the default's, or one that no run can take."""
+    found = flatten(config)
+    for key, default_value in flatten(default()).items():
+        likes, values = (default_value,), (found[key],)
+        if isinstance(default_value, tuple):
+            likes = default_value[:1] or _ENTRIES[key]
+            if not isinstance(values[0], tuple):
+                raise UserError(f"{key} = {values[0]!r}: want a tuple, such as {default_value or likes}.")
+            values = values[0]
+        for value in values:
+            wanted = _wanted(value, likes[0])
+            if wanted:
+                raise UserError(f"{key} = {found[key]!r}: want {wanted}.")
+
+
+def _wanted(value: Any, like: Any) -> str | None:
+    """What is wanted in place of a value where one like `like` should be; None where it is one."""
+    if type(value) is not type(like) and not (type(value) is int and isinstance(like, float)):
+        return f"a {type(like).__name__}, such as {like!r}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
+        return "a number that fits into 32 bits"
+    if isinstance(value, str) and "\0" in value:
+        return "text without NUL"
+    return None
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys to values."""
     flat: dict[str, Any] = {}
@@ -340,12 +377,19 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """The config of `to_json`. JSON's lists become tuples again."""
+    """The config of `to_json`. JSON's lists become tuples again.
+
+    Raises:
+      UserError: keys that are not known, or values of another type than the default's.
+      ValueError, KeyError, TypeError, AttributeError, RecursionError: text of another kind.
+    """
     config = default()
     with config.ignore_type():
         config.update_from_flattened_dict(
             {k: tuple(v) if isinstance(v, list) else v for k, v in flatten(json.loads(text)).items()}
         )
+    _check_keys(config)
+    _check_types(config)
     return config
 
 

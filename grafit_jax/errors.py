@@ -13,6 +13,10 @@ class UserError(ValueError):
     traceback.
     """
 
+    def __init__(self, message: str):
+        # What is told of, such as a file's name, may hold line breaks.
+        super().__init__(" ".join(message.splitlines()))
+
 
 def warn(message: str) -> None:
     """Tells on stderr, in one line, what may be a mistake and may be meant: found and expected."""
@@ -27,3 +31,24 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path} ({error}): take another --out.") from error
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path, want: str) -> Iterator[None]:
+    """UserError for whatever goes wrong while a file is read and its content is taken apart.
+
+    Args:
+      path: the file.
+      want: what it should hold, or how it is made again: the end of the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"found no file {error.filename or path}: {want}.") from error
+    except Exception as error:  # a decoder may raise anything at what is in a damaged file
+        reason = next(iter(str(error).strip().splitlines()), "")
+        if not reason or not isinstance(error, OSError | ValueError):  # what the others say is not for people
+            reason = f"{type(error).__name__}: {reason}"
+        raise UserError(f"{path} cannot be read ({reason}): {want}.") from error

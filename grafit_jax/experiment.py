@@ -1,6 +1,7 @@
 """From a config and its records to the parts of a run: network, optimiser, state, memory."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -155,7 +156,7 @@ def load(
 def _clusters(config: ml_collections.ConfigDict, records: dict[str, Records], path: pathlib.Path | None) -> Clusters:
     """The clusters that the run in `path` was started with, or those of the features of the run that it starts from."""
     if path is not None and clusterfit.is_saved(path):
-        return clusterfit.load(path)
+        return clusterfit.load(path, len(records["train"]))
     source = pathlib.Path(config.clusters.workdir).expanduser()
     clusterfit.check_source(source, records, config.clusters.k)
     run, state = restore_newest(source, records=records)
@@ -247,9 +248,9 @@ def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None
     if not m.pretrained:
         return None
     path = pathlib.Path(m.pretrained).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return _trunk_of_run(path, m)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(
             f"model.pretrained = {m.pretrained} is not there: want a run's workdir, or a .safetensors or .pth file of "
             "weights."

@@ -2,19 +2,21 @@
 
 import csv
 import dataclasses
+import itertools
 import pathlib
-import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
 from grafit_jax import neighbors
-from grafit_jax.errors import UserError, writing
+from grafit_jax.errors import UserError, reading, writing
+from grafit_jax.reading import LONGEST, read_npz
 
 _COLUMNS = ("id", "label", "coarse_label", "filename")
 # Behind the names of further levels: genus_label.
 _LEVEL = "_label"
 _FORMATS = (".npz", ".parquet", ".npy")
+_WANT = "write it anew with experiments/embed.py"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,14 +89,8 @@ def load(path: pathlib.Path) -> Features:
       UserError: a file that is not there, not readable, without embeddings, or with columns that do not fit them.
     """
     _check_format(path)
-    try:
+    with reading(path, _WANT):
         columns = {".npz": _read_npz, ".parquet": _read_parquet, ".npy": _read_npy}[path.suffix](path)
-    except FileNotFoundError as error:
-        raise UserError(f"found no file {error.filename or path}: write one with experiments/embed.py.") from None
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): write it anew.") from None
     if "embedding" not in columns:
         found = ", ".join(sorted(columns)) or "nothing"
         raise UserError(f"{path} holds {found} but no embedding: want embedding [N, D] and {', '.join(_COLUMNS)} [N].")
@@ -116,7 +112,7 @@ def load(path: pathlib.Path) -> Features:
 
 
 def _is_column(name: str) -> bool:
-    return name in _COLUMNS or name.endswith(_LEVEL)
+    return name in _COLUMNS or (name.endswith(_LEVEL) and name != _LEVEL)
 
 
 def _check_format(path: pathlib.Path) -> None:
@@ -125,8 +121,7 @@ def _check_format(path: pathlib.Path) -> None:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays if name == "embedding" or _is_column(name)}
+    return read_npz(path, lambda name: name == "embedding" or _is_column(name), (), _WANT)
 
 
 def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -145,10 +140,13 @@ def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
-    columns: dict[str, np.ndarray] = {"embedding": np.load(path, allow_pickle=False)}
+    with open(path, "rb") as binary:
+        columns: dict[str, np.ndarray] = {"embedding": np.lib.format.read_array(binary, allow_pickle=False)}
     if path.with_suffix(".csv").exists():
         with open(path.with_suffix(".csv"), newline="") as file:
             header, *rows = csv.reader(file)
+        if max(map(len, itertools.chain(*rows)), default=0) > LONGEST:
+            raise ValueError(f"a value in its .csv has more than {LONGEST} characters")
         for name, values in zip(header, zip(*rows, strict=True), strict=True):
             if _is_column(name):
                 columns[name] = np.array(values)

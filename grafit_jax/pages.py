@@ -1,12 +1,15 @@
 """Recorded results as text: tables in Markdown, and their places in README.md and docs."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from grafit_jax import report, targets, workdir
+from grafit_jax.errors import reading
+from grafit_jax.reading import read_json
 from grafit_jax.report import Result
 from grafit_jax.tables import RAW_PIXELS, TABLES, Table
+
+_RECORD = "want recorded results; record them again with experiments/reproduce.py or benchmark.py"
 
 
 def render(table: Table, results: Sequence[Result]) -> str:
@@ -42,8 +45,10 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
         weights = " --pretrained=resnet18.safetensors" if table.pretrained else ""
         found[name] = f"Not run: `python experiments/reproduce.py --table={name}{weights} --record`."
     for path in sorted(results_path(root, "").parent.glob("*.json")):
-        recorded = json.loads(path.read_text())
-        found[path.stem] = render(TABLES[path.stem], recorded) if path.stem in TABLES else render_benchmark(recorded)
+        recorded = read_json(path, list, _RECORD)
+        with reading(path, _RECORD):
+            of_runs = path.stem in TABLES
+            found[path.stem] = render(TABLES[path.stem], recorded) if of_runs else render_benchmark(recorded)
     return found
 
 

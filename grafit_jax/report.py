@@ -1,6 +1,6 @@
 """Results as tables and pictures. Every number comes from files that a run wrote."""
 
-import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from grafit_jax import config as config_lib
 from grafit_jax import neighbors, workdir
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
+from grafit_jax.reading import read_json
 
 # One result: method, seed, metrics (fractions), run (run.json), config; as collected from a workdir.
 Result = dict[str, Any]
@@ -19,14 +20,19 @@ Result = dict[str, Any]
 
 def collect(path: pathlib.Path) -> Result:
     """The result of the complete run in `path`; UserError if the run is not complete."""
-    if not (path / "metrics.json").is_file():
+    if not os.path.isfile(path / "metrics.json"):
         raise UserError(f"{path} holds no finished run (no metrics.json): let experiments/train.py end first.")
     config = workdir.read_config(path)
+    want = "want what experiments/train.py wrote; remove metrics.json, and it is written again"
+    metrics, run = (read_json(path / name, dict, want) for name in ("metrics.json", "run.json"))
+    for name, value in [*metrics.items(), ("train_seconds", run.get("train_seconds", 0.0))]:
+        if not isinstance(value, int | float):
+            raise UserError(f"{path} has {value!r} as {name}: {want}.")
     return {
         "method": config.method,
         "seed": config.seed,
-        "metrics": json.loads((path / "metrics.json").read_text()),
-        "run": json.loads((path / "run.json").read_text()),
+        "metrics": metrics,
+        "run": run,
         "config": config_lib.flatten(config),
     }
 

@@ -1,11 +1,12 @@
 """The published retrieval rows of protocol "maskcon" (PAPER.md section 4), and how far ours are from being measured."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 
 from grafit_jax import report
+from grafit_jax.errors import reading
+from grafit_jax.reading import read_json
 
 # Under Grafit's name the MaskCon paper means this method.
 METHOD = "grafit_maskcon"
@@ -65,8 +66,11 @@ def render(results_path: Callable[[str], pathlib.Path]) -> str:
 
 def _measured(path: pathlib.Path) -> dict[int, float]:
     """R@k in percent of the recorded seed 0; nothing where the method was not run."""
-    recorded = [r for r in json.loads(path.read_text()) if r["method"] == METHOD and r["seed"] == 0]
-    return {k: 100 * recorded[0]["metrics"][f"recall@{k}"] for k in _KS} if recorded else {}
+    want = "want recorded results; record them again with experiments/reproduce.py"
+    results = read_json(path, list, want)
+    with reading(path, want):
+        recorded = [r for r in results if r["method"] == METHOD and r["seed"] == 0]
+        return {k: 100.0 * recorded[0]["metrics"][f"recall@{k}"] for k in _KS} if recorded else {}
 
 
 def _cell(ours: dict[int, float], k: int) -> str:

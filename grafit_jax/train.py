@@ -43,16 +43,17 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
       UserError: a config, data set or workdir that cannot work, before training; a loss that is not finite.
       Preempted: it was asked to stop, and has saved itself.
     """
-    workdir.check(path, config, allowed)
-    with workdir.lock(path):
-        return _train(config, path, allowed)
-
-
-def _train(config: ml_collections.ConfigDict, path: pathlib.Path, allowed: Sequence[str]) -> dict[str, float]:
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
+    workdir.check(path, config, allowed)
     run = experiment.load(config, path=path)
     if not (path / "config.json").is_file():  # a run that goes on has no need of the file
         experiment.check_start(run)
+    with workdir.lock(path):
+        return _train(run, path, allowed)
+
+
+def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str]) -> dict[str, float]:
+    config = run.config
     workdir.claim(path, config, allowed)
     fingerprints = experiment.fingerprints(run)
     workdir.check_data(path, fingerprints)

@@ -16,6 +16,7 @@ from grafit_jax import config as config_lib
 from grafit_jax import parallel
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError, warn
+from grafit_jax.reading import read_json
 
 # The images that a run does without.
 BROKEN = "broken.txt"
@@ -112,7 +113,8 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Seq
 def check_data(workdir: pathlib.Path, fingerprints: dict[str, str]) -> None:
     """Raises UserError if the run's data are not those it started with: ids are rows, so others would mix up all."""
     path = workdir / "data.json"
-    started = json.loads(path.read_text()) if path.is_file() else fingerprints
+    want = "want the fingerprints of the data that the run was started with; remove it if they are still the same"
+    started = read_json(path, dict, want) if path.is_file() else fingerprints
     changed = sorted(split for split in fingerprints if started.get(split) != fingerprints[split])
     if changed:
         raise UserError(
@@ -124,12 +126,14 @@ def check_data(workdir: pathlib.Path, fingerprints: dict[str, str]) -> None:
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`; UserError if there is none."""
     path = workdir / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{workdir} holds no run (no config.json): give the --workdir of experiments/train.py.")
     try:
-        return config_lib.from_json(path.read_text())
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a config of this version ({error}).") from error
+        return config_lib.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read as a config of this version ({error}): give back the run's own."
+        ) from error
 
 
 def write(path: pathlib.Path, text: str) -> None:
@@ -159,15 +163,23 @@ def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
 
 
 def cut_log(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
-    """Drops what was logged after `step`, the checkpoint a run goes on from, and returns the rest."""
+    """Drops what was logged after `step`, the checkpoint a run goes on from, and returns the rest.
+
+    Lines that are damaged go too: a kill cuts the last one short, and no line is worth a run that does not go on.
+    """
     path = workdir / "metrics.jsonl"
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the line that a kill cut short
-            continue
-        if entry["step"] <= step:
-            lines.append(entry)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    entries = (_entry(line) for line in text.splitlines())
+    lines = [entry for entry in entries if entry is not None and entry["step"] <= step]
     write(path, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the log, numbers by their names; None for one that is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(entry, dict) and "step" in entry and all(isinstance(v, int | float) for v in entry.values())
+    return entry if whole else None

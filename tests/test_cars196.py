@@ -109,7 +109,7 @@ def write(name, arrays):
         (lambda folder: (folder / cars196.META).write_bytes(b"no matlab"), r"cars_meta\.mat cannot be read \("),
         (
             lambda folder: (folder / "cars_train/00002.jpg").write_bytes(b"x"),
-            r"00002\.jpg is no image that can be read",
+            r"00002\.jpg cannot be read \(.*\): want an image; replace it",
         ),
     ],
 )

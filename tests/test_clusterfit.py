@@ -110,7 +110,7 @@ def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_mo
     monkeypatch.setattr(pipeline, "epoch_order", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train(config, path)
-    started, written = clusterfit.load(path), (path / "clusters.npz").read_bytes()
+    started, written = clusterfit.load(path, 899), (path / "clusters.npz").read_bytes()
     assert started.centre.shape[0] == K and len(started.label) == 899
     data = json.loads((path / "data.json").read_text())
     assert data.keys() == {"train", "test", "clusters"}

@@ -236,7 +236,7 @@ MINUS = np.where(LABEL == 3, -1, LABEL)
     [
         (
             {"image": None},
-            r"some_test\.npz holds the arrays label, coarse_label but no image: want image, coarse_label",
+            r"some_test\.npz holds the arrays label, coarse_label but no image: write it with numpy",
         ),
         ({"coarse_label": None}, r"some_test\.npz holds the arrays image, label but no coarse_label"),
         (

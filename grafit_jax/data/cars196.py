@@ -4,6 +4,7 @@ The builder is TFDS's, with its version, label names and features (image, label,
 elsewhere.
 """
 
+import os
 import pathlib
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from grafit_jax.data import tfds_source
-from grafit_jax.errors import UserError, warn
+from grafit_jax.errors import UserError, reading, warn
 
 NUM_CLASSES = 196
 # Images and annotations of each split, in the folder.
@@ -20,6 +21,7 @@ FILES = {
     "test": ("cars_test", "cars_test_annos_withlabels.mat"),
 }
 META = "devkit/cars_meta.mat"
+_WANT = "want that of Stanford Cars"
 _NUM_IMAGES = {"train": 8144, "test": 8041}
 # TFDS finds the class and the box by their places.
 _FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
@@ -39,7 +41,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
     Raises:
       UserError: a file or folder that is missing or cannot be read, or annotations that do not fit.
     """
-    builder = _builder(manual_dir, str(pathlib.Path(data_dir).expanduser()) if data_dir else None)
+    builder = _builder(manual_dir, os.path.expanduser(data_dir) if data_dir else None)
     if not builder.is_prepared():
         _check(manual_dir)
         tfds_source.write(builder)
@@ -82,18 +84,16 @@ def _check(folder: pathlib.Path) -> None:
                 f"{folder / name} has the fields {', '.join(annotations.dtype.names or ()) or 'of no structure'}, want "
                 f"{', '.join(_FIELDS)}: take the file with labels."
             )
-        for row in annotations:
-            if not 1 <= int(row["class"]) <= NUM_CLASSES:
-                raise UserError(
-                    f"{folder / name} has class {int(row['class'])} for {row['fname']}, want 1 to {NUM_CLASSES}."
-                )
-            image = folder / images / str(row["fname"])
-            if not image.is_file():
+        with reading(folder / name, _WANT):
+            listed = [(int(row["class"]), str(row["fname"])) for row in annotations]
+        for number, file in listed:
+            if not 1 <= number <= NUM_CLASSES:
+                raise UserError(f"{folder / name} has class {number} for {file}, want 1 to {NUM_CLASSES}.")
+            image = folder / images / file
+            if not os.path.isfile(image):
                 raise UserError(f"{image} is missing, and {name} lists it: add the image.")
-            try:
+            with reading(image, "want an image; replace it"):
                 PIL.Image.open(image).close()
-            except OSError as error:
-                raise UserError(f"{image} is no image that can be read ({error}): replace it.") from error
         if len(annotations) != _NUM_IMAGES[split]:
             warn(
                 f"cars196, split {split}: found {len(annotations)} images, and Stanford Cars has {_NUM_IMAGES[split]}."
@@ -104,11 +104,8 @@ def _read(path: pathlib.Path, key: str) -> Any:
     """The array `key`, [N], of a Matlab file."""
     import scipy.io
 
-    try:
-        return np.atleast_1d(scipy.io.loadmat(path, squeeze_me=True)[key])
-    except KeyError:
-        raise UserError(f"{path} holds no {key}: want that of Stanford Cars.") from None
-    except Exception as error:  # scipy has no one exception for a broken file
-        raise UserError(
-            f"{path} cannot be read ({' '.join(str(error).split())}): want that of Stanford Cars."
-        ) from error
+    with reading(path, _WANT):
+        content = scipy.io.loadmat(path, squeeze_me=True)
+        if key not in content:
+            raise UserError(f"{path} holds no {key}: {_WANT}.")
+        return np.atleast_1d(content[key])

@@ -177,7 +177,7 @@ def read(
             f"data.stream is on with {kind}:{name} and data.image_size is 0: set it to the pixels of a side to which "
             "images are resized as they are read (such as 256 for crops of 224)."
         )
-    path = pathlib.Path(os.path.abspath(pathlib.Path(name).expanduser()))
+    path = pathlib.Path(os.path.abspath(os.path.expanduser(name)))
     listed = listing.list_images(kind, path)
     root = str(path if kind == "folder" else path.parent)
 

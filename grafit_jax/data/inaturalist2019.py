@@ -4,14 +4,15 @@ TFDS has no such builder. The features are id, image and a label for each level,
 are in the order of their category ids.
 """
 
-import json
+import os
 import pathlib
 from typing import Any
 
 import PIL.Image
 
 from grafit_jax.data import taxonomy, tfds_source
-from grafit_jax.errors import UserError, warn
+from grafit_jax.errors import UserError, reading, warn
+from grafit_jax.reading import read_json
 
 IMAGES = "train_val2019"
 # The annotations of each split.
@@ -45,7 +46,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
     classes = taxonomy.classes(categories)
     row_of_category = {category["id"]: row for row, category in enumerate(categories)}
     examples = {split: _examples(manual_dir, name, row_of_category) for split, name in FILES.items()}
-    builder = _builder(examples, classes, str(pathlib.Path(data_dir).expanduser()) if data_dir else None)
+    builder = _builder(examples, classes, os.path.expanduser(data_dir) if data_dir else None)
     if not builder.is_prepared():
         taxonomy.check_counts(classes, taxonomy.PUBLISHED_2019, "inaturalist2019")
         for split, of_split in examples.items():
@@ -63,17 +64,11 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
 def _examples(folder: pathlib.Path, name: str, row_of_category: dict[Any, int]) -> list[Example]:
     """The images that a file of annotations lists."""
     path = folder / name
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    want = "want that of iNaturalist 2019 in --manual_dir, with images and annotations"
+    content = read_json(path, dict, want)
+    with reading(path, want):
         category = {a["image_id"]: int(a["category_id"]) for a in content["annotations"]}
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: want {', '.join(FILES.values())} in --manual_dir.") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}): want that of "
-            "iNaturalist 2019, with images and annotations."
-        ) from None
     for id_, file in files.items():
         if id_ not in category:
             raise UserError(f"{path} has no annotation for {file} (image {id_}): want one for every image.")
@@ -88,12 +83,10 @@ def _examples(folder: pathlib.Path, name: str, row_of_category: dict[Any, int]) 
 def _check_images(examples: list[Example], name: str) -> None:
     """Raises a UserError for what cannot be read, before the writing rather than in the midst of it."""
     for _, image, _ in examples:
-        if not image.is_file():
+        if not os.path.isfile(image):
             raise UserError(f"{image} is missing, and {name} lists it: add the image.")
-        try:
+        with reading(image, "want an image; replace it"):
             PIL.Image.open(image).close()
-        except OSError as error:
-            raise UserError(f"{image} is no image that can be read ({error}): replace it.") from error
 
 
 def _builder(examples: dict[str, list[Example]], classes: dict[str, taxonomy.Classes], data_dir: str | None):

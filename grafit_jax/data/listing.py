@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from grafit_jax.data import images
-from grafit_jax.errors import UserError, warn
+from grafit_jax.errors import UserError, reading, warn
+from grafit_jax.reading import LONGEST
 
 # What a split may be called, in folders and in a CSV.
 _SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test"}
@@ -71,7 +72,7 @@ def _check(listed: dict[str, list[Example]], where: str) -> None:
 
 def _list_folder(root: pathlib.Path) -> dict[str, list[Example]]:
     """The images of DIR/<split>/<coarse>/[<fine>/], sorted by class and name."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"folder:{root} is no folder: want one that holds train/ and test/.")
     walk = _Walk(root)
     folders, _ = walk.entries(str(root), ())
@@ -218,19 +219,15 @@ def _list_csv(path: pathlib.Path) -> dict[str, list[Example]]:
 
 def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
     """(line number, column -> text) of every row; a missing column `fine` is empty."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
-    except FileNotFoundError:
-        raise UserError(f"found no file {path}: want csv:FILE.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: want csv:FILE, or folder:DIR for folders of images.") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path} cannot be read as CSV ({' '.join(str(error).split())}): save it as CSV in UTF-8."
-        ) from None
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: want csv:FILE, or folder:DIR for folders of images.")
+    with (
+        reading(path, "want csv:FILE, a CSV in UTF-8"),
+        open(path, newline="", encoding="utf-8-sig") as file,  # spreadsheets write a byte-order mark
+    ):
+        reader = csv.reader(file)
+        header = [name.strip() for name in next(reader, [])]
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     missing = [name for name in ("path", "coarse", "split") if name not in header]
     if missing or len(set(header)) < len(header):
         raise UserError(
@@ -240,4 +237,10 @@ def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
     for line, row in rows:
         if len(row) != len(header):
             raise UserError(f"{path}, line {line} has {len(row)} values: want {len(header)}, as the first line has.")
+        for cell in row:
+            if len(cell) > LONGEST or "\0" in cell:
+                raise UserError(
+                    f"{path}, line {line} has a value of {len(cell)} characters, {cell[:20]!r} and so on: want at most "
+                    f"{LONGEST}, and no NUL among them."
+                )
     return [(line, {"fine": ""} | dict(zip(header, row, strict=True))) for line, row in rows]

@@ -2,10 +2,9 @@
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from grafit_jax.data import catalog, folder, hierarchy, tfds_source
 from grafit_jax.data.folder import FolderImages
 from grafit_jax.data.tfds_source import StreamedImages
 from grafit_jax.errors import UserError
+from grafit_jax.reading import read_npz
 
 SPLITS = tfds_source.SPLITS
 # Images that stay in their files.
@@ -205,7 +205,7 @@ def load(
         )  # fmt: skip
         records = _of_levels(columns, names, coarse, source)
     elif kind == "npz" and name:
-        records = _npz(pathlib.Path(name).expanduser())
+        records = _npz(pathlib.Path(os.path.expanduser(name)))
     elif files and name:
         columns, label_names, coarse_names = folder.read(
             kind, name, coarse_classes, stream=stream, image_size=image_size, fit=fit, broken=broken
@@ -259,8 +259,8 @@ def _checked(records: Records, where: str) -> Records:
             f"{where}: images are {list(image.shape)}, with {image.shape[-1]} channels, want 1 or 3, and the channels "
             "last: [N, H, W, C]."
         )
-    if len(image) == 0:
-        raise UserError(f"{where}: no image, want at least one.")
+    if 0 in image.shape:
+        raise UserError(f"{where}: no image, want at least one, and of at least one pixel: found {list(image.shape)}.")
 
     def checked(name: str, level: Level) -> Level:
         label = level.label
@@ -315,7 +315,7 @@ def _digits() -> dict[str, Records]:
 
 
 def _npz(folder: pathlib.Path) -> dict[str, Records]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"npz:{folder} is no folder: want one that holds *train.npz and *test.npz.")
     return _assemble({split: _npz_read(folder, split) for split in SPLITS}, (), (), f"npz:{folder}")
 
@@ -327,22 +327,8 @@ def _npz_read(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
         raise UserError(
             f"npz:{folder} holds {len(found)} files *{split}.npz{names}, want one: put one data set into one folder."
         )
-    try:
-        with np.load(found[0], allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("image", "label", "coarse_label") if key in file}
-            keys = ", ".join(file)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{found[0]} cannot be read ({' '.join(str(error).split())}): write it with numpy.savez, with arrays of "
-            "numbers."
-        ) from None
-    for key in ("image", "coarse_label"):
-        if key not in arrays:
-            raise UserError(
-                f"{found[0]} holds the arrays {keys or 'none'} but no {key}: want image, coarse_label and, if fine "
-                "labels are known, label."
-            )
-    return arrays
+    want = "write it with numpy.savez, with arrays of numbers: image, coarse_label and, if fine labels are known, label"
+    return read_npz(found[0], ("image", *_KEYS.values()).__contains__, ("image", _KEYS["coarse"]), want)
 
 
 def _assemble(

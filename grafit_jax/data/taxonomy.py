@@ -1,7 +1,6 @@
 """The tree of life in iNaturalist's categories.json: each species with its genus, family and so on to the kingdom."""
 
 import collections
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grafit_jax.errors import UserError, warn
+from grafit_jax.reading import read_json
 
 # From coarse to fine; all but the last are keys of categories.json, which calls the species `name`.
 LEVELS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
@@ -38,14 +38,9 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
       UserError: a file that is missing or is not such a one, or an id or a species that it holds twice.
     """
     wanted = f"want iNaturalist's {FILE} with real names: a list of {{id, name, {', '.join(LEVELS[:-1])}}}"
-    try:
-        categories = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"found no {path}: {wanted}.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): {wanted}.") from None
-    if not isinstance(categories, list) or not categories:
-        raise UserError(f"{path} holds no list of categories: {wanted}.")
+    categories = read_json(path, list, wanted)
+    if not categories:
+        raise UserError(f"{path} holds no category: {wanted}.")
     for place, category in enumerate(categories):
         keys = category.keys() if isinstance(category, dict) else ()
         for key, kind in _KEYS.items():

@@ -1,15 +1,19 @@
 """Weights under torchvision's names (timm's ResNets have the same, its RegNets others) as variables of our networks."""
 
+import io
+import os
 import pathlib
+import pickletools
+import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, reading
 from grafit_jax.models.classifier import build
 
 Path = tuple[str, ...]
@@ -19,6 +23,10 @@ WEIGHTS = (".safetensors", ".pth", ".pt")
 
 # The last part of a path of ours -> what torchvision calls it.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# How a file of PyTorch's begins that is a zip archive.
+_ZIP = b"PK\x03\x04"
+# Characters of a tensor's name, or of anything else that is pickled.
+_LONGEST = 1000
 # What a batch norm of PyTorch counts and nothing of ours uses.
 _IGNORED = "num_batches_tracked"
 
@@ -34,9 +42,9 @@ def convert(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
       {"params": ..., "batch_stats": ...}, float32 numpy arrays.
 
     Raises:
-      UserError: a tensor that is missing, unexpected or of another shape, by its name.
+      UserError: a tensor that is missing, unexpected, of another shape, not floating point or not finite, by its name.
     """
-    num_classes = len(state_dict["fc.bias"]) if "fc.bias" in state_dict else 1000
+    num_classes = np.size(state_dict["fc.bias"]) if "fc.bias" in state_dict else 1000
     return _fill(name, num_classes, state_dict, lambda path: True)
 
 
@@ -67,8 +75,8 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: a file that is not there, of another kind or not to be read, or PyTorch is not installed.
     """
-    path = pathlib.Path(path).expanduser()
-    if not path.is_file():
+    path = pathlib.Path(os.path.expanduser(path))
+    if not os.path.isfile(path):
         raise UserError(f"{path} is not there: want a .safetensors or .pth file of weights.")
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
@@ -80,13 +88,10 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    import safetensors
     import safetensors.numpy
 
-    try:
+    with reading(path, "download it again"):
         return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}): download it again.") from None
 
 
 def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -97,18 +102,45 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} needs PyTorch to be read: `pip install torch`, or write it as .safetensors where there is PyTorch "
             "(safetensors.torch.save_file)."
         ) from None
-    try:
+    with reading(path, "want a state dict of tensors alone, as `torch.save(net.state_dict(), ...)`"):
+        _check_cost(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler may raise anything at what is in a broken file
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path} cannot be read as a state dict of tensors alone ({reason[0]}): want one.") from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no state dict: want tensors by name, as `torch.save(net.state_dict(), ...)`.")
-    # NumPy has no bfloat16 of PyTorch's.
-    return {key: (v.float() if v.is_floating_point() else v).numpy() for key, v in content.items()}
+        for wrapper in ("state_dict", "model"):
+            if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+                content = content[wrapper]
+        if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+            raise UserError(
+                f"{path} holds no state dict: want tensors by name, as `torch.save(net.state_dict(), ...)`."
+            )
+        for key, tensor in content.items():
+            # A stride of 0 makes gigabytes of a few bytes.
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise UserError(f"{path}: tensor {key} has shape {list(tensor.shape)}, which the file does not hold.")
+        # NumPy has no bfloat16 of PyTorch's.
+        return {str(key): (v.float() if v.is_floating_point() else v).detach().numpy() for key, v in content.items()}
+
+
+def _check_cost(path: pathlib.Path) -> None:
+    """Raises ValueError for a file that `torch.load` would take minutes or gigabytes over.
+
+    `torch.save` compresses nothing, so tensors take no more memory than their file. And what `torch.load` will not
+    unpickle it looks at with regular expressions, for a time that grows with the square of a name's length.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(_ZIP)) == _ZIP:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+                if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                    raise ValueError("its tensors are compressed")
+                names = [member.filename for member in members if member.filename.endswith(".pkl")]
+                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(name)) for name in names]
+        else:  # as PyTorch wrote them before 1.6: five pickles, then the tensors' bytes
+            file.seek(0)
+            pickles = [file] * 5
+        for pickled in pickles:
+            for _, argument, _ in pickletools.genops(pickled):
+                if isinstance(argument, str | bytes) and len(argument) > _LONGEST:
+                    raise ValueError(f"a name of {len(argument)} characters")
 
 
 def _fill(
@@ -130,7 +162,7 @@ def _fill(
         if key not in state_dict:
             found = f" ({unexpected[0]}, which it has not, is there)" if unexpected else ""
             raise UserError(f"tensor {key} of {name} is missing{found}: want torchvision's {name}.")
-        tensor = np.asarray(state_dict[key], np.float32)
+        tensor = np.asarray(state_dict[key])
         if path[-1] == "kernel":  # [out, in, height, width] or [out, in]
             tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
         if tensor.shape != shape:
@@ -138,7 +170,12 @@ def _fill(
                 f"tensor {key} is {list(np.shape(state_dict[key]))}, which is {list(tensor.shape)} here, want "
                 f"{list(shape)}: want torchvision's {name}."
             )
-        filled[path] = tensor
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise UserError(f"tensor {key} is of {tensor.dtype}: want floating point numbers.")
+        with np.errstate(over="ignore"):
+            filled[path] = tensor.astype(np.float32, copy=False)
+        if not np.isfinite(filled[path]).all():
+            raise UserError(f"tensor {key} holds NaN or infinite values: want those of a sound network.")
     if unexpected:
         raise UserError(f"tensor {unexpected[0]} is not one of {name}'s: want torchvision's {name}.")
     return traverse_util.unflatten_dict(filled)

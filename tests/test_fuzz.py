@@ -1,0 +1,233 @@
+"""Arbitrary config strings and values, and damaged files of a run: a value or a UserError of one line, never more."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+from hypothesis import strategies as st
+
+import fuzz
+from grafit_jax import clusterfit, methods, pages, report, targets, workdir
+from grafit_jax import config as config_lib
+from grafit_jax.data import sources
+from grafit_jax.errors import UserError
+from small import small_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+TYPED = {"seed": 0, "size": 224, "w": 0.5, "e": True, "method": "grafit"}
+KNOWN = config_lib.flatten(config_lib.default())
+WHOLE = config_lib.to_json(small_config())
+WORDS = st.sampled_from(
+    (
+        "seed=", "size=", "w=", "e=", "method=", "preset=", "dataset=", "level=", "from=", ",", "=", "cpu", "grafit",
+        "0", "-1", "1e999", "9" * 400, "9" * 5000, "nan", "True", "0x", "1_0", "b''", "{[]:1}", "[" * 3000,
+        "-" * 9000 + "1", "1if 1else 2", "\0", "\ud800", "\n", "'", "1" + "+1" * 3000, "__import__('os').getcwd()",
+    )
+)  # fmt: skip
+ARGS = st.lists(WORDS | st.text(max_size=5), max_size=6).map("".join)
+PAIRS = st.tuples(st.sampled_from([*TYPED]), WORDS | st.text(max_size=8)).map("=".join)
+
+
+@fuzz.times
+def test_arguments_are_of_their_types_or_refused(times):
+    def check(arg):
+        parsed = fuzz.outcome(config_lib.parse_arg, arg, **TYPED)
+        if not isinstance(parsed, UserError):
+            assert {key: type(value) for key, value in parsed.items()} == {k: type(v) for k, v in TYPED.items()}
+
+    for arg in ("w=" + "9" * 400, "seed={[]:1}", "seed=" + "-" * 9000 + "1", "seed=\n", "e=" + "(" * 300, "w=\0"):
+        with pytest.raises(UserError, match="want a value of type"):
+            config_lib.parse_arg(arg, **TYPED)
+        check(arg)
+    fuzz.hold(check, ARGS | PAIRS, 60 * times)
+
+
+@fuzz.times
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_a_config_file_makes_a_config_of_an_argument_or_refuses_it(path, times):
+    def check(arg):
+        config = fuzz.outcome(config_lib.load_file, path, arg)
+        if not isinstance(config, UserError):
+            fuzz.outcome(config_lib.validate, config, num_devices=8)
+
+    fuzz.hold(check, ARGS | PAIRS, 10 * times)
+
+
+def kind(value):
+    return {int: "number", float: "number"}.get(type(value), type(value).__name__)
+
+
+@fuzz.times
+def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
+    def check(drawn):
+        key, value, method = drawn
+        config = small_config(method)
+        with config.ignore_type():
+            try:
+                config.update_from_flattened_dict({key: value})
+            except OverflowError:  # ml_collections makes a float of what is in a float's place
+                return
+        if fuzz.outcome(config_lib.validate, config, num_devices=8) is None:
+            found, like = config_lib.flatten(config)[key], KNOWN[key]
+            assert kind(found) == kind(like), f"{key} = {found!r}"
+            assert "nan" not in repr(found) and "inf" not in repr(found), f"{key} = {found!r}"
+            # And it comes back from a file.
+            assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+
+    values = st.sampled_from(
+        (*fuzz.VALUES, 1j, b"x", (), (1,), (0.5,), ("x",), (2, 1), (None,), ((1,),), (float("nan"),))
+    )
+    strange = values | st.integers() | st.floats() | st.text(max_size=5)
+    for key, like in KNOWN.items():  # another kind for each
+        config = small_config()
+        with config.ignore_type():
+            config.update_from_flattened_dict({key: None if isinstance(like, str | tuple) else "x"})
+        with pytest.raises(UserError, match=rf"{key} = (None|'x'): want a "):
+            config_lib.validate(config, num_devices=8)
+    fuzz.hold(check, st.tuples(st.sampled_from([*KNOWN]), strange, st.sampled_from([*methods.METHODS])), 150 * times)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"seed": -1}, r"seed = -1: want 0 or more"),
+        ({"seed": 2**32}, r"seed = 4294967296: want a number that fits into 32 bits"),
+        ({"train.epochs": 10**30}, r"train\.epochs = 1000+: want a number that fits into 32 bits"),
+        ({"views.mean": (0.1, float("nan"), 0.1)}, r"views\.mean = \(0\.1, nan, 0\.1\): want a finite number"),
+        ({"data.coarse_classes": (0, 1.5)}, r"data\.coarse_classes = \(0, 1\.5\): want a int, such as 0"),
+        ({"memory.step_epochs": ("a",)}, r"memory\.step_epochs = \('a',\): want a int, such as 40"),
+        ({"data.source": "npz:a\0"}, r"data\.source = 'npz:a\\x00': want text without NUL"),
+        ({"data.stream": 1}, r"data\.stream = 1: want a bool, such as False"),
+        ({"model.dim": True}, r"model\.dim = True: want a int, such as 256"),
+    ],
+)
+def test_values_that_no_run_can_take(overrides, message):
+    config = small_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict(overrides)
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(config, num_devices=8)
+
+
+@fuzz.times
+def test_a_damaged_config_is_read_or_refused(times, tmp_path):
+    def check(text):
+        (tmp_path / "config.json").write_bytes(text)
+        config = fuzz.outcome(workdir.read_config, tmp_path)
+        if not isinstance(config, UserError):
+            config.data.data_dir = "elsewhere"  # as evaluation sets it
+            fuzz.outcome(config_lib.validate, config, num_devices=8)
+
+    for text in (b"null", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"model": 5}', b'{"a": 1}', b'{"seed": "x"}'):
+        (tmp_path / "config.json").write_bytes(text)
+        with pytest.raises(UserError, match=r"config\.json cannot be read as a config of this version \(.+\)"):
+            workdir.read_config(tmp_path)
+    bytes_or_values = fuzz.damaged([WHOLE.encode()]) | fuzz.altered(json.loads(WHOLE)).map(as_json)
+    fuzz.hold(check, bytes_or_values, 40 * times)
+
+
+def as_json(content):
+    return json.dumps(content).encode()
+
+
+@fuzz.times
+def test_what_is_whole_of_a_damaged_log_stays(times, tmp_path):
+    lines = [as_json({"step": step, "loss": 0.5 + step, "seconds": 1.0}) for step in range(6)]
+
+    def check(text):
+        (tmp_path / "metrics.jsonl").write_bytes(text)
+        kept = workdir.cut_log(tmp_path, 3)
+        assert all(entry["step"] <= 3 and sum(entry.values()) is not None for entry in kept)
+        untouched = [json.loads(line) for line in text.split(b"\n") if line in lines[:4]]
+        assert [entry for entry in kept if as_json(entry) in lines] == untouched
+        assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == json.loads(
+            json.dumps(kept)
+        )
+
+    strange = b'5\n[]\n"step"\n{}\n{"step": "a"}\n{"step": null}\n{"step": 1, "loss": "x"}\n\xff\xfe\n' + b"[" * 100_000
+    check(b"\n".join([*lines[:2], strange, lines[2], lines[5], lines[3][:9]]))
+    fuzz.hold(check, fuzz.damaged([b"\n".join(lines) + b"\n"], [p for p in fuzz.PIECES if p != b"NaN"]), 40 * times)
+
+
+@fuzz.times
+def test_damaged_facts_of_a_run_are_named(times, tmp_path):
+    whole = {
+        "metrics.json": {"map": 0.5, "recall@1": 0.75, "step": 30},
+        "run.json": {"train_seconds": 3.5, "views_per_image": 2, "train_images": 9},
+        "data.json": {"train": "ab", "test": "cd"},
+    }
+
+    digits = sources.load(source="digits")
+
+    def read():
+        result = report.collect(tmp_path)
+        report.markdown_table([result], {"map": "mAP"}, {})
+        workdir.check_data(tmp_path, whole["data.json"])
+
+    def check(drawn):
+        name, text = drawn
+        (tmp_path / "config.json").write_text(WHOLE)
+        for file, content in whole.items():
+            (tmp_path / file).write_bytes(text if file == name else as_json(content))
+        other = fuzz.outcome(clusterfit.check_source, tmp_path, digits, 2)
+        assert name != "data.json" or "data.json" in str(other) or "other images or labels" in str(other)
+        error = fuzz.outcome(read)
+        if error is not None:
+            assert name in str(error) or str(tmp_path) in str(error)
+        return error
+
+    for name in whole:
+        for text in (b"", b"\xff", b"5", b"[]", b"[" * 100_000, b"{"):
+            assert name in str(check((name, text)))
+    assert "has 'a' as map: want what experiments/train.py wrote" in str(check(("metrics.json", b'{"map": "a"}')))
+    assert "has None as train_seconds" in str(check(("run.json", b'{"train_seconds": null}')))
+    assert check(("run.json", as_json(whole["run.json"]))) is None
+    damage = [
+        st.tuples(st.just(name), fuzz.damaged([as_json(content)]) | fuzz.altered(content).map(as_json))
+        for name, content in whole.items()
+    ]
+    fuzz.hold(check, st.one_of(damage), 60 * times)
+
+
+@fuzz.times
+def test_damaged_records_are_named(times, tmp_path):
+    names = ("quickstart", "benchmark_train", "maskcon_cifar100")
+    folder = tmp_path / "experiments" / "results"
+    folder.mkdir(parents=True)
+    recorded = {name: ROOT / "experiments" / "results" / f"{name}.json" for name in names[:2]}
+    recorded["maskcon_cifar100"] = ROOT / "experiments" / "results" / "maskcon_cpu.json"
+    whole = {name: json.loads(path.read_text())[-2:] for name, path in recorded.items()}
+
+    def check(drawn):
+        name, text = drawn
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / f"{name}.json").write_bytes(text)
+        found = fuzz.outcome(pages.blocks, tmp_path)
+        if isinstance(found, UserError):
+            assert f"{name}.json" in str(found)
+        return found
+
+    for name in names:
+        for text in (b"", b"{}", b"\xff", b"[5]", b'[{"method": 1}]', b"[" * 100_000):
+            assert "record them again" in str(check((name, text)))
+        assert isinstance(check((name, as_json(whole[name]))), dict)
+    damage = [
+        st.tuples(st.just(name), fuzz.damaged([as_json(content)]) | fuzz.altered(content).map(as_json))
+        for name, content in whole.items()
+    ]
+    fuzz.hold(check, st.one_of(damage), 40 * times)
+    assert targets.METHOD in {result["method"] for result in json.loads(recorded["maskcon_cifar100"].read_text())}
+
+
+def test_no_argument_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "__import__('pathlib').Path('canary').touch()"
+    for key in TYPED:
+        fuzz.outcome(config_lib.parse_arg, f"{key}={code}", **TYPED)
+    (tmp_path / "config.json").write_text(json.dumps({"seed": code}))
+    fuzz.outcome(workdir.read_config, tmp_path)
+    assert not pathlib.Path("canary").exists()
+    eval(code)
+    assert pathlib.Path("canary").exists()

@@ -64,9 +64,10 @@ def decode_boxes(file: str | pathlib.Path, size: int, boxes: Boxes) -> np.ndarra
     """
     with _opened(file) as image:
         sides = image.size
-        # Whether it is stored on its side is known later, so the smallest box is that of either way.
-        smallest = min(float(boxes(*way)[:, 2:].min()) for way in (sides, sides[::-1]))
-        image.draft(None, (math.ceil(sides[0] * 2 * size / smallest), math.ceil(sides[1] * 2 * size / smallest)))
+        if min(sides) >= 4 * size:  # of which a half is enough for the largest box
+            # Whether it is stored on its side is known later, so the smallest box is that of either way.
+            smallest = min(float(boxes(*way)[:, 2:].min()) for way in (sides, sides[::-1]))
+            image.draft(None, (math.ceil(sides[0] * 2 * size / smallest), math.ceil(sides[1] * 2 * size / smallest)))
         upright = _upright(image)
         top, left, height, width = boxes(upright.height, upright.width).T
         # A box at the border may reach beyond it by a rounding error.

@@ -10,6 +10,7 @@ import numpy as np
 
 from grafit_jax import metrics, neighbors, parallel
 from grafit_jax.data import augment, sources
+from grafit_jax.data.folder import FolderImages
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
@@ -32,7 +33,8 @@ EmbedFn = Callable[[Any, Any], dict[str, np.ndarray]]
 def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) -> EmbedFn:
     """`(variables, images) -> {"trunk": float32 [N, F], "projector": float32 [N, D], "class": int32 [N, 1]}`.
 
-    On all devices. What the network has not is left out; "class" is what its classifier says.
+    On all devices. What the network has not is left out; "class" is what its classifier says. Of image files there is
+    "unread" too, bool [N, 1]: those that could not be read, whose rows mean nothing.
 
     Images are only resized and normalised. The last batch is padded, and the padding cut off: every image is embedded
     exactly once, whatever their number. Each process embeds its own part of them, and gets the embeddings of all: so
@@ -54,11 +56,14 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         own = np.zeros(len(images), bool)
         own[part] = True
         batches = []
-        for batch in sources.in_order(images if own.all() else images[own], block):
+        mine = images if own.all() else images[own]
+        for batch in sources.in_order(mine, block):
             batch = np.pad(batch, [(0, block - len(batch))] + [(0, 0)] * (batch.ndim - 1))
             batch = batch.reshape(num_devices, per_device, *batch.shape[1:])
             batches.append(pmapped(variables, parallel.shard(batch)))
         rows = jax.tree.map(lambda *x: np.concatenate([np.asarray(a).reshape(block, -1) for a in x]), *batches)
+        if isinstance(mine, FolderImages):
+            rows["unread"] = np.isin(np.arange(len(mine)), [*mine.unread])[:, None]
         return {name: parallel.gather(x[: part.stop - part.start], len(images)) for name, x in rows.items()}
 
     return embed_split
@@ -79,10 +84,15 @@ def evaluate_network(
     name as a prefix (`projector/map`); a projector that the method has not is left out. A classifier gives `top1` of
     the level that is trained on, unless its classes are others (`classified` is False).
     """
-    embedded = {split: embed_fn(variables, r.image) for split, r in records.items()}
+    embedded, labels = {}, {}
+    for split, r in records.items():
+        rows = embed_fn(variables, r.image)
+        read = ~rows.pop("unread", np.zeros((len(r), 1), bool))[:, 0]
+        embedded[split] = {name: x[read] for name, x in rows.items()}
+        labels[split] = {level: label[read] for level, label in r.labels.items()}
     result: dict[str, float] = {}
     for i, name in enumerate(n for n in config.features if n in embedded["test"]):
-        train, test = (Embedded(embedded[s][name], records[s].labels) for s in ("train", "test"))
+        train, test = (Embedded(embedded[s][name], labels[s]) for s in ("train", "test"))
         values = evaluate(
             test,
             train,
@@ -93,7 +103,7 @@ def evaluate_network(
         )
         result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
     level = records["test"].train_level
-    label = records["test"].levels[level].label
+    label = labels["test"].get(level)
     if classified and "class" in embedded["test"] and label is not None:
         prefix = "" if level == records["test"].finest else f"{level}/"
         result[f"{prefix}top1"] = float(np.mean(embedded["test"]["class"][:, 0] == label))

@@ -298,12 +298,16 @@ def initial_memory(experiment: Experiment, state: TrainState, *, placeholder: bo
     config, train = experiment.config, experiment.records["train"]
     if not experiment.method.memory:
         return None
+    label = train.coarse_label
     if config.memory.init == "random" or placeholder:
         key = jax.random.fold_in(jax.random.PRNGKey(config.seed), _MEMORY_KEY)
         embeddings: ArrayLike = memory_lib.random(key, len(train), config.model.dim)
     else:
-        embeddings = experiment.embed_fn(variables(state), train.image)["projector"]
-    memory = memory_lib.create(embeddings, train.coarse_label, parallel.num_all_devices())
+        rows = experiment.embed_fn(variables(state), train.image)
+        embeddings = rows["projector"]
+        if "unread" in rows:  # which are as padding is
+            label = np.where(rows["unread"][:, 0], -1, label)
+    memory = memory_lib.create(embeddings, label, parallel.num_all_devices())
     return parallel.shard(jax.tree.map(parallel.own, memory))
 
 

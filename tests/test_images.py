@@ -140,7 +140,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path, monk
     assert np.mean(np.abs(small.astype(int) - want)) < 1.5
     square(path, 500)
     images.decode(path)
-    assert seen[1:] == [(800, 640)]  # as it is; and without a size there is nothing to aim at
+    assert len(seen) == 1  # of the others there is nothing to spare
 
 
 def cut(path):

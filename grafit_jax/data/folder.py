@@ -31,7 +31,8 @@ class FolderImages:
     Attributes:
       shape: (N, S, S, 3).
       dtype: uint8.
-      broken: files that could not be read after all in a shuffled epoch, and were passed over.
+      broken: files that could not be read after all, and were passed over.
+      unread: rows that `in_order` had no image for.
     """
 
     def __init__(self, root: str, files: np.ndarray, image_size: int, fit: str, *, skip: bool):
@@ -43,6 +44,7 @@ class FolderImages:
         self.shape = (len(files), image_size, image_size, 3)
         self.dtype = np.dtype(np.uint8)
         self.broken: list[str] = []
+        self.unread: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -54,7 +56,9 @@ class FolderImages:
     def __getitem__(self, rows: Any) -> Any:
         """One image, uint8 [S, S, 3], of an integer; some of them, `FolderImages` in their order, of bool [N]."""
         if np.ndim(rows):
-            return FolderImages(self._root, self._files[rows], self._image_size, self._fit, skip=self._skip)
+            some = FolderImages(self._root, self._files[rows], self._image_size, self._fit, skip=self._skip)
+            some.broken = self.broken  # one list of a split's
+            return some
         return next(self._decoded([rows], self._square, ahead=0))[1]
 
     def identity(self) -> bytes:
@@ -66,12 +70,22 @@ class FolderImages:
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
         """uint8 [B, S, S, 3], every image once in the order of its id; the last batch may be smaller.
 
+        Where a file that cannot be read is to be passed over, its row is black, and in `unread`.
+
         Raises:
-          UserError: a file that cannot be read, whatever is to be done with such files: a row would be missing.
+          UserError: a file that cannot be read, where that is fatal.
         """
-        decoded = self._decoded(range(len(self)), self._square, ahead=2 * batch_size)
-        while batch := [image for _, image in itertools.islice(decoded, batch_size)]:
-            yield np.stack(batch)
+        decoded = self._decoded(range(len(self)), self._square, ahead=2 * batch_size, skip=self._skip)
+        following = next(decoded, None)
+        for start in range(0, len(self), batch_size):
+            batch = np.zeros((min(batch_size, len(self) - start), *self.shape[1:]), np.uint8)
+            for row in range(start, start + len(batch)):
+                if following is not None and following[0] == row:
+                    batch[row - start] = following[1]
+                    following = next(decoded, None)
+                else:
+                    self.unread.add(row)
+            yield batch
 
     def read(self) -> np.ndarray:
         """All of them, uint8 [N, S, S, 3]."""

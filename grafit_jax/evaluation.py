@@ -103,7 +103,7 @@ def evaluate_network(
         )
         result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
     level = records["test"].train_level
-    label = labels["test"].get(level)
+    label = labels["test"].get("" if level == records["test"].finest else level)
     if classified and "class" in embedded["test"] and label is not None:
         prefix = "" if level == records["test"].finest else f"{level}/"
         result[f"{prefix}top1"] = float(np.mean(embedded["test"]["class"][:, 0] == label))

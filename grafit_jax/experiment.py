@@ -340,15 +340,19 @@ def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> 
     check_layer(experiment, layer)
     records = experiment.records[split]
     embedded = experiment.embed_fn(variables(state), records.image)
-    known = {name: level for name, level in records.levels.items() if level.label is not None}
-    named = {name: np.array(level.names)[level.label] for name, level in known.items()}
+    read = ~embedded.get("unread", np.zeros((len(records), 1), bool))[:, 0]
+    named = {
+        name: np.array(level.names)[level.label[read]]
+        for name, level in records.levels.items()
+        if level.label is not None
+    }
     return Features(
-        embedding=embedded[layer],
-        id=np.array([f"{split}/{row}" for row in range(len(records))]),
+        embedding=embedded[layer][read],
+        id=np.array([f"{split}/{row}" for row in np.flatnonzero(read)]),
         label=named.pop(records.finest, None),
         coarse_label=named.pop("coarse", None),
         further=named,
-        filename=records.filename,
+        filename=None if records.filename is None else records.filename[read],
     )
 
 

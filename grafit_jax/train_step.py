@@ -75,7 +75,9 @@ def make_train_step(
         images = _flat_views(for_queries, batch["id"], key, views, num_views)
         if mixed:
             partners = jax.random.fold_in(key, _MIX_KEY)
-            images, other_label, share = mix(images, batch["label"], batch["id"], partners, **mixing)
+            images, other_label, share = mix(
+                images, batch["label"], batch["id"], partners, **mixing, axis_name=axis_name
+            )
             batch = batch | {"other_label": other_label, "share": share}
 
         # 2. Targets g_xi(t_j(x)), or keys, outside of what is differentiated.

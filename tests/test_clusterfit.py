@@ -77,6 +77,7 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
         ks=(1,), knn_k=30, knn_temperature=0.05,
     )  # fmt: skip
     assert {k: got[k] for k in wanted} == wanted
+    assert not {"top1", "coarse/top1"} & got.keys()  # the classifier names clusters
 
 
 def test_euclidean_clusters_are_others(baseline):

@@ -9,7 +9,7 @@ import pytest
 
 import files
 from files import load, named, spoil
-from grafit_jax import experiment, features, train
+from grafit_jax import evaluation, experiment, features, train
 from grafit_jax.data import sources
 from grafit_jax.data.folder import FolderImages
 from grafit_jax.errors import UserError
@@ -150,8 +150,10 @@ def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, c
     assert len(warned) == 7 and f"(number 1): {paths[order[0]]} (no JPEG" in warned[0]
     epoch_of(images, seed=1, batch_size=8)
     assert len(images.broken) == 7 and capsys.readouterr().err == ""  # each is told of once
-    with pytest.raises(UserError, match=r"an image cannot be read any more: "):
-        list(images.in_order(8))
+    # Of all in order, theirs are black, and named.
+    in_order = np.concatenate(list(images.in_order(8)))
+    assert images.unread == {*broken} and not in_order[broken].any()
+    np.testing.assert_array_equal(np.delete(in_order, broken, 0), np.delete(pixels, broken, 0))
     for path in paths[:30]:
         spoil(path)
     with pytest.raises(UserError, match=r"\d+ of 37 images cannot be read any more, such as"):
@@ -226,12 +228,36 @@ def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(t
     assert train.train(config, tmp_path / "stopped") == expected
     assert len(calls) == 3 and calls[0] != calls[1] == calls[2]
 
-    # One that breaks later: the run goes on, and the list tells of it.
+    # One that breaks later: the run goes on to its end, and the list tells of it.
     monkeypatch.setattr(FolderImages, "shuffled", lambda self, *args, **kwargs: (
         spoil(paths[7]) or epoch(self, *args, **kwargs)))  # fmt: skip
-    monkeypatch.setattr(experiment, "evaluate", lambda run, state: {"map": 0.0, "step": int(state.step)})
-    train.train(config, tmp_path / "later")
+    later = train.train(config, tmp_path / "later")
+    assert later.keys() == expected.keys() and np.isfinite(list(later.values())).all()
     assert (tmp_path / "later" / "broken.txt").read_text().splitlines() == [listed[0], f"train: {paths[7]}", listed[1]]
+
+
+def test_what_breaks_later_is_in_no_gallery_and_no_memory(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    paths = [*files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
+    config = own_config(tmp_path / "d", **{"data.stream": True, "data.broken": "skip", "eval.features": ("trunk",)})
+    run = experiment.load(config)
+    spoil(paths[3])
+    state, memory = experiment.initial(run)
+    label = np.asarray(memory.label)[0]
+    assert label[3] == -1 and np.array_equal(np.delete(label, 3), np.repeat([0, 1], 20)[1:])
+    galleries, evaluate = [], evaluation.evaluate
+
+    def seen(test, gallery, **options):
+        galleries.append(gallery)
+        return evaluate(test, gallery, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate", seen)
+    experiment.evaluate(run, state)
+    assert len(galleries[0].embedding) == len(galleries[0].labels["coarse"]) == 39
+    features = experiment.embed(run, state, "train", "trunk")
+    assert features.id.tolist() == [f"train/{row}" for row in range(40) if row != 3]
+    assert features.filename.tolist() == [path for path in paths[:40] if path != paths[3]]
+    assert features.coarse_label.tolist() == ["x"] * 19 + ["y"] * 20 and len(features.embedding) == 39
 
 
 @pytest.mark.slow

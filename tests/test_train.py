@@ -310,6 +310,9 @@ def test_a_workdir_with_other_files_or_that_cannot_be_written_is_refused(tmp_pat
         workdir.claim(tmp_path / "thesis", small_config())
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
     (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.iterdir())
+    workdir.check(tmp_path / "new" / "run", small_config())
+    assert sorted(tmp_path.iterdir()) == before
     with pytest.raises(UserError, match=r"cannot write to workdir .*file/run .*make room, or take another --workdir"):
         workdir.claim(tmp_path / "file" / "run", small_config())
 

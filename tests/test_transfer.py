@@ -214,7 +214,7 @@ def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):
     on_one_device(monkeypatch)
     seen = []
 
-    def noted(images, labels, ids, key, *, mixup, cutmix):
+    def noted(images, labels, ids, key, *, mixup, cutmix, axis_name=None):
         # Shares at hand, and images that say which they are: of the first of each pair, its own alone.
         seen.append((mixup, cutmix))
         share = jnp.where(ids % 2 == 0, 1.0, 0.25)
@@ -236,6 +236,23 @@ def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):
     share, label = np.where(ids % 2 == 0, 1.0, 0.25)[:, None], records.label[ids]
     target = share * smoothed[label] + (1 - share) * smoothed[label[::-1]]
     np.testing.assert_allclose(terms["loss"][0] / 16, -(target * log_p).sum(1).mean(), rtol=1e-5)
+
+
+def test_a_step_mixes_by_either_kind_or_not_at_all(monkeypatch):
+    on_one_device(monkeypatch)
+    seen = []
+
+    def noted(images, labels, ids, key, *, mixup, cutmix, axis_name=None):
+        seen.append((mixup, cutmix))
+        return images, labels, jnp.ones(len(labels))
+
+    monkeypatch.setattr("grafit_jax.train_step.mix", noted)
+    for options in ({}, {"mixing.mixup": 0.2}, {"mixing.cutmix": 0.3}):
+        run = experiment.load(fine_tuning(**options, **{"model.sync_batch_norm": False}))
+        batch = {"image": run.records["train"].image[:16], "label": np.zeros(16, np.int32), "id": np.arange(16)}
+        state = experiment.initial_state(run)
+        jax.eval_shape(train.make_step(run, axis_name=None), state, None, batch, state.rng)
+    assert seen == [(0.2, 0.0), (0.0, 0.3)]
 
 
 # Evaluation

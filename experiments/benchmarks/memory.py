@@ -60,7 +60,7 @@ def step(trunk: str, num_devices: int, *, remat: bool = False, arg: str = "", **
 
 def _compile(config: ml_collections.ConfigDict, batch_size: int, rows: int) -> tuple[float, Any]:
     """Seconds, and the compiler's memory analysis of a step of `batch_size` images and `rows` of the memory."""
-    config.data.stream, config.train.batch_size = False, batch_size
+    config.data.stream, config.train.host_crops, config.train.batch_size = False, False, batch_size
     config.model.sync_batch_norm = False  # one device's program, without its collectives
     run = experiment.load(config, steps.records(max(1000, batch_size), config.data.image_size))
     state = jax.eval_shape(lambda: experiment.initial_state(run, placeholder=True))

@@ -8,7 +8,7 @@ import sys
 import jax
 
 from grafit_jax import config as config_lib
-from grafit_jax import parallel
+from grafit_jax import parallel, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -53,3 +53,12 @@ def small_config(method="grafit", **overrides):
 
 def on_one_device(monkeypatch):
     monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:1])
+
+
+def means(totals):
+    """One mean for every metric of the calls of an epoch."""
+    progress = train.Progress()
+    for of_call in totals:
+        progress.add(of_call)
+    progress.record(0.0)
+    return progress.means()

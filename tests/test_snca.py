@@ -11,7 +11,7 @@ from grafit_jax import config as config_lib
 from grafit_jax import experiment, methods, parallel, schedules, train
 from grafit_jax.data import augment
 from grafit_jax.errors import UserError
-from small import ROOT, on_one_device, small_config
+from small import ROOT, means, on_one_device, small_config
 
 
 def recipe(dataset):
@@ -23,7 +23,7 @@ def recipe(dataset):
 
 def schedules_of(config, num_images):
     """Those of a run on so many images, without any of its other parts."""
-    parts = dict.fromkeys(("network", "views", "key_views", "seen", "tx", "embed_fn"))
+    parts = dict.fromkeys(("network", "views", "key_views", "crops", "eval_views", "tx", "embed_fn"))
     steps_per_epoch = num_images // config.train.batch_size
     method = methods.get(config.method)
     return experiment.Experiment(config=config, records={}, method=method, steps_per_epoch=steps_per_epoch, **parts)
@@ -107,7 +107,7 @@ def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_e
 
         _, updated, sums = call(parallel.replicate(at), parallel.shard(memory), inputs)
         loss = twins.knn_loss(z, label[ids], memory.embedding[0], label, temperature=0.05, own_slot=ids)
-        np.testing.assert_allclose(train._means([sums])["knn_loss"], np.mean(loss), rtol=1e-4)
+        np.testing.assert_allclose(means([sums])["knn_loss"], np.mean(loss), rtol=1e-4)
         expected = twins.memory_update(memory.embedding[0], ids, z, momentum=momentum)
         np.testing.assert_allclose(updated.embedding[0], expected, atol=1e-5)
 

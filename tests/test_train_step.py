@@ -8,7 +8,7 @@ import twins
 from grafit_jax import experiment, parallel, train
 from grafit_jax import state as state_lib
 from grafit_jax.data import augment
-from small import on_one_device, small_config
+from small import means, on_one_device, small_config
 
 METHODS = ("baseline", "baseline_mlp", "snca", "snca_plus", "byol", "grafit_fc", "grafit")
 
@@ -32,7 +32,7 @@ def after(config, steps):
     for _ in range(steps):
         state, memory, sums = call(state, memory, inputs)
         totals.append(sums)
-    return run, jax.device_get(state), memory, train._means(totals)
+    return run, jax.device_get(state), memory, means(totals)
 
 
 @pytest.mark.parametrize("method", ["baseline", "grafit", "grafit_fc"])
@@ -100,7 +100,7 @@ def _grafit_step():
     ids = np.asarray(inputs[1])[0, 1]
     key = jax.random.fold_in(state.rng, 1)
     images = augment.random_views(run.records["train"].image[ids], ids, key, views=run.views, num_views=2)
-    return run, state, memory, ids, images, jax.device_get(new_state), jax.device_get(new_memory), train._means([sums])
+    return run, state, memory, ids, images, jax.device_get(new_state), jax.device_get(new_memory), means([sums])
 
 
 def online(run, state, images):
@@ -176,7 +176,7 @@ def test_target_never_uses_running_statistics(monkeypatch):
     for shift in (0.0, 3.0):
         shifted = state.replace(batch_stats=jax.tree.map(lambda x, s=shift: x + s, state.batch_stats))
         fresh = parallel.shard(jax.device_get(memory))
-        metrics.append(train._means([call(parallel.replicate(shifted), fresh, inputs)[2]]))
+        metrics.append(means([call(parallel.replicate(shifted), fresh, inputs)[2]]))
     assert metrics[0]["instance_loss"] == metrics[1]["instance_loss"]
 
 

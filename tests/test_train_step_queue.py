@@ -11,7 +11,7 @@ import twins
 from grafit_jax import experiment, parallel, train
 from grafit_jax import state as state_lib
 from grafit_jax.data import augment
-from small import on_one_device, small_config
+from small import means, on_one_device, small_config
 
 METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
 BATCH, QUEUE = 64, 150  # not a multiple
@@ -53,7 +53,7 @@ def one_step(request):
         moved = jax.tree.map(lambda x: x * 1.1 + 0.01, state.target_params)
         state = dataclasses.replace(state, target_params=moved)
         new, _, sums = call(parallel.replicate(jax.tree.map(np.copy, state)), None, inputs)
-        return run, state, np.asarray(inputs[1])[0, 1], jax.device_get(new), train._means([sums])
+        return run, state, np.asarray(inputs[1])[0, 1], jax.device_get(new), means([sums])
 
 
 def outputs(run, state, ids):
@@ -153,7 +153,7 @@ def test_eight_devices_do_what_one_does(method, monkeypatch):
             first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
             for other in others:
                 np.testing.assert_array_equal(other, first)
-        return jax.device_get(state), train._means(totals)
+        return jax.device_get(state), means(totals)
 
     state8, metrics8 = after(3)
     on_one_device(monkeypatch)

@@ -1,6 +1,7 @@
 """Measures a claim of the README or an issue, side by side with a peer where one can be installed.
 
-python experiments/benchmark.py --suite=retrieval|train|gpu|data|memory|collectives [--entries=search_k10,…] [--record]
+python experiments/benchmark.py --suite=retrieval|train|gpu|data|memory|collectives|kills
+    [--entries=search_k10,…] [--record]
     [--data_source=npz:DIR]
 
 Every entry runs in a process of its own (so that peak memory is its own) and prints a line of JSON; a table follows on
@@ -23,7 +24,7 @@ from grafit_jax import cli, environment, pages, report, workdir
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives")
+_SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills")
 _SUITE = flags.DEFINE_enum("suite", None, _SUITES, "which claims", required=True)
 _ENTRIES = flags.DEFINE_list("entries", None, "these alone (default: all of the suite)")
 _RECORD = flags.DEFINE_bool(

@@ -3,8 +3,8 @@
 python experiments/train.py --config=configs/cifar100.py:method=grafit,preset=cpu --workdir=runs/grafit [--profile]
 
 On several hosts: the same command on each of them, with --distributed (docs/pods.md). Exit status 0: the run is
-complete; 75: it was asked to stop by SIGTERM and has saved itself, and the same command goes on; 2: a mistake, told in
-one line.
+complete; 75: it was asked to stop by SIGTERM and has saved itself, and the same command goes on; 69: another host died
+or hangs, and the same command on all goes on; 2: a mistake, told in one line.
 """
 
 import json
@@ -31,7 +31,10 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
 
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 60, "how long a silent host is waited for before all others end", 1
+    "heartbeat_seconds", 60, "how long a silent host is waited for before all others end", 4
+)
+_STUCK = flags.DEFINE_integer(
+    "stuck_seconds", 1800, "of several hosts: how long no step, save or evaluation may end before all end; 0: never", 0
 )
 
 
@@ -42,6 +45,7 @@ def main(argv):
         num_processes=_NUM_PROCESSES.value,
         process_id=_PROCESS_ID.value,
         heartbeat_seconds=_HEARTBEAT.value,
+        stuck_seconds=_STUCK.value,
     )
     if _PROFILE.value:
         profiling.show_kernels()

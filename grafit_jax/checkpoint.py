@@ -25,6 +25,11 @@ _ITEMS = {
 }
 
 
+# Of a save. Orbax takes it by the clock, which may jump by years where it was never set; what really hangs is found out
+# by the watchdog of a run of several hosts.
+_TEN_YEARS = 10 * 365 * 24 * 3600
+
+
 class Damaged(Exception):
     """A checkpoint that does not hold what was saved; the message says why."""
 
@@ -41,7 +46,11 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False):
         self._read_only = read_only
         self._folder = (workdir / "checkpoints").absolute()
-        options: dict[str, Any] = {"read_only": read_only, "create": not read_only}
+        options: dict[str, Any] = {
+            "read_only": read_only,
+            "create": not read_only,
+            "async_options": ocp.AsyncOptions(timeout_secs=_TEN_YEARS),
+        }
         if not read_only:
             self._check_metrics()
             options["cleanup_tmp_directories"] = True  # what a run left that was cut short while it saved
@@ -202,7 +211,8 @@ class Checkpoints:
             newest = f"that of step {max(whole)} is there" if whole else "there is none yet"
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"a checkpoint cannot be written to {self._folder} ({reason}): {newest}; make room, then start again."
+                f"a checkpoint cannot be written to {self._folder} ({reason}): {newest}; make room, or make it "
+                "writable, then start again."
             ) from error
 
     def _check(self, step: int, item: str, wanted: dict[str, tuple[int, ...]]) -> None:

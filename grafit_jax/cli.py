@@ -46,8 +46,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         except Preempted as error:
             print(error, file=sys.stderr)
             cluster.exit_with(EXIT_PREEMPTED)
-        except Exception:
-            cluster.abandon()
+        except Exception as error:
+            cluster.abandon(error)
             raise
 
     app.run(guarded, flags_parser=parse)
@@ -74,8 +74,9 @@ def use_compilation_cache() -> None:
 
 
 def _exit(error: BaseException) -> NoReturn:
-    print(f"error: {_message(error)}", file=sys.stderr)
-    cluster.exit_with(EXIT_MISTAKE)
+    message = f"error: {_message(error)}"
+    print(message, file=sys.stderr)
+    cluster.exit_with(EXIT_MISTAKE, message)
 
 
 def _is_a_bug(error: BaseException) -> bool:

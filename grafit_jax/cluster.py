@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import jax
 
+from grafit_jax import watchdog
 from grafit_jax.errors import UserError
 
 
@@ -17,6 +18,7 @@ def start(
     num_processes: int | None,
     process_id: int | None,
     heartbeat_seconds: int,
+    stuck_seconds: int,
 ) -> None:
     """Joins the processes of a run, before anything else is asked of JAX; does nothing without any of the arguments.
 
@@ -25,7 +27,8 @@ def start(
       coordinator: by hand instead: HOST:PORT of process 0, the same for all.
       num_processes: how many there are.
       process_id: which one this is, from 0.
-      heartbeat_seconds: a process that is not heard of for so long is taken for dead, and JAX ends the others.
+      heartbeat_seconds: a process that is not heard of for so long is taken for dead, and the others end.
+      stuck_seconds: a process that does not move for so long ends, and so the others; 0: never.
 
     Raises:
       UserError: a part of these is missing, or the others are not found.
@@ -39,7 +42,10 @@ def start(
             f"found no --{missing[0]}: want --coordinator, --num_processes and --process_id, or none of them."
         )
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds)
+        # JAX ends the processes too, but without saying which one is missing: it is given the time to be second.
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=2 * heartbeat_seconds + 10
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the other processes are not found ({' '.join(str(error).split())[:200]}): want --distributed on Cloud "
@@ -50,20 +56,29 @@ def start(
             f"process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} devices over "
             f"{jax.process_count()} processes: want the same number for each."
         )
+    watchdog.start(silent_seconds=heartbeat_seconds, stuck_seconds=stuck_seconds)
 
 
-def exit_with(status: int) -> NoReturn:
-    """Ends this process, of several: at once, for JAX's own way out waits for all of them."""
+def exit_with(status: int, reason: str = "") -> NoReturn:
+    """Ends this process, of several: at once, for JAX's own way out waits for all of them.
+
+    Args:
+      status: of the process.
+      reason: what the others are told, which cannot go on without it.
+    """
     if jax.process_count() > 1 and status != 0:
+        if reason:
+            watchdog.end(reason)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
 
-def abandon() -> None:
-    """Ends this process, of several, while an exception is on its way that is a bug: with its traceback."""
+def abandon(error: Exception) -> None:
+    """Ends this process, of several, while an exception is on its way that is a bug, or comes of another's death."""
     if jax.process_count() > 1:
-        print(f"process {jax.process_index()} of {jax.process_count()} stops:", file=sys.stderr)
         traceback.print_exc()
-        exit_with(1)
+        sys.stderr.flush()
+        watchdog.wait()  # which names the one that has died, and ends this one
+        exit_with(1, f"stopped by {type(error).__name__}")

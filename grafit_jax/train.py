@@ -15,13 +15,24 @@ import jax
 import ml_collections
 import tqdm
 
-from grafit_jax import clusterfit, environment, experiment, parallel, preemption, profiling, train_step, workdir
+from grafit_jax import (
+    clusterfit,
+    environment,
+    experiment,
+    parallel,
+    preemption,
+    profiling,
+    train_step,
+    watchdog,
+    workdir,
+)
 from grafit_jax import config as config_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError, warn
 from grafit_jax.objective import Totals
+from grafit_jax.state import TrainState
 
 # Of a scan on accelerators, at most: a run that is asked to stop does so between two of them.
 _STEPS_PER_CALL = 100
@@ -65,6 +76,7 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
         return json.loads((path / "metrics.json").read_text())
 
     # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
+    watchdog.at(0, "restores")
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     state, memory, begun = _restored(run, checkpoints) or (*experiment.initial(run), {})
     step = start = int(state.step)
@@ -102,17 +114,21 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
             began = time.perf_counter()
             progress, begun = Progress(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
+            watchdog.at(step, "reads a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
+                watchdog.at(step, "takes a step")
                 state, memory, sums = call(state, memory, inputs)
                 progress.add(sums)
                 step += feed.steps_per_call
                 bar.update(feed.steps_per_call * config.train.batch_size)
                 stop = asked_to_stop(step)
                 if step < end and (stop or _is_due(step, feed.steps_per_call, config.checkpoint.every_steps)):
+                    watchdog.at(step, "saves")
                     record = progress.record(time.perf_counter() - began)
                     checkpoints.save(step, state, memory, record=facts | {"progress": record})
                     if stop:
                         raise preemption.Preempted(step)
+                watchdog.at(step, "reads a batch")
             record = progress.record(time.perf_counter() - began)
             line = progress.means() | {
                 "step": step,
@@ -132,20 +148,19 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
             evaluated = None
             try:
                 if last or (config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0):
-                    evaluated = metrics = experiment.evaluate(run, state)
-                    workdir.append_log(
-                        path, {f"eval/{k}": v for k, v in metrics.items() if k != "step"} | {"step": step}
-                    )
+                    watchdog.at(step, "evaluates")
+                    evaluated = metrics = _evaluated(run, state, path)
                     _to_tensorboard(tensorboard, "eval", metrics)
             finally:  # whatever becomes of an evaluation, the epochs are kept
                 if stop or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
+                    watchdog.at(step, "saves")
                     checkpoints.save(step, state, memory, evaluated, facts)
             if stop and not last:
                 raise preemption.Preempted(step)
 
     # 6. The result, on the final weights. run.json first: metrics.json says that a run is complete.
     if metrics.get("step") != run.total_steps:  # the last evaluation was cut short, after the last save
-        metrics = experiment.evaluate(run, state)
+        metrics = _evaluated(run, state, path)
     log = workdir.cut_log(path, run.total_steps)
     run_facts = standing | {
         "train_seconds": sum(line.get("seconds", 0.0) for line in log),
@@ -280,6 +295,14 @@ def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints
             f"newest checkpoint is of step {checkpoints.latest_step() or 0}; lower optimizer.learning_rate or raise "
             "loss.temperature, in a new --workdir."
         )
+
+
+def _evaluated(run: experiment.Experiment, state: TrainState, path: pathlib.Path) -> dict[str, float]:
+    """The metrics of a state, which are in the log from now on."""
+    metrics = experiment.evaluate(run, state)
+    values = {f"eval/{name}": value for name, value in metrics.items() if name != "step"}
+    workdir.append_log(path, values | {"step": metrics["step"]})
+    return metrics
 
 
 def _evaluation(line: dict[str, Any]) -> dict[str, float]:

@@ -61,7 +61,7 @@ def _writable(workdir: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to workdir {workdir} ({error}): make room, or take another --workdir."
+            f"cannot write to workdir {workdir} ({error}): make room, make it writable, or take another --workdir."
         ) from error
 
 

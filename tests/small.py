@@ -1,5 +1,6 @@
 """A run that takes milliseconds a step, for the tests of everything around it, and command lines as a user has them."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -62,3 +63,26 @@ def means(totals):
         progress.add(of_call)
     progress.record(0.0)
     return progress.means()
+
+
+def log_of(path):
+    """The lines of a run's metrics.jsonl, without what depends on the clock."""
+    lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+def before_calls(monkeypatch, events):
+    """Does `events[n]()` before the step function is called for the n-th time, counted over all runs."""
+    make_call, count = train.make_call, [0]
+
+    def made(run, feed):
+        call = make_call(run, feed)
+
+        def counted(*args):
+            count[0] += 1
+            events.get(count[0], lambda: None)()
+            return call(*args)
+
+        return counted
+
+    monkeypatch.setattr(train, "make_call", made)

@@ -149,7 +149,10 @@ def test_a_workdir_that_cannot_be_the_runs_is_refused_before_anything_is_cluster
     for path, message in (
         (tmp_path / "run", r"another config \(clusters\.k: 7 -> 8\)"),
         (tmp_path / "thesis", r"files of something else \(chapter1\.tex"),
-        (tmp_path / "thesis" / "chapter1.tex" / "run", r"cannot write to workdir .*: make room, or take another --w"),
+        (
+            tmp_path / "thesis" / "chapter1.tex" / "run",
+            r"cannot write to workdir .*: make room, make it writable, or take another --w",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             train.train(config_of(baseline, **{"clusters.k": 8}), path)

@@ -1,4 +1,4 @@
-"""What a run is put through: SIGTERM, damaged checkpoints, a second run, a full disk, numbers that are none."""
+"""What a run is put through: SIGTERM, damaged checkpoints, a second run, numbers that are none."""
 
 import json
 import os
@@ -13,31 +13,12 @@ import pytest
 from grafit_jax import experiment, integrity, parallel, preemption, train, workdir
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
-from small import command, on_one_device, shell_environment, small_config
-
-
-def log_of(path):
-    """The lines of metrics.jsonl, without what depends on the clock."""
-    lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+from small import before_calls, command, log_of, on_one_device, shell_environment, small_config
 
 
 def stopping_after(monkeypatch, calls):
     """SIGTERM in the middle of the call of that number, counted over all runs."""
-    make_call, count = train.make_call, [0]
-
-    def made(run, feed):
-        call = make_call(run, feed)
-
-        def counted(*args):
-            count[0] += 1
-            if count[0] in calls:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return call(*args)
-
-        return counted
-
-    monkeypatch.setattr(train, "make_call", made)
+    before_calls(monkeypatch, dict.fromkeys(calls, lambda: os.kill(os.getpid(), signal.SIGTERM)))
 
 
 # Asked to stop.
@@ -270,37 +251,3 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, monkeypatc
     jax.tree.map(np.testing.assert_array_equal, updated, memory)
     assert int(after.step) == 1 and float(terms["skipped"][0]) == 1
     assert all(float(x) == 0 for name, pair in terms.items() if name != "skipped" for x in pair)
-
-
-# Disks.
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("no right to mount a tmpfs")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
-def test_a_disk_that_runs_full_is_told_of_and_costs_no_checkpoint(small_disk, tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
-    config = small_config(**{"checkpoint.every_epochs": 1, "train.epochs": 4})
-    expected = train.train(config, tmp_path / "whole")
-    run = small_disk / "run"
-    stopping_after(monkeypatch, {20})
-    with pytest.raises(preemption.Preempted):
-        train.train(config, run)
-    left = shutil.disk_usage(small_disk).free
-    (small_disk / "other").write_bytes(bytes(left - 20_000))
-    with pytest.raises(
-        UserError, match=r"cannot be written to .*: that of step 20 is there; make room, then start again"
-    ):
-        train.train(config, run)
-    (small_disk / "other").unlink()
-    assert train.train(config, run) == expected
-    assert log_of(run) == log_of(tmp_path / "whole")
-    assert all(path.name.isdigit() for path in (run / "checkpoints").iterdir())  # nothing half-written is left

@@ -11,7 +11,7 @@ import pytest
 from grafit_jax import config as config_lib
 from grafit_jax import parallel, train
 from grafit_jax.checkpoint import Checkpoints
-from small import ROOT
+from small import ROOT, log_of
 
 
 def config_of_pods():
@@ -21,12 +21,6 @@ def config_of_pods():
         old = config_lib.flatten(config)[key]
         config.update_from_flattened_dict({key: type(old)(value)})
     return config
-
-
-def log_of(workdir):
-    """The lines of metrics.jsonl, without what depends on the clock."""
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
 
 
 def newest(workdir):

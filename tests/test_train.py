@@ -313,7 +313,9 @@ def test_a_workdir_with_other_files_or_that_cannot_be_written_is_refused(tmp_pat
     before = sorted(tmp_path.iterdir())
     workdir.check(tmp_path / "new" / "run", small_config())
     assert sorted(tmp_path.iterdir()) == before
-    with pytest.raises(UserError, match=r"cannot write to workdir .*file/run .*make room, or take another --workdir"):
+    with pytest.raises(
+        UserError, match=r"cannot write to workdir .*file/run .*make room, make it writable, or take another --workdir"
+    ):
         workdir.claim(tmp_path / "file" / "run", small_config())
 
 

@@ -20,6 +20,9 @@ from grafit_jax.data.images import Unreadable
 from grafit_jax.errors import UserError, warn
 
 BROKEN = ("fatal", "skip")
+# So many files one after the other are not broken: their disk is gone.
+_IN_A_ROW = 100
+_DISK = "look at the disk that they are on"
 _READ_BATCH = 500
 # Bars of what is over sooner than this many seconds stay away.
 _BAR_DELAY = 5.0
@@ -136,8 +139,8 @@ class FolderImages:
             batch = list(itertools.islice(decoded, batch_size))
             if len(batch) < batch_size:
                 raise UserError(
-                    f"{len(self.broken)} of {len(self)} images cannot be read any more, such as {self.broken[0]}: look "
-                    "at the disk that they are on."
+                    f"{len(self.broken)} of {len(self)} images cannot be read any more, such as {self.broken[0]}: "
+                    f"{_DISK}."
                 )
             ids, pixels = zip(*batch, strict=True)
             yield np.array(ids, np.int32), np.stack(pixels)
@@ -152,16 +155,20 @@ class FolderImages:
         self, rows: Iterable[int], decode: Callable[[int], np.ndarray], *, ahead: int, skip: bool = False
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(row, what `decode` makes of it) of these rows; of those that can be read, with `skip`."""
-        rows = list(rows)
+        rows, in_a_row = list(rows), 0
         decoded = images.decode_all((functools.partial(decode, row) for row in rows), ahead)
         for row, image in zip(rows, decoded, strict=True):
             if isinstance(image, Unreadable):
                 if not skip:
                     raise UserError(f"an image cannot be read any more: {image}." if self._skip else _fatal(image))
+                in_a_row += 1
+                if in_a_row == _IN_A_ROW:
+                    raise UserError(f"{in_a_row} images in a row cannot be read any more, such as {image}: {_DISK}.")
                 if self._files[row] not in self.broken:
                     self.broken.append(str(self._files[row]))
                     warn(f"passed over an image that cannot be read (number {len(self.broken)}): {image}")
             else:
+                in_a_row = 0
                 yield row, image
 
 

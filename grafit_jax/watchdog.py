@@ -1,0 +1,172 @@
+"""Where the processes of a run are, so that one of several that dies or hangs is named, and the others end.
+
+JAX ends all processes when one is not heard of, but does not say at which step, and it does not see one that hangs: its
+heartbeats go on while it waits for a file. Here each process tells the others where it is, through the key-value store
+of JAX's own coordination service, and looks after them in a thread.
+"""
+
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+# How a process ends for another one's sake: EX_UNAVAILABLE of sysexits.h.
+EXIT_OTHERS = 69
+_KEY = "grafit_jax/at/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a process is: the steps it has taken and what it does; `ended` if it is not going on."""
+
+    step: int = 0
+    doing: str = "is starting"
+    ended: bool = False
+
+    def __str__(self) -> str:
+        return f"after step {self.step} ({self.doing})"
+
+
+_here = Place()
+
+
+def at(step: int, doing: str) -> None:
+    """Notes where this process is, as "reads a batch"; costs nothing."""
+    global _here
+    _here = Place(step, doing)
+
+
+def end(reason: str) -> None:
+    """Tells the others that this process is not going on, and why, before they miss it."""
+    global _here
+    _here = dataclasses.replace(_here, doing=reason, ended=True)
+    if _watchdog is not None:
+        _watchdog.publish()
+
+
+class Others:
+    """What is known of all processes, from what each has published and when that was new here.
+
+    Of a clock only differences on this host count, so it does not matter what time hosts think it is.
+    """
+
+    def __init__(self, count: int, index: int, *, silent_seconds: float, stuck_seconds: float, now: float):
+        self._count, self._index = count, index
+        self._silent_seconds, self._stuck_seconds = silent_seconds, stuck_seconds
+        self._heard = {i: (-1, now) for i in range(count) if i != index}
+        self._places = {i: Place() for i in range(count)}
+        self._moved = now
+
+    def hear(self, published: Mapping[int, tuple[int, Place]], here: Place, now: float) -> None:
+        """Takes in what there is to know.
+
+        Args:
+          published: process -> how often it has published, and where it was then.
+          here: where this process is.
+          now: seconds, of a clock that does not jump.
+        """
+        for i, (beat, place) in published.items():
+            if i != self._index and beat != self._heard[i][0]:
+                self._heard[i], self._places[i] = (beat, now), place
+        if here != self._places[self._index]:
+            self._places[self._index], self._moved = here, now
+
+    def missing(self, now: float) -> str | None:
+        """Which process is not going on, in words; None if all are."""
+        for i, (_, heard) in self._heard.items():
+            place = self._places[i]
+            if place.ended and now - heard > self._silent_seconds / 4:  # if it was not everybody's, at the same time
+                return f"process {i} of {self._count} has ended {place}"
+        for i, (_, heard) in self._heard.items():
+            if now - heard > self._silent_seconds:
+                return f"process {i} of {self._count} is not heard of, last {self._places[i]}"
+        return None
+
+    def stuck(self, now: float) -> str | None:
+        """Where all processes are, in words, if this one has not moved for too long; None if it has."""
+        if not self._stuck_seconds or now - self._moved <= self._stuck_seconds:
+            return None
+        places = "; ".join(f"process {i} is {place}" for i, place in sorted(self._places.items()))
+        return f"nothing has moved for {self._stuck_seconds:g} s: {places}"
+
+
+class _Watchdog(threading.Thread):
+    def __init__(self, client: Any, others: Others, silent_seconds: float):
+        super().__init__(name="watchdog", daemon=True)
+        self._client, self._others = client, others
+        self._interval = min(5.0, silent_seconds / 4)
+        self.patience = silent_seconds + 3 * self._interval
+        self._beat = 0
+        self._publishing = threading.Lock()
+
+    def run(self) -> None:
+        while True:
+            self.publish()
+            self._others.hear(self._published(), _here, time.monotonic())
+            if reason := self._others.stuck(time.monotonic()):
+                faulthandler.dump_traceback(all_threads=True)  # what it waits for
+            if reason := reason or self._others.missing(time.monotonic()):
+                _stop(reason)
+            time.sleep(self._interval)
+
+    def publish(self) -> None:
+        with self._publishing, contextlib.suppress(Exception):  # process 0, which has the store, may be gone
+            self._beat += 1
+            value = json.dumps([self._beat, *dataclasses.astuple(_here)])
+            self._client.key_value_set(f"{_KEY}{jax.process_index()}", value, allow_overwrite=True)
+
+    def _published(self) -> dict[int, tuple[int, Place]]:
+        try:
+            entries = self._client.key_value_dir_get(_KEY)
+        except Exception:  # as above: then nobody is heard of
+            return {}
+        found = {}
+        for key, value in entries:
+            beat, *place = json.loads(value)
+            found[int(key.rpartition("/")[2])] = (beat, Place(*place))
+        return found
+
+
+_watchdog: _Watchdog | None = None
+
+
+def start(*, silent_seconds: float, stuck_seconds: float) -> None:
+    """Looks after the other processes from now on, and ends this one for their sake with status EXIT_OTHERS.
+
+    Args:
+      silent_seconds: a process that has not published for so long is taken for dead.
+      stuck_seconds: after so long without a move here, this process hangs, or waits for one that does; 0: never.
+    """
+    global _watchdog
+    from jax._src import distributed  # the store has no public name
+
+    others = Others(
+        jax.process_count(), jax.process_index(),
+        silent_seconds=silent_seconds, stuck_seconds=stuck_seconds, now=time.monotonic(),
+    )  # fmt: skip
+    _watchdog = _Watchdog(distributed.global_state.client, others, silent_seconds)
+    _watchdog.start()
+
+
+def wait() -> None:
+    """Leaves a process whose step has failed to the watchdog, for as long as it takes to miss another process."""
+    if _watchdog is not None:
+        _watchdog.join(_watchdog.patience)
+
+
+def _stop(reason: str) -> None:
+    print(
+        f"error: process {jax.process_index()} stops {_here}: {reason}; start the same command again on all hosts, and "
+        "it goes on from the newest checkpoint.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_OTHERS)

@@ -1,0 +1,61 @@
+"""Who is missed, and when: the watchdog's judgement from what processes publish; the real thing is in test_pods.py."""
+
+from grafit_jax.watchdog import Others, Place
+
+HERE = Place(7, "takes a step")
+
+
+def others(count=3, index=1, silent_seconds=10.0, stuck_seconds=30.0):
+    return Others(count, index, silent_seconds=silent_seconds, stuck_seconds=stuck_seconds, now=100.0)
+
+
+def test_a_process_that_publishes_nothing_new_is_missed_with_where_it_was():
+    known = others()
+    for now in (101, 106, 111):  # process 2 stops after its second sign of life, whatever the store still says of it
+        known.hear({0: (now, Place(now, "saves")), 2: (min(now, 106), Place(6, "reads a batch"))}, HERE, now)
+        assert known.missing(now) is None
+    known.hear({0: (116, Place(9, "saves")), 2: (106, Place(6, "reads a batch"))}, HERE, 116)
+    assert known.missing(116) is None  # for exactly ten seconds
+    assert known.missing(116.5) == "process 2 of 3 is not heard of, last after step 6 (reads a batch)"
+
+
+def test_a_process_that_never_came_is_missed_and_so_is_the_one_that_holds_the_store():
+    known = others(index=0)
+    known.hear({1: (1, HERE)}, HERE, 109)
+    assert known.missing(110) is None
+    assert known.missing(111) == "process 2 of 3 is not heard of, last after step 0 (is starting)"
+    known = others()
+    known.hear({0: (1, HERE), 2: (1, HERE)}, HERE, 105)
+    known.hear({}, HERE, 116)  # the store does not answer
+    assert known.missing(116) == "process 0 of 3 is not heard of, last after step 7 (takes a step)"
+
+
+def test_oneself_is_not_missed_however_old_ones_own_entry_is():
+    known = others(count=2)
+    for now in range(101, 200, 5):
+        known.hear({0: (now, HERE), 1: (1, HERE)}, Place(now), now)
+        assert known.missing(now) is None and known.stuck(now) is None
+
+
+def test_a_process_that_says_that_it_ends_is_told_of_before_it_is_missed_but_not_at_once():
+    known = others()
+    ended = Place(6, "error: no space left", ended=True)
+    known.hear({0: (1, HERE), 2: (1, ended)}, HERE, 101)
+    assert known.missing(103.5) is None  # everybody may be ending for the same reason
+    assert known.missing(103.6) == "process 2 of 3 has ended after step 6 (error: no space left)"
+
+
+def test_a_process_that_does_not_move_is_stuck_and_says_where_all_are():
+    known = others(count=2)
+    for now in (101, 116, 131):
+        known.hear({0: (now, Place(8, "takes a step"))}, HERE, now)
+        assert known.stuck(now) is None
+    assert known.stuck(131.5) == (
+        "nothing has moved for 30 s: process 0 is after step 8 (takes a step); process 1 is after step 7 (takes a step)"
+    )
+    # A move is another step or another thing done.
+    known.hear({0: (132, Place(8, "takes a step"))}, Place(7, "saves"), 132)
+    assert known.stuck(162) is None and known.stuck(162.5) is not None
+    patient = others(stuck_seconds=0.0)
+    patient.hear({}, HERE, 101)
+    assert patient.stuck(1e9) is None

@@ -1,9 +1,9 @@
-# What one needs: `make quickstart`, `make test`, `make format`. PYTHON chooses the interpreter, VENV the folder.
+# What one needs: `make quickstart`, `make test`, `make test-faults`, `make format`. PYTHON chooses the interpreter, VENV the folder.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-matrix format clean
+.PHONY: quickstart test test-faults test-matrix format clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/reproduce.py --table=quickstart
@@ -13,6 +13,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# What takes minutes: hundreds of kills, hosts that hang, thousands of damaged inputs.
+test-faults: $(VENV)/installed-test
+	$(BIN)/pytest -m faults
 
 # Every supported Python that pyenv has; each in a virtual environment of its own.
 test-matrix:

@@ -1,8 +1,7 @@
 """Measures a claim of the README or an issue, side by side with a peer where one can be installed.
 
-python experiments/benchmark.py --suite=retrieval|train|gpu|data|memory|collectives|kills
-    [--entries=search_k10,…] [--record]
-    [--data_source=npz:DIR]
+python experiments/benchmark.py --suite=retrieval|train|gpu|data|memory|collectives|kills|saves
+    [--entries=search_k10,…] [--record] [--data_source=npz:DIR]
 
 Every entry runs in a process of its own (so that peak memory is its own) and prints a line of JSON; a table follows on
 standard error. Peers are extras: pip install -e '.[benchmark]'. A peer that is not installed is left out and named.
@@ -24,7 +23,7 @@ from grafit_jax import cli, environment, pages, report, workdir
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills")
+_SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills", "saves")
 _SUITE = flags.DEFINE_enum("suite", None, _SUITES, "which claims", required=True)
 _ENTRIES = flags.DEFINE_list("entries", None, "these alone (default: all of the suite)")
 _RECORD = flags.DEFINE_bool(

@@ -77,7 +77,20 @@ _MEASURED = {
     "compute_ms": ("networks, at a third of the peak", "{:.0f} ms"),
     "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
     "views_share": ("views", "{:.1%} of a step"),
+    "kills": ("kills", "{}"),
+    "half_written": ("a checkpoint half-written", "{} times"),
+    "steps_lost": ("steps lost by a kill", "{:.1f}"),
+    "most_lost": ("at most", "{}"),
+    "runs_equal": ("ended as never killed", "{} runs"),
+    "checkpoint_megabytes": ("checkpoint", "{:.1f} MB"),
+    "step_s": ("a step", "{:.2g} s"),
+    "still_s": ("the loop stands still", "{:.2g} s"),
+    "adds_s": ("a save adds", "{:.2g} s"),
+    "longest_step": ("longest step meanwhile", "{:.2f} x"),
+    "every_steps": ("2 % of a run, if saved every", "{} steps"),
 }
+# One of these a line has that stands in the first table.
+_MEASURES = {"seconds", "device_gigabytes", "link_ms", "kills", "adds_s"}
 _GROWTH = {
     "work": ("measured", "{}"),
     "sizes": ("at", "{}"),
@@ -91,7 +104,7 @@ _GROWTH = {
 def render_benchmark(lines: Sequence[dict], table=report.markdown) -> str:
     """A benchmark's entries as text: what took a time, what a time was fitted to, what a step consists of."""
     parts = [
-        table(*_cells(_MEASURED, [line for line in lines if line.keys() & {"seconds", "device_gigabytes", "link_ms"}])),
+        table(*_cells(_MEASURED, [line for line in lines if line.keys() & _MEASURES])),
         table(*_cells(_GROWTH, [_spelt(line) for line in lines if "curve_s" in line])),
         *(f"{line['work']}: {line['share']:.1%} ({_shares(line['shares'])})." for line in lines if "share" in line),
         _standing([line["environment"] for line in lines]),

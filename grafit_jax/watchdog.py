@@ -164,8 +164,8 @@ def wait() -> None:
 
 def _stop(reason: str) -> None:
     print(
-        f"error: process {jax.process_index()} stops {_here}: {reason}; start the same command again on all hosts, and "
-        "it goes on from the newest checkpoint.",
+        f"\nerror: process {jax.process_index()} stops {_here}: {reason}; start the same command again on all hosts, "
+        "and it goes on from the newest checkpoint.",
         file=sys.stderr,
         flush=True,
     )

@@ -1,6 +1,8 @@
 """Several processes as real command lines over loopback: the numbers of one, over a preemption and over a death."""
 
 import json
+import os
+import re
 import signal
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 import pods
 import pytest
 
+import files
 from grafit_jax import config as config_lib
 from grafit_jax import parallel, train
 from grafit_jax.checkpoint import Checkpoints
@@ -68,9 +71,46 @@ def test_three_processes_with_an_uneven_data_set_end_with_the_one_that_dies_and_
     processes = pods.start(tmp_path / "three", 3, 2, logs=tmp_path)
     pods.wait_for_step(tmp_path / "three", processes, 20)
     processes[2].kill()
-    statuses = pods.finish(processes, seconds=60)
-    assert statuses[2] == -signal.SIGKILL and 0 not in statuses
+    assert pods.finish(processes) == [69, 69, -signal.SIGKILL], said(tmp_path, 3)
+    for i, text in enumerate(said(tmp_path, 3)[:2]):
+        assert re.fullmatch(
+            rf"error: process {i} stops after step \d+ \([a-z ]+\): process 2 of 3 is not heard of, last after step "
+            r"\d+ \([a-z ]+\); start the same command again on all hosts, and it goes on from the newest checkpoint\.",
+            text.splitlines()[-1],
+        ), text
     assert pods.finish(pods.start(tmp_path / "three", 3, 2, logs=tmp_path)) == [0, 0, 0], said(tmp_path, 3)
     monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:6])
     train.train(config_of_pods(), tmp_path / "one")
     assert_same_run(tmp_path / "one", tmp_path / "three")
+
+
+@pytest.mark.faults
+def test_a_process_that_is_stopped_is_missed(tmp_path):
+    processes = pods.start(tmp_path / "two", 2, 2, "--config.train.epochs=1000", logs=tmp_path)
+    pods.wait_for_step(tmp_path / "two", processes, 5)
+    processes[1].send_signal(signal.SIGSTOP)
+    assert pods.finish(processes[:1]) == [69]
+    processes[1].kill()
+    assert "process 1 of 2 is not heard of, last after step " in said(tmp_path, 2)[0].splitlines()[-1]
+
+
+@pytest.mark.faults
+def test_a_process_that_waits_for_a_file_for_ever_is_found_stuck(tmp_path):
+    data = tmp_path / "data"
+    written = files.write_tree(data, {"train/x": 48, "train/y": 48, "test/x": 6, "test/y": 6}, height=8, width=8)
+    of_files = [
+        f"--config.data.source=folder:{data}", "--config.data.stream=True", "--config.data.image_size=8",
+        "--config.views.mean=(0.4,0.4,0.4)", "--config.views.std=(0.3,0.3,0.3)", "--config.eval.recall_at=(1,)",
+        "--config.train.epochs=1000", "--stuck_seconds=60",
+    ]  # fmt: skip
+    processes = pods.start(tmp_path / "two", 2, 2, *of_files, logs=tmp_path)
+    pods.wait_for_step(tmp_path / "two", processes, 5)
+    os.mkfifo(tmp_path / "fifo")  # as a file of a network disk that has gone away: opening it never returns
+    os.replace(tmp_path / "fifo", next(iter(written)))
+    assert pods.finish(processes) == [69, 69]
+    places = [re.search(r"nothing has moved for 60 s: process 0 is (.*); process 1 is (.*?); start", text)
+              for text in said(tmp_path, 2)]  # fmt: skip
+    found = next(place for place in places if place)
+    assert "(reads a batch)" in found[1] + found[2]
+    # And what it waits for, by the functions that it is in.
+    assert any(place and "decode" in text for place, text in zip(places, said(tmp_path, 2), strict=True))

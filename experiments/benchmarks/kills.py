@@ -5,6 +5,7 @@ too; they are forked from this one, which has imported everything and not begun 
 second.
 """
 
+import collections
 import functools
 import json
 import os
@@ -13,15 +14,18 @@ import random
 import select
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from grafit_jax import cli, experiment, train, watchdog, workdir
+from grafit_jax import experiment, train, watchdog, workdir
 from grafit_jax import config as config_lib
+from grafit_jax.checkpoint import Checkpoints
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _SMALL = {
@@ -30,8 +34,10 @@ _SMALL = {
 }  # fmt: skip
 # The longest that a process may take from one thing to the next before this study is given up.
 _PATIENCE = 300.0
-# Seconds: a kill comes at most so long after the thing it is meant for has begun.
-_LATEST = {"reads a batch": 0.02, "takes a step": 0.05, "saves": 0.3, "evaluates": 0.3, "restores": 0.3}
+# Seconds: a kill comes at most so long after what it is meant for has begun. A save goes on in the background.
+_LATEST = {"restores": 0.5, "takes a step": 0.05, "saves": 0.3, "evaluates": 0.3}
+# So many times less one, at most, a process may begin that thing before.
+_PASSED_OVER = {"restores": 1, "takes a step": 12, "saves": 6, "evaluates": 2}
 
 
 class Process:
@@ -49,7 +55,10 @@ class Process:
                 watchdog.at = lambda step, doing: os.write(telling, f"{step} {doing}\n".encode())  # type: ignore[assignment]
                 work()
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(status)
         os.close(telling)
         self._text = b""
@@ -66,13 +75,29 @@ class Process:
         step, _, doing = line.decode().partition(" ")
         return int(step), doing
 
-    def kill_after(self, seconds: float) -> list[tuple[int, str]]:
-        """What it has begun in so many seconds from now, after which it is killed."""
-        select.select([], [], [], seconds)
-        os.kill(self.pid, signal.SIGKILL)
-        return list(iter(self.next, None))
+    def rest(self) -> Iterator[tuple[int, str]]:
+        """All that it still begins until it ends."""
+        while (place := self.next()) is not None:
+            yield place
+
+    def kill_at(self, doing: str, *, passed_over: int, seconds: float) -> tuple[int, str]:
+        """Kills it so long after it begins that thing, having begun it so often before; or lets it end.
+
+        Returns:
+          what it was at in the end.
+        """
+        place = (0, "starts")
+        for place in self.rest():
+            if place[1] == doing:
+                if not passed_over:
+                    select.select([], [], [], seconds)
+                    os.kill(self.pid, signal.SIGKILL)
+                    return [place, *self.rest()][-1]
+                passed_over -= 1
+        return place
 
     def status(self) -> int:
+        """Its exit status, once it has ended."""
         os.close(self._told)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -91,91 +116,91 @@ def _assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
     for path in (one, other):
         run = experiment.load(workdir.read_config(path), path=path)
         like = experiment.initial_state(run, placeholder=True)
-        checkpoints = experiment.Checkpoints(path, read_only=True)
-        state, memory, _ = checkpoints.restore_newest(like, experiment.initial_memory(run, like, placeholder=True))
+        checkpoints = Checkpoints(path, read_only=True)
+        restored = checkpoints.restore_newest(like, experiment.initial_memory(run, like, placeholder=True))
+        assert restored is not None, "no checkpoint is whole"
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         log = [{k: v for k, v in line.items() if "second" not in k} for line in lines]
-        found.append((jax.tree.map(np.asarray, (state, memory)), (path / "metrics.json").read_text(), log))
+        found.append((jax.tree.map(np.asarray, restored[:2]), (path / "metrics.json").read_text(), log))
     jax.tree.map(np.testing.assert_array_equal, found[0][0], found[1][0])
     assert found[0][1:] == found[1][1:], "metrics or log differ"
 
 
-def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path | None = None) -> dict[str, Any]:
-    """Kills runs and evaluations while they are at `doing`, until there have been so many kills, and compares.
+def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[str, Any]:
+    """Kills runs, and evaluations of them, while they are at `doing`, until there have been so many kills.
+
+    A run that is killed is started again, and killed again, until it has come to its end; then it is compared with one
+    that nobody has killed, and the next one begins.
 
     Args:
-      doing: "restores", "reads a batch", "takes a step", "saves" or "evaluates".
-      kills: how many, at least; the run that is killed last goes on to its end.
+      doing: "restores", "takes a step", "saves" or "evaluates".
+      kills: how many; the run that is killed last goes on to its end.
       seed: of the moments.
-      folder: where the runs are; None for a temporary one.
+      folder: where the runs are.
 
     Returns:
-      what hit where, how many steps were lost by a kill, and how many of the runs that came to their end all the same
-      ended as one that nobody has killed.
+      what was hit, how many steps were lost by a kill, and how many runs ended as if there had been none.
+
+    Raises:
+      RuntimeError: a run that does not go on, or ends otherwise.
     """
-    if folder is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            return study(doing, kills=kills, seed=seed, folder=pathlib.Path(temporary))
-    cli.use_compilation_cache()
+    # Of its own, since a kill may leave half an entry behind.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = config_lib.load_file(_ROOT / "configs" / "digits.py", "method=grafit")
     config.update_from_flattened_dict(_SMALL)
-    said, draw = folder / "said.txt", random.Random(f"{doing} {seed}")
-    whole = Process(functools.partial(train.train, config, folder / "whole"), said)
-    while whole.next():
-        pass
-    _expect(whole.status() == 0, "the run that nobody kills failed", said)
-
-    done, half_written, complete, lost, hits = 0, 0, 0, [], {}
-    while done < kills or (folder / "killed").exists():
-        path, reading = folder / "killed", doing == "evaluates" and draw.random() < 0.5
-        checkpoints = path / "checkpoints"
-        if not _steps(checkpoints):
-            reading = False
-        work = functools.partial(_evaluate if reading else functools.partial(train.train, config), path)
-        process = Process(work, said)
-        skipped = 0 if doing == "restores" else draw.randrange(12)  # so that a run comes on between two kills
-        last = (0, "starts")
-        while (place := process.next()) is not None:
-            last = place
-            if place[1] != doing or done >= kills:
+    path, said, draw = folder / "killed", folder / "said.txt", random.Random(f"{doing} {seed}")
+    _finish(functools.partial(train.train, config, folder / "whole"), said, "the run that nobody kills")
+    hits: collections.Counter[str] = collections.Counter()
+    lost: list[int] = []
+    half_written = equal = 0
+    while hits.total() < kills or path.exists():
+        going_on = f"a run, gone on after kill {hits.total()},"
+        if hits.total() == kills:
+            _finish(functools.partial(train.train, config, path), said, going_on)
+        else:
+            reading = doing in ("restores", "evaluates") and bool(_steps(path)) and draw.random() < 0.5
+            # A run that is killed whenever it restores has nothing to restore: every other time it comes on.
+            come_on = doing == "restores" and not reading and (not _steps(path) or draw.random() < 0.5)
+            at_what = "takes a step" if come_on else doing
+            work = functools.partial(_evaluate, path) if reading else functools.partial(train.train, config, path)
+            process = Process(work, said)
+            passed_over = 0 if reading else draw.randrange(_PASSED_OVER[at_what])
+            seconds = draw.random() * _LATEST[at_what]
+            step, at = process.kill_at(at_what, passed_over=passed_over, seconds=seconds)
+            status = process.status()
+            if status == -signal.SIGKILL:
+                hits[at] += 1
+                half_written += any(not p.name.isdigit() for p in (path / "checkpoints").glob("*"))
+                if not reading and at not in ("starts", "restores"):
+                    lost.append(step - max(_steps(path), default=0))
                 continue
-            if skipped and not reading:
-                skipped -= 1
+            _expect(status == 0, f"{going_on} failed", said)
+            if reading:
                 continue
-            later = process.kill_after(draw.random() * _LATEST[doing])
-            last = later[-1] if later else place
-            break
-        status = process.status()
-        if status == -signal.SIGKILL:
-            done += 1
-            hits[last[1]] = hits.get(last[1], 0) + 1
-            half_written += any(not p.name.isdigit() for p in checkpoints.glob("*"))
-            if not reading:
-                lost.append(last[0] - max(_steps(checkpoints), default=0))
-            continue
-        _expect(status == 0, f"a run, gone on after kill {done}, failed", said)
-        if not reading:
-            same = Process(functools.partial(_assert_same, folder / "whole", path), said)
-            while same.next():
-                pass
-            _expect(
-                same.status() == 0, f"a run, gone on after kill {done}, ended otherwise than one never killed", said
-            )
-            complete += 1
-            shutil.rmtree(path)
+        _finish(functools.partial(_assert_same, folder / "whole", path), said, f"the comparison of {going_on}")
+        equal += 1
+        shutil.rmtree(path)
     return {
-        "work": f"SIGKILL while a run {doing}" + (", or an evaluation of it" if doing == "evaluates" else ""),
-        "kills": done,
-        "hits": hits,
+        "work": f"SIGKILL while a run {doing}",
+        "kills": hits.total(),
+        "hits": dict(hits),
         "half_written": half_written,
-        "steps_lost": float(np.mean(lost)),
-        "most_lost": max(lost),
-        "runs_equal": complete,
+        "steps_lost": float(np.mean(lost)) if lost else 0.0,
+        "most_lost": max(lost, default=0),
+        "runs_equal": equal,
     }
 
 
-def _steps(checkpoints: pathlib.Path) -> list[int]:
-    return [int(p.name) for p in checkpoints.glob("*") if p.name.isdigit()]
+def _steps(path: pathlib.Path) -> list[int]:
+    """Of the checkpoints of a run that are complete."""
+    return [int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit()]
+
+
+def _finish(work: Callable[[], Any], said: pathlib.Path, what: str) -> None:
+    process = Process(work, said)
+    collections.deque(process.rest(), maxlen=0)
+    _expect(process.status() == 0, f"{what} failed", said)
 
 
 def _expect(yes: bool, otherwise: str, said: pathlib.Path) -> None:
@@ -183,7 +208,11 @@ def _expect(yes: bool, otherwise: str, said: pathlib.Path) -> None:
         raise RuntimeError(f"{otherwise}:\n{said.read_text()[-3000:]}")
 
 
+def _entry(doing: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return study(doing, kills=50, seed=0, folder=pathlib.Path(folder))
+
+
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
-    doing.replace(" ", "_"): functools.partial(study, doing, kills=50, seed=0)
-    for doing in ("restores", "takes a step", "saves", "evaluates")
+    doing.replace(" ", "_"): functools.partial(_entry, doing) for doing in _LATEST
 }

@@ -25,14 +25,14 @@ def start(workdir, count, devices, *extra, logs):
         with open(logs / f"{i}.log", "w") as log:
             processes.append(
                 subprocess.Popen(
-                    command("train", *SMALL, f"--workdir={workdir}", "--heartbeat_seconds=5", *joined, *extra),
+                    command("train", *SMALL, f"--workdir={workdir}", "--heartbeat_seconds=20", *joined, *extra),
                     stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT,
                 )
             )  # fmt: skip
     return processes
 
 
-def finish(processes, seconds=200):
+def finish(processes, seconds=600):
     """Their exit statuses; whoever is still there after so many seconds is killed."""
     try:
         return [process.wait(seconds) for process in processes]

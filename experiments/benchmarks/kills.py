@@ -23,8 +23,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from grafit_jax import experiment, train, watchdog, workdir
 from grafit_jax import config as config_lib
+from grafit_jax import experiment, train, watchdog, workdir
 from grafit_jax.checkpoint import Checkpoints
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

@@ -1,0 +1,61 @@
+"""Runs the `sweep()` of a config file, and ends with a table, best first, and a plot, WORKDIR/sweep.png.
+
+python experiments/sweep.py --config=configs/maskcon.py:dataset=cifar100 --workdir=runs/maskcon [--jobs=2] [--dry_run]
+python experiments/sweep.py --config=configs/digits.py --workdir=runs/digits --submit=print | parallel -j 8
+
+What stands behind the colon and --config.x.y=value hold for all points: those that say otherwise are left out. A point
+that is complete is read, one that was stopped goes on. The same command may run several times at once, on any machines
+that share WORKDIR: each takes what no other one is at. A run takes all devices that it sees: on a host with several
+GPUs, start a sweep on each of them, with CUDA_VISIBLE_DEVICES. Exit status 0: all points are complete; 1: some failed;
+75: some are not complete, since SIGTERM or SIGINT came or another sweep is at them; 2: a mistake, told in one line.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from grafit_jax import cli, sweep_results, sweep_runs, sweeps
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where the runs are, or will be, each in a directory", required=True)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and list it; run nothing")
+_JOBS = flags.DEFINE_integer("jobs", 1, "how many runs at a time", lower_bound=1)
+_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: part i of n of the points alone, i from 0")
+_SEEDS = flags.DEFINE_list("seeds", None, "seeds of every point, as 0,1,2 (default: the sweep's own)")
+_METRIC = flags.DEFINE_string("metric", "map", "what the table is ordered by and the plot shows")
+_SUBMIT = flags.DEFINE_enum(
+    "submit", "local", ["local", "print"], "run here; or print a command for each point that is not complete"
+)
+cli.want_numbers("seeds")
+
+
+def main(argv):
+    config_flag = flags.FLAGS["config"]
+    file, _, arg = config_flags.get_config_filename(config_flag).partition(":")
+    overrides = config_flags.get_override_values(config_flag)
+    directory = pathlib.Path(_WORKDIR.value)
+    seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
+    sweep = sweeps.expand(file, arg, overrides, seeds)
+    sweeps.check_directory(sweep, directory)
+    points = sweeps.shard(sweep.points, _SHARD.value)
+    if _DRY_RUN.value:
+        for point in points:
+            print(f"{point.name}: {sweep_runs.standing(directory / point.name).state}")
+        return
+    python = sys.executable if _SUBMIT.value == "local" else "python"
+    commands = {point.name: sweeps.command(point, directory, python=python, root=_ROOT) for point in points}
+    if _SUBMIT.value == "print":
+        for name, words in commands.items():
+            if sweep_runs.standing(directory / name).state != "complete":
+                print(sweeps.line(words))
+        return
+    stopped = sweep_runs.run_all(commands, directory, jobs=_JOBS.value)
+    sys.exit(sweep_results.conclude(sweep, directory, [*commands], _METRIC.value, stopped=stopped))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    cli.run(main)

@@ -11,24 +11,26 @@ GPUs, start a sweep on each of them, with CUDA_VISIBLE_DEVICES. Exit status 0: a
 """
 
 import pathlib
+import shlex
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
-from grafit_jax import cli, sweep_results, sweep_runs, sweeps
+from grafit_jax import cli, sweep_results, sweep_runs, sweep_slurm, sweeps
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the runs are, or will be, each in a directory", required=True)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and list it; run nothing")
-_JOBS = flags.DEFINE_integer("jobs", 1, "how many runs at a time", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs", None, "how many runs at a time (default: 1 here, any on SLURM)", lower_bound=1)
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: part i of n of the points alone, i from 0")
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every point, as 0,1,2 (default: the sweep's own)")
 _METRIC = flags.DEFINE_string("metric", "map", "what the table is ordered by and the plot shows")
 _SUBMIT = flags.DEFINE_enum(
-    "submit", "local", ["local", "print"], "run here; or print a command for each point that is not complete"
+    "submit", "local", ["local", "slurm", "print"], "run here; queue a job, or print a command, for each point to do"
 )
+_SLURM = flags.DEFINE_list("slurm", [], "of the jobs, as timeout_min=240,gpus_per_node=1,slurm_partition=gpu")
 cli.want_numbers("seeds")
 
 
@@ -41,19 +43,24 @@ def main(argv):
     sweep = sweeps.expand(file, arg, overrides, seeds)
     sweeps.check_directory(sweep, directory)
     points = sweeps.shard(sweep.points, _SHARD.value)
+    standings = {point.name: sweep_runs.standing(directory / point.name) for point in points}
     if _DRY_RUN.value:
-        for point in points:
-            print(f"{point.name}: {sweep_runs.standing(directory / point.name).state}")
+        print("\n".join(f"{name}: {now}" for name, now in standings.items()))
         return
-    python = sys.executable if _SUBMIT.value == "local" else "python"
+    python = "python" if _SUBMIT.value == "print" else sys.executable
     commands = {point.name: sweeps.command(point, directory, python=python, root=_ROOT) for point in points}
+    if _SUBMIT.value == "local":
+        stopped = sweep_runs.run_all(commands, directory, jobs=_JOBS.value or 1)
+        sys.exit(sweep_results.conclude(sweep, directory, [*commands], _METRIC.value, stopped=stopped))
+    to_do = {name: words for name, words in commands.items() if standings[name].state not in ("complete", "running")}
     if _SUBMIT.value == "print":
-        for name, words in commands.items():
-            if sweep_runs.standing(directory / name).state != "complete":
-                print(sweeps.line(words))
+        for words in to_do.values():
+            print(shlex.join(words))
         return
-    stopped = sweep_runs.run_all(commands, directory, jobs=_JOBS.value)
-    sys.exit(sweep_results.conclude(sweep, directory, [*commands], _METRIC.value, stopped=stopped))
+    options = sweep_slurm.parameters(_SLURM.value)
+    jobs = sweep_slurm.submit(to_do, directory, directory / sweeps.SLURM, options, jobs=_JOBS.value)
+    for name, job in zip(to_do, jobs, strict=True):
+        print(f"{name}: job {job.job_id}")
 
 
 if __name__ == "__main__":

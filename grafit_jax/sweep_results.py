@@ -35,8 +35,9 @@ def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metri
     standings = {point.name: sweep_runs.standing(directory / point.name) for point in sweep.points}
     found = groups(collect(sweep, directory, standings), metric)
     print(f"\n{table(found, sweep.varying, metric)}\n")
-    for line in rest(standings):
-        print(line)
+    for name, now in standings.items():
+        if now.state != "complete":
+            print(f"{name}: {now}")
     if found:
         plot(directory / PLOT, found, sweep.varying, metric)
         print(f"plot: {directory / PLOT}")
@@ -100,22 +101,18 @@ def _base(values: Values) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "seed"}
 
 
+def _apart(found: Sequence[Group], varying: Sequence[str]) -> list[str]:
+    """The keys that tell these groups apart: others may have come to no result."""
+    return [key for key in varying if len({str(group.values.get(key)) for group in found}) > 1]
+
+
 def table(found: Sequence[Group], varying: Sequence[str], metric: str) -> str:
     """The groups in Markdown, in percent, mean ± standard deviation over the seeds."""
-    facts = {key: lambda values, key=key: str(values.get(key, "")) for key in varying if key != "method"}
+    facts = {key: lambda values, key=key: str(values.get(key, "")) for key in _apart(found, varying) if key != "method"}
     columns = {metric: f"**{_BESIDE.get(metric, metric)}**"} | {k: v for k, v in _BESIDE.items() if k != metric}
     # What is told apart is what the sweep says, not the whole config.
     results = [result | {"config": group.values} for group in found for result in group.results]
     return report.markdown_table(results, columns, {}, facts)
-
-
-def rest(standings: Mapping[str, Standing]) -> list[str]:
-    """A line for every point that is not complete."""
-    return [
-        f"{name}: {now.state}{f' ({now.why})' if now.why else ''}"
-        for name, now in standings.items()
-        if now.state != "complete"
-    ]
 
 
 def plot(path: pathlib.Path, found: Sequence[Group], varying: Sequence[str], metric: str) -> None:
@@ -126,14 +123,15 @@ def plot(path: pathlib.Path, found: Sequence[Group], varying: Sequence[str], met
     import matplotlib.pyplot as plt
 
     drawn = [group for group in found if not math.isnan(group.mean)]
-    numeric = [key for key in varying if all(_is_number(group.values.get(key, 0)) for group in drawn)]
+    keys = _apart(drawn, varying)
+    numeric = [key for key in keys if all(_is_number(group.values.get(key, 0)) for group in drawn)]
     title = f"{_BESIDE.get(metric, metric)}, in percent"
     if len(numeric) == 1:
         figure, ax = plt.subplots(figsize=(6.4, 4.0))
-        _draw_lines(ax, lines(drawn, numeric[0], varying), numeric[0], title)
+        _draw_lines(ax, lines(drawn, numeric[0], keys), numeric[0], title)
     else:
-        figure, ax = plt.subplots(figsize=(2.0 * max(3, len(varying) + 1), 4.0))
-        _draw_parallel(ax, drawn, varying, title)
+        figure, ax = plt.subplots(figsize=(2.0 * max(3, len(keys) + 1), 4.0))
+        _draw_parallel(ax, drawn, keys, title)
     figure.tight_layout(pad=0.6)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -8,6 +8,7 @@ itself has a last line in the log that says how; an attempt without it was kille
 import contextlib
 import dataclasses
 import fcntl
+import os
 import pathlib
 import re
 import signal
@@ -42,6 +43,9 @@ class Standing:
     state: Literal["complete", "running", "failed", "stopped", "not started"]
     why: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.state} ({self.why})" if self.why else self.state
+
 
 def standing(run: pathlib.Path) -> Standing:
     """How far the point is whose run is in `run`."""
@@ -50,9 +54,14 @@ def standing(run: pathlib.Path) -> Standing:
     return Standing("running") if at_it and left.state != "complete" else left
 
 
+def is_complete(run: pathlib.Path) -> bool:
+    """Whether the run in `run` has its result."""
+    return (run / "metrics.json").is_file()
+
+
 def _left(run: pathlib.Path) -> Standing:
     """How far the point was when it was left, if nobody is at it."""
-    if (run / "metrics.json").is_file():
+    if is_complete(run):
         return Standing("complete")
     if not (run / workdir.LOG).is_file() and not (run / "config.json").is_file():
         return Standing("not started")
@@ -113,8 +122,14 @@ def hold(run: pathlib.Path) -> IO[bytes] | None:
 
 def start(run: pathlib.Path, words: Sequence[str], log: IO[bytes]) -> Attempt:
     """Starts a run by a command line, with its log held."""
-    # In a group of its own: Ctrl-C is for the sweep, which asks its runs to save themselves.
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, process_group=0)
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},  # the log's last line is to be the last thing that was said
+        process_group=0,  # its own: Ctrl-C is for the sweep, which asks its runs to save themselves
+    )
     return Attempt(run, process, log)
 
 
@@ -159,8 +174,7 @@ def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
                 continue
             for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
                 name, _ = running.pop(future)
-                ended = future.result()
-                _say(f"{name}: {ended.state}{f' ({ended.why})' if ended.why else ''}")
+                _say(f"{name}: {future.result()}")
 
 
 @contextlib.contextmanager

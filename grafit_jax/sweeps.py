@@ -10,7 +10,6 @@ import hashlib
 import os
 import pathlib
 import re
-import shlex
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -137,7 +136,7 @@ def _name(values: Values, varying: Iterable[str]) -> str:
 
 def _shown_safely(value: Any) -> str:
     """A value as a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value)).strip("-")
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", str(value)).strip("_")
 
 
 def _refuse_pairs(keys: Iterable[Hashable], points: Iterable[Values], file: str, what: str) -> None:
@@ -217,8 +216,3 @@ def check_directory(sweep: Sweep, directory: pathlib.Path) -> None:
 
 def _without_seed(name: str) -> str:
     return re.sub(r",seed=\d+$|^seed=\d+$", "", name)
-
-
-def line(words: Sequence[str]) -> str:
-    """A command as one line of shell."""
-    return shlex.join(words)

@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import methods, workdir
+from grafit_jax import methods, report, workdir
 from grafit_jax.errors import UserError
 
 # Beside the runs in a sweep's directory.
@@ -196,7 +196,7 @@ def check_directory(sweep: Sweep, directory: pathlib.Path) -> None:
     """Sees that `directory` holds runs of this sweep and nothing else, or can be made.
 
     Raises:
-      UserError: it holds something else, or a run there is of another config than its point.
+      UserError: it holds something else, or a run is of another config than its point, or its result is damaged.
     """
     known = {_without_seed(name) for name in sweep.names}
     there = directory.iterdir() if directory.is_dir() else ()
@@ -211,7 +211,10 @@ def check_directory(sweep: Sweep, directory: pathlib.Path) -> None:
             f"take another --workdir; the runs here are called as {sweep.points[0].name}."
         )
     for point in sweep.points:
-        workdir.check(directory / point.name, point.config)
+        run = directory / point.name
+        workdir.check(run, point.config)
+        if (run / "metrics.json").is_file():
+            report.collect(run)
 
 
 def _without_seed(name: str) -> str:

@@ -194,7 +194,8 @@ def test_the_command_line_prints_a_line_for_each_point_that_is_to_be_run(tmp_pat
     target = tmp_path / "a b"
     sweep = sweeps.expand(file, "", {"train.epochs": 3})
     workdir.claim(target / sweep.points[0].name, sweep.points[0].config)
-    (target / sweep.points[0].name / "metrics.json").write_text("{}")
+    for name in ("metrics", "run"):
+        (target / sweep.points[0].name / f"{name}.json").write_text("{}")
     done = run(
         "sweep", f"--config={file}", "--config.train.epochs=3", f"--workdir={target}", "--shard=0/2", "--submit=print"
     )

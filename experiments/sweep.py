@@ -18,11 +18,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from grafit_jax import cli, sweep_results, sweep_runs, sweep_slurm, sweeps
+from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the runs are, or will be, each in a directory", required=True)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and list it; run nothing")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and say how far it is; run nothing")
 _JOBS = flags.DEFINE_integer("jobs", None, "how many runs at a time (default: 1 here, any on SLURM)", lower_bound=1)
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: part i of n of the points alone, i from 0")
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every point, as 0,1,2 (default: the sweep's own)")
@@ -40,12 +41,15 @@ def main(argv):
     overrides = config_flags.get_override_values(config_flag)
     directory = pathlib.Path(_WORKDIR.value)
     seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
+    if _SLURM.value and _SUBMIT.value != "slurm":
+        raise UserError(f"found --slurm with --submit={_SUBMIT.value}: want it with --submit=slurm.")
     sweep = sweeps.expand(file, arg, overrides, seeds)
     sweeps.check_directory(sweep, directory)
     points = sweeps.shard(sweep.points, _SHARD.value)
-    standings = {point.name: sweep_runs.standing(directory / point.name) for point in points}
+    standings = {point.name: sweep_runs.standing(directory / point.name) for point in sweep.points}
     if _DRY_RUN.value:
-        print("\n".join(f"{name}: {now}" for name, now in standings.items()))
+        sweep_results.show(sweep, directory, standings, _METRIC.value)
+        print("\n".join(f"{point.name}: {standings[point.name]}" for point in points))
         return
     python = "python" if _SUBMIT.value == "print" else sys.executable
     commands = {point.name: sweeps.command(point, directory, python=python, root=_ROOT) for point in points}

@@ -33,8 +33,7 @@ def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metri
       the exit status: 0, all of `wanted` is complete; 1, some of it failed; 75, it is to be started again.
     """
     standings = {point.name: sweep_runs.standing(directory / point.name) for point in sweep.points}
-    found = groups(collect(sweep, directory, standings), metric)
-    print(f"\n{table(found, sweep.varying, metric)}\n")
+    found = show(sweep, directory, standings, metric)
     for name, now in standings.items():
         if now.state != "complete":
             print(f"{name}: {now}")
@@ -64,13 +63,13 @@ class Group:
     spread: float
 
 
-def collect(sweep: Sweep, directory: pathlib.Path, standings: Mapping[str, Standing]) -> list[tuple[Values, Result]]:
-    """The points that are complete, each with its result; UserError for a result that cannot be read."""
-    return [
-        (point.values, report.collect(directory / point.name))
-        for point in sweep.points
-        if standings[point.name].state == "complete"
-    ]
+def show(sweep: Sweep, directory: pathlib.Path, standings: Mapping[str, Standing], metric: str) -> list[Group]:
+    """Prints the table of the points that are complete, if there are any, and returns what it is made of."""
+    complete = [point for point in sweep.points if standings[point.name].state == "complete"]
+    found = groups([(point.values, report.collect(directory / point.name)) for point in complete], metric)
+    if found:
+        print(f"\n{table(found, sweep.varying, metric)}\n")
+    return found
 
 
 def groups(collected: Sequence[tuple[Values, Result]], metric: str) -> list[Group]:
@@ -175,7 +174,7 @@ def _draw_lines(ax, found: Mapping[str, Sequence[Group]], key: str, title: str) 
 def coordinates(drawn: Sequence[Group], varying: Sequence[str]) -> tuple[list[list[str]], np.ndarray]:
     """Parallel coordinates: the ticks of every key's axis from bottom to top, and the groups' places on them.
 
-    Numbers are in their order, all else in order of appearance, at equal distances; "-" where a group has no value.
+    At equal distances: numbers in their order, of all else what appears first on top; "none" where there is no value.
 
     Returns:
       ticks, and places [groups, keys] in [0, 1].
@@ -183,12 +182,11 @@ def coordinates(drawn: Sequence[Group], varying: Sequence[str]) -> tuple[list[li
     ticks, places = [], np.full((len(drawn), len(varying)), 0.5)
     for column, key in enumerate(varying):
         values = list(dict.fromkeys(group.values[key] for group in drawn if key in group.values))
-        if all(map(_is_number, values)):
-            values.sort()
-        names = ["-"] * any(key not in group.values for group in drawn) + [str(value) for value in values]
+        values = sorted(values) if all(map(_is_number, values)) else values[::-1]
+        names = ["none"] * any(key not in group.values for group in drawn) + [str(value) for value in values]
         ticks.append(names)
         if len(names) > 1:
-            places[:, column] = [names.index(str(g.values.get(key, "-"))) / (len(names) - 1) for g in drawn]
+            places[:, column] = [names.index(str(g.values.get(key, "none"))) / (len(names) - 1) for g in drawn]
     return ticks, places
 
 
@@ -206,14 +204,17 @@ def _draw_parallel(ax, drawn: Sequence[Group], varying: Sequence[str], title: st
         ax.axvline(column, color="#9e9e9e", linewidth=0.8, zorder=0)
         for place, name in enumerate(names):
             y = place / (len(names) - 1) if len(names) > 1 else 0.5
-            ax.annotate(name, (column, y), xytext=(-5, 0), textcoords="offset points", ha="right", va="center", size=8)
+            _label(ax, name, (column, y), xytext=(-5, 0), ha="right")
     ax.axvline(len(varying), color="black", linewidth=1.0, zorder=0)
     for value, height in {low: 0.0, high: 1.0}.items() if high > low else {low: 0.5}.items():
-        ax.annotate(
-            f"{value:.1f}", (len(varying), height), xytext=(5, 0), textcoords="offset points", va="center", size=8
-        )
+        _label(ax, f"{value:.1f}", (len(varying), height), xytext=(5, 0), ha="left")
     ax.set_xticks(range(len(varying) + 1), [*varying, title], fontsize=9)
     ax.set(yticks=[], xlim=(-0.6, len(varying) + 0.4), ylim=(-0.08, 1.08))
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+def _label(ax, text: str, place: tuple[float, float], **where: Any) -> None:
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    ax.annotate(text, place, textcoords="offset points", va="center", size=8, bbox=box, zorder=5, **where)

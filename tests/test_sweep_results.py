@@ -46,7 +46,9 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
     by_knn = sweep_results.groups(COLLECTED, "knn_top1")
     assert [g.mean for g in by_knn] == pytest.approx([0.9, 0.8, 0.5, 0.15])
     assert sweep_results.table(by_knn, VARYING, "knn_top1").startswith("| method | w | t | **fine k-NN** | fine mAP |")
-    with pytest.raises(UserError, match=r"no result has the metric 'mapp' \(did you mean 'map'\?\): want --metric= one"):
+    with pytest.raises(
+        UserError, match=r"no result has the metric 'mapp' \(did you mean 'map'\?\): want --metric= one"
+    ):
         sweep_results.groups(COLLECTED, "mapp")
     assert sweep_results.groups([], "map") == [] and sweep_results.table([], VARYING, "map")
 
@@ -93,16 +95,16 @@ def test_over_one_number_a_line_for_all_else_is_drawn(drawn):
 def test_over_several_keys_parallel_coordinates_are_drawn(drawn):
     groups = sweep_results.groups(COLLECTED[:2] + COLLECTED[4:], "map")
     ticks, places = sweep_results.coordinates(groups, VARYING)
-    assert ticks == [["maskcon", "coins"], ["0.2", "0.5"], ["-", "0.1"]]
-    assert places.tolist() == [[0, 1, 1], [1, 0, 0], [0, 0, 1]]
+    assert ticks == [["coins", "maskcon"], ["0.2", "0.5"], ["none", "0.1"]]
+    assert places.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 1]]
     ax = drawn(COLLECTED)
     lines = [np.asarray(line.get_ydata()) for line in ax.get_lines() if len(line.get_ydata()) == 4]
     # The best last, which is on top; 30 and 50 percent are the ends of the metric's axis. 0.8 has no map.
     assert [line.tolist() for line in lines] == [
-        [0, 0, 1, 0], [1, 0, 0, pytest.approx(0.5)], [0, 1, 1, pytest.approx(1)]
+        [1, 0, 1, 0], [0, 0, 0, pytest.approx(0.5)], [1, 1, 1, pytest.approx(1)]
     ]  # fmt: skip
     said = [text.get_text() for text in ax.texts]
-    assert said == ["maskcon", "coins", "0.2", "0.5", "-", "0.1", "30.0", "50.0"]
+    assert said == ["coins", "maskcon", "0.2", "0.5", "none", "0.1", "30.0", "50.0"]
     assert [label.get_text() for label in ax.get_xticklabels()] == [*VARYING, "fine mAP, in percent"]
 
 

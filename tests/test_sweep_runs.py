@@ -10,11 +10,11 @@ import subprocess
 import sys
 
 import pytest
-from sweeping import stub, write_file, write_images, write_metrics
 
 from grafit_jax import sweep_runs, workdir
 from grafit_jax.sweep_runs import Standing
 from small import ROOT, command, shell_environment
+from sweeping import stub, write_file, write_images, write_metrics
 
 DONE = stub(write_metrics(map=0.5))
 # Leaves a line for every time that it is run.

@@ -71,7 +71,9 @@ def test_what_slurm_is_told_and_mistakes_of_it(tmp_path, monkeypatch):
         sweep_slurm.submit({}, tmp_path, tmp_path / "slurm", options, jobs=None)
 
     monkeypatch.setenv("PATH", str(tmp_path))  # where no srun is
-    with pytest.raises(UserError, match=r"submitit cannot submit to slurm \(.*srun.*\): see --slurm, or take --submit=pr"):
+    with pytest.raises(
+        UserError, match=r"submitit cannot submit to slurm \(.*srun.*\): see --slurm, or take --submit=pr"
+    ):
         submit()
     (tmp_path / "srun").touch(mode=0o755)
     with pytest.raises(UserError, match=r"submitit cannot submit to slurm \(.*gpus_a_node"):

@@ -6,12 +6,12 @@ import shlex
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from sweeping import write_file
 
 from grafit_jax import config as config_lib
 from grafit_jax import sweeps, workdir
 from grafit_jax.errors import UserError
 from small import ROOT, run
+from sweeping import write_file
 
 CONFIG_FILES = sorted((ROOT / "configs").glob("*.py"))
 GRID = [{"method": m, "w": w} for m in ("baseline", "grafit") for w in (0.2, 0.5)]

@@ -41,9 +41,9 @@ def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metri
         plot(directory / PLOT, found, sweep.varying, metric)
         print(f"plot: {directory / PLOT}")
     states = {standings[name].state for name in wanted}
-    if stopped or states <= {"complete"}:
-        return EXIT_PREEMPTED if stopped else 0
-    return 1 if "failed" in states else EXIT_PREEMPTED
+    if states <= {"complete"}:
+        return 0
+    return 1 if "failed" in states and not stopped else EXIT_PREEMPTED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from grafit_jax.preemption import EXIT_PREEMPTED
 
 _ENDED = "exit status "
 _TAIL = 8192  # bytes of a log in which its last lines are
+_LONGEST = 300  # characters of a failure's line
 
 # The name of a point -> the words of its command line.
 Commands = Mapping[str, Sequence[str]]
@@ -70,8 +71,8 @@ def _left(run: pathlib.Path) -> Standing:
     if status is None or status in (EXIT_PREEMPTED, -signal.SIGTERM):
         return Standing("stopped")
     if status < 0:
-        return Standing("failed", f"killed by {signal.Signals(-status).name}")
-    return Standing("failed", lines[-2] if len(lines) > 1 else lines[-1])
+        return Standing("failed", f"killed by signal {-status}")
+    return Standing("failed", lines[-2][:_LONGEST] if len(lines) > 1 else lines[-1])
 
 
 def _last_lines(log: pathlib.Path) -> list[str]:
@@ -183,8 +184,8 @@ def _asked_to_stop(attempts: Callable[[], Sequence[Attempt]]) -> Iterator[Callab
     asked: list[int] = []
 
     def handle(number, frame):
-        if not asked:
-            _say(f"{signal.Signals(number).name}: the runs are asked to save themselves")
+        # Not by print, in the midst of which the signal may have come.
+        os.write(2, f"{signal.Signals(number).name}: the runs are asked to save themselves\n".encode())
         asked.append(number)
         for attempt in attempts():
             attempt.process.terminate()

@@ -26,6 +26,8 @@ PROFILE = "profile"
 LOCK = "lock"
 # What the process of a run has said, where experiments/sweep.py started it.
 LOG = "train.log"
+# What may be there before config.json is.
+_BEFORE = (PROFILE, LOCK, LOG, "config.json.tmp")
 
 
 @contextlib.contextmanager
@@ -100,7 +102,7 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Seq
 
 
 def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str]) -> None:
-    found = sorted(p.name for p in workdir.iterdir() if p.name not in (PROFILE, LOCK, LOG))
+    found = sorted(p.name for p in workdir.iterdir() if p.name not in _BEFORE)
     if "config.json" in found:
         differences = config_lib.differences(read_config(workdir), config)
         changed = [line for line in differences if line.partition(":")[0] not in allowed]

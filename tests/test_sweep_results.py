@@ -147,6 +147,7 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
         finish(point, 0.5)
     status, out = end()
     assert status == 0 and "w=" not in out
+    assert end(stopped=True)[0] == 0  # too late to cut anything short
 
     (directory / names[2] / "metrics.json").write_text('{"map": [1]}')
     with pytest.raises(UserError, match=r"w=1.0 has \[1\] as map: want what experiments/train.py wrote"):

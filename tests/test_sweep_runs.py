@@ -46,10 +46,11 @@ def states(path, names):
         ("saved\n\nexit status 75\n", Standing("stopped")),
         ("\nexit status -15\n", Standing("stopped")),
         ("a\nerror: no data \n\nexit status 2\n", Standing("failed", "error: no data")),
-        ("a\n\nexit status -9\n", Standing("failed", "killed by SIGKILL")),
+        ("a\n\nexit status -9\n", Standing("failed", "killed by signal 9")),
         ("exit status 1\n", Standing("failed", "exit status 1")),
         ("error: x\n\nexit status 2\nbegun again", Standing("stopped")),
         ("x" * 10_000 + "\n\xff\nexit status 1\n", Standing("failed", "\xff")),
+        ("y" * 10_000 + "\nexit status 1\n", Standing("failed", "y" * 300)),
     ],
 )
 def test_how_far_a_point_is_follows_from_what_lies_in_its_directory(tmp_path, log, expected):
@@ -77,7 +78,7 @@ def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path
         assert {name: str(sweep_runs.standing(tmp_path / name)) for name in points} == {
             "bad": "failed (no luck)",
             "good": "complete",
-            "killed": "failed (killed by SIGKILL)",
+            "killed": "failed (killed by signal 9)",
             "lazy": "failed (exit status 0)",  # which has left no result
         }
         assert (tmp_path / "bad" / "trace").read_text() == "run\n" * again  # a sweep that starts tries once more

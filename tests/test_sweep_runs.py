@@ -114,6 +114,14 @@ def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, capfd):
     assert "failing: started" not in capfd.readouterr().err
 
 
+def test_who_only_looks_at_a_point_keeps_nobody_from_it(tmp_path, monkeypatch):
+    looks = [None]  # holds the lock for a moment, to see whether it is free
+    hold_log = sweep_runs.hold
+    monkeypatch.setattr(sweep_runs, "hold", lambda run: looks.pop() if looks else hold_log(run))
+    assert sweep_runs.run_all(commands(tmp_path, a=DONE), tmp_path, jobs=1) is False
+    assert states(tmp_path, ["a"]) == {"a": "complete"} and not looks
+
+
 def test_a_run_that_was_started_by_hand_in_the_same_moment_is_no_failure(tmp_path):
     # As train.py refuses a workdir that is used, after its lock was found to be free.
     attempt = sweep_runs.start(tmp_path, stub("sys.exit(2)")(tmp_path), sweep_runs.hold(tmp_path))
@@ -125,17 +133,17 @@ def test_a_run_that_was_started_by_hand_in_the_same_moment_is_no_failure(tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_being_asked_to_stop_asks_the_runs_and_starts_no_more(tmp_path, number):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    # Asks the sweep to stop, and saves itself when it is asked.
-    saves = stub(
-        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})\n"
-        f"os.kill(os.getppid(), {int(number)})\n"
-        "print(signal.sigwait({signal.SIGTERM, signal.SIGINT}).name)\nsys.exit(75)"
-    )
-    points = commands(tmp_path, first=saves, second=saves, third=DONE)
+    # Both save themselves when they are asked; the first one asks the sweep to stop, when the second one is ready.
+    os.mkfifo(tmp_path / "ready")
+    masked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})\n"
+    saves = "print(signal.sigwait({signal.SIGTERM, signal.SIGINT}).name)\nsys.exit(75)"
+    asks = f"(run.parent / 'ready').read_bytes()\nos.kill(os.getppid(), {int(number)})\n"
+    ready = "(run.parent / 'ready').write_bytes(b'')\n"
+    points = commands(tmp_path, first=stub(masked + asks + saves), second=stub(masked + ready + saves), third=DONE)
     assert sweep_runs.run_all(points, tmp_path, jobs=2) is True
-    assert states(tmp_path, points)["third"] == "not started"
-    assert states(tmp_path, points)["first"] == "stopped"
-    assert (tmp_path / "first" / workdir.LOG).read_text() == "SIGTERM\n\nexit status 75\n"
+    assert states(tmp_path, points) == {"first": "stopped", "second": "stopped", "third": "not started"}
+    for name in ("first", "second"):
+        assert (tmp_path / name / workdir.LOG).read_text() == "SIGTERM\n\nexit status 75\n"
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert sweep_runs.run_all(commands(tmp_path, first=DONE), tmp_path, jobs=1) is False
     assert states(tmp_path, points)["first"] == "complete"

@@ -15,16 +15,15 @@ from sweeping import stub, write_metrics
 submitit = pytest.importorskip("submitit")
 
 
-def test_jobs_run_as_processes_of_their_own_and_say_how_they_ended(tmp_path):
+def test_a_job_is_a_process_of_its_own_and_says_how_its_run_ended(tmp_path):
     directory, folder = tmp_path / "runs", tmp_path / "runs" / "slurm"
-    words = {"good": stub(write_metrics(map=0.5)), "bad": stub("sys.exit('no luck')")}
-    commands = {name: make(directory / name) for name, make in words.items()}
-    good, bad = sweep_slurm.submit(commands, directory, folder, {"timeout_min": 5}, jobs=2, cluster="local")
-    assert good.result() == f"{directory / 'good'} is complete"
-    with pytest.raises(submitit.core.utils.FailedJobError, match=r"bad failed: no luck"):
-        bad.result()
-    assert sweep_runs.standing(directory / "bad") == Standing("failed", "no luck")
+    commands = {"good": stub(write_metrics(map=0.5))(directory / "good")}
+    (job,) = sweep_slurm.submit(commands, directory, folder, {"timeout_min": 5}, jobs=2, cluster="local")
+    assert job.result() == f"{directory / 'good'} is complete"
     assert sweep_runs.standing(directory / "good") == Standing("complete")
+    with pytest.raises(RuntimeError, match=r"bad failed: no luck"):  # by which SLURM knows it
+        sweep_slurm.Job(directory / "bad", stub("sys.exit('no luck')")(directory / "bad"))()
+    assert sweep_runs.standing(directory / "bad") == Standing("failed", "no luck")
 
 
 def test_a_job_leaves_alone_what_is_complete_or_in_other_hands(tmp_path):

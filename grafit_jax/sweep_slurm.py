@@ -98,5 +98,7 @@ def submit(
         raise UserError(
             f"submitit cannot submit to {cluster} ({reason}): see --slurm, or take --submit=print."
         ) from error
+    if not commands:  # an array of no jobs is an error
+        return []
     with executor.batch():
         return [executor.submit(Job(directory / name, words)) for name, words in commands.items()]

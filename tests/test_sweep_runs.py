@@ -136,14 +136,15 @@ def test_being_asked_to_stop_asks_the_runs_and_starts_no_more(tmp_path, number):
     # Both save themselves when they are asked; the first one asks the sweep to stop, when the second one is ready.
     os.mkfifo(tmp_path / "ready")
     masked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})\n"
-    saves = "print(signal.sigwait({signal.SIGTERM, signal.SIGINT}).name)\nsys.exit(75)"
+    own_group = "os.getpgid(0) == os.getpid()"  # Ctrl-C of a terminal goes to the sweep's group alone
+    saves = f"print({own_group}, signal.sigwait({{signal.SIGTERM, signal.SIGINT}}).name)\nsys.exit(75)"
     asks = f"(run.parent / 'ready').read_bytes()\nos.kill(os.getppid(), {int(number)})\n"
     ready = "(run.parent / 'ready').write_bytes(b'')\n"
     points = commands(tmp_path, first=stub(masked + asks + saves), second=stub(masked + ready + saves), third=DONE)
     assert sweep_runs.run_all(points, tmp_path, jobs=2) is True
     assert states(tmp_path, points) == {"first": "stopped", "second": "stopped", "third": "not started"}
     for name in ("first", "second"):
-        assert (tmp_path / name / workdir.LOG).read_text() == "SIGTERM\n\nexit status 75\n"
+        assert (tmp_path / name / workdir.LOG).read_text() == "True SIGTERM\n\nexit status 75\n"
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert sweep_runs.run_all(commands(tmp_path, first=DONE), tmp_path, jobs=1) is False
     assert states(tmp_path, points)["first"] == "complete"

@@ -96,4 +96,5 @@ def test_an_array_of_jobs_is_what_sbatch_gets(tmp_path, monkeypatch):
     for line in ("--array=0-2%2", "--time=30", "--partition=gpu", "--job-name=grafit"):
         assert f"#SBATCH {line}\n" in handed
     assert [job.submission().function.words[1] for job in jobs] == list(commands)
+    assert sweep_slurm.submit({}, tmp_path / "runs", tmp_path / "slurm", options, jobs=2) == []
     assert json.dumps([str(job.submission().function.run) for job in jobs]).count(str(tmp_path / "runs")) == 3

@@ -73,13 +73,13 @@ def drawn(monkeypatch, tmp_path):
 def test_over_one_number_a_line_for_all_else_is_drawn(drawn):
     collected = [
         ({"method": m, "w": w}, result(map=value))
-        for m, w, value in (("a", 0.5, 0.2), ("b", 0.1, 0.7), ("b", 0.5, 0.3), ("a", 0.1, 0.4))
+        for m, w, value in (("a", 0.5, 0.2), ("b", 0.1, 0.3), ("b", 0.5, 0.7), ("a", 0.1, 0.4))
     ]
     collected.append(({"method": "a", "w": 0.1, "seed": 3}, result(map=0.6)))
     ax = drawn(collected, ("method", "w"))
     lines = {c.get_label(): c[0].get_xydata().ravel().tolist() for c in ax.containers}
     assert lines == {
-        "method=b": pytest.approx([0.1, 70, 0.5, 30]), "method=a": pytest.approx([0.1, 50, 0.5, 20])
+        "method=b": pytest.approx([0.1, 30, 0.5, 70]), "method=a": pytest.approx([0.1, 50, 0.5, 20])
     }  # fmt: skip
     (bars,) = ax.containers[1][2]
     heights = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]

@@ -109,6 +109,7 @@ def test_what_the_command_line_says_holds_for_all_points_and_leaves_out_those_th
     assert names(expand(tmp_path, GRID, arg="w=0.50")) == ["method=baseline,w=0.5", "method=grafit,w=0.5"]
     (only,) = expand(tmp_path, GRID, arg="method=grafit,w=0.2", overrides={"train.epochs": 7}).points
     assert (only.config.method, only.config.loss.weight, only.config.train.epochs) == ("grafit", 0.2, 7)
+    assert only.flags == (f"--config={tmp_path}/small.py:method=grafit,w=0.2", "--config.train.epochs=7")
     points = [{"optimizer.learning_rate": rate} for rate in (0.1, 0.2)]
     (only,) = expand(tmp_path, points, overrides={"optimizer.learning_rate": 0.2}).points
     assert only.name == "optimizer.learning_rate=0.2" and only.flags[1:] == ("--config.optimizer.learning_rate=0.2",)

@@ -85,10 +85,8 @@ def test_a_name_is_what_differs_and_the_seed_if_it_is_not_0(tmp_path):
     ]
     assert names(expand(tmp_path, [{"method": "grafit"}])) == ["seed=0"]
     assert names(expand(tmp_path, [{"seed": 0}, {"seed": 4}])) == ["seed=0", "seed=4"]
-    assert names(expand(tmp_path, [{"train.epochs": 1}, {"views.mean": (-0.5,)}])) == [
-        "train.epochs=1",
-        "views.mean=-0.5",
-    ]
+    signed = [{"views.mean": (0.5,)}, {"views.mean": (-0.5,)}]
+    assert names(expand(tmp_path, signed)) == ["views.mean=0.5", "views.mean=-0.5"]
     long = names(expand(tmp_path, [{"source": "npz:" + "x" * 300 + end} for end in "ab"]))
     assert len(set(long)) == 2 and all(len(name) < 230 for name in long)
     assert sweeps._name({"source": ".."}, ["source"]) == "source=.."  # never a way out of the directory
@@ -169,6 +167,7 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
         (directory / there).mkdir()
     runs[2].mkdir()
     (runs[2] / workdir.LOG).write_text("exit status 1\n")
+    (runs[2] / "config.json.tmp").write_text("{")  # of a run that was killed while it wrote
     for ours in (sweep, part):  # the runs of the points that were left out are no strangers
         sweeps.check_directory(ours, directory)
 
@@ -185,6 +184,10 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
         UserError, match=r"method=baseline,w=0.2 holds the run of another config \(train.epochs: 1 -> 9"
     ):
         sweeps.check_directory(other, directory)
+    (runs[0] / "metrics.json").write_text('{"map": "high"}')
+    (runs[0] / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"baseline,w=0.2 has 'high' as map: want what experiments/train.py wrote"):
+        sweeps.check_directory(sweep, directory)
     (runs[0] / "config.json").write_text('{"schema": 7}')
     with pytest.raises(UserError, match=r"config.json cannot be read as a config of this version"):
         sweeps.check_directory(sweep, directory)

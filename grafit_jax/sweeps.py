@@ -91,9 +91,9 @@ def expand(file: str, arg: str, overrides: Values, seeds: Sequence[int] | None =
         and all(values.get(key, value) == value for key, value in overrides.items())
     ]
     if not kept:
-        said = ", ".join([*given, *overrides])
+        said = _shown({**given, **overrides})
         raise UserError(
-            f"{file}: found no point of sweep() that agrees with the command line ({said}): leave out what a point "
+            f"{file}: found no point of sweep() that agrees with the command line, {said}: leave out what a point "
             f"says itself, as in {_shown(everything[0])}."
         )
     points = tuple(_point(module, file, name, values, arg, given, overrides) for name, values in kept)

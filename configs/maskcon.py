@@ -115,9 +115,9 @@ def get_config(arg=None):
 
 
 def sweep():
-    """w for the mixtures, and w and t for maskcon, on CIFAR-100."""
+    """w for the mixtures, and w and t for maskcon."""
     for w in (0.0, 0.2, 0.5, 0.8, 1.0):
         for method in ("grafit_maskcon", "coins"):
-            yield {"dataset": "cifar100", "method": method, "w": w}
+            yield {"method": method, "w": w}
         for t in (0.01, 0.05, 0.1, 0.5):
-            yield {"dataset": "cifar100", "method": "maskcon", "w": w, "t": t}
+            yield {"method": "maskcon", "w": w, "t": t}

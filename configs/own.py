@@ -66,6 +66,6 @@ def get_config(arg=None):
 
 
 def sweep():
-    """Grafit beside its control and plain cross-entropy, on images/."""
+    """Grafit beside its control and plain cross-entropy."""
     for method in ("baseline", "baseline_mlp", "grafit"):
-        yield {"dir": "images", "method": method}
+        yield {"method": method}

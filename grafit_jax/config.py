@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pathlib
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -156,13 +157,18 @@ def _augmentations() -> ml_collections.ConfigDict:
     return a
 
 
-def load_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
-    """The config that a config file makes of `arg`, which stands behind the colon on a command line."""
+def load_module(path: pathlib.Path) -> types.ModuleType:
+    """A config file."""
     spec = importlib.util.spec_from_file_location("config_file", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(arg)
+    return module
+
+
+def load_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
+    """The config that a config file makes of `arg`, which stands behind the colon on a command line."""
+    return load_module(path).get_config(arg)
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -186,11 +192,12 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
             )
         if not equals:
             raise UserError(f"config argument {part!r} has no value: write {key}=VALUE.")
-        values[key] = _typed(key, text, defaults[key])
+        values[key] = typed(key, text, defaults[key])
     return ml_collections.ConfigDict(values)
 
 
-def _typed(key: str, text: str, like: Any) -> Any:
+def typed(key: str, text: str, like: Any) -> Any:
+    """The value of an argument of type `like`'s, from text; UserError for text of another type."""
     if isinstance(like, str):
         return text
     try:

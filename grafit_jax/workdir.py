@@ -24,6 +24,10 @@ BROKEN = "broken.txt"
 PROFILE = "profile"
 # Whose lock the run that is at work has.
 LOCK = "lock"
+# What the process of a run has said, where experiments/sweep.py started it.
+LOG = "train.log"
+# What may be there before config.json is.
+_BEFORE = (PROFILE, LOCK, LOG, "config.json.tmp")
 
 
 @contextlib.contextmanager
@@ -53,6 +57,18 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         if not parallel.all_agree(holder is None):
             raise UserError(f"{workdir} is used by {holder or 'another run'}: take another --workdir, or let that end.")
         yield
+
+
+def is_locked(path: pathlib.Path) -> bool:
+    """Whether somebody holds the lock of a file; False for a file that is not there."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 @contextlib.contextmanager
@@ -86,7 +102,7 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Seq
 
 
 def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str]) -> None:
-    found = sorted(p.name for p in workdir.iterdir() if p.name not in (PROFILE, LOCK))
+    found = sorted(p.name for p in workdir.iterdir() if p.name not in _BEFORE)
     if "config.json" in found:
         differences = config_lib.differences(read_config(workdir), config)
         changed = [line for line in differences if line.partition(":")[0] not in allowed]

@@ -19,6 +19,7 @@ MISTAKES = {
     "reproduce --rows=gaussian": "the table has no gaussian: its rows are raw_pixels, baseline,",
     "reproduce --seeds=0,0": "want numbers, as 0,1,2, none twice",
     "reproduce --rows=grafit --record": "found --record with --rows",
+    "sweep --config=configs/digits.py:method=byol": "that agrees with the command line, {{method=byol}}",
     "reproduce --seeds=0,x": "want numbers, as 0,1,2",
 }
 

@@ -1,0 +1,72 @@
+"""Runs the `sweep()` of a config file, and ends with a table, best first, and a plot, WORKDIR/sweep.png.
+
+python experiments/sweep.py --config=configs/maskcon.py:dataset=cifar100 --workdir=runs/maskcon [--jobs=2] [--dry_run]
+python experiments/sweep.py --config=configs/digits.py --workdir=runs/digits --submit=print | parallel -j 8
+
+What stands behind the colon and --config.x.y=value hold for all points: those that say otherwise are left out. A point
+that is complete is read, one that was stopped goes on. The same command may run several times at once, on any machines
+that share WORKDIR: each takes what no other one is at. A run takes all devices that it sees: on a host with several
+GPUs, start a sweep on each of them, with CUDA_VISIBLE_DEVICES. Exit status 0: all points are complete; 1: some failed;
+75: some are not complete, since SIGTERM or SIGINT came or another sweep is at them; 2: a mistake, told in one line.
+"""
+
+import pathlib
+import shlex
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from grafit_jax import cli, sweep_results, sweep_runs, sweep_slurm, sweeps
+from grafit_jax.errors import UserError
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where the runs are, or will be, each in a directory", required=True)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and say how far it is; run nothing")
+_JOBS = flags.DEFINE_integer("jobs", None, "how many runs at a time (default: 1 here, any on SLURM)", lower_bound=1)
+_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: part i of n of the points alone, i from 0")
+_SEEDS = flags.DEFINE_list("seeds", None, "seeds of every point, as 0,1,2 (default: the sweep's own)")
+_METRIC = flags.DEFINE_string("metric", "map", "what the table is ordered by and the plot shows")
+_SUBMIT = flags.DEFINE_enum(
+    "submit", "local", ["local", "slurm", "print"], "run here; queue a job, or print a command, for each point to do"
+)
+_SLURM = flags.DEFINE_list("slurm", [], "of the jobs, as timeout_min=240,gpus_per_node=1,slurm_partition=gpu")
+cli.want_numbers("seeds")
+
+
+def main(argv):
+    config_flag = flags.FLAGS["config"]
+    file, _, arg = config_flags.get_config_filename(config_flag).partition(":")
+    overrides = config_flags.get_override_values(config_flag)
+    directory = pathlib.Path(_WORKDIR.value)
+    seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
+    if _SLURM.value and _SUBMIT.value != "slurm":
+        raise UserError(f"found --slurm with --submit={_SUBMIT.value}: want it with --submit=slurm.")
+    sweep = sweeps.expand(file, arg, overrides, seeds)
+    sweeps.check_directory(sweep, directory)
+    points = sweeps.shard(sweep.points, _SHARD.value)
+    standings = {point.name: sweep_runs.standing(directory / point.name) for point in sweep.points}
+    if _DRY_RUN.value:
+        sweep_results.show(sweep, directory, standings, _METRIC.value)
+        print("\n".join(f"{point.name}: {standings[point.name]}" for point in points))
+        return
+    python = "python" if _SUBMIT.value == "print" else sys.executable
+    commands = {point.name: sweeps.command(point, directory, python=python, root=_ROOT) for point in points}
+    if _SUBMIT.value == "local":
+        stopped = sweep_runs.run_all(commands, directory, jobs=_JOBS.value or 1)
+        sys.exit(sweep_results.conclude(sweep, directory, [*commands], _METRIC.value, stopped=stopped))
+    to_do = {name: words for name, words in commands.items() if standings[name].state not in ("complete", "running")}
+    if _SUBMIT.value == "print":
+        for words in to_do.values():
+            print(shlex.join(words))
+        return
+    options = sweep_slurm.parameters(_SLURM.value)
+    jobs = sweep_slurm.submit(to_do, directory, directory / sweeps.SLURM, options, jobs=_JOBS.value)
+    for name, job in zip(to_do, jobs, strict=True):
+        print(f"{name}: job {job.job_id}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    cli.run(main)

@@ -1,0 +1,56 @@
+"""A config file with a sweep of runs that take seconds, and commands in place of trainings that take milliseconds."""
+
+import json
+import sys
+
+import numpy as np
+
+FILE = """
+from grafit_jax import config as config_lib
+
+
+def get_config(arg=None):
+    arg = config_lib.parse_arg(arg, method="baseline", seed=0, source="digits", w=0.5)
+    c = config_lib.default()
+    c.update_from_flattened_dict({
+        "method": arg.method, "seed": arg.seed, "data.source": arg.source, "loss.weight": arg.w,
+        "model.trunk": "resnet8", "model.stem": "patch2", "model.hidden": 32, "model.dim": 16, "views.size": 8,
+        "views.num_views": 2, "views.mean": (0.3,), "views.std": (0.4,), "train.epochs": 1, "train.batch_size": 32,
+        "optimizer.warmup_epochs": 0.0, "eval.features": ("trunk",),
+    })
+    return c
+
+
+def sweep():
+    return POINTS
+"""
+
+
+def write_file(path, points):
+    """The path of a config file whose sweep has these points."""
+    file = path / "small.py"
+    file.write_text(FILE + f"\n\nPOINTS = {points!r}\n")
+    return str(file)
+
+
+def stub(code):
+    """A command line that runs Python's own library alone, which starts faster; the run's directory is `run`."""
+    return lambda run: [
+        sys.executable, "-IS", "-c",
+        f"import json, os, pathlib, signal, sys\nrun = pathlib.Path(sys.argv[1])\n{code}", str(run),
+    ]  # fmt: skip
+
+
+def write_metrics(**metrics):
+    """The code of a run that is complete at once."""
+    return f"(run / 'metrics.json').write_text({json.dumps(metrics)!r})"
+
+
+def write_images(path):
+    """A data set of the two files that npz:PATH wants: noise, of two coarse and four fine classes."""
+    draw = np.random.default_rng(0)
+    for split, number in (("train", 96), ("test", 64)):
+        label = np.arange(number) % 4
+        image = draw.integers(0, 256, (number, 8, 8, 1), np.uint8)
+        image[:, :, :4] += (16 * label[:, None, None, None]).astype(np.uint8)
+        np.savez(path / f"{split}.npz", image=image, label=label, coarse_label=label // 2)

@@ -1,0 +1,154 @@
+"""What a sweep has come to: order, means and spreads against numbers by hand, what is drawn, and the exit status."""
+
+import json
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from grafit_jax import sweep_results, sweeps, workdir
+from grafit_jax.errors import UserError
+from sweeping import write_file
+
+
+def result(**metrics):
+    run = {"train_seconds": 30.0, "views_per_image": 2}
+    return {"method": "maskcon", "seed": 0, "metrics": metrics | {"step": 7}, "run": run, "config": {"x": 1}}
+
+
+# Means of map: 30, 50 (with a deviation of 10 * sqrt(2)), none, and 40 percent.
+COLLECTED = [
+    ({"method": "maskcon", "w": 0.2, "t": 0.1}, result(map=0.3, knn_top1=0.9)),
+    ({"method": "maskcon", "w": 0.5, "t": 0.1, "seed": 0}, result(map=0.4, knn_top1=0.1)),
+    ({"method": "maskcon", "w": 0.8, "t": 0.1}, result(knn_top1=0.5)),
+    ({"method": "maskcon", "w": 0.5, "t": 0.1, "seed": 1}, result(map=0.6, knn_top1=0.2)),
+    ({"method": "coins", "w": 0.2}, result(map=0.4, knn_top1=0.8) | {"method": "coins"}),
+]
+VARYING = ("method", "w", "t")
+
+
+def test_seeds_are_grouped_and_the_best_mean_is_first():
+    groups = sweep_results.groups(COLLECTED, "map")
+    assert [(g.values["method"], g.values["w"], len(g.results)) for g in groups] == [
+        ("maskcon", 0.5, 2), ("coins", 0.2, 1), ("maskcon", 0.2, 1), ("maskcon", 0.8, 1)
+    ]  # fmt: skip
+    assert [g.mean for g in groups[:3]] == pytest.approx([0.5, 0.4, 0.3]) and math.isnan(groups[3].mean)
+    assert [g.spread for g in groups] == pytest.approx([0.1 * math.sqrt(2), 0, 0, 0])
+    assert sweep_results.table(groups, VARYING, "map").splitlines() == [
+        "| method | w | t | **fine mAP** | R@1 | fine k-NN | seeds | views an image | training |",
+        "|---|---|---|---|---|---|---|---|---|",
+        "| `maskcon` | 0.5 | 0.1 | 50.0 ± 14.1 | - | 15.0 ± 7.1 | 2 | 2 | 30 s |",
+        "| `coins` | 0.2 |  | 40.0 | - | 80.0 | 1 | 2 | 30 s |",
+        "| `maskcon` | 0.2 | 0.1 | 30.0 | - | 90.0 | 1 | 2 | 30 s |",
+        "| `maskcon` | 0.8 | 0.1 | - | - | 50.0 | 1 | 2 | 30 s |",
+    ]
+    by_knn = sweep_results.groups(COLLECTED, "knn_top1")
+    assert [g.mean for g in by_knn] == pytest.approx([0.9, 0.8, 0.5, 0.15])
+    assert sweep_results.table(by_knn, VARYING, "knn_top1").startswith("| method | w | t | **fine k-NN** | fine mAP |")
+    with pytest.raises(
+        UserError, match=r"no result has the metric 'mapp' \(did you mean 'map'\?\): want --metric= one"
+    ):
+        sweep_results.groups(COLLECTED, "mapp")
+    assert sweep_results.groups([], "map") == [] and sweep_results.table([], VARYING, "map")
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draws, and gives the axes of what was drawn."""
+    close = plt.close
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+
+    def draw(collected, varying=VARYING, metric="map"):
+        path = tmp_path / "sweep.png"
+        sweep_results.plot(path, sweep_results.groups(collected, metric), varying, metric)
+        assert path.read_bytes().startswith(b"\x89PNG")
+        (ax,) = plt.gcf().axes
+        return ax
+
+    yield draw
+    close("all")
+
+
+def test_over_one_number_a_line_for_all_else_is_drawn(drawn):
+    collected = [
+        ({"method": m, "w": w}, result(map=value))
+        for m, w, value in (("a", 0.5, 0.2), ("b", 0.1, 0.3), ("b", 0.5, 0.7), ("a", 0.1, 0.4))
+    ]
+    collected.append(({"method": "a", "w": 0.1, "seed": 3}, result(map=0.6)))
+    ax = drawn(collected, ("method", "w"))
+    lines = {c.get_label(): c[0].get_xydata().ravel().tolist() for c in ax.containers}
+    assert lines == {
+        "method=b": pytest.approx([0.1, 30, 0.5, 70]), "method=a": pytest.approx([0.1, 50, 0.5, 20])
+    }  # fmt: skip
+    (bars,) = ax.containers[1][2]
+    heights = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
+    assert heights == pytest.approx([2 * 10 * math.sqrt(2), 0])
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_xscale()) == ("w", "fine mAP, in percent", "linear")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["method=b", "method=a"]
+
+    rates = [({"optimizer.learning_rate": rate}, result(map=rate)) for rate in (0.001, 0.1)]
+    ax = drawn(rates, ("optimizer.learning_rate", "source"))  # the other sources have failed
+    assert ax.get_xscale() == "log" and ax.get_legend() is None
+
+
+def test_over_several_keys_parallel_coordinates_are_drawn(drawn):
+    groups = sweep_results.groups(COLLECTED[:2] + COLLECTED[4:], "map")
+    ticks, places = sweep_results.coordinates(groups, VARYING)
+    assert ticks == [["coins", "maskcon"], ["0.2", "0.5"], ["none", "0.1"]]
+    assert places.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 1]]
+    ax = drawn(COLLECTED)
+    lines = [np.asarray(line.get_ydata()) for line in ax.get_lines() if len(line.get_ydata()) == 4]
+    # The best last, which is on top; 30 and 50 percent are the ends of the metric's axis. 0.8 has no map.
+    assert [line.tolist() for line in lines] == [
+        [1, 0, 1, 0], [0, 0, 0, pytest.approx(0.5)], [1, 1, 1, pytest.approx(1)]
+    ]  # fmt: skip
+    said = [text.get_text() for text in ax.texts]
+    assert said == ["coins", "maskcon", "0.2", "0.5", "none", "0.1", "30.0", "50.0"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == [*VARYING, "fine mAP, in percent"]
+
+
+@pytest.mark.parametrize(
+    "collected",
+    [[], COLLECTED[:1], COLLECTED[2:3], [({"method": "a"}, result(map=0.5)), ({"method": "b"}, result(map=0.5))]],
+)
+def test_little_can_be_drawn_too(drawn, collected):
+    drawn(collected, metric="knn_top1" if collected == COLLECTED[2:3] else "map")
+
+
+def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path, capsys):
+    points = [{"w": w} for w in (0.0, 0.5, 1.0)]
+    sweep = sweeps.expand(write_file(tmp_path, points), "", {})
+    directory = tmp_path / "runs"
+    names = [point.name for point in sweep.points]
+
+    def finish(point, value):
+        workdir.claim(directory / point.name, point.config)
+        for name, content in (("run", {"train_seconds": 1.0}), ("metrics", {"map": value, "step": 3})):
+            (directory / point.name / f"{name}.json").write_text(json.dumps(content))
+
+    def end(wanted=names, metric="map", stopped=False):
+        return sweep_results.conclude(sweep, directory, wanted, metric, stopped=stopped), capsys.readouterr().out
+
+    finish(sweep.points[0], 0.25)
+    (directory / names[1]).mkdir()
+    log = directory / names[1] / workdir.LOG
+    log.write_text("error: no luck\n\nexit status 2\n")
+    status, out = end()
+    assert status == 1 and out.splitlines()[-3:] == [
+        "w=0.5: failed (error: no luck)", "w=1.0: not started", f"plot: {directory / 'sweep.png'}"
+    ]  # fmt: skip
+    assert "| `baseline` | 25.0 | - | - | 1 | - | 1 s |" in out
+    assert end(stopped=True)[0] == 75
+    assert end(wanted=names[:1])[0] == 0 and end(wanted=names[2:])[0] == 75  # of a shard
+    log.write_text("begun")
+    assert end()[0] == 75
+    for point in sweep.points:
+        finish(point, 0.5)
+    status, out = end()
+    assert status == 0 and "w=" not in out
+    assert end(stopped=True)[0] == 0  # too late to cut anything short
+
+    (directory / names[2] / "metrics.json").write_text('{"map": [1]}')
+    with pytest.raises(UserError, match=r"w=1.0 has \[1\] as map: want what experiments/train.py wrote"):
+        end()

@@ -1,0 +1,254 @@
+"""Sweeps at work: who runs what, what is left alone, and how it ends, with real processes, locks and signals."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from grafit_jax import sweep_runs, workdir
+from grafit_jax.sweep_runs import Standing
+from small import ROOT, command, shell_environment
+from sweeping import stub, write_file, write_images, write_metrics
+
+DONE = stub(write_metrics(map=0.5))
+# Leaves a line for every time that it is run.
+ONCE = "with (run / 'trace').open('a') as f: f.write('run\\n')\n"
+
+
+def commands(path, **stubs):
+    return {name: words(path / name) for name, words in stubs.items()}
+
+
+def hold(path):
+    """A lock of our own on a file, as another process would have it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def states(path, names):
+    return {name: sweep_runs.standing(path / name).state for name in names}
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (None, Standing("not started")),
+        ("", Standing("stopped")),
+        ("step 1\rstep 2", Standing("stopped")),
+        ("saved\n\nexit status 75\n", Standing("stopped")),
+        ("\nexit status -15\n", Standing("stopped")),
+        ("a\nerror: no data \n\nexit status 2\n", Standing("failed", "error: no data")),
+        ("a\n\nexit status -9\n", Standing("failed", "killed by signal 9")),
+        ("exit status 1\n", Standing("failed", "exit status 1")),
+        ("error: x\n\nexit status 2\nbegun again", Standing("stopped")),
+        ("x" * 10_000 + "\n\xff\nexit status 1\n", Standing("failed", "\xff")),
+        ("y" * 10_000 + "\nexit status 1\n", Standing("failed", "y" * 300)),
+    ],
+)
+def test_how_far_a_point_is_follows_from_what_lies_in_its_directory(tmp_path, log, expected):
+    if log is not None:
+        (tmp_path / workdir.LOG).write_text(log, encoding="utf-8")
+    assert sweep_runs.standing(tmp_path) == expected
+    for name in (workdir.LOG, workdir.LOCK) if log is not None else ():
+        with hold(tmp_path / name):
+            assert sweep_runs.standing(tmp_path) == Standing("running")
+        assert sweep_runs.standing(tmp_path) == expected
+    (tmp_path / "metrics.json").write_text("{}")
+    assert sweep_runs.standing(tmp_path) == Standing("complete")
+
+
+def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path):
+    points = commands(
+        tmp_path,
+        bad=stub(ONCE + "print('so far so good', flush=True); sys.exit('no luck')"),
+        good=stub(ONCE + write_metrics(map=0.5)),
+        killed=stub("os.kill(os.getpid(), signal.SIGKILL)"),
+        lazy=stub("pass"),
+    )
+    for again in (1, 2):
+        assert sweep_runs.run_all(points, tmp_path, jobs=2) is False
+        assert {name: str(sweep_runs.standing(tmp_path / name)) for name in points} == {
+            "bad": "failed (no luck)",
+            "good": "complete",
+            "killed": "failed (killed by signal 9)",
+            "lazy": "failed (exit status 0)",  # which has left no result
+        }
+        assert (tmp_path / "bad" / "trace").read_text() == "run\n" * again  # a sweep that starts tries once more
+        assert (tmp_path / "good" / "trace").read_text() == "run\n"
+    log = (tmp_path / "bad" / workdir.LOG).read_text()
+    assert log == "so far so good\nno luck\n\nexit status 1\n" * 2
+
+
+def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, capfd):
+    points = commands(tmp_path, theirs=DONE, by_hand=DONE, ours=DONE)
+    with hold(tmp_path / "theirs" / workdir.LOG), hold(tmp_path / "by_hand" / workdir.LOCK):
+        assert sweep_runs.run_all(points, tmp_path, jobs=1) is False
+        assert states(tmp_path, points) == {"theirs": "running", "by_hand": "running", "ours": "complete"}
+
+    # They let go, having failed or not ended, while we are at our own.
+    log = hold(tmp_path / "left" / workdir.LOG)
+    failing = hold(tmp_path / "failing" / workdir.LOG)
+    say = sweep_runs._say
+
+    def heard(message):
+        say(message)
+        if message.startswith("slow: started"):
+            failing.write("no luck\n\nexit status 1\n")
+            failing.close()
+            log.write("begun")
+            log.close()
+
+    points = commands(tmp_path, left=stub(ONCE + write_metrics()), failing=DONE, slow=DONE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_runs, "_say", heard)
+        sweep_runs.run_all(points, tmp_path, jobs=1)
+    assert states(tmp_path, points) == {"left": "complete", "failing": "failed", "slow": "complete"}
+    assert "failing: started" not in capfd.readouterr().err
+
+
+def test_who_only_looks_at_a_point_keeps_nobody_from_it(tmp_path, monkeypatch):
+    looks = [None]  # holds the lock for a moment, to see whether it is free
+    hold_log = sweep_runs.hold
+    monkeypatch.setattr(sweep_runs, "hold", lambda run: looks.pop() if looks else hold_log(run))
+    assert sweep_runs.run_all(commands(tmp_path, a=DONE), tmp_path, jobs=1) is False
+    assert states(tmp_path, ["a"]) == {"a": "complete"} and not looks
+
+
+def test_a_run_that_was_started_by_hand_in_the_same_moment_is_no_failure(tmp_path):
+    # As train.py refuses a workdir that is used, after its lock was found to be free.
+    attempt = sweep_runs.start(tmp_path, stub("sys.exit(2)")(tmp_path), sweep_runs.hold(tmp_path))
+    with hold(tmp_path / workdir.LOCK):
+        assert attempt.finish() == Standing("running")
+    assert sweep_runs.standing(tmp_path) == Standing("stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_being_asked_to_stop_asks_the_runs_and_starts_no_more(tmp_path, number):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    # Both save themselves when they are asked; the first one asks the sweep to stop, when the second one is ready.
+    os.mkfifo(tmp_path / "ready")
+    masked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})\n"
+    own_group = "os.getpgid(0) == os.getpid()"  # Ctrl-C of a terminal goes to the sweep's group alone
+    saves = f"print({own_group}, signal.sigwait({{signal.SIGTERM, signal.SIGINT}}).name)\nsys.exit(75)"
+    asks = f"(run.parent / 'ready').read_bytes()\nos.kill(os.getppid(), {int(number)})\n"
+    ready = "(run.parent / 'ready').write_bytes(b'')\n"
+    points = commands(tmp_path, first=stub(masked + asks + saves), second=stub(masked + ready + saves), third=DONE)
+    assert sweep_runs.run_all(points, tmp_path, jobs=2) is True
+    assert states(tmp_path, points) == {"first": "stopped", "second": "stopped", "third": "not started"}
+    for name in ("first", "second"):
+        assert (tmp_path / name / workdir.LOG).read_text() == "True SIGTERM\n\nexit status 75\n"
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert sweep_runs.run_all(commands(tmp_path, first=DONE), tmp_path, jobs=1) is False
+    assert states(tmp_path, points)["first"] == "complete"
+
+
+# Two sweepers at once, and a sweep that is killed: real processes of both.
+
+_SWEEPER = """
+import json, pathlib, sys
+from grafit_jax import sweep_runs
+print("ready", flush=True)
+commands, directory = json.loads(sys.stdin.readline())
+sweep_runs.run_all(commands, pathlib.Path(directory), jobs=2)
+"""
+
+
+def started(err):
+    return re.findall(r"^(.*): started, process", err, re.MULTILINE)
+
+
+def test_two_sweepers_on_one_directory_never_run_the_same_point_twice(tmp_path):
+    names = [f"point{number}" for number in range(12)]
+    points = commands(tmp_path, **dict.fromkeys(names, stub(ONCE + write_metrics(map=0.5))))
+    points |= commands(tmp_path, bad=stub(ONCE + "sys.exit('no luck')"))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    sweepers = [
+        subprocess.Popen([sys.executable, "-c", _SWEEPER], text=True, env=shell_environment(), cwd=ROOT, **pipes)
+        for _ in range(2)
+    ]
+    for sweeper in sweepers:
+        assert sweeper.stdout.readline() == "ready\n"
+    for sweeper in sweepers:  # at the same time
+        sweeper.stdin.write(json.dumps([points, str(tmp_path)]) + "\n")
+        sweeper.stdin.flush()
+    said = [sweeper.communicate()[1] for sweeper in sweepers]
+    assert [sweeper.returncode for sweeper in sweepers] == [0, 0], said
+    assert {name: (tmp_path / name / "trace").read_text() for name in points} == dict.fromkeys(points, "run\n")
+    first, second = map(started, said)
+    assert sorted(first + second) == sorted(points) and first and second, said
+    assert states(tmp_path, points) == dict.fromkeys(names, "complete") | {"bad": "failed"}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_in_the_middle_goes_on_and_finishes_with_the_right_table(tmp_path):
+    # What a training compiles is the same for all of them.
+    points = [{"eval.knn_temperature": t, "seed": seed} for t in (0.05, 5.0) for seed in (0, 1)]
+    points += [{"eval.knn_temperature": 0.5}, {"eval.knn_temperature": 0.05, "data.source": "npz:/nowhere"}]
+    write_images(tmp_path)
+    directory = tmp_path / "runs"
+    words = command(
+        "sweep", f"--config={write_file(tmp_path, points)}:source=npz:{tmp_path}", f"--workdir={directory}",
+        "--jobs=2", "--metric=knn_top1",
+    )  # fmt: skip
+    sweeper = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=shell_environment(), cwd=ROOT)
+    at_work = {}
+    for line in sweeper.stderr:
+        name, _, event = line.strip().partition(": ")
+        if event.startswith("started"):
+            at_work[name] = int(event.split()[-1])
+        elif event == "complete":
+            at_work.pop(name)
+            done = name
+            break
+    sweeper.kill()
+    for line in sweeper.stderr:  # what it has still started: until the last process is dead that could say so
+        if "started" in line:
+            at_work[line.partition(":")[0]] = int(line.split()[-1])
+    assert sweeper.wait() == -signal.SIGKILL and at_work
+    for process in at_work.values():
+        os.killpg(process, signal.SIGKILL)
+    for name in at_work:
+        with (directory / name / workdir.LOG).open() as log:
+            fcntl.flock(log, fcntl.LOCK_EX)  # until the system has let go of it
+        assert sweep_runs.standing(directory / name).state in ("stopped", "complete")
+    kept = (directory / done / workdir.LOG).read_text()
+
+    again = subprocess.run(words, capture_output=True, text=True, env=shell_environment(), cwd=ROOT)
+    assert again.returncode == 1, again.stderr
+    assert (directory / done / workdir.LOG).read_text() == kept and done not in started(again.stderr)
+    runs = {path.name: path for path in directory.iterdir() if path.is_dir()}
+    bad = "eval.knn_temperature=0.05,data.source=npz_nowhere"
+    assert len(runs) == 6 and not (runs[bad] / "metrics.json").exists()
+    for name in runs.keys() - {bad}:  # trained once to the end, and evaluated once
+        steps = [json.loads(line) for line in (runs[name] / "metrics.jsonl").read_text().splitlines()]
+        assert [("loss" in step, "eval/map" in step) for step in steps] == [(True, False), (False, True)]
+
+    # The table, by hand from what the runs wrote.
+    def numbers(metric, *names):
+        return [100 * json.loads((runs[name] / "metrics.json").read_text())[metric] for name in names]
+
+    rows = {}
+    for t, *seeds in (("0.05", "", ",seed=1"), ("5.0", "", ",seed=1"), ("0.5", "")):
+        names = [f"eval.knn_temperature={t}{seed}" for seed in seeds]
+        cells = []
+        for metric in ("knn_top1", "map", "recall@1"):
+            of_seeds = numbers(metric, *names)
+            spread = f" ± {statistics.stdev(of_seeds):.1f}" if len(of_seeds) > 1 else ""
+            cells.append(f"{statistics.mean(of_seeds):.1f}{spread}")
+        row = f"| `baseline` | {t} | {' | '.join(cells)} | {len(names)} | 1 |"
+        rows[row] = -statistics.mean(numbers("knn_top1", *names))
+    lines = [line for line in again.stdout.splitlines() if line]
+    assert [line[: line.rindex(" |", 0, -2) + 2] for line in lines[2:5]] == sorted(rows, key=rows.get)
+    assert lines[5:] == [
+        f"{bad}: failed (error: npz:/nowhere is no folder: want one that holds *train.npz and *test.npz.)",
+        f"plot: {directory / 'sweep.png'}",
+    ]
+    assert (directory / "sweep.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,100 @@
+"""Jobs of SLURM: what submitit is given, and that a job is a run as any other. With submitit's own executors."""
+
+import json
+import pickle
+import signal
+import sys
+
+import pytest
+
+from grafit_jax import sweep_runs, sweep_slurm, workdir
+from grafit_jax.errors import UserError
+from grafit_jax.sweep_runs import Standing
+from sweeping import stub, write_metrics
+
+submitit = pytest.importorskip("submitit")
+
+
+def test_a_job_is_a_process_of_its_own_and_says_how_its_run_ended(tmp_path):
+    directory, folder = tmp_path / "runs", tmp_path / "runs" / "slurm"
+    commands = {"good": stub(write_metrics(map=0.5))(directory / "good")}
+    (job,) = sweep_slurm.submit(commands, directory, folder, {"timeout_min": 5}, jobs=2, cluster="local")
+    assert job.result() == f"{directory / 'good'} is complete"
+    assert sweep_runs.standing(directory / "good") == Standing("complete")
+    with pytest.raises(RuntimeError, match=r"bad failed: no luck"):  # by which SLURM knows it
+        sweep_slurm.Job(directory / "bad", stub("sys.exit('no luck')")(directory / "bad"))()
+    assert sweep_runs.standing(directory / "bad") == Standing("failed", "no luck")
+
+
+def test_a_job_leaves_alone_what_is_complete_or_in_other_hands(tmp_path):
+    job = pickle.loads(pickle.dumps(sweep_slurm.Job(tmp_path / "a", stub("sys.exit('never')")(tmp_path / "a"))))
+    log = sweep_runs.hold(tmp_path / "a")
+    assert job().endswith("is run by somebody else")
+    log.close()
+    (tmp_path / "a" / "metrics.json").write_text("{}")
+    assert job().endswith("is complete")
+    assert (tmp_path / "a" / workdir.LOG).read_text() == ""
+
+
+def test_before_its_time_is_up_a_job_lets_its_run_save_itself_and_is_queued_again(tmp_path):
+    # The run asks its job to come to an end, as SLURM does, by the signal that submitit hands on.
+    code = (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nos.kill(os.getppid(), signal.SIGUSR2)\n"
+        "signal.sigwait({signal.SIGTERM})\nprint('saved')\nsys.exit(75)"
+    )
+    job = sweep_slurm.Job(tmp_path, stub(code)(tmp_path))
+    queued = []
+
+    def handle(number, frame):
+        queued.append(job.checkpoint())
+        assert (tmp_path / workdir.LOG).read_text() == "saved\n"  # it has ended when the job is queued again
+
+    before = signal.signal(signal.SIGUSR2, handle)
+    try:
+        assert job().endswith("is stopped")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    (again,) = queued
+    assert again.function == sweep_slurm.Job(job.run, job.words)
+    pickle.dumps(again)
+
+
+def test_what_slurm_is_told_and_mistakes_of_it(tmp_path, monkeypatch):
+    options = sweep_slurm.parameters(["timeout_min=240", "slurm_partition=gpu", "slurm_time=4:00:00", "mem_gb=1.5"])
+    assert options == {"timeout_min": 240, "slurm_partition": "gpu", "slurm_time": "4:00:00", "mem_gb": 1.5}
+    for wrong in ("timeout_min", "=3", "a b=3"):
+        with pytest.raises(UserError, match=r"in --slurm: want key=value, as timeout_min=240,slurm_partition=gpu"):
+            sweep_slurm.parameters([wrong])
+
+    def submit(**options):
+        sweep_slurm.submit({}, tmp_path, tmp_path / "slurm", options, jobs=None)
+
+    monkeypatch.setenv("PATH", str(tmp_path))  # where no srun is
+    with pytest.raises(
+        UserError, match=r"submitit cannot submit to slurm \(.*srun.*\): see --slurm, or take --submit=pr"
+    ):
+        submit()
+    (tmp_path / "srun").touch(mode=0o755)
+    with pytest.raises(UserError, match=r"submitit cannot submit to slurm \(.*gpus_a_node"):
+        submit(gpus_a_node=1)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"needs submitit, which is not installed: pip install -e '.\[slurm\]'"):
+        submit()
+
+
+def test_an_array_of_jobs_is_what_sbatch_gets(tmp_path, monkeypatch):
+    # In place of SLURM: sbatch keeps what it is handed, and gives a number.
+    for name, line in (("srun", ""), ("sbatch", 'cp "$1" "$(dirname "$0")/handed.sh"; echo Submitted batch job 17')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    commands = {name: ["true", name] for name in ("a=1", "a=2", "a=3")}
+    options = {"timeout_min": 30, "slurm_partition": "gpu"}
+    jobs = sweep_slurm.submit(commands, tmp_path / "runs", tmp_path / "slurm", options, jobs=2)
+    assert [job.job_id for job in jobs] == ["17_0", "17_1", "17_2"]
+    handed = (tmp_path / "handed.sh").read_text()
+    for line in ("--array=0-2%2", "--time=30", "--partition=gpu", "--job-name=grafit"):
+        assert f"#SBATCH {line}\n" in handed
+    assert [job.submission().function.words[1] for job in jobs] == list(commands)
+    assert sweep_slurm.submit({}, tmp_path / "runs", tmp_path / "slurm", options, jobs=2) == []
+    assert json.dumps([str(job.submission().function.run) for job in jobs]).count(str(tmp_path / "runs")) == 3

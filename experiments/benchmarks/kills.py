@@ -22,6 +22,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import sklearn.datasets  # noqa: F401 - so that no process has to import it
+import tensorboardX  # noqa: F401
 
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, train, watchdog, workdir

@@ -18,7 +18,7 @@ from grafit_jax import workdir as workdir_lib
 from grafit_jax.errors import UserError
 
 _TABLE = flags.DEFINE_enum("table", "quickstart", sorted(tables.TABLES), "which table")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: runs/TABLE)")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: its folder of runs)")
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every row, as 0,1,2 (default: the table's own)")
 _ROWS = flags.DEFINE_list("rows", None, "these rows alone, by the names of their directories (default: all)")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
@@ -31,7 +31,7 @@ cli.want_numbers("seeds")
 def main(argv):
     root = pathlib.Path(__file__).resolve().parent.parent
     table = tables.TABLES[_TABLE.value]
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{_TABLE.value}")
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{table.folder or _TABLE.value}")
     if _RECORD.value and _ROWS.value:
         raise UserError("found --record with --rows: want a whole table to be recorded.")
     seeds = None if _SEEDS.value is None else [int(s) for s in _SEEDS.value]

@@ -53,6 +53,7 @@ def run(
             one(row.start, seed)
             arg += f",from={run_directory(path, row.start.name, seed)}"
         config = config_lib.load_file(root / row.config, arg)
+        config.update_from_flattened_dict(dict(row.overrides))
         config.data.data_dir = data_dir
         config.data.source = data_source or config.data.source
         if table.pretrained:
@@ -61,7 +62,8 @@ def run(
             workdir.claim(directory, config)  # refuses the results of another config
         else:
             train.train(config, directory)
-        command = f"python experiments/train.py --config={row.config}:{arg} --workdir={directory}"
+        changes = "".join(f" --config.{key}={value}" for key, value in row.overrides.items())
+        command = f"python experiments/train.py --config={row.config}:{arg}{changes} --workdir={directory}"
         return report.collect(directory) | {"command": command}
 
     results = []

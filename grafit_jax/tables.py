@@ -25,6 +25,7 @@ _NOTES = {
     "baseline_mlp": " (control: cross-entropy through Grafit's projector)",
     "byol": " (no labels)",
     "grafit": " (k-NN + instance loss)",
+    "grafit_no_projector": " (the losses see the trunk's features)",
     "grafit_fc": " (cross-entropy + instance loss)",
     "snca": " (k-NN loss alone, through a linear projector)",
     "snca_plus": " (k-NN loss alone)",
@@ -43,6 +44,7 @@ class Row:
       arg: what stands behind its colon, without the seed.
       seeds: how many.
       start: whose run of the same seed it starts from, given to the config file as `from`.
+      overrides: dotted key -> value, of the config that comes out.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Row:
     arg: str
     seeds: int = 1
     start: "Row | None" = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Table:
       facts: heading -> what a run's config says, in columns behind the methods' names.
       notes: method -> what is said behind its name.
       pretrained: whether its trunks start from a file of weights, which is given when it is run.
+      folder: where its runs lie in `runs`, unless it is said; tables of one folder share the runs of rows of one name.
+        Empty: the table's name.
     """
 
     rows: tuple[Row, ...]
@@ -71,6 +76,7 @@ class Table:
     facts: Mapping[str, Callable[[Mapping[str, Any]], str]] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, str] = dataclasses.field(default_factory=lambda: _NOTES)
     pretrained: bool = False
+    folder: str = ""
 
 
 def by_method(
@@ -113,7 +119,22 @@ _FACTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "protocol": lambda config: methods.get(config["method"]).protocol,
     "trunk starts": lambda config: "pretrained" if config["model.pretrained"] else "from scratch",
 }
-_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "snca_plus", "grafit")
+_OF_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
+_MASKCON = (*_OF_MASKCON, "snca_plus", "grafit")
+# The nine methods of protocol "paper", with the seeds of the study: three where a claim hangs on a difference.
+_OF_PAPER = {
+    "baseline": 3,
+    "baseline_mlp": 3,
+    "snca": 2,
+    "snca_plus": 2,
+    "clusterfit": 2,
+    "clusterfit_plus": 2,
+    "byol": 2,
+    "grafit_fc": 2,
+    "grafit": 3,
+}
+_COARSE = {"coarse/recall@1": "coarse R@1", "coarse/map": "coarse mAP"}
+_STUDY = _WITH_PROJECTOR | {f"recall@{k}": f"R@{k}" for k in (2, 5, 10)} | _COARSE
 
 
 def _row_of(path: str) -> str:
@@ -128,6 +149,44 @@ def _transfer() -> tuple[Row, ...]:
         Row(f"from_{trunk.name}", "configs/transfer.py", "dataset=cifar100,preset=cpu", start=trunk) for trunk in trunks
     ]
     return (dataclasses.replace(tuned[0], name="from_scratch", start=None), *tuned)
+
+
+_CIFAR100 = by_method("configs/cifar100.py", "preset=cpu_short,", _OF_PAPER)
+# What an ablation changes, by the letter that the paper has for it.
+_LETTERS = {
+    "views.num_views": "T",
+    "loss.instance_weight": "λ",
+    "loss.temperature": "σ",
+    "memory.momentum": "memory momentum",
+    "ema.base": "EMA rate",
+}
+
+
+def _ablations() -> tuple[Row, ...]:
+    """Grafit with one thing changed at a time; first as it is, last without labels.
+
+    With one coarse class for all images the k-NN loss is 0, whatever the network, and so is its gradient: `byol` is
+    what is left.
+    """
+    grafit, byol = (next(row for row in _CIFAR100 if row.name == name) for name in ("grafit", "byol"))
+
+    def change(name: str, **overrides: Any) -> Row:
+        dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+        return dataclasses.replace(grafit, name=f"grafit_{name}", seeds=1, overrides=dotted)
+
+    return (
+        grafit,
+        change("views_4", views__num_views=4),
+        change("lambda_0.3", loss__instance_weight=0.3),
+        change("lambda_3", loss__instance_weight=3.0),
+        change("sigma_0.02", loss__temperature=0.02),
+        change("sigma_0.1", loss__temperature=0.1),
+        change("memory_0", memory__momentum=0.0),
+        change("memory_0.9", memory__momentum=0.9),
+        change("ema_off", ema__base=0.0, ema__final=0.0),
+        change("projector_off", method="grafit_no_projector", model__dim=64),
+        byol,
+    )
 
 
 TABLES = {
@@ -164,7 +223,23 @@ TABLES = {
         notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
     ),
     "maskcon_cpu": Table(
-        by_method("configs/maskcon.py", "dataset=cifar100,preset=cpu,", _MASKCON), _RECALL, facts=_FACTS
+        by_method("configs/maskcon.py", "dataset=cifar100,preset=cpu,", dict.fromkeys((*_MASKCON, "baseline_mlp"), 2)),
+        _RECALL,
+        facts=_FACTS,
+        folder="study/cifar100_maskcon",
+    ),
+    "study_cifar100": Table(_CIFAR100, _STUDY, folder="study/cifar100"),
+    "study_omniglot": Table(
+        by_method("configs/omniglot.py", "", _OF_PAPER | dict.fromkeys(_OF_MASKCON, 2)),
+        _STUDY,
+        facts={"protocol": _FACTS["protocol"]},
+        folder="study/omniglot",
+    ),
+    "study_ablations": Table(
+        _ablations(),
+        _STUDY,
+        facts={heading: lambda config, key=key: f"{config[key]:g}" for key, heading in _LETTERS.items()},
+        folder="study/cifar100",
     ),
     **{
         targets.table_name(dataset, pretrained=pretrained): Table(

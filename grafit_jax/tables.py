@@ -162,6 +162,10 @@ _LETTERS = {
 }
 
 
+def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda config: f"{config[key]:g}"
+
+
 def _ablations() -> tuple[Row, ...]:
     """Grafit with one thing changed at a time; first as it is, last without labels.
 
@@ -238,7 +242,7 @@ TABLES = {
     "study_ablations": Table(
         _ablations(),
         _STUDY,
-        facts={heading: lambda config, key=key: f"{config[key]:g}" for key, heading in _LETTERS.items()},
+        facts={heading: _number(key) for key, heading in _LETTERS.items()},
         folder="study/cifar100",
     ),
     **{

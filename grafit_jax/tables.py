@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from grafit_jax import methods, report, targets
+from grafit_jax.errors import UserError
+from grafit_jax.results import RAW_PIXELS
 
-# The control without a network: the pixels themselves as embeddings.
-RAW_PIXELS = "raw_pixels"
 # Whose features ClusterFit clusters.
 CLUSTERED = "baseline"
 
@@ -121,18 +121,8 @@ _FACTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 }
 _OF_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
 _MASKCON = (*_OF_MASKCON, "snca_plus", "grafit")
-# The nine methods of protocol "paper", with the seeds of the study: three where a claim hangs on a difference.
-_OF_PAPER = {
-    "baseline": 3,
-    "baseline_mlp": 3,
-    "snca": 2,
-    "snca_plus": 2,
-    "clusterfit": 2,
-    "clusterfit_plus": 2,
-    "byol": 2,
-    "grafit_fc": 2,
-    "grafit": 3,
-}
+# Seeds of the study: three where a claim hangs on a difference.
+_OF_PAPER = dict.fromkeys(targets.OF_PAPER, 2) | {"baseline": 3, "baseline_mlp": 3, "grafit": 3}
 _COARSE = {"coarse/recall@1": "coarse R@1", "coarse/map": "coarse mAP"}
 _STUDY = _WITH_PROJECTOR | {f"recall@{k}": f"R@{k}" for k in (2, 5, 10)} | _COARSE
 
@@ -193,6 +183,29 @@ def _ablations() -> tuple[Row, ...]:
     )
 
 
+def _to(dataset: str) -> tuple[Row, ...]:
+    """Trunks trained on the fine labels of ImageNet [ours], fine-tuned on a data set (PAPER.md section 4)."""
+
+    def row(method: str, trunk: str) -> Row:
+        name, changes = (
+            (f"{method}_fine", {}) if trunk == "resnet50" else (f"{method}_fine_{trunk}", {"model.trunk": trunk})
+        )
+        start = Row(name, "configs/imagenet.py", f"level=fine,method={method}", overrides=changes)
+        return Row(f"{method}_{trunk}", "configs/transfer.py", f"dataset={dataset},trunk={trunk}", start=start)
+
+    return (row("baseline", "resnet50"), row("grafit", "resnet50"), row("grafit", "regnet_y_8gf"))
+
+
+_TUNED = Table(
+    (),
+    {"top1": "**top-1**", "knn_top1": "fine k-NN", "recall@1": "R@1", "map": "fine mAP"},
+    facts={
+        "trunk": lambda config: config["model.trunk"],
+        "trunk starts": lambda config: f"from `{_row_of(config['model.pretrained']) or 'scratch'}`",
+    },
+    notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
+)
+
 TABLES = {
     "quickstart": Table(
         by_method("configs/digits.py", "", (RAW_PIXELS, "baseline", "baseline_mlp", "grafit")),
@@ -220,12 +233,26 @@ TABLES = {
     "omniglot": Table(
         by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _WITH_PROJECTOR
     ),
-    "transfer": Table(
-        _transfer(),
-        {"top1": "**top-1**", "knn_top1": "fine k-NN", "recall@1": "R@1", "map": "fine mAP"},
-        facts={"trunk starts": lambda config: f"from `{_row_of(config['model.pretrained']) or 'scratch'}`"},
-        notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
+    "transfer": dataclasses.replace(_TUNED, rows=_transfer(), facts={"trunk starts": _TUNED.facts["trunk starts"]}),
+    **{
+        f"transfer_{dataset}": dataclasses.replace(_TUNED, rows=_to(dataset), folder=f"imagenet/{dataset}")
+        for dataset in targets.TRANSFER
+    },
+    "cifar100_gpu": Table(by_method("configs/cifar100.py", "preset=r18,", targets.OF_PAPER), _STUDY),
+    "cifar100_paper": Table(by_method("configs/cifar100.py", "preset=paper,", targets.OF_PAPER), _STUDY),
+    "imagenet": Table(
+        by_method("configs/imagenet.py", "", targets.OF_PAPER, ("coarse", "fine")),
+        report.level_columns(("coarse", "fine")),
+        facts={"trained at": lambda config: config["data.train_level"]},
     ),
+    **{
+        f"inaturalist{year}": Table(
+            by_method("configs/inaturalist.py", f"year={year},", targets.OF_PAPER, targets.LEVELS),
+            report.level_columns(targets.LEVELS),
+            facts={"trained at": lambda config: config["data.train_level"]},
+        )
+        for year in (2018, 2019)
+    },
     "maskcon_cpu": Table(
         by_method("configs/maskcon.py", "dataset=cifar100,preset=cpu,", dict.fromkeys((*_MASKCON, "baseline_mlp"), 2)),
         _RECALL,
@@ -252,7 +279,49 @@ TABLES = {
             facts=_FACTS,
             pretrained=pretrained,
         )
-        for dataset in targets.ROWS
+        for dataset in targets.MASKCON
         for pretrained in (False, True)
     },
 }
+
+# What `--table` and `--scale` find: family -> scale -> table. Of protocol "maskcon" a trunk from scratch is at scale
+# gpu, and one that starts pretrained, as the published ones, at scale paper.
+FAMILIES: Mapping[str, Mapping[str, str]] = {
+    "cifar100": {"cpu": "study_cifar100", "gpu": "cifar100_gpu", "paper": "cifar100_paper"},
+    "omniglot": {"cpu": "study_omniglot"},
+    "ablations": {"cpu": "study_ablations"},
+    **{name: {"paper": name} for name in ("imagenet", "inaturalist2018", "inaturalist2019")},
+    **{f"transfer_{dataset}": {"paper": f"transfer_{dataset}"} for dataset in targets.TRANSFER},
+    "transfer_cifar100": {"cpu": "transfer", "paper": "transfer_cifar100"},
+    **{
+        f"maskcon_{dataset}": {
+            **({"cpu": "maskcon_cpu"} if dataset == "cifar100" else {}),
+            "gpu": targets.table_name(dataset, pretrained=False),
+            "paper": targets.table_name(dataset, pretrained=True),
+        }
+        for dataset in targets.MASKCON
+    },
+}
+SCALES = ("cpu", "gpu", "paper")
+
+
+def find(name: str, scale: str | None = None) -> str:
+    """The table of that name, or of that family at a scale (the smallest one that it has, if none is given).
+
+    Raises:
+      UserError: a name or a scale that there is not.
+    """
+    if scale is None and name in TABLES:
+        return name
+    if name not in FAMILIES:
+        known = (*TABLES, *FAMILIES) if scale is None else FAMILIES
+        raise UserError(f"unknown table {name!r}{methods.did_you_mean(name, known)}: want one of {', '.join(known)}.")
+    scales = FAMILIES[name]
+    if scale is not None and scale not in scales:
+        raise UserError(f"found --scale={scale}: want one of {', '.join(scales)}, at which there is a table {name}.")
+    return scales[scale or next(iter(scales))]
+
+
+def at(scale: str) -> list[str]:
+    """The tables of all families at a scale."""
+    return [scales[scale] for scales in FAMILIES.values() if scale in scales]

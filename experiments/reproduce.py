@@ -24,7 +24,7 @@ _TABLE = flags.DEFINE_string("table", "quickstart", "which table, or which famil
 _SCALE = flags.DEFINE_enum("scale", None, tables.SCALES, "of a family, or of --all")
 _ALL = flags.DEFINE_bool("all", False, "the tables of all families at a scale")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what would be trained, and how long it takes")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: its folder of runs)")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: a folder of runs)")
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every row, as 0,1,2 (default: the table's own)")
 _ROWS = flags.DEFINE_list("rows", None, "these rows alone, by the names of their directories (default: all)")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
@@ -44,6 +44,8 @@ def main(argv):
     known = [result for of_table in pages.recorded(root).values() for result in of_table]
     recorded = reproduction.index(known) if _RECORD.value and not _AGAIN.value else {}
     chosen = {name: _points(name, root) for name in names}
+    for name, wanted in chosen.items() if _RECORD.value else ():
+        pages.check_record(root, name, wanted)
     if _DRY_RUN.value:
         print(pricing.plan(chosen, recorded, known))
         return
@@ -55,10 +57,8 @@ def main(argv):
             if _RECORD.value:
                 pages.record(root, name, result)
         if found:
-            print(f"\n{pages.render(tables.TABLES[name], found)}\n\n{targets.compare(name, found)}\n")
+            print(f"\n{pages.render(tables.TABLES[name], found)}\n{targets.compare(name, found)}")
             _draw(name, root)
-    if _RECORD.value:
-        pages.write_pages(root)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if failed:
@@ -66,7 +66,10 @@ def main(argv):
 
 
 def _folder(name):
-    return pathlib.Path(_WORKDIR.value or f"runs/{tables.TABLES[name].folder or name}")
+    folder = tables.TABLES[name].folder or name
+    if _WORKDIR.value and not _ALL.value:
+        return pathlib.Path(_WORKDIR.value)
+    return pathlib.Path(_WORKDIR.value or "runs") / folder
 
 
 def _points(name, root):

@@ -1,21 +1,25 @@
 """Recorded results as text: tables in Markdown, and their places in README.md and docs."""
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from grafit_jax import report, results, targets, workdir
 from grafit_jax.errors import reading
 from grafit_jax.reading import read_json
+from grafit_jax.reproduction import Point
 from grafit_jax.results import RAW_PIXELS, Result
 from grafit_jax.tables import TABLES, Table
 
 _RECORD = "want recorded results; record them again with experiments/reproduce.py or benchmark.py"
 
 
-def render(table: Table, found: Sequence[Result]) -> str:
+def render(table: Table, found: Sequence[Result], where: str = "the table") -> str:
     """The table in Markdown, with what its numbers stand on below it; UserError for what cannot stand in one table."""
-    results.check_together(found, "the table", says_protocol="protocol" in table.facts)
+    results.check_together(found, where, says_protocol="protocol" in table.facts)
     trained = [r["run"] for r in found if r["method"] != RAW_PIXELS]
     text = report.markdown_table(found, table.columns, table.notes, table.facts)
     if not trained:
@@ -46,13 +50,41 @@ def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
     return {name: results.read(path) for name, path in paths.items() if path.is_file()}
 
 
+def check_record(root: pathlib.Path, name: str, wanted: Sequence[Point]) -> None:
+    """Sees, before anything is trained, that the results of these runs can be recorded; UserError as `record`."""
+    report.replace_block("\n".join(page.read_text() for page in _pages(root)), name, "")
+    _merged(root, name, [{"row": p.row.name, "seed": p.seed, "config": p.flat} for p in wanted])
+
+
 def record(root: pathlib.Path, name: str, result: Result) -> None:
-    """Adds a result to what is recorded of a table; UserError as `results.merge` and `results.check_together`."""
-    path, table = results_path(root, name), TABLES[name]
+    """Adds a result to what is recorded of a table, and renders the pages.
+
+    Raises:
+      UserError: as `results.merge` and `results.check_together`, or a table that has no place in a page.
+    """
+    path = results_path(root, name)
+    with _alone(path.parent):
+        merged = _merged(root, name, [result])
+        results.check_together(merged, str(path), says_protocol="protocol" in TABLES[name].facts)
+        workdir.write(path, json.dumps(merged, indent=1) + "\n")
+        write_pages(root)
+
+
+def _merged(root: pathlib.Path, name: str, new: Sequence[Result]) -> list[Result]:
+    path = results_path(root, name)
     old = results.read(path) if path.is_file() else []
-    merged = results.merge(old, [result], [row.name for row in table.rows], str(path))
-    results.check_together(merged, str(path), says_protocol="protocol" in table.facts)
-    workdir.write(path, json.dumps(merged, indent=1) + "\n")
+    return results.merge(old, new, [row.name for row in TABLES[name].rows], str(path))
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process of this host is in here: what it has read it may write."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def blocks(root: pathlib.Path) -> dict[str, str]:
@@ -65,7 +97,7 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
     for path in sorted(results_path(root, "").parent.glob("*.json")):
         with reading(path, _RECORD):
             if path.stem in TABLES:
-                found[path.stem] = render(TABLES[path.stem], of_tables[path.stem])
+                found[path.stem] = render(TABLES[path.stem], of_tables[path.stem], str(path))
             else:
                 found[path.stem] = render_benchmark(read_json(path, list, _RECORD))
     return found
@@ -146,13 +178,17 @@ def _shares(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{kind} {part:.1%}" for kind, part in sorted(shares.items(), key=lambda item: -item[1]))
 
 
+def _pages(root: pathlib.Path) -> list[pathlib.Path]:
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
 def write_pages(root: pathlib.Path) -> None:
     """Renders every block into its place, in README.md or in a page of docs.
 
     Raises:
       UserError: what is recorded has no place. A table of which nothing is needs none.
     """
-    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    pages = _pages(root)
     texts = {page: page.read_text() for page in pages}
     for name, block in blocks(root).items():
         page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), None)

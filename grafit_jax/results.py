@@ -24,7 +24,9 @@ RAW_PIXELS = "raw_pixels"
 _PLACES = ("data.data_dir", "data.categories")
 # Runs that others start from, by where they are.
 _STARTS = ("clusters.workdir", "model.pretrained")
-_WANT = "want results that experiments/reproduce.py --record wrote; take the file back from version control"
+_WANT = (
+    "want recorded results: take the file back from version control, or record them again with experiments/reproduce.py"
+)
 
 
 def seal(run: Mapping[str, Any], config: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """'key: old -> new' where two configs (dotted keys to values) would not train the same.
 
     A key that one of them lacks is at its default, since it was recorded before there was that key. Of a run to start
-    from only the name counts.
+    from only the name counts, and of clusters nothing, where the method has none.
     """
     a, b = comparable(old), comparable(new)
     return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
@@ -149,6 +151,9 @@ def key(config: Mapping[str, Any]) -> frozenset:
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config makes a difference to its run: as JSON has it or not, and however old it is."""
     values = config_lib.flatten(config_lib.default()) | dict(config)
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key not in _PLACES}
-    return values | {key: pathlib.Path(values[key]).name for key in _STARTS}
+    if values["method"] == RAW_PIXELS or not methods.get(values["method"]).clusters:
+        values = {key: v for key, v in values.items() if not key.startswith("clusters.")}
+    return values | {key: pathlib.Path(values[key]).name for key in _STARTS if key in values}

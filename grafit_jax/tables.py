@@ -311,7 +311,7 @@ def find(name: str, scale: str | None = None) -> str:
     Raises:
       UserError: a name or a scale that there is not.
     """
-    if scale is None and name in TABLES:
+    if name in TABLES and (scale is None or name in at(scale)):
         return name
     if name not in FAMILIES:
         known = (*TABLES, *FAMILIES) if scale is None else FAMILIES

@@ -264,17 +264,20 @@ def page(recorded: Recorded) -> str:
 
 
 def compare(table: str, found: Sequence[Result]) -> str:
-    """Published values beside those of a table's results, with the differences in points."""
+    """Published values beside those of a table's results, with the differences in points; "" for no published table."""
     rows = []
-    for target in TARGETS:
-        for values in ours(target, {table: found}) if target.table == table and len(target.rows) == 1 else ():
+    of_table = [target for target in TARGETS if target.table == table]
+    if not of_table:
+        return ""
+    for target in of_table:
+        for values in ours(target, {table: found}) if len(target.rows) == 1 else ():
             for metric, published in target.published.items():
                 if published is not None:
                     cells = [f"{published:g} [{target.standing}]", f"{values[metric]:.2f}"]
                     rows.append([target.rows[0], _NAMES[metric], *cells, f"{values[metric] - published:+.2f}"])
     if not rows:
-        return "Of these rows no published cell is confirmed: there is nothing to compare with."
-    return report.plain_table(("row", "metric", "paper", "ours", "difference"), rows)
+        return "\nOf these rows no published cell is confirmed: there is nothing to compare with.\n"
+    return "\n" + report.plain_table(("row", "metric", "paper", "ours", "difference"), rows) + "\n"
 
 
 def render(recorded: Recorded) -> str:

@@ -18,7 +18,8 @@ MISTAKES = {
     "evaluate": "holds no run (no config.json): give the --workdir of experiments/train.py.",
     "reproduce --rows=gaussian": "the table has no gaussian: its rows are raw_pixels, baseline,",
     "reproduce --seeds=0,0": "want numbers, as 0,1,2, none twice",
-    "reproduce --rows=grafit --record": "found --record with --rows",
+    "reproduce --table=cifar100_cpuu": "unknown table 'cifar100_cpuu' (did you mean 'cifar100_cpu'?)",
+    "reproduce --table=omniglot --scale=paper": "found --scale=paper: want one of cpu, at which",
     "reproduce --seeds=0,x": "want numbers, as 0,1,2",
 }
 

@@ -220,11 +220,12 @@ def _cells(target: Target, recorded: Recorded) -> list[str]:
     """Row, trunk, paper's value, ours, what it takes, and the state."""
     values = ours(target, recorded)
     single = len(target.rows) == 1
-    mine = (_percents(values[0].values()) if single else f"{len(values)} rows") if values else "–"
+    mine = (_percents(values[0].values()) if single else f"{len(values)} of {len(target.rows)}") if values else "–"
+    published = f"{_percents(target.published.values())} [{target.standing}] {target.how}".strip()
     return [
         target.rows[0] if single else f"{target.rows[0].rpartition('_')[0]} x {len(target.rows)} levels",
         target.trunk,
-        f"{_percents(target.published.values())} [{target.standing}] {target.how}" if target.standing else "–",
+        published if target.standing else "–",
         mine,
         target.time,
         state(target, recorded),

@@ -314,11 +314,11 @@ def test_a_target_is_measured_ready_or_blocked(monkeypatch):
         "",
         "t: T; mAP / k-NN; protocol paper; data d",
         "  row           trunk  paper  ours    takes   state",
-        "  a x 2 levels  net    –      1 rows  1 hour  blocked: needs x, and y",
+        "  a x 2 levels  net    –      1 of 2  1 hour  blocked: needs x, and y",
     ]
     assert targets.page(found).splitlines()[2:] == [
         "| `t` | a | T | paper | net | mAP | 50 [seed] | 55 | d; 1 hour | measured |",
-        "| `t` | a x 2 levels | T | paper | net | mAP / k-NN | – | 1 rows | d; 1 hour | blocked: needs x, and y |",
+        "| `t` | a x 2 levels | T | paper | net | mAP / k-NN | – | 1 of 2 | d; 1 hour | blocked: needs x, and y |",
     ]
 
 

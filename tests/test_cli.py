@@ -2,7 +2,7 @@
 
 import subprocess
 
-from small import ROOT, command, shell_environment
+from small import ROOT, command, run, shell_environment
 
 # Script and flags -> what its one line says.
 MISTAKES = {
@@ -50,3 +50,11 @@ def test_mistakes_are_one_line_each(tmp_path):
         assert (process.returncode, out) == (2, ""), (line, err[-2000:])
         assert len(lines) == 1 and wanted in lines[0] and "Traceback" not in err, (line, err[-2000:])
         assert not target.exists(), line
+
+
+def test_a_table_with_a_row_that_fails_is_told_at_the_end(tmp_path):
+    (tmp_path / "grafit").mkdir()
+    (tmp_path / "grafit" / "thesis.tex").touch()
+    done = run("reproduce", "--table=quickstart", "--rows=grafit", f"--workdir={tmp_path}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "failed: grafit: " in done.stderr and "holds files of something else (thesis.tex, …)" in done.stderr

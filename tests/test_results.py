@@ -7,7 +7,7 @@ import re
 import pytest
 
 from grafit_jax import config as config_lib
-from grafit_jax import pages, reproduction, results, tables
+from grafit_jax import pages, reproduction, results, tables, workdir
 from grafit_jax.errors import UserError
 from small import small_config
 
@@ -179,3 +179,13 @@ def test_what_cannot_be_recorded_is_told_before_it_is_trained(house):
     (house / "README.md").write_text("nothing")
     with pytest.raises(UserError, match=r"no block <!-- t --> … <!-- /t --> found: put these two lines"):
         pages.check_record(house, "t", [point()])
+
+
+def test_the_config_of_a_complete_run_stays_as_it_was_sealed(tmp_path):
+    workdir.claim(tmp_path, small_config())
+    workdir.claim(tmp_path, small_config(**{"data.data_dir": "/moved"}))
+    before = (tmp_path / "config.json").read_text()
+    assert "/moved" in before
+    (tmp_path / "metrics.json").write_text("{}")
+    workdir.claim(tmp_path, small_config(**{"data.data_dir": "/moved/again"}))
+    assert (tmp_path / "config.json").read_text() == before

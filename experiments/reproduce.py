@@ -41,7 +41,8 @@ def main(argv):
         print(targets.plain(pages.recorded(root)))
         return
     names = tables.at(_SCALE.value or "cpu") if _ALL.value else [tables.find(_TABLE.value, _SCALE.value)]
-    known = [result for of_table in pages.recorded(root).values() for result in of_table]
+    kept = pages.recorded(root) if _RECORD.value or _DRY_RUN.value else {}
+    known = [result for of_table in kept.values() for result in of_table]
     recorded = reproduction.index(known) if _RECORD.value and not _AGAIN.value else {}
     chosen = {name: _points(name, root) for name in names}
     for name, wanted in chosen.items() if _RECORD.value else ():

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from grafit_jax import methods, report, reproduction, results
+from grafit_jax import methods, report, reproduction, results, targets
 from grafit_jax.reproduction import Point, Recorded
 from grafit_jax.results import Result
 
@@ -35,7 +35,7 @@ def price(point: Point, known: Iterable[Result]) -> Price:
     views = methods.get(config["method"]).views_per_image(config["views.num_views"])
     alike = [(other, run) for other, run in alike if run["views_per_image"] == views] or alike
     if not images or not alike:
-        return Price(None, "not known: no recorded run of this network on these data")
+        return Price(None, "no recorded run of this network on these data")
     seen = sum(other["train.epochs"] * run["train_images"] * run["views_per_image"] for other, run in alike)
     pace = sum(run["train_seconds"] for _, run in alike) / seen
     return Price(
@@ -66,7 +66,10 @@ def plan(tables: Mapping[str, Sequence[Point]], recorded: Recorded, known: Seque
             seconds = [p.seconds for p in prices if p.seconds is not None]
             total, unknown = total + sum(seconds), unknown + len(prices) - len(seconds)
             hours = "-" if not prices else f"{sum(seconds) / 3600:.2f}" if len(seconds) == len(prices) else "?"
-            lines.append([table, row, asked, len(prices), hours, prices[0].by if prices else "there, or above"])
+            by = prices[0].by if prices else "there, or above"
+            if hours == "?" and targets.time(table, row):
+                by += f"; by its FLOP {targets.time(table, row)}"
+            lines.append([table, row, asked, len(prices), hours, by])
     text = report.plain_table(["table", "row", "runs", "to train", "hours", "by"], lines)
     rest = f", and {unknown} runs of which no recorded one tells" if unknown else ""
     return f"{text}\n\ntotal: {total / 3600:.2f} hours of training for {len(done) - unknown} runs{rest}"

@@ -232,6 +232,14 @@ def _cells(target: Target, recorded: Recorded) -> list[str]:
     ]
 
 
+def time(table: str, row: str) -> str:
+    """What a published row takes; "" for others."""
+    for target in TARGETS:
+        if target.table == table and row in target.rows:
+            return target.time + (f", {len(target.rows)} levels together" if len(target.rows) > 1 else "")
+    return ""
+
+
 _HEADER = ("row", "trunk", "paper", "ours", "takes", "state")
 
 

@@ -190,6 +190,11 @@ def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
     rows = pricing.plan({"t": wanted(only=["clusterfit"])}, index, []).splitlines()
     assert [row.split()[1:5] for row in rows[1:3]] == [["clusterfit", "1", "1", "?"], ["baseline", "0", "1", "?"]]
     assert rows[-1] == "total: 0.00 hours of training for 0 runs, and 2 runs of which no recorded one tells"
+    # Of a published row the arithmetic of its FLOP is all there is.
+    assert targets.time("cifar100_paper", "grafit") == "2 hours on one H100"
+    assert targets.time("imagenet", "grafit_coarse") == "170 hours on one H100, 2 levels together"
+    rows = pricing.plan({"cifar100_paper": wanted(only=["grafit"])}, {}, []).splitlines()
+    assert rows[1].endswith("no recorded run of this network on these data; by its FLOP 2 hours on one H100")
 
 
 def test_tables_are_found_by_name_or_by_family_and_scale():

@@ -14,7 +14,8 @@ Presets:
          measured, at 134 TFLOP a step and a third of the peak of a TPU v3-32: 256,000 steps and 15 hours for 2018,
          155,000 steps and 9 hours for 2019.
   short  the same for 100 epochs: a sixth of that.
-The paper's cells of train level x test level are not confirmed; no number to expect.
+ClusterFit starts from a finished baseline: `method=clusterfit,from=runs/inat_baseline`; about 44 images in a cluster
+[ours]. The paper's cells of train level x test level are not confirmed; no number to expect.
 """
 
 from grafit_jax import config as config_lib
@@ -35,7 +36,7 @@ PRESETS = {"paper": _paper, "short": _short}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, year="2018", level="genus", method="grafit", preset="paper", seed=0)
+    arg = config_lib.parse_arg(arg, year="2018", level="genus", method="grafit", preset="paper", seed=0, **{"from": ""})
     config_lib.choose(arg.preset, "preset", PRESETS)
     c = config_lib.default()
     c.method = arg.method
@@ -58,6 +59,8 @@ def get_config(arg=None):
     c.train.batch_size = 1024
     c.eval.every_epochs = 50
     c.checkpoint.every_epochs = 1
+    c.clusters.workdir = arg["from"]
+    c.clusters.k = {"2018": 10_000, "2019": 6_000}[arg.year]
     PRESETS[arg.preset](c)
     return c
 

@@ -13,9 +13,15 @@ The alphabets of TFDS's two splits are disjoint. Variants:
 Preset cpu: a small net at 28 px, 30 epochs of 105 steps, which take grafit 0.17 s of a core each: at most 10 minutes on
 2 cores. Not tuned.
 `level=fine` trains on the characters themselves.
+
+ClusterFit starts from a finished baseline: `method=clusterfit,from=runs/omniglot_baseline`; about 45 images in a
+cluster [ours]. The methods of protocol "maskcon" (configs/maskcon.py) see the same views, query and key alike, with the
+same trunk and budget; theirs are sigma, heads without batch norm, a constant key momentum, and a queue of a seventh of
+the images [ours].
 """
 
 from grafit_jax import config as config_lib
+from grafit_jax import methods
 
 
 def _cpu(c):
@@ -39,11 +45,22 @@ def _cpu(c):
     c.checkpoint.every_epochs = 5
 
 
+def _maskcon(c):
+    c.model.head_batch_norm = False
+    c.loss.temperature = 0.1
+    c.queue.size = 2048
+    c.key_views.crop_scale = c.views.crop_scale
+    c.key_views.flip = c.views.flip
+    c.ema.final = c.ema.base
+
+
 PRESETS = {"cpu": _cpu}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="grafit", preset="cpu", variant="within", level="coarse", seed=0)
+    arg = config_lib.parse_arg(
+        arg, method="grafit", preset="cpu", variant="within", level="coarse", seed=0, **{"from": ""}
+    )
     config_lib.choose(arg.preset, "preset", PRESETS)
     c = config_lib.default()
     c.method = arg.method
@@ -52,6 +69,12 @@ def get_config(arg=None):
     c.data.variant = config_lib.choose(arg.variant, "variant", ("within", "unseen"))
     c.data.train_level = config_lib.choose(arg.level, "level", ("coarse", "fine"))
     PRESETS[arg.preset](c)
+    method = methods.get(arg.method)
+    if method.clusters:
+        c.clusters.workdir = arg["from"]
+        c.clusters.k = 300
+    if method.protocol == "maskcon":
+        _maskcon(c)
     return c
 
 

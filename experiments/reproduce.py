@@ -1,61 +1,94 @@
-"""Trains what a table lacks, evaluates it, and prints the table.
+"""Trains what a table lacks, evaluates it, and prints it, the paper's numbers beside ours.
 
+python experiments/reproduce.py --list                        # every published row: paper's, ours, what it needs
 python experiments/reproduce.py --table=quickstart
-python experiments/reproduce.py --table=cifar100_cpu --data_dir=$HOME/tensorflow_datasets
+python experiments/reproduce.py --table=cifar100 --scale=cpu --data_dir=$HOME/tensorflow_datasets
+python experiments/reproduce.py --all --scale=cpu --dry_run   # the whole study: what is to be trained, and how long
+python experiments/reproduce.py --all --scale=cpu --record
 
-A run that is complete is read, one that was stopped goes on. With --record the results are kept as
-experiments/results/TABLE.json, the picture as docs/TABLE.png, and the table in README.md is rendered from them.
+A run that is complete is read, one that was stopped goes on, one that fails leaves the others alone: it is told of at
+the end, exit status 1. With --record every result is added at once to experiments/results/TABLE.json, what is recorded
+already is not trained again (--again: it is), and README.md and docs are rendered from these files.
 """
 
-import json
 import pathlib
 import shutil
+import sys
 
 from absl import flags
 
-from grafit_jax import cli, pages, reproduction, tables
-from grafit_jax import workdir as workdir_lib
-from grafit_jax.errors import UserError
+from grafit_jax import cli, pages, pricing, reproduction, tables, targets
 
-_TABLE = flags.DEFINE_enum("table", "quickstart", sorted(tables.TABLES), "which table")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: runs/TABLE)")
+_LIST = flags.DEFINE_bool("list", False, "every row of the paper: its value, ours, what it needs")
+_TABLE = flags.DEFINE_string("table", "quickstart", "which table, or which family of tables")
+_SCALE = flags.DEFINE_enum("scale", None, tables.SCALES, "of a family, or of --all")
+_ALL = flags.DEFINE_bool("all", False, "the tables of all families at a scale")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what would be trained, and how long it takes")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where its runs are (default: a folder of runs)")
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every row, as 0,1,2 (default: the table's own)")
 _ROWS = flags.DEFINE_list("rows", None, "these rows alone, by the names of their directories (default: all)")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
 _DATA_SOURCE = flags.DEFINE_string("data_source", "", "the same images elsewhere, as npz:DIR (default: the config's)")
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "a file of weights, for a table whose trunks start from one")
-_RECORD = flags.DEFINE_bool("record", False, "keep the results in experiments/results, docs and README.md")
+_RECORD = flags.DEFINE_bool("record", False, "add the results to experiments/results, docs and README.md")
+_AGAIN = flags.DEFINE_bool("again", False, "with --record: train again what is recorded")
 cli.want_numbers("seeds")
 
 
 def main(argv):
     root = pathlib.Path(__file__).resolve().parent.parent
-    table = tables.TABLES[_TABLE.value]
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{_TABLE.value}")
-    if _RECORD.value and _ROWS.value:
-        raise UserError("found --record with --rows: want a whole table to be recorded.")
-    seeds = None if _SEEDS.value is None else [int(s) for s in _SEEDS.value]
-    results = reproduction.run(
-        table,
-        workdir,
-        root=root,
-        seeds=seeds,
-        only=_ROWS.value,
-        data_dir=_DATA_DIR.value,
-        data_source=_DATA_SOURCE.value,
-        pretrained=_PRETRAINED.value,
-    )
-    print(f"\n{pages.render(table, results)}\n")
-    drawn = [reproduction.run_directory(workdir, name, 0) for name in table.gallery]
+    if _LIST.value:
+        print(targets.plain(pages.recorded(root)))
+        return
+    names = tables.at(_SCALE.value or "cpu") if _ALL.value else [tables.find(_TABLE.value, _SCALE.value)]
+    kept = pages.recorded(root) if _RECORD.value or _DRY_RUN.value else {}
+    known = [result for of_table in kept.values() for result in of_table]
+    recorded = reproduction.index(known) if _RECORD.value and not _AGAIN.value else {}
+    chosen = {name: _points(name, root) for name in names}
+    for name, wanted in chosen.items() if _RECORD.value else ():
+        pages.check_record(root, name, wanted)
+    if _DRY_RUN.value:
+        print(pricing.plan(chosen, recorded, known))
+        return
+    failed: dict[str, str] = {}
+    for name, wanted in chosen.items():
+        found = []
+        for result in reproduction.all_results(wanted, recorded, failed):
+            found.append(result)
+            if _RECORD.value:
+                pages.record(root, name, result)
+        if found:
+            print(f"\n{pages.render(tables.TABLES[name], found)}\n{targets.compare(name, found)}")
+            _draw(name, root)
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+def _folder(name):
+    folder = tables.TABLES[name].folder or name
+    if _WORKDIR.value and not _ALL.value:
+        return pathlib.Path(_WORKDIR.value)
+    return pathlib.Path(_WORKDIR.value or "runs") / folder
+
+
+def _points(name, root):
+    table = tables.TABLES[name]
+    weights = _PRETRAINED.value if table.pretrained or not _ALL.value else ""
+    source = reproduction.Source(_DATA_DIR.value, _DATA_SOURCE.value, weights)
+    seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
+    return reproduction.points(table, _folder(name), root=root, seeds=seeds, only=_ROWS.value, source=source)
+
+
+def _draw(name, root):
+    table = tables.TABLES[name]
+    drawn = [reproduction.run_directory(_folder(name), row, 0) for row in table.gallery]
     if drawn and all((run / "metrics.json").exists() for run in drawn):
-        picture = reproduction.draw(table, workdir)
+        picture = reproduction.draw(table, _folder(name))
         print(f"picture: {picture}")
         if _RECORD.value:
-            shutil.copy(picture, root / "docs" / f"{_TABLE.value}.png")
-    if _RECORD.value:
-        path = pages.results_path(root, _TABLE.value)
-        workdir_lib.write(path, json.dumps(results, indent=1) + "\n")
-        pages.write_pages(root)
+            shutil.copy(picture, root / "docs" / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+# What a result depends on, from the root of the repository: not results that were recorded in the meantime.
+_CODE = (":/grafit_jax", ":/configs", ":/experiments/*.py")
 
 
 def describe() -> dict[str, Any]:
-    """Device, packages, Python and git revision (None outside of a checkout; "-dirty" with uncommitted changes)."""
+    """Device, packages, Python and git revision (None outside of a checkout; "-dirty" where code was changed since)."""
     device = jax.local_devices()[0]
     return {
         "device": f"{jax.device_count()} x {device.device_kind}",
@@ -37,6 +39,7 @@ def _revision() -> str | None:
         return subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+        changed = git("status", "--porcelain", "--", *_CODE)
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from grafit_jax.errors import UserError
 from grafit_jax.models import Network, build_trunk
-from grafit_jax.models.heads import MLP, Linear
+from grafit_jax.models.heads import MLP, Identity, Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Method:
       supervised: what teaches the coarse labels: "cross_entropy", "knn" (Eq. 2-3), "supcon", "maskcon" or None.
       instance: what tells images apart: "predict" (Eq. 1, with a predictor and T views), "info_nce" (with a key view,
         whose own law of views is `key_views`) or None.
-      projector: the P_theta that stands on the trunk: "mlp", "linear" or None.
+      projector: the P_theta that stands on the trunk: "mlp", "linear", "identity" (the losses see the trunk's features)
+        or None.
       clusters: whether cluster ids of another run's features are trained on in place of the coarse labels.
       protocol: "paper" (section 2) or "maskcon" (section 3); results of the two are never compared in one table
         without saying so.
@@ -78,6 +79,8 @@ METHODS = {
         # The classifier stands on the projection [ours], so that Grafit FC differs from Grafit in the loss alone.
         Method("grafit_fc", "cross_entropy", "predict"),
         Method("grafit", "knn", "predict"),
+        # What the projector brings [ours]; model.dim is the trunk's width.
+        Method("grafit_no_projector", "knn", "predict", projector="identity"),
         Method("selfcon", None, "info_nce", protocol="maskcon"),
         Method("supcon", "supcon", None, protocol="maskcon"),
         Method("supce", "cross_entropy", None, projector=None, protocol="maskcon"),
@@ -112,7 +115,9 @@ def build_network(method: Method, config, *, num_classes: int, axis_name: str | 
 
     return Network(
         trunk=build_trunk(config.trunk, stem=config.stem, dtype=dtype, axis_name=axis_name, remat=config.remat),
-        projector={"mlp": mlp(), "linear": Linear(config.dim, dtype), None: None}[method.projector],
+        projector={"mlp": mlp(), "linear": Linear(config.dim, dtype), "identity": Identity(config.dim), None: None}[
+            method.projector
+        ],
         predictor=mlp() if method.instance == "predict" else None,
         classifier=nn.Dense(num_classes) if method.supervised == "cross_entropy" else None,
         classify="projection" if method.protocol == "paper" else "features",

@@ -1,21 +1,27 @@
 """Recorded results as text: tables in Markdown, and their places in README.md and docs."""
 
+import contextlib
+import fcntl
+import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from grafit_jax import report, targets, workdir
+from grafit_jax import report, results, targets, workdir
 from grafit_jax.errors import reading
 from grafit_jax.reading import read_json
-from grafit_jax.report import Result
-from grafit_jax.tables import RAW_PIXELS, TABLES, Table
+from grafit_jax.reproduction import Point
+from grafit_jax.results import RAW_PIXELS, Result
+from grafit_jax.tables import TABLES, Table
 
 _RECORD = "want recorded results; record them again with experiments/reproduce.py or benchmark.py"
 
 
-def render(table: Table, results: Sequence[Result]) -> str:
-    """The table in Markdown, with what its numbers stand on below it."""
-    trained = [r["run"] for r in results if r["method"] != RAW_PIXELS]
-    text = report.markdown_table(results, table.columns, table.notes, table.facts)
+def render(table: Table, found: Sequence[Result], where: str = "the table") -> str:
+    """The table in Markdown, with what its numbers stand on below it; UserError for what cannot stand in one table."""
+    results.check_together(found, where, says_protocol="protocol" in table.facts)
+    trained = [r["run"] for r in found if r["method"] != RAW_PIXELS]
+    text = report.markdown_table(found, table.columns, table.notes, table.facts)
     if not trained:
         return text
     facts = trained[0]
@@ -38,17 +44,62 @@ def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
     return root / "experiments" / "results" / f"{name}.json"
 
 
+def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
+    """The recorded results of every table that has some."""
+    paths = {name: results_path(root, name) for name in TABLES}
+    return {name: results.read(path) for name, path in paths.items() if path.is_file()}
+
+
+def check_record(root: pathlib.Path, name: str, wanted: Sequence[Point]) -> None:
+    """Sees, before anything is trained, that the results of these runs can be recorded; UserError as `record`."""
+    report.replace_block("\n".join(page.read_text() for page in _pages(root)), name, "")
+    _merged(root, name, [{"row": p.row.name, "seed": p.seed, "config": p.flat} for p in wanted])
+
+
+def record(root: pathlib.Path, name: str, result: Result) -> None:
+    """Adds a result to what is recorded of a table, and renders the pages.
+
+    Raises:
+      UserError: as `results.merge` and `results.check_together`, or a table that has no place in a page.
+    """
+    path = results_path(root, name)
+    with _alone(path.parent):
+        merged = _merged(root, name, [result])
+        results.check_together(merged, str(path), says_protocol="protocol" in TABLES[name].facts)
+        workdir.write(path, json.dumps(merged, indent=1) + "\n")
+        write_pages(root)
+
+
+def _merged(root: pathlib.Path, name: str, new: Sequence[Result]) -> list[Result]:
+    path = results_path(root, name)
+    old = results.read(path) if path.is_file() else []
+    return results.merge(old, new, [row.name for row in TABLES[name].rows], str(path))
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process of this host is in here: what it has read it may write."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
 def blocks(root: pathlib.Path) -> dict[str, str]:
     """The blocks of README.md and docs that come from recorded results: name -> text."""
-    found = {"maskcon_rows": targets.render(lambda name: results_path(root, name))}
+    of_tables = recorded(root)
+    found = {"maskcon_rows": targets.render(of_tables), "published_rows": targets.page(of_tables)}
     for name, table in TABLES.items():
         weights = " --pretrained=resnet18.safetensors" if table.pretrained else ""
         found[name] = f"Not run: `python experiments/reproduce.py --table={name}{weights} --record`."
     for path in sorted(results_path(root, "").parent.glob("*.json")):
-        recorded = read_json(path, list, _RECORD)
         with reading(path, _RECORD):
-            of_runs = path.stem in TABLES
-            found[path.stem] = render(TABLES[path.stem], recorded) if of_runs else render_benchmark(recorded)
+            if path.stem in TABLES:
+                found[path.stem] = render(TABLES[path.stem], of_tables[path.stem], str(path))
+            else:
+                found[path.stem] = render_benchmark(read_json(path, list, _RECORD))
     return found
 
 
@@ -140,12 +191,23 @@ def _shares(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{kind} {part:.1%}" for kind, part in sorted(shares.items(), key=lambda item: -item[1]))
 
 
+def _pages(root: pathlib.Path) -> list[pathlib.Path]:
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
 def write_pages(root: pathlib.Path) -> None:
-    """Renders every recorded result into its place, in README.md or in a page of docs."""
-    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    """Renders every block into its place, in README.md or in a page of docs.
+
+    Raises:
+      UserError: what is recorded has no place. A table of which nothing is needs none.
+    """
+    pages = _pages(root)
     texts = {page: page.read_text() for page in pages}
     for name, block in blocks(root).items():
-        page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), pages[0])
+        page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), None)
+        if page is None and not results_path(root, name).is_file():
+            continue
+        page = page or pages[0]
         texts[page] = report.replace_block(texts[page], name, block)
     for page, text in texts.items():
         workdir.write(page, text)

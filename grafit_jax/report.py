@@ -1,8 +1,11 @@
 """Results as tables and pictures. Every number comes from files that a run wrote."""
 
+import itertools
+import json
 import os
 import pathlib
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +16,7 @@ from grafit_jax import neighbors, workdir
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 from grafit_jax.reading import read_json
-
-# One result: method, seed, metrics (fractions), run (run.json), config; as collected from a workdir.
-Result = dict[str, Any]
+from grafit_jax.results import Result
 
 
 def collect(path: pathlib.Path) -> Result:
@@ -33,7 +34,7 @@ def collect(path: pathlib.Path) -> Result:
         "seed": config.seed,
         "metrics": metrics,
         "run": run,
-        "config": config_lib.flatten(config),
+        "config": config_lib.flatten(json.loads((path / "config.json").read_text())),  # as it was sealed
     }
 
 
@@ -218,8 +219,24 @@ def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     plt.close(figure)
 
 
-def plain_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns aligned by spaces, for a terminal."""
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, width: int = 0) -> str:
+    """Columns aligned by spaces, for a terminal.
+
+    Args:
+      header: nothing, for no columns.
+      rows: their cells.
+      width: above 0, cells are broken at their spaces until a line has at most so many characters: the widest first.
+    """
     lines = [[str(cell) for cell in row] for row in [header, *rows]] if header else []
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    while width and sum(widths) + 2 * (len(widths) - 1) > width:
+        widths[widths.index(max(widths))] -= 1
+    broken = [
+        [textwrap.wrap(cell, max(w, 1), break_on_hyphens=False) or [""] for cell, w in zip(line, widths, strict=True)]
+        for line in lines
+    ]
+    return "\n".join(
+        "  ".join(map(str.ljust, parts, widths)).rstrip()
+        for line in broken
+        for parts in itertools.zip_longest(*line, fillvalue="")
+    )

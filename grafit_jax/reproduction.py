@@ -1,31 +1,82 @@
-"""The runs of a table: trains what is missing and collects what is there."""
+"""The runs of a table: which of them are there, what the others take, and their results."""
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import ml_collections
 import numpy as np
 
 from grafit_jax import config as config_lib
-from grafit_jax import environment, evaluation, experiment, report, train, workdir
+from grafit_jax import environment, evaluation, experiment, methods, report, results, train, workdir
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
-from grafit_jax.report import Result
+from grafit_jax.preemption import Preempted
+from grafit_jax.results import Result
 from grafit_jax.tables import RAW_PIXELS, Row, Table
 
 
-def run(
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A row and a seed.
+
+    Attributes:
+      directory: of its run.
+      arg: what stands behind the config file's colon.
+      start: the run that it starts from.
+    """
+
+    row: Row
+    seed: int
+    directory: pathlib.Path
+    arg: str
+    config: ml_collections.ConfigDict
+    start: "Point | None" = None
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The config as a result has it: dotted keys to values, with the method that is none of a config's."""
+        flat = config_lib.flatten(self.config)
+        return flat | {"method": RAW_PIXELS} if self.row.name == RAW_PIXELS else flat
+
+    @property
+    def command(self) -> str:
+        changes = "".join(f" --config.{key}={value}" for key, value in self.row.overrides.items())
+        return f"python experiments/train.py --config={self.row.config}:{self.arg}{changes} --workdir={self.directory}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a table's data and weights are, if not where its configs say.
+
+    Attributes:
+      data_dir: TFDS's data directory.
+      data_source: where the same images lie, in place of the config's data.source; empty for that.
+      pretrained: the file of weights, for a table whose trunks start from one.
+    """
+
+    data_dir: str = ""
+    data_source: str = ""
+    pretrained: str = ""
+
+
+def points(
     table: Table,
     path: pathlib.Path,
     *,
     root: pathlib.Path,
     seeds: Sequence[int] | None = None,
     only: Sequence[str] | None = None,
-    data_dir: str = "",
-    data_source: str = "",
-    pretrained: str = "",
-) -> list[Result]:
-    """Trains what is missing under `path` and collects the results of the table, row by row.
+    source: Source = Source(),
+) -> list[Point]:
+    """The runs of a table, row by row; nothing is trained or read but config files.
 
     Args:
       table: which.
@@ -33,47 +84,38 @@ def run(
       root: of the repository.
       seeds: of every row, in place of the table's own.
       only: these rows alone, by name.
-      data_dir: TFDS's data directory.
-      data_source: where the same images lie, in place of the config's data.source; empty for that.
-      pretrained: the file of weights, for a table whose trunks start from one.
+      source: of data and weights.
     """
-    if table.pretrained != bool(pretrained):
-        if table.pretrained:
-            raise UserError("the table's trunks start pretrained: found no file of weights, want --pretrained=FILE.")
-        raise UserError(f"the table's trunks start from scratch: found {pretrained} of weights, want no --pretrained.")
+    given = source.pretrained
+    if table.pretrained and not given:
+        raise UserError("the table's trunks start pretrained: found no file of weights, want --pretrained=FILE.")
+    if given and not table.pretrained:
+        raise UserError(f"the table's trunks start from scratch: found {given} of weights, want no --pretrained.")
     unknown = set(only or ()) - {row.name for row in table.rows}
     if unknown:
         names = ", ".join(row.name for row in table.rows)
-        raise UserError(f"the table has no {', '.join(sorted(unknown))}: its rows are {names}.")
+        near = methods.did_you_mean(min(unknown), names.split(", "))
+        raise UserError(f"the table has no {', '.join(sorted(unknown))}{near}: its rows are {names}.")
 
-    def one(row: Row, seed: int) -> Result:
-        directory = run_directory(path, row.name, seed)
-        arg = f"{row.arg},seed={seed}"
-        if row.start is not None:  # whose run may not be there yet
-            one(row.start, seed)
-            arg += f",from={run_directory(path, row.start.name, seed)}"
+    def point(row: Row, seed: int) -> Point:
+        start = None if row.start is None else point(row.start, seed)
+        arg = row.arg if row.name == RAW_PIXELS else ",".join(filter(None, (row.arg, f"seed={seed}")))
+        if start is not None:
+            arg += f",from={start.directory}"
         config = config_lib.load_file(root / row.config, arg)
-        config.data.data_dir = data_dir
-        config.data.source = data_source or config.data.source
+        config.update_from_flattened_dict(dict(row.overrides))
+        config.data.data_dir = source.data_dir
+        config.data.source = source.data_source or config.data.source
         if table.pretrained:
-            config.model.pretrained = pretrained
-        if (directory / "metrics.json").exists():
-            workdir.claim(directory, config)  # refuses the results of another config
-        else:
-            train.train(config, directory)
-        command = f"python experiments/train.py --config={row.config}:{arg} --workdir={directory}"
-        return report.collect(directory) | {"command": command}
+            config.model.pretrained = given
+        return Point(row, seed, run_directory(path, row.name, seed), arg, config, start)
 
-    results = []
-    for row in table.rows:
-        if only is not None and row.name not in only:
-            continue
-        if row.name == RAW_PIXELS:
-            results.append(_raw_pixels(row, path / row.name, root))
-            continue
-        for seed in range(row.seeds) if seeds is None else seeds:
-            results.append(one(row, seed))
-    return results
+    return [
+        point(row, seed)
+        for row in table.rows
+        if only is None or row.name in only
+        for seed in ((0,) if row.name == RAW_PIXELS else range(row.seeds) if seeds is None else seeds)
+    ]
 
 
 def run_directory(path: pathlib.Path, name: str, seed: int) -> pathlib.Path:
@@ -81,20 +123,114 @@ def run_directory(path: pathlib.Path, name: str, seed: int) -> pathlib.Path:
     return path / (f"{name}_seed{seed}" if seed else name)
 
 
-def _raw_pixels(row: Row, path: pathlib.Path, root: pathlib.Path) -> Result:
-    config = config_lib.load_file(root / row.config, row.arg)
-    records = sources.load(**config.data)
+# What is recorded, in whichever table: `results.key` of the config -> result.
+Recorded = Mapping[frozenset, Result]
+
+
+def index(found: Iterable[Result]) -> Recorded:
+    """Recorded results by what they were trained with."""
+    return {results.key(result["config"]): result for result in found}
+
+
+def state(point: Point, known: Recorded) -> str:
+    """What there is of a run: "recorded", "complete", "begun" or "missing"; UserError for files of something else."""
+    if known_result(point, known) is not None:
+        return "recorded"
+    if point.row.name == RAW_PIXELS:
+        return "missing"  # seconds
+    workdir.check(point.directory, point.config)
+    if (point.directory / "metrics.json").is_file():
+        return "complete"
+    return "begun" if (point.directory / "config.json").is_file() else "missing"
+
+
+def missing(wanted: Iterable[Point], known: Recorded) -> list[Point]:
+    """What is to be trained, in order and each run once: also runs that others start from, whatever is recorded."""
+    found: dict[pathlib.Path, Point] = {}
+
+    def add(point: Point, known: Recorded) -> None:
+        if state(point, known) in ("recorded", "complete"):
+            return
+        if point.start is not None:
+            add(point.start, {})  # its checkpoint is needed
+        found.setdefault(point.directory, point)
+
+    for point in wanted:
+        add(point, known)
+    return list(found.values())
+
+
+def known_result(point: Point, known: Recorded) -> Result | None:
+    """The recorded result of the same config."""
+    found = known.get(results.key(point.flat))
+    return None if found is None else found | {"row": point.row.name}
+
+
+def result(point: Point, known: Recorded) -> Result:
+    """The result of a run, which is trained if it is neither recorded nor complete."""
+    found = known_result(point, known)
+    if found is not None:
+        return found
+    if point.row.name == RAW_PIXELS:
+        return _raw_pixels(point)
+    _train(point)
+    collected = report.collect(point.directory)
+    results.check(collected, str(point.directory))
+    own = {"row": point.row.name, "protocol": results.protocol(collected["method"])}
+    return own | collected | {"command": point.command}
+
+
+def _train(point: Point) -> None:
+    if point.start is not None:
+        _train(point.start)
+    if (point.directory / "metrics.json").exists():
+        workdir.claim(point.directory, point.config)  # refuses the results of another config
+    else:
+        train.train(point.config, point.directory)
+
+
+def all_results(wanted: Sequence[Point], known: Recorded, failed: dict[str, str]) -> Iterator[Result]:
+    """The results of runs one after the other; of one that fails, its reason into `failed` by name, and no result."""
+    for point in wanted:
+        if point.start is not None and point.start.name in failed:
+            failed[point.name] = f"starts from {point.start.name}, which failed"
+            continue
+        try:
+            found = result(point, known)
+        except Preempted:
+            raise
+        except UserError as error:
+            failed[point.name] = str(error)
+        except Exception as error:  # a bug, or a machine's fault, in hours of which the other rows are not lost
+            traceback.print_exc()
+            failed[point.name] = f"{type(error).__name__}: {error}"
+        else:
+            yield found
+
+
+def _raw_pixels(point: Point) -> Result:
+    records = sources.load(**point.config.data)
     train_split, test_split = (
         evaluation.Embedded(records[s].image.reshape(len(records[s]), -1).astype(np.float32), records[s].labels)
         for s in ("train", "test")
     )
-    e = config.eval
+    e = point.config.eval
     metrics = evaluation.evaluate(
         test_split, train_split, ks=e.recall_at, knn_k=e.knn_k, knn_temperature=e.knn_temperature
     )
-    path.mkdir(parents=True, exist_ok=True)
-    workdir.write(path / "metrics.json", json.dumps(metrics) + "\n")
-    return {"method": RAW_PIXELS, "seed": 0, "metrics": metrics, "run": environment.describe(), "config": {}}
+    point.directory.mkdir(parents=True, exist_ok=True)
+    workdir.write(point.directory / "metrics.json", json.dumps(metrics) + "\n")
+    facts = environment.describe() | {"data_fingerprint": {s: r.fingerprint() for s, r in records.items()}}
+    return {
+        "row": RAW_PIXELS,
+        "protocol": "",
+        "method": RAW_PIXELS,
+        "seed": 0,
+        "metrics": metrics,
+        "run": results.seal(facts, point.flat, metrics),
+        "config": point.flat,
+        "command": "python experiments/reproduce.py --rows=raw_pixels",
+    }
 
 
 def draw(table: Table, path: pathlib.Path) -> pathlib.Path:

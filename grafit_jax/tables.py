@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from grafit_jax import methods, report, targets
+from grafit_jax.errors import UserError
+from grafit_jax.results import RAW_PIXELS
 
-# The control without a network: the pixels themselves as embeddings.
-RAW_PIXELS = "raw_pixels"
 # Whose features ClusterFit clusters.
 CLUSTERED = "baseline"
 
@@ -25,6 +25,7 @@ _NOTES = {
     "baseline_mlp": " (control: cross-entropy through Grafit's projector)",
     "byol": " (no labels)",
     "grafit": " (k-NN + instance loss)",
+    "grafit_no_projector": " (the losses see the trunk's features)",
     "grafit_fc": " (cross-entropy + instance loss)",
     "snca": " (k-NN loss alone, through a linear projector)",
     "snca_plus": " (k-NN loss alone)",
@@ -43,6 +44,7 @@ class Row:
       arg: what stands behind its colon, without the seed.
       seeds: how many.
       start: whose run of the same seed it starts from, given to the config file as `from`.
+      overrides: dotted key -> value, of the config that comes out.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Row:
     arg: str
     seeds: int = 1
     start: "Row | None" = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Table:
       facts: heading -> what a run's config says, in columns behind the methods' names.
       notes: method -> what is said behind its name.
       pretrained: whether its trunks start from a file of weights, which is given when it is run.
+      folder: where its runs lie in `runs`, unless it is said; tables of one folder share the runs of rows of one name.
+        Empty: the table's name.
     """
 
     rows: tuple[Row, ...]
@@ -71,6 +76,7 @@ class Table:
     facts: Mapping[str, Callable[[Mapping[str, Any]], str]] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, str] = dataclasses.field(default_factory=lambda: _NOTES)
     pretrained: bool = False
+    folder: str = ""
 
 
 def by_method(
@@ -113,7 +119,12 @@ _FACTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "protocol": lambda config: methods.get(config["method"]).protocol,
     "trunk starts": lambda config: "pretrained" if config["model.pretrained"] else "from scratch",
 }
-_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "snca_plus", "grafit")
+_OF_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
+_MASKCON = (*_OF_MASKCON, "snca_plus", "grafit")
+# Seeds of the study: three where a claim hangs on a difference.
+_OF_PAPER = dict.fromkeys(targets.OF_PAPER, 2) | {"baseline": 3, "baseline_mlp": 3, "grafit": 3}
+_COARSE = {"coarse/recall@1": "coarse R@1", "coarse/map": "coarse mAP"}
+_STUDY = _WITH_PROJECTOR | {f"recall@{k}": f"R@{k}" for k in (2, 5, 10)} | _COARSE
 
 
 def _row_of(path: str) -> str:
@@ -129,6 +140,71 @@ def _transfer() -> tuple[Row, ...]:
     ]
     return (dataclasses.replace(tuned[0], name="from_scratch", start=None), *tuned)
 
+
+_CIFAR100 = by_method("configs/cifar100.py", "preset=cpu_short,", _OF_PAPER)
+# What an ablation changes, by the letter that the paper has for it.
+_LETTERS = {
+    "views.num_views": "T",
+    "loss.instance_weight": "λ",
+    "loss.temperature": "σ",
+    "memory.momentum": "memory momentum",
+    "ema.base": "EMA rate",
+}
+
+
+def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda config: f"{config[key]:g}"
+
+
+def _ablations() -> tuple[Row, ...]:
+    """Grafit with one thing changed at a time; first as it is, last without labels.
+
+    With one coarse class for all images the k-NN loss is 0, whatever the network, and so is its gradient: `byol` is
+    what is left.
+    """
+    grafit, byol = (next(row for row in _CIFAR100 if row.name == name) for name in ("grafit", "byol"))
+
+    def change(name: str, **overrides: Any) -> Row:
+        dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+        return dataclasses.replace(grafit, name=f"grafit_{name}", seeds=1, overrides=dotted)
+
+    return (
+        grafit,
+        change("views_4", views__num_views=4),
+        change("lambda_0.3", loss__instance_weight=0.3),
+        change("lambda_3", loss__instance_weight=3.0),
+        change("sigma_0.02", loss__temperature=0.02),
+        change("sigma_0.1", loss__temperature=0.1),
+        change("memory_0", memory__momentum=0.0),
+        change("memory_0.9", memory__momentum=0.9),
+        change("ema_off", ema__base=0.0, ema__final=0.0),
+        change("projector_off", method="grafit_no_projector", model__dim=64),
+        byol,
+    )
+
+
+def _to(dataset: str) -> tuple[Row, ...]:
+    """Trunks trained on the fine labels of ImageNet [ours], fine-tuned on a data set (PAPER.md section 4)."""
+
+    def row(method: str, trunk: str) -> Row:
+        name, changes = (
+            (f"{method}_fine", {}) if trunk == "resnet50" else (f"{method}_fine_{trunk}", {"model.trunk": trunk})
+        )
+        start = Row(name, "configs/imagenet.py", f"level=fine,method={method}", overrides=changes)
+        return Row(f"{method}_{trunk}", "configs/transfer.py", f"dataset={dataset},trunk={trunk}", start=start)
+
+    return (row("baseline", "resnet50"), row("grafit", "resnet50"), row("grafit", "regnet_y_8gf"))
+
+
+_TUNED = Table(
+    (),
+    {"top1": "**top-1**", "knn_top1": "fine k-NN", "recall@1": "R@1", "map": "fine mAP"},
+    facts={
+        "trunk": lambda config: config["model.trunk"],
+        "trunk starts": lambda config: f"from `{_row_of(config['model.pretrained']) or 'scratch'}`",
+    },
+    notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
+)
 
 TABLES = {
     "quickstart": Table(
@@ -157,14 +233,44 @@ TABLES = {
     "omniglot": Table(
         by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _WITH_PROJECTOR
     ),
-    "transfer": Table(
-        _transfer(),
-        {"top1": "**top-1**", "knn_top1": "fine k-NN", "recall@1": "R@1", "map": "fine mAP"},
-        facts={"trunk starts": lambda config: f"from `{_row_of(config['model.pretrained']) or 'scratch'}`"},
-        notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
+    "transfer": dataclasses.replace(_TUNED, rows=_transfer(), facts={"trunk starts": _TUNED.facts["trunk starts"]}),
+    **{
+        f"transfer_{dataset}": dataclasses.replace(_TUNED, rows=_to(dataset), folder=f"imagenet/{dataset}")
+        for dataset in targets.TRANSFER
+    },
+    "cifar100_gpu": Table(by_method("configs/cifar100.py", "preset=r18,", targets.OF_PAPER), _STUDY),
+    "cifar100_paper": Table(by_method("configs/cifar100.py", "preset=paper,", targets.OF_PAPER), _STUDY),
+    "imagenet": Table(
+        by_method("configs/imagenet.py", "", targets.OF_PAPER, ("coarse", "fine")),
+        report.level_columns(("coarse", "fine")),
+        facts={"trained at": lambda config: config["data.train_level"]},
     ),
+    **{
+        f"inaturalist{year}": Table(
+            by_method("configs/inaturalist.py", f"year={year},", targets.OF_PAPER, targets.LEVELS),
+            report.level_columns(targets.LEVELS),
+            facts={"trained at": lambda config: config["data.train_level"]},
+        )
+        for year in (2018, 2019)
+    },
     "maskcon_cpu": Table(
-        by_method("configs/maskcon.py", "dataset=cifar100,preset=cpu,", _MASKCON), _RECALL, facts=_FACTS
+        by_method("configs/maskcon.py", "dataset=cifar100,preset=cpu,", dict.fromkeys((*_MASKCON, "baseline_mlp"), 2)),
+        _RECALL,
+        facts=_FACTS,
+        folder="study/cifar100_maskcon",
+    ),
+    "study_cifar100": Table(_CIFAR100, _STUDY, folder="study/cifar100"),
+    "study_omniglot": Table(
+        by_method("configs/omniglot.py", "", _OF_PAPER | dict.fromkeys(_OF_MASKCON, 2)),
+        _STUDY,
+        facts={"protocol": _FACTS["protocol"]},
+        folder="study/omniglot",
+    ),
+    "study_ablations": Table(
+        _ablations(),
+        _STUDY,
+        facts={heading: _number(key) for key, heading in _LETTERS.items()},
+        folder="study/cifar100",
     ),
     **{
         targets.table_name(dataset, pretrained=pretrained): Table(
@@ -173,7 +279,49 @@ TABLES = {
             facts=_FACTS,
             pretrained=pretrained,
         )
-        for dataset in targets.ROWS
+        for dataset in targets.MASKCON
         for pretrained in (False, True)
     },
 }
+
+# What `--table` and `--scale` find: family -> scale -> table. Of protocol "maskcon" a trunk from scratch is at scale
+# gpu, and one that starts pretrained, as the published ones, at scale paper.
+FAMILIES: Mapping[str, Mapping[str, str]] = {
+    "cifar100": {"cpu": "study_cifar100", "gpu": "cifar100_gpu", "paper": "cifar100_paper"},
+    "omniglot": {"cpu": "study_omniglot"},
+    "ablations": {"cpu": "study_ablations"},
+    **{name: {"paper": name} for name in ("imagenet", "inaturalist2018", "inaturalist2019")},
+    **{f"transfer_{dataset}": {"paper": f"transfer_{dataset}"} for dataset in targets.TRANSFER},
+    "transfer_cifar100": {"cpu": "transfer", "paper": "transfer_cifar100"},
+    **{
+        f"maskcon_{dataset}": {
+            **({"cpu": "maskcon_cpu"} if dataset == "cifar100" else {}),
+            "gpu": targets.table_name(dataset, pretrained=False),
+            "paper": targets.table_name(dataset, pretrained=True),
+        }
+        for dataset in targets.MASKCON
+    },
+}
+SCALES = ("cpu", "gpu", "paper")
+
+
+def find(name: str, scale: str | None = None) -> str:
+    """The table of that name, or of that family at a scale (the smallest one that it has, if none is given).
+
+    Raises:
+      UserError: a name or a scale that there is not.
+    """
+    if name in TABLES and (scale is None or name in at(scale)):
+        return name
+    if name not in FAMILIES:
+        known = (*TABLES, *FAMILIES) if scale is None else FAMILIES
+        raise UserError(f"unknown table {name!r}{methods.did_you_mean(name, known)}: want one of {', '.join(known)}.")
+    scales = FAMILIES[name]
+    if scale is not None and scale not in scales:
+        raise UserError(f"found --scale={scale}: want one of {', '.join(scales)}, at which there is a table {name}.")
+    return scales[scale or next(iter(scales))]
+
+
+def at(scale: str) -> list[str]:
+    """The tables of all families at a scale."""
+    return [scales[scale] for scales in FAMILIES.values() if scale in scales]

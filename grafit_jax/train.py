@@ -32,6 +32,7 @@ from grafit_jax.data import pipeline
 from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError, warn
 from grafit_jax.objective import Totals
+from grafit_jax.results import seal
 from grafit_jax.state import TrainState
 
 # Of a scan on accelerators, at most: a run that is asked to stop does so between two of them.
@@ -168,7 +169,8 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
         "train_images": len(run.records["train"]),
         "test_images": len(run.records["test"]),
     }
-    workdir.write(path / "run.json", json.dumps(run_facts, indent=2) + "\n")
+    sealed = seal(run_facts, config_lib.flatten(config), metrics)
+    workdir.write(path / "run.json", json.dumps(sealed, indent=2) + "\n")
     workdir.write(path / "metrics.json", json.dumps(metrics) + "\n")
     return metrics
 

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from small import ROOT, command, shell_environment
+from small import ROOT, command, run, shell_environment
 
 # Script and flags -> what its one line says.
 MISTAKES = {
@@ -18,8 +18,9 @@ MISTAKES = {
     "evaluate": "holds no run (no config.json): give the --workdir of experiments/train.py.",
     "reproduce --rows=gaussian": "the table has no gaussian: its rows are raw_pixels, baseline,",
     "reproduce --seeds=0,0": "want numbers, as 0,1,2, none twice",
-    "reproduce --rows=grafit --record": "found --record with --rows",
     "sweep --config=configs/digits.py:method=byol": "that agrees with the command line, {{method=byol}}",
+    "reproduce --table=cifar100_cpuu": "unknown table 'cifar100_cpuu' (did you mean 'cifar100_cpu'?)",
+    "reproduce --table=omniglot --scale=paper": "found --scale=paper: want one of cpu, at which",
     "reproduce --seeds=0,x": "want numbers, as 0,1,2",
 }
 
@@ -50,3 +51,11 @@ def test_mistakes_are_one_line_each(tmp_path):
         assert (process.returncode, out) == (2, ""), (line, err[-2000:])
         assert len(lines) == 1 and wanted in lines[0] and "Traceback" not in err, (line, err[-2000:])
         assert not target.exists(), line
+
+
+def test_a_table_with_a_row_that_fails_is_told_at_the_end(tmp_path):
+    (tmp_path / "grafit").mkdir()
+    (tmp_path / "grafit" / "thesis.tex").touch()
+    done = run("reproduce", "--table=quickstart", "--rows=grafit", f"--workdir={tmp_path}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "failed: grafit: " in done.stderr and "holds files of something else (thesis.tex, …)" in done.stderr

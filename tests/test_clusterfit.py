@@ -197,7 +197,8 @@ def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
         return trained(config, path)
 
     monkeypatch.setattr(train, "train", recorded)
-    results = reproduction.run(table, runs, root=tmp_path, seeds=[1])
+    point = reproduction.points(table, runs, root=tmp_path, seeds=[1])[0]
+    results = [reproduction.result(point, {})]
     assert order == ["baseline_seed1", "clusterfit_seed1"]
     assert [(r["method"], r["seed"]) for r in results] == [("clusterfit", 1)]
     assert results[0]["command"] == (
@@ -205,5 +206,5 @@ def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
         f"--workdir={runs}/clusterfit_seed1"
     )
     assert workdir.read_config(runs / "clusterfit_seed1").clusters.workdir == f"{runs}/baseline_seed1"
-    assert reproduction.run(table, runs, root=tmp_path, seeds=[1]) == results and len(order) == 2
+    assert reproduction.result(point, {}) == results[0] and len(order) == 2
     assert "(cross-entropy on clusters of `baseline`'s features)" in pages.render(table, results)

@@ -17,6 +17,7 @@ from grafit_jax import (
     neighbors,
     report,
     reproduction,
+    results,
     tables,
     train,
     workdir,
@@ -253,20 +254,22 @@ def trained(monkeypatch):
         (directory / "metrics.json").write_text("{}")
 
     monkeypatch.setattr(train, "train", pretend)
-    monkeypatch.setattr(report, "collect", lambda directory: {"at": directory.name})
+    monkeypatch.setattr(report, "collect", lambda directory: {"at": directory.name, "method": "baseline"})
+    monkeypatch.setattr(results, "check", lambda result, where: result)
     return runs
 
 
 def test_a_table_trains_every_method_at_every_level(tmp_path, trained):
-    results = reproduction.run(tables.TABLES["cifar100_levels"], tmp_path, root=ROOT, seeds=[0, 2])
+    points = reproduction.points(tables.TABLES["cifar100_levels"], tmp_path, root=ROOT, seeds=[0, 2])
+    found = [reproduction.result(point, {}) for point in points]
     expected = [
         (f"{method}_{level}{seed}", method, level)
         for level in ("coarse", "fine") for method in ("baseline", "clusterfit", "grafit") for seed in ("", "_seed2")
     ]  # fmt: skip
     assert [(name, c.method, c.data.train_level) for name, c in trained] == expected
     assert {tuple(c.data.coarse_classes) for _, c in trained} == {(0, 1, 2, 3)}
-    assert [r["at"] for r in results] == [name for name, *_ in trained]
-    assert "cifar100.py:preset=cpu_short,method=grafit,level=fine,seed=2 --workdir=" in results[-1]["command"]
+    assert [r["at"] for r in found] == [name for name, *_ in trained]
+    assert "cifar100.py:preset=cpu_short,method=grafit,level=fine,seed=2 --workdir=" in found[-1]["command"]
     clustered = {name: c.clusters.workdir for name, c in trained if c.method == "clusterfit"}
     assert clustered == {f"clusterfit_{run}": f"{tmp_path}/baseline_{run}" for run in (
         "coarse", "coarse_seed2", "fine", "fine_seed2",
@@ -274,7 +277,8 @@ def test_a_table_trains_every_method_at_every_level(tmp_path, trained):
 
 
 def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(tmp_path, trained):
-    results = reproduction.run(tables.TABLES["transfer"], tmp_path, root=ROOT)
+    points = reproduction.points(tables.TABLES["transfer"], tmp_path, root=ROOT)
+    found = [reproduction.result(point, {}) for point in points]
     assert [(name, c.method, c.data.train_level, pathlib.Path(c.model.pretrained).name) for name, c in trained] == [
         ("from_scratch", "baseline", "fine", ""),
         ("baseline", "baseline", "", ""),
@@ -282,7 +286,7 @@ def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(t
         ("grafit", "grafit", "", ""),
         ("from_grafit", "baseline", "fine", "grafit"),
     ]
-    assert [r["at"] for r in results] == ["from_scratch", "from_baseline", "from_grafit"]
+    assert [r["at"] for r in found] == ["from_scratch", "from_baseline", "from_grafit"]
     # The trunks have not seen the classes that they are judged on.
     halves = {name: set(c.data.coarse_classes) for name, c in trained}
     assert halves["baseline"] == halves["grafit"] == set(range(10))

@@ -35,6 +35,17 @@ def direct_knn_loss(z, labels, memory, memory_labels, *, temperature, own_slot):
     return everything - jax.nn.logsumexp(jnp.where(positive, logits, -jnp.inf), axis=-1)
 
 
+def test_without_labels_the_knn_loss_teaches_nothing():
+    """With one class for all images only the instance loss is left: unlabelled Grafit is BYOL."""
+    z, memory = (jax.random.normal(jax.random.key(seed), (n, 8)) for seed, n in ((0, 5), (1, 9)))
+    loss, weight, gradient = knn(z, jnp.zeros(5, int), memory, jnp.zeros(9, int), jnp.arange(5))
+    np.testing.assert_allclose(loss, 0.0, atol=1e-5)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
+    np.testing.assert_array_equal(weight, 1.0)
+    # A second class is what makes it more than that.
+    assert np.abs(knn(z, jnp.zeros(5, int), memory, jnp.arange(9) % 2, jnp.arange(5))[2]).max() > 0.1
+
+
 # Eq. 2-3, by hand
 
 # Unit vectors at cosines 1, 0 and -1 to z = (1, 0); lengths 2, 1, 1.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from grafit_jax import methods
+from grafit_jax.errors import UserError
 from grafit_jax.models import build_trunk, convolution
 from grafit_jax.models.layers import conv3x3, fold_patches
 from small import small_config
@@ -122,6 +123,24 @@ def test_a_method_has_the_heads_it_trains_and_no_others(name, parts):
     assert shapes["projection"] == ((5, 16) if "projector" in parts else None)
     assert shapes["prediction"] == ((5, 16) if "predictor" in parts else None)
     assert shapes["logits"] == ((5, 2) if "classifier" in parts else None)
+
+
+def test_without_a_projector_the_losses_see_the_trunk():
+    x = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
+
+    def network(dim):
+        model = small_config("grafit_no_projector", **{"model.dim": dim}).model
+        return methods.build_network(methods.get("grafit_no_projector"), model, num_classes=2)
+
+    variables = network(64).init(jax.random.key(1), x, train=False)
+    assert set(variables["params"]) == {"trunk", "predictor"}
+    out = network(64).apply(variables, x, train=False)
+    np.testing.assert_array_equal(out.projection, out.features)
+    assert out.prediction.shape == (5, 64)
+    with pytest.raises(
+        UserError, match=r"model\.dim = 16, and the trunk has 64 features: want the same without a proj"
+    ):
+        network(16).init(jax.random.key(1), x, train=False)
 
 
 def test_bfloat16_keeps_parameters_statistics_and_outputs_in_float32():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from grafit_jax import methods, pages, report, reproduction, tables, targets, train
+from grafit_jax import pages, report, reproduction, results, tables, targets, train
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from small import on_one_device
@@ -32,7 +32,8 @@ def get_config(arg=None):
 
 
 def result(method, seed=0, **metrics):
-    return {"method": method, "seed": seed, "metrics": metrics, "run": {"train_seconds": 90.0, "views_per_image": 2}}
+    run = {"train_seconds": 90.0, "views_per_image": 2}
+    return {"row": method, "method": method, "seed": seed, "metrics": metrics, "run": run}
 
 
 def test_a_tables_cells_are_means_and_sample_deviations_in_percent():
@@ -106,25 +107,43 @@ def test_pages_show_what_is_recorded(tmp_path):
     assert "| grafit step, resnet18" in (tmp_path / "docs" / "performance.md").read_text()
 
 
-@pytest.mark.parametrize("name", [name for name in tables.TABLES if pages.results_path(ROOT, name).exists()])
+RECORDED = [name for name in tables.TABLES if pages.results_path(ROOT, name).exists()]
+
+
+@pytest.mark.parametrize("name", RECORDED)
 def test_recorded_rows_share_everything_but_method_and_seed(name):
     recorded = json.loads(pages.results_path(ROOT, name).read_text())
-    # Every row of a table was trained with the same data, views and budget; the two protocols differ in two settings.
-    own = (
+    rows = {row.name: row for row in tables.TABLES[name].rows}
+    # Every row of a table was trained with the same data, views and budget. Its config may differ in what the row's own
+    # overrides say, and the two protocols in how theirs are.
+    own = {
         "method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm",
-        "clusters.workdir", "model.pretrained",
-    )  # fmt: skip
+        "clusters.workdir", "clusters.k", "model.pretrained", "queue.size", "ema.final",
+    }  # fmt: skip
     trained = [r for r in recorded if r["method"] != tables.RAW_PIXELS]
-    shared = [{k: v for k, v in r["config"].items() if k not in own} for r in trained]
-    assert all(config == shared[0] for config in shared) and shared[0]
+    shared = [
+        {k: v for k, v in r["config"].items() if k not in own | {*rows[r["row"]].overrides} and k[:10] != "key_views."}
+        for r in trained
+    ]
+    whole = max(shared, key=len)
+    assert all(all(whole[k] == v for k, v in config.items()) for config in shared) and whole
     for protocol in ("paper", "maskcon"):
-        of_it = [r["config"] for r in trained if methods.get(r["method"]).protocol == protocol]
-        assert len({(c["loss.temperature"], c.get("model.head_batch_norm")) for c in of_it}) <= 1
+        of_it = [r for r in trained if r["protocol"] == protocol and not rows[r["row"]].overrides]
+        theirs = ("loss.temperature", "model.head_batch_norm", "queue.size", "ema.final", "key_views.flip")
+        assert len({tuple(r["config"].get(key) for key in theirs) for r in of_it}) <= 1
 
 
-def test_rows_to_reach_say_cell_by_cell_what_is_measured_ready_or_blocked(tmp_path):
-    rows = lambda: targets.render(lambda name: tmp_path / f"{name}.json").splitlines()  # noqa: E731
-    pretrained, scratch, cars, *_ = before = rows()[2:]
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_is_recorded_is_what_the_config_files_train(name):
+    for result in pages.recorded(ROOT)[name]:
+        seeds, only = [result["seed"]], [result["row"]]
+        (point,) = reproduction.points(tables.TABLES[name], pathlib.Path("runs"), root=ROOT, seeds=seeds, only=only)
+        assert results.differences(result["config"], point.flat) == []
+
+
+def test_rows_to_reach_say_cell_by_cell_what_is_measured_ready_or_blocked():
+    rows = lambda recorded: targets.render(recorded).splitlines()[2:]  # noqa: E731
+    pretrained, scratch, cars, *_ = before = rows({})
     assert len(before) == 8
     assert pretrained == (
         "| CIFAR-100 (20 → 100) | pretrained | – / 60.57 | – / 71.13 | – / 82.32 | – / 89.21 "
@@ -132,17 +151,14 @@ def test_rows_to_reach_say_cell_by_cell_what_is_measured_ready_or_blocked(tmp_pa
     )
     assert "| – / 60.57 |" in scratch
     assert scratch.endswith("| ready, not run: 10 minutes on one GPU, and none was at hand |")
-    assert cars.endswith("needs the images, whose public download is gone, and torchvision's resnet18 weights |")
+    assert cars.endswith(
+        "needs the images of Cars (their public download is gone), and torchvision's resnet18 weights |"
+    )
     # A row is measured as soon as its own table has the method that the row is of.
     recalls = {f"recall@{k}": v for k, v in ((1, 0.5), (2, 0.6), (5, 0.71234), (10, 0.8))}
-    others = [
-        result("maskcon", **dict.fromkeys(recalls, 0.9)),
-        result("grafit_maskcon", 1, **dict.fromkeys(recalls, 0.9)),
-    ]
-    (tmp_path / "maskcon_cifar100.json").write_text(json.dumps(others))
-    assert rows()[2:] == before
-    (tmp_path / "maskcon_cifar100.json").write_text(json.dumps([*others, result("grafit_maskcon", **recalls)]))
-    after = rows()[2:]
+    others = [result("maskcon", **dict.fromkeys(recalls, 0.9))]
+    assert rows({"maskcon_cifar100": others}) == before
+    after = rows({"maskcon_cifar100": [*others, result("grafit_maskcon", **recalls)]})
     assert after[1].endswith(
         "| from scratch | 50.00 / 60.57 | 60.00 / 71.13 | 71.23 / 82.32 | 80.00 / 89.21 | measured |"
     )
@@ -170,7 +186,8 @@ def test_rows_of_two_protocols_are_told_apart():
 )
 def test_a_table_says_what_its_trunks_start_from(tmp_path, name, file, message):
     with pytest.raises(UserError, match=message):
-        reproduction.run(tables.TABLES[name], tmp_path / "runs", root=ROOT, pretrained=file)
+        source = reproduction.Source(pretrained=file)
+        reproduction.points(tables.TABLES[name], tmp_path / "runs", root=ROOT, source=source)
     assert not (tmp_path / "runs").exists()
 
 
@@ -185,7 +202,8 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
     table = tables.Table(
         tables.by_method("tiny.py", "", [tables.RAW_PIXELS, "baseline"]), {"map": "mAP"}, ("baseline", "baseline")
     )
-    first = reproduction.run(table, tmp_path / "runs", root=tmp_path)
+    points = reproduction.points(table, tmp_path / "runs", root=tmp_path)
+    first = [reproduction.result(point, {}) for point in points]
     assert [(r["method"], r["seed"]) for r in first] == [("raw_pixels", 0), ("baseline", 0)]
     assert first[1]["metrics"] == json.loads((tmp_path / "runs" / "baseline" / "metrics.json").read_text())
 
@@ -200,12 +218,12 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
 
     before = (tmp_path / "runs" / "baseline" / "config.json").read_text()
     monkeypatch.setattr(train, "train", None)  # nothing is left to be trained
-    assert reproduction.run(table, tmp_path / "runs", root=tmp_path, only=["baseline"]) == first[1:]
+    assert reproduction.result(points[1], {}) == first[1]
     (tmp_path / "runs" / "baseline" / "config.json").write_text(
         (tmp_path / "runs" / "baseline" / "config.json").read_text().replace('"seed": 0', '"seed": 7')
     )
     with pytest.raises(UserError, match=r"another config \(seed: 7 -> 0\)"):
-        reproduction.run(table, tmp_path / "runs", root=tmp_path, only=["baseline"])
+        reproduction.result(points[1], {})
     (tmp_path / "runs" / "baseline" / "config.json").write_text(before)
     assert reproduction.draw(table, tmp_path / "runs").read_bytes().startswith(b"\x89PNG")
 

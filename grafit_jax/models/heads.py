@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from grafit_jax.errors import UserError
 from grafit_jax.models.layers import batch_norm
 
 
@@ -41,6 +42,20 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         return nn.Dense(self.dim, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+class Identity(nn.Module):
+    """No projector: the embedding is the trunk's feature, which `dim` has to fit."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        if x.shape[-1] != self.dim:
+            raise UserError(
+                f"model.dim = {self.dim}, and the trunk has {x.shape[-1]} features: want the same without a projector."
+            )
+        return x
 
 
 @flax.struct.dataclass

@@ -1,0 +1,75 @@
+"""What runs will take, before they are started: from recorded runs, measured or by arithmetic."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from grafit_jax import methods, report, reproduction, results, targets
+from grafit_jax.reproduction import Point, Recorded
+from grafit_jax.results import Result
+
+# Runs whose steps take the same time, an image and a view.
+_NET = ("model.trunk", "model.stem", "model.dtype", "views.size")
+
+
+class Price(NamedTuple):
+    """Seconds of training, or None where no recorded run tells; and what they rest on."""
+
+    seconds: float | None
+    by: str
+
+
+def price(point: Point, known: Iterable[Result]) -> Price:
+    """What the training of a run takes on the machine of the recorded ones; evaluation and compiling come on top.
+
+    Measured: the mean over recorded runs of the same config, whatever their seed. By arithmetic: epochs x training
+    images x views, at the pace of recorded runs of the same network at the same size; those with as many views of an
+    image, if there are any. How many training images there are is told by a recorded run on the same data.
+    """
+    config = results.comparable(point.flat)
+    trained = [(results.comparable(r["config"]), r["run"]) for r in known if "train_seconds" in r["run"]]
+    same = [run["train_seconds"] for other, run in trained if other | {"seed": config["seed"]} == config]
+    if same:
+        return Price(sum(same) / len(same), f"measured, {len(same)} run{'s' if len(same) > 1 else ''}")
+    images = [run["train_images"] for other, run in trained if _data(other) == _data(config)]
+    alike = [(other, run) for other, run in trained if all(other[key] == config[key] for key in _NET)]
+    views = methods.get(config["method"]).views_per_image(config["views.num_views"])
+    alike = [(other, run) for other, run in alike if run["views_per_image"] == views] or alike
+    if not images or not alike:
+        return Price(None, "no recorded run of this network on these data")
+    seen = sum(other["train.epochs"] * run["train_images"] * run["views_per_image"] for other, run in alike)
+    pace = sum(run["train_seconds"] for _, run in alike) / seen
+    return Price(
+        config["train.epochs"] * images[0] * views * pace,
+        f"arithmetic, {1e3 * pace:.2f} ms a view in {len(alike)} run{'s' if len(alike) > 1 else ''}",
+    )
+
+
+def _data(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key.startswith("data.") and key != "data.train_level"}
+
+
+def plan(tables: Mapping[str, Sequence[Point]], recorded: Recorded, known: Sequence[Result]) -> str:
+    """What training the runs of some tables takes, row by row, for a terminal.
+
+    Args:
+      tables: name -> its runs.
+      recorded: results that are not trained again.
+      known: results whose times are known.
+    """
+    lines, total, unknown, done = [], 0.0, 0, set()
+    for table, wanted in tables.items():
+        missing = [point for point in reproduction.missing(wanted, recorded) if point.directory not in done]
+        done |= {point.directory for point in missing}
+        for row in dict.fromkeys(point.row.name for point in [*wanted, *missing]):
+            asked = sum(point.row.name == row for point in wanted)
+            prices = [price(point, known) for point in missing if point.row.name == row]
+            seconds = [p.seconds for p in prices if p.seconds is not None]
+            total, unknown = total + sum(seconds), unknown + len(prices) - len(seconds)
+            hours = "-" if not prices else f"{sum(seconds) / 3600:.2f}" if len(seconds) == len(prices) else "?"
+            by = prices[0].by if prices else "there, or above"
+            if hours == "?" and targets.time(table, row):
+                by += f"; by its FLOP {targets.time(table, row)}"
+            lines.append([table, row, asked, len(prices), hours, by])
+    text = report.plain_table(["table", "row", "runs", "to train", "hours", "by"], lines)
+    rest = f", and {unknown} runs of which no recorded one tells" if unknown else ""
+    return f"{text}\n\ntotal: {total / 3600:.2f} hours of training for {len(done) - unknown} runs{rest}"

@@ -1,0 +1,353 @@
+"""Which runs a table needs, what they take, and ours beside the paper's: on results written by hand."""
+
+import json
+import pathlib
+
+import pytest
+
+from grafit_jax import config as config_lib
+from grafit_jax import methods, pricing, report, reproduction, results, tables, targets, train
+from grafit_jax.data.taxonomy import LEVELS
+from grafit_jax.errors import UserError
+from grafit_jax.preemption import Preempted
+from small import small_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG_FILE = """
+from small import small_config
+
+from grafit_jax import config as config_lib
+
+
+def get_config(arg=None):
+    arg = config_lib.parse_arg(arg, method="baseline", seed=0, **{"from": ""})
+    return small_config(arg.method, **{"seed": arg.seed, "clusters.workdir": arg["from"], "clusters.k": 5})
+"""
+NAMES = ("baseline", "clusterfit", "grafit")
+
+
+def recorded(method="grafit", seed=0, *, row=None, seconds=60.0, metrics=None, **overrides):
+    """What is recorded of a run of 100 training images."""
+    config = config_lib.flatten(small_config(method, **{"seed": seed, **overrides}))
+    views = methods.get(method).views_per_image(config["views.num_views"])
+    facts = {"train_seconds": seconds, "train_images": 100, "views_per_image": views}
+    values = metrics or {"map": 0.5}
+    own = {"row": row or method, "method": method, "seed": seed, "config": config, "metrics": values}
+    return own | {"protocol": results.protocol(method), "run": results.seal(facts, config, values)}
+
+
+@pytest.fixture
+def wanted(tmp_path):
+    """The runs of three rows, clusterfit's starting from the baseline's."""
+    (tmp_path / "c.py").write_text(CONFIG_FILE)
+    table = tables.Table(tables.by_method("c.py", "", NAMES), {"map": "mAP"})
+    return lambda **kwargs: reproduction.points(table, tmp_path / "runs", root=tmp_path, **kwargs)
+
+
+def finish(point):
+    """Leaves what a complete run leaves."""
+    config = config_lib.flatten(point.config)
+    metrics = {"map": 0.125 * (1 + point.seed)}
+    point.directory.mkdir(parents=True)
+    (point.directory / "config.json").write_text(config_lib.to_json(point.config))
+    facts = results.seal({"train_seconds": 1.0, "train_images": 9, "views_per_image": 1}, config, metrics)
+    (point.directory / "run.json").write_text(json.dumps(facts))
+    (point.directory / "metrics.json").write_text(json.dumps(metrics))
+
+
+def names(points):
+    return [point.name for point in points]
+
+
+def test_a_run_is_missing_begun_complete_or_recorded(wanted):
+    baseline, clusterfit, grafit = points = wanted()
+    assert [reproduction.state(point, {}) for point in points] == ["missing"] * 3
+    finish(baseline)
+    grafit.directory.mkdir(parents=True)
+    (grafit.directory / "config.json").write_text(config_lib.to_json(grafit.config))
+    known = reproduction.index([recorded("clusterfit", **{"clusters.workdir": "/theirs/baseline", "clusters.k": 5})])
+    assert [reproduction.state(point, known) for point in points] == ["complete", "recorded", "begun"]
+    assert names(reproduction.missing(points, known)) == ["grafit"]
+    # A result of another seed or of clusters of another run is not this one's.
+    for changed in ({"seed": 1}, {"clusters.workdir": "/theirs/other", "clusters.k": 5}):
+        other = reproduction.index(
+            [recorded("clusterfit", **{"clusters.workdir": "/baseline", "clusters.k": 5} | changed)]
+        )
+        assert reproduction.state(clusterfit, other) == "missing"
+    (clusterfit.directory).mkdir()
+    (clusterfit.directory / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"clusterfit holds files of something else \(thesis\.tex, …\): take an empty"):
+        reproduction.state(clusterfit, {})
+
+
+def test_a_run_that_others_start_from_is_trained_though_it_is_recorded(wanted):
+    known = reproduction.index([recorded("baseline", 1, **{"clusters.k": 5})])
+    assert names(reproduction.missing(wanted(seeds=[1]), known)) == [
+        "baseline_seed1", "clusterfit_seed1", "grafit_seed1",
+    ]  # fmt: skip
+    assert names(reproduction.missing(wanted(seeds=[1], only=["baseline"]), known)) == []
+    assert names(reproduction.missing(wanted(seeds=[2], only=["clusterfit"]), {})) == [
+        "baseline_seed2", "clusterfit_seed2",
+    ]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"the table has no graft \(did you mean 'grafit'\?\): its rows are baseline, cl"
+    ):
+        wanted(only=["graft"])
+
+
+def test_only_what_is_missing_is_trained(wanted, monkeypatch):
+    order = []
+
+    def pretend(config, directory):
+        order.append(directory.name)
+        finish(next(p for p in points for p in (p, p.start) if p is not None and p.directory == directory))
+
+    monkeypatch.setattr(train, "train", pretend)
+    points = wanted(seeds=[0, 1])
+    theirs = recorded("grafit", 1, row="other", metrics={"map": 0.75}, **{"clusters.k": 5})
+    found = list(reproduction.all_results(points, reproduction.index([theirs]), {}))
+    assert order == ["baseline", "baseline_seed1", "clusterfit", "clusterfit_seed1", "grafit"]
+    assert [(r["row"], r["seed"], r["protocol"], r["metrics"]["map"]) for r in found] == [
+        ("baseline", 0, "paper", 0.125), ("baseline", 1, "paper", 0.25), ("clusterfit", 0, "paper", 0.125),
+        ("clusterfit", 1, "paper", 0.25), ("grafit", 0, "paper", 0.125), ("grafit", 1, "paper", 0.75),
+    ]  # fmt: skip
+    assert all(results.check(r, "") for r in found)
+    # And what was changed since is refused, in its directory too.
+    metrics = points[0].directory / "metrics.json"
+    metrics.write_text(metrics.read_text().replace("0.125", "0.126"))
+    with pytest.raises(UserError, match=r"runs/baseline is not what its run wrote"):
+        reproduction.result(points[0], {})
+
+
+def test_a_row_that_fails_leaves_the_others_alone(wanted, monkeypatch, capsys):
+    def pretend(config, directory):
+        if config.method == "baseline":
+            raise {0: UserError("loss not finite"), 1: RuntimeError("XLA")}[config.seed]
+        finish(next(p for p in points if p.directory == directory))
+
+    monkeypatch.setattr(train, "train", pretend)
+    points, failed = wanted(seeds=[0, 1]), {}
+    assert [(r["row"], r["seed"]) for r in reproduction.all_results(points, {}, failed)] == [
+        ("grafit", 0),
+        ("grafit", 1),
+    ]
+    assert failed == {
+        "baseline": "loss not finite",
+        "baseline_seed1": "RuntimeError: XLA",
+        "clusterfit": "starts from baseline, which failed",
+        "clusterfit_seed1": "starts from baseline_seed1, which failed",
+    }
+    assert "RuntimeError: XLA" in capsys.readouterr().err  # a bug keeps its traceback
+
+    def stopped(config, directory):
+        raise Preempted(3)
+
+    monkeypatch.setattr(train, "train", stopped)
+    with pytest.raises(Preempted):
+        list(reproduction.all_results(wanted(seeds=[2]), {}, {}))
+
+
+def test_prices_are_measured_or_by_arithmetic(wanted):
+    baseline, clusterfit, grafit = wanted()
+    known = [
+        recorded("baseline", 1, seconds=30.0),
+        recorded("baseline", 2, seconds=50.0),
+        recorded("snca_plus", seconds=130.0, **{"train.epochs": 5}),
+        recorded("byol", seconds=100.0, **{"train.epochs": 1}),
+        recorded("byol", seconds=1.0, **{"views.size": 16}),
+    ]
+    assert pricing.price(baseline, known) == (40.0, "measured, 2 runs")
+    # 30 + 50 + 130 s for (2 + 2 + 5) epochs of 100 images seen once: 0.2333 s a view; 2 epochs are asked for.
+    assert pricing.price(clusterfit, known) == (
+        pytest.approx(210 / 900 * 200),
+        "arithmetic, 233.33 ms a view in 3 runs",
+    )
+    # 100 s for one epoch of 100 images seen twice: half a second a view; 2 epochs are asked for, seen twice.
+    assert pricing.price(grafit, known) == (pytest.approx(200.0), "arithmetic, 500.00 ms a view in 1 run")
+    # Without a run of as many views, those of others: 210 s for 900 views.
+    assert pricing.price(grafit, known[:3]).seconds == pytest.approx(210 / 900 * 400)
+    others = [recorded(**{"data.source": "npz:D"}), recorded(**{"model.trunk": "resnet18"})]
+    for unknown in ([], others[:1], others[1:]):
+        assert pricing.price(grafit, unknown).seconds is None
+
+
+def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
+    known = [recorded("baseline", seed, seconds=1800.0) for seed in (0, 1)]
+    asked = {"t": wanted(seeds=[0, 1], only=["clusterfit", "baseline"]), "u": wanted(only=["baseline", "grafit"])}
+    assert pricing.plan(asked, {}, known).splitlines() == [
+        "table  row         runs  to train  hours  by",
+        "t      baseline    2     2         1.00   measured, 2 runs",
+        "t      clusterfit  2     2         1.00   arithmetic, 9000.00 ms a view in 2 runs",
+        "u      baseline    1     0         -      there, or above",
+        "u      grafit      1     1         1.00   arithmetic, 9000.00 ms a view in 2 runs",
+        "",
+        "total: 3.00 hours of training for 5 runs",
+    ]
+    # Recorded, a baseline is not trained for itself; for clusterfit it is.
+    index = reproduction.index([recorded("baseline", seed, **{"clusters.k": 5}) for seed in (0, 1)])
+    rows = pricing.plan({"t": wanted(only=["baseline"])}, index, []).splitlines()
+    assert rows[1].split() == ["t", "baseline", "1", "0", "-", "there,", "or", "above"]
+    rows = pricing.plan({"t": wanted(only=["clusterfit"])}, index, []).splitlines()
+    assert [row.split()[1:5] for row in rows[1:3]] == [["clusterfit", "1", "1", "?"], ["baseline", "0", "1", "?"]]
+    assert rows[-1] == "total: 0.00 hours of training for 0 runs, and 2 runs of which no recorded one tells"
+    # Of a published row the arithmetic of its FLOP is all there is.
+    assert targets.time("cifar100_paper", "grafit") == "2 hours on one H100"
+    assert targets.time("imagenet", "grafit_coarse") == "170 hours on one H100, 2 levels together"
+    rows = pricing.plan({"cifar100_paper": wanted(only=["grafit"])}, {}, []).splitlines()
+    assert rows[1].endswith("no recorded run of this network on these data; by its FLOP 2 hours on one H100")
+
+
+def test_tables_are_found_by_name_or_by_family_and_scale():
+    assert tables.find("omniglot") == "omniglot"
+    assert tables.find("omniglot", "cpu") == "study_omniglot"
+    assert tables.find("cifar100") == tables.find("study_cifar100", "cpu") == "study_cifar100"
+    assert tables.find("cifar100", "paper") == "cifar100_paper"
+    assert tables.find("maskcon_cifar100") == tables.find("maskcon_cifar100", "gpu") == "maskcon_cifar100"
+    assert tables.find("maskcon_cifar100", "paper") == "maskcon_cifar100_pretrained"
+    for name, scale, message in (
+        ("omniglott", None, r"unknown table 'omniglott' \(did you mean 'omniglot'\?\): want one of quickstart"),
+        ("imagenett", "paper", r"unknown table 'imagenett' \(did you mean 'imagenet'\?\)"),
+        ("imagenet", "cpu", r"found --scale=cpu: want one of paper, at which there is a table imagenet\."),
+    ):
+        with pytest.raises(UserError, match=message):
+            tables.find(name, scale)
+    study = tables.at("cpu")
+    assert {"study_cifar100", "study_omniglot", "study_ablations", "maskcon_cpu"} <= set(study)
+    assert set(tables.at("cpu") + tables.at("gpu") + tables.at("paper")) <= tables.TABLES.keys()
+
+
+def test_the_study_has_every_method_and_ablation_with_its_seeds():
+    of_paper = {name for name, m in methods.METHODS.items() if m.protocol == "paper" and m.projector != "identity"}
+    of_maskcon = {name for name, m in methods.METHODS.items() if m.protocol == "maskcon"}
+    assert set(targets.OF_PAPER) == of_paper
+    for table, wanted in (("study_cifar100", of_paper), ("study_omniglot", of_paper | of_maskcon)):
+        seeds = {row.name: row.seeds for row in tables.TABLES[table].rows}
+        assert seeds.keys() == wanted and min(seeds.values()) == 2
+        assert {name for name, n in seeds.items() if n == 3} == {"baseline", "baseline_mlp", "grafit"}
+    assert {row.name: row.seeds for row in tables.TABLES["maskcon_cpu"].rows} == dict.fromkeys(
+        (*of_maskcon, "snca_plus", "grafit", "baseline_mlp"), 2
+    )
+    # Each ablation is grafit with its own change and no other.
+    points = reproduction.points(tables.TABLES["study_ablations"], pathlib.Path("runs"), root=ROOT, seeds=[0])
+    grafit = points[0]
+    assert {p.name: results.differences(grafit.flat, p.flat) for p in points} == {
+        "grafit": [],
+        "grafit_views_4": ["views.num_views: 2 -> 4"],
+        "grafit_lambda_0.3": ["loss.instance_weight: 1.0 -> 0.3"],
+        "grafit_lambda_3": ["loss.instance_weight: 1.0 -> 3.0"],
+        "grafit_sigma_0.02": ["loss.temperature: 0.05 -> 0.02"],
+        "grafit_sigma_0.1": ["loss.temperature: 0.05 -> 0.1"],
+        "grafit_memory_0": ["memory.momentum: 0.5 -> 0.0"],
+        "grafit_memory_0.9": ["memory.momentum: 0.5 -> 0.9"],
+        "grafit_ema_off": ["ema.base: 0.99 -> 0.0", "ema.final: 1.0 -> 0.0"],
+        "grafit_projector_off": ["method: 'grafit' -> 'grafit_no_projector'", "model.dim: 128 -> 64"],
+        "byol": ["method: 'grafit' -> 'byol'"],
+    }
+    assert points[1].command == (
+        "python experiments/train.py --config=configs/cifar100.py:preset=cpu_short,method=grafit,seed=0 "
+        "--config.views.num_views=4 --workdir=runs/grafit_views_4"
+    )
+    assert {tables.TABLES[name].folder for name in ("study_cifar100", "study_ablations")} == {"study/cifar100"}
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_row_of_every_table_is_a_valid_config(name):
+    table = tables.TABLES[name]
+    assert len({row.name for row in table.rows}) == len(table.rows)
+    source = reproduction.Source(pretrained="resnet18.pth" if table.pretrained else "")
+    for point in reproduction.points(table, pathlib.Path("runs"), root=ROOT, seeds=[7], source=source):
+        if point.row.name != tables.RAW_PIXELS:
+            config_lib.validate(point.config, num_devices=1)
+            assert point.config.seed == 7
+        for heading, fact in table.facts.items():
+            assert fact(point.flat), heading
+
+
+def test_every_published_row_has_its_runs():
+    published = [t for t in targets.TARGETS if t.standing]
+    assert len(published) == 3 + 19 + 8 + 1 and all(t.rows for t in targets.TARGETS)
+    for target in targets.TARGETS:
+        table = tables.TABLES[target.table]
+        rows = {row.name: row for row in table.rows}
+        assert rows.keys() >= set(target.rows), target.table
+        shown = {"top1": "**top-1**"} | table.columns  # ImageNet's classifier is not in the table of levels
+        assert shown.keys() >= target.published.keys(), target.table
+        for row in target.rows:
+            seen = reproduction.points(
+                table, pathlib.Path("runs"), root=ROOT, seeds=[0], only=[row],
+                source=reproduction.Source(pretrained="w.pth" if table.pretrained else ""),
+            )  # fmt: skip
+            assert results.protocol(seen[0].config.method) == target.protocol
+            assert seen[0].config.data.source.partition(":")[2] in target.data
+    # The paper's own tables: nine methods, and no cell that is confirmed.
+    for name, levels in (("cifar100_paper", 1), ("imagenet", 2), ("inaturalist2018", 7), ("inaturalist2019", 7)):
+        of_table = [t for t in targets.TARGETS if t.table == name and not t.standing]
+        assert len(of_table) == 9 and {len(t.rows) for t in of_table} == {levels}
+        assert {value for t in of_table for value in t.published.values()} == {None}
+    assert targets.LEVELS == LEVELS
+
+
+def test_hours_are_arithmetic():
+    # 1,281,167 images x 600 epochs x 4 views x (3 + 1 forwards) x 8.2 GFLOP = 1.0e20 FLOP; at 3.3e14 a second 85 hours.
+    assert targets.hours("resnet50", "grafit", images=1_281_167, epochs=600, views=4) == pytest.approx(84.9, abs=0.05)
+    # One view, and no target network: 3 of those 16 forwards.
+    assert targets.hours("resnet50", "baseline", images=1_281_167, epochs=600, views=4) == pytest.approx(15.9, abs=0.05)
+
+
+def of_rows(**metrics):
+    return [{"row": row, "seed": seed, "metrics": m} for row, runs in metrics.items() for seed, m in enumerate(runs)]
+
+
+def test_a_target_is_measured_ready_or_blocked(monkeypatch):
+    one = targets.Target("t", ("a",), "T", "net", {"map": 50.0}, "seed", "1 hour", "d")
+    many = targets.Target(
+        "t", ("a_x", "a_y"), "T", "net", {"map": None, "knn_top1": None}, "", "1 hour", "d", ("x", "y")
+    )
+    assert targets.state(one, {}) == "ready, not run"
+    assert targets.state(many, {}) == "blocked: needs x, and y"
+    found = {"t": of_rows(a=[{"map": 0.5}, {"map": 0.6}], a_x=[{"map": 0.1, "knn_top1": 0.2}], a_y=[{"map": 0.1}])}
+    assert targets.ours(one, found) == [{"map": pytest.approx(55.0)}]
+    assert targets.state(one, found) == "measured"
+    assert targets.state(many, found) == "blocked: needs x, and y"  # a_y lacks one of its metrics
+    ready = targets.Target("t", many.rows, "T", "net", many.published, "", "1 hour", "d")
+    assert targets.state(ready, found) == "ready, 1 of 2 rows measured"
+    monkeypatch.setattr(targets, "TARGETS", (one, many))
+    assert targets.plain(found).splitlines() == [
+        "t: T; mAP; protocol paper; data d",
+        "  row  trunk  paper      ours  takes   state",
+        "  a    net    50 [seed]  55    1 hour  measured",
+        "",
+        "t: T; mAP / k-NN; protocol paper; data d",
+        "  row           trunk  paper  ours    takes   state",
+        "  a x 2 levels  net    –      1 of 2  1 hour  blocked: needs x, and y",
+    ]
+    assert targets.page(found).splitlines()[2:] == [
+        "| `t` | a | T | paper | net | mAP | 50 [seed] | 55 | d; 1 hour | measured |",
+        "| `t` | a x 2 levels | T | paper | net | mAP / k-NN | – | 1 of 2 | d; 1 hour | blocked: needs x, and y |",
+    ]
+
+
+def test_ours_stands_beside_the_papers_with_the_difference():
+    recalls = [{f"recall@{k}": v for k, v in ((1, 0.6), (2, 0.72), (5, r5), (10, 0.9))} for r5 in (0.82, 0.83)]
+    text = targets.compare("maskcon_cifar100", of_rows(maskcon=recalls, grafit_maskcon=recalls))
+    assert text.splitlines()[1:] == [
+        "row             metric  paper         ours   difference",
+        "grafit_maskcon  R@1     60.57 [seed]  60.00  -0.57",
+        "grafit_maskcon  R@2     71.13 [seed]  72.00  +0.87",
+        "grafit_maskcon  R@5     82.32 [seed]  82.50  +0.18",
+        "grafit_maskcon  R@10    89.21 [seed]  90.00  +0.79",
+    ]
+    unconfirmed = targets.compare("study_cifar100", of_rows(grafit=[{"map": 0.5, "knn_top1": 0.5}]))
+    assert "no published cell is confirmed" in unconfirmed
+    assert targets.compare("quickstart", of_rows(grafit=[{"map": 0.5}])) == ""
+
+
+def test_a_table_fits_a_terminal():
+    rows = [["a", "one two three", "x"], ["bb", "four", "y" * 6]]
+    assert report.plain_table(["h", "long", "z"], rows, width=19).splitlines() == [
+        "h   long     z",
+        "a   one two  x",
+        "    three",
+        "bb  four     yyyyyy",
+    ]
+    assert all(len(line) <= 120 for line in targets.plain({}).splitlines() if line.startswith("  "))

@@ -1,0 +1,191 @@
+"""Results that runs wrote: sealed, merged in pieces, and refused where they were edited or do not belong together."""
+
+import hashlib
+import json
+import re
+
+import pytest
+
+from grafit_jax import config as config_lib
+from grafit_jax import pages, reproduction, results, tables, workdir
+from grafit_jax.errors import UserError
+from small import small_config
+
+PRINTS = {"train": "ab", "test": "cd"}
+
+
+def entry(method="grafit", seed=0, *, row=None, value=0.5, prints=PRINTS, **overrides):
+    """A result as a run leaves it and `reproduction.result` gives it."""
+    config = json.loads(json.dumps(config_lib.flatten(small_config(method, **{"seed": seed, **overrides}))))
+    metrics = {"map": value, "recall@1": 0.25}
+    facts = {"train_seconds": 90.0, "train_images": 10, "views_per_image": 2, "data_fingerprint": prints}
+    return {
+        "row": row or method, "protocol": results.protocol(method), "method": method, "seed": seed, "metrics": metrics,
+        "run": results.seal(facts, config, metrics), "config": config, "command": "python experiments/train.py",
+    }  # fmt: skip
+
+
+def written(path, found):
+    path.write_text(json.dumps(found))
+    return path
+
+
+def test_a_digest_is_of_canonical_json():
+    run = results.seal({"b": 1.5, "a": "ü"}, {"t": (1, 2), "data.data_dir": "here"}, {"map": 0.25})
+    text = r'{"config":{"t":[1,2]},"metrics":{"map":0.25},"run":{"a":"\u00fc","b":1.5,"schema":1}}'
+    assert run == {"b": 1.5, "a": "ü", "schema": 1, "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def test_what_was_written_is_read(tmp_path):
+    found = [entry(), entry("maskcon", 3)]
+    assert results.read(written(tmp_path / "t.json", found)) == found
+    # Where its data lay is no part of a result.
+    found[0]["config"]["data.data_dir"] = "/elsewhere"
+    assert results.read(written(tmp_path / "t.json", found)) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["metrics"].update(map=0.51), "is not what its run wrote .its digest is of other numbers.: give"),
+        (lambda r: r["metrics"].update(extra=0.1), "is not what its run wrote"),
+        (lambda r: r["run"].update(train_seconds=1.0), "is not what its run wrote"),
+        (lambda r: r["run"].update(digest="0" * 64), "is not what its run wrote"),
+        (lambda r: r["run"].pop("digest"), "is not what its run wrote"),
+        (lambda r: r["config"].update({"train.epochs": 600}), "is not what its run wrote"),
+        (lambda r: r["run"].update(schema=2), "is a result of schema 2, and this version reads 1: train it again in"),
+        (lambda r: r["run"].pop("schema"), "is a result of schema 0, and this version reads 1"),
+        (lambda r: r.update(protocol="maskcon"), "has grafit as of protocol 'maskcon': want recorded results: take"),
+        (lambda r: r.update(method="byol"), "has a method or seed that its config has not"),
+        (lambda r: r.update(seed=1), "has a method or seed that its config has not"),
+        (lambda r: r.pop("metrics"), "cannot be read .KeyError: 'metrics'.: want recorded results: take the file"),
+    ],
+)
+def test_what_is_not_as_its_run_wrote_it_is_refused(tmp_path, change, message):
+    found = [entry("baseline"), entry()]
+    change(found[1])
+    with pytest.raises(UserError, match=message) as caught:
+        results.read(written(tmp_path / "t.json", found))
+    assert str(tmp_path / "t.json") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_results_are_merged_by_row_and_seed():
+    first, second, other = entry(seed=2), entry(seed=0), entry("baseline")
+    newer = entry(seed=2, value=0.75)
+    rows = ("baseline", "grafit")
+    assert results.merge([], [first], rows, "F") == [first]
+    merged = results.merge([first], [second, other], rows, "F")
+    assert merged == [other, second, first]  # in the table's order, then by seed
+    assert results.merge(merged, [newer], rows, "F") == [other, second, newer]
+    with pytest.raises(UserError, match=r"F has the row byol, and the table has baseline, grafit: remove it\."):
+        results.merge([entry("byol")], [first], rows, "F")
+    changed = entry(seed=2, **{"train.epochs": 3, "loss.temperature": 0.1})
+    with pytest.raises(UserError) as caught:
+        results.merge(merged, [changed], rows, "F")
+    assert "F has grafit, seed 2, of another config (loss.temperature: 0.05 -> 0.1; train.epochs: 2 -> 3): remove" in (
+        str(caught.value)
+    )
+
+
+def test_configs_are_the_same_where_they_train_the_same():
+    config = entry()["config"]
+    same = [
+        config | {"data.data_dir": "/x", "data.categories": "c.json"},
+        config | {"clusters.k": 30, "clusters.workdir": "/x"},  # which grafit has no use for
+        config | {"views.mean": (0.3,), "loss.instance_weight": 1},
+        {key: value for key, value in config.items() if key != "train.host_crops"},  # from before there was that key
+    ]
+    for other in same:
+        assert results.differences(config, other) == [] and results.key(config) == results.key(other)
+    for key, value in (("seed", 1), ("method", "byol"), ("train.host_crops", True), ("data.source", "npz:D")):
+        other = config | {key: value}
+        assert results.differences(config, other) == [f"{key}: {config[key]!r} -> {value!r}"]
+        assert results.key(config) != results.key(other)
+    # Of the run that clusters come from, the name counts and not the place.
+    clustered = entry("clusterfit", **{"clusters.workdir": "/a/baseline", "clusters.k": 9})["config"]
+    assert results.differences(clustered, clustered | {"clusters.workdir": "b/baseline"}) == []
+    assert results.differences(clustered, clustered | {"clusters.workdir": "/a/baseline_seed1"}) == [
+        "clusters.workdir: 'baseline' -> 'baseline_seed1'"
+    ]
+    assert results.differences(clustered, clustered | {"clusters.k": 8}) == ["clusters.k: 9 -> 8"]
+
+
+def test_a_table_does_not_mix_protocols_or_data():
+    two = [entry(), entry("maskcon"), entry("supcon")]
+    results.check_together(two, "T", says_protocol=True)
+    results.check_together([entry(), entry("byol")], "T", says_protocol=False)
+    with pytest.raises(UserError, match=r"T mixes protocols maskcon and paper and has no column that says so: want"):
+        results.check_together(two, "T", says_protocol=False)
+    clusters = entry("clusterfit", prints=PRINTS | {"clusters": "12"})  # whose labels are its own matter
+    results.check_together([entry(), clusters], "T", says_protocol=False)
+    other = entry("byol", 4, prints=PRINTS | {"test": "ef"})
+    with pytest.raises(UserError, match=r"T mixes .* different images or labels \(grafit, seed 0; byol, seed 4\): mea"):
+        results.check_together([entry(), other], "T", says_protocol=True)
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A repository with one table of two rows, and a place for it."""
+    (tmp_path / "experiments" / "results").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("<!-- t -->\n<!-- /t -->\n")
+    rows = tuple(tables.Row(name, "c.py", f"method={name}") for name in ("baseline", "grafit"))
+    monkeypatch.setattr(pages, "TABLES", {"t": tables.Table(rows, {"map": "mAP"})})
+    return tmp_path
+
+
+ENVIRONMENT = {
+    "device": "1 x cpu", "processor": "2 cores", "python": "3", "packages": {}, "revision": "r", "test_images": 5,
+}  # fmt: skip
+
+
+def complete(method, seed=0, **arguments):
+    """An entry that a page can show."""
+    found = entry(method, seed, **arguments)
+    facts = {key: value for key, value in found["run"].items() if key not in ("schema", "digest")} | ENVIRONMENT
+    return found | {"run": results.seal(facts, found["config"], found["metrics"])}
+
+
+def test_a_table_is_recorded_in_pieces_and_shown(house):
+    pages.record(house, "t", complete("grafit", 0, value=0.5))
+    pages.record(house, "t", complete("grafit", 1, value=0.6))
+    pages.record(house, "t", complete("baseline", value=0.25))
+    assert [(r["row"], r["seed"]) for r in pages.recorded(house)["t"]] == [
+        ("baseline", 0), ("grafit", 0), ("grafit", 1),
+    ]  # fmt: skip
+    shown = (house / "README.md").read_text()
+    assert "| `baseline` (coarse cross-entropy) | 25.0 | 1 |" in shown
+    assert "| `grafit` (k-NN + instance loss) | 55.0 ± 7.1 | 2 |" in shown
+    before = (house / "experiments" / "results" / "t.json").read_text()
+    for wrong in (
+        complete("grafit", **{"train.epochs": 9}),
+        complete("grafit", 2, prints={"train": "x", "test": "y"}),
+        complete("maskcon", 2, row="grafit"),
+    ):
+        with pytest.raises(UserError, match=re.escape(str(house / "experiments" / "results" / "t.json"))):
+            pages.record(house, "t", wrong)
+    assert (house / "experiments" / "results" / "t.json").read_text() == before
+
+
+def test_what_cannot_be_recorded_is_told_before_it_is_trained(house):
+    def point(**overrides):
+        row = tables.Row("grafit", "c.py", "method=grafit")
+        return reproduction.Point(row, 0, house / "runs" / "grafit", "", small_config(**overrides))
+
+    pages.record(house, "t", complete("grafit"))
+    pages.check_record(house, "t", [point()])
+    with pytest.raises(UserError, match=r"t\.json has grafit, seed 0, of another config \(train\.epochs: 2 -> 3\)"):
+        pages.check_record(house, "t", [point(**{"train.epochs": 3})])
+    (house / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match=r"no block <!-- t --> … <!-- /t --> found: put these two lines"):
+        pages.check_record(house, "t", [point()])
+
+
+def test_the_config_of_a_complete_run_stays_as_it_was_sealed(tmp_path):
+    workdir.claim(tmp_path, small_config())
+    workdir.claim(tmp_path, small_config(**{"data.data_dir": "/moved"}))
+    before = (tmp_path / "config.json").read_text()
+    assert "/moved" in before
+    (tmp_path / "metrics.json").write_text("{}")
+    workdir.claim(tmp_path, small_config(**{"data.data_dir": "/moved/again"}))
+    assert (tmp_path / "config.json").read_text() == before

@@ -1,0 +1,77 @@
+"""HTML in pieces. Whatever comes from data goes through `text`, or through `data` into a script."""
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+# What an empty cell is sorted by.
+UNKNOWN = -1e9
+
+
+class Cell(NamedTuple):
+    """A cell of a table.
+
+    Attributes:
+      shown: HTML.
+      value: what it is sorted by.
+    """
+
+    shown: str
+    value: float | str
+
+
+def text(value: object) -> str:
+    """As it is read, between tags or between the quotes of an attribute."""
+    return html.escape(str(value), quote=True)
+
+
+def data(name: str, content: Any) -> str:
+    """JSON for the page's script, which no string in it can end."""
+    safe = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
+    return f'<script type="application/json" id="{name}">{safe}</script>'
+
+
+def number(value: float | None, form: str = "{:.1f}") -> Cell:
+    """A number, or a dash in its place."""
+    return Cell("–", UNKNOWN) if value is None else Cell(form.format(value), value)
+
+
+def bar(right: int, of: int) -> Cell:
+    """right / of in percent, with a bar as long."""
+    if not of:
+        return number(None)
+    percent = 100 * right / of
+    return Cell(f'<span class="bar" style="--share:{percent:.1f}%">{percent:.1f}</span>', percent)
+
+
+def name(value: object) -> Cell:
+    """Text from data."""
+    return Cell(text(value), str(value))
+
+
+def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], *, sortable: bool = False) -> str:
+    """A table whose first column names its rows. Caption and header are `text`.
+
+    A sortable one gets its buttons from the script: without it, there is nothing to press in vain.
+    """
+    head = "".join(f'<th scope="col">{heading}</th>' for heading in header)
+    body = "".join(f"<tr>{''.join(map(_cell, range(len(row)), row))}</tr>" for row in rows)
+    kind = ' class="sortable"' if sortable else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table{kind}>'
+        f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(place: int, cell: Cell) -> str:
+    tag, scope = ("th", ' scope="row"') if place == 0 else ("td", "")
+    return f'<{tag}{scope} data-value="{text(cell.value)}">{cell.shown}</{tag}>'
+
+
+def section(name: str, heading: str, *content: str) -> str:
+    """A part of the page that its table of contents leads to."""
+    return (
+        f'<section id="{name}" aria-labelledby="{name}-heading"><h2 id="{name}-heading">{heading}</h2>'
+        f"{''.join(content)}</section>"
+    )

@@ -1,7 +1,6 @@
 """What is told of embeddings beyond their metrics: R@1 by class, what is taken for what, a map. Pure."""
 
 import numpy as np
-import scipy.linalg
 
 
 def recall_by_class(
@@ -62,14 +61,13 @@ def plane(embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     unit = embedding.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     unit -= unit.mean(axis=0)
-    n = len(unit)
-    found = min(2, n)
-    variance, axes = scipy.linalg.eigh(unit @ unit.T, subset_by_index=[n - found, n - 1])
-    variance, axes = variance[::-1].clip(0), axes[:, ::-1]
-    points = np.zeros((n, 2))
-    points[:, :found] = axes * np.sqrt(variance)
+    wide = unit.shape[1] > len(unit)  # the smaller of two matrices with the same variances
+    variance, axes = np.linalg.eigh(unit @ unit.T if wide else unit.T @ unit)
+    variance, axes = variance[:-3:-1].clip(0), axes[:, :-3:-1]
+    found = len(variance)
+    points, shares = np.zeros((len(unit), 2)), np.zeros(2)
+    points[:, :found] = axes * np.sqrt(variance) if wide else unit @ axes
+    if total := np.sum(unit**2):
+        shares[:found] = variance / total
     largest = points[np.abs(points).argmax(axis=0), range(2)]
-    total = np.sum(unit**2)
-    shares = np.zeros(2)
-    shares[:found] = variance / total if total else 0.0
     return points * np.where(largest < 0, -1, 1), shares

@@ -32,7 +32,7 @@ def chart(title: str, lines: Sequence[Line]) -> str:
     ticks = steps(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     last = max(max(line.x) for line in lines)
-    epochs = [tick for tick in steps(0.0, last) if tick <= last]
+    epochs = [tick for tick in steps(0.0, last) if tick <= last and tick == round(tick)]
 
     def across(x: float) -> float:
         return _LEFT + (_RIGHT - _LEFT) * x / last

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 # What an empty cell is sorted by.
@@ -50,23 +50,28 @@ def name(value: object) -> Cell:
     return Cell(text(value), str(value))
 
 
-def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], *, sortable: bool = False) -> str:
+def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], *, sortable: bool = False) -> str:
     """A table whose first column names its rows. Caption and header are `text`.
 
     A sortable one gets its buttons from the script: without it, there is nothing to press in vain.
     """
-    head = "".join(f'<th scope="col">{heading}</th>' for heading in header)
-    body = "".join(f"<tr>{''.join(map(_cell, range(len(row)), row))}</tr>" for row in rows)
-    kind = ' class="sortable"' if sortable else ""
+    words = [isinstance(cell.value, str) for cell in rows[0]] if rows else [False] * len(header)
+    kinds = [' class="words"' if of_words else "" for of_words in words]
+    head = "".join(f'<th scope="col"{kind}>{heading}</th>' for heading, kind in zip(header, kinds, strict=True))
+    body = ""
+    for first, *others in rows:
+        cells = "".join(f"<td{kind}{_sorted_by(c)}>{c.shown}</td>" for c, kind in zip(others, kinds[1:], strict=True))
+        body += f'<tr><th scope="row"{kinds[0]}{_sorted_by(first)}>{first.shown}</th>{cells}</tr>'
+    sorts = ' class="sortable"' if sortable else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table{kind}>'
-        f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
+        f"<table{sorts}><caption>{caption}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _cell(place: int, cell: Cell) -> str:
-    tag, scope = ("th", ' scope="row"') if place == 0 else ("td", "")
-    return f'<{tag}{scope} data-value="{text(cell.value)}">{cell.shown}</{tag}>'
+def _sorted_by(cell: Cell) -> str:
+    return f' data-value="{text(cell.value)}"'
 
 
 def section(name: str, heading: str, *content: str) -> str:

@@ -50,19 +50,22 @@ def metrics(runs: Sequence[Run], test: Records) -> Part:
             layer = path.pop(0) if path and path[0] in _LAYERS else run.layer
             if metric != "step":
                 found.setdefault((layer, path[0] if path else test.finest, run.name), {})[metric] = value
-    columns = dict.fromkeys(metric for row in found.values() for metric in row)
-    keys = ("features", "labels", "run")[: 3 if len(runs) > 1 else 2]
+    columns = sorted(dict.fromkeys(m for row in found.values() for m in row), key=lambda m: not _is_percent(m))
     levels = [*test.levels][::-1]
     order = sorted(found, key=lambda key: (_LAYERS.index(key[0]), levels.index(key[1]) if key[1] in levels else 0))
     rows = [
-        [*map(markup.name, key[: len(keys)]), *(_metric(metric, found[key].get(metric)) for metric in columns)]
-        for key in order
+        [
+            markup.name(f"{level}, {layer}"),
+            *([markup.name(run)] if len(runs) > 1 else []),
+            *(_metric(metric, found[layer, level, run].get(metric)) for metric in columns),
+        ]
+        for layer, level, run in order
     ]
     steps = ", ".join(f"{run.name} after step {run.result['metrics'].get('step', 0):,}" for run in runs)
     note = (
         f"<p>Test images among each other (R@k, mAP) and by the training images (k-NN): {text(steps)}. In percent.</p>"
     )
-    header = [*keys, *(text(_heading(metric)) for metric in columns)]
+    header = ["labels, features", *(["run"] if len(runs) > 1 else []), *(text(_heading(metric)) for metric in columns)]
     return Part("metrics", "Metrics", note + markup.table("Metrics of every level and layer", header, rows))
 
 
@@ -70,8 +73,12 @@ def _heading(metric: str) -> str:
     return _PERCENT.get(metric, metric.replace("recall@", "R@").replace("_", " "))
 
 
+def _is_percent(metric: str) -> bool:
+    return metric.startswith("recall@") or metric in _PERCENT
+
+
 def _metric(metric: str, value: float | None) -> Cell:
-    if metric.startswith("recall@") or metric in _PERCENT:
+    if _is_percent(metric):
         return markup.number(None if value is None else 100 * value)
     return markup.number(value, "{:g}")
 
@@ -88,6 +95,7 @@ def curves(runs: Sequence[Run]) -> Part:
                     values.setdefault(key, {})[epochs[line["step"]]] = value
         for key, points in values.items():
             charts.setdefault(key, []).append(svg.Line(number, run.name, [*points], [*points.values()]))
+    charts = dict(sorted(charts.items(), key=lambda item: item[0] != "loss"))
     training = {key: lines for key, lines in charts.items() if not key.startswith("eval/")}
     evaluation = {
         key.removeprefix("eval/"): lines

@@ -23,13 +23,19 @@ class Cell(NamedTuple):
 
 def text(value: object) -> str:
     """As it is read, between tags or between the quotes of an attribute."""
-    return html.escape(str(value), quote=True)
+    return html.escape(_whole(str(value)), quote=True)
 
 
 def data(name: str, content: Any) -> str:
     """JSON for the page's script, which no string in it can end."""
-    safe = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
+    whole = json.loads(_whole(json.dumps(content, ensure_ascii=False)))
+    safe = json.dumps(whole, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
     return f'<script type="application/json" id="{name}">{safe}</script>'
+
+
+def _whole(value: str) -> str:
+    """With a question mark for what is no character: the bytes of a file's name that are no UTF-8."""
+    return value.encode("utf-8", "replace").decode()
 
 
 def number(value: float | None, form: str = "{:.1f}") -> Cell:

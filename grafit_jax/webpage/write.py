@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,15 +18,23 @@ from grafit_jax.webpage.shown import Run
 NAME = "report.html"
 
 
+class _Side(NamedTuple):
+    """A run, its workdir, and what it makes of its test images."""
+
+    run: Experiment
+    path: pathlib.Path
+    rows: dict[str, np.ndarray]
+
+
 def leave(run: Experiment, state: TrainState, path: pathlib.Path) -> None:
     """Writes report.html of a run that has just ended into its workdir. Whatever goes wrong is a warning.
 
     All processes have to call it; the first one writes.
     """
     try:
-        embedding = _embedded(run, state)
+        side = _side(run, state, path)
         if parallel.is_first():
-            _write(path / NAME, [(run, path, embedding)])
+            workdir.write(path / NAME, _composed([side]))
     except Exception as error:  # the run is complete, and keeps being it
         warn(f"no {path / NAME} was written ({error}): try experiments/report.py --workdir={path}.")
 
@@ -42,35 +51,42 @@ def make(path: pathlib.Path, other: pathlib.Path | None, out: pathlib.Path, *, d
     Raises:
       UserError: a workdir without a finished run, other test images, or no file to be written.
     """
+    if other is not None and os.path.realpath(other) == os.path.realpath(path):
+        raise UserError(f"found {path} as --workdir and as --compare: want two runs, or leave out --compare.")
     paths = [path] if other is None else [path, other]
     for each in paths:
         report.collect(each)  # before anything is loaded
-    shown: list[tuple[Experiment, pathlib.Path, dict[str, np.ndarray]]] = []
-    for each in paths:
-        same = bool(shown) and workdir.read_config(each).data == workdir.read_config(path).data
-        run, state = experiment.restore_newest(each, data_dir=data_dir, records=shown[0][0].records if same else None)
-        if shown and run.records["test"].fingerprint() != shown[0][0].records["test"].fingerprint():
+    sides = [_side(*experiment.restore_newest(path, data_dir=data_dir), path)]
+    test = sides[0].run.records["test"]
+    for each in paths[1:]:
+        same = workdir.read_config(each).data == workdir.read_config(path).data
+        records = sides[0].run.records if same else None
+        run, state = experiment.restore_newest(each, data_dir=data_dir, records=records)
+        if run.records["test"].fingerprint() != test.fingerprint():
             raise UserError(
-                f"{each} was tested on other images or labels than {path}: want a run on the same test split."
+                f"{each} was tested on other images or labels than {path}: want a --compare on the same test split."
             )
-        shown.append((run, each, _embedded(run, state)))
+        sides.append(_side(run, state, each))
+    page = _composed(sides)
     with writing(out):
-        _write(out, shown)
+        workdir.write(out, page)
 
 
-def _embedded(run: Experiment, state: TrainState) -> dict[str, np.ndarray]:
-    return run.embed_fn(experiment.variables(state), run.records["test"].image)
+def _side(run: Experiment, state: TrainState, path: pathlib.Path) -> _Side:
+    return _Side(run, path, run.embed_fn(experiment.variables(state), run.records["test"].image))
 
 
-def _write(out: pathlib.Path, shown: Sequence[tuple[Experiment, pathlib.Path, dict[str, np.ndarray]]]) -> None:
-    test = shown[0][0].records["test"]
-    unread = [rows.get("unread", np.zeros((len(test), 1), bool))[:, 0] for _, _, rows in shown]
+def _composed(sides: Sequence[_Side]) -> str:
+    """The page of runs on the same test images, of those that all of them could read."""
+    test = sides[0].run.records["test"]
+    unread = [side.rows.get("unread", np.zeros((len(test), 1), bool))[:, 0] for side in sides]
     read = ~np.any(unread, axis=0)
     runs = []
-    for (run, path, rows), name in zip(shown, _names([path for _, path, _ in shown]), strict=True):
-        layer = run.config.eval.features[0]
-        runs.append(Run(name, report.collect(path), workdir.read_log(path), layer, rows[layer][read]))
-    workdir.write(out, compose(runs, test.take(read), np.flatnonzero(read)))
+    for side, name in zip(sides, _names([side.path for side in sides]), strict=True):
+        layer = side.run.config.eval.features[0]
+        result, log = report.collect(side.path), workdir.read_log(side.path)
+        runs.append(Run(name, result, log, layer, side.rows[layer][read]))
+    return compose(runs, test.take(read), np.flatnonzero(read))
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:

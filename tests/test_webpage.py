@@ -114,7 +114,9 @@ def test_a_chart_draws_its_values_to_scale_and_says_them():
     )
     line, single = (t[1]["points"].split() for t in drawn.all("polyline"))
     (x1, y1), (x2, y2), (x4, y4) = (map(float, point.split(",")) for point in line)
-    assert x4 - x2 == pytest.approx(2 * (x2 - x1), abs=0.2) and y1 - y4 == pytest.approx(4 * (y1 - y2), abs=0.2)
+    left, right = (float(drawn.all("line", class_="axis")[0][1][key]) for key in ("x1", "x2"))
+    assert [x1, x2, x4] == pytest.approx([left + (right - left) * x / 4 for x in (1, 2, 4)], abs=0.1)
+    assert y1 - y4 == pytest.approx(4 * (y1 - y2), abs=0.2)
     assert y4 < y1 and single == [f"{x4:.1f},{(y1 + y4) / 2:.1f}"]
     said = drawn.all("svg")[0][1]["aria-label"]
     assert said.startswith("a<b: x from 0 in epoch 1 to 4 in epoch 4, lowest 0, highest 4; y from 2 in epoch 4")
@@ -233,7 +235,7 @@ def test_two_runs_stand_side_by_side_with_what_one_gains():
     test = looks.odd_records()
     runs = [looks.run(test, noise=0.1), looks.run(test, "other", noise=4.0, seed=1)]
     header, *rows = looks.Page(compose(test, *runs)).rows("classes")
-    assert header == ["fine", "coarse", "images", "R@1, grafit", "R@1, other", "gain"]
+    assert header == ["fine", "coarse", "images", "R@1, grafit", "R@1, other", "gain in R@1"]
     gains = [float(row[5]) for row in rows[:6]]
     assert gains == pytest.approx([float(row[3]) - float(row[4]) for row in rows[:6]], abs=0.11) and max(gains) > 5
     header, *rows = looks.Page(compose(test, *runs)).rows("metrics")
@@ -251,9 +253,11 @@ def test_the_gallery_frames_neighbours_as_the_picture_does():
     assert [re.search(r"test/(\d+)", alt)[1] for alt in asked] == [str(ids[q]) for q in queries]
     frames = iter([a["class"] for _, a, _ in found.all("li") if a.get("class") in report.FRAMES])
     said = iter([a["alt"] for _, a, _ in found.all("img") if a.get("class") != "asked"])
+    captions = iter([c[2] for c in found.all("figcaption") if "same fine class" in c[2]])
     kinds = set()
     for query in queries:
         for run in runs:
+            here = []
             unit = run.embedding / np.linalg.norm(run.embedding, axis=1, keepdims=True)
             cosine = unit @ unit[query]
             cosine[query] = -2
@@ -262,7 +266,9 @@ def test_the_gallery_frames_neighbours_as_the_picture_does():
                 alt = next(said)
                 assert next(frames) == kind and alt.startswith(f"{rank}: ") and alt.endswith(f"test/{ids[row]}")
                 assert report.FRAMES[kind].meaning in alt
-                kinds.add(kind)
+                here.append(kind)
+            assert next(captions) == f"{run.name}: {here.count('fine')} of 10 of the same fine class"
+            kinds |= {*here}
     assert kinds == {"fine", "coarse", "neither"} and next(said, None) is next(frames, None) is None
     style = found.all("style")[0][2]
     assert ".coarse>img,.swatch.coarse{border:3.6px dashed #ef9a00}" in style
@@ -310,6 +316,7 @@ def test_curves_leave_out_what_is_not_finite():
     test = looks.odd_records()
     run = looks.run(test)
     log = [*run.log, {"step": 15, "epoch": 3, "loss": float("nan"), "learning_rate": 0.1}]
+    log += [{"step": 20, "epoch": float("inf"), "loss": 1.0}, {"step": 0, "epoch": 0, "loss": 9.0}]
     found = looks.Page(compose(test, dataclasses.replace(run, log=log)))
     said = {a["aria-label"].partition(":")[0]: a["aria-label"] for _, a, _ in found.all("svg") if "aria-label" in a}
     assert [*said] == ["loss", "learning rate", "map"]

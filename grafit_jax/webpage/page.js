@@ -131,6 +131,7 @@
       if (event.pointerType === "mouse" && document.activeElement !== frame) choose(-1, view);
     });
     frame.addEventListener("focus", () => {
+      if (!frame.matches(":focus-visible")) return; // by a pointer, which has chosen
       const centre = ([x, y]) => Math.hypot(x - left - width / 2, y - upper - height / 2);
       choose(chosen < 0 ? nearest(view, centre) : chosen, view);
     });

@@ -87,7 +87,7 @@ def curves(runs: Sequence[Run]) -> Part:
     """What was logged, over the epochs: a chart for every value."""
     charts: dict[str, list[svg.Line]] = {}
     for number, run in enumerate(runs):
-        epochs = {line["step"]: line["epoch"] for line in run.log if "epoch" in line}
+        epochs = {line["step"]: line["epoch"] for line in run.log if 0 < line.get("epoch", 0) < math.inf}
         values: dict[str, dict[float, float]] = {}
         for line in run.log:
             for key, value in line.items():
@@ -164,7 +164,8 @@ def _recalls(seen: Sequence[Seen], group: Classes, judged: Mapping[str, Classes]
     place = 2 + len(beside)
     lowest = sorted(rows, key=lambda cells: cells[place].value)[:_ROWS]
     note = f"<p>{_ROWS:,} of {len(rows):,} classes, those with the lowest R@1.</p>" if len(rows) > _ROWS else ""
-    header = [group.level, *(level.level for level in beside), "images", *columns, *(["gain"] if two else [])]
+    header = [group.level, *(level.level for level in beside), "images", *columns]
+    header += [f"gain in {next(iter(judged))}"] if two else []
     caption = f"R@1 by class of level {text(group.level)}, in percent"
     return note + markup.table(caption, [*map(text, header)], lowest, sortable=True)
 

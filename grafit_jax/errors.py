@@ -20,7 +20,7 @@ class UserError(ValueError):
 
 def warn(message: str) -> None:
     """Tells on stderr, in one line, what may be a mistake and may be meant: found and expected."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
 @contextlib.contextmanager

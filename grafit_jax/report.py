@@ -7,7 +7,7 @@ import pathlib
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,15 +108,36 @@ def replace_block(text: str, name: str, block: str) -> str:
     return pattern.sub(lambda m: f"{m[1]}{block}\n{m[2]}", text)
 
 
-# How an image stands to its query: what the frame around it looks like.
-_FRAMES = {
-    "query": ("black", "solid", 2.5),
-    "fine": ("#2e7d32", "solid", 1.8),
-    "coarse": ("#ef9a00", "dashed", 1.8),
-    "neither": ("#c62828", "dotted", 1.8),
-    "unknown": ("#9e9e9e", "solid", 1.0),
+class Frame(NamedTuple):
+    """What is around an image, and what that says of it.
+
+    Attributes:
+      hue: the colour's name.
+      colour: as matplotlib and CSS take it.
+      style: of the line, likewise.
+      width: of the line, in points.
+      symbol: for those who do not see colours.
+      meaning: how the image stands to its query.
+    """
+
+    hue: str
+    colour: str
+    style: str
+    width: float
+    symbol: str
+    meaning: str
+
+
+FRAMES = {
+    "query": Frame("black", "black", "solid", 2.5, "", "query"),
+    "fine": Frame("green", "#2e7d32", "solid", 1.8, "✓", "same fine class"),
+    "coarse": Frame("amber", "#ef9a00", "dashed", 1.8, "~", "same coarse class only"),
+    "neither": Frame("red", "#c62828", "dotted", 1.8, "✗", "neither"),
+    "unknown": Frame("grey", "#9e9e9e", "solid", 1.0, "?", "without labels"),
 }
-_LEGEND = "green, solid: same fine class    amber, dashed: same coarse class only    red, dotted: neither"
+_LEGEND = "    ".join(
+    f"{frame.hue}, {frame.style}: {frame.meaning}" for frame in (FRAMES[name] for name in ("fine", "coarse", "neither"))
+)
 
 # An image [H, W, C] and its frame.
 Thumbnail = tuple[np.ndarray, str]
@@ -132,9 +153,7 @@ def gallery(
     """
     if records.label is None:
         raise UserError("the gallery compares fine labels, and this split has none.")
-    draw = np.random.default_rng(0)
-    classes = np.sort(draw.permutation(len(records.label_names))[:rows])
-    queries = np.array([draw.choice(np.flatnonzero(records.label == c)) for c in classes])
+    queries = queries_of(records.label, rows)
     sheets = {}
     for name, embedding in embeddings.items():
         near = neighbors.search(embedding[queries], embedding, k, query_ids=queries, gallery_ids=records.id)[1]
@@ -144,6 +163,13 @@ def gallery(
             for query, row in zip(queries, near, strict=True)
         ]
     contact_sheet(path, sheets)
+
+
+def queries_of(label: np.ndarray, rows: int) -> np.ndarray:
+    """Rows of queries, one of each of the first `rows` classes of a seeded order, by class."""
+    draw = np.random.default_rng(0)
+    classes = np.sort(draw.permutation(np.unique(label))[:rows])
+    return np.array([draw.choice(np.flatnonzero(label == c)) for c in classes])
 
 
 def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: int, other: int) -> str:
@@ -186,7 +212,7 @@ def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thu
 
 
 def _draw(ax, image: np.ndarray, frame: str) -> None:
-    colour, style, width = _FRAMES[frame]
+    _, colour, style, width, *_ = FRAMES[frame]
     ax.axis("on")
     ax.set(xticks=[], yticks=[])
     grey = image.shape[-1] == 1

@@ -34,6 +34,7 @@ from grafit_jax.errors import UserError, warn
 from grafit_jax.objective import Totals
 from grafit_jax.results import seal
 from grafit_jax.state import TrainState
+from grafit_jax.webpage import write as webpage
 
 # Of a scan on accelerators, at most: a run that is asked to stop does so between two of them.
 _STEPS_PER_CALL = 100
@@ -43,8 +44,9 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
     """Trains by `config` in the workdir `path`, or goes on where a run stopped; returns the final metrics.
 
     Leaves config.json, metrics.jsonl (a line an epoch and an evaluation), tensorboard/, checkpoints/, metrics.json (the
-    final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data) and, of
-    ClusterFit, clusters.npz; where images could not be read and were left out, broken.txt.
+    final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data), report.html
+    (all of it to look at) and, of ClusterFit, clusters.npz; where images could not be read and were left out,
+    broken.txt.
 
     Args:
       config: see `config.default`.
@@ -172,6 +174,7 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
     sealed = seal(run_facts, config_lib.flatten(config), metrics)
     workdir.write(path / "run.json", json.dumps(sealed, indent=2) + "\n")
     workdir.write(path / "metrics.json", json.dumps(metrics) + "\n")
+    webpage.leave(run, state, path)
     return metrics
 
 

@@ -28,6 +28,7 @@ LOCK = "lock"
 LOG = "train.log"
 # What may be there before config.json is.
 _BEFORE = (PROFILE, LOCK, LOG, "config.json.tmp")
+_METRICS = "metrics.jsonl"
 
 
 @contextlib.contextmanager
@@ -176,7 +177,7 @@ def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
     """By the first process alone."""
     if not parallel.is_first():
         return
-    with _writable(workdir), (workdir / "metrics.jsonl").open("a") as f:
+    with _writable(workdir), (workdir / _METRICS).open("a") as f:
         f.write(json.dumps(line) + "\n")
 
 
@@ -185,12 +186,16 @@ def cut_log(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
 
     Lines that are damaged go too: a kill cuts the last one short, and no line is worth a run that does not go on.
     """
-    path = workdir / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    entries = (_entry(line) for line in text.splitlines())
-    lines = [entry for entry in entries if entry is not None and entry["step"] <= step]
-    write(path, "".join(json.dumps(line) + "\n" for line in lines))
+    lines = [entry for entry in read_log(workdir) if entry["step"] <= step]
+    write(workdir / _METRICS, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
+
+
+def read_log(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What was logged, an entry an epoch and an evaluation, without lines that are damaged."""
+    path = workdir / _METRICS
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [entry for entry in map(_entry, text.splitlines()) if entry is not None]
 
 
 def _entry(line: str) -> dict[str, Any] | None:

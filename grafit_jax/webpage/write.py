@@ -1,0 +1,99 @@
+"""From workdirs to the file that shows them."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from grafit_jax import experiment, parallel, report, workdir
+from grafit_jax.errors import UserError, warn, writing
+from grafit_jax.experiment import Experiment
+from grafit_jax.state import TrainState
+from grafit_jax.webpage.page import compose
+from grafit_jax.webpage.shown import Run
+
+# What a training leaves.
+NAME = "report.html"
+
+
+class _Side(NamedTuple):
+    """A run, its workdir, and what it makes of its test images."""
+
+    run: Experiment
+    path: pathlib.Path
+    rows: dict[str, np.ndarray]
+
+
+def leave(run: Experiment, state: TrainState, path: pathlib.Path) -> None:
+    """Writes report.html of a run that has just ended into its workdir. Whatever goes wrong is a warning.
+
+    All processes have to call it; the first one writes.
+    """
+    try:
+        side = _side(run, state, path)
+        if parallel.is_first():
+            workdir.write(path / NAME, _composed([side]))
+    except Exception as error:  # the run is complete, and keeps being it
+        warn(f"no {path / NAME} was written ({error}): try experiments/report.py --workdir={path}.")
+
+
+def make(path: pathlib.Path, other: pathlib.Path | None, out: pathlib.Path, *, data_dir: str | None = None) -> None:
+    """Writes the page of a finished run, beside another one's on the same test images if there is one.
+
+    Args:
+      path: the run's workdir.
+      other: the other one's, or None.
+      out: the page.
+      data_dir: where the data lie, if elsewhere by now.
+
+    Raises:
+      UserError: a workdir without a finished run, other test images, or no file to be written.
+    """
+    if other is not None and os.path.realpath(other) == os.path.realpath(path):
+        raise UserError(f"found {path} as --workdir and as --compare: want two runs, or leave out --compare.")
+    paths = [path] if other is None else [path, other]
+    for each in paths:
+        report.collect(each)  # before anything is loaded
+    sides = [_side(*experiment.restore_newest(path, data_dir=data_dir), path)]
+    test = sides[0].run.records["test"]
+    for each in paths[1:]:
+        same = workdir.read_config(each).data == workdir.read_config(path).data
+        records = sides[0].run.records if same else None
+        run, state = experiment.restore_newest(each, data_dir=data_dir, records=records)
+        if run.records["test"].fingerprint() != test.fingerprint():
+            raise UserError(
+                f"{each} was tested on other images or labels than {path}: want a --compare on the same test split."
+            )
+        sides.append(_side(run, state, each))
+    page = _composed(sides)
+    with writing(out):
+        workdir.write(out, page)
+
+
+def _side(run: Experiment, state: TrainState, path: pathlib.Path) -> _Side:
+    return _Side(run, path, run.embed_fn(experiment.variables(state), run.records["test"].image))
+
+
+def _composed(sides: Sequence[_Side]) -> str:
+    """The page of runs on the same test images, of those that all of them could read."""
+    test = sides[0].run.records["test"]
+    unread = [side.rows.get("unread", np.zeros((len(test), 1), bool))[:, 0] for side in sides]
+    read = ~np.any(unread, axis=0)
+    runs = []
+    for side, name in zip(sides, _names([side.path for side in sides]), strict=True):
+        layer = side.run.config.eval.features[0]
+        result, log = report.collect(side.path), workdir.read_log(side.path)
+        runs.append(Run(name, result, log, layer, side.rows[layer][read]))
+    return compose(runs, test.take(read), np.flatnonzero(read))
+
+
+def _names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """What the runs are called: by the last parts of their paths, as many as tell them apart."""
+    parts = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

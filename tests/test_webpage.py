@@ -1,0 +1,425 @@
+"""A run's page: its numbers by hand and by other libraries, its HTML taken apart, what a training leaves."""
+
+import base64
+import dataclasses
+import io
+import re
+import shutil
+import types
+
+import numpy as np
+import PIL.Image
+import pytest
+from sklearn.decomposition import PCA
+
+import looks
+from files import write as write_image
+from grafit_jax import experiment, metrics, report, train, workdir
+from grafit_jax.data import sources
+from grafit_jax.data.folder import FolderImages
+from grafit_jax.errors import UserError
+from grafit_jax.webpage import analysis, curves, page, pictures, write
+from small import run as run_script
+from small import small_config
+
+
+def compose(test, *runs, ids=None):
+    return page.compose(runs or (looks.run(test),), test, np.arange(len(test)) if ids is None else ids)
+
+
+def opened(uri):
+    return PIL.Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+
+
+# Numbers
+
+
+def test_recall_by_class_counts_queries_that_have_another_of_their_class():
+    label = np.array([0, 0, 1, 1, 2, 0])
+    nearest = np.array([1, 2, 3, 0, 0, 0])  # right: rows 0, 2, 5; row 4 is alone in its class
+    right, of = analysis.recall_by_class(label, nearest, label, 4)
+    assert (right.tolist(), of.tolist()) == ([2, 1, 0, 0], [3, 2, 0, 0])
+    # The same queries, counted by a coarser class: rows 0, 1 and 5 against rows 2 and 3.
+    right, of = analysis.recall_by_class(label, nearest, np.array([1, 1, 0, 0, 0, 1]), 2)
+    assert (right.tolist(), of.tolist()) == ([1, 2], [2, 3])
+
+
+def test_recall_of_all_classes_is_that_of_the_metrics():
+    test = looks.odd_records()
+    embedding = looks.embedding(test, noise=2.0)
+    seen = page.neighbors.search(embedding, embedding, 1, query_ids=test.id, gallery_ids=test.id)[1]
+    right, of = analysis.recall_by_class(test.label, seen[:, 0], test.label, 6)
+    expected = metrics.retrieval_metrics(embedding, {"": test.label}, ks=(1,))["recall@1"]
+    assert 0.1 < expected < 0.9 and right.sum() / of.sum() == pytest.approx(expected)
+
+
+def test_confusion_counts_the_class_of_the_nearest():
+    label = np.array([3, 3, 3, 5, 5, 9])
+    nearest = np.array([1, 3, 5, 0, 4, 0])
+    # 3 -> 3, 5, 9; 5 -> 3, 5; 9 -> 3, which is not asked for.
+    assert analysis.confusion(label, nearest, np.array([3, 5])).tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("shape", [(30, 6), (12, 40)])
+def test_the_map_is_the_first_two_principal_components_of_unit_vectors(shape):
+    embedding = np.random.default_rng(0).normal(size=shape) * np.linspace(3, 1, shape[1])
+    points, shares = analysis.plane(embedding.astype(np.float32))
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    known = PCA(2, svd_solver="full").fit(unit)
+    np.testing.assert_allclose(np.abs(points), np.abs(known.transform(unit)), atol=1e-5)
+    np.testing.assert_allclose(shares, known.explained_variance_ratio_, atol=1e-6)
+    for axis in points.T:
+        assert axis[np.abs(axis).argmax()] > 0
+
+
+def test_a_map_of_what_has_no_two_directions():
+    points, shares = analysis.plane(np.array([[1.0, 0], [0, 2], [1, 0]], np.float32))
+    np.testing.assert_allclose(points[:, 1], 0, atol=1e-7)
+    np.testing.assert_allclose(shares, [1, 0], atol=1e-7)
+    assert np.ptp(points[:, 0]) == pytest.approx(2**0.5)
+    for collapsed in (np.ones((4, 3)), np.ones((4, 1)), np.ones((1, 3))):
+        points, shares = analysis.plane(collapsed)
+        np.testing.assert_allclose(points, 0, atol=1e-7)
+        assert np.all(np.isfinite(shares))
+
+
+def test_a_sample_is_drawn_by_the_seed_once_each():
+    drawn = analysis.sample(100, 10, seed=3)
+    assert len({*drawn.tolist()}) == 10 and np.all(np.diff(drawn) > 0)
+    assert drawn.tolist() == analysis.sample(100, 10, seed=3).tolist() != analysis.sample(100, 10, seed=4).tolist()
+    assert analysis.sample(4, 10, seed=3).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 4, [0, 1, 2, 3, 4]),
+        (0.13, 0.37, [0.1, 0.2, 0.3, 0.4]),
+        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+        (5, 5, [4, 6]),
+        (0, 0, [0, 0.5]),
+        (1e-7, 3e-7, [1e-7, 1.5e-7, 2e-7, 2.5e-7, 3e-7]),
+    ],
+)
+def test_ticks_are_round_and_enclose_the_values(low, high, expected):
+    ticks = curves.steps(low, high)
+    assert ticks[0] <= low and high <= ticks[-1]
+    if low < high:
+        np.testing.assert_allclose(ticks, expected, rtol=1e-9)
+
+
+def test_a_chart_draws_its_values_to_scale_and_says_them():
+    drawn = looks.Page(
+        curves.chart("a<b", [curves.Line(0, "x", [1, 2, 4], [0.0, 1.0, 4.0]), curves.Line(1, "y", [4], [2])])
+    )
+    line, single = (t[1]["points"].split() for t in drawn.all("polyline"))
+    (x1, y1), (x2, y2), (x4, y4) = (map(float, point.split(",")) for point in line)
+    left, right = (float(drawn.all("line", class_="axis")[0][1][key]) for key in ("x1", "x2"))
+    assert [x1, x2, x4] == pytest.approx([left + (right - left) * x / 4 for x in (1, 2, 4)], abs=0.1)
+    assert y1 - y4 == pytest.approx(4 * (y1 - y2), abs=0.2)
+    assert y4 < y1 and single == [f"{x4:.1f},{(y1 + y4) / 2:.1f}"]
+    said = drawn.all("svg")[0][1]["aria-label"]
+    assert said.startswith("a<b: x from 0 in epoch 1 to 4 in epoch 4, lowest 0, highest 4; y from 2 in epoch 4")
+    assert {t[2] for t in drawn.all("text")} >= {"0", "4", "epoch"}
+
+
+# Images
+
+
+def test_thumbnails_keep_their_proportions_and_small_images_their_pixels():
+    small = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 1), np.uint8)
+    got = pictures.thumbnails(small, np.array([2, 0]), 64)
+    assert [*got] == [0, 2]
+    uri = pictures.data_uri(got[2])
+    assert uri.startswith("data:image/png") and np.array_equal(np.asarray(opened(uri)), small[2, ..., 0])
+    large = np.full((1, 100, 50, 3), [[10, 200, 30]], np.uint8)
+    image = pictures.thumbnails(large, np.array([0]), 64)[0]
+    assert image.size == (32, 64) and image.getpixel((3, 3)) == (10, 200, 30)
+    uri = pictures.data_uri(image)
+    assert uri.startswith("data:image/webp") and opened(uri).size == (32, 64)
+
+
+def test_a_sheet_has_every_image_in_its_cell():
+    images = [PIL.Image.new("L", (4, 2), 10 * (i + 1)) for i in range(5)]
+    uri, columns = pictures.sheet(images)
+    whole = opened(uri)
+    assert columns == 3 and whole.size == (12, 8)
+    assert [whole.getpixel((4 * (i % 3) + 1, 4 * (i // 3) + 1)) for i in range(5)] == [10, 20, 30, 40, 50]
+    assert whole.getpixel((1, 0)) == 0  # around an image that is not square
+
+
+def test_images_are_read_from_their_files(tmp_path):
+    files = np.array([write_image(tmp_path / f"{i}.png") for i in range(4)])
+    lazy = FolderImages(str(tmp_path), files, 8, "squash", skip=False)
+    read = lazy.read()
+    got = pictures.thumbnails(lazy, np.array([1, 3]), 64)
+    assert [*got] == [1, 3] and all(np.array_equal(np.asarray(got[i]), read[i]) for i in got)
+
+
+# The page
+
+
+def test_a_page_is_sound_and_names_its_parts():
+    test = looks.odd_records()
+    text = compose(test, looks.run(test), looks.run(test, "other", seed=1))
+    found = looks.Page(text)
+    assert text.isascii()
+    ids = [attributes["id"] for _, attributes, _ in found.tags if "id" in attributes]
+    assert len(ids) == len({*ids})
+    assert len(found.all("h1")) == len(found.all("main")) == len(found.all("nav")) == 1
+    sections = [attributes["id"] for _, attributes, _ in found.all("section")]
+    assert sections == ["metrics", "curves", "gallery", "classes", "confusion", "map", "environment"]
+    assert [a["href"] for _, a, _ in found.all("a")] == ["#main", *(f"#{name}" for name in sections)]
+    assert all(a["aria-labelledby"] in ids for _, a, _ in found.all("section"))
+    assert all(a["for"] in ids for _, a, _ in found.all("label")) and len(found.all("select")) == 3
+    assert all(a["alt"] for _, a, _ in found.all("img")) and found.all("img")
+    assert all(a.keys() & {"aria-label", "aria-hidden"} for _, a, _ in found.all("svg"))
+    assert len(found.all("caption")) == len(found.all("table")) == 5
+    assert all(a["scope"] in ("row", "col") for _, a, _ in found.all("th"))
+
+
+def test_a_page_needs_nothing_from_elsewhere():
+    test = looks.odd_records()
+    text = compose(test)
+    found = looks.Page(text)
+    for _, attributes, _ in found.tags:
+        for key in attributes.keys() & {"src", "href"}:
+            assert attributes[key].startswith(("data:", "#")), attributes
+    assert not found.all("iframe") and not re.search(r"@import|url\((?!\\?\"\$\{)", found.all("style")[0][2])
+    assert {*re.findall(r"https?://[^\"'\s)]*", text)} == {"http://www.w3.org/2000/svg"}  # a name, in the script
+    policy = found.all("meta", **{"http-equiv": "Content-Security-Policy"})[0][1]["content"]
+    script = found.all("script")[-1][2]
+    digest = base64.b64encode(page.hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}'" in policy
+
+
+def test_odd_names_stay_names():
+    test = looks.odd_records()
+    found = looks.Page(compose(test, looks.run(test, name="<i>run</i>")))
+    assert not found.all("i") and not found.all("b") and len(found.all("script")) == 3
+    assert tuple(found.data("map-data")["classes"]) == looks.READ
+    assert found.data("confusion-data")["runs"] == ["<i>run</i>"]
+    assert {h[2] for h in found.all("h3")} >= {"<script>window.ran = 1</script> (left & right)", "Ærø 猫 (</style>)"}
+
+
+def test_tables_have_the_numbers_of_their_runs():
+    # Pairs of images on a circle, so that each is nearest to the other one: of one class, but for those of 4 and 5.
+    label = [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 4, 5]
+    test = looks.records(np.array(label), np.array(label) // 2)
+    angle = np.arange(12) // 2 * 0.5 + np.arange(12) % 2 * 0.01
+    embedding = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    run = dataclasses.replace(looks.run(test), embedding=embedding)
+    found = looks.Page(compose(test, run))
+    header, *rows = found.rows("metrics")
+    assert header == ["labels, features", "mAP", "R@1", "k-NN"]
+    assert rows == [
+        ["fine, trunk", "50.0", "81.2", "–"],
+        ["coarse, trunk", "–", "–", "90.0"],
+        ["fine, projector", "25.0", "–", "–"],
+    ]
+    header, *rows = found.rows("classes")
+    odd, coarse = looks.READ, ("left & right", "</style>", "third")
+    right = [[odd[c], coarse[c // 2], "2", "100.0"] for c in range(4)]
+    # The lowest first.
+    assert header == ["fine", "coarse", "images", "R@1"]
+    assert rows[:6] == [[odd[c], coarse[2], "2", "0.0"] for c in (4, 5)] + right
+    assert rows[6] == ["coarse", "images", "R@1 fine", "R@1 coarse"]
+    assert rows[7:] == [[coarse[2], "4", "0.0", "100.0"]] + [[name, "4", "100.0", "100.0"] for name in coarse[:2]]
+    [worst, *_] = found.data("confusion-data")["groups"]
+    assert worst["name"] == "third" and worst["of"] == 2 and worst["counts"] == [[[0, 2, 0], [2, 0, 0]]]
+    assert ["data.source", "npz:<dir>"] in found.rows("environment")
+    assert ["packages: jax", "0.10"] in found.rows("environment")
+
+
+def test_two_runs_stand_side_by_side_with_what_one_gains():
+    test = looks.odd_records()
+    runs = [looks.run(test, noise=0.1), looks.run(test, "other", noise=4.0, seed=1)]
+    header, *rows = looks.Page(compose(test, *runs)).rows("classes")
+    assert header == ["fine", "coarse", "images", "R@1, grafit", "R@1, other", "gain in R@1"]
+    gains = [float(row[5]) for row in rows[:6]]
+    assert gains == pytest.approx([float(row[3]) - float(row[4]) for row in rows[:6]], abs=0.11) and max(gains) > 5
+    header, *rows = looks.Page(compose(test, *runs)).rows("metrics")
+    assert [row[:2] for row in rows[:2]] == [["fine, trunk", "grafit"], ["fine, trunk", "other"]]
+
+
+def test_the_gallery_frames_neighbours_as_the_picture_does():
+    test = looks.odd_records(4)
+    ids = np.arange(len(test)) + 100
+    runs = [looks.run(test, noise=1.0), looks.run(test, "other", noise=3.0, seed=1)]
+    found = looks.Page(compose(test, *runs, ids=ids))
+    queries = report.queries_of(test.label, 12)
+    assert test.label[queries].tolist() == [0, 1, 2, 3, 4, 5]
+    asked = [a["alt"] for _, a, _ in found.all("img", class_="asked")]
+    assert [re.search(r"test/(\d+)", alt)[1] for alt in asked] == [str(ids[q]) for q in queries]
+    frames = iter([a["class"] for _, a, _ in found.all("li") if a.get("class") in report.FRAMES])
+    said = iter([a["alt"] for _, a, _ in found.all("img") if a.get("class") != "asked"])
+    captions = iter([c[2] for c in found.all("figcaption") if "same fine class" in c[2]])
+    kinds = set()
+    for query in queries:
+        for run in runs:
+            here = []
+            unit = run.embedding / np.linalg.norm(run.embedding, axis=1, keepdims=True)
+            cosine = unit @ unit[query]
+            cosine[query] = -2
+            for rank, row in enumerate(np.argsort(-cosine)[:10], 1):
+                kind = report.relation(test.label, test.coarse_label, query, row)
+                alt = next(said)
+                assert next(frames) == kind and alt.startswith(f"{rank}: ") and alt.endswith(f"test/{ids[row]}")
+                assert report.FRAMES[kind].meaning in alt
+                here.append(kind)
+            assert next(captions) == f"{run.name}: {here.count('fine')} of 10 of the same fine class"
+            kinds |= {*here}
+    assert kinds == {"fine", "coarse", "neither"} and next(said, None) is next(frames, None) is None
+    style = found.all("style")[0][2]
+    assert ".coarse>img,.swatch.coarse{border:3.6px dashed #ef9a00}" in style
+
+
+def levels(**labels):
+    return {name: sources.Level(label, tuple("abcdefgh")) for name, label in labels.items()}
+
+
+FINE = np.tile(np.arange(8), 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({"levels": levels(coarse=FINE // 4, fine=None)}, ("of level coarse.", "same coarse class"), ("same fine",)),
+        ({"levels": levels(fine=FINE), "train_level": "fine"}, ("of level fine.", "all classes"), ("coarse class",)),
+        (
+            {"levels": levels(order=FINE // 8, tribe=FINE // 4, genus=FINE // 2, species=FINE), "train_level": "genus"},
+            ("8 classes of level species in 4 classes of level genus.",),
+            ("level tribe",),
+        ),
+        (
+            {"levels": levels(order=FINE // 4, genus=FINE // 2, species=FINE), "train_level": "species"},
+            ("8 classes of level species in 4 classes of level genus.",),
+            ("level order",),
+        ),
+        ({"levels": levels(coarse=FINE * 0, fine=FINE)}, ("in 1 classes of level coarse.",), ("No class here",)),
+        ({"levels": levels(coarse=FINE, fine=FINE)}, ("No class here holds two finer ones.",), ("confusion-data",)),
+        ({"image": np.zeros((24, 6, 5, 1), np.uint8)}, ("8 classes of level fine",), ()),
+    ],
+)  # fmt: skip
+def test_pages_of_all_kinds_of_labels_and_images(changes, said, unsaid):
+    base = {"levels": levels(coarse=FINE // 4, fine=FINE), "image": np.ones((24, 6, 5, 3), np.uint8)} | changes
+    test = sources.Records(**base)
+    embedding = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+    run = dataclasses.replace(looks.run(looks.odd_records()), embedding=embedding)
+    text = compose(test, run)
+    body = text.partition("</style>")[2].partition("<script>")[0]
+    looks.Page(text)
+    assert all(s in body for s in said) and not any(s in body for s in unsaid)
+
+
+def test_curves_leave_out_what_is_not_finite():
+    test = looks.odd_records()
+    run = looks.run(test)
+    log = [*run.log, {"step": 15, "epoch": 3, "loss": float("nan"), "learning_rate": 0.1}]
+    log += [{"step": 20, "epoch": float("inf"), "loss": 1.0}, {"step": 0, "epoch": 0, "loss": 9.0}]
+    found = looks.Page(compose(test, dataclasses.replace(run, log=log)))
+    said = {a["aria-label"].partition(":")[0]: a["aria-label"] for _, a, _ in found.all("svg") if "aria-label" in a}
+    assert [*said] == ["loss", "learning rate", "map"]
+    assert "from 2 in epoch 1 to 1.5 in epoch 2" in said["loss"] and "in epoch 3" in said["learning rate"]
+
+
+def test_ten_thousand_images_are_less_than_five_megabytes():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (500, 64, 64, 3), np.uint8)  # which compresses worst
+    label = np.arange(10_000) % 100
+    names = [f"class number {i}" for i in range(100)]
+    test = looks.records(label, label // 5, names, names[:20], image=noise[np.arange(10_000) % 500])
+    runs = [looks.run(test, name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    text = compose(test, *runs)
+    assert len(text) < 5_000_000
+    assert "1,000 of 10,000 test images, drawn by the seed" in text
+
+
+# What is written
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The workdir of a run of one epoch."""
+    path = tmp_path_factory.mktemp("run") / "base"
+    config = small_config(
+        "baseline", **{"train.epochs": 1, "eval.features": ("trunk",), "optimizer.learning_rate": 0.02}
+    )
+    train.train(config, path)
+    return path
+
+
+def test_a_training_leaves_its_page(finished):
+    found = looks.Page((finished / "report.html").read_text())
+    logged = report.collect(finished)["metrics"]
+    tile = [t[2] for t in found.all("dd")]
+    assert tile == [f"{100 * logged[key]:.1f}" for key in ("recall@1", "map", "knn_top1")]
+    assert found.all("p", class_="run")[0][2] == "base"
+
+
+def test_what_goes_wrong_with_the_page_is_a_warning(finished, monkeypatch, capsys):
+    run, state = experiment.restore_newest(finished)
+    before = (finished / "report.html").read_bytes()
+
+    def broken(*_):
+        raise RuntimeError("no\nway")
+
+    monkeypatch.setattr(write, "compose", broken)
+    write.leave(run, state, finished)
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ") and "no way" in said and said.count("\n") == 1
+    assert f"--workdir={finished}" in said and (finished / "report.html").read_bytes() == before
+    monkeypatch.setattr(write.parallel, "is_first", lambda: False)  # and no other process composes
+    write.leave(run, state, finished)
+    assert capsys.readouterr().err == ""
+
+
+def test_two_runs_on_one_page(finished, tmp_path):
+    other = tmp_path / "other" / "base"
+    shutil.copytree(finished, other)
+    write.make(finished, other, tmp_path / "deep" / "page.html")
+    found = looks.Page((tmp_path / "deep" / "page.html").read_text())
+    names = [t[2] for t in found.all("p", class_="run")]
+    assert names == [f"{finished.parent.name}/base", "other/base"]
+    assert found.data("map-data")["maps"][0]["points"] == found.data("map-data")["maps"][1]["points"]
+
+
+def test_mistakes_are_told_with_the_remedy(finished, tmp_path):
+    for name in ("unfinished", "foreign", "elsewhere"):
+        shutil.copytree(finished, tmp_path / name)
+    (tmp_path / "unfinished" / "metrics.json").unlink()
+    (tmp_path / "foreign" / "config.json").unlink()
+    config = workdir.read_config(finished)
+    config.data.holdout = 0.3
+    (tmp_path / "elsewhere" / "config.json").write_text(workdir.config_lib.to_json(config))
+    (tmp_path / "elsewhere" / "data.json").unlink()
+    out = tmp_path / "page.html"
+    with pytest.raises(UserError, match=r"unfinished holds no finished run .*: let experiments/train.py end first"):
+        write.make(finished, tmp_path / "unfinished", out)
+    with pytest.raises(UserError, match=r"foreign holds no run \(no config.json\): give the --workdir of"):
+        write.make(tmp_path / "foreign", None, out)
+    with pytest.raises(UserError, match=r"elsewhere was tested on other images or labels than .*: want a --compare"):
+        write.make(finished, tmp_path / "elsewhere", out)
+    with pytest.raises(UserError, match=r"cannot write .*: take another --out"):
+        write.make(finished, None, finished / "config.json" / "page.html")
+    with pytest.raises(UserError, match=r"found .* as --workdir and as --compare: want two runs"):
+        write.make(finished, finished / ".." / "base", out)
+    assert not out.exists()
+    told = run_script("report", f"--workdir={tmp_path / 'nothing'}")
+    assert told.returncode == 2 and told.stderr.startswith("error: ") and told.stderr.count("\n") == 1
+
+
+def test_images_that_one_of_two_runs_could_not_read_are_on_neither_side(finished, monkeypatch):
+    test = looks.odd_records(2)
+    config = small_config()
+    shown = []
+    for unread in ([3], [5]):
+        rows = {"trunk": np.arange(12)[:, None] + np.ones((1, 4)), "unread": np.isin(np.arange(12), unread)[:, None]}
+        shown.append(write._Side(types.SimpleNamespace(records={"test": test}, config=config), finished, rows))
+    got = []
+    monkeypatch.setattr(write, "compose", lambda *given: got.append(given) or "")
+    write._composed(shown)
+    [(runs, records, ids)] = got
+    left = [row for row in range(12) if row not in (3, 5)]
+    assert ids.tolist() == left and records.label.tolist() == [row % 6 for row in left]
+    assert all(run.embedding[:, 0].tolist() == [row + 1 for row in left] for run in runs)

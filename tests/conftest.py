@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import types
 
 import pytest
 
@@ -19,6 +20,17 @@ os.environ["XLA_FLAGS"] = " ".join([
 # Many tests, and the command lines that they run, compile the same small programs, and so do those of the next run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path.home() / ".cache" / "grafit_jax" / "tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pages(request):
+    """Trainings within the tests' own process leave no report.html, which takes as long as they do."""
+    from grafit_jax import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_webpage":
+            patch.setattr(train, "webpage", types.SimpleNamespace(leave=lambda *args: None))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -49,7 +50,7 @@ def said(logs, count):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(tmp_path):
+def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(tmp_path, monkeypatch):
     train.train(config_of_pods(), tmp_path / "one")
     processes = pods.start(tmp_path / "two", 2, 4, logs=tmp_path)
     pods.wait_for_step(tmp_path / "two", processes, 20)
@@ -59,11 +60,16 @@ def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(tmp
     assert stopped[0] == stopped[1] and int(stopped[0]) in {
         int(p.name) for p in (tmp_path / "two" / "checkpoints").iterdir() if p.name.isdigit()
     }
+    shutil.copytree(tmp_path / "two", tmp_path / "six")
     assert pods.finish(pods.start(tmp_path / "two", 2, 4, logs=tmp_path)) == [0, 0], said(tmp_path, 2)
     assert f"goes on after step {stopped[0]} of 54" in said(tmp_path, 2)[0]
     assert_same_run(tmp_path / "one", tmp_path / "two")
     # Only the first one says and writes.
     assert json.loads(said(tmp_path, 2)[0].splitlines()[-1]) and "{" not in said(tmp_path, 2)[1]
+    # On one host with six devices instead, from where the two were stopped.
+    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:6])
+    train.train(config_of_pods(), tmp_path / "six")
+    assert_same_run(tmp_path / "one", tmp_path / "six")
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def main(argv):
     if _DRY_RUN.value:
         print(pricing.plan(chosen, recorded, known))
         return
-    failed: dict[str, str] = {}
+    failed: dict[pathlib.Path, str] = {}
     for name, wanted in chosen.items():
         found = []
         for result in reproduction.all_results(wanted, recorded, failed):
@@ -60,8 +60,8 @@ def main(argv):
         if found:
             print(f"\n{pages.render(tables.TABLES[name], found)}\n{targets.compare(name, found)}")
             _draw(name, root)
-    for name, reason in failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+    for run, reason in failed.items():
+        print(f"failed: {run}: {reason}", file=sys.stderr)
     if failed:
         sys.exit(1)
 

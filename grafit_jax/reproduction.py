@@ -181,29 +181,29 @@ def result(point: Point, known: Recorded) -> Result:
 
 
 def _train(point: Point) -> None:
-    if point.start is not None:
-        _train(point.start)
     if (point.directory / "metrics.json").exists():
         workdir.claim(point.directory, point.config)  # refuses the results of another config
-    else:
-        train.train(point.config, point.directory)
+        return
+    if point.start is not None:
+        _train(point.start)
+    train.train(point.config, point.directory)
 
 
-def all_results(wanted: Sequence[Point], known: Recorded, failed: dict[str, str]) -> Iterator[Result]:
-    """The results of runs one after the other; of one that fails, its reason into `failed` by name, and no result."""
+def all_results(wanted: Sequence[Point], known: Recorded, failed: dict[pathlib.Path, str]) -> Iterator[Result]:
+    """The results of runs one after the other; of one that fails, its reason into `failed` by directory, no result."""
     for point in wanted:
-        if point.start is not None and point.start.name in failed:
-            failed[point.name] = f"starts from {point.start.name}, which failed"
+        if point.start is not None and point.start.directory in failed:
+            failed[point.directory] = f"starts from {point.start.name}, which failed"
             continue
         try:
             found = result(point, known)
         except Preempted:
             raise
         except UserError as error:
-            failed[point.name] = str(error)
+            failed[point.directory] = str(error)
         except Exception as error:  # a bug, or a machine's fault, in hours of which the other rows are not lost
             traceback.print_exc()
-            failed[point.name] = f"{type(error).__name__}: {error}"
+            failed[point.directory] = f"{type(error).__name__}: {error}"
         else:
             yield found
 

@@ -58,4 +58,6 @@ def test_a_table_with_a_row_that_fails_is_told_at_the_end(tmp_path):
     (tmp_path / "grafit" / "thesis.tex").touch()
     done = run("reproduce", "--table=quickstart", "--rows=grafit", f"--workdir={tmp_path}")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "failed: grafit: " in done.stderr and "holds files of something else (thesis.tex, …)" in done.stderr
+    assert (
+        f"failed: {tmp_path}/grafit: " in done.stderr and "holds files of something else (thesis.tex, …)" in done.stderr
+    )

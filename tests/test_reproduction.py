@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -112,6 +113,9 @@ def test_only_what_is_missing_is_trained(wanted, monkeypatch):
         ("clusterfit", 1, "paper", 0.25), ("grafit", 0, "paper", 0.125), ("grafit", 1, "paper", 0.75),
     ]  # fmt: skip
     assert all(results.check(r, "") for r in found)
+    # What is complete has no need of what it started from.
+    shutil.rmtree(points[1].directory)
+    assert reproduction.result(points[3], {})["metrics"] == {"map": 0.25} and len(order) == 5
     # And what was changed since is refused, in its directory too.
     metrics = points[0].directory / "metrics.json"
     metrics.write_text(metrics.read_text().replace("0.125", "0.126"))
@@ -131,12 +135,16 @@ def test_a_row_that_fails_leaves_the_others_alone(wanted, monkeypatch, capsys):
         ("grafit", 0),
         ("grafit", 1),
     ]
-    assert failed == {
+    assert {path.name: reason for path, reason in failed.items()} == {
         "baseline": "loss not finite",
         "baseline_seed1": "RuntimeError: XLA",
         "clusterfit": "starts from baseline, which failed",
         "clusterfit_seed1": "starts from baseline_seed1, which failed",
     }
+    # In another folder a baseline of the same name has not failed.
+    failed = {points[0].directory.parent.parent / "other" / "baseline": "NaN"}
+    finish(points[0])
+    assert [r["row"] for r in reproduction.all_results(points[:3:2], {}, failed)] == ["baseline", "clusterfit"]
     assert "RuntimeError: XLA" in capsys.readouterr().err  # a bug keeps its traceback
 
     def stopped(config, directory):

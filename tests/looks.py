@@ -40,9 +40,9 @@ def run(test, name="grafit", noise=0.5, seed=0):
     """With two epochs and two evaluations in its log."""
     log = [
         {"step": 5, "epoch": 1, "loss": 2.0, "learning_rate": 0.1},
-        {"step": 5, "eval/map": 0.25},
+        {"step": 5, "eval/map": 0.25, "eval/projector/map": 0.2, "eval/recall@5": 0.2},
         {"step": 10, "epoch": 2, "loss": 1.5, "learning_rate": 0.0},
-        {"step": 10, "eval/map": 0.5},
+        {"step": 10, "eval/map": 0.5, "eval/projector/map": 0.3, "eval/recall@5": 0.3},
     ]
     result = {
         "method": "grafit",

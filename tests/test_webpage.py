@@ -287,9 +287,9 @@ FINE = np.tile(np.arange(8), 3)
         ({"levels": levels(coarse=FINE // 4, fine=None)}, ("of level coarse.", "same coarse class"), ("same fine",)),
         ({"levels": levels(fine=FINE), "train_level": "fine"}, ("of level fine.", "all classes"), ("coarse class",)),
         (
-            {"levels": levels(order=FINE // 8, tribe=FINE // 4, genus=FINE // 2, species=FINE), "train_level": "genus"},
-            ("8 classes of level species in 4 classes of level genus.",),
-            ("level tribe",),
+            {"levels": levels(order=FINE // 8, tribe=FINE // 4, genus=FINE // 2, species=FINE), "train_level": "tribe"},
+            ("8 classes of level species in 2 classes of level tribe.",),
+            ("level genus",),
         ),
         (
             {"levels": levels(order=FINE // 4, genus=FINE // 2, species=FINE), "train_level": "species"},

@@ -1,6 +1,5 @@
 """Several processes, one on each host: how they find each other, and how one ends without the others waiting for it."""
 
-import os
 import sys
 import traceback
 from typing import NoReturn
@@ -60,7 +59,7 @@ def start(
 
 
 def exit_with(status: int, reason: str = "") -> NoReturn:
-    """Ends this process, of several: at once, for JAX's own way out waits for all of them.
+    """Ends this process, of several: without JAX's own way out, which waits for all of them.
 
     Args:
       status: of the process.
@@ -71,7 +70,7 @@ def exit_with(status: int, reason: str = "") -> NoReturn:
             watchdog.end(reason)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        watchdog.leave(status)
     sys.exit(status)
 
 

@@ -168,7 +168,7 @@ def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
                 if stop():  # which came when it was not yet among those that are asked
                     attempt.process.terminate()
                 _say(f"{name}: started, process {attempt.process.pid}")
-            waiting.extend(passed_over)
+            waiting.extend(name for name in passed_over if not is_complete(directory / name))
             if not running:
                 if stop() or all(standing(directory / name).state == "running" for name in waiting):
                     return stop()

@@ -59,6 +59,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
     """
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
     workdir.check(path, config, allowed)
+    watchdog.at(0, "loads its data")
     run = experiment.load(config, path=path)
     if not (path / "config.json").is_file():  # a run that goes on has no need of the file
         experiment.check_start(run)
@@ -73,7 +74,7 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
     workdir.check_data(path, fingerprints)
     if run.clusters is not None and not clusterfit.is_saved(path):
         clusterfit.save(path, run.clusters)
-    workdir.write(path / "data.json", json.dumps(fingerprints) + "\n")
+    workdir.put(path, "data.json", json.dumps(fingerprints) + "\n")
     workdir.write_broken(path, run.records)
     if (path / "metrics.json").is_file():  # complete: nothing of it is touched
         return json.loads((path / "metrics.json").read_text())
@@ -151,7 +152,6 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
             evaluated = None
             try:
                 if last or (config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0):
-                    watchdog.at(step, "evaluates")
                     evaluated = metrics = _evaluated(run, state, path)
                     _to_tensorboard(tensorboard, "eval", metrics)
             finally:  # whatever becomes of an evaluation, the epochs are kept
@@ -162,7 +162,8 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
                 raise preemption.Preempted(step)
 
     # 6. The result, on the final weights. run.json first: metrics.json says that a run is complete.
-    if metrics.get("step") != run.total_steps:  # the last evaluation was cut short, after the last save
+    # The last evaluation may have been cut short, after the last save; all see the same log, but perhaps not yet.
+    if not parallel.all_agree(metrics.get("step") == run.total_steps):
         metrics = _evaluated(run, state, path)
     log = workdir.cut_log(path, run.total_steps)
     run_facts = standing | {
@@ -172,8 +173,9 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
         "test_images": len(run.records["test"]),
     }
     sealed = seal(run_facts, config_lib.flatten(config), metrics)
-    workdir.write(path / "run.json", json.dumps(sealed, indent=2) + "\n")
-    workdir.write(path / "metrics.json", json.dumps(metrics) + "\n")
+    workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")
+    workdir.put(path, "metrics.json", json.dumps(metrics) + "\n")
+    watchdog.at(run.total_steps, "writes its page")
     webpage.leave(run, state, path)
     return metrics
 
@@ -304,6 +306,7 @@ def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints
 
 def _evaluated(run: experiment.Experiment, state: TrainState, path: pathlib.Path) -> dict[str, float]:
     """The metrics of a state, which are in the log from now on."""
+    watchdog.at(int(state.step), "evaluates")
     metrics = experiment.evaluate(run, state)
     values = {f"eval/{name}": value for name, value in metrics.items() if name != "step"}
     workdir.append_log(path, values | {"step": metrics["step"]})

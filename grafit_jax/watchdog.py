@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -49,7 +49,18 @@ def end(reason: str) -> None:
     global _here
     _here = dataclasses.replace(_here, doing=reason, ended=True)
     if _watchdog is not None:
-        _watchdog.publish()
+        # Not by this thread: if process 0 is frozen, the store never answers.
+        threading.Thread(target=_watchdog.publish, daemon=True).start()
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process at once; process 0 when the others have had the time to end.
+
+    JAX ends whoever is still there when process 0, which has the store, is gone: by SIGABRT, without a word of ours.
+    """
+    if _watchdog is not None:
+        time.sleep(_watchdog.lingers if jax.process_index() == 0 else _watchdog.interval)
+    os._exit(status)
 
 
 class Others:
@@ -74,7 +85,8 @@ class Others:
           now: seconds, of a clock that does not jump.
         """
         for i, (beat, place) in published.items():
-            if i != self._index and beat != self._heard[i][0]:
+            # What a process says that ends is its last word, however often.
+            if i != self._index and beat != self._heard[i][0] and not self._places[i].ended:
                 self._heard[i], self._places[i] = (beat, now), place
         if here != self._places[self._index]:
             self._places[self._index], self._moved = here, now
@@ -83,7 +95,7 @@ class Others:
         """Which process is not going on, in words; None if all are."""
         for i, (_, heard) in self._heard.items():
             place = self._places[i]
-            if place.ended and now - heard > self._silent_seconds / 4:  # if it was not everybody's, at the same time
+            if place.ended and now - heard > self._silent_seconds / 8:  # if it was not everybody's, at the same time
                 return f"process {i} of {self._count} has ended {place}"
         for i, (_, heard) in self._heard.items():
             if now - heard > self._silent_seconds:
@@ -98,41 +110,49 @@ class Others:
         return f"nothing has moved for {self._stuck_seconds:g} s: {places}"
 
 
-class _Watchdog(threading.Thread):
+class _Watchdog:
+    """Two threads: one asks the store, which may never answer, and one judges by what has been answered."""
+
     def __init__(self, client: Any, others: Others, silent_seconds: float):
-        super().__init__(name="watchdog", daemon=True)
         self._client, self._others = client, others
-        self._interval = min(5.0, silent_seconds / 4)
-        self.patience = silent_seconds + 3 * self._interval
+        self.interval = min(5.0, silent_seconds / 8)
+        # Until the others have found the same, or have read why this one ends.
+        self.lingers = silent_seconds / 2
         self._beat = 0
         self._publishing = threading.Lock()
+        self._published: dict[int, tuple[int, Place]] = {}
 
-    def run(self) -> None:
+    def start(self) -> None:
+        for work in (self._ask, self._judge):
+            threading.Thread(target=work, name=f"watchdog{work.__name__}", daemon=True).start()
+
+    def _ask(self) -> None:
         while True:
             self.publish()
-            self._others.hear(self._published(), _here, time.monotonic())
-            if reason := self._others.stuck(time.monotonic()):
-                faulthandler.dump_traceback(all_threads=True)  # what it waits for
-            if reason := reason or self._others.missing(time.monotonic()):
-                _stop(reason)
-            time.sleep(self._interval)
+            with contextlib.suppress(Exception):  # process 0, which has the store, may be gone
+                entries = self._client.key_value_dir_get(_KEY)
+                self._published = {int(key.rpartition("/")[2]): _parsed(value) for key, value in entries}
+            time.sleep(self.interval)
+
+    def _judge(self) -> None:
+        while True:
+            now = time.monotonic()
+            self._others.hear(self._published, _here, now)
+            reason = self._others.stuck(now)
+            if reason or (reason := self._others.missing(now)):
+                _stop(reason, dump=reason.startswith("nothing"))
+            time.sleep(self.interval)
 
     def publish(self) -> None:
-        with self._publishing, contextlib.suppress(Exception):  # process 0, which has the store, may be gone
+        with self._publishing, contextlib.suppress(Exception):  # as above
             self._beat += 1
             value = json.dumps([self._beat, *dataclasses.astuple(_here)])
             self._client.key_value_set(f"{_KEY}{jax.process_index()}", value, allow_overwrite=True)
 
-    def _published(self) -> dict[int, tuple[int, Place]]:
-        try:
-            entries = self._client.key_value_dir_get(_KEY)
-        except Exception:  # as above: then nobody is heard of
-            return {}
-        found = {}
-        for key, value in entries:
-            beat, *place = json.loads(value)
-            found[int(key.rpartition("/")[2])] = (beat, Place(*place))
-        return found
+
+def _parsed(value: str) -> tuple[int, Place]:
+    beat, *place = json.loads(value)
+    return beat, Place(*place)
 
 
 _watchdog: _Watchdog | None = None
@@ -159,14 +179,19 @@ def start(*, silent_seconds: float, stuck_seconds: float) -> None:
 def wait() -> None:
     """Leaves a process whose step has failed to the watchdog, for as long as it takes to miss another process."""
     if _watchdog is not None:
-        _watchdog.join(_watchdog.patience)
+        time.sleep(2 * _watchdog.lingers + 3 * _watchdog.interval)
 
 
-def _stop(reason: str) -> None:
-    print(
-        f"\nerror: process {jax.process_index()} stops {_here}: {reason}; start the same command again on all hosts, "
-        "and it goes on from the newest checkpoint.",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(EXIT_OTHERS)
+def _stop(reason: str, *, dump: bool) -> None:
+    """Ends this process for another one's sake; `dump`: with what each of its threads waits for."""
+    hint = ", or with a larger --stuck_seconds if it was only slow" if dump else ""
+    with contextlib.suppress(Exception):  # stderr may be gone
+        if dump:
+            faulthandler.dump_traceback(all_threads=True)
+        print(
+            f"\nerror: process {jax.process_index()} stops {_here}: {reason}; start the same command again on all "
+            f"hosts{hint}, and it goes on from the newest checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+    leave(EXIT_OTHERS)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 
 from grafit_jax import config as config_lib
@@ -164,13 +165,28 @@ def write(path: pathlib.Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def put(workdir: pathlib.Path, name: str, text: str) -> None:
+    """`write` of a file of a run; UserError where that is not possible."""
+    with _writable(workdir):
+        write(workdir / name, text)
+
+
 def write_broken(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:
-    """Lists the images that could not be read, those of the start and those of later epochs; no file without any."""
+    """Lists the images that could not be read, those of the start and those of later epochs; no file without any.
+
+    Of several processes the others list those that they have read themselves, in broken_I.txt.
+    """
     broken = [
         f"{split}: {file}" for split, r in records.items() for file in (*r.broken, *getattr(r.image, "broken", ()))
     ]
-    if broken:
-        write(workdir / BROKEN, "".join(f"{line}\n" for line in broken))
+    if not broken:
+        return
+    text = "".join(f"{line}\n" for line in broken)
+    if parallel.is_first():
+        put(workdir, BROKEN, text)
+    else:
+        with _writable(workdir):
+            (workdir / f"broken_{jax.process_index()}.txt").write_text(text)
 
 
 def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
@@ -187,7 +203,7 @@ def cut_log(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
     Lines that are damaged go too: a kill cuts the last one short, and no line is worth a run that does not go on.
     """
     lines = [entry for entry in read_log(workdir) if entry["step"] <= step]
-    write(workdir / _METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+    put(workdir, _METRICS, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 

@@ -180,3 +180,18 @@ def test_cifar100_of_four_coarse_classes():
         whale = records.label[records.label == records.label_names.index("whale")]
         assert len(whale) == per_class
         assert set(records.coarse_label[records.label == whale[0]].tolist()) == {0}
+
+
+def test_tfds_files_that_are_gone_or_damaged_are_told_in_one_line(tmp_path):
+    make_builder(tmp_path / "data")
+    images = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path / "data"), stream=True)["train"].image
+    file = sorted((tmp_path / "data").rglob("*-train.tfrecord-*"))[1]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"files of tiny_hierarchy/1\.0\.0 in .* cannot be read any more \(.*corrupted"):
+        list(images.shuffled(10, seed=0, buffer_size=10))
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    for read in (lambda: list(images.shuffled(10, seed=0, buffer_size=10)), images.read):
+        with pytest.raises(UserError, match=r"cannot be read any more \(.*\): give them back, or prepare"):
+            read()

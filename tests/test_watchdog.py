@@ -41,8 +41,9 @@ def test_a_process_that_says_that_it_ends_is_told_of_before_it_is_missed_but_not
     known = others()
     ended = Place(6, "error: no space left", ended=True)
     known.hear({0: (1, HERE), 2: (1, ended)}, HERE, 101)
-    assert known.missing(103.5) is None  # everybody may be ending for the same reason
-    assert known.missing(103.6) == "process 2 of 3 has ended after step 6 (error: no space left)"
+    known.hear({0: (2, HERE), 2: (2, ended)}, HERE, 102)  # it says so until it is gone
+    assert known.missing(102.25) is None  # everybody may be ending for the same reason
+    assert known.missing(102.26) == "process 2 of 3 has ended after step 6 (error: no space left)"
 
 
 def test_a_process_that_does_not_move_is_stuck_and_says_where_all_are():

@@ -173,7 +173,7 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
             status = process.status()
             if status == -signal.SIGKILL:
                 hits[at] += 1
-                half_written += any(not p.name.isdigit() for p in (path / "checkpoints").glob("*"))
+                half_written += any((path / "checkpoints").glob("*tmp*"))
                 if not reading and at not in ("starts", "restores"):
                     lost.append(step - max(_steps(path), default=0))
                 continue
@@ -181,6 +181,8 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
             if reading:
                 continue
         _finish(functools.partial(_assert_same, folder / "whole", path), said, f"the comparison of {going_on}")
+        damaged = [*(path / "checkpoints").glob("damaged-*")]
+        _expect(not damaged and "is damaged" not in said.read_text(), f"a kill has left {damaged} unreadable", said)
         equal += 1
         shutil.rmtree(path)
     return {

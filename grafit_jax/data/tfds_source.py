@@ -64,7 +64,7 @@ class StreamedImages:
         """uint8 [B, H, W, C], every image once in the order of its id; the last batch may be smaller."""
         dataset = self._encoded(self._read(self._rows))
         decoded = self._decoded(dataset, self._squared).map(lambda id_, image: image)
-        yield from decoded.batch(batch_size).prefetch(2).as_numpy_iterator()
+        yield from self._whole(decoded.batch(batch_size).prefetch(2))
 
     def read(self) -> np.ndarray:
         """All of them, uint8 [N, H, W, C]."""
@@ -105,7 +105,23 @@ class StreamedImages:
         made = self._squared if crops is None else functools.partial(cropped, crops, seed)
         batches = self._decoded(dataset, made).batch(batch_size, drop_remainder=True)
         # Decoding goes on while the devices work.
-        yield from batches.prefetch(2).as_numpy_iterator()
+        yield from self._whole(batches.prefetch(2))
+
+    def _whole(self, dataset: Any) -> Iterator[Any]:
+        with self._of_files():
+            yield from dataset.as_numpy_iterator()
+
+    @contextlib.contextmanager
+    def _of_files(self) -> Iterator[None]:
+        """UserError for files that are gone or damaged."""
+        tf, _ = import_tfds()
+        try:
+            yield
+        except (tf.errors.OpError, AssertionError, OSError) as error:  # TFDS asserts that it finds them
+            raise UserError(
+                f"the files of {self._builder.info.full_name} in {self._builder.data_dir} cannot be read any more "
+                f"({' '.join(str(error).split())[:200]}): give them back, or prepare the data set again."
+            ) from error
 
     def _read(self, rows: np.ndarray, *, shuffle_seed: int | None = None):
         """Examples with their images encoded and their TFDS ids: from the first to the last of `rows` in each split."""
@@ -123,12 +139,13 @@ class StreamedImages:
             if len(inside):
                 ranges.append(f"{split}[{inside[0]}:{inside[-1] + 1}]")
             first += sum(lengths)
-        return self._builder.as_dataset(
-            split="+".join(ranges or [f"{self._splits[0]}[:0]"]),
-            shuffle_files=shuffle_seed is not None,
-            decoders={"image": tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(**config),
-        )
+        with self._of_files():
+            return self._builder.as_dataset(
+                split="+".join(ranges or [f"{self._splits[0]}[:0]"]),
+                shuffle_files=shuffle_seed is not None,
+                decoders={"image": tfds.decode.SkipDecoding()},
+                read_config=tfds.ReadConfig(**config),
+            )
 
     def _shard_lengths(self) -> list[list[int]]:
         """The numbers of images in the files of each split."""

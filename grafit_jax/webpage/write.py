@@ -37,6 +37,7 @@ def leave(run: Experiment, state: TrainState, path: pathlib.Path) -> None:
             workdir.write(path / NAME, _composed([side]))
     except Exception as error:  # the run is complete, and keeps being it
         warn(f"no {path / NAME} was written ({error}): try experiments/report.py --workdir={path}.")
+    parallel.all_agree(True)  # the others wait here: JAX would end them, and this one, after five minutes at their exit
 
 
 def make(path: pathlib.Path, other: pathlib.Path | None, out: pathlib.Path, *, data_dir: str | None = None) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from small import ROOT, shell_environment
 
 PAGE = ROOT / "docs" / "tour.md"
@@ -36,7 +37,7 @@ def differences(shown, printed):
     """What is wrong with an output that a page shows, in a line, or None.
 
     "…" stands for any lines. Words, keys and names are the same, and so is the order; columns may be of other widths;
-    whole numbers differ freely, and those with a point by a tenth at most: of one, or of themselves where they are larger.
+    whole numbers differ freely, those with a point by a tenth at most, of one or of what is shown where that is more.
     """
     pattern = ""
     for line in shown.splitlines():

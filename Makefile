@@ -14,7 +14,7 @@ test: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# What takes minutes: hundreds of kills, hosts that hang, thousands of damaged inputs.
+# What takes minutes: hundreds of kills, hosts that hang, thousands of damaged inputs, the tour of the docs.
 test-faults: $(VENV)/installed-test
 	$(BIN)/pytest -m faults
 

@@ -90,7 +90,7 @@ def test_files_that_are_named_and_not_there_are_found(tmp_path):
     assert missing(page, tmp_path) == ["runs/b.png", "nowhere.md"]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_every_command_of_the_tour_prints_what_it_shows(tmp_path):
     page = PAGE.read_text()
     fenced = blocks(page)

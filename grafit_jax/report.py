@@ -27,8 +27,8 @@ def collect(path: pathlib.Path) -> Result:
     want = "want what experiments/train.py wrote; remove metrics.json, and it is written again"
     metrics, run = (read_json(path / name, dict, want) for name in ("metrics.json", "run.json"))
     for name, value in [*metrics.items(), ("train_seconds", run.get("train_seconds", 0.0))]:
-        if not isinstance(value, int | float):
-            raise UserError(f"{path} has {value!r} as {name}: {want}.")
+        if not isinstance(value, int | float) or abs(value) > 2**63:
+            raise UserError(f"{path} has {str(value)[:40]!r} as {name}: {want}.")
     return {
         "method": config.method,
         "seed": config.seed,

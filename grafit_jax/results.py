@@ -106,6 +106,8 @@ def read(path: pathlib.Path) -> list[Result]:
     found = read_json(path, list, _WANT)
     with reading(path, _WANT):
         for result in found:
+            if result["method"] not in (*methods.METHODS, RAW_PIXELS):
+                raise UserError(f"{path} has the method {result['method']!r}, which there is not: {_WANT}.")
             if result["protocol"] != protocol(result["method"]):
                 raise UserError(f"{path} has {result['method']} as of protocol {result['protocol']!r}: {_WANT}.")
             if result["method"] != result["config"]["method"] or result["seed"] != result["config"]["seed"]:

@@ -150,7 +150,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         raise UserError(f"{workdir} holds no run (no config.json): give the --workdir of experiments/train.py.")
     try:
         return config_lib.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(
             f"{path} cannot be read as a config of this version ({error}): give back the run's own."
         ) from error

@@ -140,7 +140,8 @@ def test_what_is_whole_of_a_damaged_log_stays(times, tmp_path):
         kept = workdir.cut_log(tmp_path, 3)
         assert all(entry["step"] <= 3 and sum(entry.values()) is not None for entry in kept)
         untouched = [json.loads(line) for line in text.split(b"\n") if line in lines[:4]]
-        assert [entry for entry in kept if as_json(entry) in lines] == untouched
+        left = iter(kept)  # in their order; damage may have left others, such as a line with a name that stands twice
+        assert all(entry in left for entry in untouched)
         assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == json.loads(
             json.dumps(kept)
         )
@@ -181,7 +182,7 @@ def test_damaged_facts_of_a_run_are_named(times, tmp_path):
         for text in (b"", b"\xff", b"5", b"[]", b"[" * 100_000, b"{"):
             assert name in str(check((name, text)))
     assert "has 'a' as map: want what experiments/train.py wrote" in str(check(("metrics.json", b'{"map": "a"}')))
-    assert "has None as train_seconds" in str(check(("run.json", b'{"train_seconds": null}')))
+    assert "has 'None' as train_seconds" in str(check(("run.json", b'{"train_seconds": null}')))
     assert check(("run.json", as_json(whole["run.json"]))) is None
     damage = [
         st.tuples(st.just(name), fuzz.damaged([as_json(content)]) | fuzz.altered(content).map(as_json))

@@ -4,6 +4,8 @@ The builder is TFDS's, with its version, label names and features (image, label,
 elsewhere.
 """
 
+import concurrent.futures
+import multiprocessing
 import os
 import pathlib
 from typing import Any
@@ -101,11 +103,16 @@ def _check(folder: pathlib.Path) -> None:
 
 
 def _read(path: pathlib.Path, key: str) -> Any:
-    """The array `key`, [N], of a Matlab file."""
+    """The array `key`, [N], of a Matlab file.
+
+    It is read by a process of its own: SciPy's reader crashes on some damaged files.
+    """
     import scipy.io
 
     with reading(path, _WANT):
-        content = scipy.io.loadmat(path, squeeze_me=True)
+        spawned = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawned) as pool:
+            content = pool.submit(scipy.io.loadmat, path, squeeze_me=True).result()
         if key not in content:
             raise UserError(f"{path} holds no {key}: {_WANT}.")
         return np.atleast_1d(content[key])

@@ -41,9 +41,11 @@ def start(
             f"found no --{missing[0]}: want --coordinator, --num_processes and --process_id, or none of them."
         )
     try:
-        # JAX ends the processes too, but without saying which one is missing: it is given the time to be second.
+        # JAX ends the processes too, but without saying which one is missing: it is given the time to be second. Its
+        # heartbeats are half of this time apart, so it may come after half of it, and our last process leaves after 1.5
+        # times heartbeat_seconds and some intervals.
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=2 * heartbeat_seconds + 10
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=4 * heartbeat_seconds + 20
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(

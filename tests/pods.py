@@ -1,10 +1,9 @@
 """Runs of several processes over loopback, each a command line with CPU devices of its own."""
 
-import os
 import socket
 import subprocess
 
-from small import ROOT, command, shell_environment
+from small import ROOT, a_moment, command, shell_environment
 
 SMALL = [
     "--config=configs/digits.py:method=grafit", "--config.model.trunk=resnet8", "--config.model.stem=patch2",
@@ -48,5 +47,5 @@ def wait_for_step(workdir, processes, step):
         done = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
         if done and max(done) >= step:
             return
-        os.sched_yield()
+        a_moment(processes[0])
     raise AssertionError("a process has ended")

@@ -1,5 +1,6 @@
 """A run that takes milliseconds a step, for the tests of everything around it, and command lines as a user has them."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -27,6 +28,12 @@ def run(script, *arguments):
     return subprocess.run(
         command(script, *arguments), capture_output=True, text=True, env=shell_environment(), cwd=ROOT
     )
+
+
+def a_moment(process):
+    """Lets a process get on, for as long as it takes to look again, or until it has ended."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.02)
 
 
 def small_config(method="grafit", **overrides):

@@ -13,7 +13,7 @@ import pytest
 from grafit_jax import experiment, integrity, parallel, preemption, train, workdir
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
-from small import before_calls, command, log_of, on_one_device, shell_environment, small_config
+from small import a_moment, before_calls, command, log_of, on_one_device, shell_environment, small_config
 
 
 def stopping_after(monkeypatch, calls):
@@ -61,7 +61,7 @@ def test_sigterm_to_a_command_line_ends_it_with_its_own_status(tmp_path):
     with open(tmp_path / "said", "w") as said:
         process = subprocess.Popen(command(*arguments), stdout=said, stderr=said, env=shell_environment())
     while process.poll() is None and not (tmp_path / "run" / "checkpoints" / "2").exists():
-        os.sched_yield()
+        a_moment(process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     last = (tmp_path / "said").read_text().splitlines()[-1]

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import subprocess
 
 import jax
@@ -15,7 +14,7 @@ from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.memory import Memory
-from small import ROOT, command, on_one_device, run, shell_environment, small_config
+from small import ROOT, a_moment, command, on_one_device, run, shell_environment, small_config
 
 SMALL = [
     "--config.model.trunk=resnet8",
@@ -68,7 +67,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     )
     log, saved = killed / "metrics.jsonl", killed / "checkpoints" / "14"
     while process.poll() is None and not (saved.is_dir() and log.is_file() and '"step": 21' in log.read_text()):
-        os.sched_yield()
+        a_moment(process)
     process.kill()
     assert process.wait() == -9, "it ended before it could be killed"
     assert not (killed / "metrics.json").exists()

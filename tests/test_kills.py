@@ -25,5 +25,6 @@ def test_runs_killed_again_and_again_end_as_one_that_was_not(entry):
     assert done.returncode == 0, done.stderr[-4000:]
     line = json.loads(done.stdout)
     assert line["kills"] == sum(line["hits"].values()) == 50 and line["runs_equal"] >= 1
-    # Every three steps there is a save; the newest two may still have been on their way.
-    assert line["most_lost"] <= 9 and line["half_written"] >= 5
+    # Every three steps there is a save, of which the newest two may still have been on their way.
+    assert line["most_lost"] <= 9
+    assert entry != "saves" or line["half_written"] >= 5

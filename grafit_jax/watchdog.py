@@ -138,9 +138,9 @@ class _Watchdog:
         while True:
             now = time.monotonic()
             self._others.hear(self._published, _here, now)
-            reason = self._others.stuck(now)
-            if reason or (reason := self._others.missing(now)):
-                _stop(reason, dump=reason.startswith("nothing"))
+            stuck = self._others.stuck(now)
+            if reason := stuck or self._others.missing(now):
+                _stop(reason, dump=stuck is not None)
             time.sleep(self.interval)
 
     def publish(self) -> None:

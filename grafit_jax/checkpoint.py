@@ -87,7 +87,7 @@ class Checkpoints:
         """
         items = {"state": jax.tree.map(parallel.everywhere, _present(state))}
         if memory is not None:
-            items["memory"] = {"embedding": parallel.joined(memory.embedding)}
+            items["memory"] = _rows(memory)
         saved: dict[str, Any] = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
         digests = {item: integrity.digests(tree) for item, tree in items.items()}
         saved["record"] = ocp.args.JsonSave((record or {}) | {"digests": digests})
@@ -146,7 +146,7 @@ class Checkpoints:
         found = {"state": jax.tree.map(parallel.everywhere, _present(state))}
         if memory is not None:
             memory = self.restore_memory(step, memory)
-            found["memory"] = {"embedding": parallel.joined(memory.embedding)}
+            found["memory"] = _rows(memory)
         _compare(found, record["digests"])
         return state, memory, record
 
@@ -186,7 +186,7 @@ class Checkpoints:
         return dataclasses.replace(like, **jax.tree.map(parallel.from_everywhere, restored))
 
     def restore_memory(self, step: int, like: Memory) -> Memory:
-        """The memory of that step on the devices of `like`, whose labels it takes.
+        """The memory of that step on the devices of `like`.
 
         Behind the last image there is padding, as much as the number of devices makes it: what is cut off or filled up
         for other devices is padding alone.
@@ -194,12 +194,12 @@ class Checkpoints:
         Raises:
           UserError: as for `restore_state`.
         """
-        wanted = parallel.joined(like.embedding)
+        wanted = _rows(like)
         rows = self._shapes(step, "memory").get("embedding", (0,))[0]
-        self._check(step, "memory", {"embedding": (rows, *wanted.shape[1:])})
-        abstract = {"embedding": ocp.utils.to_shape_dtype_struct(wanted)}
-        restored = self._restore(step, "memory", abstract, strict=False)
-        return dataclasses.replace(like, embedding=parallel.from_joined(restored["embedding"]))
+        self._check(step, "memory", {name: (rows, *array.shape[1:]) for name, array in wanted.items()})
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+        restored = jax.tree.map(parallel.from_joined, self._restore(step, "memory", abstract, strict=False))
+        return Memory(embedding=restored["embedding"], label=restored["label_plus_1"] - 1)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -254,6 +254,11 @@ def _compare(items: dict[str, Any], saved: dict[str, dict[str, str]]) -> None:
         differing = [name for name in found.keys() | saved[item].keys() if found.get(name) != saved[item].get(name)]
         if differing:
             raise Damaged(f"{item}/{min(differing)} is not what was saved")
+
+
+def _rows(memory: Memory) -> dict[str, jax.Array]:
+    """The rows of all devices of all processes; padding is 0 throughout."""
+    return {"embedding": parallel.joined(memory.embedding), "label_plus_1": parallel.joined(memory.label + 1)}
 
 
 def _present(tree: Any) -> dict[str, Any]:

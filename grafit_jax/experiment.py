@@ -293,7 +293,7 @@ def _initial_queue(experiment: Experiment, state: TrainState, *, placeholder: bo
 def initial_memory(experiment: Experiment, state: TrainState, *, placeholder: bool = False) -> Memory | None:
     """The memory before the first step, spread over the devices; None for a method without one.
 
-    A placeholder has the right shapes and labels, and is made without a pass over the training set.
+    A placeholder has the right shapes, and is made without a pass over the training set.
     """
     config, train = experiment.config, experiment.records["train"]
     if not experiment.method.memory:

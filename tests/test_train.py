@@ -10,6 +10,7 @@ import pytest
 
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, parallel, train, workdir
+from grafit_jax import memory as memory_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
@@ -231,6 +232,28 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_goes_on_there(tmp_path, 
     np.testing.assert_array_equal(np.asarray(memory.label).ravel()[:899], run.records["train"].coarse_label)
     assert np.asarray(memory.label).ravel()[899] == -1
     assert record["config"]["seed"] == 0 and record["run"]["packages"]["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(tmp_path, monkeypatch, devices):
+    labels = np.array([4, 0, -1, 2, 1, 3, 0])
+    vectors = np.random.default_rng(0).normal(size=(7, 5))
+
+    def memory(labels):
+        return parallel.shard(memory_lib.create(vectors, labels, parallel.num_devices()))
+
+    state = parallel.replicate(Memory(np.zeros(1, np.float32), np.zeros(1, np.int32)))
+    writer = Checkpoints(tmp_path)
+    writer.save(1, state, memory(labels))
+    writer.close()
+    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:devices])
+    # What a run has that goes on: the label of every image, as if all could be read.
+    reader = Checkpoints(tmp_path, read_only=True)
+    restored = reader.restore_newest(parallel.replicate(state), memory(np.abs(labels)))[1]
+    reader.close()
+    expected = [*labels, *[-1] * (-7 % devices)]
+    np.testing.assert_array_equal(np.asarray(restored.label).ravel(), expected)
+    assert restored.label.sharding.is_equivalent_to(memory(labels).label.sharding, 2)
 
 
 def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(tmp_path, monkeypatch):

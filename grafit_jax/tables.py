@@ -186,14 +186,18 @@ def _ablations() -> tuple[Row, ...]:
 def _to(dataset: str) -> tuple[Row, ...]:
     """Trunks trained on the fine labels of ImageNet [ours], fine-tuned on a data set (PAPER.md section 4)."""
 
-    def row(method: str, trunk: str) -> Row:
+    def row(method: str, trunk: str, size: str = "") -> Row:
         name, changes = (
             (f"{method}_fine", {}) if trunk == "resnet50" else (f"{method}_fine_{trunk}", {"model.trunk": trunk})
         )
         start = Row(name, "configs/imagenet.py", f"level=fine,method={method}", overrides=changes)
-        return Row(f"{method}_{trunk}", "configs/transfer.py", f"dataset={dataset},trunk={trunk}", start=start)
+        arg = f"dataset={dataset},trunk={trunk}{size and f',size={size}'}"
+        return Row(targets.transfer_row(dataset, method, trunk, size), "configs/transfer.py", arg, start=start)
 
-    return (row("baseline", "resnet50"), row("grafit", "resnet50"), row("grafit", "regnet_y_8gf"))
+    small = (row("baseline", "resnet50"), row("grafit", "resnet50"))
+    if dataset in targets.LARGE:
+        return (*small, row("grafit", "regnet_y_8gf"), row("grafit", "regnet_y_8gf", targets.LARGE_SIZE))
+    return small
 
 
 _TUNED = Table(
@@ -202,6 +206,7 @@ _TUNED = Table(
     facts={
         "trunk": lambda config: config["model.trunk"],
         "trunk starts": lambda config: f"from `{_row_of(config['model.pretrained']) or 'scratch'}`",
+        "test images": lambda config: f"{config['eval.size'] or config['views.size']} px",
     },
     notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
 )
@@ -235,7 +240,8 @@ TABLES = {
     ),
     "transfer": dataclasses.replace(_TUNED, rows=_transfer(), facts={"trunk starts": _TUNED.facts["trunk starts"]}),
     **{
-        f"transfer_{dataset}": dataclasses.replace(_TUNED, rows=_to(dataset), folder=f"imagenet/{dataset}")
+        # One folder for all, that of table imagenet, whose trunks they start from.
+        f"transfer_{dataset}": dataclasses.replace(_TUNED, rows=_to(dataset), folder="imagenet")
         for dataset in targets.TRANSFER
     },
     "cifar100_gpu": Table(by_method("configs/cifar100.py", "preset=r18,", targets.OF_PAPER), _STUDY),

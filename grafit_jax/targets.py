@@ -82,6 +82,7 @@ def _maskcon() -> Iterable[Target]:
                 table_name(dataset, pretrained=pretrained), (METHOD,), title,
                 f"ResNet-18 {'pretrained' if pretrained else 'from scratch'}", published, "seed",
                 f"{time} on one GPU", data, (*lacks, *((_WEIGHTS,) if pretrained else ())), "maskcon",
+                "" if pretrained else "with a pretrained trunk",
             )  # fmt: skip
 
 
@@ -116,9 +117,12 @@ TRANSFER = {
     "inat18": ("iNaturalist 2018", 437_513, 100, "i_naturalist2018", ("categories.json of iNaturalist 2018",)),
     "flowers": ("Flowers-102", 2_040, 300, "oxford_flowers102", ()),
     "cars": ("Stanford Cars", 8_144, 300, "cars196", (_CARS,)),
+    "imagenet": ("ImageNet, with a linear classifier", _IMAGENET_IMAGES, 30, "imagenet2012", ()),
 }
+# Pixels of the larger test images [ours]: how large the published ones are is not known.
+LARGE_SIZE = "384"
 # (data set, method, trunk, how it is published) -> top-1.
-_LARGE, _LATER = "at larger test images", "in a later paper"
+_LARGE, _LATER = f"at larger test images (ours: {LARGE_SIZE} px)", "in a later paper"
 _SEED = {
     ("inat19", "grafit", "regnet_y_8gf", _LARGE): 84.1,
     ("cifar100", "grafit", "resnet50", ""): 83.7,
@@ -132,6 +136,7 @@ _PUBLISHED = {
     ("flowers", "grafit", "resnet50", ""): 98.2,
     ("cars", "grafit", "resnet50", ""): 92.5,
     ("inat19", "grafit", "resnet50", ""): 75.9,
+    ("imagenet", "grafit", "resnet50", ""): 79.6,
     ("flowers", "grafit", "regnet_y_8gf", ""): 99.0,
     ("cars", "grafit", "regnet_y_8gf", ""): 94.0,
     ("inat18", "grafit", "regnet_y_8gf", ""): 76.8,
@@ -147,25 +152,29 @@ _PUBLISHED = {
 }
 
 
+# Data sets with rows at larger test images.
+LARGE = {dataset for dataset, _, _, how in (*_SEED, *_PUBLISHED) if how == _LARGE}
+
+
+def transfer_row(dataset: str, method: str, trunk: str, size: str = "") -> str:
+    """What `tables.TABLES` calls a row of fine-tuning, tested at `size` if that is not the usual one."""
+    return "_".join(filter(None, (dataset, method, trunk, size)))
+
+
 def _transfer() -> Iterable[Target]:
     for (dataset, method, trunk, how), top1 in {**_SEED, **_PUBLISHED}.items():
         title, images, epochs, data, lacks = TRANSFER[dataset]
         start = hours(trunk, method, images=_IMAGENET_IMAGES, epochs=600, views=4)
         tuning = hours(trunk, "baseline", images=images, epochs=epochs, views=1)
-        size = ("the size of these test images (not known)",) if how == _LARGE else ()
+        row = transfer_row(dataset, method, trunk, LARGE_SIZE if how == _LARGE else "")
         yield Target(
-            f"transfer_{dataset}", (f"{method}_{trunk}",), f"transfer to {title}", f"{trunk} of {method} on ImageNet",
+            f"transfer_{dataset}", (row,), f"transfer to {title}", f"{trunk} of {method} on ImageNet",
             {"top1": top1}, "seed" if (dataset, method, trunk, how) in _SEED else "paper",
-            _on_h100(start + tuning), f"imagenet2012, {data}", (_IMAGENET, *lacks, *size), how=how,
+            _on_h100(start + tuning), ", ".join(dict.fromkeys(("imagenet2012", data))), (_IMAGENET, *lacks), how=how,
         )  # fmt: skip
 
 
 def _coarse_to_fine() -> Iterable[Target]:
-    yield Target(
-        "imagenet", ("grafit_fine",), "ImageNet, a classifier after fine-tuning", "resnet50", {"top1": 79.6}, "paper",
-        _on_h100(hours("resnet50", "grafit", images=_IMAGENET_IMAGES, epochs=600, views=4)), "imagenet2012",
-        (_IMAGENET, "a config of that fine-tuning"),
-    )  # fmt: skip
     for table, title, trunk, images, epochs, views, levels, data, lacks in (
         ("study_cifar100", "CIFAR-100 (4 → 20)", "resnet8", 0, 0, 0, (), "cifar100", ()),
         ("cifar100_gpu", "CIFAR-100 (20 → 100)", "resnet18, 32 px", 50_000, 200, 4, (), "cifar100", ()),
@@ -282,8 +291,9 @@ def compare(table: str, found: Sequence[Result]) -> str:
         for values in ours(target, {table: found}) if len(target.rows) == 1 else ():
             for metric, published in target.published.items():
                 if published is not None:
-                    cells = [f"{published:g} [{target.standing}]", f"{values[metric]:.2f}"]
-                    rows.append([target.rows[0], _NAMES[metric], *cells, f"{values[metric] - published:+.2f}"])
+                    paper = f"{published:g} [{target.standing}] {target.how}".strip()
+                    difference = f"{values[metric] - published:+.2f}"
+                    rows.append([target.rows[0], _NAMES[metric], paper, f"{values[metric]:.2f}", difference])
     if not rows:
         return "\nOf these rows no published cell is confirmed: there is nothing to compare with.\n"
     return "\n" + report.plain_table(("row", "metric", "paper", "ours", "difference"), rows) + "\n"

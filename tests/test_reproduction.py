@@ -278,8 +278,7 @@ def test_every_published_row_has_its_runs():
         table = tables.TABLES[target.table]
         rows = {row.name: row for row in table.rows}
         assert rows.keys() >= set(target.rows), target.table
-        shown = {"top1": "**top-1**"} | table.columns  # ImageNet's classifier is not in the table of levels
-        assert shown.keys() >= target.published.keys(), target.table
+        assert table.columns.keys() >= target.published.keys(), target.table
         for row in target.rows:
             seen = reproduction.points(
                 table, pathlib.Path("runs"), root=ROOT, seeds=[0], only=[row],
@@ -293,6 +292,33 @@ def test_every_published_row_has_its_runs():
         assert len(of_table) == 9 and {len(t.rows) for t in of_table} == {levels}
         assert {value for t in of_table for value in t.published.values()} == {None}
     assert targets.LEVELS == LEVELS
+
+
+def test_what_is_transferred_is_trained_once_and_tested_at_the_size_that_is_published():
+    names = [name for name in tables.TABLES if name.startswith("transfer_")]
+    assert len(names) == 7 and {tables.TABLES[name].folder for name in names} == {"imagenet"} == {
+        tables.TABLES["imagenet"].folder or "imagenet"
+    }
+    points = lambda name: reproduction.points(tables.TABLES[name], pathlib.Path("none/imagenet"), root=ROOT)  # noqa: E731
+    wanted = [point for name in names for point in points(name)]
+    assert len({point.directory for point in wanted}) == len(wanted) == 5 * 4 + 2 * 2
+    trunks = {p.directory: p for p in reproduction.missing(wanted, {}) if p not in wanted}
+    assert [path.name for path in trunks] == ["baseline_fine", "grafit_fine", "grafit_fine_regnet_y_8gf"]
+    # The first two are table imagenet's own.
+    of_imagenet = {point.directory: results.key(point.flat) for point in points("imagenet")}
+    assert all(of_imagenet[path] == results.key(point.flat) for path, point in [*trunks.items()][:2])
+    size = {point.name: point.config.eval.size for point in wanted}
+    assert size["flowers_grafit_regnet_y_8gf_384"] == 384 and size["flowers_grafit_regnet_y_8gf"] == 0
+    # So no run stands beside both of the published numbers, nor in one row with its seed.
+    runs = [
+        {**of_rows(**{point.name: [{"top1": 0.99}]})[0], "method": "baseline", "config": point.flat, "run": {}}
+        for point in points("transfer_flowers")
+    ]
+    assert len(report.markdown_table(runs, {"top1": "top-1"}, {}, tables._TUNED.facts).splitlines()) == 2 + 4
+    lines = [line.split() for line in targets.compare("transfer_flowers", runs).splitlines()]
+    assert [(line[0], line[2], line[-1]) for line in lines if line and "regnet" in line[0]] == [
+        ("flowers_grafit_regnet_y_8gf_384", "99.1", "-0.10"), ("flowers_grafit_regnet_y_8gf", "99", "+0.00")
+    ]  # fmt: skip
 
 
 def test_hours_are_arithmetic():
@@ -339,12 +365,14 @@ def test_ours_stands_beside_the_papers_with_the_difference():
     recalls = [{f"recall@{k}": v for k, v in ((1, 0.6), (2, 0.72), (5, r5), (10, 0.9))} for r5 in (0.82, 0.83)]
     text = targets.compare("maskcon_cifar100", of_rows(maskcon=recalls, grafit_maskcon=recalls))
     assert text.splitlines()[1:] == [
-        "row             metric  paper         ours   difference",
-        "grafit_maskcon  R@1     60.57 [seed]  60.00  -0.57",
-        "grafit_maskcon  R@2     71.13 [seed]  72.00  +0.87",
-        "grafit_maskcon  R@5     82.32 [seed]  82.50  +0.18",
-        "grafit_maskcon  R@10    89.21 [seed]  90.00  +0.79",
+        "row             metric  paper                                 ours   difference",
+        "grafit_maskcon  R@1     60.57 [seed] with a pretrained trunk  60.00  -0.57",
+        "grafit_maskcon  R@2     71.13 [seed] with a pretrained trunk  72.00  +0.87",
+        "grafit_maskcon  R@5     82.32 [seed] with a pretrained trunk  82.50  +0.18",
+        "grafit_maskcon  R@10    89.21 [seed] with a pretrained trunk  90.00  +0.79",
     ]
+    text = targets.compare("maskcon_cifar100_pretrained", of_rows(grafit_maskcon=recalls))
+    assert text.splitlines()[2] == "grafit_maskcon  R@1     60.57 [seed]  60.00  -0.57"
     unconfirmed = targets.compare("study_cifar100", of_rows(grafit=[{"map": 0.5, "knn_top1": 0.5}]))
     assert "no published cell is confirmed" in unconfirmed
     assert targets.compare("quickstart", of_rows(grafit=[{"map": 0.5}])) == ""

@@ -16,8 +16,9 @@ from scratch. The metric is `top1`, beside retrieval and k-NN on the fine-tuned 
   imagenet  79.6 ResNet-50                       tfds build imagenet2012 --manual_dir=DIR
 
 The RegNetY figures are at a larger test resolution than that of training (`size`, not known; 384 is [ours]): at the
-lower one 99.0, 94.0, 76.8 (inat18) and 80.0 (inat19). The paper's recipe for fine-tuning is not known; this one is [ours]: a tenth of the learning
-rate of training from scratch, layer-wise smaller, label smoothing, CutMix for photos. No row has been measured here.
+lower one 99.0, 94.0, 76.8 (inat18) and 80.0 (inat19). The paper's recipe for fine-tuning is not known; this one is
+[ours]: a tenth of the learning rate of training from scratch, layer-wise smaller, label smoothing, CutMix for photos.
+No row has been measured here.
 
 Preset cpu (cifar100 alone): the 50 fine classes of coarse classes 10-19, for a small trunk trained on the classes 0-9.
 """

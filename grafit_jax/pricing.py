@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from grafit_jax import methods, report, reproduction, results, targets
+from grafit_jax import methods, report, reproduction, results, tables, targets
 from grafit_jax.reproduction import Point, Recorded
 from grafit_jax.results import Result
 
@@ -25,9 +25,9 @@ def price(point: Point, known: Iterable[Result]) -> Price:
     images x views, at the pace of recorded runs of the same network at the same size; those with as many views of an
     image, if there are any. How many training images there are is told by a recorded run on the same data.
     """
-    config = results.comparable(point.flat)
-    trained = [(results.comparable(r["config"]), r["run"]) for r in known if "train_seconds" in r["run"]]
-    same = [run["train_seconds"] for other, run in trained if other | {"seed": config["seed"]} == config]
+    config = _seedless(point.flat)
+    trained = [(_seedless(r["config"]), r["run"]) for r in known if "train_seconds" in r["run"]]
+    same = [run["train_seconds"] for other, run in trained if other == config]
     if same:
         return Price(sum(same) / len(same), f"measured, {len(same)} run{'s' if len(same) > 1 else ''}")
     images = [run["train_images"] for other, run in trained if _data(other) == _data(config)]
@@ -42,6 +42,12 @@ def price(point: Point, known: Iterable[Result]) -> Price:
         config["train.epochs"] * images[0] * views * pace,
         f"arithmetic, {1e3 * pace:.2f} ms a view in {len(alike)} run{'s' if len(alike) > 1 else ''}",
     )
+
+
+def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config makes a difference to the time of its run."""
+    rest = {key: value for key, value in results.comparable(config).items() if key != "seed"}
+    return rest | {key: tables.row_of(rest[key]) for key in results.STARTS if key in rest}
 
 
 def _data(config: dict[str, Any]) -> dict[str, Any]:

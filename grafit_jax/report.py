@@ -135,9 +135,9 @@ FRAMES = {
     "neither": Frame("red", "#c62828", "dotted", 1.8, "✗", "neither"),
     "unknown": Frame("grey", "#9e9e9e", "solid", 1.0, "?", "without labels"),
 }
-_LEGEND = "    ".join(
+_LEGEND = [
     f"{frame.hue}, {frame.style}: {frame.meaning}" for frame in (FRAMES[name] for name in ("fine", "coarse", "neither"))
-)
+]
 
 # An image [H, W, C] and its frame.
 Thumbnail = tuple[np.ndarray, str]
@@ -194,7 +194,12 @@ def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thu
 
     width, height = max(len(row) for rows in sheets.values() for row in rows), max(map(len, sheets.values()))
     columns = width * len(sheets) + len(sheets) - 1
-    figure, axes = plt.subplots(height, columns, figsize=(0.62 * (columns + 1), 0.72 * height + 1.0), squeeze=False)
+    inches = max(0.62 * (columns + 1), 3.0)
+    legend: list[str] = []  # lines
+    if any(frame in ("fine", "neither") for rows in sheets.values() for row in rows for _, frame in row):
+        legend = ["    ".join(_LEGEND)] if inches > 5.5 else _LEGEND
+    figsize = (inches, 0.72 * height + 1.05 + 0.15 * len(legend))
+    figure, axes = plt.subplots(height, columns, figsize=figsize, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for number, (name, rows) in enumerate(sheets.items()):
@@ -204,9 +209,8 @@ def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thu
                 _draw(ax, *thumbnail)
         axes[0, left].set_title("query", fontsize=8)
         axes[0, left + (width + 1) // 2].set_title(f"{name}: nearest first", fontsize=9)
-    if any(frame in ("fine", "neither") for rows in sheets.values() for row in rows for _, frame in row):
-        figure.text(0.5, 0.012, _LEGEND, ha="center", fontsize=8)
-    figure.tight_layout(rect=(0, 0.03, 1, 1), pad=0.3)
+    figure.text(0.5, 0.012, "\n".join(legend), ha="center", fontsize=8)
+    figure.tight_layout(rect=(0, (0.02 + 0.15 * len(legend)) / figsize[1], 1, 1), pad=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -23,7 +23,7 @@ RAW_PIXELS = "raw_pixels"
 # Where data lie on a disk is no part of a result.
 _PLACES = ("data.data_dir", "data.categories")
 # Runs that others start from, by where they are.
-_STARTS = ("clusters.workdir", "model.pretrained")
+STARTS = ("clusters.workdir", "model.pretrained")
 _WANT = (
     "want recorded results: take the file back from version control, or record them again with experiments/reproduce.py"
 )
@@ -158,4 +158,4 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key not in _PLACES}
     if values["method"] == RAW_PIXELS or not methods.get(values["method"]).clusters:
         values = {key: v for key, v in values.items() if not key.startswith("clusters.")}
-    return values | {key: pathlib.Path(values[key]).name for key in _STARTS if key in values}
+    return values | {key: pathlib.Path(values[key]).name for key in STARTS if key in values}

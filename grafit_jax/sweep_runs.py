@@ -21,7 +21,7 @@ from typing import IO, Literal
 
 from grafit_jax import workdir
 from grafit_jax.cli import EXIT_MISTAKE
-from grafit_jax.errors import warn
+from grafit_jax.errors import UserError, warn
 from grafit_jax.preemption import EXIT_PREEMPTED
 
 _ENDED = "exit status "
@@ -98,17 +98,27 @@ class Attempt:
         status = self.process.wait()
         # A run that was started by hand may have come first: then this was no attempt.
         if not (status == EXIT_MISTAKE and workdir.is_locked(self.run / workdir.LOCK)):
-            self.log.write(f"\n{_ENDED}{status}\n".encode())
-            self.log.flush()
-        self.log.close()
+            try:
+                self.log.write(f"\n{_ENDED}{status}\n".encode())
+                self.log.flush()
+            except OSError as error:  # it counts as stopped
+                warn(f"how {self.run} has ended ({status}) cannot be written to its log ({error}).")
+        with contextlib.suppress(OSError):  # what could not be written above
+            self.log.close()
         return standing(self.run)
 
 
 def hold(run: pathlib.Path) -> IO[bytes] | None:
-    """The log of a run with its lock; None while somebody is at that run."""
-    run.mkdir(parents=True, exist_ok=True)
+    """The log of a run with its lock; None while somebody is at that run; UserError for a disk that takes neither."""
     with contextlib.ExitStack() as undo:
-        log = undo.enter_context((run / workdir.LOG).open("ab"))
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            log = undo.enter_context((run / workdir.LOG).open("ab"))
+        except OSError as error:
+            raise UserError(
+                f"{run} cannot be made ({error}): runs that were started go on to their end; make room, or make it "
+                "writable, then start the sweep again."
+            ) from error
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -127,7 +127,7 @@ _COARSE = {"coarse/recall@1": "coarse R@1", "coarse/map": "coarse mAP"}
 _STUDY = _WITH_PROJECTOR | {f"recall@{k}": f"R@{k}" for k in (2, 5, 10)} | _COARSE
 
 
-def _row_of(path: str) -> str:
+def row_of(path: str) -> str:
     """The row whose run lies there, whatever its seed."""
     return re.sub(r"_seed\d+$", "", pathlib.Path(path).name)
 
@@ -205,7 +205,7 @@ _TUNED = Table(
     {"top1": "**top-1**", "knn_top1": "fine k-NN", "recall@1": "R@1", "map": "fine mAP"},
     facts={
         "trunk": lambda config: config["model.trunk"],
-        "trunk starts": lambda config: f"from `{_row_of(config['model.pretrained']) or 'scratch'}`",
+        "trunk starts": lambda config: f"from `{row_of(config['model.pretrained']) or 'scratch'}`",
         "test images": lambda config: f"{config['eval.size'] or config['views.size']} px",
     },
     notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},

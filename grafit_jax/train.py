@@ -77,6 +77,8 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
     workdir.put(path, "data.json", json.dumps(fingerprints) + "\n")
     workdir.write_broken(path, run.records)
     if (path / "metrics.json").is_file():  # complete: nothing of it is touched
+        if not parallel.all_agree((path / webpage.NAME).is_file()):  # it was killed before that was written
+            _leave_page(run, path)
         return json.loads((path / "metrics.json").read_text())
 
     # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
@@ -281,6 +283,16 @@ def _restored(run: experiment.Experiment, checkpoints: Checkpoints) -> tuple[Any
     memory = experiment.initial_memory(run, state, placeholder=True)
     found = checkpoints.restore_newest(state, memory)
     return found and (found[0], found[1], found[2].get("progress", {}))
+
+
+def _leave_page(run: experiment.Experiment, path: pathlib.Path) -> None:
+    """The page of a run that is complete, if its weights are still there."""
+    watchdog.at(run.total_steps, "writes its page")
+    checkpoints = Checkpoints(path, read_only=True)
+    found = checkpoints.restore_newest(experiment.initial_state(run, placeholder=True))
+    checkpoints.close()
+    if found is not None:
+        webpage.leave(run, found[0], path)
 
 
 def _is_due(step: int, taken: int, every: int) -> bool:

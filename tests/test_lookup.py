@@ -57,6 +57,14 @@ def test_frames_say_what_is_known():
     assert report.relation(None, None, 0, 1) == "unknown"
 
 
+@pytest.mark.parametrize("k", [1, 3, 6, 10])
+def test_all_of_a_pictures_legend_is_in_it(tmp_path, k):
+    near = [(np.zeros((4, 4, 3), np.uint8), "query"), *[(np.zeros((4, 4, 3), np.uint8), "fine")] * k]
+    report.contact_sheet(tmp_path / "near.png", {"gallery": [near]})
+    dark = np.asarray(PIL.Image.open(tmp_path / "near.png").convert("L")) < 200
+    assert dark.any() and not dark[:, [0, -1]].any() and not dark[[0, -1]].any()
+
+
 @pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1), ("RGBA", 3), ("P", 1), ("CMYK", 3), ("1", 3)])
 def test_images_of_every_mode_are_read(tmp_path, mode, channels):
     path = tmp_path / ("i.tif" if mode == "CMYK" else "i.png")

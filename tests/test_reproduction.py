@@ -165,6 +165,9 @@ def test_prices_are_measured_or_by_arithmetic(wanted):
         recorded("byol", seconds=1.0, **{"views.size": 16}),
     ]
     assert pricing.price(baseline, known) == (40.0, "measured, 2 runs")
+    # A run that starts from another one takes the same time whatever their seeds.
+    started = recorded("clusterfit", 3, seconds=70.0, **{"clusters.workdir": "runs/baseline_seed3", "clusters.k": 5})
+    assert pricing.price(clusterfit, [*known, started]) == (70.0, "measured, 1 run")
     # 30 + 50 + 130 s for (2 + 2 + 5) epochs of 100 images seen once: 0.2333 s a view; 2 epochs are asked for.
     assert pricing.price(clusterfit, known) == (
         pytest.approx(210 / 900 * 200),

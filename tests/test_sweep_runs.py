@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pathlib
 import re
 import signal
 import statistics
@@ -12,6 +13,7 @@ import sys
 import pytest
 
 from grafit_jax import sweep_runs, workdir
+from grafit_jax.errors import UserError
 from grafit_jax.sweep_runs import Standing
 from small import ROOT, command, shell_environment
 from sweeping import stub, write_file, write_images, write_metrics
@@ -128,6 +130,18 @@ def test_a_run_that_was_started_by_hand_in_the_same_moment_is_no_failure(tmp_pat
     with hold(tmp_path / workdir.LOCK):
         assert attempt.finish() == Standing("running")
     assert sweep_runs.standing(tmp_path) == Standing("stopped")
+
+
+def test_a_disk_that_takes_no_more_is_told_of_in_one_line(tmp_path, capsys):
+    attempt = sweep_runs.start(tmp_path, stub("sys.exit(1)")(tmp_path), sweep_runs.hold(tmp_path))
+    attempt.log = pathlib.Path("/dev/full").open("ab")  # noqa: SIM115
+    assert attempt.finish() == Standing("stopped")  # as if it had been killed: it is tried again
+    assert re.fullmatch(
+        r"warning: how .* has ended \(1\) cannot be written .*No space left.*\n", capsys.readouterr().err
+    )
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/run cannot be made \(.*\): .* then start the sweep again\."):
+        sweep_runs.hold(tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

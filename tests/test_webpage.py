@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import json
 import re
 import shutil
 import types
@@ -355,6 +356,19 @@ def test_a_training_leaves_its_page(finished):
     tile = [t[2] for t in found.all("dd")]
     assert tile == [f"{100 * logged[key]:.1f}" for key in ("recall@1", "map", "knn_top1")]
     assert found.all("p", class_="run")[0][2] == "base"
+
+
+def test_a_run_that_was_killed_before_its_page_leaves_it_when_started_again(finished, tmp_path):
+    killed = tmp_path / "base"
+    shutil.copytree(finished, killed)
+    (killed / "report.html").unlink()
+    metrics = train.train(workdir.read_config(killed), killed)
+    assert metrics == json.loads((finished / "metrics.json").read_text())
+    assert (killed / "report.html").read_text() == (finished / "report.html").read_text()
+    (killed / "report.html").unlink()
+    shutil.rmtree(killed / "checkpoints")  # to have the room: there is no page to be made
+    assert train.train(workdir.read_config(killed), killed) == metrics
+    assert not (killed / "report.html").exists()
 
 
 def test_what_goes_wrong_with_the_page_is_a_warning(finished, monkeypatch, capsys):

@@ -194,11 +194,11 @@ def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thu
 
     width, height = max(len(row) for rows in sheets.values() for row in rows), max(map(len, sheets.values()))
     columns = width * len(sheets) + len(sheets) - 1
-    inches = max(0.62 * (columns + 1), 3.0)
+    inches = max(0.62 * (columns + 1), 2.4)
     legend: list[str] = []  # lines
     if any(frame in ("fine", "neither") for rows in sheets.values() for row in rows for _, frame in row):
         legend = ["    ".join(_LEGEND)] if inches > 5.5 else _LEGEND
-    figsize = (inches, 0.72 * height + 1.05 + 0.15 * len(legend))
+    figsize = (inches, 0.72 * height + 0.85 + 0.15 * len(legend))
     figure, axes = plt.subplots(height, columns, figsize=figsize, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
@@ -211,7 +211,7 @@ def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thu
         axes[0, left + (width + 1) // 2].set_title(f"{name}: nearest first", fontsize=9)
     figure.text(0.5, 0.012, "\n".join(legend), ha="center", fontsize=8)
     figure.tight_layout(rect=(0, (0.02 + 0.15 * len(legend)) / figsize[1], 1, 1), pad=0.3)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.05)
     plt.close(figure)
 
 

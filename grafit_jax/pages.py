@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from grafit_jax import report, results, targets, workdir
+from grafit_jax import claims, report, results, targets, workdir
 from grafit_jax.errors import reading
 from grafit_jax.reading import read_json
 from grafit_jax.reproduction import Point
@@ -90,7 +90,11 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 def blocks(root: pathlib.Path) -> dict[str, str]:
     """The blocks of README.md and docs that come from recorded results: name -> text."""
     of_tables = recorded(root)
-    found = {"maskcon_rows": targets.render(of_tables), "published_rows": targets.page(of_tables)}
+    found = {
+        "maskcon_rows": targets.render(of_tables),
+        "published_rows": targets.page(of_tables),
+        "claims": claims.render(of_tables),
+    }
     for name, table in TABLES.items():
         weights = " --pretrained=resnet18.safetensors" if table.pretrained else ""
         found[name] = f"Not run: `python experiments/reproduce.py --table={name}{weights} --record`."

@@ -1,0 +1,151 @@
+"""What holds of the paper's claims in recorded results: differences between rows, and whether seeds explain them."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import scipy.stats
+
+from grafit_jax import report
+from grafit_jax.results import Result
+
+# Metric -> heading: of the trunk's features, at the fine level.
+_METRICS = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
+# Of the interval in which a difference lies. With so many differences some are outside of theirs by chance.
+_CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """That one row of a table is ahead of another.
+
+    Attributes:
+      text: in words; what the paper says, or what a default of it implies.
+      ahead: the row that is said to be ahead.
+      behind: the other one.
+      studies: where it is looked at: names of `STUDIES`.
+    """
+
+    text: str
+    ahead: str
+    behind: str
+    studies: tuple[str, ...]
+
+
+# Name -> title, and the tables of one data set, recipe and budget, by whose seeds noise is known.
+STUDIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "cifar100": ("CIFAR-100, 4 → 20", ("study_cifar100", "study_ablations")),
+    "omniglot": ("Omniglot, 30 → 964", ("study_omniglot",)),
+    "maskcon": ("CIFAR-100, 20 → 100, 6 epochs", ("maskcon_cpu",)),
+}
+_PAPER = ("cifar100", "omniglot")
+_ALL = (*_PAPER, "maskcon")
+_ABLATED = ("cifar100",)
+CLAIMS: Mapping[str, tuple[Claim, ...]] = {
+    "of the method": (
+        Claim("Grafit finds finer classes than coarse cross-entropy", "grafit", "baseline", _PAPER),
+        Claim("… and not for its projector alone", "grafit", "baseline_mlp", _ALL),
+        Claim("The instance loss adds to the k-NN loss", "grafit", "snca_plus", _ALL),
+        Claim("Coarse labels add to the instance loss", "grafit", "byol", _PAPER),
+        Claim("Neighbours teach more than a linear classifier", "grafit", "grafit_fc", _PAPER),
+        Claim("SNCA gains by Grafit's recipe and projector", "snca_plus", "snca", _PAPER),
+        Claim("Clusters of a baseline's features teach more than its labels", "clusterfit", "baseline", _PAPER),
+        Claim("Grafit is ahead of ClusterFit+", "grafit", "clusterfit_plus", _PAPER),
+    ),
+    "of its defaults": (
+        Claim("More views: T = 4 rather than 2", "grafit_views_4", "grafit", _ABLATED),
+        Claim("λ = 1 rather than 0.3", "grafit", "grafit_lambda_0.3", _ABLATED),
+        Claim("λ = 1 rather than 3", "grafit", "grafit_lambda_3", _ABLATED),
+        Claim("σ = 0.05 rather than 0.02", "grafit", "grafit_sigma_0.02", _ABLATED),
+        Claim("σ = 0.05 rather than 0.1", "grafit", "grafit_sigma_0.1", _ABLATED),
+        Claim("A memory of momentum ½ rather than 0", "grafit", "grafit_memory_0", _ABLATED),
+        Claim("A memory of momentum ½ rather than 0.9", "grafit", "grafit_memory_0.9", _ABLATED),
+        Claim("A target that is a moving average", "grafit", "grafit_ema_off", _ABLATED),
+        Claim("Losses behind a projector", "grafit", "grafit_projector_off", _ABLATED),
+    ),
+    "of the MaskCon paper": tuple(
+        Claim(f"`maskcon` is ahead of `{other}`", "maskcon", other, ("omniglot", "maskcon"))
+        for other in ("grafit_maskcon", "coins", "supcon", "selfcon", "supce")
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Of two means over seeds, in points.
+
+    Attributes:
+      points: the one that is said to be ahead, less the other.
+      margin: half of its confidence interval, by the spread over seeds of all rows together; nan where none has two.
+    """
+
+    points: float
+    margin: float
+
+    @property
+    def decided(self) -> bool:
+        return abs(self.points) > self.margin
+
+
+def difference(runs: Sequence[Result], claim: Claim, metric: str) -> Difference | None:
+    """Of the claim's two rows, among runs of one study; None where one of the rows is not recorded.
+
+    The margin is Student's, for two means and one standard deviation that all rows share.
+    """
+    by_row: dict[str, dict[int, float]] = {}  # a run may be in several tables
+    for run in runs:
+        if metric in run["metrics"]:
+            by_row.setdefault(run["row"], {})[run["seed"]] = 100 * run["metrics"][metric]
+    values = {row: np.array(list(seeds.values())) for row, seeds in by_row.items()}
+    if claim.ahead not in values or claim.behind not in values:
+        return None
+    ahead, behind = values[claim.ahead], values[claim.behind]
+    freedom = sum(len(v) - 1 for v in values.values())
+    margin = math.nan
+    if freedom:
+        deviation = math.sqrt(sum(float(v.var()) * len(v) for v in values.values()) / freedom)
+        quantile = float(scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, freedom))
+        margin = quantile * deviation * math.sqrt(1 / len(ahead) + 1 / len(behind))
+    return Difference(float(ahead.mean() - behind.mean()), margin)
+
+
+def verdict(found: Mapping[str, Difference]) -> str:
+    """What the differences of all metrics say of a claim."""
+    ahead = [name for name, d in found.items() if d.decided and d.points > 0]
+    behind = [name for name, d in found.items() if d.decided and d.points < 0]
+    if not ahead and not behind:
+        return "not decided"
+    if not behind:
+        return "**holds**" if len(ahead) == len(found) else f"holds in {', '.join(ahead)}"
+    if not ahead:
+        return "**does not hold**" if len(behind) == len(found) else f"does not hold in {', '.join(behind)}"
+    return f"holds in {', '.join(ahead)}; not in {', '.join(behind)}"
+
+
+def render(recorded: Mapping[str, Sequence[Result]]) -> str:
+    """All claims in Markdown, each where it is looked at, as far as results are recorded."""
+    parts = []
+    for heading, claims in CLAIMS.items():
+        lines = [line for claim in claims for line in _lines(claim, recorded)]
+        header = ("claim", "ahead − behind", "where", *(f"Δ {name}" for name in _METRICS.values()), "verdict")
+        parts.append(f"### Claims {heading}\n\n{report.markdown(header, lines)}")
+    return "\n\n".join(parts)
+
+
+def _lines(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterable[list[str]]:
+    for study in claim.studies:
+        title, tables = STUDIES[study]
+        runs = [run for table in tables for run in recorded.get(table, ())]
+        differences = {name: difference(runs, claim, metric) for metric, name in _METRICS.items()}
+        found = {name: d for name, d in differences.items() if d is not None}
+        cells = [_cell(d) for d in differences.values()]
+        pair = f"`{claim.ahead}` − `{claim.behind}`"
+        yield [claim.text, pair, title, *cells, verdict(found) if found else "not run"]
+
+
+def _cell(difference: Difference | None) -> str:
+    if difference is None:
+        return "–"
+    margin = "?" if math.isnan(difference.margin) else f"{difference.margin:.1f}"
+    return f"{difference.points:+.1f} ± {margin}"

@@ -1,0 +1,70 @@
+"""What holds of the paper's claims: margins by hand, verdicts on results written by hand."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from grafit_jax import claims, tables, targets
+from grafit_jax.claims import Claim, Difference
+
+
+def runs(**rows):
+    """A result for each seed of each row, from its mAP in percent."""
+    return [
+        {"row": row, "seed": seed, "metrics": {"map": value / 100}}
+        for row, values in rows.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_a_difference_is_of_means_and_its_margin_is_students():
+    claim = Claim("", "a", "b", ())
+    found = claims.difference(runs(a=[10, 12, 14], b=[7], c=[1, 5]), claim, "map")
+    assert found.points == pytest.approx(5.0)
+    # Squares about the means: 4 + 0 + 4 in a, none in b, 4 + 4 in c; 16 over 3 degrees of freedom. The quantile of t
+    # with 3 is 3.182, from a printed table.
+    assert found.margin == pytest.approx(3.182 * math.sqrt(16 / 3) * math.sqrt(1 / 3 + 1), abs=2e-3)
+    # Of two rows alone it is the t test.
+    two = claims.difference(runs(a=[10, 12, 14], b=[7, 8]), claim, "map")
+    interval = stats.ttest_ind([10, 12, 14], [7, 8]).confidence_interval(0.95)
+    assert (two.points - two.margin, two.points + two.margin) == pytest.approx((interval.low, interval.high))
+    # A run that is in two tables counts once.
+    assert claims.difference(2 * runs(a=[10, 12, 14], b=[7, 8]), claim, "map") == two
+    assert claims.difference(runs(a=[1, 2]), claim, "map") is None
+    single = claims.difference(runs(a=[3], b=[1]), claim, "map")
+    assert single.points == pytest.approx(2.0) and math.isnan(single.margin) and not single.decided
+
+
+def test_verdicts():
+    ahead, behind, unsure = Difference(2, 1), Difference(-2, 1), Difference(0.5, 1)
+    assert not Difference(5, math.nan).decided
+    for metrics, expected in (
+        ((ahead, ahead), "**holds**"),
+        ((ahead, unsure), "holds in x"),
+        ((unsure, unsure), "not decided"),
+        ((behind, behind), "**does not hold**"),
+        ((unsure, behind), "does not hold in y"),
+        ((ahead, behind), "holds in x; not in y"),
+    ):
+        assert claims.verdict(dict(zip("xy", metrics, strict=True))) == expected
+
+
+def test_every_claim_is_of_rows_that_a_study_has_and_its_verdict_follows():
+    for claim in (claim for group in claims.CLAIMS.values() for claim in group):
+        for study in claim.studies:
+            rows = {row.name for table in claims.STUDIES[study][1] for row in tables.TABLES[table].rows}
+            assert {claim.ahead, claim.behind} <= rows, (claim, study)
+    assert {table for _, of_study in claims.STUDIES.values() for table in of_study} <= {*tables.at("cpu")}
+    # One paper's method is never held against the other's under its name.
+    assert targets.METHOD not in {c.ahead for group in claims.CLAIMS.values() for c in group}
+
+    text = claims.render({"study_omniglot": runs(grafit=[50, 51], baseline=[40, 41], snca_plus=[60, 61])})
+    lines = {
+        tuple(cell.strip() for cell in line.split("|")[2:4]): line for line in text.splitlines() if "Δ" not in line
+    }
+    # Squares 0.5 in each of three rows over 3 degrees of freedom: 3.182 * sqrt(0.5) * sqrt(1/2 + 1/2) = 2.25.
+    line = lines["`grafit` − `baseline`", "Omniglot, 30 → 964"]
+    assert line.endswith("| +10.0 ± 2.3 | – | – | **holds** |")
+    assert lines["`grafit` − `snca_plus`", "Omniglot, 30 → 964"].endswith("| -10.0 ± 2.3 | – | – | **does not hold** |")
+    assert lines["`grafit` − `baseline`", "CIFAR-100, 4 → 20"].endswith("| – | – | – | not run |")

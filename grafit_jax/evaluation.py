@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grafit_jax import metrics, neighbors, parallel
+from grafit_jax import metrics, neighbors, parallel, watchdog
 from grafit_jax.data import augment, sources
 from grafit_jax.data.folder import FolderImages
 from grafit_jax.data.sources import Records
@@ -58,6 +58,7 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         batches = []
         mine = images if own.all() else images[own]
         for batch in sources.in_order(mine, block):
+            watchdog.next_batch()
             batch = np.pad(batch, [(0, block - len(batch))] + [(0, 0)] * (batch.ndim - 1))
             batch = batch.reshape(num_devices, per_device, *batch.shape[1:])
             batches.append(pmapped(variables, parallel.shard(batch)))

@@ -25,14 +25,15 @@ _KEY = "grafit_jax/at/"
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a process is: the steps it has taken and what it does; `ended` if it is not going on."""
+    """Where a process is: the steps it has taken, what it does and how far with it; `ended` if it is not going on."""
 
     step: int = 0
     doing: str = "is starting"
     ended: bool = False
+    batch: int = 0
 
     def __str__(self) -> str:
-        return f"after step {self.step} ({self.doing})"
+        return f"after step {self.step} ({self.doing}{f', batch {self.batch}' if self.batch else ''})"
 
 
 _here = Place()
@@ -42,6 +43,12 @@ def at(step: int, doing: str) -> None:
     """Notes where this process is, as "reads a batch"; costs nothing."""
     global _here
     _here = Place(step, doing)
+
+
+def next_batch() -> None:
+    """Notes that what this process does goes on: an evaluation may take longer than a step that hangs."""
+    global _here
+    _here = dataclasses.replace(_here, batch=_here.batch + 1)
 
 
 def end(reason: str) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import types
 
 import pytest
 
@@ -29,7 +28,8 @@ def no_pages(request):
 
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__ != "test_webpage":
-            patch.setattr(train, "webpage", types.SimpleNamespace(leave=lambda *args: None))
+            patch.setattr(train.webpage, "leave", lambda *args: None)
+            patch.setattr(train, "_leave_page", lambda *args: None)
         yield
 
 

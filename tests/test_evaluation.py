@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
-from grafit_jax import evaluation, experiment, parallel
+from grafit_jax import evaluation, experiment, parallel, watchdog
 from grafit_jax.evaluation import Embedded
 from small import small_config
 
@@ -66,7 +66,10 @@ def test_every_image_is_embedded_once_whatever_their_number(batch_size):
     run = experiment.load(small_config(**{"eval.batch_size": batch_size}))
     state, _ = experiment.initial(run)
     images = run.records["test"].image[:81]
+    watchdog.at(5, "evaluates")
     got = run.embed_fn(experiment.variables(state), images)
+    # Each batch is a move: what takes long does not hang.
+    assert str(watchdog._here) == f"after step 5 (evaluates, batch {-(-81 // (-(-batch_size // 8) * 8))})"
 
     variables = jax.device_get(experiment.variables(state))
     from grafit_jax.data import augment

@@ -34,7 +34,10 @@ _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", 60, "how long a silent host is waited for before all others end", 4
 )
 _STUCK = flags.DEFINE_integer(
-    "stuck_seconds", 1800, "of several hosts: how long no step, save or evaluation may end before all end; 0: never", 0
+    "stuck_seconds",
+    1800,
+    "of several hosts: how long none may move (a step, a save, a batch of an evaluation) before all end; 0: never",
+    0,
 )
 
 

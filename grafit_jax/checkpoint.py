@@ -24,7 +24,8 @@ _ITEMS = {
     "record": ocp.JsonCheckpointHandler,
 }
 
-
+# Of the memory's rows: the label plus 1.
+_LABELS = "label_plus_1"
 # Of a save. Orbax takes it by the clock, which may jump by years where it was never set; what really hangs is found out
 # by the watchdog of a run of several hosts.
 _TEN_YEARS = 10 * 365 * 24 * 3600
@@ -146,7 +147,8 @@ class Checkpoints:
         found = {"state": jax.tree.map(parallel.everywhere, _present(state))}
         if memory is not None:
             memory = self.restore_memory(step, memory)
-            found["memory"] = _rows(memory)
+            saved = record["digests"].get("memory", {})
+            found["memory"] = {name: array for name, array in _rows(memory).items() if name != _LABELS or name in saved}
         _compare(found, record["digests"])
         return state, memory, record
 
@@ -194,12 +196,14 @@ class Checkpoints:
         Raises:
           UserError: as for `restore_state`.
         """
-        wanted = _rows(like)
-        rows = self._shapes(step, "memory").get("embedding", (0,))[0]
+        wanted, there = _rows(like), self._shapes(step, "memory")
+        if _LABELS not in there:  # it was saved before labels were
+            del wanted[_LABELS]
+        rows = there.get("embedding", (0,))[0]
         self._check(step, "memory", {name: (rows, *array.shape[1:]) for name, array in wanted.items()})
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         restored = jax.tree.map(parallel.from_joined, self._restore(step, "memory", abstract, strict=False))
-        return Memory(embedding=restored["embedding"], label=restored["label_plus_1"] - 1)
+        return Memory(restored["embedding"], restored[_LABELS] - 1 if _LABELS in restored else like.label)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -258,7 +262,7 @@ def _compare(items: dict[str, Any], saved: dict[str, dict[str, str]]) -> None:
 
 def _rows(memory: Memory) -> dict[str, jax.Array]:
     """The rows of all devices of all processes; padding is 0 throughout."""
-    return {"embedding": parallel.joined(memory.embedding), "label_plus_1": parallel.joined(memory.label + 1)}
+    return {"embedding": parallel.joined(memory.embedding), _LABELS: parallel.joined(memory.label + 1)}
 
 
 def _present(tree: Any) -> dict[str, Any]:

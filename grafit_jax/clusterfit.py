@@ -11,6 +11,7 @@ import pathlib
 
 import numpy as np
 
+from grafit_jax import parallel
 from grafit_jax import workdir as workdir_lib
 from grafit_jax.data.sources import Level, Records, usual_level
 from grafit_jax.errors import UserError, reading
@@ -64,7 +65,9 @@ def is_saved(workdir: pathlib.Path) -> bool:
 
 
 def save(workdir: pathlib.Path, clusters: Clusters) -> None:
-    """Writes clusters.npz, all of it or nothing."""
+    """Writes clusters.npz, all of it or nothing; the first process does."""
+    if not parallel.is_first():
+        return
     temporary = workdir / f"tmp_{_FILE}"
     np.savez(temporary, **dataclasses.asdict(clusters))
     os.replace(temporary, workdir / _FILE)

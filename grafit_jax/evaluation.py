@@ -57,7 +57,8 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         own[part] = True
         batches = []
         mine = images if own.all() else images[own]
-        for batch in sources.in_order(mine, block):
+        nothing = [np.zeros((0, *images.shape[1:]), np.uint8)]  # a process without a part of its own goes along
+        for batch in sources.in_order(mine, block) if len(mine) else nothing:
             watchdog.next_batch()
             batch = np.pad(batch, [(0, block - len(batch))] + [(0, 0)] * (batch.ndim - 1))
             batch = batch.reshape(num_devices, per_device, *batch.shape[1:])

@@ -133,7 +133,8 @@ _MEASURED = {
     "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
     "views_share": ("views", "{:.1%} of a step"),
     "kills": ("kills", "{}"),
-    "half_written": ("a checkpoint half-written", "{} times"),
+    "hits": ("what was hit", "{}"),
+    "half_written": ("a half-written checkpoint lay there", "{} times"),
     "steps_lost": ("steps lost by a kill", "{:.1f}"),
     "most_lost": ("at most", "{}"),
     "runs_equal": ("ended as never killed", "{} runs"),
@@ -159,7 +160,7 @@ _GROWTH = {
 def render_benchmark(lines: Sequence[dict], table=report.markdown) -> str:
     """A benchmark's entries as text: what took a time, what a time was fitted to, what a step consists of."""
     parts = [
-        table(*_cells(_MEASURED, [line for line in lines if line.keys() & _MEASURES])),
+        table(*_cells(_MEASURED, [_spelt(line) for line in lines if line.keys() & _MEASURES])),
         table(*_cells(_GROWTH, [_spelt(line) for line in lines if "curve_s" in line])),
         *(f"{line['work']}: {line['share']:.1%} ({_shares(line['shares'])})." for line in lines if "share" in line),
         _standing([line["environment"] for line in lines]),
@@ -185,10 +186,12 @@ def _cells(columns: Mapping[str, tuple[str, str]], lines: Sequence[dict]) -> tup
 
 def _spelt(line: dict) -> dict:
     """A line with its lists as text."""
-    return line | {
-        "sizes": ", ".join(map(str, line["sizes"])),
-        "curve_s": ", ".join(f"{s:.3g}" for s in line["curve_s"]),
+    spelt = {
+        "sizes": lambda sizes: ", ".join(map(str, sizes)),
+        "curve_s": lambda seconds: ", ".join(f"{s:.3g}" for s in seconds),
+        "hits": lambda hits: ", ".join(f"{what} {count}" for what, count in hits.items()),
     }
+    return line | {key: spell(line[key]) for key, spell in spelt.items() if key in line}
 
 
 def _shares(shares: Mapping[str, float]) -> str:

@@ -89,16 +89,19 @@ def check_together(results: Sequence[Result], where: str, *, says_protocol: bool
             f"{where} mixes protocols {' and '.join(protocols)} and has no column that says so: want one of them, or "
             "the fact `protocol` in grafit_jax/tables.py."
         )
-    data: dict[tuple, str] = {}
+    # By the size that photos are kept at, which is in their fingerprint.
+    data: dict[int, dict[tuple, str]] = {}
     for result in results:
         prints = result["run"].get("data_fingerprint")
         if prints is not None:
-            data.setdefault((prints["train"], prints["test"]), f"{result['row']}, seed {result['seed']}")
-    if len(data) > 1:
-        raise UserError(
-            f"{where} mixes results on different images or labels ({'; '.join(data.values())}): measure all rows on "
-            "the same data."
-        )
+            of_size = data.setdefault(result["config"].get("data.image_size", 0), {})
+            of_size.setdefault((prints["train"], prints["test"]), f"{result['row']}, seed {result['seed']}")
+    for of_size in data.values():
+        if len(of_size) > 1:
+            raise UserError(
+                f"{where} mixes results on different images or labels ({'; '.join(of_size.values())}): measure all "
+                "rows on the same data."
+            )
 
 
 def read(path: pathlib.Path) -> list[Result]:

@@ -156,7 +156,7 @@ def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
       whether it was asked to stop, by SIGTERM or SIGINT, and has asked its runs to do so.
     """
     began = {name: _size(directory / name / workdir.LOG) for name in commands}
-    waiting = deque(commands)
+    waiting, full = deque(commands), None
     running: dict[futures.Future[Standing], tuple[str, Attempt]] = {}
     with futures.ThreadPoolExecutor(jobs) as pool, _asked_to_stop(lambda: [a for _, a in running.values()]) as stop:
         while True:
@@ -164,7 +164,13 @@ def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
             while waiting and len(running) < jobs and not stop():
                 name = waiting.popleft()
                 run = directory / name
-                log = hold(run)
+                try:
+                    log = hold(run)
+                except UserError as error:  # told of at once: the others may take hours
+                    warn(f"{error} No more runs are started.")
+                    full = error
+                    waiting.clear()
+                    break
                 if log is None:
                     passed_over.append(name)
                     continue
@@ -178,8 +184,10 @@ def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
                 if stop():  # which came when it was not yet among those that are asked
                     attempt.process.terminate()
                 _say(f"{name}: started, process {attempt.process.pid}")
-            waiting.extend(name for name in passed_over if not is_complete(directory / name))
+            waiting.extend(name for name in passed_over if not is_complete(directory / name) and full is None)
             if not running:
+                if full is not None:
+                    raise full
                 if stop() or all(standing(directory / name).state == "running" for name in waiting):
                     return stop()
                 continue

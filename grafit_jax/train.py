@@ -76,10 +76,11 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
         clusterfit.save(path, run.clusters)
     workdir.put(path, "data.json", json.dumps(fingerprints) + "\n")
     workdir.write_broken(path, run.records)
-    if (path / "metrics.json").is_file():  # complete: nothing of it is touched
+    if parallel.all_agree((path / "metrics.json").is_file()):  # complete: nothing that is there is touched
+        metrics = json.loads((path / "metrics.json").read_text())
         if not parallel.all_agree((path / webpage.NAME).is_file()):  # it was killed before that was written
-            _leave_page(run, path)
-        return json.loads((path / "metrics.json").read_text())
+            _leave_page(run, path, metrics["step"])
+        return metrics
 
     # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
     watchdog.at(0, "restores")
@@ -285,13 +286,18 @@ def _restored(run: experiment.Experiment, checkpoints: Checkpoints) -> tuple[Any
     return found and (found[0], found[1], found[2].get("progress", {}))
 
 
-def _leave_page(run: experiment.Experiment, path: pathlib.Path) -> None:
-    """The page of a run that is complete, if its weights are still there."""
-    watchdog.at(run.total_steps, "writes its page")
-    checkpoints = Checkpoints(path, read_only=True)
-    found = checkpoints.restore_newest(experiment.initial_state(run, placeholder=True))
-    checkpoints.close()
-    if found is not None:
+def _leave_page(run: experiment.Experiment, path: pathlib.Path, step: int) -> None:
+    """The page of a run that is complete, if its weights after the last step are still there."""
+    watchdog.at(step, "writes its page")
+    found = None
+    try:
+        checkpoints = Checkpoints(path, read_only=True)
+        found = checkpoints.restore_newest(experiment.initial_state(run, placeholder=True))
+        checkpoints.close()
+    except Exception as error:  # the run is complete, and keeps being it
+        warn(f"no {path / webpage.NAME} was written ({error}).")
+    same = found is not None and int(found[0].step) == step
+    if parallel.all_agree(same) and found is not None:
         webpage.leave(run, found[0], path)
 
 

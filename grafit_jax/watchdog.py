@@ -54,7 +54,7 @@ def next_batch() -> None:
 def end(reason: str) -> None:
     """Tells the others that this process is not going on, and why, before they miss it."""
     global _here
-    _here = dataclasses.replace(_here, doing=reason, ended=True)
+    _here = dataclasses.replace(_here, doing=reason, ended=True, batch=0)
     if _watchdog is not None:
         # Not by this thread: if process 0 is frozen, the store never answers.
         threading.Thread(target=_watchdog.publish, daemon=True).start()

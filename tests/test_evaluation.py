@@ -80,6 +80,16 @@ def test_every_image_is_embedded_once_whatever_their_number(batch_size):
     assert parallel.num_devices() == 8
 
 
+def test_a_process_without_an_image_of_its_own_goes_along(monkeypatch):
+    run = experiment.load(small_config())
+    state, _ = experiment.initial(run)
+    parts = []  # what it gives to the others, when there are more processes than images
+    monkeypatch.setattr(parallel, "own_part", lambda total: slice(total, total))
+    monkeypatch.setattr(parallel, "gather", lambda rows, total: parts.append(rows.shape))
+    run.embed_fn(experiment.variables(state), run.records["test"].image[:3])
+    assert parts and {shape[0] for shape in parts} == {0}
+
+
 def test_headline_is_plain_and_the_others_are_prefixed():
     run = experiment.load(small_config(**{"eval.features": ("projector", "trunk")}))
     state, _ = experiment.initial(run)

@@ -94,7 +94,10 @@ def test_pages_show_what_is_recorded(tmp_path):
         target.parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / page).is_dir() else shutil.copy
         copy(ROOT / page, target)
-    assert pages.blocks(tmp_path).keys() >= {*tables.TABLES, "maskcon_rows", "benchmark_retrieval", "benchmark_train"}
+    shown = pages.blocks(tmp_path).keys()
+    assert shown >= {*tables.TABLES, "claims", "maskcon_rows", "benchmark_retrieval", "benchmark_train"}
+    texts = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    assert [name for name in shown if f"<!-- {name} -->" not in texts] == []
     pages.write_pages(tmp_path)
     for page in ("README.md", *documents):
         said = "run experiments/reproduce.py --record"

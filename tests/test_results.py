@@ -121,6 +121,9 @@ def test_a_table_does_not_mix_protocols_or_data():
     other = entry("byol", 4, prints=PRINTS | {"test": "ef"})
     with pytest.raises(UserError, match=r"T mixes .* different images or labels \(grafit, seed 0; byol, seed 4\): mea"):
         results.check_together([entry(), other], "T", says_protocol=True)
+    # Photos that are kept larger are the same photos: the table says how large.
+    large = entry("byol", 4, prints=PRINTS | {"test": "ef"}, **{"data.image_size": 384})
+    results.check_together([entry(), large], "T", says_protocol=True)
 
 
 @pytest.fixture

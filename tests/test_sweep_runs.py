@@ -139,9 +139,15 @@ def test_a_disk_that_takes_no_more_is_told_of_in_one_line(tmp_path, capsys):
     assert re.fullmatch(
         r"warning: how .* has ended \(1\) cannot be written .*No space left.*\n", capsys.readouterr().err
     )
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/run cannot be made \(.*\): .* then start the sweep again\."):
-        sweep_runs.hold(tmp_path / "file" / "run")
+    # What runs goes on to its end, nothing more is started, and the sweep has failed.
+    (tmp_path / "b").touch()
+    points = commands(tmp_path, a=DONE, b=DONE, c=DONE)
+    with pytest.raises(UserError, match=r"/b cannot be made \(.*\): .* then start the sweep again\."):
+        sweep_runs.run_all(points, tmp_path, jobs=2)
+    assert states(tmp_path, ["a", "c"]) == {"a": "complete", "c": "not started"}
+    assert re.search(
+        r"warning: .*/b cannot be made .* No more runs are started\.\na: complete\n", capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from grafit_jax import checkpoint, experiment, parallel, train, workdir
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, parallel, train, workdir
 from grafit_jax import memory as memory_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
@@ -251,9 +251,20 @@ def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(tm
     reader = Checkpoints(tmp_path, read_only=True)
     restored = reader.restore_newest(parallel.replicate(state), memory(np.abs(labels)))[1]
     reader.close()
-    expected = [*labels, *[-1] * (-7 % devices)]
-    np.testing.assert_array_equal(np.asarray(restored.label).ravel(), expected)
+    padding = [-1] * (-7 % devices)
+    np.testing.assert_array_equal(np.asarray(restored.label).ravel(), [*labels, *padding])
     assert restored.label.sharding.is_equivalent_to(memory(labels).label.sharding, 2)
+    # A checkpoint from before labels were saved has those of the images.
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_rows", lambda memory: {"embedding": parallel.joined(memory.embedding)})
+        writer = Checkpoints(tmp_path, keep=2)
+        writer.save(2, parallel.replicate(state), memory(labels))
+        writer.close()
+    reader = Checkpoints(tmp_path, read_only=True)
+    restored = reader.restore_newest(parallel.replicate(state), memory(np.abs(labels)))[1]
+    reader.close()
+    np.testing.assert_array_equal(np.asarray(restored.label).ravel(), [*np.abs(labels), *padding])
+    np.testing.assert_array_equal(restored.embedding, memory(labels).embedding)
 
 
 def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(tmp_path, monkeypatch):

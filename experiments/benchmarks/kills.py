@@ -186,7 +186,7 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
         equal += 1
         shutil.rmtree(path)
     return {
-        "work": f"SIGKILL while a run {doing}",
+        "work": f"SIGKILL meant for when a run {doing}",
         "kills": hits.total(),
         "hits": dict(hits),
         "half_written": half_written,

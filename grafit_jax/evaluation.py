@@ -39,6 +39,8 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     Images are only resized and normalised. The last batch is padded, and the padding cut off: every image is embedded
     exactly once, whatever their number. Each process embeds its own part of them, and gets the embeddings of all: so
     all have to call it.
+
+    It raises UserError where none of the images can be read any more.
     """
     num_devices = parallel.num_devices()
     per_device = -(-batch_size // num_devices)
@@ -66,7 +68,10 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         rows = jax.tree.map(lambda *x: np.concatenate([np.asarray(a).reshape(block, -1) for a in x]), *batches)
         if isinstance(mine, FolderImages):
             rows["unread"] = np.isin(np.arange(len(mine)), [*mine.unread])[:, None]
-        return {name: parallel.gather(x[: part.stop - part.start], len(images)) for name, x in rows.items()}
+        rows = {name: parallel.gather(x[: part.stop - part.start], len(images)) for name, x in rows.items()}
+        if "unread" in rows and 0 < np.sum(rows["unread"]) == len(images):  # on every process alike
+            raise images.gone(len(images))
+        return rows
 
     return embed_split
 

@@ -258,6 +258,10 @@ def test_what_breaks_later_is_in_no_gallery_and_no_memory(tmp_path, monkeypatch)
     assert features.id.tolist() == [f"train/{row}" for row in range(40) if row != 3]
     assert features.filename.tolist() == [path for path in paths[:40] if path != paths[3]]
     assert features.coarse_label.tolist() == ["x"] * 19 + ["y"] * 20 and len(features.embedding) == 39
+    for path in paths[:40]:
+        spoil(path)
+    with pytest.raises(UserError, match=rf"^40 of 40 images cannot be read any more, such as {paths[3]}: look at"):
+        experiment.evaluate(run, state)
 
 
 @pytest.mark.slow

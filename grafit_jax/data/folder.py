@@ -138,12 +138,14 @@ class FolderImages:
         for _ in range(first, num_batches):
             batch = list(itertools.islice(decoded, batch_size))
             if len(batch) < batch_size:
-                raise UserError(
-                    f"{len(self.broken)} of {len(self)} images cannot be read any more, such as {self.broken[0]}: "
-                    f"{_DISK}."
-                )
+                raise self.gone(len(self.broken))
             ids, pixels = zip(*batch, strict=True)
             yield np.array(ids, np.int32), np.stack(pixels)
+
+    def gone(self, number: int) -> UserError:
+        """What to raise where so many of them cannot be read that nothing is left to go on with."""
+        file = (self.broken or self._files)[0]
+        return UserError(f"{number} of {len(self)} images cannot be read any more, such as {file}: {_DISK}.")
 
     def _square(self, row: int) -> np.ndarray:
         return _square(self._files[row], self._image_size, self._fit)

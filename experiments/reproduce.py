@@ -4,11 +4,15 @@ python experiments/reproduce.py --list                        # every published 
 python experiments/reproduce.py --table=quickstart
 python experiments/reproduce.py --table=cifar100 --scale=cpu --data_dir=$HOME/tensorflow_datasets
 python experiments/reproduce.py --all --scale=cpu --dry_run   # the whole study: what is to be trained, and how long
-python experiments/reproduce.py --all --scale=cpu --record
+python experiments/reproduce.py --all --scale=cpu --record --jobs=2
 
 A run that is complete is read, one that was stopped goes on, one that fails leaves the others alone: it is told of at
 the end, exit status 1. With --record every result is added at once to experiments/results/TABLE.json, what is recorded
 already is not trained again (--again: it is), and README.md and docs are rendered from these files.
+
+With --jobs=N above 1 all that is missing is trained first, N runs at a time, each by a process of its own that writes
+to train.log in its directory: on a CPU, of which a small network does not keep two cores busy. A run takes all devices
+that it sees, so on an accelerator it is one at a time.
 """
 
 import pathlib
@@ -18,6 +22,7 @@ import sys
 from absl import flags
 
 from grafit_jax import cli, pages, pricing, reproduction, tables, targets
+from grafit_jax.preemption import EXIT_PREEMPTED
 
 _LIST = flags.DEFINE_bool("list", False, "every row of the paper: its value, ours, what it needs")
 _TABLE = flags.DEFINE_string("table", "quickstart", "which table, or which family of tables")
@@ -32,6 +37,7 @@ _DATA_SOURCE = flags.DEFINE_string("data_source", "", "the same images elsewhere
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "a file of weights, for a table whose trunks start from one")
 _RECORD = flags.DEFINE_bool("record", False, "add the results to experiments/results, docs and README.md")
 _AGAIN = flags.DEFINE_bool("again", False, "with --record: train again what is recorded")
+_JOBS = flags.DEFINE_integer("jobs", 1, "how many runs at a time", lower_bound=1)
 cli.want_numbers("seeds")
 
 
@@ -48,9 +54,13 @@ def main(argv):
     for name, wanted in chosen.items() if _RECORD.value else ():
         pages.check_record(root, name, wanted)
     if _DRY_RUN.value:
-        print(pricing.plan(chosen, recorded, known))
+        print(pricing.plan(chosen, recorded, known, jobs=_JOBS.value))
         return
     failed: dict[pathlib.Path, str] = {}
+    everything = [point for wanted in chosen.values() for point in wanted]
+    if _JOBS.value > 1 and reproduction.train_all(everything, recorded, failed, root=root, jobs=_JOBS.value):
+        print("stopped, and what has begun is saved: start the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
     for name, wanted in chosen.items():
         found = []
         for result in reproduction.all_results(wanted, recorded, failed):

@@ -54,13 +54,14 @@ def _data(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key.startswith("data.") and key != "data.train_level"}
 
 
-def plan(tables: Mapping[str, Sequence[Point]], recorded: Recorded, known: Sequence[Result]) -> str:
+def plan(tables: Mapping[str, Sequence[Point]], recorded: Recorded, known: Sequence[Result], *, jobs: int = 1) -> str:
     """What training the runs of some tables takes, row by row, for a terminal.
 
     Args:
       tables: name -> its runs.
       recorded: results that are not trained again.
       known: results whose times are known.
+      jobs: how many runs at a time.
     """
     lines, total, unknown, done = [], 0.0, 0, set()
     for table, wanted in tables.items():
@@ -78,4 +79,5 @@ def plan(tables: Mapping[str, Sequence[Point]], recorded: Recorded, known: Seque
             lines.append([table, row, asked, len(prices), hours, by])
     text = report.plain_table(["table", "row", "runs", "to train", "hours", "by"], lines)
     rest = f", and {unknown} runs of which no recorded one tells" if unknown else ""
-    return f"{text}\n\ntotal: {total / 3600:.2f} hours of training for {len(done) - unknown} runs{rest}"
+    at_a_time = f", {jobs} at a time in {total / jobs / 3600:.2f} hours" if jobs > 1 else ""
+    return f"{text}\n\ntotal: {total / 3600:.2f} hours of training for {len(done) - unknown} runs{at_a_time}{rest}"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from grafit_jax import config as config_lib
-from grafit_jax import environment, evaluation, experiment, methods, report, results, train, workdir
+from grafit_jax import environment, evaluation, experiment, methods, report, results, sweep_runs, train, workdir
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from grafit_jax.preemption import Preempted
@@ -189,9 +190,53 @@ def _train(point: Point) -> None:
     train.train(point.config, point.directory)
 
 
+def words(point: Point, root: pathlib.Path) -> list[str]:
+    """The words of the command line that trains a run here, by the repository in `root`."""
+    own = {key: point.flat[key] for key in ("data.data_dir", "data.source", "model.pretrained")}
+    changes = [f"--config.{key}={value}" for key, value in {**point.row.overrides, **own}.items()]
+    config = f"--config={root / point.row.config}:{point.arg}"
+    return [sys.executable, str(root / "experiments" / "train.py"), config, *changes, f"--workdir={point.directory}"]
+
+
+def train_all(
+    wanted: Iterable[Point], known: Recorded, failed: dict[pathlib.Path, str], *, root: pathlib.Path, jobs: int
+) -> bool:
+    """Trains what is missing, some runs at a time, each by a process of its own with its log beside its checkpoints.
+
+    Args:
+      wanted: of all tables: `all_results` of them finds the runs complete, or in `failed`.
+      known: as for `all_results`.
+      failed: gets the reasons by directory.
+      root: of the repository.
+      jobs: how many at a time.
+
+    Returns:
+      whether it was asked to stop, by SIGTERM or SIGINT, and its runs have saved themselves.
+    """
+    waiting = [point for point in missing(wanted, known) if point.row.name != RAW_PIXELS]
+    while waiting:
+        there = {point.directory for point in waiting}
+        ready = [p for p in waiting if p.start is None or p.start.directory not in there]
+        waiting = [p for p in waiting if p not in ready]
+        can = [p for p in ready if p.start is None or p.start.directory not in failed]
+        commands = {str(point.directory): words(point, root) for point in can}
+        if sweep_runs.run_all(commands, pathlib.Path(), jobs=jobs):
+            return True
+        for point in can:
+            standing = sweep_runs.standing(point.directory)
+            if standing.state != "complete":
+                failed[point.directory] = f"{standing}; see {point.directory / workdir.LOG}"
+    return False
+
+
 def all_results(wanted: Sequence[Point], known: Recorded, failed: dict[pathlib.Path, str]) -> Iterator[Result]:
-    """The results of runs one after the other; of one that fails, its reason into `failed` by directory, no result."""
+    """The results of runs one after the other; of one that fails, its reason into `failed` by directory, no result.
+
+    What is in `failed` already is not tried again.
+    """
     for point in wanted:
+        if point.directory in failed:
+            continue
         if point.start is not None and point.start.directory in failed:
             failed[point.directory] = f"starts from {point.start.name}, which failed"
             continue

@@ -1,21 +1,28 @@
 """Which runs a table needs, what they take, and ours beside the paper's: on results written by hand."""
 
+import dataclasses
 import json
 import pathlib
+import re
 import shutil
+import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from grafit_jax import config as config_lib
 from grafit_jax import methods, pricing, report, reproduction, results, tables, targets, train
 from grafit_jax.data.taxonomy import LEVELS
 from grafit_jax.errors import UserError
 from grafit_jax.preemption import Preempted
-from small import small_config
+from small import run, small_config
+from sweeping import stub
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG_FILE = """
-from small import small_config
+from small import run, small_config
+from sweeping import stub
 
 from grafit_jax import config as config_lib
 
@@ -155,6 +162,47 @@ def test_a_row_that_fails_leaves_the_others_alone(wanted, monkeypatch, capsys):
         list(reproduction.all_results(wanted(seeds=[2]), {}, {}))
 
 
+def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp_path, monkeypatch):
+    trace, finished = tmp_path / "trace", tmp_path / "finished"
+    for point in wanted(seeds=[0, 1]):
+        done = finished / point.name
+        finish(dataclasses.replace(point, directory=done))
+        (done / "begun").write_text(point.name)
+    succeed = f"shutil.copytree({str(finished)!r} + '/' + run.name, run, dirs_exist_ok=True)"
+    code = {"baseline": "sys.exit('no luck')", "grafit_seed1": "sys.exit(75)"}
+
+    def words(point, root):
+        traced = f"import shutil\nwith open({str(trace)!r}, 'a') as f: f.write(run.name + '\\n')\n"
+        return stub(traced + code.get(point.name, succeed))(point.directory)
+
+    monkeypatch.setattr(reproduction, "words", words)
+    monkeypatch.setattr(train, "train", None)  # all of it is done, or has failed
+    points, failed = wanted(seeds=[0, 1]), {}
+    known = reproduction.index([recorded("grafit", 0, row="other", **{"clusters.k": 5})])
+    assert reproduction.train_all(points, known, failed, root=ROOT, jobs=2) is False
+    ran = trace.read_text().split()
+    assert sorted(ran[:3]) == ["baseline", "baseline_seed1", "grafit_seed1"] and ran[3:] == ["clusterfit_seed1"]
+    logs = {path.name: f"see {path}/train.log" for path in (p.directory for p in points)}
+    expected = {"baseline": f"failed (no luck); {logs['baseline']}", "grafit_seed1": f"stopped; {logs['grafit_seed1']}"}
+    assert {path.name: reason for path, reason in failed.items()} == expected
+    assert [(r["row"], r["seed"]) for r in reproduction.all_results(points, known, failed)] == [
+        ("baseline", 1), ("clusterfit", 1), ("grafit", 0),
+    ]  # fmt: skip
+    assert failed[points[2].directory] == "starts from baseline, which failed"
+    # Asked to stop, it starts no more.
+    monkeypatch.setattr(reproduction.sweep_runs, "run_all", lambda commands, directory, jobs: True)
+    assert reproduction.train_all(points, known, {}, root=ROOT, jobs=2) is True
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_by_processes(tmp_path):
+    rows = ["raw_pixels", "baseline"]
+    done = run("reproduce", "--table=quickstart", f"--rows={','.join(rows)}", "--jobs=2", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == rows
+    assert f"{tmp_path}/baseline: complete" in done.stderr and (tmp_path / "baseline" / "train.log").stat().st_size
+
+
 def test_prices_are_measured_or_by_arithmetic(wanted):
     baseline, clusterfit, grafit = wanted()
     known = [
@@ -194,6 +242,8 @@ def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
         "",
         "total: 3.00 hours of training for 5 runs",
     ]
+    last = pricing.plan(asked, {}, known, jobs=2).splitlines()[-1]
+    assert last == "total: 3.00 hours of training for 5 runs, 2 at a time in 1.50 hours"
     # Recorded, a baseline is not trained for itself; for clusterfit it is.
     index = reproduction.index([recorded("baseline", seed, **{"clusters.k": 5}) for seed in (0, 1)])
     rows = pricing.plan({"t": wanted(only=["baseline"])}, index, []).splitlines()
@@ -261,15 +311,26 @@ def test_the_study_has_every_method_and_ablation_with_its_seeds():
     assert {tables.TABLES[name].folder for name in ("study_cifar100", "study_ablations")} == {"study/cifar100"}
 
 
+def parsed(words):
+    """The flattened config and the workdir that train.py has from its command line."""
+    assert words[:2] == [sys.executable, str(ROOT / "experiments" / "train.py")]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words[1:])
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(words[1:])
+    return config_lib.flatten(values.config), values.workdir
+
+
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_every_row_of_every_table_is_a_valid_config(name):
     table = tables.TABLES[name]
     assert len({row.name for row in table.rows}) == len(table.rows)
-    source = reproduction.Source(pretrained="resnet18.pth" if table.pretrained else "")
+    source = reproduction.Source("/data", pretrained="resnet18.pth" if table.pretrained else "")
     for point in reproduction.points(table, pathlib.Path("runs"), root=ROOT, seeds=[7], source=source):
         if point.row.name != tables.RAW_PIXELS:
             config_lib.validate(point.config, num_devices=1)
             assert point.config.seed == 7
+            assert parsed(reproduction.words(point, ROOT)) == (point.flat, str(point.directory))
         for heading, fact in table.facts.items():
             assert fact(point.flat), heading
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import scipy.stats
+from scipy import special
 
 from grafit_jax import report
 from grafit_jax.results import Result
@@ -105,7 +105,7 @@ def difference(runs: Sequence[Result], claim: Claim, metric: str) -> Difference 
     margin = math.nan
     if freedom:
         deviation = math.sqrt(sum(float(v.var()) * len(v) for v in values.values()) / freedom)
-        quantile = float(scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, freedom))
+        quantile = float(special.stdtrit(freedom, (1 + _CONFIDENCE) / 2))  # of Student's t
         margin = quantile * deviation * math.sqrt(1 / len(ahead) + 1 / len(behind))
     return Difference(float(ahead.mean() - behind.mean()), margin)
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -101,8 +100,10 @@ def fit(
     return _solve(rows, label, num_classes, l2, start=start).x
 
 
-def _solve(rows, label, num_classes, l2, *, start=None) -> scipy.optimize.OptimizeResult:
-    """SciPy's result, with `x` in the shape of the weights."""
+def _solve(rows, label, num_classes, l2, *, start=None):
+    """SciPy's OptimizeResult, with `x` in the shape of the weights."""
+    import scipy.optimize  # here, since it takes as long as half of all else that a command line imports
+
     shape = (rows.shape[1] + 1, num_classes)
     data = tuple(parallel.in_blocks(x, num_classes) for x in (rows, label.astype(np.int32), np.ones(len(rows), bool)))
     losses_and_gradient = _pmapped(tuple(parallel.devices()))

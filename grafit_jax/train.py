@@ -118,7 +118,6 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
             at_the_end.callback(close)
         asked_to_stop = at_the_end.enter_context(preemption.watch())
         for epoch in range(start // run.steps_per_epoch, config.train.epochs):
-            began = time.perf_counter()
             progress, begun = Progress(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
             watchdog.at(step, "reads a batch")
@@ -131,12 +130,12 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
                 stop = asked_to_stop(step)
                 if step < end and (stop or _is_due(step, feed.steps_per_call, config.checkpoint.every_steps)):
                     watchdog.at(step, "saves")
-                    record = progress.record(time.perf_counter() - began)
+                    record = progress.record()
                     checkpoints.save(step, state, memory, record=facts | {"progress": record})
                     if stop:
                         raise preemption.Preempted(step)
                 watchdog.at(step, "reads a batch")
-            record = progress.record(time.perf_counter() - began)
+            record = progress.record()
             line = progress.means() | {
                 "step": step,
                 "epoch": epoch + 1,
@@ -258,18 +257,18 @@ class Progress:
     def __init__(self, sums: dict[str, list[float]] | None = None, seconds: float = 0.0):
         """Of an epoch that goes on: `record` as it was."""
         self._sums, self._seconds = dict(sums or {}), seconds
-        self._totals: list[Totals] = []
+        self._began, self._totals = time.perf_counter(), list[Totals]()
 
     def add(self, totals: Totals) -> None:
         self._totals.append(totals)  # fetched later: a step does not wait for the host
 
-    def record(self, seconds: float) -> dict[str, Any]:
-        """For JSON, with the seconds since the epoch began, or went on."""
+    def record(self) -> dict[str, Any]:
+        """For JSON, with the seconds that the epoch's steps took until they were done, which is waited for."""
         for totals in jax.device_get(self._totals):
             for name, values in totals.items():
                 self._sums[name] = [a + float(b) for a, b in zip(self._sums.get(name, (0.0, 0.0)), values, strict=True)]
         self._totals = []
-        return {"sums": self._sums, "seconds": self._seconds + seconds}
+        return {"sums": self._sums, "seconds": self._seconds + time.perf_counter() - self._began}
 
     def means(self) -> dict[str, float]:
         """Of what has been recorded."""

@@ -68,7 +68,7 @@ def means(totals):
     progress = train.Progress()
     for of_call in totals:
         progress.add(of_call)
-    progress.record(0.0)
+    progress.record()
     return progress.means()
 
 

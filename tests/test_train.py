@@ -378,3 +378,24 @@ def test_a_log_line_cut_short_by_a_kill_is_dropped(tmp_path):
 @pytest.mark.parametrize(("wanted", "steps", "got"), [(5, 14, 2), (7, 14, 7), (100, 14, 14), (3, 13, 1), (0, 14, 1)])
 def test_steps_of_a_call_divide_the_epoch(wanted, steps, got):
     assert train._steps_per_call(wanted, steps) == got
+
+
+def test_an_epochs_time_goes_on_until_its_last_step_is_done(monkeypatch):
+    clock = [100.0]
+
+    class Late:
+        """A number that a device is still at: whoever fetches it waits for 7 seconds."""
+
+        def __array__(self, *_, **__):
+            clock[0] += 7
+            return np.array([2.0, 1.0])
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    progress = train.Progress({"loss": [4.0, 1.0]}, seconds=50.0)
+    for now in (101.0, 102.0):
+        clock[0] = now
+        progress.add({"loss": Late()})
+    # By hand: 50 s before, 2 s until the second step is on its way, 7 s each until they are done.
+    assert progress.record() == {"sums": {"loss": [8.0, 3.0]}, "seconds": 50.0 + 2.0 + 14.0}
+    clock[0] += 1
+    assert progress.record()["seconds"] == 67.0 and progress.means() == {"loss": 8 / 3}

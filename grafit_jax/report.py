@@ -69,8 +69,8 @@ def markdown_table(
     rows = []
     for (method, *said), runs in groups.items():
         cells = [_percent([r["metrics"].get(key) for r in runs]) for key in columns]
-        seconds = [r["run"].get("train_seconds") for r in runs]
-        minutes = "-" if seconds[0] is None else _duration(float(np.mean(seconds)))
+        seconds = [r["run"]["train_seconds"] for r in runs if "train_seconds" in r["run"]]
+        minutes = _duration(float(np.mean(seconds))) if seconds else "-"
         views = runs[0]["run"].get("views_per_image") or "-"
         rows.append([f"`{method}`{notes.get(method, '')}", *said, *cells, str(len(runs)), str(views), minutes])
     return markdown(["method", *facts, *columns.values(), "seeds", "views an image", "training"], rows)

@@ -49,8 +49,7 @@ class Point:
 
     @property
     def command(self) -> str:
-        changes = "".join(f" --config.{key}={value}" for key, value in self.row.overrides.items())
-        return f"python experiments/train.py --config={self.row.config}:{self.arg}{changes} --workdir={self.directory}"
+        return " ".join(_words("python", pathlib.Path(), self, self.row.overrides))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +191,14 @@ def _train(point: Point) -> None:
 
 def words(point: Point, root: pathlib.Path) -> list[str]:
     """The words of the command line that trains a run here, by the repository in `root`."""
-    own = {key: point.flat[key] for key in ("data.data_dir", "data.source", "model.pretrained")}
-    changes = [f"--config.{key}={value}" for key, value in {**point.row.overrides, **own}.items()]
+    places = {key: point.flat[key] for key in ("data.data_dir", "data.source", "model.pretrained")}
+    return _words(sys.executable, root, point, {**point.row.overrides, **places})
+
+
+def _words(python: str, root: pathlib.Path, point: Point, changes: Mapping[str, Any]) -> list[str]:
     config = f"--config={root / point.row.config}:{point.arg}"
-    return [sys.executable, str(root / "experiments" / "train.py"), config, *changes, f"--workdir={point.directory}"]
+    flags = [f"--config.{key}={value}" for key, value in changes.items()]
+    return [python, str(root / "experiments" / "train.py"), config, *flags, f"--workdir={point.directory}"]
 
 
 def train_all(

@@ -21,8 +21,7 @@ from sweeping import stub
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG_FILE = """
-from small import run, small_config
-from sweeping import stub
+from small import small_config
 
 from grafit_jax import config as config_lib
 
@@ -165,9 +164,7 @@ def test_a_row_that_fails_leaves_the_others_alone(wanted, monkeypatch, capsys):
 def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp_path, monkeypatch):
     trace, finished = tmp_path / "trace", tmp_path / "finished"
     for point in wanted(seeds=[0, 1]):
-        done = finished / point.name
-        finish(dataclasses.replace(point, directory=done))
-        (done / "begun").write_text(point.name)
+        finish(dataclasses.replace(point, directory=finished / point.name))
     succeed = f"shutil.copytree({str(finished)!r} + '/' + run.name, run, dirs_exist_ok=True)"
     code = {"baseline": "sys.exit('no luck')", "grafit_seed1": "sys.exit(75)"}
 

@@ -286,10 +286,12 @@ def _initial_queue(experiment: Experiment, state: TrainState, *, placeholder: bo
     drawn = np.zeros(len(train), bool)
     drawn[np.random.default_rng(config.seed).permutation(len(train))[:size]] = True
     if placeholder:
-        embeddings: ArrayLike = np.zeros((size, config.model.dim), np.float32)
-    else:
-        embeddings = experiment.embed_fn(variables(state), train.image[drawn])["projector"]
-    return memory_lib.fill_queue(embeddings, train.coarse_label[drawn], config.queue.size)
+        return memory_lib.fill_queue(
+            np.zeros((size, config.model.dim), np.float32), train.coarse_label[drawn], config.queue.size
+        )
+    rows = experiment.embed_fn(variables(state), train.image[drawn])
+    read = ~rows.get("unread", np.zeros((size, 1), bool))[:, 0]
+    return memory_lib.fill_queue(rows["projector"][read], train.coarse_label[drawn][read], config.queue.size)
 
 
 def initial_memory(experiment: Experiment, state: TrainState, *, placeholder: bool = False) -> Memory | None:

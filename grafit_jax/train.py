@@ -117,6 +117,7 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
         for close in (bar.close, functools.partial(_close, tensorboard), checkpoints.close):
             at_the_end.callback(close)
         asked_to_stop = at_the_end.enter_context(preemption.watch())
+        checked = start
         for epoch in range(start // run.steps_per_epoch, config.train.epochs):
             progress, begun = Progress(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
@@ -131,6 +132,8 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
                 if step < end and (stop or _is_due(step, feed.steps_per_call, config.checkpoint.every_steps)):
                     watchdog.at(step, "saves")
                     record = progress.record()
+                    _stop_if_not_finite(progress.means(), checked, step, checkpoints)
+                    checked = step
                     checkpoints.save(step, state, memory, record=facts | {"progress": record})
                     if stop:
                         raise preemption.Preempted(step)
@@ -144,7 +147,9 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
                 "data_wait_seconds": feed.waited,
                 "images_per_second": run.steps_per_epoch * config.train.batch_size / record["seconds"],
             }
-            _stop_if_not_finite(line, step - run.steps_per_epoch, step, checkpoints)
+            _stop_if_not_finite(line, checked, step, checkpoints)
+            _stop_if_all_skipped(line, step - run.steps_per_epoch, step)
+            checked = step
             bar.set_postfix(loss=f"{line['loss']:.3f}")
             workdir.append_log(path, line)
             _to_tensorboard(tensorboard, "train", line)
@@ -318,6 +323,14 @@ def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints
             f"{' and '.join(bad)} not finite between steps {first} and {last}: nothing of these steps was saved, the "
             f"newest checkpoint is of step {checkpoints.latest_step() or 0}; lower optimizer.learning_rate or raise "
             "loss.temperature, in a new --workdir."
+        )
+
+
+def _stop_if_all_skipped(line: dict[str, Any], first: int, last: int) -> None:
+    if line.get("skipped") == 1:  # the weights themselves give nothing finite any more
+        raise UserError(
+            f"every step from {first} to {last} was skipped, its loss or gradient not finite: lower "
+            "optimizer.learning_rate or raise loss.temperature, in a new --workdir."
         )
 
 

@@ -59,7 +59,7 @@ def make_train_step(
       mixing: the config's `mixing`.
       tau: the step to the rate of the target's moving average.
       memory_momentum: the step to the share of a memory slot that stays.
-      skip_not_finite: a step whose loss or gradient is not finite changes nothing but the count of steps, and is
+      skip_not_finite: a step whose loss or gradient is not finite changes nothing but the counts of steps, and is
         counted as `skipped`.
     """
     num_views = num_views if method.instance == "predict" else 1
@@ -136,7 +136,12 @@ def make_train_step(
         finite = jnp.isfinite(terms["loss"][0]) & jnp.isfinite(terms["gradient_norm"][0])
         terms = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), terms)
         terms["skipped"] = (1.0 - finite, jnp.ones(()))
-        before = (state.replace(step=after.step), memory_before)
+        # The rate of the next step is by its number, as everything else that is scheduled.
+        count = optax.tree.get(opt_state, "count")
+        before = (
+            state.replace(step=after.step, opt_state=optax.tree.set(state.opt_state, count=count)),
+            memory_before,
+        )
         state, memory = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (after, memory), before)
         return state, memory, terms
 

@@ -8,6 +8,7 @@ import subprocess
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from grafit_jax import experiment, integrity, parallel, preemption, train, workdir
@@ -50,6 +51,25 @@ def test_a_run_asked_to_stop_at_the_end_of_an_epoch_has_it_in_its_log(tmp_path, 
     assert [line["step"] for line in log_of(tmp_path / "stopped")] == [14]
     assert train.train(config, tmp_path / "stopped") == expected
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+
+
+def test_of_several_processes_every_step_is_asked_for_whatever_a_call_takes(monkeypatch):
+    """JAX says so at one step alone, which a call of many steps would pass, or one before a run went on."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for stop_at, calls, expected in (
+        (971, (970, 1067, 1164), [False, True, False]),
+        (1, (501, 502), [True, False]),
+        (503, (501, 502, 503), [False, False, True]),
+    ):
+        asked = []
+        monkeypatch.setattr(
+            preemption.multihost_utils,
+            "reached_preemption_sync_point",
+            lambda step, asked=asked, stop_at=stop_at: asked.append(step) or step == stop_at,
+        )
+        with preemption.watch() as reached:
+            assert [reached(step) for step in calls] == expected
+        assert asked == list(range(1, calls[-1] + 1))  # by all processes alike, so none may stop asking within a call
 
 
 @pytest.mark.slow
@@ -255,7 +275,9 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, monkeypatc
     # A single parameter that is not finite spoils the loss: nothing changes but the step.
     broken = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.inf), state.params))
     after, updated, terms = step(broken, memory, batch, rng)
-    jax.tree.map(np.testing.assert_array_equal, after.replace(step=broken.step), broken)
+    rate_of = optax.tree.get(after.opt_state, "count")  # as of all that is scheduled, the step's own
+    same_rate = optax.tree.set(broken.opt_state, count=rate_of)
+    jax.tree.map(np.testing.assert_array_equal, after.replace(step=broken.step), broken.replace(opt_state=same_rate))
     jax.tree.map(np.testing.assert_array_equal, updated, memory)
-    assert int(after.step) == 1 and float(terms["skipped"][0]) == 1
+    assert int(after.step) == int(rate_of) == 1 and float(terms["skipped"][0]) == 1
     assert all(float(x) == 0 for name, pair in terms.items() if name != "skipped" for x in pair)

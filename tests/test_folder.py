@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 
 import numpy as np
 import PIL.Image
@@ -137,6 +138,7 @@ def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, c
     order = epoch_of(images, seed=0, batch_size=8)[0]
     assert len(order) == 32 and capsys.readouterr().err == ""
     broken = order[[3, 9, 10, 11, 12, 31, 0]]
+    whole = pathlib.Path(paths[broken[0]]).read_bytes()
     for row in broken:
         spoil(paths[row])
     ids, got = epoch_of(images, seed=0, batch_size=8)
@@ -154,6 +156,10 @@ def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, c
     in_order = np.concatenate(list(images.in_order(8)))
     assert images.unread == {*broken} and not in_order[broken].any()
     np.testing.assert_array_equal(np.delete(in_order, broken, 0), np.delete(pixels, broken, 0))
+    # One that is there again is there again.
+    pathlib.Path(paths[broken[0]]).write_bytes(whole)
+    again = np.concatenate(list(images.in_order(8)))
+    assert images.unread == {*broken[1:]} and np.array_equal(again[broken[0]], pixels[broken[0]])
     for path in paths[:30]:
         spoil(path)
     with pytest.raises(UserError, match=r"\d+ of 37 images cannot be read any more, such as"):
@@ -236,12 +242,16 @@ def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(t
     assert (tmp_path / "later" / "broken.txt").read_text().splitlines() == [listed[0], f"train: {paths[7]}", listed[1]]
 
 
-def test_what_breaks_later_is_in_no_gallery_and_no_memory(tmp_path, monkeypatch):
+def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, monkeypatch):
     on_one_device(monkeypatch)
     paths = [*files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
     config = own_config(tmp_path / "d", **{"data.stream": True, "data.broken": "skip", "eval.features": ("trunk",)})
     run = experiment.load(config)
+    options = {"data.stream": True, "data.broken": "skip", "queue.size": 64}
+    with_queue = experiment.load(own_config(tmp_path / "d", method="selfcon", **options))
     spoil(paths[3])
+    queued = np.asarray(experiment.initial_state(with_queue).queue.label)
+    assert np.array_equal(queued, np.resize(np.repeat([0, 1], 20)[1:], 64))  # 39 keys, again from the first
     state, memory = experiment.initial(run)
     label = np.asarray(memory.label)[0]
     assert label[3] == -1 and np.array_equal(np.delete(label, 3), np.repeat([0, 1], 20)[1:])

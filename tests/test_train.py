@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 
 import jax
@@ -149,6 +150,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_what_is_not_finite_is_not_saved_within_an_epoch_either(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config("baseline", **{"optimizer.learning_rate": 1e30, "checkpoint.every_steps": 1})
+    with pytest.raises(UserError, match="not finite between steps") as error:
+        train.train(config, tmp_path / "run")
+    first, last, kept = map(int, re.findall(r"\d+", str(error.value))[:3])
+    newest_step, tree = newest(tmp_path / "run")
+    assert 0 < first == kept == newest_step and last < 14
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree["state"]["params"]))
+
+
+def test_a_run_whose_steps_are_all_skipped_stops(tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    config = small_config("baseline", **{"optimizer.learning_rate": 1e30, "train.skip_not_finite": True})
+    with pytest.raises(UserError, match="every step from 14 to 28 was skipped, its loss or gradient not finite: lower"):
+        train.train(config, tmp_path / "run")
+    assert [line["step"] for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())] == [14]
 
 
 def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monkeypatch):

@@ -78,6 +78,7 @@ class FolderImages:
         Raises:
           UserError: a file that cannot be read, where that is fatal.
         """
+        self.unread.clear()
         decoded = self._decoded(range(len(self)), self._square, ahead=2 * batch_size, skip=self._skip)
         following = next(decoded, None)
         for start in range(0, len(self), batch_size):

@@ -19,7 +19,7 @@ import sys
 from absl import flags
 from benchmarks import steps
 
-from grafit_jax import cli, environment, pages, report, workdir
+from grafit_jax import cli, environment, pages, report
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -56,11 +56,10 @@ def main(argv):
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; their own messages stand above.")
     if _RECORD.value:  # at the end alone, since a file that git does not know makes the revision "-dirty"
-        path = pages.results_path(_ROOT, _recorded_name(lines))
-        workdir.write(path, json.dumps(lines, indent=1) + "\n")
-        pages.write_pages(_ROOT)
+        recorded = _recorded_name(lines)
+        pages.record_benchmark(_ROOT, recorded, lines)
         if grown := [line for line in lines if "curve_s" in line]:
-            report.growth_plot(_ROOT / "docs" / f"{path.stem}.png", grown)
+            report.growth_plot(_ROOT / "docs" / f"{recorded}.png", grown)
     print(pages.render_benchmark(lines, report.plain_table), file=sys.stderr)
 
 

@@ -8,7 +8,8 @@ python experiments/reproduce.py --all --scale=cpu --record --jobs=2
 
 A run that is complete is read, one that was stopped goes on, one that fails leaves the others alone: it is told of at
 the end, exit status 1. With --record every result is added at once to experiments/results/TABLE.json, what is recorded
-already is not trained again (--again: it is), and README.md and docs are rendered from these files.
+already is not trained again (--again: it is, unless it is complete in --workdir), and README.md and docs are rendered
+from these files.
 
 With --jobs=N above 1 all that is missing is trained first, N runs at a time, each by a process of its own that writes
 to train.log in its directory: on a CPU, of which a small network does not keep two cores busy. A run takes all devices
@@ -22,6 +23,7 @@ import sys
 from absl import flags
 
 from grafit_jax import cli, pages, pricing, reproduction, tables, targets
+from grafit_jax.errors import UserError
 from grafit_jax.preemption import EXIT_PREEMPTED
 
 _LIST = flags.DEFINE_bool("list", False, "every row of the paper: its value, ours, what it needs")
@@ -36,7 +38,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
 _DATA_SOURCE = flags.DEFINE_string("data_source", "", "the same images elsewhere, as npz:DIR (default: the config's)")
 _PRETRAINED = flags.DEFINE_string("pretrained", "", "a file of weights, for a table whose trunks start from one")
 _RECORD = flags.DEFINE_bool("record", False, "add the results to experiments/results, docs and README.md")
-_AGAIN = flags.DEFINE_bool("again", False, "with --record: train again what is recorded")
+_AGAIN = flags.DEFINE_bool("again", False, "with --record: train again what is recorded, in an empty --workdir")
 _JOBS = flags.DEFINE_integer("jobs", 1, "how many runs at a time", lower_bound=1)
 cli.want_numbers("seeds")
 
@@ -46,6 +48,10 @@ def main(argv):
     if _LIST.value:
         print(targets.plain(pages.recorded(root)))
         return
+    if _AGAIN.value and not _RECORD.value:
+        raise UserError("found --again without --record: want both, or take another --workdir.")
+    if _ALL.value and flags.FLAGS["table"].present:
+        raise UserError(f"found --all and --table={_TABLE.value}: want one of them.")
     names = tables.at(_SCALE.value or "cpu") if _ALL.value else [tables.find(_TABLE.value, _SCALE.value)]
     kept = pages.recorded(root) if _RECORD.value or _DRY_RUN.value else {}
     known = [result for of_table in kept.values() for result in of_table]
@@ -66,7 +72,7 @@ def main(argv):
         for result in reproduction.all_results(wanted, recorded, failed):
             found.append(result)
             if _RECORD.value:
-                pages.record(root, name, result)
+                _record(root, name, result, failed)
         if found:
             print(f"\n{pages.render(tables.TABLES[name], found)}\n{targets.compare(name, found)}")
             _draw(name, root)
@@ -74,6 +80,14 @@ def main(argv):
         print(f"failed: {run}: {reason}", file=sys.stderr)
     if failed:
         sys.exit(1)
+
+
+def _record(root, name, result, failed):
+    """Adds a result to what is recorded; where that cannot be, the tables that are still to come do not suffer."""
+    try:
+        pages.record(root, name, result)
+    except (UserError, OSError) as error:
+        failed[reproduction.run_directory(_folder(name), result["row"], result["seed"])] = f"not recorded: {error}"
 
 
 def _folder(name):

@@ -33,10 +33,13 @@ def render(table: Table, found: Sequence[Result], where: str = "the table") -> s
 
 def _standing(facts: Sequence[dict]) -> str:
     """What the numbers were made with, from the runs' `environment.describe()`."""
-    first = facts[0]
-    packages = ", ".join(f"{name} {version}" for name, version in first["packages"].items())
+    made = dict.fromkeys(
+        f"{fact['device']}, {fact['processor']}; Python {fact['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in fact["packages"].items())
+        for fact in facts
+    )
     revisions = ", ".join(dict.fromkeys(str(fact["revision"]) for fact in facts))
-    return f"{first['device']}, {first['processor']}; Python {first['python']}, {packages}; revision {revisions}."
+    return f"{'; or '.join(made)}; revision {revisions}."
 
 
 def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
@@ -67,6 +70,14 @@ def record(root: pathlib.Path, name: str, result: Result) -> None:
         merged = _merged(root, name, [result])
         results.check_together(merged, str(path), says_protocol="protocol" in TABLES[name].facts)
         workdir.write(path, json.dumps(merged, indent=1) + "\n")
+        write_pages(root)
+
+
+def record_benchmark(root: pathlib.Path, name: str, lines: Sequence[dict]) -> None:
+    """Keeps the entries of a benchmark, in place of those that were there, and renders the pages."""
+    path = results_path(root, name)
+    with _alone(path.parent):
+        workdir.write(path, json.dumps(lines, indent=1) + "\n")
         write_pages(root)
 
 

@@ -17,10 +17,11 @@ from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 from grafit_jax.reading import read_json
 from grafit_jax.results import Result
+from grafit_jax.results import check as check_result
 
 
 def collect(path: pathlib.Path) -> Result:
-    """The result of the complete run in `path`; UserError if the run is not complete."""
+    """The result of the complete run in `path`; UserError if it is not complete, or not as its run wrote it."""
     if not os.path.isfile(path / "metrics.json"):
         raise UserError(f"{path} holds no finished run (no metrics.json): let experiments/train.py end first.")
     config = workdir.read_config(path)
@@ -29,13 +30,14 @@ def collect(path: pathlib.Path) -> Result:
     for name, value in [*metrics.items(), ("train_seconds", run.get("train_seconds", 0.0))]:
         if not isinstance(value, int | float) or abs(value) > 2**63:
             raise UserError(f"{path} has {str(value)[:40]!r} as {name}: {want}.")
-    return {
+    result = {
         "method": config.method,
         "seed": config.seed,
         "metrics": metrics,
         "run": run,
         "config": config_lib.flatten(json.loads((path / "config.json").read_text())),  # as it was sealed
     }
+    return check_result(result, str(path))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

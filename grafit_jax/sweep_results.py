@@ -125,7 +125,7 @@ def plot(path: pathlib.Path, found: Sequence[Group], varying: Sequence[str], met
     keys = _apart(drawn, varying)
     numeric = [key for key in keys if all(_is_number(group.values.get(key, 0)) for group in drawn)]
     title = f"{_BESIDE.get(metric, metric)}, in percent"
-    if len(numeric) == 1:
+    if len(numeric) == 1 and all(numeric[0] in group.values for group in drawn):  # a line has a place for all of them
         figure, ax = plt.subplots(figsize=(6.4, 4.0))
         _draw_lines(ax, lines(drawn, numeric[0], keys), numeric[0], title)
     else:
@@ -144,9 +144,8 @@ def lines(drawn: Sequence[Group], key: str, varying: Sequence[str]) -> dict[str,
     """A line for whatever else varies: its label -> its groups in the order of `key`; the best line first."""
     found: dict[str, list[Group]] = {}
     for group in drawn:
-        if key in group.values:
-            label = ", ".join(f"{k}={group.values[k]}" for k in varying if k != key and k in group.values)
-            found.setdefault(label, []).append(group)
+        label = ", ".join(f"{k}={group.values[k]}" for k in varying if k != key and k in group.values)
+        found.setdefault(label, []).append(group)
     return {label: sorted(line, key=lambda group: group.values[key]) for label, line in found.items()}
 
 

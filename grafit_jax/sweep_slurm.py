@@ -93,12 +93,12 @@ def submit(
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(**{"name": "grafit"} | options)
+        if not commands:  # an array of no jobs is an error
+            return []
+        with executor.batch():
+            return [executor.submit(Job(directory / name, words)) for name, words in commands.items()]
     except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"submitit cannot submit to {cluster} ({reason}): see --slurm, or take --submit=print."
         ) from error
-    if not commands:  # an array of no jobs is an error
-        return []
-    with executor.batch():
-        return [executor.submit(Job(directory / name, words)) for name, words in commands.items()]

@@ -74,7 +74,7 @@ def expand(file: str, arg: str, overrides: Values, seeds: Sequence[int] | None =
     module = config_lib.load_module(pathlib.Path(file))
     if not hasattr(module, "sweep"):
         raise UserError(f"{file} has no sweep(): want a function that yields dicts, as in configs/maskcon.py.")
-    everything = [_checked(values, file) for values in module.sweep()]
+    everything = [_checked(values, file) for values in module.sweep() or ()]
     if seeds is not None:
         everything = _with_seeds(everything, seeds)
     if not everything:
@@ -105,7 +105,7 @@ def expand(file: str, arg: str, overrides: Values, seeds: Sequence[int] | None =
 def _checked(values: Any, file: str) -> Values:
     if not isinstance(values, dict) or not all(isinstance(key, str) and key for key in values):
         raise UserError(f'sweep() of {file} yields {values!r}: want a dict, such as {{"method": "grafit"}}.')
-    return values
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _with_seeds(points: Iterable[Values], seeds: Sequence[int]) -> list[Values]:

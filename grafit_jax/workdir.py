@@ -99,12 +99,13 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Seq
             _check_found(workdir, config, allowed)
         there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
         # A file that is gone at once: a read-only workdir is found out now, not after the first epoch.
-        with tempfile.TemporaryFile(dir=there):
+        # On some file systems it has a name meanwhile, which others in the same directory pass over.
+        with tempfile.TemporaryFile(dir=there, prefix="."):
             pass
 
 
 def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str]) -> None:
-    found = sorted(p.name for p in workdir.iterdir() if p.name not in _BEFORE)
+    found = sorted(p.name for p in workdir.iterdir() if p.name not in _BEFORE and p.name[0] != ".")
     if "config.json" in found:
         differences = config_lib.differences(read_config(workdir), config)
         changed = [line for line in differences if line.partition(":")[0] not in allowed]

@@ -10,7 +10,7 @@ import sys
 import jax
 
 from grafit_jax import config as config_lib
-from grafit_jax import parallel, train
+from grafit_jax import parallel, results, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -28,6 +28,16 @@ def run(script, *arguments):
     return subprocess.run(
         command(script, *arguments), capture_output=True, text=True, env=shell_environment(), cwd=ROOT
     )
+
+
+def finish(path, config, metrics, **facts):
+    """Leaves in a workdir what a complete run of that config leaves."""
+    path.mkdir(parents=True, exist_ok=True)
+    facts = {"train_seconds": 1.0, "train_images": 9, "views_per_image": 1} | facts
+    sealed = results.seal(facts, config_lib.flatten(config), metrics)
+    (path / "config.json").write_text(config_lib.to_json(config))
+    (path / "run.json").write_text(json.dumps(sealed))
+    (path / "metrics.json").write_text(json.dumps(metrics))
 
 
 def a_moment(process):

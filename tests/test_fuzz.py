@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 import fuzz
-from grafit_jax import clusterfit, methods, pages, report, targets, workdir
+from grafit_jax import clusterfit, methods, pages, report, results, targets, workdir
 from grafit_jax import config as config_lib
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
@@ -153,9 +153,11 @@ def test_what_is_whole_of_a_damaged_log_stays(times, tmp_path):
 
 @fuzz.times
 def test_damaged_facts_of_a_run_are_named(times, tmp_path):
+    metrics = {"map": 0.5, "recall@1": 0.75, "step": 30}
+    facts = {"train_seconds": 3.5, "views_per_image": 2, "train_images": 9}
     whole = {
-        "metrics.json": {"map": 0.5, "recall@1": 0.75, "step": 30},
-        "run.json": {"train_seconds": 3.5, "views_per_image": 2, "train_images": 9},
+        "metrics.json": metrics,
+        "run.json": results.seal(facts, config_lib.flatten(small_config()), metrics),
         "data.json": {"train": "ab", "test": "cd"},
     }
 

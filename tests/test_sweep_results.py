@@ -1,12 +1,12 @@
 """What a sweep has come to: order, means and spreads against numbers by hand, what is drawn, and the exit status."""
 
-import json
 import math
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+import small
 from grafit_jax import sweep_results, sweeps, workdir
 from grafit_jax.errors import UserError
 from sweeping import write_file
@@ -90,6 +90,9 @@ def test_over_one_number_a_line_for_all_else_is_drawn(drawn):
     rates = [({"optimizer.learning_rate": rate}, result(map=rate)) for rate in (0.001, 0.1)]
     ax = drawn(rates, ("optimizer.learning_rate", "source"))  # the other sources have failed
     assert ax.get_xscale() == "log" and ax.get_legend() is None
+    # Over a number that some have not, theirs would not be drawn.
+    ax = drawn([*rates, ({"source": "digits"}, result(map=0.5))], ("optimizer.learning_rate", "source"))
+    assert [label.get_text() for label in ax.get_xticklabels()][:2] == ["optimizer.learning_rate", "source"]
 
 
 def test_over_several_keys_parallel_coordinates_are_drawn(drawn):
@@ -123,9 +126,7 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
     names = [point.name for point in sweep.points]
 
     def finish(point, value):
-        workdir.claim(directory / point.name, point.config)
-        for name, content in (("run", {"train_seconds": 1.0}), ("metrics", {"map": value, "step": 3})):
-            (directory / point.name / f"{name}.json").write_text(json.dumps(content))
+        small.finish(directory / point.name, point.config, {"map": value, "step": 3})
 
     def end(wanted=names, metric="map", stopped=False):
         return sweep_results.conclude(sweep, directory, wanted, metric, stopped=stopped), capsys.readouterr().out
@@ -138,7 +139,7 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
     assert status == 1 and out.splitlines()[-3:] == [
         "w=0.5: failed (error: no luck)", "w=1.0: not started", f"plot: {directory / 'sweep.png'}"
     ]  # fmt: skip
-    assert "| `baseline` | 25.0 | - | - | 1 | - | 1 s |" in out
+    assert "| `baseline` | 25.0 | - | - | 1 | 1 | 1 s |" in out
     assert end(stopped=True)[0] == 75
     assert end(wanted=names[:1])[0] == 0 and end(wanted=names[2:])[0] == 75  # of a shard
     log.write_text("begun")
@@ -151,4 +152,7 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
 
     (directory / names[2] / "metrics.json").write_text('{"map": [1]}')
     with pytest.raises(UserError, match=r"w=1.0 has '\[1\]' as map: want what experiments/train.py wrote"):
+        end()
+    (directory / names[2] / "metrics.json").write_text('{"map": 0.9, "step": 3}')
+    with pytest.raises(UserError, match=r"w=1.0 is not what its run wrote \(its digest is of other numbers\): give"):
         end()

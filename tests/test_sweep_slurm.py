@@ -97,4 +97,7 @@ def test_an_array_of_jobs_is_what_sbatch_gets(tmp_path, monkeypatch):
         assert f"#SBATCH {line}\n" in handed
     assert [job.submission().function.words[1] for job in jobs] == list(commands)
     assert sweep_slurm.submit({}, tmp_path / "runs", tmp_path / "slurm", options, jobs=2) == []
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n")
+    with pytest.raises(UserError, match=r"cannot submit to slurm \(.*invalid partition specified: gpu.*see --slurm"):
+        sweep_slurm.submit(commands, tmp_path / "runs", tmp_path / "slurm", options, jobs=2)
     assert json.dumps([str(job.submission().function.run) for job in jobs]).count(str(tmp_path / "runs")) == 3

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from grafit_jax import config as config_lib
 from grafit_jax import sweeps, workdir
 from grafit_jax.errors import UserError
-from small import ROOT, run
+from small import ROOT, finish, run
 from sweeping import write_file
 
 CONFIG_FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -46,6 +46,12 @@ def test_every_sweep_of_the_repository_expands_and_its_commands_say_what_its_con
         assert config.optimizer.weight_decay == 0.25
         assert (config_lib.differences(config, point.config), target) == ([], str(tmp_path / point.name))
         assert (words[0], pathlib.Path(words[1]).resolve()) == ("py", ROOT / "experiments" / "train.py")
+
+
+def test_a_list_is_a_tuple_as_the_config_has_it(tmp_path):
+    (point, _) = expand(tmp_path, [{"views.crop_scale": [0.5, 1.0]}, {"w": 0.2}]).points
+    assert point.values["views.crop_scale"] == point.config.views.crop_scale == (0.5, 1.0)
+    hash(point.values["views.crop_scale"])  # as the table's groups need it
 
 
 def test_keys_without_a_dot_are_arguments_and_those_with_one_are_config_keys(tmp_path):
@@ -116,6 +122,7 @@ def test_what_the_command_line_says_holds_for_all_points_and_leaves_out_those_th
 @pytest.mark.parametrize(
     ("points", "arg", "message"),
     [
+        (None, "", r"yields no points: want dicts, such as"),
         ([], "", r"yields no points: want dicts, such as \{\"method\": \"grafit\"\}"),
         (["grafit"], "", r"yields 'grafit': want a dict"),
         ([{1: 2}], "", r"yields \{1: 2\}: want a dict"),
@@ -201,9 +208,7 @@ def test_the_command_line_prints_a_line_for_each_point_that_is_to_be_run(tmp_pat
     file = write_file(tmp_path, GRID)
     target = tmp_path / "a b"
     sweep = sweeps.expand(file, "", {"train.epochs": 3})
-    workdir.claim(target / sweep.points[0].name, sweep.points[0].config)
-    for name in ("metrics", "run"):
-        (target / sweep.points[0].name / f"{name}.json").write_text("{}")
+    finish(target / sweep.points[0].name, sweep.points[0].config, {"map": 0.5})
     done = run(
         "sweep", f"--config={file}", "--config.train.epochs=3", f"--workdir={target}", "--shard=0/2", "--submit=print"
     )

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import pathlib
 import re
 import shutil
 import types
@@ -20,8 +21,8 @@ from grafit_jax.data import sources
 from grafit_jax.data.folder import FolderImages
 from grafit_jax.errors import UserError
 from grafit_jax.webpage import analysis, curves, page, pictures, write
+from small import finish, small_config
 from small import run as run_script
-from small import small_config
 
 
 def compose(test, *runs, ids=None):
@@ -405,7 +406,7 @@ def test_mistakes_are_told_with_the_remedy(finished, tmp_path):
     (tmp_path / "foreign" / "config.json").unlink()
     config = workdir.read_config(finished)
     config.data.holdout = 0.3
-    (tmp_path / "elsewhere" / "config.json").write_text(workdir.config_lib.to_json(config))
+    finish(tmp_path / "elsewhere", config, report.collect(finished)["metrics"])
     (tmp_path / "elsewhere" / "data.json").unlink()
     out = tmp_path / "page.html"
     with pytest.raises(UserError, match=r"unfinished holds no finished run .*: let experiments/train.py end first"):
@@ -416,6 +417,9 @@ def test_mistakes_are_told_with_the_remedy(finished, tmp_path):
         write.make(finished, tmp_path / "elsewhere", out)
     with pytest.raises(UserError, match=r"cannot write .*: take another --out"):
         write.make(finished, None, finished / "config.json" / "page.html")
+    for no_file in ("", "/", str(tmp_path)):
+        with pytest.raises(UserError, match=r"found '.*' as --out: want a file to write, such as .*report\.html"):
+            write.make(finished, None, pathlib.Path(no_file))
     with pytest.raises(UserError, match=r"found .* as --workdir and as --compare: want two runs"):
         write.make(finished, finished / ".." / "base", out)
     assert not out.exists()

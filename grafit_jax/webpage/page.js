@@ -56,7 +56,7 @@
         const images = row.reduce((a, b) => a + b, 0);
         const cells = columns.map((_, j) => {
           const cell = make("td", { class: i === j ? "right" : "wrong" }, String(row[j]));
-          cell.style.setProperty("--share", `${images ? (80 * row[j]) / images : 0}%`);
+          cell.style.setProperty("--share", `${images ? (45 * row[j]) / images : 0}%`);
           return cell;
         });
         return make("tr", {}, make("th", { scope: "row" }, group.classes[i]), ...cells);

@@ -162,7 +162,7 @@ def _recalls(seen: Sequence[Seen], group: Classes, judged: Mapping[str, Classes]
         named = [markup.name(level.of(row)) for level in (group, *beside)]
         rows.append([*named, markup.number(int(images[label]), "{:d}"), *bars, *([_gain(*bars[:2])] if two else [])])
     place = 2 + len(beside)
-    lowest = sorted(rows, key=lambda cells: cells[place].value)[:_ROWS]
+    lowest = sorted(rows, key=lambda cells: (cells[place].value == markup.UNKNOWN, cells[place].value))[:_ROWS]
     note = f"<p>{_ROWS:,} of {len(rows):,} classes, those with the lowest R@1.</p>" if len(rows) > _ROWS else ""
     header = [group.level, *(level.level for level in beside), "images", *columns]
     header += [f"gain in {next(iter(judged))}"] if two else []

@@ -54,6 +54,8 @@ def make(path: pathlib.Path, other: pathlib.Path | None, out: pathlib.Path, *, d
     """
     if other is not None and os.path.realpath(other) == os.path.realpath(path):
         raise UserError(f"found {path} as --workdir and as --compare: want two runs, or leave out --compare.")
+    if not out.name or out.is_dir():
+        raise UserError(f"found {str(out)!r} as --out: want a file to write, such as {out / NAME}.")
     paths = [path] if other is None else [path, other]
     for each in paths:
         report.collect(each)  # before anything is loaded

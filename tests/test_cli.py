@@ -17,6 +17,8 @@ MISTAKES = {
     "train --config=configs/digits.py stray": "found 'stray' where a flag should be: want --name=value.",
     "evaluate": "holds no run (no config.json): give the --workdir of experiments/train.py.",
     "reproduce --rows=gaussian": "the table has no gaussian: its rows are raw_pixels, baseline,",
+    "reproduce --again": "found --again without --record: want both",
+    "reproduce --all --table=omniglot": "found --all and --table=omniglot: want one of them",
     "reproduce --seeds=0,0": "want numbers, as 0,1,2, none twice",
     "sweep --config=configs/digits.py:method=byol": "that agrees with the command line, {{method=byol}}",
     "reproduce --table=cifar100_cpuu": "unknown table 'cifar100_cpuu' (did you mean 'cifar100_cpu'?)",

@@ -233,6 +233,14 @@ def test_tables_have_the_numbers_of_their_runs():
     assert ["packages: jax", "0.10"] in found.rows("environment")
 
 
+def test_a_class_of_a_single_image_has_no_r_at_1_and_is_none_of_the_lowest():
+    label = np.array([0, 0, 1, 1, 2])
+    test = looks.records(label, np.zeros(5, int))
+    embedding = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, -1]], np.float32)
+    _, *rows = looks.Page(compose(test, dataclasses.replace(looks.run(test), embedding=embedding))).rows("classes")
+    assert [row[-1] for row in rows[:3]] == ["100.0", "100.0", "–"]
+
+
 def test_two_runs_stand_side_by_side_with_what_one_gains():
     test = looks.odd_records()
     runs = [looks.run(test, noise=0.1), looks.run(test, "other", noise=4.0, seed=1)]

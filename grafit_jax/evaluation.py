@@ -76,6 +76,12 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     return embed_split
 
 
+def readable(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """bool [N]: which of the images that a split's embeddings are of could be read."""
+    number = len(next(iter(rows.values())))
+    return ~rows.get("unread", np.zeros((number, 1), bool))[:, 0]
+
+
 def evaluate_network(
     embed_fn: EmbedFn,
     variables: Any,
@@ -94,8 +100,8 @@ def evaluate_network(
     embedded, labels = {}, {}
     for split, r in records.items():
         rows = embed_fn(variables, r.image)
-        read = ~rows.pop("unread", np.zeros((len(r), 1), bool))[:, 0]
-        embedded[split] = {name: x[read] for name, x in rows.items()}
+        read = readable(rows)
+        embedded[split] = {name: x[read] for name, x in rows.items() if name != "unread"}
         labels[split] = {level: label[read] for level, label in r.labels.items()}
     result: dict[str, float] = {}
     for i, name in enumerate(n for n in config.features if n in embedded["test"]):

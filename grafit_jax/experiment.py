@@ -286,11 +286,10 @@ def _initial_queue(experiment: Experiment, state: TrainState, *, placeholder: bo
     drawn = np.zeros(len(train), bool)
     drawn[np.random.default_rng(config.seed).permutation(len(train))[:size]] = True
     if placeholder:
-        return memory_lib.fill_queue(
-            np.zeros((size, config.model.dim), np.float32), train.coarse_label[drawn], config.queue.size
-        )
-    rows = experiment.embed_fn(variables(state), train.image[drawn])
-    read = ~rows.get("unread", np.zeros((size, 1), bool))[:, 0]
+        rows = {"projector": np.zeros((size, config.model.dim), np.float32)}
+    else:
+        rows = experiment.embed_fn(variables(state), train.image[drawn])
+    read = evaluation.readable(rows)
     return memory_lib.fill_queue(rows["projector"][read], train.coarse_label[drawn][read], config.queue.size)
 
 
@@ -309,8 +308,7 @@ def initial_memory(experiment: Experiment, state: TrainState, *, placeholder: bo
     else:
         rows = experiment.embed_fn(variables(state), train.image)
         embeddings = rows["projector"]
-        if "unread" in rows:  # which are as padding is
-            label = np.where(rows["unread"][:, 0], -1, label)
+        label = np.where(evaluation.readable(rows), label, -1)  # the others are as padding is
     memory = memory_lib.create(embeddings, label, parallel.num_all_devices())
     return parallel.shard(jax.tree.map(parallel.own, memory))
 
@@ -344,7 +342,7 @@ def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> 
     check_layer(experiment, layer)
     records = experiment.records[split]
     embedded = experiment.embed_fn(variables(state), records.image)
-    read = ~embedded.get("unread", np.zeros((len(records), 1), bool))[:, 0]
+    read = evaluation.readable(embedded)
     named = {
         name: np.array(level.names)[level.label[read]]
         for name, level in records.levels.items()

@@ -69,16 +69,19 @@ def record(root: pathlib.Path, name: str, result: Result) -> None:
     with _alone(path.parent):
         merged = _merged(root, name, [result])
         results.check_together(merged, str(path), says_protocol="protocol" in TABLES[name].facts)
-        workdir.write(path, json.dumps(merged, indent=1) + "\n")
-        write_pages(root)
+        _keep(root, path, merged)
 
 
 def record_benchmark(root: pathlib.Path, name: str, lines: Sequence[dict]) -> None:
     """Keeps the entries of a benchmark, in place of those that were there, and renders the pages."""
     path = results_path(root, name)
     with _alone(path.parent):
-        workdir.write(path, json.dumps(lines, indent=1) + "\n")
-        write_pages(root)
+        _keep(root, path, lines)
+
+
+def _keep(root: pathlib.Path, path: pathlib.Path, entries: Sequence[dict]) -> None:
+    workdir.write(path, json.dumps(entries, indent=1) + "\n")
+    write_pages(root)
 
 
 def _merged(root: pathlib.Path, name: str, new: Sequence[Result]) -> list[Result]:

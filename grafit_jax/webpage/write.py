@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grafit_jax import experiment, parallel, report, workdir
+from grafit_jax import evaluation, experiment, parallel, report, workdir
 from grafit_jax.errors import UserError, warn, writing
 from grafit_jax.experiment import Experiment
 from grafit_jax.state import TrainState
@@ -82,8 +82,7 @@ def _side(run: Experiment, state: TrainState, path: pathlib.Path) -> _Side:
 def _composed(sides: Sequence[_Side]) -> str:
     """The page of runs on the same test images, of those that all of them could read."""
     test = sides[0].run.records["test"]
-    unread = [side.rows.get("unread", np.zeros((len(test), 1), bool))[:, 0] for side in sides]
-    read = ~np.any(unread, axis=0)
+    read = np.all([evaluation.readable(side.rows) for side in sides], axis=0)
     runs = []
     for side, name in zip(sides, _names([side.path for side in sides]), strict=True):
         layer = side.run.config.eval.features[0]

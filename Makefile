@@ -1,11 +1,11 @@
-# What one needs: `make quickstart`, `make test`, `make test-faults`, `make format`. PYTHON chooses the interpreter, VENV the folder.
+# What one needs: `make quickstart`, `make test`, `make test-faults`, `make test-gpu`, `make format`. PYTHON chooses the interpreter, VENV the folder.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # Huge pages for XLA's buffers, on Linux: docs/performance.md.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-faults test-matrix format clean
+.PHONY: quickstart test test-faults test-gpu test-matrix format clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/reproduce.py --table=quickstart
@@ -19,6 +19,13 @@ test: $(VENV)/installed-test
 # What takes minutes: hundreds of kills, hosts that hang, thousands of damaged inputs, the tour of the docs.
 test-faults: $(VENV)/installed-test
 	$(BIN)/pytest -m faults
+
+# What one accelerator computes, against the same oracles, in the environment that has JAX for it (PYTHON): no TensorFlow.
+ON_ACCELERATOR = losses losses_queue losses_sharded memory metrics neighbors kmeans evaluation image_ops policies augment \
+  models train_step train_step_queue
+test-gpu:
+	GRAFIT_TEST_ACCELERATOR=1 XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest --numprocesses=8 \
+	  -m 'not eight_devices and not faults' $(ON_ACCELERATOR:%=tests/test_%.py)
 
 # Every supported Python that pyenv has; each in a virtual environment of its own.
 test-matrix:

@@ -61,6 +61,7 @@ def test_without_fine_labels_the_coarse_metrics_remain():
 
 
 @pytest.mark.parametrize("batch_size", [8, 100, 40])
+@pytest.mark.eight_devices
 def test_every_image_is_embedded_once_whatever_their_number(batch_size):
     # 81 = 2 * 40 + 1 images over 8 devices: the last batch holds one image and 39 of padding.
     run = experiment.load(small_config(**{"eval.batch_size": batch_size}))

@@ -100,6 +100,7 @@ def test_seeding_is_as_good_as_scikit_learns():
     assert np.mean(plain) > np.mean(theirs) * 1.03
 
 
+@pytest.mark.eight_devices
 def test_the_seed_alone_decides_whatever_the_number_of_devices(monkeypatch):
     rows, _ = groups(n=9000)
     one, again, other = (kmeans(rows, 12, seed=seed) for seed in (3, 3, 4))

@@ -97,6 +97,7 @@ def loss_and_gradient(axis_name, temperature=0.05, with_own=True):
 
 @pytest.mark.parametrize("temperature", [0.05, 0.01])
 @pytest.mark.parametrize("slots", [5, 64, 1003, 33_001])
+@pytest.mark.eight_devices
 def test_knn_on_eight_devices_equals_one_device(slots, temperature):
     # 5 slots leave three devices with nothing but padding; 1003 leave five padded rows on the last; 33,001 give each
     # device more than 4,096 rows, more than a block.
@@ -118,6 +119,7 @@ def test_knn_on_eight_devices_equals_one_device(slots, temperature):
     np.testing.assert_array_equal(weight, twin_weight)
 
 
+@pytest.mark.eight_devices
 def test_knn_on_eight_devices_without_own_slots():
     one, many = sharded_problem(100)
     cotangent = np.ones(len(one[0]), np.float32)
@@ -127,6 +129,7 @@ def test_knn_on_eight_devices_without_own_slots():
         np.testing.assert_allclose(np.asarray(x).reshape(y.shape), y, rtol=1e-4, atol=1e-5 * np.abs(y).max())
 
 
+@pytest.mark.eight_devices
 def test_pmean_of_local_gradients_is_the_gradient_of_the_mean_loss():
     # What a train step does: z = x W, replicated W, mean over the device's examples, pmean over devices.
     one, many = sharded_problem(100)

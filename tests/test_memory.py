@@ -92,6 +92,7 @@ def split(memory):
 
 
 @pytest.mark.parametrize("n", [16, 45])
+@pytest.mark.eight_devices
 def test_eight_devices_write_what_one_device_writes(n):
     assert jax.local_device_count() == DEVICES
     memory = a_memory(n=n, dim=5, seed=3)
@@ -177,6 +178,7 @@ def test_a_batch_that_does_not_fit_the_queue_is_refused():
     np.testing.assert_array_equal(whole.label, [4, 5, 6])
 
 
+@pytest.mark.eight_devices
 def test_every_device_enters_the_keys_of_all_in_the_order_of_the_devices():
     rng = np.random.default_rng(0)
     keys, labels = rng.normal(size=(16, 3)).astype(np.float32), np.arange(100, 116)

@@ -253,6 +253,7 @@ def test_all_metrics_against_a_gallery_equal_the_twins():
         assert got[name] == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.eight_devices
 def test_one_device_gives_the_metrics_of_eight(monkeypatch):
     x, labels = embeddings(333, 9, seed=19), np.random.default_rng(20).integers(0, 30, 333)
     eight = metrics.retrieval_metrics(x, {"": labels})

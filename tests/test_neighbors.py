@@ -170,6 +170,7 @@ def test_arguments_are_left_as_they_were():
     np.testing.assert_array_equal(gallery, before[1])
 
 
+@pytest.mark.eight_devices
 def test_matmuls_ask_for_full_float32():
     # "Exact" is a promise for accelerators too, whose default (TF32, bfloat16) reorders cosines nearer than 1e-3.
     inside = jax.make_jaxpr(lambda q, g: neighbors.search(q, g, 3))(points(5, 7), points(40, 7)).jaxpr
@@ -288,6 +289,7 @@ def test_shapes_come_in_buckets():
 
 
 @pytest.mark.parametrize("n, k", [(400, 1), (400, 49), (400, 50), (400, 60), (8, 3)])
+@pytest.mark.eight_devices
 def test_eight_devices_find_what_one_device_finds(n, k):
     # The gallery's rows are spread over the devices in order, and all devices ask the same queries; k above the rows of
     # a device; ties across devices go to the lower row of the whole gallery.

@@ -36,6 +36,7 @@ def after(config, steps):
 
 
 @pytest.mark.parametrize("method", ["baseline", "grafit", "grafit_fc"])
+@pytest.mark.eight_devices
 def test_eight_devices_do_what_one_does(method, monkeypatch):
     # 899 images over 8 devices: 113 rows each, the last 5 of them padding.
     _, state8, memory8, metrics8 = after(small_config(method), steps=3)
@@ -63,6 +64,7 @@ def test_scan_of_steps_is_the_steps_one_by_one(monkeypatch):
     assert int(state7.step) == int(state.step) == 7
 
 
+@pytest.mark.eight_devices
 def test_activations_made_again_give_the_same_steps_on_eight_devices():
     _, kept, _, kept_metrics = after(small_config("baseline"), steps=2)
     run, state, _, metrics = after(small_config("baseline", **{"model.remat": True}), steps=2)

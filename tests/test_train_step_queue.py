@@ -142,6 +142,7 @@ def test_a_methods_heads(one_step):
 
 
 @pytest.mark.parametrize("method", ["coins", "maskcon"])
+@pytest.mark.eight_devices
 def test_eight_devices_do_what_one_does(method, monkeypatch):
     def after(steps):
         _, state, inputs, call = start(config(method))

@@ -12,8 +12,8 @@ if "GRAFIT_TEST_ACCELERATOR" not in os.environ:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_NUM_CPU_DEVICES"] = "8"
     # Most of the time goes into compiling: LLVM's first level halves it and leaves a step its speed, at level 0 a step
-    # takes ten times as long. Eight devices on a machine that has other work may wait long for each other: XLA would end
-    # the process after 40 seconds.
+    # takes ten times as long. Eight devices on a machine that has other work may wait long for each other: XLA would
+    # end the process after 40 seconds.
     os.environ["XLA_FLAGS"] = " ".join([
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=1",

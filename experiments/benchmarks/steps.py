@@ -26,7 +26,7 @@ def records(num_images: int = _IMAGES, size: int = 32) -> dict[str, Records]:
     fine = np.arange(num_images, dtype=np.int32) % 100
     image = np.random.default_rng(0).integers(0, 256, (num_images, size, size, 3), np.uint8)
     train_split = Records(image, two_levels(fine, fine // 5, map(str, range(100)), map(str, range(20))))
-    return {"train": train_split, "test": train_split.take(np.arange(num_images) < 100)}
+    return {"train": train_split, "test": train_split.take(np.arange(num_images) < 200)}
 
 
 def data() -> dict[str, Records]:

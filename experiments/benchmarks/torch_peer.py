@@ -5,7 +5,6 @@ each image, the target network over all of them without gradient, the online net
 of the first view over the whole memory, instance loss, SGD with Nesterov's momentum, moving average, memory.
 """
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,10 +20,12 @@ _MEAN, _STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 
 def torchvision():
     """torchvision, also where its compiled operators do not fit the installed torch: nothing here needs them."""
-    with contextlib.suppress(RuntimeError):  # they are there
+    try:
+        import torchvision
+    except RuntimeError:  # "operator torchvision::nms does not exist"
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
+        import torchvision
 
     return torchvision
 

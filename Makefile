@@ -24,7 +24,8 @@ test-faults: $(VENV)/installed-test
 ON_ACCELERATOR = losses losses_queue losses_sharded memory metrics neighbors kmeans evaluation image_ops policies augment \
   models train_step train_step_queue
 test-gpu:
-	GRAFIT_TEST_ACCELERATOR=1 XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest --numprocesses=8 \
+	GRAFIT_TEST_ACCELERATOR=1 XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_FLAGS=--xla_gpu_deterministic_ops=true \
+	  $(PYTHON) -m pytest --numprocesses=8 \
 	  -m 'not eight_devices and not faults' $(ON_ACCELERATOR:%=tests/test_%.py)
 
 # Every supported Python that pyenv has; each in a virtual environment of its own.

@@ -17,10 +17,10 @@ Row to reach (R@1 / 2 / 5 / 10, [seed]) and expected time on one H100-class GPU 
   imagenet32  18.13 / 25.46 / 37.19 / 46.64  2.0 M   4 hours  4 hours
   sop         74.02 / 78.82 / 84.13 / 87.91  39,600  80 min   60 min  (which split the row is of is not known)
 
-The times are arithmetic, not measured: 78,000 steps in 600 s are 130 a second, of 0.50 TFLOP each: 65 TFLOP/s, 7 % of
-an H100's bfloat16 peak. `experiments/benchmark.py --suite=gpu --entries=maskcon_bfloat16` measures the step and
-prints the minutes of the whole run. The recipe is made for one accelerator: 128 images a step leave 16 for each of 8
-cores. Runs go on where they were stopped, so that one can be split over several short sessions.
+The times are arithmetic: 78,000 steps in 600 s are 130 a second, of 0.50 TFLOP each: 65 TFLOP/s, 7 % of an H100's
+bfloat16 peak. Measured on one GPU, for CIFAR-100: docs/performance.md and docs/maskcon.md. The recipe is made for one
+accelerator: 128 images a step leave 16 for each of 8 cores. Runs go on where they were stopped, so that one can be
+split over several short sessions.
 
 CIFAR-100 needs no TensorFlow as npz: --config.data.source=npz:DIR. Cars: `experiments/prepare.py --dataset=cars196`.
 

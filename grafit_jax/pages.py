@@ -117,10 +117,14 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
             if path.stem in TABLES:
                 found[path.stem] = render(TABLES[path.stem], of_tables[path.stem], str(path))
             else:
-                found[path.stem] = render_benchmark(read_json(path, list, _RECORD))
+                # Of GPUs there are many: those that were measured stand one after the other.
+                name = _GPU if path.stem.startswith(_GPU) else path.stem
+                text = render_benchmark(read_json(path, list, _RECORD))
+                found[name] = f"{found[name]}\n\n{text}" if name in found else text
     return found
 
 
+_GPU = "benchmark_gpu"
 # What a benchmark's line may say: key -> heading, format. What shares a heading shares a column.
 _MEASURED = {
     "work": ("work", "{}"),

@@ -63,6 +63,7 @@ def small_config(method="grafit", **overrides):
         "optimizer.warmup_epochs": 0.0,
         "train.epochs": 2,
         "train.batch_size": 64,
+        "train.steps_per_call": 1,  # what 0 is on CPU, on accelerators too
         "eval.batch_size": 300,
     }
     c.update_from_flattened_dict(values | overrides)

@@ -28,7 +28,7 @@ def knn(z, labels, memory, memory_labels, own_slot=None, cotangent=1.0, *, tempe
 def direct_knn_loss(z, labels, memory, memory_labels, *, temperature, own_slot):
     """Eq. 2-3 as one [B, N] formula in jnp, for its automatic gradient. Every example has a positive here."""
     z = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
-    logits = z @ memory.T / temperature
+    logits = jnp.matmul(z, memory.T, precision="highest") / temperature
     valid = (memory_labels >= 0) & (jnp.arange(len(memory)) != own_slot[:, None])
     positive = valid & (memory_labels == labels[:, None])
     everything = jax.nn.logsumexp(jnp.where(valid, logits, -jnp.inf), axis=-1)

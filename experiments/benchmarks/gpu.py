@@ -33,7 +33,9 @@ def model_flops(run: experiment.Experiment) -> float:
     # One image, since a count is not to depend on how a batch is cut up.
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     apply = functools.partial(run.network.apply, train=False)
-    cost: Any = jax.jit(apply).lower(experiment.variables(state), image).cost_analysis()
+    shapes = jax.eval_shape(lambda x: x, experiment.variables(state))  # on no device
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # XLA counts nothing in a program for a GPU or a TPU
+        cost: Any = jax.jit(apply).lower(shapes, image).cost_analysis()
     return 4 * cost["flops"] * config.train.batch_size * config.views.num_views
 
 

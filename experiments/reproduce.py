@@ -65,7 +65,11 @@ def main(argv):
     failed: dict[pathlib.Path, str] = {}
     everything = [point for wanted in chosen.values() for point in wanted]
     if _JOBS.value > 1 and reproduction.train_all(everything, recorded, failed, root=root, jobs=_JOBS.value):
-        print("stopped, and what has begun is saved: start the same command again to go on", file=sys.stderr)
+        print(
+            "not all is trained, since it was asked to stop or somebody else is at a run, and what has begun is saved: "
+            "start the same command again to go on",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_PREEMPTED)
     for name, wanted in chosen.items():
         found = []

@@ -7,8 +7,8 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from grafit_jax import claims, report, results, targets, workdir
-from grafit_jax.errors import reading
+from grafit_jax import claims, report, reproduction, results, targets, workdir
+from grafit_jax.errors import UserError, reading
 from grafit_jax.reading import read_json
 from grafit_jax.reproduction import Point
 from grafit_jax.results import RAW_PIXELS, Result
@@ -50,7 +50,29 @@ def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
 def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
     """The recorded results of every table that has some."""
     paths = {name: results_path(root, name) for name in TABLES}
-    return {name: results.read(path) for name, path in paths.items() if path.is_file()}
+    found = {name: results.read(path) for name, path in paths.items() if path.is_file()}
+    for name, of_table in found.items():
+        for result in of_table:
+            _check_place(root, name, result)
+    return found
+
+
+def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
+    """Sees that a result is of the row, and of the table, in which it stands; UserError if not."""
+    place = f"{results_path(root, name)}, row {result['row']}, seed {result['seed']}"
+    table, config = TABLES[name], result["config"]
+    weights = config.get("model.pretrained", "") if table.pretrained else ""
+    source = reproduction.Source(data_source=config.get("data.source", ""), pretrained=weights)
+    with reading(results_path(root, name), _RECORD):
+        (point,) = reproduction.points(
+            table, pathlib.Path(), root=root, seeds=[result["seed"]], only=[result["row"]], source=source
+        )
+    changed = results.differences(result["config"], point.flat)
+    if changed:
+        raise UserError(
+            f"{place}, was not trained by the config of that row ({'; '.join(changed)}): give the file back as it was, "
+            "or the config file, or take the entry out and record it again."
+        )
 
 
 def check_record(root: pathlib.Path, name: str, wanted: Sequence[Point]) -> None:

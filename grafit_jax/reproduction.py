@@ -213,22 +213,27 @@ def train_all(
       jobs: how many at a time.
 
     Returns:
-      whether it was asked to stop, by SIGTERM or SIGINT, and its runs have saved themselves.
+      whether some are to be gone on with: it was asked to stop, by SIGTERM or SIGINT, and its runs have saved
+      themselves, or somebody else is at one.
     """
     waiting = [point for point in missing(wanted, known) if point.row.name != RAW_PIXELS]
+    left: set[pathlib.Path] = set()
     while waiting:
         there = {point.directory for point in waiting}
         ready = [p for p in waiting if p.start is None or p.start.directory not in there]
         waiting = [p for p in waiting if p not in ready]
-        can = [p for p in ready if p.start is None or p.start.directory not in failed]
+        left |= {p.directory for p in ready if p.start is not None and p.start.directory in left}
+        can = [p for p in ready if p.start is None or p.start.directory not in {*failed, *left}]
         commands = {str(point.directory): words(point, root) for point in can}
         if sweep_runs.run_all(commands, pathlib.Path(), jobs=jobs):
             return True
         for point in can:
             standing = sweep_runs.standing(point.directory)
-            if standing.state != "complete":
+            if standing.state == "failed":
                 failed[point.directory] = f"{standing}; see {point.directory / workdir.LOG}"
-    return False
+            elif standing.state != "complete":
+                left.add(point.directory)
+    return bool(left)
 
 
 def all_results(wanted: Sequence[Point], known: Recorded, failed: dict[pathlib.Path, str]) -> Iterator[Result]:

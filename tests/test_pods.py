@@ -49,11 +49,18 @@ def said(logs, count):
     return [(logs / f"{i}.log").read_text() for i in range(count)]
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The run of one process with eight devices."""
+    path = tmp_path_factory.mktemp("one") / "run"
+    train.train(config_of_pods(), path)
+    return path
+
+
 @pytest.mark.slow
-def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(tmp_path, monkeypatch):
-    train.train(config_of_pods(), tmp_path / "one")
+def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(one, tmp_path, monkeypatch):
     processes = pods.start(tmp_path / "two", 2, 4, logs=tmp_path)
-    pods.wait_for_step(tmp_path / "two", processes, 20)
+    pods.wait_for_step(tmp_path / "two", processes, 10)
     processes[1].send_signal(signal.SIGTERM)
     assert pods.finish(processes) == [75, 75], said(tmp_path, 2)
     stopped = [text.partition("stopped by SIGTERM after step ")[2].split(",")[0] for text in said(tmp_path, 2)]
@@ -62,20 +69,20 @@ def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(tmp
     }
     shutil.copytree(tmp_path / "two", tmp_path / "six")
     assert pods.finish(pods.start(tmp_path / "two", 2, 4, logs=tmp_path)) == [0, 0], said(tmp_path, 2)
-    assert f"goes on after step {stopped[0]} of 54" in said(tmp_path, 2)[0]
-    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert f"goes on after step {stopped[0]} of 27" in said(tmp_path, 2)[0]
+    assert_same_run(one, tmp_path / "two")
     # Only the first one says and writes.
     assert json.loads(said(tmp_path, 2)[0].splitlines()[-1]) and "{" not in said(tmp_path, 2)[1]
     # On one host with six devices instead, from where the two were stopped.
     monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:6])
     train.train(config_of_pods(), tmp_path / "six")
-    assert_same_run(tmp_path / "one", tmp_path / "six")
+    assert_same_run(one, tmp_path / "six")
 
 
 @pytest.mark.slow
-def test_three_processes_with_an_uneven_data_set_end_with_the_one_that_dies_and_go_on(tmp_path, monkeypatch):
+def test_three_processes_with_an_uneven_data_set_end_with_the_one_that_dies_and_go_on(one, tmp_path):
     processes = pods.start(tmp_path / "three", 3, 2, logs=tmp_path)
-    pods.wait_for_step(tmp_path / "three", processes, 20)
+    pods.wait_for_step(tmp_path / "three", processes, 10)
     processes[2].kill()
     assert pods.finish(processes) == [69, 69, -signal.SIGKILL], said(tmp_path, 3)
     for i, text in enumerate(said(tmp_path, 3)[:2]):
@@ -85,9 +92,7 @@ def test_three_processes_with_an_uneven_data_set_end_with_the_one_that_dies_and_
             text.splitlines()[-1],
         ), text
     assert pods.finish(pods.start(tmp_path / "three", 3, 2, logs=tmp_path)) == [0, 0, 0], said(tmp_path, 3)
-    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:6])
-    train.train(config_of_pods(), tmp_path / "one")
-    assert_same_run(tmp_path / "one", tmp_path / "three")
+    assert_same_run(one, tmp_path / "three")
 
 
 @pytest.mark.faults
@@ -107,7 +112,7 @@ def test_a_process_that_waits_for_a_file_for_ever_is_found_stuck(tmp_path):
     of_files = [
         f"--config.data.source=folder:{data}", "--config.data.stream=True", "--config.data.image_size=8",
         "--config.views.mean=(0.4,0.4,0.4)", "--config.views.std=(0.3,0.3,0.3)", "--config.eval.recall_at=(1,)",
-        "--config.train.epochs=1000", "--stuck_seconds=60",
+        "--config.train.epochs=1000", "--config.train.batch_size=48", "--stuck_seconds=60",
     ]  # fmt: skip
     processes = pods.start(tmp_path / "two", 2, 2, *of_files, logs=tmp_path)
     pods.wait_for_step(tmp_path / "two", processes, 5)

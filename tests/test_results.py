@@ -126,12 +126,24 @@ def test_a_table_does_not_mix_protocols_or_data():
     results.check_together([entry(), large], "T", says_protocol=True)
 
 
+CONFIG_FILE = """
+from grafit_jax import config as config_lib
+from small import small_config
+
+
+def get_config(arg):
+    arg = config_lib.parse_arg(arg, method="grafit", seed=0)
+    return small_config(arg.method, seed=arg.seed)
+"""
+
+
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     """A repository with one table of two rows, and a place for it."""
     (tmp_path / "experiments" / "results").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("<!-- t -->\n<!-- /t -->\n")
+    (tmp_path / "c.py").write_text(CONFIG_FILE)
     rows = tuple(tables.Row(name, "c.py", f"method={name}") for name in ("baseline", "grafit"))
     monkeypatch.setattr(pages, "TABLES", {"t": tables.Table(rows, {"map": "mAP"})})
     return tmp_path
@@ -167,7 +179,18 @@ def test_a_table_is_recorded_in_pieces_and_shown(house):
     ):
         with pytest.raises(UserError, match=re.escape(str(house / "experiments" / "results" / "t.json"))):
             pages.record(house, "t", wrong)
-    assert (house / "experiments" / "results" / "t.json").read_text() == before
+    path = house / "experiments" / "results" / "t.json"
+    assert path.read_text() == before
+    # A result in the place of another one is as its run wrote it, and is refused all the same.
+    for change in ({"row": "baseline"}, {"row": "other"}):
+        path.write_text(json.dumps([complete("grafit", 0) | change]))
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            pages.recorded(house)
+    path.write_text(json.dumps([complete("grafit", 0, **{"train.epochs": 9})]))
+    with pytest.raises(
+        UserError, match=r"row grafit, seed 0, was not trained by the config of that row \(train\.epochs:"
+    ):
+        pages.blocks(house)
 
 
 def test_what_cannot_be_recorded_is_told_before_it_is_trained(house):

@@ -33,7 +33,8 @@ def gallery(seen: Sequence[Seen], test: Records, ids: np.ndarray, classes: Seque
                 means = _meaning(kind, classes)
                 said = text(f"{rank}: {described(classes, row)}, {means}, cosine {cosine:.3f}, test/{ids[row]}")
                 symbol = f'<span aria-hidden="true">{FRAMES[kind].symbol}</span>'
-                items += f'<li class="{kind}">{image[row]} alt="{said}" title="{said}">{symbol}</li>'
+                seen_name = f'<small aria-hidden="true">{text(classes[0].of(row))}</small>'
+                items += f'<li class="{kind}">{image[row]} alt="{said}" title="{said}">{symbol}{seen_name}</li>'
             name = f"{text(s.run.name)}: " if len(seen) > 1 else ""
             right = kinds.count("coarse" if test.label is None else "fine")
             caption = f"{name}{right} of {len(kinds)} of the same {text(classes[0].level)} class"

@@ -48,11 +48,16 @@ def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
-    """The recorded results of every table that has some."""
+    """The recorded results of every table that has some.
+
+    Raises:
+      UserError: a file that cannot be read, or a result that is not what its row is trained to be.
+    """
     paths = {name: results_path(root, name) for name in TABLES}
     found = {name: results.read(path) for name, path in paths.items() if path.is_file()}
     for name, of_table in found.items():
-        for result in of_table:
+        rows = [row.name for row in TABLES[name].rows]
+        for result in results.merge(of_table, (), rows, str(paths[name])):
             _check_place(root, name, result)
     return found
 
@@ -62,7 +67,9 @@ def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
     place = f"{results_path(root, name)}, row {result['row']}, seed {result['seed']}"
     table, config = TABLES[name], result["config"]
     weights = config.get("model.pretrained", "") if table.pretrained else ""
-    source = reproduction.Source(data_source=config.get("data.source", ""), pretrained=weights)
+    # The same images may have lain elsewhere; which they were, their fingerprints say.
+    elsewhere = config["data.source"] if config.get("data.source", "").startswith("npz:") else ""
+    source = reproduction.Source(data_source=elsewhere, pretrained=weights)
     with reading(results_path(root, name), _RECORD):
         (point,) = reproduction.points(
             table, pathlib.Path(), root=root, seeds=[result["seed"]], only=[result["row"]], source=source

@@ -187,9 +187,7 @@ def test_a_table_is_recorded_in_pieces_and_shown(house):
         with pytest.raises(UserError, match=re.escape(str(path))):
             pages.recorded(house)
     path.write_text(json.dumps([complete("grafit", 0, **{"train.epochs": 9})]))
-    with pytest.raises(
-        UserError, match=r"seed 0, was not trained by the config of that row \(train\.epochs:"
-    ):
+    with pytest.raises(UserError, match=r"seed 0, was not trained by the config of that row \(train\.epochs:"):
         pages.blocks(house)
 
 

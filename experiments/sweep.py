@@ -44,6 +44,7 @@ def main(argv):
     if _SLURM.value and _SUBMIT.value != "slurm":
         raise UserError(f"found --slurm with --submit={_SUBMIT.value}: want it with --submit=slurm.")
     sweep = sweeps.expand(file, arg, overrides, seeds)
+    sweep_results.check_metric(_METRIC.value, sweep)
     sweeps.check_directory(sweep, directory)
     points = sweeps.shard(sweep.points, _SHARD.value)
     standings = {point.name: sweep_runs.standing(directory / point.name) for point in sweep.points}

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 from grafit_jax import report
-from grafit_jax.results import Result
+from grafit_jax.results import Result, check_together
 
 # Metric -> heading: of the trunk's features, at the fine level.
 _METRICS = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
@@ -124,7 +124,13 @@ def verdict(found: Mapping[str, Difference]) -> str:
 
 
 def render(recorded: Mapping[str, Sequence[Result]]) -> str:
-    """All claims in Markdown, each where it is looked at, as far as results are recorded."""
+    """All claims in Markdown, each where it is looked at, as far as results are recorded.
+
+    Raises:
+      UserError: tables of one study that are not of the same data.
+    """
+    for _, tables in STUDIES.values():
+        check_together(_runs(tables, recorded), " and ".join(tables), says_protocol=True)
     parts = []
     for heading, claims in CLAIMS.items():
         lines = [line for claim in claims for line in _lines(claim, recorded)]
@@ -136,12 +142,16 @@ def render(recorded: Mapping[str, Sequence[Result]]) -> str:
 def _lines(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterable[list[str]]:
     for study in claim.studies:
         title, tables = STUDIES[study]
-        runs = [run for table in tables for run in recorded.get(table, ())]
+        runs = _runs(tables, recorded)
         differences = {name: difference(runs, claim, metric) for metric, name in _METRICS.items()}
         found = {name: d for name, d in differences.items() if d is not None}
         cells = [_cell(d) for d in differences.values()]
         pair = f"`{claim.ahead}` − `{claim.behind}`"
         yield [claim.text, pair, title, *cells, verdict(found) if found else "not run"]
+
+
+def _runs(tables: Iterable[str], recorded: Mapping[str, Sequence[Result]]) -> list[Result]:
+    return [run for table in tables for run in recorded.get(table, ())]
 
 
 def _cell(difference: Difference | None) -> str:

@@ -15,8 +15,20 @@ from grafit_jax.report import Result
 from grafit_jax.sweep_runs import Standing
 from grafit_jax.sweeps import PLOT, Sweep, Values
 
+_COUNTS = ("step", "queries_without_positive")  # which are no better for being more
 # Shown beside the metric that a table is ordered by.
 _BESIDE = {"map": "fine mAP", "recall@1": "R@1", "knn_top1": "fine k-NN"}
+
+
+def check_metric(metric: str, sweep: Sweep) -> None:
+    """Raises a UserError for what no run of the sweep will have, before one is started."""
+    ks = sorted({k for point in sweep.points for k in point.config.eval.recall_at})
+    known = ["map", "knn_top1", "top1", *(f"recall@{k}" for k in ks)]
+    if metric.rpartition("/")[2] not in known:
+        raise UserError(
+            f"found --metric={metric}{methods.did_you_mean(metric, known)}: want one of {', '.join(known)}, or one of "
+            "them behind a level or a layer, as coarse/map."
+        )
 
 
 def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metric: str, *, stopped: bool) -> int:
@@ -78,7 +90,7 @@ def groups(collected: Sequence[tuple[Values, Result]], metric: str) -> list[Grou
     Raises:
       UserError: a metric that no result has.
     """
-    known = dict.fromkeys(name for _, result in collected for name in result["metrics"] if name != "step")
+    known = dict.fromkeys(name for _, result in collected for name in result["metrics"] if not name.endswith(_COUNTS))
     if collected and metric not in known:
         raise UserError(
             f"no result has the metric {metric!r}{methods.did_you_mean(metric, known)}: want --metric= one of "

@@ -7,12 +7,13 @@ from scipy import stats
 
 from grafit_jax import claims, tables, targets
 from grafit_jax.claims import Claim, Difference
+from grafit_jax.errors import UserError
 
 
 def runs(**rows):
     """A result for each seed of each row, from its mAP in percent."""
     return [
-        {"row": row, "seed": seed, "metrics": {"map": value / 100}}
+        {"row": row, "seed": seed, "method": "grafit", "metrics": {"map": value / 100}, "run": {}}
         for row, values in rows.items()
         for seed, value in enumerate(values)
     ]
@@ -48,6 +49,17 @@ def test_verdicts():
         ((ahead, behind), "holds in x; not in y"),
     ):
         assert claims.verdict(dict(zip("xy", metrics, strict=True))) == expected
+
+
+def test_tables_of_one_study_are_of_the_same_images():
+    def table(row, prints):
+        run = {"data_fingerprint": {"train": prints, "test": "t"}}
+        return [{"row": row, "seed": 0, "method": "grafit", "metrics": {"map": 0.1}, "config": {}, "run": run}]
+
+    same = {"study_cifar100": table("grafit", "a"), "study_ablations": table("grafit_ema_off", "a")}
+    assert "| A target that is a moving average | `grafit` − `grafit_ema_off` |" in claims.render(same)
+    with pytest.raises(UserError, match="study_cifar100 and study_ablations mixes results on different images"):
+        claims.render(same | {"study_ablations": table("grafit_ema_off", "b")})
 
 
 def test_every_claim_is_of_rows_that_a_study_has_and_its_verdict_follows():

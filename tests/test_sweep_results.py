@@ -50,7 +50,20 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
         UserError, match=r"no result has the metric 'mapp' \(did you mean 'map'\?\): want --metric= one"
     ):
         sweep_results.groups(COLLECTED, "mapp")
+    with pytest.raises(UserError, match=r"want --metric= one of map, knn_top1\."):  # counts are not on offer
+        sweep_results.groups([({"w": 1}, result(map=0.1, knn_top1=0.2, **{"coarse/queries_without_positive": 3}))], "x")
     assert sweep_results.groups([], "map") == [] and sweep_results.table([], VARYING, "map")
+
+
+def test_a_metric_that_no_run_will_have_is_told_before_one_is_started(tmp_path):
+    sweep = sweeps.expand(write_file(tmp_path, [{"method": "byol"}, {"eval.recall_at": (1, 4)}]), "", {})
+    for known in ("map", "knn_top1", "recall@4", "recall@10", "coarse/map", "projector/recall@1"):
+        sweep_results.check_metric(known, sweep)
+    for wrong, near in (("mapp", "map"), ("recall@3", "recall@"), ("coarse/queries_without_positive", "")):
+        with pytest.raises(
+            UserError, match=rf"found --metric={wrong}.*{near}.*: want one of map, knn_top1, top1, recall@1"
+        ):
+            sweep_results.check_metric(wrong, sweep)
 
 
 @pytest.fixture

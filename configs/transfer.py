@@ -96,7 +96,7 @@ def get_config(arg=None):
 
 
 def sweep():
-    """The rows of the docstring, by trunk."""
+    """Every data set of the docstring, by both of its trunks."""
     for dataset in DATASETS:
         for trunk in ("resnet50", "regnet_y_8gf"):
             yield {"dataset": dataset, "trunk": trunk}

@@ -113,7 +113,7 @@ def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict, allow
             keys = ",".join(line.partition(":")[0] for line in changed)
             raise UserError(
                 f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, the config "
-                f"of that run, or, if it is to go on changed, --allow_config_change={keys}."
+                f"of that run, or, if it is to go on changed, experiments/train.py --allow_config_change={keys}."
             )
     elif found:
         raise UserError(

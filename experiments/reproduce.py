@@ -63,17 +63,15 @@ def main(argv):
         print(pricing.plan(chosen, recorded, known, jobs=_JOBS.value))
         return
     failed: dict[pathlib.Path, str] = {}
+    left: dict[pathlib.Path, str] = {}
     everything = [point for wanted in chosen.values() for point in wanted]
-    if _JOBS.value > 1 and reproduction.train_all(everything, recorded, failed, root=root, jobs=_JOBS.value):
-        print(
-            "not all is trained, since it was asked to stop or somebody else is at a run, and what has begun is saved: "
-            "start the same command again to go on",
-            file=sys.stderr,
-        )
+    if _JOBS.value > 1 and reproduction.train_all(everything, recorded, failed, left, root=root, jobs=_JOBS.value):
+        print("stopped, and what has begun is saved: start the same command again to go on", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
     for name, wanted in chosen.items():
         found = []
-        for result in reproduction.all_results(wanted, recorded, failed):
+        ours = [point for point in wanted if point.directory not in left]
+        for result in reproduction.all_results(ours, recorded, failed):
             found.append(result)
             if _RECORD.value:
                 _record(root, name, result, failed)
@@ -82,8 +80,10 @@ def main(argv):
             _draw(name, root)
     for run, reason in failed.items():
         print(f"failed: {run}: {reason}", file=sys.stderr)
-    if failed:
-        sys.exit(1)
+    for run, reason in left.items():
+        print(f"left: {run}: {reason}: start the same command again to go on", file=sys.stderr)
+    if failed or left:
+        sys.exit(1 if failed else EXIT_PREEMPTED)
 
 
 def _record(root, name, result, failed):

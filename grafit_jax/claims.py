@@ -45,10 +45,12 @@ _ABLATED = ("cifar100",)
 CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "of the method": (
         Claim("Grafit finds finer classes than coarse cross-entropy", "grafit", "baseline", _PAPER),
+        Claim("… the same (as MaskCon's `supce`)", "grafit", "supce", ("maskcon",)),
         Claim("… and not for its projector alone", "grafit", "baseline_mlp", _ALL),
         Claim("The instance loss adds to the k-NN loss", "grafit", "snca_plus", _ALL),
         Claim("Coarse labels add to the instance loss", "grafit", "byol", _PAPER),
         Claim("Neighbours teach more than a linear classifier", "grafit", "grafit_fc", _PAPER),
+        Claim("Grafit is ahead of SNCA", "grafit", "snca", _PAPER),
         Claim("SNCA gains by Grafit's recipe and projector", "snca_plus", "snca", _PAPER),
         Claim("Clusters of a baseline's features teach more than its labels", "clusterfit", "baseline", _PAPER),
         Claim("Grafit is ahead of ClusterFit+", "grafit", "clusterfit_plus", _PAPER),
@@ -124,19 +126,20 @@ def verdict(found: Mapping[str, Difference]) -> str:
 
 
 def render(recorded: Mapping[str, Sequence[Result]]) -> str:
-    """All claims in Markdown, each where it is looked at, as far as results are recorded.
-
-    Raises:
-      UserError: tables of one study that are not of the same data.
-    """
-    for _, tables in STUDIES.values():
-        check_together(_runs(tables, recorded), " and ".join(tables), says_protocol=True)
+    """All claims in Markdown, each where it is looked at, as far as results are recorded; UserError as `check`."""
+    check(recorded)
     parts = []
     for heading, claims in CLAIMS.items():
         lines = [line for claim in claims for line in _lines(claim, recorded)]
         header = ("claim", "ahead − behind", "where", *(f"Δ {name}" for name in _METRICS.values()), "verdict")
         parts.append(f"### Claims {heading}\n\n{report.markdown(header, lines)}")
     return "\n\n".join(parts)
+
+
+def check(recorded: Mapping[str, Sequence[Result]]) -> None:
+    """Raises a UserError for tables of one study that are not of the same images."""
+    for _, tables in STUDIES.values():
+        check_together(_runs(tables, recorded), " and ".join(tables), says_protocol=True)
 
 
 def _lines(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterable[list[str]]:

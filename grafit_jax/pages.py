@@ -67,7 +67,9 @@ def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
     place = f"{results_path(root, name)}, row {result['row']}, seed {result['seed']}"
     table, config = TABLES[name], result["config"]
     weights = config.get("model.pretrained", "") if table.pretrained else ""
-    # The same images may have lain elsewhere; which they were, their fingerprints say.
+    if table.pretrained and not weights:
+        raise UserError(f"{place}, is of a trunk from scratch, and the table's start pretrained: take the entry out.")
+    # The same images may lie elsewhere, in another order, which their fingerprints tell.
     elsewhere = config["data.source"] if config.get("data.source", "").startswith("npz:") else ""
     source = reproduction.Source(data_source=elsewhere, pretrained=weights)
     with reading(results_path(root, name), _RECORD):
@@ -98,6 +100,7 @@ def record(root: pathlib.Path, name: str, result: Result) -> None:
     with _alone(path.parent):
         merged = _merged(root, name, [result])
         results.check_together(merged, str(path), says_protocol="protocol" in TABLES[name].facts)
+        claims.check(recorded(root) | {name: merged})
         _keep(root, path, merged)
 
 
@@ -257,9 +260,10 @@ def write_pages(root: pathlib.Path) -> None:
     """
     pages = _pages(root)
     texts = {page: page.read_text() for page in pages}
+    files = results_path(root, "").parent
     for name, block in blocks(root).items():
         page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), None)
-        if page is None and not results_path(root, name).is_file():
+        if page is None and not any(files.glob(f"{name}.json" if name != _GPU else f"{_GPU}_*.json")):
             continue
         page = page or pages[0]
         texts[page] = report.replace_block(texts[page], name, block)

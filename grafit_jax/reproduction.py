@@ -201,28 +201,35 @@ def _words(python: str, root: pathlib.Path, point: Point, changes: Mapping[str, 
 
 
 def train_all(
-    wanted: Iterable[Point], known: Recorded, failed: dict[pathlib.Path, str], *, root: pathlib.Path, jobs: int
+    wanted: Iterable[Point],
+    known: Recorded,
+    failed: dict[pathlib.Path, str],
+    left: dict[pathlib.Path, str],
+    *,
+    root: pathlib.Path,
+    jobs: int,
 ) -> bool:
     """Trains what is missing, some runs at a time, each by a process of its own with its log beside its checkpoints.
 
     Args:
-      wanted: of all tables: `all_results` of them finds the runs complete, or in `failed`.
+      wanted: of all tables: `all_results` of them finds the runs complete, or in `failed` or `left`.
       known: as for `all_results`.
       failed: gets the reasons by directory.
+      left: the same of runs that are to be gone on with: somebody else is at them, or they start from such a one.
       root: of the repository.
       jobs: how many at a time.
 
     Returns:
-      whether some are to be gone on with: it was asked to stop, by SIGTERM or SIGINT, and its runs have saved
-      themselves, or somebody else is at one.
+      whether it was asked to stop, by SIGTERM or SIGINT, and its runs have saved themselves.
     """
     waiting = [point for point in missing(wanted, known) if point.row.name != RAW_PIXELS]
-    left: set[pathlib.Path] = set()
     while waiting:
         there = {point.directory for point in waiting}
         ready = [p for p in waiting if p.start is None or p.start.directory not in there]
         waiting = [p for p in waiting if p not in ready]
-        left |= {p.directory for p in ready if p.start is not None and p.start.directory in left}
+        for p in ready:
+            if p.start is not None and p.start.directory in left:
+                left[p.directory] = f"starts from {p.start.name}, which is not complete"
         can = [p for p in ready if p.start is None or p.start.directory not in {*failed, *left}]
         commands = {str(point.directory): words(point, root) for point in can}
         if sweep_runs.run_all(commands, pathlib.Path(), jobs=jobs):
@@ -232,8 +239,8 @@ def train_all(
             if standing.state == "failed":
                 failed[point.directory] = f"{standing}; see {point.directory / workdir.LOG}"
             elif standing.state != "complete":
-                left.add(point.directory)
-    return bool(left)
+                left[point.directory] = str(standing)
+    return False
 
 
 def all_results(wanted: Sequence[Point], known: Recorded, failed: dict[pathlib.Path, str]) -> Iterator[Result]:

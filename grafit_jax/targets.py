@@ -311,6 +311,6 @@ def render(recorded: Recorded) -> str:
         ]
         said = state(target, recorded)
         if said.startswith("ready"):
-            said = f"ready, not run: {target.time}, and none was at hand"
+            said = f"ready, not run: {target.time}"
         found.append([title, start, *cells, said])
     return report.markdown(["data set", "trunk starts", *(f"R@{k}" for k in _KS), "state"], found)

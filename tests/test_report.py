@@ -147,7 +147,7 @@ def test_rows_to_reach_say_cell_by_cell_what_is_measured_ready_or_blocked():
         "| blocked: needs torchvision's resnet18 weights |"
     )
     assert "| – / 60.57 |" in scratch
-    assert scratch.endswith("| ready, not run: 10 minutes on one GPU, and none was at hand |")
+    assert scratch.endswith("| ready, not run: 10 minutes on one GPU |")
     assert cars.endswith(
         "needs the images of Cars (their public download is gone), and torchvision's resnet18 weights |"
     )

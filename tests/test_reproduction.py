@@ -169,13 +169,15 @@ def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp
     monkeypatch.setattr(train, "train", None)  # all of it is done, or has failed
     points, failed = wanted(seeds=[0, 1]), {}
     known = reproduction.index([recorded("grafit", 0, row="other", **{"clusters.k": 5})])
-    assert reproduction.train_all(points, known, failed, root=ROOT, jobs=2) is True  # the stopped one is to go on
+    left = {}
+    assert reproduction.train_all(points, known, failed, left, root=ROOT, jobs=2) is False
     ran = trace.read_text().split()
     assert sorted(ran[:3]) == ["baseline", "baseline_seed1", "grafit_seed1"] and ran[3:] == ["clusterfit_seed1"]
     (baseline,) = {p.directory for p in points if p.directory.name == "baseline"}
     assert failed == {baseline: f"failed (no luck); see {baseline}/train.log"}
     code["grafit_seed1"] = succeed
-    assert reproduction.train_all(points, known, dict(failed), root=ROOT, jobs=2) is False
+    assert [path.name for path in left] == ["grafit_seed1"]  # which was stopped
+    assert reproduction.train_all(points, known, dict(failed), {}, root=ROOT, jobs=2) is False
     assert trace.read_text().split()[4:] == ["baseline", "grafit_seed1"]
     assert [(r["row"], r["seed"]) for r in reproduction.all_results(points, known, failed)] == [
         ("baseline", 1), ("clusterfit", 1), ("grafit", 0), ("grafit", 1),
@@ -183,7 +185,7 @@ def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp
     assert failed[points[2].directory] == "starts from baseline, which failed"
     # Asked to stop, it starts no more.
     monkeypatch.setattr(reproduction.sweep_runs, "run_all", lambda commands, directory, jobs: True)
-    assert reproduction.train_all(points, known, {}, root=ROOT, jobs=2) is True
+    assert reproduction.train_all(points, known, {}, {}, root=ROOT, jobs=2) is True
 
 
 @pytest.mark.slow

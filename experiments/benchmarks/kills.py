@@ -146,12 +146,13 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
     Raises:
       RuntimeError: a run that does not go on, or ends otherwise.
     """
+    # Of its own, since a kill may leave half an entry behind.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = config_lib.load_file(_ROOT / "configs" / "digits.py", "method=grafit")
     config.update_from_flattened_dict(_SMALL)
     path, said, draw = folder / "killed", folder / "said.txt", random.Random(f"{doing} {seed}")
     _finish(functools.partial(train.train, config, folder / "whole"), said, "the run that nobody kills")
-    _compiled_apart(folder / "xla")
     hits: collections.Counter[str] = collections.Counter()
     lost: list[int] = []
     half_written = equal = 0
@@ -193,15 +194,6 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
         "most_lost": max(lost, default=0),
         "runs_equal": equal,
     }
-
-
-def _compiled_apart(own: pathlib.Path) -> None:
-    """A copy of the compilation cache, for those that may be killed while they write to it."""
-    shared = jax.config.jax_compilation_cache_dir
-    own.mkdir()
-    for entry in pathlib.Path(shared).glob("*-cache") if shared else ():
-        shutil.copy(entry, own)
-    jax.config.update("jax_compilation_cache_dir", str(own))
 
 
 def _steps(path: pathlib.Path) -> list[int]:

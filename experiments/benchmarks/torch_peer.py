@@ -6,6 +6,7 @@ of the first view over the whole memory, instance loss, SGD with Nesterov's mome
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ def torchvision():
     except RuntimeError:  # "operator torchvision::nms does not exist"
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]  # what the first attempt has left
         import torchvision
 
     return torchvision

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 import small
 from grafit_jax import config as config_lib
-from grafit_jax import methods, pricing, report, reproduction, results, tables, targets, train
+from grafit_jax import methods, pricing, report, reproduction, results, tables, targets, train, workdir
 from grafit_jax.data.taxonomy import LEVELS
 from grafit_jax.errors import UserError
 from grafit_jax.preemption import Preempted
@@ -195,6 +195,15 @@ def test_a_table_is_trained_by_processes(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == rows
     assert f"{tmp_path}/baseline: complete" in done.stderr and (tmp_path / "baseline" / "train.log").stat().st_size
+
+
+@pytest.mark.slow
+def test_a_run_in_other_hands_keeps_no_other_from_being_shown(tmp_path):
+    with workdir.lock(tmp_path / "baseline"):
+        done = run("reproduce", "--table=quickstart", "--rows=raw_pixels,baseline", "--jobs=2", f"--workdir={tmp_path}")
+    assert done.returncode == 75, done.stderr[-2000:]
+    assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == ["raw_pixels"]
+    assert f"left: {tmp_path}/baseline: running: start the same command again" in done.stderr
 
 
 def test_prices_are_measured_or_by_arithmetic(wanted):

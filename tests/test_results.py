@@ -1,5 +1,6 @@
 """Results that runs wrote: sealed, merged in pieces, and refused where they were edited or do not belong together."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -189,6 +190,25 @@ def test_a_table_is_recorded_in_pieces_and_shown(house):
     path.write_text(json.dumps([complete("grafit", 0, **{"train.epochs": 9})]))
     with pytest.raises(UserError, match=r"seed 0, was not trained by the config of that row \(train\.epochs:"):
         pages.blocks(house)
+
+
+def test_a_trunk_from_scratch_has_no_place_among_pretrained_ones(house, monkeypatch):
+    pages.record(house, "t", complete("grafit", 0))
+    monkeypatch.setattr(pages, "TABLES", {"t": dataclasses.replace(pages.TABLES["t"], pretrained=True)})
+    with pytest.raises(UserError, match=r"t\.json, row grafit, seed 0, is of a trunk from scratch"):
+        pages.recorded(house)
+
+
+def test_a_studys_tables_are_of_the_same_images_before_one_is_written(house, monkeypatch):
+    # A second table of the same study, on other images.
+    monkeypatch.setattr(pages, "TABLES", dict.fromkeys(("t", "u"), pages.TABLES["t"]))
+    monkeypatch.setattr(pages.claims, "STUDIES", {"s": ("S", ("t", "u"))})
+    monkeypatch.setattr(pages.claims, "CLAIMS", {})
+    (house / "README.md").write_text("<!-- t -->\n<!-- /t -->\n<!-- u -->\n<!-- /u -->\n")
+    pages.record(house, "t", complete("grafit", 0))
+    with pytest.raises(UserError, match="t and u mixes results on different images"):
+        pages.record(house, "u", complete("baseline", 0, prints={"train": "x", "test": "y"}))
+    assert not (house / "experiments" / "results" / "u.json").exists()
 
 
 def test_what_cannot_be_recorded_is_told_before_it_is_trained(house):

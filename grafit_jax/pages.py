@@ -57,29 +57,37 @@ def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
     found = {name: results.read(path) for name, path in paths.items() if path.is_file()}
     for name, of_table in found.items():
         rows = [row.name for row in TABLES[name].rows]
-        for result in results.merge(of_table, (), rows, str(paths[name])):
+        with reading(paths[name], _RECORD):
+            in_order = results.merge(of_table, (), rows, str(paths[name]))
+        for result in in_order:
             _check_place(root, name, result)
     return found
 
 
 def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
     """Sees that a result is of the row, and of the table, in which it stands; UserError if not."""
-    place = f"{results_path(root, name)}, row {result['row']}, seed {result['seed']}"
-    table, config = TABLES[name], result["config"]
-    weights = config.get("model.pretrained", "") if table.pretrained else ""
-    if table.pretrained and not weights:
-        raise UserError(f"{place}, is of a trunk from scratch, and the table's start pretrained: take the entry out.")
-    # The same images may lie elsewhere, in another order, which their fingerprints tell.
-    elsewhere = config["data.source"] if config.get("data.source", "").startswith("npz:") else ""
-    source = reproduction.Source(data_source=elsewhere, pretrained=weights)
-    with reading(results_path(root, name), _RECORD):
-        (point,) = reproduction.points(
-            table, pathlib.Path(), root=root, seeds=[result["seed"]], only=[result["row"]], source=source
-        )
-    changed = results.differences(result["config"], point.flat)
+    path, table = results_path(root, name), TABLES[name]
+    place = f"{path}, row {result['row']}, seed {result['seed']},"
+    with reading(path, _RECORD):
+        config = result["config"]
+        weights = config.get("model.pretrained", "") if table.pretrained else ""
+        # The same images may lie elsewhere, in another order, which their fingerprints tell.
+        elsewhere = config["data.source"] if config.get("data.source", "").startswith("npz:") else ""
+        source = reproduction.Source(data_source=elsewhere, pretrained=weights)
+        if table.pretrained and not weights:
+            raise UserError(
+                f"{place} is of a trunk from scratch, and the table's start pretrained: take the entry out."
+            )
+        try:
+            (point,) = reproduction.points(
+                table, pathlib.Path(), root=root, seeds=[result["seed"]], only=[result["row"]], source=source
+            )
+        except UserError as error:
+            raise UserError(f"{place} is of no run of the table ({error}): take the entry out.") from error
+        changed = results.differences(config, point.flat)
     if changed:
         raise UserError(
-            f"{place}, was not trained by the config of that row ({'; '.join(changed)}): give the file back as it was, "
+            f"{place} was not trained by the config of that row ({'; '.join(changed)}): give the file back as it was, "
             "or the config file, or take the entry out and record it again."
         )
 

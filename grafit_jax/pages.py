@@ -56,10 +56,7 @@ def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
     paths = {name: results_path(root, name) for name in TABLES}
     found = {name: results.read(path) for name, path in paths.items() if path.is_file()}
     for name, of_table in found.items():
-        rows = [row.name for row in TABLES[name].rows]
-        with reading(paths[name], _RECORD):
-            in_order = results.merge(of_table, (), rows, str(paths[name]))
-        for result in in_order:
+        for result in of_table:
             _check_place(root, name, result)
     return found
 
@@ -152,19 +149,25 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
     for name, table in TABLES.items():
         weights = " --pretrained=resnet18.safetensors" if table.pretrained else ""
         found[name] = f"Not run: `python experiments/reproduce.py --table={name}{weights} --record`."
-    for path in sorted(results_path(root, "").parent.glob("*.json")):
+    for path in _files(root):
         with reading(path, _RECORD):
             if path.stem in TABLES:
                 found[path.stem] = render(TABLES[path.stem], of_tables[path.stem], str(path))
             else:
-                # Of GPUs there are many: those that were measured stand one after the other.
-                name = _GPU if path.stem.startswith(_GPU) else path.stem
                 text = render_benchmark(read_json(path, list, _RECORD))
-                found[name] = f"{found[name]}\n\n{text}" if name in found else text
+                found[_block(path)] = f"{found[_block(path)]}\n\n{text}" if _block(path) in found else text
     return found
 
 
-_GPU = "benchmark_gpu"
+def _files(root: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(results_path(root, "").parent.glob("*.json"))
+
+
+def _block(path: pathlib.Path) -> str:
+    """The block that a recorded file is shown in: of GPUs there are many, and they stand one after the other."""
+    return "benchmark_gpu" if path.stem.startswith("benchmark_gpu") else path.stem
+
+
 # What a benchmark's line may say: key -> heading, format. What shares a heading shares a column.
 _MEASURED = {
     "work": ("work", "{}"),
@@ -268,10 +271,10 @@ def write_pages(root: pathlib.Path) -> None:
     """
     pages = _pages(root)
     texts = {page: page.read_text() for page in pages}
-    files = results_path(root, "").parent
+    shown = {_block(path) for path in _files(root)}
     for name, block in blocks(root).items():
         page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), None)
-        if page is None and not any(files.glob(f"{name}.json" if name != _GPU else f"{_GPU}_*.json")):
+        if page is None and name not in shown:
             continue
         page = page or pages[0]
         texts[page] = report.replace_block(texts[page], name, block)

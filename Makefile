@@ -1,24 +1,48 @@
-# What one needs: `make quickstart`, `make test`, `make test-faults`, `make test-gpu`, `make format`. PYTHON chooses the interpreter, VENV the folder.
+# Targets: quickstart, test, test-all, test-faults, test-gpu, test-matrix, coverage, mutants, format, clean.
+# PYTHON chooses the interpreter, VENV the folder.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # Huge pages for XLA's buffers, on Linux: docs/performance.md.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-faults test-gpu test-matrix format clean
+.PHONY: quickstart test test-all test-faults test-gpu test-matrix coverage mutants parity lint format clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/reproduce.py --table=quickstart
 
-test: $(VENV)/installed-test
+# The fast tier: five minutes on two cores from an empty compilation cache.
+test: lint
+	$(BIN)/pytest
+
+# Every test, with short budgets. Oracles that are not installed are skipped: `make parity`, and Chromium from the system.
+test-all: lint
+	$(BIN)/pytest -m ''
+
+# Faults, kills and damaged inputs, with long budgets: by hand, for half an hour.
+test-faults: $(VENV)/installed-test
+	$(BIN)/pytest -m faults --long
+
+lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
 
-# What takes minutes: hundreds of kills, hosts that hang, thousands of damaged inputs, the tour of the docs.
-test-faults: $(VENV)/installed-test
-	$(BIN)/pytest -m faults
+# PyTorch, torchvision and timm, which `make test-all` compares with.
+parity: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,parity]'
+
+# Line and branch coverage of grafit_jax, subprocesses included: of `make test`, then of `make test-all`.
+coverage: $(VENV)/installed-test
+	rm -rf build/coverage && mkdir -p build/coverage
+	COVERAGE_FILE=build/coverage/fast $(BIN)/pytest --cov --cov-report=
+	COVERAGE_FILE=build/coverage/slow $(BIN)/pytest -m slow --cov --cov-report=
+	$(BIN)/coverage combine --keep --quiet --data-file=build/coverage/all build/coverage/fast build/coverage/slow
+	$(BIN)/python tests/coverage_totals.py build/coverage/fast build/coverage/all
+
+# Small faults put into the product, one at a time: the fast tier has to notice them.
+mutants: $(VENV)/installed-test
+	$(BIN)/python tests/mutants.py
 
 # What one accelerator computes, against the same oracles, in the environment that has JAX for it (PYTHON): no TensorFlow.
 ON_ACCELERATOR = losses losses_queue losses_sharded memory metrics neighbors kmeans evaluation image_ops policies augment \

@@ -1,12 +1,26 @@
-"""Eight simulated CPU devices for every test, and little time for compiling; set before jax is imported.
+"""Tiers, budgets and devices of the tests.
 
-`make test-gpu` leaves JAX the accelerator instead, for the tests that one device is enough for.
+A test belongs to the slow tier (`make test-all`) if it asks for a fixture in SLOW or is marked `slow`; a test marked
+`quick` stays in the fast tier (`make test`) all the same. A test that asks for a fixture in FAULTS is one of those that
+`make test-faults` runs with --long.
+
+The library sees one device; the fixture `eight_devices` shows it eight. All settings are made before JAX is imported.
+`make test-gpu` leaves JAX the accelerator instead.
 """
 
+import contextlib
+import importlib.util
 import os
 import pathlib
+import shutil
 
+import filelock
 import pytest
+
+SLOW = {
+    "processes", "eight_devices", "trains", "browser", "cifar100", "omniglot", "torch", "torchvision", "timm", "long",
+}  # fmt: skip
+FAULTS = {"times", "long"}
 
 if "GRAFIT_TEST_ACCELERATOR" not in os.environ:
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,25 +39,163 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path.home() / ".cache" / "
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pages(request):
-    """Trainings within the tests' own process leave no report.html, which takes as long as they do."""
-    from grafit_jax import train
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="long budgets for fault, kill and fuzz tests")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        asked = set(item.fixturenames)
+        if FAULTS & asked:
+            item.add_marker("faults")
+        if "eight_devices" in asked:
+            item.add_marker("eight_devices")
+        if SLOW & asked and not item.get_closest_marker("quick"):
+            item.add_marker("slow")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device():
+    from helpers.devices import use_devices
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ != "test_webpage":
-            patch.setattr(train.webpage, "leave", lambda *args: None)
-            patch.setattr(train, "_leave_page", lambda *args: None)
+        use_devices(patch, 1)
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_programs():
-    """What a file has compiled is let go of: of all files together a worker would hold 6 GB."""
-    yield
-    import jax
+@pytest.fixture
+def eight_devices(monkeypatch):
+    """The library sees eight devices."""
+    from helpers.devices import use_devices
 
-    jax.clear_caches()
+    use_devices(monkeypatch, 8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pages():
+    """Trainings leave no report.html, which takes as long as they do; gives what has to be put back for one."""
+    from grafit_jax import train
+    from grafit_jax.webpage import write
+
+    places = (write, "leave"), (train, "_leave_page")
+    own = [(module, name, getattr(module, name)) for module, name in places]
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in places:
+            patch.setattr(module, name, lambda *args: None)
+        yield own
+
+
+@contextlib.contextmanager
+def _pages(own):
+    with pytest.MonkeyPatch.context() as patch:
+        for place in own:
+            patch.setattr(*place)
+        yield
+
+
+@pytest.fixture
+def pages_left(no_pages):
+    """Trainings leave their page, as they do for a user."""
+    with _pages(no_pages):
+        yield
+
+
+@pytest.fixture(scope="session")
+def cli():
+    """`cli("evaluate", "--workdir=...")` runs a command line within this process."""
+    from helpers.command_lines import main
+
+    return main
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """`processes("train", "--workdir=...")` runs a command line in a process of its own, where that is the point."""
+    from helpers.command_lines import run
+
+    return run
+
+
+def _parity(name):
+    return pytest.importorskip(name, reason=f"{name} is an oracle: pip install -e '.[test,parity]'")
+
+
+@pytest.fixture(scope="session")
+def torch():
+    return _parity("torch")
+
+
+@pytest.fixture(scope="session")
+def torchvision(torch):
+    _parity("torchvision" if importlib.util.find_spec("torchvision") is None else "torch")
+    from benchmarks import torch_peer
+
+    return torch_peer.torchvision()
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    return _parity("timm")
+
+
+def _prepared(name):
+    """TFDS's data directory, if the real data set is prepared there."""
+    folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR", pathlib.Path.home() / "tensorflow_datasets"))
+    if not (folder / name).is_dir():
+        pytest.skip(f"no {name} in {folder}: run `tfds build {name} --data_dir={folder}`")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def cifar100():
+    return _prepared("cifar100")
+
+
+@pytest.fixture(scope="session")
+def omniglot():
+    return _prepared("omniglot")
+
+
+@pytest.fixture(scope="session")
+def trains():
+    """`trains(config, path)`, the training of a run, for tests for which `trained_once` will not do."""
+    from grafit_jax import train
+
+    return train.train
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory, no_pages):
+    """The workdir of a small Grafit run with its page, trained once whatever the number of workers; not to change."""
+    from grafit_jax import train
+    from helpers.runs import small_config
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    path = shared / "train_run"
+    with filelock.FileLock(shared / "train_run.lock"), _pages(no_pages):
+        if not (path / "metrics.json").is_file():
+            train.train(small_config(**{"checkpoint.every_epochs": 1, "eval.every_epochs": 1}), path)
+    return path
+
+
+@pytest.fixture
+def train_run(trained_once, tmp_path):
+    """A copy of that workdir, with checkpoints of steps 14 and 28, for a test to restore, read or damage."""
+    return shutil.copytree(trained_once, tmp_path / "train_run")
+
+
+@pytest.fixture
+def long(request):
+    """Whether a fault test has the long budget, that of `make test-faults`."""
+    return request.config.getoption("--long")
+
+
+@pytest.fixture
+def times(request):
+    """How many times the examples of a short run a fuzz test draws."""
+    return 20 if request.config.getoption("--long") else 1
 
 
 _crashed = set()

@@ -12,7 +12,7 @@ from PIL import Image
 from grafit_jax import config as config_lib
 from grafit_jax.data import augment, image_ops, policies
 from grafit_jax.errors import UserError
-from pixels import LEVEL, RGB, from_pil, pil
+from helpers.pixels import LEVEL, RGB, from_pil, pil
 
 KEY = jax.random.key(7)
 
@@ -228,7 +228,8 @@ def test_erased_pixels_are_zero_after_normalisation():
     images = np.full((50, 16, 16, 3), 255, np.uint8)
     out = make(images, size=16, **PLAIN, erase=1.0, mean=(0.1,) * 3)[0]
     assert set(np.unique(np.round(out, 4))) == {0.0, np.float32(3.6)}  # (1 - .1) / .25
-    assert ((out == 0).any((1, 2, 3))).all()
+    share = (out == 0).all(-1).mean((1, 2))
+    assert share.min() > 0 and share.max() < 0.4  # of a third at most, sides rounded to whole pixels
 
 
 # Statelessness, and what is not asked for
@@ -237,6 +238,7 @@ def test_erased_pixels_are_zero_after_normalisation():
 FULL = {"jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2, "randaugment_ops": 1, "erase": 0.5} | NEW
 
 
+@pytest.mark.slow
 def test_a_view_does_not_depend_on_the_batch():
     images = batch(8, 16)
     whole = make(images, num_views=3, size=16, **FULL)
@@ -283,6 +285,7 @@ def test_an_option_leaves_the_draws_of_the_others():
     ],
     ids=["autoaugment", "perspective", "blur"],
 )
+@pytest.mark.slow
 def test_a_new_option_leaves_the_draws_of_all_the_others(option, name, patch):
     everything = FULL | {"perspective_prob": 1.0, "blur_prob": 1.0}
     off = {"autoaugment": False, "perspective": 0.0, "blur": (0.0, 0.0)}

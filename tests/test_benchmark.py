@@ -12,7 +12,7 @@ from benchmarks import gpu, memory, steps, train
 
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, losses, parallel
-from small import ROOT, run, shell_environment
+from helpers.command_lines import ROOT, shell_environment
 
 
 def test_a_growths_line_and_exponent_are_those_of_the_function():
@@ -30,6 +30,7 @@ def test_a_devices_peak_goes_by_its_name(kind, peak):
     assert gpu.peak_flops(kind) == peak
 
 
+@pytest.mark.slow
 def test_model_flops_are_four_forward_passes_of_every_view():
     def flops(**overrides):
         config = steps.config("resnet18", 8, **overrides)
@@ -46,6 +47,7 @@ def test_model_flops_are_four_forward_passes_of_every_view():
     assert flops(**{"views.num_views": 6}) == pytest.approx(3 * flops())
 
 
+@pytest.mark.slow
 def test_minutes_of_a_whole_run_follow_from_its_steps(monkeypatch):
     few = {split: r.take(np.arange(len(r)) < 300) for split, r in steps.records(300).items()}
     monkeypatch.setattr(steps, "data", lambda: few)
@@ -63,8 +65,7 @@ def test_the_recipe_has_the_steps_that_its_docstring_counts():
     assert config.train.epochs * (50_000 // config.train.batch_size) == 78_000
 
 
-def test_the_peers_losses_are_ours():
-    torch = pytest.importorskip("torch", reason="the peer needs torch, an extra: pip install -e '.[benchmark]'")
+def test_the_peers_losses_are_ours(torch):
     from benchmarks import torch_peer
 
     rng = np.random.default_rng(0)
@@ -79,8 +80,8 @@ def test_the_peers_losses_are_ours():
     np.testing.assert_allclose(got, losses.instance_loss(*map(jnp.asarray, views)), rtol=1e-5)
 
 
-def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table():
-    done = run("benchmark", "--suite=train", "--entries=import")
+def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table(cli):
+    done = cli("benchmark", "--suite=train", "--entries=import")
     assert done.returncode == 0, done.stderr
     [line] = map(json.loads, done.stdout.splitlines())
     assert line["entry"] == "import" and 0 < line["seconds"] < 60 and line["environment"]["revision"]
@@ -89,15 +90,16 @@ def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table():
     assert line["environment"]["revision"] in facts
 
 
-def test_part_of_a_suite_is_not_recorded_and_what_there_is_not_is_named():
+def test_part_of_a_suite_is_not_recorded_and_what_there_is_not_is_named(cli):
     for arguments, said in (
         (["--entries=import", "--record"], "--record keeps a whole suite"),
         (["--entries=nothing"], "suite train has no entry 'nothing': want some of step_resnet18_64"),
     ):
-        done = run("benchmark", "--suite=train", *arguments)
+        done = cli("benchmark", "--suite=train", *arguments)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_step_on_npz_images_needs_no_tensorflow_and_no_plots(tmp_path):
     for split in ("train", "test"):
         np.savez(

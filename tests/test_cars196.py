@@ -4,12 +4,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import scipy.io
-from prepared import in_files, make_builder
 
 from grafit_jax.data import cars196, catalog, sources
 from grafit_jax.errors import UserError
-from pixels import pil_resized, random_images
-from small import run
+from helpers.pixels import pil_resized, random_images
+from helpers.tfds_data import in_files, make_builder
 
 FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
 
@@ -30,12 +29,12 @@ def make_cars(folder, classes=(1, 2, 196, 100, 1)):
 
 
 @pytest.fixture(scope="module")
-def cars(tmp_path_factory):
+def cars(tmp_path_factory, cli):
     """A prepared data set, and the folder that it is made from."""
     folder = tmp_path_factory.mktemp("cars")
     (folder / "manual").mkdir()
     make_cars(folder / "manual")
-    done = run("prepare", "--dataset=cars196", f"--manual_dir={folder}/manual", f"--data_dir={folder}/tfds")
+    done = cli("prepare", "--dataset=cars196", f"--manual_dir={folder}/manual", f"--data_dir={folder}/tfds")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1].endswith("cars196/2.1.0: 5 training and 5 test images of cars196")
     assert "warning: cars196, split train: found 5 images, and Stanford Cars has 8144." in done.stderr
@@ -139,8 +138,8 @@ def test_cars_class_that_is_not_there(tmp_path):
         cars196.prepare(tmp_path, str(tmp_path / "tfds"))
 
 
-def test_prepare_tells_a_mistake_in_one_line(tmp_path):
-    done = run("prepare", "--dataset=cars196", f"--manual_dir={tmp_path}/none", f"--data_dir={tmp_path}/tfds")
+def test_prepare_tells_a_mistake_in_one_line(tmp_path, cli):
+    done = cli("prepare", "--dataset=cars196", f"--manual_dir={tmp_path}/none", f"--data_dir={tmp_path}/tfds")
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(lines) == 1 and f"{tmp_path}/none is no folder" in lines[0]
 

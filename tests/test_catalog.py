@@ -4,11 +4,11 @@ import pathlib
 
 import numpy as np
 import pytest
-from prepared import in_files, make_builder, prepare
 
 from grafit_jax.data import catalog, sources
 from grafit_jax.errors import UserError
-from pixels import pil_resized, random_images
+from helpers.pixels import pil_resized, random_images
+from helpers.tfds_data import in_files, make_builder, prepare
 
 # The hierarchies
 

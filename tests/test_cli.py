@@ -1,8 +1,6 @@
 """The command lines as a user meets them: a mistake is one line on stderr, status 2, nothing on stdout, no workdir."""
 
-import subprocess
-
-from small import ROOT, command, run, shell_environment
+import pytest
 
 # Script and flags -> what its one line says.
 MISTAKES = {
@@ -27,38 +25,36 @@ MISTAKES = {
 }
 
 
-def test_mistakes_are_one_line_each(tmp_path):
-    running = []
-    for number, (line, wanted) in enumerate(MISTAKES.items()):
-        script, *arguments = line.format(tmp=tmp_path).split()
-        target = tmp_path / f"run{number}"
-        process = subprocess.Popen(
-            command(script, f"--workdir={target}", *arguments),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=shell_environment(), cwd=ROOT,
-        )  # fmt: skip
-        running.append((line, wanted.format(tmp=tmp_path), target, process))
-        if number % 2:  # two at a time
-            for *_, started in running[-2:]:
-                started.wait()
-    # A mistake in the code of a config file is no user's mistake of the flags: it keeps its traceback.
+def assert_one_line(done, wanted, target):
+    lines = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr[-2000:]
+    assert len(lines) == 1 and wanted in lines[0] and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_are_one_line_each(tmp_path, cli, line):
+    script, *arguments = line.format(tmp=tmp_path).split()
+    target = tmp_path / "run"
+    done = cli(script, f"--workdir={target}", *arguments)
+    assert_one_line(done, MISTAKES[line].format(tmp=tmp_path), target)
+
+
+def test_a_process_ends_with_the_status_and_the_line_of_its_mistake(tmp_path, processes):
+    done = processes("train", f"--workdir={tmp_path / 'run'}", "--config=configs/digits.py:method=grafitt")
+    assert_one_line(done, "unknown method 'grafitt' (did you mean 'grafit'?)", tmp_path / "run")
+
+
+def test_a_mistake_in_the_code_of_a_config_file_keeps_its_traceback(tmp_path, processes):
     (tmp_path / "broken.py").write_text("def get_config(arg=None):\n    return {}['trunk']\n")
-    broken = subprocess.run(
-        command("train", f"--config={tmp_path}/broken.py", f"--workdir={tmp_path}/broken"),
-        capture_output=True, text=True, env=shell_environment(), cwd=ROOT,
-    )  # fmt: skip
+    broken = processes("train", f"--config={tmp_path}/broken.py", f"--workdir={tmp_path}/broken")
     assert broken.returncode == 1 and "return {}['trunk']" in broken.stderr and "KeyError: 'trunk'" in broken.stderr
-    for line, wanted, target, process in running:
-        out, err = process.communicate()
-        lines = [text for text in err.splitlines() if text.startswith("error: ")]
-        assert (process.returncode, out) == (2, ""), (line, err[-2000:])
-        assert len(lines) == 1 and wanted in lines[0] and "Traceback" not in err, (line, err[-2000:])
-        assert not target.exists(), line
 
 
-def test_a_table_with_a_row_that_fails_is_told_at_the_end(tmp_path):
+def test_a_table_with_a_row_that_fails_is_told_at_the_end(tmp_path, cli):
     (tmp_path / "grafit").mkdir()
     (tmp_path / "grafit" / "thesis.tex").touch()
-    done = run("reproduce", "--table=quickstart", "--rows=grafit", f"--workdir={tmp_path}")
+    done = cli("reproduce", "--table=quickstart", "--rows=grafit", f"--workdir={tmp_path}")
     assert (done.returncode, done.stdout) == (1, "")
     assert (
         f"failed: {tmp_path}/grafit: " in done.stderr and "holds files of something else (thesis.tex, …)" in done.stderr

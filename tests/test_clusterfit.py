@@ -12,13 +12,13 @@ from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.evaluation import Embedded
 from grafit_jax.kmeans import kmeans
-from small import on_one_device, small_config
+from helpers.runs import small_config
 
 K = 7
 # A config file that gives the small runs of the other tests.
 TINY = f"""
 from grafit_jax import config as config_lib
-from small import small_config
+from helpers.runs import small_config
 
 
 def get_config(arg=None):
@@ -28,19 +28,10 @@ def get_config(arg=None):
 """
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    on_one_device(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def baseline(tmp_path_factory):
-    """The workdir of a finished baseline."""
-    path = tmp_path_factory.mktemp("runs") / "baseline"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        on_one_device(monkeypatch)
-        train.train(small_config("baseline", **{"train.epochs": 1}), path)
-    return path
+@pytest.fixture
+def baseline(trained_once):
+    """The workdir of a finished run: its trunk's features are clustered, whatever its method."""
+    return trained_once
 
 
 def config_of(baseline, method="clusterfit", **overrides):
@@ -97,7 +88,9 @@ def test_the_classifier_is_of_clusters_on_the_features_or_on_the_projection(base
     assert state.params["classifier"]["kernel"].shape == (width, K)
 
 
-def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_more(baseline, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_more(
+    baseline, tmp_path, monkeypatch, trains
+):
     source, path = tmp_path / "baseline", tmp_path / "clusterfit"
     shutil.copytree(baseline, source)
     config = config_of(source)
@@ -110,7 +103,7 @@ def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_mo
 
     monkeypatch.setattr(pipeline, "epoch_order", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train.train(config, path)
+        trains(config, path)
     started, written = clusterfit.load(path, 899), (path / "clusters.npz").read_bytes()
     assert started.centre.shape[0] == K and len(started.label) == 899
     data = json.loads((path / "data.json").read_text())
@@ -120,12 +113,12 @@ def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_mo
     monkeypatch.setattr(pipeline, "epoch_order", order)
     monkeypatch.setattr(experiment, "kmeans", None)
     shutil.rmtree(source)
-    metrics = train.train(config, path)
+    metrics = trains(config, path)
     assert metrics["step"] == 28 and (path / "clusters.npz").read_bytes() == written
     log = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert "cluster_accuracy" in log[0] and "coarse_accuracy" not in log[0]
     assert experiment.evaluate(*experiment.restore_newest(path)) == metrics
-    assert train.train(config, path) == metrics
+    assert trains(config, path) == metrics
 
     # Other clusters than it was started with are other labels.
     moved = kmeans_like(started, np.roll(started.label, 1))
@@ -134,7 +127,7 @@ def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_mo
         experiment.restore_newest(path)
     (path / "clusters.npz").write_bytes(written[:100])
     with pytest.raises(UserError, match=r"clusters\.npz cannot be read \(.*\): remove it, and it is made again"):
-        train.train(config, path)
+        trains(config, path)
 
 
 def kmeans_like(clusters, label):
@@ -187,6 +180,7 @@ def test_mistakes_cost_nothing(baseline, tmp_path, monkeypatch):
     config_lib.validate(small_config("baseline"), num_devices=1)
 
 
+@pytest.mark.slow
 def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text(TINY)
     table = tables.Table(tables.by_method("tiny.py", "", ["clusterfit"]), {"map": "mAP"})

@@ -9,7 +9,7 @@ from benchmarks import collectives
 from benchmarks.collectives import Traffic
 
 from grafit_jax import experiment, train
-from small import small_config
+from helpers.runs import small_config
 
 DEVICES = 8
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
@@ -53,7 +53,7 @@ def compiled(config):
         ("coins", {"queue.size": 150, "model.head_batch_norm": False}),
     ],
 )
-def test_a_compiled_step_sends_what_the_arithmetic_says(method, overrides):
+def test_a_compiled_step_sends_what_the_arithmetic_says(method, overrides, eight_devices):
     config = small_config(method, **overrides)
     run, state, hlo = compiled(config)
     expected = sum(collectives.of_step(config, run.method, state).values(), Traffic())

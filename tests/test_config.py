@@ -7,7 +7,7 @@ import pytest
 
 from grafit_jax import config as config_lib
 from grafit_jax.errors import UserError
-from small import small_config
+from helpers.runs import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG_FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -197,3 +197,13 @@ def test_json_gives_the_config_back_and_differences_name_what_changed():
     again.unlock()
     again.seed = 5
     assert config_lib.differences(config, again) == ["seed: 0 -> 5"]
+
+
+def test_a_key_that_is_unknown_or_missing_is_named():
+    config = config_lib.default().unlock()
+    config.train.epoch = 3
+    with pytest.raises(UserError, match=r"unknown config key 'train\.epoch' \(did you mean 'train\.epochs'\?\)"):
+        config_lib.validate(config, num_devices=1)
+    del config.train.epoch, config.train.epochs
+    with pytest.raises(UserError, match=r"config key 'train\.epochs' is missing"):
+        config_lib.validate(config, num_devices=1)

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from prepared import make_builder
 
-import files
 from grafit_jax import experiment, train
 from grafit_jax.data import augment, crops, images, sources, tfds_source
 from grafit_jax.data.crops import Crops
 from grafit_jax.errors import UserError
-from small import small_config
+from helpers import image_files
+from helpers.runs import small_config
+from helpers.tfds_data import make_builder
 
 SCALE, RATIO = (0.2, 0.9), (3 / 4, 4 / 3)
 FOUR = Crops(8, ((4, SCALE, RATIO),))
@@ -68,7 +68,7 @@ def test_squares_of_an_image():
 @pytest.mark.parametrize("name", ["i.png", "i.jpg"])
 def test_parts_of_a_file_are_resized_as_by_hand(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (45, 33, 3), np.uint8)
-    path = files.write(tmp_path / name, noise)
+    path = image_files.write(tmp_path / name, noise)
     boxes = np.float32([[0, 0, 45, 33], [3.25, 7.5, 12.5, 20.75], [40, 28, 5, 5]])
     got = images.decode_boxes(path, 12, lambda height, width: boxes)
     assert got.shape == (3, 12, 12, 3) and got.dtype == np.uint8
@@ -77,7 +77,7 @@ def test_parts_of_a_file_are_resized_as_by_hand(tmp_path, name):
 
 
 def test_a_jpeg_is_decoded_as_finely_as_its_smallest_part_needs(tmp_path, monkeypatch):
-    path = files.write(tmp_path / "i.jpg", files.pixels(0, 480, 640), quality=95)
+    path = image_files.write(tmp_path / "i.jpg", image_files.pixels(0, 480, 640), quality=95)
     fine, sizes = images.decode(path), []
     upright = images._upright
     monkeypatch.setattr(images, "_upright", lambda image: sizes.append(image.size) or upright(image))
@@ -96,7 +96,7 @@ def test_a_jpeg_is_decoded_as_finely_as_its_smallest_part_needs(tmp_path, monkey
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("folder")
-    files.write_tree(root, {f"{split}/{c}": 20 for split in ("train", "test") for c in "xy"}, height=40, width=30)
+    image_files.write_tree(root, {f"{split}/{c}": 20 for split in ("train", "test") for c in "xy"}, height=40, width=30)
     return f"folder:{root}"
 
 
@@ -151,6 +151,7 @@ def test_squares_are_of_the_middle_or_of_the_whole(streamed, fit, request):
     assert (in_files.identity() == stream.identity()) == (fit == "squash")
 
 
+@pytest.mark.slow
 def test_view_t_is_made_of_crop_t():
     views = augment.Views(size=8, mean=(0.0,) * 3, std=(1.0,) * 3, crop_scale=(1, 1), flip=0.0)
     made = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8, 3), np.uint8)
@@ -183,7 +184,8 @@ def crops_config(folder, method, **overrides):
         ("maskcon", ((1, SCALE, (0.75, 4 / 3)), (1, (0.5, 0.6), (0.75, 4 / 3)))),
     ],
 )
-def test_a_run_has_a_crop_for_each_view_of_its_step(folder, method, laws):
+@pytest.mark.quick
+def test_a_run_has_a_crop_for_each_view_of_its_step(folder, method, laws, eight_devices):
     run = experiment.load(crops_config(folder, method, **{"key_views.crop_scale": (0.5, 0.6)}))
     assert run.crops == Crops(8, laws)
     assert run.views.crop_scale == (1, 1)
@@ -192,6 +194,7 @@ def test_a_run_has_a_crop_for_each_view_of_its_step(folder, method, laws):
     assert batch["image"].shape == (8, 2, run.method.views_per_image(2), 8, 8, 3)
 
 
+@pytest.mark.slow
 def test_queries_and_keys_have_their_own_crops(folder):
     config = crops_config(folder, "selfcon", **{"key_views.flip": 0.0, "model.sync_batch_norm": False})
     run = experiment.load(config)

@@ -7,10 +7,9 @@ import time
 
 import pytest
 
-import files
-from grafit_jax import train
 from grafit_jax.errors import UserError
-from small import before_calls, log_of, on_one_device, small_config
+from helpers import image_files
+from helpers.runs import before_calls, log_of, small_config
 
 
 @pytest.fixture
@@ -46,11 +45,10 @@ def unprotect(disk):
     ],
 )
 def test_a_disk_that_cannot_be_written_is_told_of_and_costs_no_checkpoint(
-    small_disk, tmp_path, monkeypatch, spoil, mend
+    small_disk, tmp_path, monkeypatch, spoil, mend, trains
 ):
-    on_one_device(monkeypatch)
     config = small_config(**{"checkpoint.every_epochs": 1, "train.epochs": 3})
-    expected = train.train(config, tmp_path / "whole")
+    expected = trains(config, tmp_path / "whole")
     run = small_disk / "run"
 
     def spoil_when_saved():
@@ -60,41 +58,39 @@ def test_a_disk_that_cannot_be_written_is_told_of_and_costs_no_checkpoint(
 
     before_calls(monkeypatch, {20: spoil_when_saved})  # of 14 steps an epoch
     with pytest.raises(UserError, match=r"cannot (be written|write) to .*make room"):
-        train.train(config, run)
+        trains(config, run)
     assert {p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit()} == {"14"}
     mend(small_disk)
-    assert train.train(config, run) == expected
+    assert trains(config, run) == expected
     assert log_of(run) == log_of(tmp_path / "whole")
     assert all(path.name.isdigit() for path in (run / "checkpoints").iterdir())  # nothing half-written is left
 
 
 @pytest.mark.parametrize("broken", ["fatal", "skip"])
-def test_data_that_vanish_end_a_run_which_goes_on_when_they_are_back(tmp_path, monkeypatch, broken):
-    on_one_device(monkeypatch)
+def test_data_that_vanish_end_a_run_which_goes_on_when_they_are_back(tmp_path, monkeypatch, broken, trains):
     data = tmp_path / "data"
-    files.write_tree(data, {"train/x": 24, "train/y": 24, "test/x": 6, "test/y": 6}, height=8, width=8)
+    image_files.write_tree(data, {"train/x": 24, "train/y": 24, "test/x": 6, "test/y": 6}, height=8, width=8)
     config = small_config(**{
         "data.source": f"folder:{data}", "data.stream": True, "data.image_size": 8, "data.broken": broken,
         "train.batch_size": 8, "eval.batch_size": 32, "eval.recall_at": (1,), "checkpoint.every_epochs": 1,
         "views.mean": (0.4,) * 3, "views.std": (0.3,) * 3,
     })  # fmt: skip
-    expected = train.train(config, tmp_path / "whole")
+    expected = trains(config, tmp_path / "whole")
     before_calls(monkeypatch, {8: lambda: data.rename(tmp_path / "elsewhere")})  # of 6 steps an epoch
     with pytest.raises(UserError, match=r"cannot be read( any more, such as|: ).*\.png.*(disk|remove it)"):
-        train.train(config, tmp_path / "run")
+        trains(config, tmp_path / "run")
     (tmp_path / "elsewhere").rename(data)
-    assert train.train(config, tmp_path / "run") == expected
+    assert trains(config, tmp_path / "run") == expected
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
 
 
-def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, trains):
     config = small_config("baseline", **{"checkpoint.every_epochs": 1, "train.epochs": 3, "eval.every_epochs": 1})
-    expected = train.train(config, tmp_path / "steady")
+    expected = trains(config, tmp_path / "steady")
     now, jump = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: now() + jump[0])
     before_calls(monkeypatch, {10: lambda: jump.append(jump.pop() - 1e6), 25: lambda: jump.append(jump.pop() + 3e6)})
-    assert train.train(config, tmp_path / "jumpy") == expected
+    assert trains(config, tmp_path / "jumpy") == expected
     assert log_of(tmp_path / "jumpy") == log_of(tmp_path / "steady")
     checkpoints = [{p.name for p in (tmp_path / run / "checkpoints").iterdir()} for run in ("jumpy", "steady")]
     assert checkpoints[0] == checkpoints[1]

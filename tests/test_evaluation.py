@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from grafit_jax import evaluation, experiment, parallel, watchdog
 from grafit_jax.evaluation import Embedded
-from small import small_config
+from helpers.runs import small_config
 
 KS = (1, 2, 5)
 
@@ -61,8 +61,8 @@ def test_without_fine_labels_the_coarse_metrics_remain():
 
 
 @pytest.mark.parametrize("batch_size", [8, 100, 40])
-@pytest.mark.eight_devices
-def test_every_image_is_embedded_once_whatever_their_number(batch_size):
+@pytest.mark.quick
+def test_every_image_is_embedded_once_whatever_their_number(batch_size, eight_devices):
     # 81 = 2 * 40 + 1 images over 8 devices: the last batch holds one image and 39 of padding.
     run = experiment.load(small_config(**{"eval.batch_size": batch_size}))
     state, _ = experiment.initial(run)

@@ -8,16 +8,18 @@ import signal
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from grafit_jax import experiment, integrity, parallel, preemption, train, workdir
+from grafit_jax import checkpoint, experiment, integrity, parallel, preemption, train, workdir
 from grafit_jax import memory as memory_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
 from grafit_jax.state import TrainState
-from small import a_moment, before_calls, command, log_of, on_one_device, shell_environment, small_config
+from helpers.command_lines import a_moment, command, shell_environment
+from helpers.runs import before_calls, log_of, small_config
 
 
 def stopping_after(monkeypatch, calls):
@@ -29,30 +31,28 @@ def stopping_after(monkeypatch, calls):
 
 
 @pytest.mark.parametrize("method", ["grafit", "selfcon"])
-def test_a_run_that_is_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
-    on_one_device(monkeypatch)
+def test_a_run_that_is_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(tmp_path, monkeypatch, method, trains):
     config = small_config(method, **{"queue.size": 128, "checkpoint.every_epochs": 2})
-    expected = train.train(config, tmp_path / "whole")
+    expected = trains(config, tmp_path / "whole")
     before = signal.getsignal(signal.SIGTERM)
     stopping_after(monkeypatch, {5, 16, 17})  # of 14 steps an epoch: twice within one, and at the second step after
     for step in (5, 16, 17):
         with pytest.raises(preemption.Preempted, match=rf"stopped by SIGTERM after step {step}, which is saved: start"):
-            train.train(config, tmp_path / "stopped")
+            trains(config, tmp_path / "stopped")
         assert not (tmp_path / "stopped" / "metrics.json").exists()
-    assert train.train(config, tmp_path / "stopped") == expected
+    assert trains(config, tmp_path / "stopped") == expected
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_run_asked_to_stop_at_the_end_of_an_epoch_has_it_in_its_log(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_run_asked_to_stop_at_the_end_of_an_epoch_has_it_in_its_log(tmp_path, monkeypatch, trains):
     config = small_config("baseline", **{"checkpoint.every_epochs": 9})
-    expected = train.train(config, tmp_path / "whole")
+    expected = trains(config, tmp_path / "whole")
     stopping_after(monkeypatch, {14})
     with pytest.raises(preemption.Preempted, match="after step 14"):
-        train.train(config, tmp_path / "stopped")
+        trains(config, tmp_path / "stopped")
     assert [line["step"] for line in log_of(tmp_path / "stopped")] == [14]
-    assert train.train(config, tmp_path / "stopped") == expected
+    assert trains(config, tmp_path / "stopped") == expected
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
 
 
@@ -91,30 +91,26 @@ def test_sigterm_to_a_command_line_ends_it_with_its_own_status(tmp_path):
     assert last.startswith("stopped by SIGTERM after step ") and last.endswith("start the same command again to go on")
 
 
+def test_sigterm_is_remembered_and_its_handler_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.watch() as asked_to_stop:
+        assert not asked_to_stop(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked_to_stop(2) and asked_to_stop(3)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize(("every", "saved"), [(0, [14, 28]), (5, [5, 10, 14, 15, 20, 25, 28]), (14, [14, 28])])
-def test_checkpoints_come_after_so_many_steps(tmp_path, monkeypatch, every, saved):
-    on_one_device(monkeypatch)
+def test_checkpoints_come_after_so_many_steps(tmp_path, monkeypatch, every, saved, trains):
     save, steps = Checkpoints.save, []
     monkeypatch.setattr(
         Checkpoints, "save", lambda self, step, *a, **k: steps.append(step) or save(self, step, *a, **k)
     )
-    train.train(
-        small_config("baseline", **{"checkpoint.every_epochs": 1, "checkpoint.every_steps": every}), tmp_path / "r"
-    )
+    trains(small_config("baseline", **{"checkpoint.every_epochs": 1, "checkpoint.every_steps": every}), tmp_path / "r")
     assert steps == saved
 
 
 # Damaged checkpoints.
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of two checkpoints, on eight devices."""
-    path = tmp_path_factory.mktemp("trained") / "run"
-    train.train(small_config(**{"checkpoint.every_epochs": 1, "eval.features": ("trunk",)}), path)
-    run = experiment.load(workdir.read_config(path), path=path)
-    state = experiment.initial_state(run, placeholder=True)
-    return path, (state, experiment.initial_memory(run, state, placeholder=True))
 
 
 def restore(path, like, **options):
@@ -152,9 +148,10 @@ def kinds(step):
     return {re.sub("[0-9a-f]{32}", "*", str(p.relative_to(step))) for p in step.rglob("*") if p.is_file()}
 
 
-def test_damage_to_any_file_of_a_checkpoint_is_found_out_or_harmless(trained, small, tmp_path, capsys):
+@pytest.mark.slow
+def test_damage_to_any_file_of_a_checkpoint_is_found_out_or_harmless(trained_once, small, tmp_path, capsys):
     source, like = small
-    assert kinds(source / "checkpoints" / "28") == kinds(trained[0] / "checkpoints" / "28")
+    assert kinds(source / "checkpoints" / "28") == kinds(trained_once / "checkpoints" / "28")
     newest = restore(source, like, read_only=True)
     shutil.copytree(source, tmp_path / "older")
     shutil.rmtree(tmp_path / "older" / "checkpoints" / "28")
@@ -197,8 +194,8 @@ def test_damage_to_any_file_of_a_checkpoint_is_found_out_or_harmless(trained, sm
         assert (str(file), "truncate") in found_out
 
 
-def test_a_reader_passes_a_damaged_checkpoint_over_and_leaves_it(trained, tmp_path, capsys):
-    shutil.copytree(trained[0], tmp_path / "run")
+def test_a_reader_passes_a_damaged_checkpoint_over_and_leaves_it(trained_once, tmp_path, capsys):
+    shutil.copytree(trained_once, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "28" / "record" / "metadata").write_text("{")
     state = experiment.restore_newest(tmp_path / "run")[1]
     assert int(state.step) == 14 and "28 is damaged (" in capsys.readouterr().err
@@ -208,14 +205,15 @@ def test_a_reader_passes_a_damaged_checkpoint_over_and_leaves_it(trained, tmp_pa
         experiment.restore_newest(tmp_path / "run")
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained, tmp_path):
-    shutil.copytree(trained[0], tmp_path / "run")
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained_once, tmp_path):
+    shutil.copytree(trained_once, tmp_path / "run")
     expected = json.loads((tmp_path / "run" / "metrics.json").read_text())
     (tmp_path / "run" / "metrics.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "28" / "state")
     assert train.train(workdir.read_config(tmp_path / "run"), tmp_path / "run") == expected
     assert (tmp_path / "run" / "checkpoints" / "damaged-28").is_dir()
-    assert log_of(tmp_path / "run") == log_of(trained[0])
+    assert not (tmp_path / "run" / "checkpoints" / "damaged-14").exists()
+    assert log_of(tmp_path / "run") == log_of(trained_once)
 
 
 def test_a_digest_is_of_bits_and_places_whatever_the_devices():
@@ -242,33 +240,50 @@ def test_a_digest_is_of_bits_and_places_whatever_the_devices():
     assert len(seen) > 190 and digest(jax.numpy.asarray(x[::-1].copy())) not in seen
 
 
+def test_what_is_not_what_was_saved_is_damaged():
+    saved = {"state": {"a": jnp.arange(3), "b": jnp.ones(2)}}
+    digests = {item: integrity.digests(tree) for item, tree in saved.items()}
+    checkpoint._compare(saved, digests)
+    for damaged, name in (({"a": jnp.arange(3), "b": jnp.array([1.0, 1.5])}, "b"), ({"b": jnp.ones(2)}, "a")):
+        with pytest.raises(checkpoint.Damaged, match=f"state/{name} is not what was saved"):
+            checkpoint._compare({"state": damaged}, digests)
+
+
 # Two runs, other configs.
 
 
-def test_a_workdir_is_one_runs_until_that_ends(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_lock_is_held_until_its_run_ends(tmp_path):
+    run = tmp_path / "run"
+    for _ in range(2):
+        with workdir.lock(run):
+            assert workdir.is_locked(run / "lock")
+            with pytest.raises(UserError, match=rf"is used by process {os.getpid()} on "), workdir.lock(run):
+                pass
+        assert not workdir.is_locked(run / "lock")
+
+
+def test_a_workdir_is_one_runs_until_that_ends(tmp_path, trains):
     config = small_config("baseline", **{"train.epochs": 1})
     with (
         workdir.lock(tmp_path / "run"),
         pytest.raises(UserError, match=rf"run is used by process {os.getpid()} on \S+: take another --workdir, or"),
     ):
-        train.train(config, tmp_path / "run")
+        trains(config, tmp_path / "run")
     # A lock file that a dead run has left is no lock.
     assert (tmp_path / "run" / "lock").read_text().startswith(f"process {os.getpid()} on ")
-    train.train(config, tmp_path / "run")
+    trains(config, tmp_path / "run")
 
 
-def test_a_config_changes_where_it_is_allowed_to(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
-    train.train(small_config("baseline", **{"train.epochs": 1}), tmp_path / "run")
+def test_a_config_changes_where_it_is_allowed_to(tmp_path, trains):
+    trains(small_config("baseline", **{"train.epochs": 1}), tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
     changed = small_config("baseline", **{"train.epochs": 2, "optimizer.learning_rate": 0.01})
     both = r"--allow_config_change=optimizer\.learning_rate,train\.epochs\.$"
     with pytest.raises(UserError, match=rf"learning_rate: 0\.1 -> 0\.01; train\.epochs: 1 -> 2\).*{both}"):
-        train.train(changed, tmp_path / "run")
+        trains(changed, tmp_path / "run")
     with pytest.raises(UserError, match=r"another config \(train\.epochs: 1 -> 2\)"):
-        train.train(changed, tmp_path / "run", allowed=["optimizer.learning_rate"])
-    metrics = train.train(changed, tmp_path / "run", allowed=["optimizer.learning_rate", "train.epochs"])
+        trains(changed, tmp_path / "run", allowed=["optimizer.learning_rate"])
+    metrics = trains(changed, tmp_path / "run", allowed=["optimizer.learning_rate", "train.epochs"])
     assert metrics["step"] == 28
     assert workdir.read_config(tmp_path / "run").train.epochs == 2
 
@@ -276,8 +291,8 @@ def test_a_config_changes_where_it_is_allowed_to(tmp_path, monkeypatch):
 # Numbers that are none.
 
 
-def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+@pytest.mark.slow
+def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path):
     config = small_config(**{"train.skip_not_finite": True, "model.sync_batch_norm": False})
     run = experiment.load(config)
     step = jax.jit(train.make_step(run, axis_name=None))

@@ -8,31 +8,31 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import files
-from files import load, named, spoil
-from grafit_jax import evaluation, experiment, features, train
+from grafit_jax import evaluation, experiment, features
 from grafit_jax.data import sources
 from grafit_jax.data.folder import FolderImages
 from grafit_jax.errors import UserError
-from small import on_one_device, run, small_config
+from helpers import image_files
+from helpers.image_files import load, named, spoil
+from helpers.runs import small_config
 
 # Sizes, and files that cannot be read.
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path):
-    files.write_tree(tmp_path, files.TREE)
-    files.write(tmp_path / "train/y/c/00.png", files.pixels(0, 9, 7))
+    image_files.write_tree(tmp_path, image_files.TREE)
+    image_files.write(tmp_path / "train/y/c/00.png", image_files.pixels(0, 9, 7))
     with pytest.raises(UserError, match=r"c/00\.png has 7 x 9 pixels and .*a/00\.png has 5 x 6: set data\.image_size"):
         load(tmp_path)
     images = load(tmp_path, image_size=4)["train"].image
-    resized = PIL.Image.fromarray(files.pixels(0, 9, 7)).resize((4, 4), PIL.Image.Resampling.BILINEAR)
+    resized = PIL.Image.fromarray(image_files.pixels(0, 9, 7)).resize((4, 4), PIL.Image.Resampling.BILINEAR)
     assert images.shape == (15, 4, 4, 3)
     np.testing.assert_array_equal(images[10], resized)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_broken_files_end_the_run_or_are_left_out_and_listed(tmp_path, stream, capsys):
-    whole = files.write_tree(tmp_path, files.TREE)
+    whole = image_files.write_tree(tmp_path, image_files.TREE)
     broken = [str(tmp_path / name) for name in ("train/x/a/00.png", "train/y/c/04.png", "test/x/b/01.png")]
     for path in broken:
         spoil(path)
@@ -58,7 +58,7 @@ def test_broken_files_end_the_run_or_are_left_out_and_listed(tmp_path, stream, c
 
 
 def test_no_readable_image_at_all(tmp_path):
-    for path in files.write_tree(tmp_path, {"train/x": 2, "test/x": 1}):
+    for path in image_files.write_tree(tmp_path, {"train/x": 2, "test/x": 1}):
         spoil(path)
     with pytest.raises(UserError, match="found no image that can be read among 2, such as"):
         load(tmp_path, broken="skip")
@@ -75,7 +75,7 @@ def test_no_readable_image_at_all(tmp_path):
     ],
 )
 def test_options_that_do_not_fit(tmp_path, options, message):
-    files.write_tree(tmp_path, files.TREE)
+    image_files.write_tree(tmp_path, image_files.TREE)
     with pytest.raises(UserError, match=message):
         sources.load(**({"source": f"folder:{tmp_path}"} | options))
 
@@ -86,7 +86,9 @@ def test_options_that_do_not_fit(tmp_path, options, message):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("tree")
-    files.write_tree(root, {f"{s}/{c}/{f}": n for s, n in (("train", 30), ("test", 6)) for c, f in ("xa", "xb", "yc")})
+    image_files.write_tree(
+        root, {f"{s}/{c}/{f}": n for s, n in (("train", 30), ("test", 6)) for c, f in ("xa", "xb", "yc")}
+    )
     return root
 
 
@@ -110,7 +112,7 @@ def test_streamed_records_are_the_records_in_memory(tree, options, broken):
         for name in ("label", "coarse_label", "filename"):
             np.testing.assert_array_equal(getattr(streamed[split], name), getattr(whole[split], name))
         for file, image in zip(whole[split].filename, whole[split].image, strict=True):
-            np.testing.assert_array_equal(image, files.square(file, 7))
+            np.testing.assert_array_equal(image, image_files.square(file, 7))
     np.testing.assert_array_equal(streamed["test"].image, whole["test"].image)
     ids, shuffled = epoch_of(images, seed=3)
     assert len(ids) == len(np.unique(ids)) == len(images) // 16 * 16
@@ -132,7 +134,7 @@ def test_the_seed_alone_decides_the_order_and_hosts_share_the_split_evenly(tree)
 
 
 def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, capsys):
-    paths = [*files.write_tree(tmp_path, {"train/x/a": 20, "train/y/b": 17, "test/x/a": 1})][:37]
+    paths = [*image_files.write_tree(tmp_path, {"train/x/a": 20, "train/y/b": 17, "test/x/a": 1})][:37]
     records = load(tmp_path, image_size=6, stream=True, broken="skip")["train"]
     images, pixels = records.image, records.image.read()
     order = epoch_of(images, seed=0, batch_size=8)[0]
@@ -167,7 +169,7 @@ def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, c
 
 
 def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_fatal_by_default(tmp_path):
-    paths = [*files.write_tree(tmp_path, {"train/x/a": 20, "train/y/b": 17, "test/x/a": 1})]
+    paths = [*image_files.write_tree(tmp_path, {"train/x/a": 20, "train/y/b": 17, "test/x/a": 1})]
     images = load(tmp_path, image_size=6, stream=True)["train"].image
     order = epoch_of(images, seed=0, batch_size=8)[0]
     spoil(paths[order[20]])
@@ -181,11 +183,11 @@ def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_fatal_by_default(tmp_pa
 def test_fingerprints_follow_names_sizes_and_choice_not_the_place(tmp_path):
     prints = []
     for folder, change in (("a", None), ("b", None), ("c", "rename"), ("d", "rewrite"), ("e", "resize")):
-        paths = [*files.write_tree(tmp_path / folder, files.TREE)]
+        paths = [*image_files.write_tree(tmp_path / folder, image_files.TREE)]
         if change == "rename":
             os.rename(paths[0], paths[0] + ".png")
         if change == "rewrite":
-            files.write(tmp_path / folder / "train/x/a/00.png", files.pixels(99, 30, 30))
+            image_files.write(tmp_path / folder / "train/x/a/00.png", image_files.pixels(99, 30, 30))
         size = 4 if change == "resize" else 5
         prints.append(load(tmp_path / folder, image_size=size, stream=True)["train"].fingerprint())
     assert prints[0] == prints[1] and len(set(prints)) == 4
@@ -209,13 +211,12 @@ def own_config(root, **overrides):
     return small_config(**(values | overrides))
 
 
-def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
-    paths = [*files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
+def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(tmp_path, monkeypatch, trains):
+    paths = [*image_files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
     for path in (paths[0], paths[45]):
         spoil(path)
     config = own_config(tmp_path / "d", **{"data.stream": True, "data.broken": "skip", "train.epochs": 2})
-    expected = train.train(config, tmp_path / "whole")
+    expected = trains(config, tmp_path / "whole")
     assert {"coarse/map", "coarse/recall@1"} <= expected.keys() and "map" not in expected  # no fine labels
     listed = (tmp_path / "whole" / "broken.txt").read_text().splitlines()
     assert [line.split(" (")[0] for line in listed] == [f"train: {paths[0]}", f"test: {paths[45]}"]
@@ -230,21 +231,20 @@ def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(t
 
     monkeypatch.setattr(FolderImages, "shuffled", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train.train(config, tmp_path / "stopped")
-    assert train.train(config, tmp_path / "stopped") == expected
+        trains(config, tmp_path / "stopped")
+    assert trains(config, tmp_path / "stopped") == expected
     assert len(calls) == 3 and calls[0] != calls[1] == calls[2]
 
     # One that breaks later: the run goes on to its end, and the list tells of it.
     monkeypatch.setattr(FolderImages, "shuffled", lambda self, *args, **kwargs: (
         spoil(paths[7]) or epoch(self, *args, **kwargs)))  # fmt: skip
-    later = train.train(config, tmp_path / "later")
+    later = trains(config, tmp_path / "later")
     assert later.keys() == expected.keys() and np.isfinite(list(later.values())).all()
     assert (tmp_path / "later" / "broken.txt").read_text().splitlines() == [listed[0], f"train: {paths[7]}", listed[1]]
 
 
 def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
-    paths = [*files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
+    paths = [*image_files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
     config = own_config(tmp_path / "d", **{"data.stream": True, "data.broken": "skip", "eval.features": ("trunk",)})
     run = experiment.load(config)
     options = {"data.stream": True, "data.broken": "skip", "queue.size": 64}
@@ -275,12 +275,12 @@ def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, mon
 
 
 @pytest.mark.slow
-def test_command_lines_from_a_folder_to_the_files_of_the_neighbours(tmp_path):
-    written = files.write_tree(
+def test_command_lines_from_a_folder_to_the_files_of_the_neighbours(tmp_path, cli):
+    written = image_files.write_tree(
         tmp_path / "d", {f"{s}/{c}/{f}": 10 for s in ("train", "test") for c, f in ("xa", "xb", "yc")}
     )
     workdir = tmp_path / "run"
-    done = run(
+    done = cli(
         "train", f"--config=configs/own.py:dir={tmp_path / 'd'},preset=cpu", f"--workdir={workdir}",
         "--config.model.hidden=32", "--config.model.dim=16", "--config.views.size=16", "--config.data.image_size=16",
         "--config.train.epochs=2", "--config.train.batch_size=15",
@@ -290,11 +290,11 @@ def test_command_lines_from_a_folder_to_the_files_of_the_neighbours(tmp_path):
     assert {"map", "coarse/map", "projector/map", "knn_top1"} <= metrics.keys() and not (
         workdir / "broken.txt"
     ).exists()
-    done = run("embed", f"--workdir={workdir}", f"--out={tmp_path}/test.npz")
+    done = cli("embed", f"--workdir={workdir}", f"--out={tmp_path}/test.npz")
     assert done.returncode == 0, done.stderr[-2000:]
     embedded = features.load(tmp_path / "test.npz")
     assert embedded.filename.tolist() == sorted(f for f in written if "/test/" in f)
     assert embedded.label.tolist() == [f.split("/")[-2] for f in embedded.filename]
-    done = run("search", f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--k=2", f"--out={tmp_path}/near.png")
+    done = cli("search", f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--k=2", f"--out={tmp_path}/near.png")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count(f"{tmp_path}/d/test/") == 2 and (tmp_path / "near.png").exists()

@@ -7,12 +7,12 @@ import shutil
 import pytest
 from hypothesis import strategies as st
 
-import fuzz
 from grafit_jax import clusterfit, methods, pages, report, results, workdir
 from grafit_jax import config as config_lib
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
-from small import small_config
+from helpers import fuzzing
+from helpers.runs import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 TYPED = {"seed": 0, "size": 224, "w": 0.5, "e": True, "method": "grafit"}
@@ -29,10 +29,9 @@ ARGS = st.lists(WORDS | st.text(max_size=5), max_size=6).map("".join)
 PAIRS = st.tuples(st.sampled_from([*TYPED]), WORDS | st.text(max_size=8)).map("=".join)
 
 
-@fuzz.times
 def test_arguments_are_of_their_types_or_refused(times):
     def check(arg):
-        parsed = fuzz.outcome(config_lib.parse_arg, arg, **TYPED)
+        parsed = fuzzing.outcome(config_lib.parse_arg, arg, **TYPED)
         if not isinstance(parsed, UserError):
             assert {key: type(value) for key, value in parsed.items()} == {k: type(v) for k, v in TYPED.items()}
 
@@ -40,25 +39,23 @@ def test_arguments_are_of_their_types_or_refused(times):
         with pytest.raises(UserError, match="want a value of type"):
             config_lib.parse_arg(arg, **TYPED)
         check(arg)
-    fuzz.hold(check, ARGS | PAIRS, 60 * times)
+    fuzzing.hold(check, ARGS | PAIRS, 60 * times)
 
 
-@fuzz.times
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_a_config_file_makes_a_config_of_an_argument_or_refuses_it(path, times):
     def check(arg):
-        config = fuzz.outcome(config_lib.load_file, path, arg)
+        config = fuzzing.outcome(config_lib.load_file, path, arg)
         if not isinstance(config, UserError):
-            fuzz.outcome(config_lib.validate, config, num_devices=8)
+            fuzzing.outcome(config_lib.validate, config, num_devices=8)
 
-    fuzz.hold(check, ARGS | PAIRS, 10 * times)
+    fuzzing.hold(check, ARGS | PAIRS, 10 * times)
 
 
 def kind(value):
     return {int: "number", float: "number"}.get(type(value), type(value).__name__)
 
 
-@fuzz.times
 def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
     def check(drawn):
         key, value, method = drawn
@@ -68,7 +65,7 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
                 config.update_from_flattened_dict({key: value})
             except OverflowError:  # ml_collections makes a float of what is in a float's place
                 return
-        if fuzz.outcome(config_lib.validate, config, num_devices=8) is None:
+        if fuzzing.outcome(config_lib.validate, config, num_devices=8) is None:
             found, like = config_lib.flatten(config)[key], KNOWN[key]
             assert kind(found) == kind(like), f"{key} = {found!r}"
             assert "nan" not in repr(found) and "inf" not in repr(found), f"{key} = {found!r}"
@@ -76,7 +73,7 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
             assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
 
     values = st.sampled_from(
-        (*fuzz.VALUES, 1j, b"x", (), (1,), (0.5,), ("x",), (2, 1), (None,), ((1,),), (float("nan"),))
+        (*fuzzing.VALUES, 1j, b"x", (), (1,), (0.5,), ("x",), (2, 1), (None,), ((1,),), (float("nan"),))
     )
     strange = values | st.integers() | st.floats() | st.text(max_size=5)
     for key, like in KNOWN.items():  # another kind for each
@@ -85,7 +82,7 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
             config.update_from_flattened_dict({key: None if isinstance(like, str | tuple) else "x"})
         with pytest.raises(UserError, match=rf"{key} = (None|'x'): want a "):
             config_lib.validate(config, num_devices=8)
-    fuzz.hold(check, st.tuples(st.sampled_from([*KNOWN]), strange, st.sampled_from([*methods.METHODS])), 150 * times)
+    fuzzing.hold(check, st.tuples(st.sampled_from([*KNOWN]), strange, st.sampled_from([*methods.METHODS])), 150 * times)
 
 
 @pytest.mark.parametrize(
@@ -110,28 +107,26 @@ def test_values_that_no_run_can_take(overrides, message):
         config_lib.validate(config, num_devices=8)
 
 
-@fuzz.times
 def test_a_damaged_config_is_read_or_refused(times, tmp_path):
     def check(text):
         (tmp_path / "config.json").write_bytes(text)
-        config = fuzz.outcome(workdir.read_config, tmp_path)
+        config = fuzzing.outcome(workdir.read_config, tmp_path)
         if not isinstance(config, UserError):
             config.data.data_dir = "elsewhere"  # as evaluation sets it
-            fuzz.outcome(config_lib.validate, config, num_devices=8)
+            fuzzing.outcome(config_lib.validate, config, num_devices=8)
 
     for text in (b"null", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"model": 5}', b'{"a": 1}', b'{"seed": "x"}'):
         (tmp_path / "config.json").write_bytes(text)
         with pytest.raises(UserError, match=r"config\.json cannot be read as a config of this version \(.+\)"):
             workdir.read_config(tmp_path)
-    bytes_or_values = fuzz.damaged([WHOLE.encode()]) | fuzz.altered(json.loads(WHOLE)).map(as_json)
-    fuzz.hold(check, bytes_or_values, 40 * times)
+    bytes_or_values = fuzzing.damaged([WHOLE.encode()]) | fuzzing.altered(json.loads(WHOLE)).map(as_json)
+    fuzzing.hold(check, bytes_or_values, 40 * times)
 
 
 def as_json(content):
     return json.dumps(content).encode()
 
 
-@fuzz.times
 def test_what_is_whole_of_a_damaged_log_stays(times, tmp_path):
     lines = [as_json({"step": step, "loss": 0.5 + step, "seconds": 1.0}) for step in range(6)]
 
@@ -148,10 +143,11 @@ def test_what_is_whole_of_a_damaged_log_stays(times, tmp_path):
 
     strange = b'5\n[]\n"step"\n{}\n{"step": "a"}\n{"step": null}\n{"step": 1, "loss": "x"}\n\xff\xfe\n' + b"[" * 100_000
     check(b"\n".join([*lines[:2], strange, lines[2], lines[5], lines[3][:9]]))
-    fuzz.hold(check, fuzz.damaged([b"\n".join(lines) + b"\n"], [p for p in fuzz.PIECES if p != b"NaN"]), 40 * times)
+    fuzzing.hold(
+        check, fuzzing.damaged([b"\n".join(lines) + b"\n"], [p for p in fuzzing.PIECES if p != b"NaN"]), 40 * times
+    )
 
 
-@fuzz.times
 def test_damaged_facts_of_a_run_are_named(times, tmp_path):
     metrics = {"map": 0.5, "recall@1": 0.75, "step": 30}
     facts = {"train_seconds": 3.5, "views_per_image": 2, "train_images": 9}
@@ -173,9 +169,9 @@ def test_damaged_facts_of_a_run_are_named(times, tmp_path):
         (tmp_path / "config.json").write_text(WHOLE)
         for file, content in whole.items():
             (tmp_path / file).write_bytes(text if file == name else as_json(content))
-        other = fuzz.outcome(clusterfit.check_source, tmp_path, digits, 2)
+        other = fuzzing.outcome(clusterfit.check_source, tmp_path, digits, 2)
         assert name != "data.json" or "data.json" in str(other) or "other images or labels" in str(other)
-        error = fuzz.outcome(read)
+        error = fuzzing.outcome(read)
         if error is not None:
             assert name in str(error) or str(tmp_path) in str(error)
         return error
@@ -187,13 +183,12 @@ def test_damaged_facts_of_a_run_are_named(times, tmp_path):
     assert "has 'None' as train_seconds" in str(check(("run.json", b'{"train_seconds": null}')))
     assert check(("run.json", as_json(whole["run.json"]))) is None
     damage = [
-        st.tuples(st.just(name), fuzz.damaged([as_json(content)]) | fuzz.altered(content).map(as_json))
+        st.tuples(st.just(name), fuzzing.damaged([as_json(content)]) | fuzzing.altered(content).map(as_json))
         for name, content in whole.items()
     ]
-    fuzz.hold(check, st.one_of(damage), 60 * times)
+    fuzzing.hold(check, st.one_of(damage), 60 * times)
 
 
-@fuzz.times
 def test_damaged_records_are_named(times, tmp_path):
     names = ("quickstart", "benchmark_train", "maskcon_cpu")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -207,7 +202,7 @@ def test_damaged_records_are_named(times, tmp_path):
         shutil.rmtree(folder)
         folder.mkdir()
         (folder / f"{name}.json").write_bytes(text)
-        found = fuzz.outcome(pages.blocks, tmp_path)
+        found = fuzzing.outcome(pages.blocks, tmp_path)
         if isinstance(found, UserError):
             assert f"{name}.json" in str(found)
         return found
@@ -217,19 +212,19 @@ def test_damaged_records_are_named(times, tmp_path):
             assert "record them again" in str(check((name, text)))
         assert isinstance(check((name, as_json(whole[name]))), dict)
     damage = [
-        st.tuples(st.just(name), fuzz.damaged([as_json(content)]) | fuzz.altered(content).map(as_json))
+        st.tuples(st.just(name), fuzzing.damaged([as_json(content)]) | fuzzing.altered(content).map(as_json))
         for name, content in whole.items()
     ]
-    fuzz.hold(check, st.one_of(damage), 40 * times)
+    fuzzing.hold(check, st.one_of(damage), 40 * times)
 
 
 def test_no_argument_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "__import__('pathlib').Path('canary').touch()"
     for key in TYPED:
-        fuzz.outcome(config_lib.parse_arg, f"{key}={code}", **TYPED)
+        fuzzing.outcome(config_lib.parse_arg, f"{key}={code}", **TYPED)
     (tmp_path / "config.json").write_text(json.dumps({"seed": code}))
-    fuzz.outcome(workdir.read_config, tmp_path)
+    fuzzing.outcome(workdir.read_config, tmp_path)
     assert not pathlib.Path("canary").exists()
     eval(code)
     assert pathlib.Path("canary").exists()

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-import files
-import fuzz
 from grafit_jax import clusterfit, features, reading
 from grafit_jax.data import cars196, inaturalist2019, sources, taxonomy
 from grafit_jax.errors import UserError
+from helpers import fuzzing, image_files
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -57,12 +56,12 @@ def damaged_npz(draw, arrays):
     """The file damaged, or one array's bytes in a sound archive, so that they get as far as NumPy."""
     if draw(st.booleans()):
         kinds = [npz(arrays), npz(arrays, np.savez_compressed), npz(arrays, method=zipfile.ZIP_LZMA)]
-        return draw(fuzz.damaged([*kinds, npz(arrays, method=zipfile.ZIP_BZIP2)], fuzz.PIECES + HEADERS))
+        return draw(fuzzing.damaged([*kinds, npz(arrays, method=zipfile.ZIP_BZIP2)], fuzzing.PIECES + HEADERS))
     contents = members(npz(arrays))
     name = draw(st.sampled_from(sorted(contents)))
     whole = contents[name]
     if draw(st.booleans()):
-        return zipped(contents | {name: draw(fuzz.damaged([whole], HEADERS))})
+        return zipped(contents | {name: draw(fuzzing.damaged([whole], HEADERS))})
     # A header of the same length with another type or shape.
     end = whole.index(b"\n") + 1
     header = whole[10:end].rstrip()
@@ -72,13 +71,12 @@ def damaged_npz(draw, arrays):
     return zipped(contents | {name: whole[:10] + header[: end - 11].ljust(end - 11) + b"\n" + whole[end:]})
 
 
-@fuzz.times
 def test_npz_data_are_as_wanted_or_refused(times, tmp_path):
     (tmp_path / "test.npz").write_bytes(npz(ARRAYS))
 
     def check(data):
         (tmp_path / "train.npz").write_bytes(data)
-        records = fuzz.outcome(sources.load, source=f"npz:{tmp_path}")
+        records = fuzzing.outcome(sources.load, source=f"npz:{tmp_path}")
         if not isinstance(records, UserError):
             train = records["train"]
             assert train.image.dtype == np.uint8 and train.image.size and len(train.image.shape) == 4
@@ -95,10 +93,9 @@ def test_npz_data_are_as_wanted_or_refused(times, tmp_path):
     ):  # fmt: skip
         assert isinstance(check(data), UserError)
     assert not isinstance(check(npz(ARRAYS)), UserError)
-    fuzz.hold(check, damaged_npz(ARRAYS), 60 * times)
+    fuzzing.hold(check, damaged_npz(ARRAYS), 60 * times)
 
 
-@fuzz.times
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
 def test_features_are_as_wanted_or_refused(times, tmp_path, suffix):
     path = tmp_path / f"f{suffix}"
@@ -110,7 +107,7 @@ def test_features_are_as_wanted_or_refused(times, tmp_path, suffix):
         data, text = drawn
         path.write_bytes(data)
         table.write_bytes(text)
-        found = fuzz.outcome(features.load, path)
+        found = fuzzing.outcome(features.load, path)
         if not isinstance(found, UserError):
             assert found.embedding.dtype == np.float32 and np.isfinite(found.embedding).all()
             assert all(len(labels) == len(found) == len(found.id) for labels in found.levels.values())
@@ -120,21 +117,20 @@ def test_features_are_as_wanted_or_refused(times, tmp_path, suffix):
     others = {npz(EMBEDDED), npz({"embedding": b"x"}), EMBEDDED["id"].tobytes(), whole[:-1], b"PAR1" * 3, b""} - {whole}
     for data in others - ({npz(EMBEDDED)} if suffix == ".npz" else set()):
         assert isinstance(check((data, rows)), UserError)
-    damage = fuzz.damaged([whole], fuzz.PIECES + HEADERS)
+    damage = fuzzing.damaged([whole], fuzzing.PIECES + HEADERS)
     if suffix == ".npz":
         damage = damaged_npz(EMBEDDED)
     if suffix == ".npy":
         for text in (b"", b"id\n", b"id,id\n0,0\n", b"id\n" + b"x" * 140_000, b"\xff", rows.replace(b"3", b"x" * 5000)):
             assert isinstance(check((whole, text)), UserError)
-        fuzz.hold(check, st.tuples(st.just(whole), fuzz.damaged([rows])), 30 * times)
-    fuzz.hold(check, st.tuples(damage, st.just(rows)), 30 * times)
+        fuzzing.hold(check, st.tuples(st.just(whole), fuzzing.damaged([rows])), 30 * times)
+    fuzzing.hold(check, st.tuples(damage, st.just(rows)), 30 * times)
 
 
-@fuzz.times
 def test_clusters_are_as_wanted_or_refused(times, tmp_path):
     def check(data):
         (tmp_path / "clusters.npz").write_bytes(data)
-        found = fuzz.outcome(clusterfit.load, tmp_path, 5)
+        found = fuzzing.outcome(clusterfit.load, tmp_path, 5)
         if not isinstance(found, UserError):
             assert found.label.shape == (5,) and 0 <= found.label.min() <= found.label.max() < len(found.centre)
         return found
@@ -146,12 +142,12 @@ def test_clusters_are_as_wanted_or_refused(times, tmp_path):
     ):  # fmt: skip
         error = check(npz(CLUSTERS | change))
         assert isinstance(error, UserError) and "remove it, and it is made again from clusters.workdir" in str(error)
-    fuzz.hold(check, damaged_npz(CLUSTERS), 30 * times)
+    fuzzing.hold(check, damaged_npz(CLUSTERS), 30 * times)
 
 
 def test_arrays_of_objects_are_never_unpickled(tmp_path):
     canary = tmp_path / "canary"
-    hostile = np.array([fuzz.Canary(canary)] * 6, object)
+    hostile = np.array([fuzzing.Canary(canary)] * 6, object)
     (tmp_path / "test.npz").write_bytes(npz(ARRAYS))
     for name in ARRAYS:
         (tmp_path / "train.npz").write_bytes(npz(ARRAYS | {name: hostile}))
@@ -193,17 +189,16 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
 ROWS = [f"{i}.png,{'ab'[i // 4]},{'uvwx'[i // 2]},{'train' if i % 2 else 'test'}\n" for i in range(8)]
 
 
-@fuzz.times
 def test_a_csv_lists_images_or_is_refused(times, tmp_path, capsys):
     for i in range(8):
-        files.write(tmp_path / f"{i}.png")
+        image_files.write(tmp_path / f"{i}.png")
     text = "path,coarse,fine,split\n" + "".join(ROWS)
     wholes = [text.encode(), text.encode("utf-8-sig"), text.replace("\n", "\r\n").encode(), text.encode("utf-16")]
 
     def check(data):
         (tmp_path / "l.csv").write_bytes(data)
         for options in ({"broken": "skip"}, {"stream": True}):
-            records = fuzz.outcome(sources.load, source=f"csv:{tmp_path}/l.csv", image_size=4, **options)
+            records = fuzzing.outcome(sources.load, source=f"csv:{tmp_path}/l.csv", image_size=4, **options)
             if not isinstance(records, UserError):
                 train = records["train"]
                 assert len(train.filename) == len(train) == len(train.coarse_label) and len(train.fingerprint()) == 16
@@ -216,7 +211,7 @@ def test_a_csv_lists_images_or_is_refused(times, tmp_path, capsys):
     ):  # fmt: skip
         assert isinstance(check(wholes[0].replace(old, new)), UserError)
     assert isinstance(check(wholes[3]), UserError)
-    fuzz.hold(check, fuzz.damaged(wholes), 25 * times)
+    fuzzing.hold(check, fuzzing.damaged(wholes), 25 * times)
 
 
 CATEGORIES = [
@@ -228,13 +223,12 @@ ANNOTATIONS = {
 }
 
 
-@fuzz.times
 def test_a_taxonomy_is_whole_or_refused(times, tmp_path):
     path = tmp_path / taxonomy.FILE
 
     def check(data):
         path.write_bytes(data)
-        found = fuzz.outcome(lambda: taxonomy.classes(taxonomy.read(path)))
+        found = fuzzing.outcome(lambda: taxonomy.classes(taxonomy.read(path)))
         if not isinstance(found, UserError):
             assert [*found] == [*taxonomy.LEVELS]
             assert all(0 <= c.of_fine.min() <= c.of_fine.max() < len(c.names) for c in found.values())
@@ -244,37 +238,35 @@ def test_a_taxonomy_is_whole_or_refused(times, tmp_path):
         with pytest.raises(UserError, match="want iNaturalist's categories"):
             taxonomy.read(path)
     whole = json.dumps(CATEGORIES).encode()
-    values = fuzz.altered(CATEGORIES).map(json.dumps).map(str.encode)
-    fuzz.hold(check, fuzz.damaged([whole]) | values, 40 * times)
+    values = fuzzing.altered(CATEGORIES).map(json.dumps).map(str.encode)
+    fuzzing.hold(check, fuzzing.damaged([whole]) | values, 40 * times)
 
 
-@fuzz.times
 def test_annotations_are_whole_or_refused(times, tmp_path):
-    photo = pathlib.Path(files.write(tmp_path / inaturalist2019.IMAGES / "0.jpg")).read_bytes()
+    photo = pathlib.Path(image_files.write(tmp_path / inaturalist2019.IMAGES / "0.jpg")).read_bytes()
     folder = tmp_path / inaturalist2019.IMAGES
     for i in range(4):
         (folder / f"{i}.jpg").write_bytes(photo)
 
     def check(data):
         (folder / "train2019.json").write_bytes(data)
-        listed = fuzz.outcome(inaturalist2019._examples, folder, "train2019.json", {i: i for i in range(4)})
+        listed = fuzzing.outcome(inaturalist2019._examples, folder, "train2019.json", {i: i for i in range(4)})
         if not isinstance(listed, UserError):
             assert all(0 <= row < 4 for *_, row in listed)
-            return fuzz.outcome(inaturalist2019._check_images, listed, "train2019.json")
+            return fuzzing.outcome(inaturalist2019._check_images, listed, "train2019.json")
         return listed
 
     whole = json.dumps(ANNOTATIONS).encode()
     assert check(whole) is None
     for old, new in ((b'"category_id": 0', b'"category_id": Infinity'), (b"0.jpg", b"x" * 300), (b"0.jpg", b"\\u0000")):
         assert isinstance(check(whole.replace(old, new)), UserError)
-    (folder / "0.jpg").write_bytes(files.png_header(40_000, 40_000))  # PIL's own error is no OSError
+    (folder / "0.jpg").write_bytes(image_files.png_header(40_000, 40_000))  # PIL's own error is no OSError
     assert "want an image" in str(check(whole))
     (folder / "0.jpg").write_bytes(photo)
-    values = fuzz.altered(ANNOTATIONS).map(json.dumps).map(str.encode)
-    fuzz.hold(check, fuzz.damaged([whole]) | values, 40 * times)
+    values = fuzzing.altered(ANNOTATIONS).map(json.dumps).map(str.encode)
+    fuzzing.hold(check, fuzzing.damaged([whole]) | values, 40 * times)
 
 
-@fuzz.times
 def test_matlab_files_are_whole_or_refused(times, tmp_path):
     scipy_io = pytest.importorskip("scipy.io")
     path = tmp_path / "annotations.mat"
@@ -286,11 +278,11 @@ def test_matlab_files_are_whole_or_refused(times, tmp_path):
 
     def check(data):
         path.write_bytes(data)
-        found = fuzz.outcome(cars196._read, path, "annotations")
+        found = fuzzing.outcome(cars196._read, path, "annotations")
         assert isinstance(found, UserError) or found.ndim >= 1
 
     check(b"")
-    fuzz.hold(check, fuzz.damaged(wholes, fuzz.PIECES[:12]), 3 * times)  # each starts a process
+    fuzzing.hold(check, fuzzing.damaged(wholes, fuzzing.PIECES[:12]), 3 * times)  # each starts a process
 
 
 @pytest.mark.parametrize(
@@ -299,4 +291,4 @@ def test_matlab_files_are_whole_or_refused(times, tmp_path):
      "folder:" + "x" * 300, "npz:\ud800", "csv:\ud800", "folder:\ud800", "npz:/dev/null", "csv:" + os.sep],
 )  # fmt: skip
 def test_places_that_are_none(source):
-    assert isinstance(fuzz.outcome(sources.load, source=source), UserError)
+    assert isinstance(fuzzing.outcome(sources.load, source=source), UserError)

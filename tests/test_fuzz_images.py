@@ -7,10 +7,9 @@ import PIL.Image
 import pytest
 from hypothesis import strategies as st
 
-import files
-import fuzz
 from grafit_jax.data import crops, images
 from grafit_jax.data.images import Unreadable
+from helpers import fuzzing, image_files
 
 LAW = crops.Crops(4, ((2, (0.05, 1.0), (0.5, 2.0)), (1, (1, 1), (1, 1))))
 
@@ -19,19 +18,18 @@ LAW = crops.Crops(4, ((2, (0.05, 1.0), (0.5, 2.0)), (1, (1, 1), (1, 1))))
 def test_an_image_of_any_shape_is_cropped(tmp_path, height, width):
     pixels = np.full((height, width, 3), 77, np.uint8)
     for name in ("i.png", "i.jpg"):
-        path = files.write(tmp_path / name, pixels)
+        path = image_files.write(tmp_path / name, pixels)
         for id_ in range(5):
             made = images.decode_boxes(path, 4, functools.partial(LAW.boxes, 0, id_))
             assert made.shape == (3, 4, 4, 3) and np.abs(made.astype(int) - 77).max() <= 2
 
 
-@fuzz.times
 @pytest.mark.parametrize("name", ["i.jpg", "i.png", "i.tif", "i.gif", "i.webp", "i.bmp", "i.ppm"])
 def test_crops_of_a_damaged_image_are_pixels_or_it_is_unreadable(times, tmp_path, name):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / name
-    files.write(path, files.pixels(0, 40, 30), **({} if name == "i.ppm" else {"exif": exif}))
+    image_files.write(path, image_files.pixels(0, 40, 30), **({} if name == "i.ppm" else {"exif": exif}))
 
     def check(drawn):
         data, id_ = drawn
@@ -41,6 +39,6 @@ def test_crops_of_a_damaged_image_are_pixels_or_it_is_unreadable(times, tmp_path
         except Unreadable as error:
             assert str(error).startswith(f"{path} (") and len(str(error).splitlines()) == 1
 
-    pieces = tuple(piece for piece in fuzz.PIECES if len(piece) < 100)
-    damage = fuzz.damaged([path.read_bytes()], pieces)
-    fuzz.hold(check, st.tuples(damage, st.integers(0, 2**31 - 1)), 12 * times)
+    pieces = tuple(piece for piece in fuzzing.PIECES if len(piece) < 100)
+    damage = fuzzing.damaged([path.read_bytes()], pieces)
+    fuzzing.hold(check, st.tuples(damage, st.integers(0, 2**31 - 1)), 12 * times)

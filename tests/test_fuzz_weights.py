@@ -11,11 +11,10 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
-import seeded
 
-import fuzz
 from grafit_jax.errors import UserError
 from grafit_jax.models import pretrained
+from helpers import fuzzing, state_dicts
 
 TENSORS = {"conv1.weight": np.ones((2, 3, 1, 1), np.float32), "bn1.bias": np.arange(3.0), "n": np.array(3)}
 # Opcodes, names and numbers of pickles, and the marks of zip archives.
@@ -32,11 +31,11 @@ HEADER = (
 
 def checked(path, data):
     path.write_bytes(data)
-    found = fuzz.outcome(pretrained.read, path)
+    found = fuzzing.outcome(pretrained.read, path)
     if not isinstance(found, UserError):
         assert all(isinstance(key, str) and isinstance(value, np.ndarray) for key, value in found.items())
         # Whatever they are, a network is made of its own tensors alone.
-        assert isinstance(fuzz.outcome(pretrained.convert, "resnet18", found), UserError)
+        assert isinstance(fuzzing.outcome(pretrained.convert, "resnet18", found), UserError)
     return found
 
 
@@ -59,7 +58,6 @@ def framed(header, body=b"\0" * 16):
     return struct.pack("<Q", len(text)) + text + body
 
 
-@fuzz.times
 def test_safetensors_are_tensors_or_refused(times, tmp_path):
     path, whole = tmp_path / "w.safetensors", safetensors.numpy.save(TENSORS)
     assert isinstance(checked(path, whole), dict)
@@ -73,29 +71,26 @@ def test_safetensors_are_tensors_or_refused(times, tmp_path):
     ):  # fmt: skip
         assert isinstance(checked(path, data), UserError)
     length = struct.unpack("<Q", whole[:8])[0]
-    fuzz.hold(lambda data: checked(path, data), fuzz.damaged([whole], fuzz.PIECES + HEADER), 10 * times)
-    header = fuzz.damaged([whole[8 : 8 + length]], HEADER)
-    fuzz.hold(lambda text: checked(path, framed(text, whole[8 + length :])), header, 10 * times)
+    fuzzing.hold(lambda data: checked(path, data), fuzzing.damaged([whole], fuzzing.PIECES + HEADER), 10 * times)
+    header = fuzzing.damaged([whole[8 : 8 + length]], HEADER)
+    fuzzing.hold(lambda text: checked(path, framed(text, whole[8 + length :])), header, 10 * times)
 
 
-@fuzz.times
 @pytest.mark.parametrize("legacy", [False, True])
-def test_state_dicts_are_tensors_or_refused(times, tmp_path, legacy):
-    torch = pytest.importorskip("torch", reason="without it no .pth is opened at all")
+def test_state_dicts_are_tensors_or_refused(times, tmp_path, legacy, torch):
     path = tmp_path / "w.pth"
     content = {key: torch.from_numpy(np.array(value)) for key, value in TENSORS.items()}
     whole = saved(torch, content, _use_new_zipfile_serialization=not legacy)
     assert isinstance(checked(path, whole), dict)
-    fuzz.hold(lambda data: checked(path, data), fuzz.damaged([whole], fuzz.PIECES + PICKLED), 10 * times)
+    fuzzing.hold(lambda data: checked(path, data), fuzzing.damaged([whole], fuzzing.PIECES + PICKLED), 10 * times)
     if not legacy:
         pickled = zipfile.ZipFile(io.BytesIO(whole)).read("archive/data.pkl")
-        damage = fuzz.damaged([pickled], fuzz.PIECES + PICKLED)
-        fuzz.hold(lambda data: checked(path, rewritten(whole, change=lambda _: data)), damage, 10 * times)
+        damage = fuzzing.damaged([pickled], fuzzing.PIECES + PICKLED)
+        fuzzing.hold(lambda data: checked(path, rewritten(whole, change=lambda _: data)), damage, 10 * times)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_names_without_end_and_compressed_tensors_are_refused_at_once(tmp_path, legacy):
-    torch = pytest.importorskip("torch", reason="without it no .pth is opened at all")
+def test_names_without_end_and_compressed_tensors_are_refused_at_once(tmp_path, legacy, torch):
     whole = saved(torch, {"a": torch.ones(2)}, _use_new_zipfile_serialization=not legacy)
     name = b"_rebuild_tensor_v2"
     # With more characters torch.load takes minutes.
@@ -105,8 +100,7 @@ def test_names_without_end_and_compressed_tensors_are_refused_at_once(tmp_path, 
         assert "its tensors are compressed" in str(checked(tmp_path / "w.pth", rewritten(whole, zipfile.ZIP_DEFLATED)))
 
 
-def test_odd_tensors(tmp_path):
-    torch = pytest.importorskip("torch", reason="without it no .pth is opened at all")
+def test_odd_tensors(tmp_path, torch):
     ones = torch.ones(2)
     for content in (
         {"a": ones.expand(10**6, 2)}, {"a": torch.ones(1, dtype=torch.bfloat16).expand(10**5, 10**6)},
@@ -119,11 +113,11 @@ def test_odd_tensors(tmp_path):
 
 
 HOSTILE = {
-    "touch": lambda path: fuzz.Canary(path),
-    "os.system": lambda path: fuzz.Canary(path, os.system, f"touch {path}"),
-    "builtins.eval": lambda path: fuzz.Canary(path, builtins.eval, f"open({str(path)!r}, 'w')"),
-    "builtins.exec": lambda path: fuzz.Canary(path, builtins.exec, f"open({str(path)!r}, 'w')"),
-    "open": lambda path: fuzz.Canary(path, _write, str(path)),
+    "touch": lambda path: fuzzing.Canary(path),
+    "os.system": lambda path: fuzzing.Canary(path, os.system, f"touch {path}"),
+    "builtins.eval": lambda path: fuzzing.Canary(path, builtins.eval, f"open({str(path)!r}, 'w')"),
+    "builtins.exec": lambda path: fuzzing.Canary(path, builtins.exec, f"open({str(path)!r}, 'w')"),
+    "open": lambda path: fuzzing.Canary(path, _write, str(path)),
 }
 
 
@@ -133,8 +127,7 @@ def _write(path):
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, hostile, form):
-    torch = pytest.importorskip("torch", reason="without it no .pth is opened at all")
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, hostile, form, torch):
     canary, path = tmp_path / "canary", tmp_path / "w.pth"
     content = {"conv1.weight": HOSTILE[hostile](canary), "fc.bias": torch.ones(2)}
     if form == "pickle":
@@ -143,7 +136,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, hostile, 
         path.write_bytes(saved(torch, content, _use_new_zipfile_serialization=form == "zip"))
     for wrong in ("w.pth", "w.pt", "w.safetensors"):
         path.rename(path := tmp_path / wrong)
-        assert "cannot be read" in str(fuzz.outcome(pretrained.read, path))
+        assert "cannot be read" in str(fuzzing.outcome(pretrained.read, path))
     assert not canary.exists()
     pickle.loads(pickle.dumps(HOSTILE[hostile](canary)))
     assert canary.exists()
@@ -162,9 +155,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, hostile, 
 )
 def test_values_that_no_network_has(value, message):
     with pytest.raises(UserError, match=message):
-        pretrained.convert("resnet18", seeded.state_dict("resnet18") | {"bn1.bias": value})
+        pretrained.convert("resnet18", state_dicts.state_dict("resnet18") | {"bn1.bias": value})
 
 
 def test_a_classifier_without_classes():
     with pytest.raises(UserError, match=r"fc\.bias is \[\]"):
-        pretrained.convert("resnet18", seeded.state_dict("resnet18") | {"fc.bias": np.float32(1)})
+        pretrained.convert("resnet18", state_dicts.state_dict("resnet18") | {"fc.bias": np.float32(1)})

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from grafit_jax.data import image_ops
-from pixels import LEVEL, RGB, from_pil, pil, torchvision, unit
+from helpers.pixels import LEVEL, RGB, from_pil, pil, unit
 
 # Crop
 
@@ -110,8 +110,8 @@ def test_perspective_as_pil(corners):
 
 
 @pytest.mark.parametrize("corners", CORNERS.values(), ids=CORNERS)
-def test_perspective_as_torchvision(corners):
-    functional = torchvision().transforms.functional
+def test_perspective_as_torchvision(corners, torchvision):
+    functional = torchvision.transforms.functional
     mode = functional.InterpolationMode.BILINEAR
     image = pil(np.ascontiguousarray(RGB[:, :30]))
     want = functional.perspective(image, [list(c) for c in _STAY], [list(c) for c in corners], mode, fill=0)

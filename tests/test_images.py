@@ -6,16 +6,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import files
-from files import square
 from grafit_jax.data import images
 from grafit_jax.data.images import Unreadable
+from helpers import image_files
+from helpers.image_files import square
 
-RGB = files.pixels(0, 40, 30)
+RGB = image_files.pixels(0, 40, 30)
 
 
 def test_a_png_comes_back_as_it_was_written_and_resized_as_pil_resizes(tmp_path):
-    path = files.write(tmp_path / "i.png", RGB)
+    path = image_files.write(tmp_path / "i.png", RGB)
     np.testing.assert_array_equal(images.decode(path), RGB)
     resized = PIL.Image.fromarray(RGB).resize((8, 8), PIL.Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(square(path, 8), resized)
@@ -23,7 +23,7 @@ def test_a_png_comes_back_as_it_was_written_and_resized_as_pil_resizes(tmp_path)
 
 def test_resizing_is_antialiased_as_tensorflows(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (45, 33, 3), np.uint8)
-    path = files.write(tmp_path / "i.png", noise)
+    path = image_files.write(tmp_path / "i.png", noise)
 
     def weights(n_in, n_out):  # a triangle as wide as two output pixels, float64
         scale = n_in / n_out
@@ -37,7 +37,7 @@ def test_resizing_is_antialiased_as_tensorflows(tmp_path):
 
 @pytest.mark.parametrize("name", ["i.bmp", "i.gif", "i.tif", "i.webp", "i.ppm", "i.JPG"])
 def test_formats(tmp_path, name):
-    path = files.write(tmp_path / name, RGB, **({"lossless": True} if name == "i.webp" else {}))
+    path = image_files.write(tmp_path / name, RGB, **({"lossless": True} if name == "i.webp" else {}))
     got = images.decode(path)
     np.testing.assert_array_equal(got, PIL.Image.open(path).convert("RGB"))
     assert got.shape == (40, 30, 3) and np.mean(np.abs(got.astype(int) - RGB)) < (20 if name == "i.gif" else 4)
@@ -47,10 +47,10 @@ def test_modes(tmp_path):
     rgb = PIL.Image.fromarray(RGB)
     grey = np.asarray(rgb.convert("L"))
     np.testing.assert_array_equal(
-        images.decode(files.write(tmp_path / "L.png", grey)), np.repeat(grey[..., None], 3, 2)
+        images.decode(image_files.write(tmp_path / "L.png", grey)), np.repeat(grey[..., None], 3, 2)
     )
     bilevel = np.asarray(rgb.convert("1"))
-    got = images.decode(files.write(tmp_path / "1.png", bilevel))
+    got = images.decode(image_files.write(tmp_path / "1.png", bilevel))
     np.testing.assert_array_equal(got, np.repeat(bilevel[..., None] * np.uint8(255), 3, 2))
     rgb.quantize(7).save(tmp_path / "P.png")
     np.testing.assert_array_equal(images.decode(tmp_path / "P.png"), rgb.quantize(7).convert("RGB"))
@@ -67,10 +67,10 @@ def test_transparency_lies_on_white(tmp_path):
     rgba = np.random.default_rng(2).integers(0, 256, (9, 7, 4), np.uint8)
     rgba[0, 0] = (10, 20, 30, 0)
     alpha = rgba[..., 3:] / 255.0
-    got = images.decode(files.write(tmp_path / "i.png", rgba))
+    got = images.decode(image_files.write(tmp_path / "i.png", rgba))
     assert np.max(np.abs(got - (rgba[..., :3] * alpha + 255 * (1 - alpha)))) <= 1
     assert got[0, 0].tolist() == [255, 255, 255]
-    np.testing.assert_array_equal(images.decode(files.write(tmp_path / "la.png", rgba[..., 2:]))[0, 0], [255] * 3)
+    np.testing.assert_array_equal(images.decode(image_files.write(tmp_path / "la.png", rgba[..., 2:]))[0, 0], [255] * 3)
     palette = PIL.Image.new("P", (2, 1), 0)
     palette.putpalette([200, 0, 0, 0, 100, 0])
     palette.putpixel((1, 0), 1)
@@ -84,13 +84,13 @@ def test_16_bits_are_scaled_not_cut_off(tmp_path):
     values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
     want = np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, 2)
     assert want[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
-    (tmp_path / "grey.png").write_bytes(files.png16(values))
+    (tmp_path / "grey.png").write_bytes(image_files.png16(values))
     np.testing.assert_array_equal(images.decode(tmp_path / "grey.png"), want)
-    np.testing.assert_array_equal(images.decode(files.write(tmp_path / "grey.tif", values)), want)
-    (tmp_path / "rgb.png").write_bytes(files.png16(np.repeat(values[..., None], 3, 2)))
+    np.testing.assert_array_equal(images.decode(image_files.write(tmp_path / "grey.tif", values)), want)
+    (tmp_path / "rgb.png").write_bytes(image_files.png16(np.repeat(values[..., None], 3, 2)))
     assert np.max(np.abs(images.decode(tmp_path / "rgb.png").astype(int) - want)) <= 1
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))
-    resized = square(files.write(tmp_path / "ramp.tif", ramp), 4)[0, :, 0]
+    resized = square(image_files.write(tmp_path / "ramp.tif", ramp), 4)[0, :, 0]
     # Triangles around pixels 7.5, 23.5, 39.5 and 55.5 of 0..63; the outer two are cut by the border, to 9.02 and 53.98.
     np.testing.assert_allclose(resized, [36.5, 95.1, 159.9, 218.5], atol=1)
 
@@ -110,9 +110,9 @@ def test_an_image_lies_as_its_exif_says(tmp_path, orientation):
     }[orientation]
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    path = files.write(tmp_path / "i.png", RGB, exif=exif)
+    path = image_files.write(tmp_path / "i.png", RGB, exif=exif)
     np.testing.assert_array_equal(images.decode(path), upright(RGB))
-    photo = files.write(tmp_path / "i.jpg", RGB, exif=exif, quality=95)
+    photo = image_files.write(tmp_path / "i.jpg", RGB, exif=exif, quality=95)
     assert np.mean(np.abs(images.decode(photo).astype(int) - upright(RGB))) < 4
 
 
@@ -124,8 +124,8 @@ def test_of_an_animation_the_first_frame(tmp_path):
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path, monkeypatch):
-    photo = files.pixels(3, 640, 800)
-    path = files.write(tmp_path / "i.jpg", photo, quality=95)
+    photo = image_files.pixels(3, 640, 800)
+    path = image_files.write(tmp_path / "i.jpg", photo, quality=95)
     seen, draft = [], PIL.JpegImagePlugin.JpegImageFile.draft
 
     def spy(self, mode, size):
@@ -153,7 +153,7 @@ BROKEN = {
     "text.jpg": (lambda path: path.write_text("no image"), r"no JPEG, PNG, GIF, BMP, TIFF, WEBP or PPM"),
     "empty.png": (lambda path: path.write_bytes(b""), "no JPEG"),
     "eps.png": (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "no JPEG"),
-    "bomb.png": (lambda path: path.write_bytes(files.png_header(20_000, 20_000)), "400000000 pixels.*bomb"),
+    "bomb.png": (lambda path: path.write_bytes(image_files.png_header(20_000, 20_000)), "400000000 pixels.*bomb"),
     "gone.png": (lambda path: path.unlink(), r"gone\.png \(No such file or directory\)"),
     "folder.png": (lambda path: (path.unlink(), path.mkdir()), r"\(Is a directory\)"),
     "loop.png": (lambda path: (path.unlink(), path.symlink_to(path)), "Too many levels of symbolic links"),
@@ -166,7 +166,7 @@ BROKEN = {
 def test_what_cannot_be_decoded_is_named_in_one_line(tmp_path, name):
     spoil, reason = BROKEN[name]
     path = tmp_path / name
-    files.write(path, np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
+    image_files.write(path, np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
     spoil(path)
     for decoder in (images.decode, lambda path: square(path, 1), lambda path: square(path, 8)):
         with pytest.raises(Unreadable, match=reason) as error:
@@ -178,7 +178,7 @@ def test_what_cannot_be_decoded_is_named_in_one_line(tmp_path, name):
 def test_whatever_is_done_to_a_file_it_is_an_image_or_unreadable(tmp_path, name):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
-    files.write(tmp_path / name, RGB, exif=exif)
+    image_files.write(tmp_path / name, RGB, exif=exif)
     whole = np.frombuffer((tmp_path / name).read_bytes(), np.uint8)
     rng, unreadable = np.random.default_rng(0), 0
     for number in range(60):
@@ -194,8 +194,10 @@ def test_whatever_is_done_to_a_file_it_is_an_image_or_unreadable(tmp_path, name)
 
 
 def test_images_come_in_the_order_of_their_files_with_errors_in_their_places(tmp_path):
-    large = files.pixels(0, 700, 700)  # takes longer than those behind it
-    paths = [files.write(tmp_path / f"{i}.png", large if i % 5 == 0 else files.pixels(i)) for i in range(23)]
+    large = image_files.pixels(0, 700, 700)  # takes longer than those behind it
+    paths = [
+        image_files.write(tmp_path / f"{i}.png", large if i % 5 == 0 else image_files.pixels(i)) for i in range(23)
+    ]
     (tmp_path / "7.png").write_text("no image")
     for ahead in (0, 3, 100):
         got = list(images.decode_all((functools.partial(square, path, 4) for path in paths), ahead))
@@ -205,7 +207,7 @@ def test_images_come_in_the_order_of_their_files_with_errors_in_their_places(tmp
 
 
 def test_decoding_is_no_further_ahead_than_asked(tmp_path):
-    path, taken = files.write(tmp_path / "i.png"), []
+    path, taken = image_files.write(tmp_path / "i.png"), []
     decoded = images.decode_all((taken.append(i) or functools.partial(images.decode, path) for i in range(20)), 4)
     for i in range(5):
         next(decoded)

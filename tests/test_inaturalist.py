@@ -5,12 +5,11 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
-from prepared import in_files, prepare
 
 from grafit_jax.data import inaturalist2019, sources, taxonomy
 from grafit_jax.errors import UserError
-from pixels import pil_resized, random_images
-from small import run
+from helpers.pixels import pil_resized, random_images
+from helpers.tfds_data import in_files, prepare
 
 BIRD = ("Animalia", "Chordata", "Aves")
 PLANT = ("Plantae", "Tracheophyta", "Magnoliopsida")
@@ -240,10 +239,10 @@ def make_2019(folder):
 
 
 @pytest.fixture(scope="module")
-def inat2019(tmp_path_factory):
+def inat2019(tmp_path_factory, cli):
     folder = tmp_path_factory.mktemp("inat2019")
     make_2019(folder / "manual")
-    done = run("prepare", "--dataset=inaturalist2019", f"--manual_dir={folder}/manual", f"--data_dir={folder}/tfds")
+    done = cli("prepare", "--dataset=inaturalist2019", f"--manual_dir={folder}/manual", f"--data_dir={folder}/tfds")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1].endswith("2019/1.0.0: 7 training and 2 test images of inaturalist2019")
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]

@@ -5,17 +5,12 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-import twins
 from grafit_jax import kmeans as kmeans_lib
 from grafit_jax import parallel
 from grafit_jax.errors import UserError
 from grafit_jax.kmeans import kmeans
-from small import on_one_device
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    on_one_device(monkeypatch)
+from helpers import twins
+from helpers.devices import use_devices
 
 
 def groups(n=2500, k=12, dim=6, apart=2.0, seed=0):
@@ -100,13 +95,13 @@ def test_seeding_is_as_good_as_scikit_learns():
     assert np.mean(plain) > np.mean(theirs) * 1.03
 
 
-@pytest.mark.eight_devices
-def test_the_seed_alone_decides_whatever_the_number_of_devices(monkeypatch):
+@pytest.mark.quick
+def test_the_seed_alone_decides_whatever_the_number_of_devices(monkeypatch, eight_devices):
     rows, _ = groups(n=9000)
-    one, again, other = (kmeans(rows, 12, seed=seed) for seed in (3, 3, 4))
-    monkeypatch.undo()
     assert parallel.num_devices() == 8
     eight = kmeans(rows, 12, seed=3)
+    use_devices(monkeypatch, 1)
+    one, again, other = (kmeans(rows, 12, seed=seed) for seed in (3, 3, 4))
     for found in (again, eight):
         np.testing.assert_array_equal(found.label, one.label)
         np.testing.assert_array_equal(found.centre, one.centre)

@@ -10,7 +10,7 @@ import pytest
 from grafit_jax import experiment, losses, objective, train, train_step
 from grafit_jax.cosine import unit
 from grafit_jax.data import sources
-from small import on_one_device, small_config
+from helpers.runs import small_config
 
 # On this budget, over versions of jax, Grafit is 14 to 18 points above the baseline (54), with its target not stopped
 # 3 to 8, with shuffled labels far below it. A memory that is never updated (10 to 12) and an own slot that is kept (12
@@ -51,9 +51,7 @@ def learned(method, *, shuffle=False):
 
 @functools.cache
 def baseline():
-    with pytest.MonkeyPatch.context() as patch:
-        on_one_device(patch)
-        return learned("baseline")
+    return learned("baseline")
 
 
 def target_not_stopped(patch):
@@ -74,8 +72,7 @@ def flowing_instance_loss(predictions, targets):
 
 
 @pytest.mark.slow
-def test_grafit_beats_the_baseline(monkeypatch):
-    on_one_device(monkeypatch)
+def test_grafit_beats_the_baseline():
     grafit = learned("grafit")
     assert grafit > baseline() + MARGIN, (grafit, baseline())
 
@@ -83,7 +80,6 @@ def test_grafit_beats_the_baseline(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", [target_not_stopped, "labels shuffled"])
 def test_a_broken_grafit_does_not(what, monkeypatch):
-    on_one_device(monkeypatch)
     if callable(what):
         what(monkeypatch)
     broken = learned("grafit", shuffle=what == "labels shuffled")

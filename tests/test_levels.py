@@ -27,7 +27,8 @@ from grafit_jax.data.sources import Level, Records
 from grafit_jax.errors import UserError
 from grafit_jax.evaluation import Embedded
 from grafit_jax.features import Features
-from small import ROOT, on_one_device, small_config
+from helpers.command_lines import ROOT
+from helpers.runs import small_config
 
 # Eight species in five genera in three families in two orders.
 SPECIES = np.arange(8)
@@ -133,10 +134,9 @@ def test_the_usual_level_of_a_source():
     assert {source: sources.usual_level(source) for source in expected} == expected
 
 
-def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_judged_at_both(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_judged_at_both(tmp_path, trains):
     config = small_config("baseline", **{"data.train_level": "fine", "train.epochs": 1, "eval.features": ("trunk",)})
-    got = train.train(config, tmp_path / "run")
+    got = trains(config, tmp_path / "run")
     assert {"map", "knn_top1", "coarse/map", "coarse/knn_top1"} <= got.keys()
     run, state = experiment.restore_newest(tmp_path / "run")
     assert state.params["classifier"]["kernel"].shape[-1] == 10
@@ -197,8 +197,7 @@ def test_embeddings_on_disk_keep_their_further_levels(tmp_path, suffix):
     assert got == wanted and "family/map" in got
 
 
-def test_a_runs_embeddings_have_the_names_of_every_level(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_runs_embeddings_have_the_names_of_every_level(tmp_path):
     species = np.arange(64) % 8
     image = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
     records = {split: Records(image, levels_of(species), "family") for split in sources.SPLITS}

@@ -1,17 +1,12 @@
 """Data sets of the catalog with other levels or splits than the usual ones: ImageNet, Flowers, Food, Omniglot."""
 
-import os
-import pathlib
-
 import numpy as np
 import pytest
-from prepared import in_files, prepare
 
 from grafit_jax.data import catalog, sources
 from grafit_jax.errors import UserError
-from pixels import pil_resized, random_images
-
-TFDS_DIR = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+from helpers.pixels import pil_resized, random_images
+from helpers.tfds_data import in_files, prepare
 
 
 def examples_of(seed, labels, **further):
@@ -130,13 +125,8 @@ def test_omniglot_unseen_is_tfds_own_split(drawings):
         assert set(records.label) == {first, first + 1}
 
 
-@pytest.mark.omniglot
-@pytest.mark.skipif(
-    not (TFDS_DIR / "omniglot").is_dir(),
-    reason=f"no Omniglot in {TFDS_DIR}: run `tfds build omniglot --data_dir={TFDS_DIR}`",
-)
-def test_omniglot_itself(capsys):
-    loaded = sources.load(source="tfds:omniglot", data_dir=str(TFDS_DIR), image_size=16)
+def test_omniglot_itself(capsys, omniglot):
+    loaded = sources.load(source="tfds:omniglot", data_dir=omniglot, image_size=16)
     assert "warning" not in capsys.readouterr().err
     for split, drawn in (("train", 14), ("test", 6)):
         records = loaded[split]
@@ -144,7 +134,7 @@ def test_omniglot_itself(capsys):
         assert len(np.unique(records.coarse_label)) == len(records.coarse_names) == 30
         assert 0.8 < records.image.mean() / 255 < 0.98  # black on white
     unseen = sources.load(
-        source="tfds:omniglot", data_dir=str(TFDS_DIR), image_size=16, variant="unseen", coarse_classes=(), stream=True
+        source="tfds:omniglot", data_dir=omniglot, image_size=16, variant="unseen", coarse_classes=(), stream=True
     )
     assert [len(r) for r in unseen.values()] == [19280, 13180]
     alphabets = [set(r.coarse_label.tolist()) for r in unseen.values()]

@@ -5,16 +5,18 @@ import os
 import numpy as np
 import pytest
 
-import files
-from files import load, named
 from grafit_jax.data import hierarchy, sources
 from grafit_jax.errors import UserError
+from helpers import image_files
+from helpers.image_files import load, named
 
 # Folders.
 
 
 def test_a_tree_golden(tmp_path):
-    written = files.write_tree(tmp_path, {"train/y/b": 2, "train/x/c": 1, "train/x/a": 2, "test/x/c": 1, "test/y/b": 2})
+    written = image_files.write_tree(
+        tmp_path, {"train/y/b": 2, "train/x/c": 1, "train/x/a": 2, "test/x/c": 1, "test/y/b": 2}
+    )
     records = load(tmp_path)
     train_, test = records["train"], records["test"]
     assert train_.coarse_names == test.coarse_names == ("x", "y")
@@ -30,7 +32,9 @@ def test_a_tree_golden(tmp_path):
 
 
 def test_the_same_fine_name_under_two_coarse_ones_is_two_classes(tmp_path):
-    files.write_tree(tmp_path, {f"{s}/{c}/{f}": 1 for s in ("train", "test") for c in "xy" for f in ("other", f"z{c}")})
+    image_files.write_tree(
+        tmp_path, {f"{s}/{c}/{f}": 1 for s in ("train", "test") for c in "xy" for f in ("other", f"z{c}")}
+    )
     records = load(tmp_path)["train"]
     assert records.label_names == ("x/other", "y/other", "zx", "zy")
     assert [records.label_names[i] for i in records.label] == ["x/other", "zx", "y/other", "zy"]
@@ -39,23 +43,23 @@ def test_the_same_fine_name_under_two_coarse_ones_is_two_classes(tmp_path):
 
 @pytest.mark.parametrize("name", ["val", "validation"])
 def test_without_fine_folders_there_are_no_fine_labels(tmp_path, name):
-    files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, f"{name}/x": 1, f"{name}/y": 1})
+    image_files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, f"{name}/x": 1, f"{name}/y": 1})
     records = load(tmp_path)
     assert records["train"].label is None and records["test"].label is None
     assert records["test"].coarse_label.tolist() == [0, 1]
 
 
 def test_fine_labels_of_the_test_split_alone_are_kept(tmp_path):
-    files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, "test/x/a": 1, "test/y/b": 1})
+    image_files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, "test/x/a": 1, "test/y/b": 1})
     records = load(tmp_path)
     assert records["train"].label is None and records["test"].label.tolist() == [0, 1]
 
 
 def test_links_hidden_files_suffixes_and_accents(tmp_path, capsys):
     elsewhere = tmp_path / "elsewhere"
-    files.write_tree(elsewhere, {"b": 2})
+    image_files.write_tree(elsewhere, {"b": 2})
     root = tmp_path / "root"
-    files.write_tree(root, {"train/é": 1, "test/e\u0301": 1, "train/x": 1, "test/x": 1})  # composed, decomposed
+    image_files.write_tree(root, {"train/é": 1, "test/e\u0301": 1, "train/x": 1, "test/x": 1})  # composed, decomposed
     (root / "train" / "é" / "02.JPEG").symlink_to(elsewhere / "b" / "00.png")
     (root / "train" / "z").symlink_to(elsewhere / "b")
     (root / "train" / "x" / "loop").symlink_to(root)  # back to a folder on the way
@@ -63,7 +67,7 @@ def test_links_hidden_files_suffixes_and_accents(tmp_path, capsys):
     for hidden in (".DS_Store", "x/.thumb.png", "x/notes.txt"):
         (root / "train" / hidden).write_text("")
     (root / "test" / "empty").mkdir()
-    files.write_tree(root, {".cache/x": 1})
+    image_files.write_tree(root, {".cache/x": 1})
     records = load(root)
     assert records["train"].coarse_names == ("x", "z", "é")
     assert [name for name, _ in named(records["train"]).values()] == ["x", "z", "z", "é", "é"]
@@ -94,7 +98,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_that_does_not_fit_is_told_in_one_line(tmp_path, layout):
     folders, message = LAYOUTS[layout]
-    files.write_tree(tmp_path, folders)
+    image_files.write_tree(tmp_path, folders)
     with pytest.raises(UserError, match=message) as error:
         load(tmp_path)
     assert "\n" not in str(error.value)
@@ -103,7 +107,7 @@ def test_a_layout_that_does_not_fit_is_told_in_one_line(tmp_path, layout):
 
 
 def test_what_may_be_meant_is_warned_of(tmp_path, capsys):
-    files.write_tree(tmp_path, {"train/x": 2, "test/x": 1, "test/new": 1})
+    image_files.write_tree(tmp_path, {"train/x": 2, "test/x": 1, "test/new": 1})
     records = load(tmp_path)
     assert records["test"].coarse_names == ("new", "x")
     first, second = capsys.readouterr().err.splitlines()
@@ -112,7 +116,7 @@ def test_what_may_be_meant_is_warned_of(tmp_path, capsys):
 
 
 def test_folders_that_may_not_be_listed_and_names_of_no_encoding_are_told(tmp_path, monkeypatch):
-    files.write_tree(tmp_path, files.TREE)
+    image_files.write_tree(tmp_path, image_files.TREE)
     os.mkdir(os.fsencode(tmp_path) + b"/train/x/\xff")
     with pytest.raises(UserError, match=r"train/x holds '\\udcff', whose name is not UTF-8: rename it"):
         load(tmp_path)
@@ -130,7 +134,7 @@ def test_folders_that_may_not_be_listed_and_names_of_no_encoding_are_told(tmp_pa
 
 
 def test_a_choice_of_classes_keeps_every_image_with_its_file(tmp_path):
-    files.write_tree(tmp_path, files.TREE)
+    image_files.write_tree(tmp_path, image_files.TREE)
     records = load(tmp_path)
     for split, kept in hierarchy.select(records, (1,)).items():
         assert named(kept) == {f: key for f, key in named(records[split]).items() if key[0] == "y"}
@@ -141,19 +145,21 @@ def test_a_choice_of_classes_keeps_every_image_with_its_file(tmp_path):
 
 
 def test_a_csv_is_the_folder_that_it_lists(tmp_path):
-    files.write_tree(tmp_path / "d", files.TREE)
+    image_files.write_tree(tmp_path / "d", image_files.TREE)
     expected = load(tmp_path / "d")
     rows = [(file, *key, split) for split, r in expected.items() for file, key in named(r).items()]
     relative = [(os.path.relpath(rows[0][0], tmp_path), *rows[0][1:]), *rows[1:]]
     # As a spreadsheet writes it, with a byte-order mark and blanks, and an absolute path beside relative ones.
-    table = files.write_csv(tmp_path / "t.csv", relative, encoding="utf-8-sig", quoting=1)
+    table = image_files.write_csv(tmp_path / "t.csv", relative, encoding="utf-8-sig", quoting=1)
     got = sources.load(source=f"csv:{table}")
     for split, r in expected.items():
         assert named(got[split]) == named(r)
         np.testing.assert_array_equal(got[split].image, r.image)
     # In the order of the rows; without the column fine there are no fine labels; `val` is a test split.
     rows = [(f" {file} ", c, {"train": "train", "test": "val"}[s]) for file, c, _, s in rows[::-1]]
-    got = sources.load(source=f"csv:{files.write_csv(tmp_path / 't.csv', rows, header=('path', 'coarse', 'split'))}")
+    got = sources.load(
+        source=f"csv:{image_files.write_csv(tmp_path / 't.csv', rows, header=('path', 'coarse', 'split'))}"
+    )
     assert got["train"].label is None
     assert got["train"].filename.tolist() == expected["train"].filename.tolist()[::-1]
 
@@ -175,7 +181,7 @@ CSV_MISTAKES = {
 def test_mistakes_in_a_csv_are_told_with_their_line(tmp_path, name):
     rows, header, message = CSV_MISTAKES[name]
     good = [] if header else [("0.png", "x", "", "train"), ("1.png", "x", "", "test")]
-    table = files.write_csv(tmp_path / "t.csv", [*good, *rows], header or ("path", "coarse", "fine", "split"))
+    table = image_files.write_csv(tmp_path / "t.csv", [*good, *rows], header or ("path", "coarse", "fine", "split"))
     with pytest.raises(UserError, match=message):
         sources.load(source=f"csv:{table}")
 
@@ -194,18 +200,18 @@ def test_a_folder_is_no_csv(tmp_path):
 
 
 def test_labels_that_look_missing_are_warned_of(tmp_path, capsys):
-    files.write_tree(tmp_path, {"d": 4})
+    image_files.write_tree(tmp_path, {"d": 4})
     rows = [(f"d/{i:02}.png", c, f, s) for i, (c, f, s) in enumerate(
         [("x", "a", "train"), ("x", "NaN", "train"), ("na", "b", "test"), ("banana", "nancy", "test")]
     )]  # fmt: skip
-    got = sources.load(source=f"csv:{files.write_csv(tmp_path / 't.csv', rows)}")
+    got = sources.load(source=f"csv:{image_files.write_csv(tmp_path / 't.csv', rows)}")
     assert f"{tmp_path}/t.csv: 2 labels are called nan or na or n/a" in (warned := capsys.readouterr().err)
     assert "the first in line 3: they are classes like any other; if they stand" in warned
     assert got["train"].label_names == ("NaN", "a", "b", "nancy")
 
 
 def test_an_image_in_both_splits_is_warned_of(tmp_path, capsys):
-    files.write_tree(tmp_path, {"d": 2})
+    image_files.write_tree(tmp_path, {"d": 2})
     rows = [("d/00.png", c, "", s) for s in ("train", "test") for c in "x"] + [("d/01.png", "y", "", "train")]
-    sources.load(source=f"csv:{files.write_csv(tmp_path / 't.csv', rows)}")
+    sources.load(source=f"csv:{image_files.write_csv(tmp_path / 't.csv', rows)}")
     assert f"1 images are in both splits, such as {tmp_path}/d/00.png" in capsys.readouterr().err

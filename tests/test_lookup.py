@@ -7,20 +7,11 @@ import PIL.Image
 import pytest
 from sklearn.datasets import load_digits
 
-import files
-from grafit_jax import experiment, features, lookup, report, train
+from grafit_jax import experiment, features, lookup, report
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
-from small import on_one_device, run, small_config
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("lookup") / "run"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        on_one_device(monkeypatch)
-        train.train(small_config(**{"train.epochs": 1}), path)
-    return path
+from helpers import image_files
+from helpers.runs import small_config
 
 
 def angles(*degrees, **columns):
@@ -103,10 +94,9 @@ def test_a_layer_that_a_method_has_not_is_named():
             call()
 
 
-def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path, monkeypatch):
+def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path):
     # Read at another size than its own, and evaluated at another one than that of training.
-    on_one_device(monkeypatch)
-    written = files.write_tree(tmp_path, files.TREE, height=21, width=30)
+    written = image_files.write_tree(tmp_path, image_files.TREE, height=21, width=30)
     config = small_config(
         "baseline",
         **{"data.source": f"folder:{tmp_path}", "data.image_size": 11, "eval.size": 12, "train.batch_size": 8},
@@ -121,10 +111,9 @@ def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path, monkeypatch
     np.testing.assert_allclose(got[0], gallery.embedding[4], atol=1e-5)
 
 
-def test_a_photo_of_a_test_image_finds_that_image(workdir, tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_photo_of_a_test_image_finds_that_image(trained_once, tmp_path):
     # The same image from a file as from the data set, through the same network: at similarity 1.
-    run_, state = experiment.restore_newest(workdir)
+    run_, state = experiment.restore_newest(trained_once)
     gallery = experiment.embed(run_, state, "test", "trunk")
     images = run_.records["test"].image
     for row in (0, 500):
@@ -137,34 +126,37 @@ def test_a_photo_of_a_test_image_finds_that_image(workdir, tmp_path, monkeypatch
     assert {int(x) for x in gallery.label} <= set(load_digits().target)
 
 
-def test_command_lines_from_workdir_to_picture(workdir, tmp_path):
-    done = run("embed", f"--workdir={workdir}", f"--out={tmp_path}/test.npz")
+def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
+    done = cli("embed", f"--workdir={trained_once}", f"--out={tmp_path}/test.npz")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "898 embeddings of 64 dimensions" in done.stdout and len(features.load(tmp_path / "test.npz")) == 898
 
-    done = run("evaluate", f"--features={tmp_path}/test.npz", "--k=1,5", f"--out={tmp_path}/metrics.json")
+    done = cli("evaluate", f"--features={tmp_path}/test.npz", "--k=1,5", f"--out={tmp_path}/metrics.json")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == (tmp_path / "metrics.json").read_text()
-    got, trained = json.loads(done.stdout), json.loads((workdir / "metrics.json").read_text())
+    got, trained = json.loads(done.stdout), json.loads((trained_once / "metrics.json").read_text())
     for name in ("recall@1", "recall@5", "coarse/recall@1"):
         assert got[name] == trained[name]
     assert got["map"] == pytest.approx(trained["map"], abs=1e-5)
 
-    done = run("search", f"--workdir={workdir}", "--ids=test/3", "--k=4", f"--out={tmp_path}/near.png")
+    done = cli("search", f"--workdir={trained_once}", "--ids=test/3", "--k=4", f"--out={tmp_path}/near.png")
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) == 1 + 4 + 1
     assert PIL.Image.open(tmp_path / "near.png").width > 300
 
-    done = run("search", f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--k=4")
+    done = cli("search", f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--k=4")
     assert [line.split()[2] for line in done.stdout.splitlines()[1:]] and done.returncode == 0
 
-    done = run("evaluate", f"--workdir={workdir}", "--k=1,50")
+    done = cli("evaluate", f"--workdir={trained_once}", "--k=1,50")
     assert done.returncode == 2 and "found --k with --workdir" in done.stderr
     for arguments, message in (
         ([f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--out=x.png"], "names no files to draw"),
-        ([f"--workdir={workdir}"], "want one of --query=IMAGE and --ids=ID,ID."),
-        ([f"--workdir={workdir}", "--ids=test/3", "--out=x.doc"], "want a file that ends in .png, .jpg, .pdf or .svg."),
+        ([f"--workdir={trained_once}"], "want one of --query=IMAGE and --ids=ID,ID."),
+        (
+            ["--ids=test/3", "--out=x.doc", f"--workdir={trained_once}"],
+            "want a file that ends in .png, .jpg, .pdf or .svg.",
+        ),
         (["--ids=test/3"], "want --workdir=DIR, whose network embeds images, or --gallery=FILE"),
     ):
-        done = run("search", *arguments)
+        done = cli("search", *arguments)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import twins
 from grafit_jax import losses
+from helpers import twins
 
 T0, T = 0.1, 0.05
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import twins
 from grafit_jax import losses
+from helpers import twins
 
 DEVICES = 8
 
@@ -97,8 +97,8 @@ def loss_and_gradient(axis_name, temperature=0.05, with_own=True):
 
 @pytest.mark.parametrize("temperature", [0.05, 0.01])
 @pytest.mark.parametrize("slots", [5, 64, 1003, 33_001])
-@pytest.mark.eight_devices
-def test_knn_on_eight_devices_equals_one_device(slots, temperature):
+@pytest.mark.quick
+def test_knn_on_eight_devices_equals_one_device(slots, temperature, eight_devices):
     # 5 slots leave three devices with nothing but padding; 1003 leave five padded rows on the last; 33,001 give each
     # device more than 4,096 rows, more than a block.
     one, many = sharded_problem(slots)
@@ -119,8 +119,8 @@ def test_knn_on_eight_devices_equals_one_device(slots, temperature):
     np.testing.assert_array_equal(weight, twin_weight)
 
 
-@pytest.mark.eight_devices
-def test_knn_on_eight_devices_without_own_slots():
+@pytest.mark.quick
+def test_knn_on_eight_devices_without_own_slots(eight_devices):
     one, many = sharded_problem(100)
     cotangent = np.ones(len(one[0]), np.float32)
     expected = jax.jit(loss_and_gradient(None, with_own=False))(*one, cotangent)
@@ -129,8 +129,8 @@ def test_knn_on_eight_devices_without_own_slots():
         np.testing.assert_allclose(np.asarray(x).reshape(y.shape), y, rtol=1e-4, atol=1e-5 * np.abs(y).max())
 
 
-@pytest.mark.eight_devices
-def test_pmean_of_local_gradients_is_the_gradient_of_the_mean_loss():
+@pytest.mark.quick
+def test_pmean_of_local_gradients_is_the_gradient_of_the_mean_loss(eight_devices):
     # What a train step does: z = x W, replicated W, mean over the device's examples, pmean over devices.
     one, many = sharded_problem(100)
     w = np.random.default_rng(11).normal(size=(9, 9)).astype(np.float32)

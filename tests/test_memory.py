@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import twins
 from grafit_jax import memory as memory_lib
+from helpers import twins
 
 DEVICES = 8
 
@@ -92,8 +92,8 @@ def split(memory):
 
 
 @pytest.mark.parametrize("n", [16, 45])
-@pytest.mark.eight_devices
-def test_eight_devices_write_what_one_device_writes(n):
+@pytest.mark.quick
+def test_eight_devices_write_what_one_device_writes(n, eight_devices):
     assert jax.local_device_count() == DEVICES
     memory = a_memory(n=n, dim=5, seed=3)
     rng = np.random.default_rng(4)
@@ -178,8 +178,8 @@ def test_a_batch_that_does_not_fit_the_queue_is_refused():
     np.testing.assert_array_equal(whole.label, [4, 5, 6])
 
 
-@pytest.mark.eight_devices
-def test_every_device_enters_the_keys_of_all_in_the_order_of_the_devices():
+@pytest.mark.quick
+def test_every_device_enters_the_keys_of_all_in_the_order_of_the_devices(eight_devices):
     rng = np.random.default_rng(0)
     keys, labels = rng.normal(size=(16, 3)).astype(np.float32), np.arange(100, 116)
     queue = memory_lib.fill_queue(rng.normal(size=(21, 3)), np.zeros(21, int), 21)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-import twins
 from grafit_jax import metrics
 from grafit_jax.errors import UserError
-from small import on_one_device
+from helpers import twins
+from helpers.devices import use_devices
 
 
 def embeddings(n, dim, seed):
@@ -253,11 +253,11 @@ def test_all_metrics_against_a_gallery_equal_the_twins():
         assert got[name] == pytest.approx(value, rel=1e-6), name
 
 
-@pytest.mark.eight_devices
-def test_one_device_gives_the_metrics_of_eight(monkeypatch):
+@pytest.mark.quick
+def test_one_device_gives_the_metrics_of_eight(monkeypatch, eight_devices):
     x, labels = embeddings(333, 9, seed=19), np.random.default_rng(20).integers(0, 30, 333)
     eight = metrics.retrieval_metrics(x, {"": labels})
-    on_one_device(monkeypatch)
+    use_devices(monkeypatch, 1)
     assert metrics.retrieval_metrics(x, {"": labels}) == eight
 
 

@@ -9,7 +9,7 @@ from grafit_jax import methods
 from grafit_jax.errors import UserError
 from grafit_jax.models import build_trunk, convolution
 from grafit_jax.models.layers import conv3x3, fold_patches
-from small import small_config
+from helpers.runs import small_config
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,7 @@ def test_without_a_projector_the_losses_see_the_trunk():
         network(16).init(jax.random.key(1), x, train=False)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_statistics_and_outputs_in_float32():
     config = small_config("grafit_fc", **{"model.dtype": "bfloat16"})
     network = methods.build_network(methods.get("grafit_fc"), config.model, num_classes=2)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import twins
 from grafit_jax import errors, metrics, neighbors
+from helpers import twins
 
 
 def points(n, dim, seed=0):
@@ -170,8 +170,8 @@ def test_arguments_are_left_as_they_were():
     np.testing.assert_array_equal(gallery, before[1])
 
 
-@pytest.mark.eight_devices
-def test_matmuls_ask_for_full_float32():
+@pytest.mark.quick
+def test_matmuls_ask_for_full_float32(eight_devices):
     # "Exact" is a promise for accelerators too, whose default (TF32, bfloat16) reorders cosines nearer than 1e-3.
     inside = jax.make_jaxpr(lambda q, g: neighbors.search(q, g, 3))(points(5, 7), points(40, 7)).jaxpr
     assert twins.matmul_precisions(inside) == {jax.lax.Precision.HIGHEST}
@@ -229,6 +229,7 @@ def test_lengths_that_have_no_square_in_float32(scale):
 @pytest.mark.parametrize(
     ("queries", "rows", "k"), [(1, 333, 3), (9, 1024, 1), (130, 1055, 7), (70, 4099, 20), (3, 90, 89)]
 )
+@pytest.mark.slow
 def test_blocks_of_both_sides_lose_and_count_nothing_twice(monkeypatch, on_host, queries, rows, k):
     # Small blocks, so that there are many of both sides; all rows opposite to the queries, so that a padding of zeros
     # would be nearer than any of them.
@@ -289,8 +290,8 @@ def test_shapes_come_in_buckets():
 
 
 @pytest.mark.parametrize("n, k", [(400, 1), (400, 49), (400, 50), (400, 60), (8, 3)])
-@pytest.mark.eight_devices
-def test_eight_devices_find_what_one_device_finds(n, k):
+@pytest.mark.quick
+def test_eight_devices_find_what_one_device_finds(n, k, eight_devices):
     # The gallery's rows are spread over the devices in order, and all devices ask the same queries; k above the rows of
     # a device; ties across devices go to the lower row of the whole gallery.
     rng = np.random.default_rng(20)

@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from prepared import make_builder
 
 from grafit_jax import experiment, parallel, train
 from grafit_jax.data import pipeline, sources
 from grafit_jax.errors import UserError
-from small import on_one_device, small_config
+from helpers.runs import small_config
+from helpers.tfds_data import make_builder
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,8 @@ def epoch_of(images, seed, batch_size=16, **options):
     return np.concatenate([ids for ids, _ in batches]), np.concatenate([x for _, x in batches])
 
 
-def test_an_epochs_order_is_a_permutation_of_its_own_cut_to_whole_batches():
+@pytest.mark.quick
+def test_an_epochs_order_is_a_permutation_of_its_own_cut_to_whole_batches(eight_devices):
     orders = [np.asarray(pipeline.epoch_order(0, epoch, 899, 14, 64)) for epoch in (0, 1)]
     assert orders[0].shape == (8, 14, 8)  # devices, steps, images
     for order in orders:
@@ -93,7 +94,7 @@ def test_fingerprint_of_streamed_images_follows_the_choice_of_images(tiny):
     assert prints() == prints() != prints(coarse_classes=(0, 1))
 
 
-def test_a_streamed_step_is_the_step_on_resident_data(tiny):
+def test_a_streamed_step_is_the_step_on_resident_data(tiny, eight_devices):
     config = stream_config(tiny)
     run = experiment.load(config)
     feed = train.make_feed(run)
@@ -140,10 +141,9 @@ def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():
     assert feed.waited > 0
 
 
-def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch, trains):
     config = stream_config(tiny)
-    expected = train.train(config, tmp_path / "whole")
+    expected = trains(config, tmp_path / "whole")
     shuffled, epochs = pipeline.Streamed.epoch, []
 
     def stopped(self, epoch, first):
@@ -154,8 +154,8 @@ def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(pipeline.Streamed, "epoch", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train.train(config, tmp_path / "stopped")
-    assert train.train(config, tmp_path / "stopped") == expected
+        trains(config, tmp_path / "stopped")
+    assert trains(config, tmp_path / "stopped") == expected
     assert epochs == [0, 1, 1, 2]
 
 

@@ -8,14 +8,15 @@ import signal
 
 import jax
 import numpy as np
-import pods
 import pytest
 
-import files
 from grafit_jax import config as config_lib
-from grafit_jax import parallel, train
+from grafit_jax import train
 from grafit_jax.checkpoint import Checkpoints
-from small import ROOT, log_of
+from helpers import image_files, pods
+from helpers.command_lines import ROOT
+from helpers.devices import use_devices
+from helpers.runs import log_of
 
 
 def config_of_pods():
@@ -53,12 +54,14 @@ def said(logs, count):
 def one(tmp_path_factory):
     """The run of one process with eight devices."""
     path = tmp_path_factory.mktemp("one") / "run"
-    train.train(config_of_pods(), path)
+    with pytest.MonkeyPatch.context() as patch:
+        use_devices(patch, 8)
+        train.train(config_of_pods(), path)
     return path
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(one, tmp_path, monkeypatch):
+def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(one, tmp_path, monkeypatch, trains):
     processes = pods.start(tmp_path / "two", 2, 4, logs=tmp_path)
     pods.wait_for_step(tmp_path / "two", processes, 10)
     processes[1].send_signal(signal.SIGTERM)
@@ -74,8 +77,8 @@ def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(one
     # Only the first one says and writes.
     assert json.loads(said(tmp_path, 2)[0].splitlines()[-1]) and "{" not in said(tmp_path, 2)[1]
     # On one host with six devices instead, from where the two were stopped.
-    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:6])
-    train.train(config_of_pods(), tmp_path / "six")
+    use_devices(monkeypatch, 6)
+    trains(config_of_pods(), tmp_path / "six")
     assert_same_run(one, tmp_path / "six")
 
 
@@ -95,8 +98,7 @@ def test_three_processes_with_an_uneven_data_set_end_with_the_one_that_dies_and_
     assert_same_run(one, tmp_path / "three")
 
 
-@pytest.mark.faults
-def test_a_process_that_is_stopped_is_missed(tmp_path):
+def test_a_process_that_is_stopped_is_missed(tmp_path, long):
     processes = pods.start(tmp_path / "two", 2, 2, "--config.train.epochs=1000", logs=tmp_path)
     pods.wait_for_step(tmp_path / "two", processes, 5)
     processes[1].send_signal(signal.SIGSTOP)
@@ -105,21 +107,21 @@ def test_a_process_that_is_stopped_is_missed(tmp_path):
     assert "process 1 of 2 is not heard of, last after step " in said(tmp_path, 2)[0].splitlines()[-1]
 
 
-@pytest.mark.faults
-def test_a_process_that_waits_for_a_file_for_ever_is_found_stuck(tmp_path):
+def test_a_process_that_waits_for_a_file_for_ever_is_found_stuck(tmp_path, long):
+    stuck_seconds = 60 if long else 20  # more than a start or an evaluation takes
     data = tmp_path / "data"
-    written = files.write_tree(data, {"train/x": 48, "train/y": 48, "test/x": 6, "test/y": 6}, height=8, width=8)
+    written = image_files.write_tree(data, {"train/x": 48, "train/y": 48, "test/x": 6, "test/y": 6}, height=8, width=8)
     of_files = [
         f"--config.data.source=folder:{data}", "--config.data.stream=True", "--config.data.image_size=8",
         "--config.views.mean=(0.4,0.4,0.4)", "--config.views.std=(0.3,0.3,0.3)", "--config.eval.recall_at=(1,)",
-        "--config.train.epochs=1000", "--config.train.batch_size=48", "--stuck_seconds=60",
+        "--config.train.epochs=1000", "--config.train.batch_size=48", f"--stuck_seconds={stuck_seconds}",
     ]  # fmt: skip
     processes = pods.start(tmp_path / "two", 2, 2, *of_files, logs=tmp_path)
     pods.wait_for_step(tmp_path / "two", processes, 5)
     os.mkfifo(tmp_path / "fifo")  # as a file of a network disk that has gone away: opening it never returns
     os.replace(tmp_path / "fifo", next(iter(written)))
     assert pods.finish(processes) == [69, 69]
-    places = [re.search(r"nothing has moved for 60 s: process 0 is (.*); process 1 is (.*?); start", text)
+    places = [re.search(rf"nothing has moved for {stuck_seconds} s: process 0 is (.*); process 1 is (.*?); start", text)
               for text in said(tmp_path, 2)]  # fmt: skip
     found = next(place for place in places if place)
     assert "(reads a batch)" in found[1] + found[2]

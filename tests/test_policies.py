@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from grafit_jax.data import policies
-from pixels import RGB, from_pil, pil, torchvision, unit
+from helpers.pixels import RGB, from_pil, pil, unit
 
 # RandAugment
 
@@ -112,9 +112,9 @@ def test_autoaugment_applies_nothing_above_the_probabilities():
 
 @pytest.mark.parametrize("draws", [(APPLIED, SKIPPED), (SKIPPED, APPLIED), (APPLIED, APPLIED)], ids=["1", "2", "both"])
 @pytest.mark.parametrize("signs", [(False, True), (True, False)])
-def test_autoaugment_as_torchvision(draws, signs):
+def test_autoaugment_as_torchvision(draws, signs, torchvision):
     """The whole transform on a PIL image, its draws given."""
-    t = torchvision().transforms
+    t = torchvision.transforms
     transform = t.AutoAugment(t.AutoAugmentPolicy.CIFAR10)
     for place in range(25):
         transform.get_params = lambda _, place=place: (place, draws, [not sign for sign in signs])
@@ -129,8 +129,8 @@ def test_autoaugment_as_torchvision(draws, signs):
             assert levels.mean() < 1.2 and np.mean(levels > 3.5) < 0.01, case
 
 
-def test_autoaugment_table_as_torchvision():
-    t = torchvision().transforms
+def test_autoaugment_table_as_torchvision(torchvision):
+    t = torchvision.transforms
     theirs = t.AutoAugment(t.AutoAugmentPolicy.CIFAR10).policies
     ours = [tuple((name.replace("_", ""), p, m) for name, p, m in pair) for pair in policies.CIFAR10]
     assert ours == [tuple((name.lower(), p, m) for name, p, m in pair) for pair in theirs]

@@ -12,13 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import seeded
 
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, models, train
 from grafit_jax.errors import UserError
 from grafit_jax.models import pretrained
-from small import on_one_device, small_config
+from helpers import state_dicts
+from helpers.runs import small_config
 
 NAMES = ("resnet18", "resnet34", "resnet50", "regnet_y_400mf")
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "logits.json").read_text())
@@ -42,27 +42,33 @@ def random_tensors(net, torch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_are_those_of_torchvision(name, tmp_path):
-    torch = pytest.importorskip("torch", reason="torchvision is the oracle: pip install -e '.[benchmark]'")
-    from benchmarks import torch_peer
-
-    net = random_tensors(getattr(torch_peer.torchvision().models, name)(num_classes=10), torch)
+def test_logits_are_those_of_torchvision(name, tmp_path, torch, torchvision):
+    net = random_tensors(getattr(torchvision.models, name)(num_classes=10), torch)
     torch.save(net.state_dict(), tmp_path / "net.pth")
     numpy_dict = {key: value.numpy() for key, value in net.state_dict().items()}
     safetensors.numpy.save_file(numpy_dict, tmp_path / "net.safetensors")
-    images = seeded.images()
+    for file in ("net.pth", "net.safetensors"):
+        assert_same_logits(name, pretrained.read(tmp_path / file), net, torch)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_logits_are_those_of_timm(name, torch, timm):
+    net = random_tensors(timm.create_model(name, pretrained=False, num_classes=10), torch)
+    assert_same_logits(name, {key: value.numpy() for key, value in net.state_dict().items()}, net, torch)
+
+
+def assert_same_logits(name, tensors, net, torch):
+    images = state_dicts.images()
     with torch.no_grad():
         want = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     assert 0.1 < np.abs(want).max() < 10
-    for file in ("net.pth", "net.safetensors"):
-        variables = pretrained.convert(name, pretrained.read(tmp_path / file))
-        np.testing.assert_allclose(logits(name, variables, images), want, atol=1e-4)
+    np.testing.assert_allclose(logits(name, pretrained.convert(name, tensors), images), want, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_logits_golden(name):
-    variables = pretrained.convert(name, seeded.state_dict(name))
-    np.testing.assert_allclose(logits(name, variables, seeded.images()), GOLDEN[name], atol=1e-4)
+    variables = pretrained.convert(name, state_dicts.state_dict(name))
+    np.testing.assert_allclose(logits(name, variables, state_dicts.images()), GOLDEN[name], atol=1e-4)
 
 
 def test_variables_are_those_of_the_module():
@@ -70,7 +76,7 @@ def test_variables_are_those_of_the_module():
     image = jnp.zeros((1, 64, 64, 3))
     fresh = jax.eval_shape(lambda: network.init(jax.random.key(0), image))
     assert sum(x.size for x in jax.tree.leaves(fresh["params"])) == 25_557_032
-    converted = pretrained.convert("resnet50", seeded.state_dict("resnet50", num_classes=1000))
+    converted = pretrained.convert("resnet50", state_dicts.state_dict("resnet50", num_classes=1000))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(lambda x: (x.shape, x.dtype), converted)
     with pytest.raises(UserError, match="unknown trunk 'resnet51'"):
         models.build("resnet51")
@@ -92,7 +98,7 @@ def test_variables_are_those_of_the_module():
     ],
 )  # fmt: skip
 def test_a_tensor_that_does_not_fit_is_named(change, message):
-    tensors = seeded.state_dict("resnet18")
+    tensors = state_dicts.state_dict("resnet18")
     change(tensors)
     with pytest.raises(UserError, match=message) as error:
         pretrained.convert("resnet18", tensors)
@@ -100,7 +106,7 @@ def test_a_tensor_that_does_not_fit_is_named(change, message):
 
 
 def test_another_networks_file_is_told_from_the_one_wanted(tmp_path):
-    safetensors.numpy.save_file(seeded.state_dict("resnet34"), tmp_path / "w.safetensors")
+    safetensors.numpy.save_file(state_dicts.state_dict("resnet34"), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"w\.safetensors: tensor layer1\.2\.bn1\.bias is not one of resnet18"):
         pretrained.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
 
@@ -123,14 +129,14 @@ def test_another_networks_file_is_told_from_the_one_wanted(tmp_path):
     ],
 )  # fmt: skip
 def test_a_regnets_tensor_that_does_not_fit_is_named(change, message):
-    tensors = seeded.state_dict("regnet_y_400mf")
+    tensors = state_dicts.state_dict("regnet_y_400mf")
     change(tensors)
     with pytest.raises(UserError, match=message):
         pretrained.convert("regnet_y_400mf", tensors)
 
 
 def test_a_regnets_small_stem_stays_fresh_whatever_the_files_is(tmp_path):
-    tensors = seeded.state_dict("regnet_y_400mf")
+    tensors = state_dicts.state_dict("regnet_y_400mf")
     tensors["stem.0.weight"] = tensors["stem.0.weight"][:, :1]
     del tensors["stem.1.bias"]
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
@@ -144,7 +150,7 @@ def test_a_regnets_small_stem_stays_fresh_whatever_the_files_is(tmp_path):
 
 
 def test_half_precision_and_wrapped_names(tmp_path):
-    tensors = seeded.state_dict("resnet18")
+    tensors = state_dicts.state_dict("resnet18")
     half = {
         k: v.astype(ml_dtypes.bfloat16) if v.ndim > 1 else v.astype(np.float16) if v.ndim else v
         for k, v in tensors.items()
@@ -157,8 +163,7 @@ def test_half_precision_and_wrapped_names(tmp_path):
     np.testing.assert_array_equal(kernel[0, 0], want)
 
 
-def test_wrapped_pth(tmp_path):
-    torch = pytest.importorskip("torch", reason="it writes the file")
+def test_wrapped_pth(tmp_path, torch):
     tensor = torch.arange(3.0).to(torch.bfloat16)
     torch.save({"state_dict": {"module.a": tensor, "n": torch.tensor(2)}, "epoch": 3}, tmp_path / "w.pth")
     got = pretrained.read(tmp_path / "w.pth")
@@ -173,8 +178,7 @@ class Evil:
         return pathlib.Path.touch, (pathlib.Path("evil_was_here"),)
 
 
-def test_nothing_but_tensors_is_unpickled(tmp_path, monkeypatch):
-    pytest.importorskip("torch", reason="without it no .pth is opened at all")
+def test_nothing_but_tensors_is_unpickled(tmp_path, monkeypatch, torch):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("w.pth").write_bytes(pickle.dumps({"conv1.weight": Evil()}))
     with pytest.raises(UserError, match=r"w\.pth cannot be read \(.*\): want a state dict of tensors alone"):
@@ -183,8 +187,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"<html>404</html>", b"PK\x03\x04 cut short", b"\x80\x02}q\x00("])
-def test_a_pth_that_is_none_is_told_in_one_line(tmp_path, content):
-    pytest.importorskip("torch", reason="without it no .pth is opened at all")
+def test_a_pth_that_is_none_is_told_in_one_line(tmp_path, content, torch):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"w\.pth cannot be read \(.+\): want a state dict of tensors alone") as error:
         pretrained.read(tmp_path / "w.pth")
@@ -222,9 +225,9 @@ def resnet18_config(path, **options):
     )
 
 
-def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
-    tensors = seeded.state_dict("resnet18")
+@pytest.mark.slow
+def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path):
+    tensors = state_dicts.state_dict("resnet18")
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
     run = experiment.load(resnet18_config(tmp_path / "w.safetensors"))
     run = dataclasses.replace(run, embed_fn=lambda variables, images: {"projector": np.ones((64, 16))})
@@ -247,7 +250,7 @@ def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path, monkeypatch):
 
 
 def test_the_imagenet_stem_comes_from_the_file(tmp_path):
-    tensors = seeded.state_dict("resnet18")
+    tensors = state_dicts.state_dict("resnet18")
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
     trunk = pretrained.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
     kernel = trunk["params"]["Conv_0"]["kernel"]

@@ -11,7 +11,8 @@ from grafit_jax import evaluation, experiment, features, parallel, probe, workdi
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
 from grafit_jax.features import Features
-from small import on_one_device, run, small_config
+from helpers.devices import use_devices
+from helpers.runs import small_config
 
 
 def problem(n=420, num_classes=4, dim=10, seed=0, noise=1.0):
@@ -19,11 +20,6 @@ def problem(n=420, num_classes=4, dim=10, seed=0, noise=1.0):
     label = rng.integers(0, num_classes, n)
     centre = np.random.default_rng(7).normal(size=(num_classes, dim))
     return ((noise * rng.normal(size=(n, dim)) + centre[label]) / 4).astype(np.float32), label
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    on_one_device(monkeypatch)
 
 
 @pytest.mark.parametrize("l2", [1e-1, 1e-2, 1e-3])
@@ -85,12 +81,12 @@ def test_a_share_of_every_class_is_held_out():
     np.testing.assert_array_equal(np.bincount(mixed[probe._held_out(mixed, 0.2, 0)], minlength=4), [2, 5, 1, 0])
 
 
-def test_the_number_of_devices_makes_no_difference(monkeypatch):
+def test_the_number_of_devices_makes_no_difference(monkeypatch, eight_devices):
     rows, label = problem(n=2100)
-    one = probe.fit(rows, label, 4, 1e-2)
-    monkeypatch.undo()
     assert parallel.num_devices() == 8
-    np.testing.assert_allclose(probe.fit(rows, label, 4, 1e-2), one, atol=1e-3)
+    eight = probe.fit(rows, label, 4, 1e-2)
+    use_devices(monkeypatch, 1)
+    np.testing.assert_allclose(probe.fit(rows, label, 4, 1e-2), eight, atol=1e-3)
 
 
 def test_classes_may_be_missing_on_either_side_and_have_any_names():
@@ -169,7 +165,8 @@ def test_a_probe_of_features_needs_a_gallery_and_is_told_at_every_level():
         evaluation.evaluate_features(queries, None, probe=True, **options)
 
 
-def test_a_workdirs_probe_is_of_its_trunk(tmp_path):
+@pytest.mark.slow
+def test_a_workdirs_probe_is_of_its_trunk(tmp_path, cli):
     config = small_config("baseline_mlp")
     workdir.claim(tmp_path / "run", config)
     of_run = experiment.load(config)
@@ -177,7 +174,7 @@ def test_a_workdirs_probe_is_of_its_trunk(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(0, state, None)
     checkpoints.close()
-    evaluated = run("evaluate", f"--workdir={tmp_path / 'run'}", "--probe")
+    evaluated = cli("evaluate", f"--workdir={tmp_path / 'run'}", "--probe")
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     got = json.loads(evaluated.stdout)
     train, test = (experiment.embed(of_run, state, split, "trunk") for split in ("train", "test"))
@@ -191,6 +188,6 @@ def test_a_workdirs_probe_is_of_its_trunk(tmp_path):
     for split, embedded in (("train", train), ("test", test)):
         features.save(tmp_path / f"{split}.npz", embedded)
     paths = (f"--features={tmp_path}/test.npz", f"--gallery={tmp_path}/train.npz")
-    evaluated = run("evaluate", *paths, "--probe", "--knn_k=5")
+    evaluated = cli("evaluate", *paths, "--probe", "--knn_k=5")
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     assert json.loads(evaluated.stdout)["probe_top1"] == pytest.approx(got["probe_top1"], abs=0.01)

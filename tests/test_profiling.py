@@ -7,7 +7,7 @@ import pytest
 
 from grafit_jax import profiling, train, workdir
 from grafit_jax.errors import UserError
-from small import on_one_device, small_config
+from helpers.runs import small_config
 
 # As GPUs and TPUs have them: library calls, a fusion without a name of its own, a loop.
 HLO = """
@@ -63,8 +63,7 @@ def test_a_traced_product_takes_the_time_that_it_takes(tmp_path):
     assert {o.kind for o in found} >= {"sort"} and all(o.milliseconds > 0 for o in found)
 
 
-def test_a_steps_profile_names_the_networks_parts_and_leaves_the_workdir_free(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_steps_profile_names_the_networks_parts_and_leaves_the_workdir_free(tmp_path):
     config = small_config()
     found, path = train.profile(config, tmp_path)
     assert path.is_relative_to(tmp_path / workdir.PROFILE)

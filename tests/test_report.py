@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score
 from grafit_jax import pages, report, reproduction, tables, targets, train
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
-from small import on_one_device
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -193,8 +192,8 @@ def test_a_run_that_is_not_complete_is_no_result(tmp_path):
         report.collect(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
     (tmp_path / "tiny.py").write_text(TINY)
     table = tables.Table(
         tables.by_method("tiny.py", "", [tables.RAW_PIXELS, "baseline"]), {"map": "mAP"}, ("baseline", "baseline")

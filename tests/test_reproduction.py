@@ -10,18 +10,18 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-import small
 from grafit_jax import config as config_lib
 from grafit_jax import methods, pricing, report, reproduction, results, tables, targets, train, workdir
 from grafit_jax.data.taxonomy import LEVELS
 from grafit_jax.errors import UserError
 from grafit_jax.preemption import Preempted
-from small import run, small_config
-from sweeping import stub
+from helpers import runs
+from helpers.runs import small_config
+from helpers.sweep_files import stub
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG_FILE = """
-from small import small_config
+from helpers.runs import small_config
 
 from grafit_jax import config as config_lib
 
@@ -52,7 +52,7 @@ def wanted(tmp_path):
 
 
 def finish(point):
-    small.finish(point.directory, point.config, {"map": 0.125 * (1 + point.seed)})
+    runs.finish(point.directory, point.config, {"map": 0.125 * (1 + point.seed)})
 
 
 def names(points):
@@ -189,18 +189,20 @@ def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp
 
 
 @pytest.mark.slow
-def test_a_table_is_trained_by_processes(tmp_path):
+def test_a_table_is_trained_by_processes(tmp_path, processes):
     rows = ["raw_pixels", "baseline"]
-    done = run("reproduce", "--table=quickstart", f"--rows={','.join(rows)}", "--jobs=2", f"--workdir={tmp_path}")
+    done = processes("reproduce", "--table=quickstart", f"--rows={','.join(rows)}", "--jobs=2", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == rows
     assert f"{tmp_path}/baseline: complete" in done.stderr and (tmp_path / "baseline" / "train.log").stat().st_size
 
 
 @pytest.mark.slow
-def test_a_run_in_other_hands_keeps_no_other_from_being_shown(tmp_path):
+def test_a_run_in_other_hands_keeps_no_other_from_being_shown(tmp_path, processes):
     with workdir.lock(tmp_path / "baseline"):
-        done = run("reproduce", "--table=quickstart", "--rows=raw_pixels,baseline", "--jobs=2", f"--workdir={tmp_path}")
+        done = processes(
+            "reproduce", "--table=quickstart", "--rows=raw_pixels,baseline", "--jobs=2", f"--workdir={tmp_path}"
+        )
     assert done.returncode == 75, done.stderr[-2000:]
     assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == ["raw_pixels"]
     assert f"left: {tmp_path}/baseline: running: start the same command again" in done.stderr

@@ -10,7 +10,7 @@ import pytest
 from grafit_jax import config as config_lib
 from grafit_jax import pages, reproduction, results, tables, workdir
 from grafit_jax.errors import UserError
-from small import small_config
+from helpers.runs import small_config
 
 PRINTS = {"train": "ab", "test": "cd"}
 
@@ -129,7 +129,7 @@ def test_a_table_does_not_mix_protocols_or_data():
 
 CONFIG_FILE = """
 from grafit_jax import config as config_lib
-from small import small_config
+from helpers.runs import small_config
 
 
 def get_config(arg):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import schedules
+from grafit_jax import experiment, schedules
+from helpers.runs import small_config
 
 # base 0.4, 10 warm-up steps, 110 in all. Half-way through the cosine is step 10 + 100/2 = 60, where (1 + cos 90 deg)/2
 # = 1/2; a quarter of the way is step 35, where (1 + cos 45 deg)/2 = 0.8535534.
@@ -49,3 +50,11 @@ def test_schedules_are_the_same_functions_of_a_traced_step():
 
     np.testing.assert_allclose(jax.jit(jax.vmap(lr))(steps), [lr(int(s)) for s in steps], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(jax.jit(jax.vmap(tau))(steps), [tau(int(s)) for s in steps], rtol=1e-6)
+
+
+def test_the_configs_warm_up_comes_before_the_cosine():
+    # 899 // 64 = 14 steps an epoch, and 0.1 * 64 / 256 at the most: half of it after one of the two epochs of warm-up,
+    # and again half-way through the two epochs of the cosine.
+    run = experiment.load(small_config(**{"optimizer.warmup_epochs": 2.0, "train.epochs": 4}))
+    got = [run.learning_rate(step) for step in (0, 14, 28, 42, 56)]
+    np.testing.assert_allclose(got, [0, 0.0125, 0.025, 0.0125, 0], rtol=1e-5, atol=1e-8)

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-import twins
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, methods, parallel, schedules, train
 from grafit_jax.data import augment
 from grafit_jax.errors import UserError
-from small import ROOT, means, on_one_device, small_config
+from helpers import twins
+from helpers.command_lines import ROOT
+from helpers.runs import means, small_config
 
 
 def recipe(dataset):
@@ -67,8 +68,7 @@ def test_steps_of_the_learning_rate_after_a_warm_up_and_under_jit():
     assert schedules.piecewise(10**6, values=(0.5,), boundaries=()) == 0.5
 
 
-def test_the_optimiser_takes_the_steps(monkeypatch):
-    on_one_device(monkeypatch)
+def test_the_optimiser_takes_the_steps():
     # 899 // 448 = 2 steps an epoch: the third step is of epoch 1.
     options = {"train.batch_size": 448, "optimizer.schedule": "step", "optimizer.step_epochs": (1,)}
     options |= {"optimizer.momentum": 0.0, "optimizer.nesterov": False, "optimizer.weight_decay": 0.0}
@@ -81,8 +81,7 @@ def test_the_optimiser_takes_the_steps(monkeypatch):
     np.testing.assert_allclose(moves, [-0.175, -0.175, -0.0175], rtol=1e-6)
 
 
-def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_epoch(monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_epoch():
     options = {"model.sync_batch_norm": False, "memory.step_epochs": (1,), "memory.step_momentum": (0.8,)}
     run = experiment.load(small_config("snca", **options))
     state, memory = jax.device_get(experiment.initial(run))

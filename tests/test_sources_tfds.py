@@ -1,16 +1,11 @@
 """`sources.load` of TFDS data sets: a small one that is made here, and CIFAR-100 where it is prepared."""
 
-import os
-import pathlib
-
 import numpy as np
 import pytest
-from prepared import make_builder
 
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
-
-TFDS_DIR = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+from helpers.tfds_data import make_builder
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +142,9 @@ def test_tfds_unknown_name(tmp_path, name, message):
 
 # CIFAR-100 itself
 
-needs_cifar100 = pytest.mark.skipif(
-    not (TFDS_DIR / "cifar100").is_dir(),
-    reason=f"no CIFAR-100 in {TFDS_DIR}: run `tfds build cifar100 --data_dir={TFDS_DIR}`",
-)
 
-
-@pytest.mark.cifar100
-@needs_cifar100
-def test_cifar100():
-    loaded = sources.load(source="tfds:cifar100", data_dir=str(TFDS_DIR))
+def test_cifar100(cifar100):
+    loaded = sources.load(source="tfds:cifar100", data_dir=cifar100)
     assert {s: r.image.shape for s, r in loaded.items()} == {"train": (50000, 32, 32, 3), "test": (10000, 32, 32, 3)}
     for records, per_class in ((loaded["train"], 500), (loaded["test"], 100)):
         assert np.bincount(records.label).tolist() == [per_class] * 100
@@ -167,10 +155,8 @@ def test_cifar100():
     assert {loaded["test"].label_names[y] for y in fine} == {"aquarium_fish", "flatfish", "ray", "shark", "trout"}
 
 
-@pytest.mark.cifar100
-@needs_cifar100
-def test_cifar100_of_four_coarse_classes():
-    loaded = sources.load(source="tfds:cifar100", data_dir=str(TFDS_DIR), coarse_classes=(0, 1, 2, 3))
+def test_cifar100_of_four_coarse_classes(cifar100):
+    loaded = sources.load(source="tfds:cifar100", data_dir=cifar100, coarse_classes=(0, 1, 2, 3))
     assert {s: len(r) for s, r in loaded.items()} == {"train": 10000, "test": 2000}
     for records, per_class in ((loaded["train"], 500), (loaded["test"], 100)):
         assert np.bincount(records.label).tolist() == [per_class] * 20

@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-import small
 from grafit_jax import sweep_results, sweeps, workdir
 from grafit_jax.errors import UserError
-from sweeping import write_file
+from helpers import runs
+from helpers.sweep_files import write_file
 
 
 def result(**metrics):
@@ -139,7 +139,7 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
     names = [point.name for point in sweep.points]
 
     def finish(point, value):
-        small.finish(directory / point.name, point.config, {"map": value, "step": 3})
+        runs.finish(directory / point.name, point.config, {"map": value, "step": 3})
 
     def end(wanted=names, metric="map", stopped=False):
         return sweep_results.conclude(sweep, directory, wanted, metric, stopped=stopped), capsys.readouterr().out

@@ -15,8 +15,8 @@ import pytest
 from grafit_jax import sweep_runs, workdir
 from grafit_jax.errors import UserError
 from grafit_jax.sweep_runs import Standing
-from small import ROOT, command, shell_environment
-from sweeping import stub, write_file, write_images, write_metrics
+from helpers.command_lines import ROOT, command, shell_environment
+from helpers.sweep_files import stub, write_file, write_images, write_metrics
 
 DONE = stub(write_metrics(map=0.5))
 # Leaves a line for every time that it is run.
@@ -185,6 +185,7 @@ def started(err):
     return re.findall(r"^(.*): started, process", err, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_two_sweepers_on_one_directory_never_run_the_same_point_twice(tmp_path):
     names = [f"point{number}" for number in range(12)]
     points = commands(tmp_path, **dict.fromkeys(names, stub(ONCE + write_metrics(map=0.5))))

@@ -10,7 +10,7 @@ import pytest
 from grafit_jax import sweep_runs, sweep_slurm, workdir
 from grafit_jax.errors import UserError
 from grafit_jax.sweep_runs import Standing
-from sweeping import stub, write_metrics
+from helpers.sweep_files import stub, write_metrics
 
 submitit = pytest.importorskip("submitit")
 

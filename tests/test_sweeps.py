@@ -10,8 +10,9 @@ from ml_collections import config_flags
 from grafit_jax import config as config_lib
 from grafit_jax import sweeps, workdir
 from grafit_jax.errors import UserError
-from small import ROOT, finish, run
-from sweeping import write_file
+from helpers.command_lines import ROOT
+from helpers.runs import finish
+from helpers.sweep_files import write_file
 
 CONFIG_FILES = sorted((ROOT / "configs").glob("*.py"))
 GRID = [{"method": m, "w": w} for m in ("baseline", "grafit") for w in (0.2, 0.5)]
@@ -204,12 +205,12 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
         sweeps.check_directory(sweep, directory)
 
 
-def test_the_command_line_prints_a_line_for_each_point_that_is_to_be_run(tmp_path):
+def test_the_command_line_prints_a_line_for_each_point_that_is_to_be_run(tmp_path, cli):
     file = write_file(tmp_path, GRID)
     target = tmp_path / "a b"
     sweep = sweeps.expand(file, "", {"train.epochs": 3})
     finish(target / sweep.points[0].name, sweep.points[0].config, {"map": 0.5})
-    done = run(
+    done = cli(
         "sweep", f"--config={file}", "--config.train.epochs=3", f"--workdir={target}", "--shard=0/2", "--submit=print"
     )
     assert (done.returncode, done.stderr) == (0, "")

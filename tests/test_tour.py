@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from small import ROOT, shell_environment
+from helpers.command_lines import ROOT, shell_environment
 
 PAGE = ROOT / "docs" / "tour.md"
 LAID_OUT = ("configs", "docs", "experiments", "grafit_jax")
@@ -90,7 +90,7 @@ def test_files_that_are_named_and_not_there_are_found(tmp_path):
     assert missing(page, tmp_path) == ["runs/b.png", "nowhere.md"]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_every_command_of_the_tour_prints_what_it_shows(tmp_path):
     page = PAGE.read_text()
     fenced = blocks(page)

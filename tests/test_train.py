@@ -16,7 +16,9 @@ from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.memory import Memory
-from small import ROOT, a_moment, command, on_one_device, run, shell_environment, small_config
+from helpers.command_lines import ROOT, a_moment, command, shell_environment
+from helpers.devices import use_devices
+from helpers.runs import small_config
 
 SMALL = [
     "--config.model.trunk=resnet8",
@@ -53,9 +55,9 @@ def train_arguments(path, *extra):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, processes):
     epochs = "--config.train.epochs=10"  # so many that there is time to look at it before it ends
-    whole = run(*train_arguments(tmp_path / "whole", epochs))
+    whole = processes(*train_arguments(tmp_path / "whole", epochs))
     assert whole.returncode == 0, whole.stderr[-2000:]
 
     killed = tmp_path / "killed"
@@ -74,7 +76,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     assert process.wait() == -9, "it ended before it could be killed"
     assert not (killed / "metrics.json").exists()
 
-    resumed = run(*train_arguments(killed, epochs))
+    resumed = processes(*train_arguments(killed, epochs))
     assert resumed.returncode == 0, resumed.stderr[-2000:]
 
     (step, expected), (other_step, got) = newest(tmp_path / "whole"), newest(killed)
@@ -92,23 +94,42 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
 
     # Evaluation says on standard output what the training left, as one line, and leaves the workdir as it is.
     times = {path: path.stat().st_mtime_ns for path in killed.rglob("*")}
-    evaluated = run("evaluate", f"--workdir={killed}")
+    evaluated = processes("evaluate", f"--workdir={killed}")
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     assert evaluated.stdout == (killed / "metrics.json").read_text()
     assert times == {path: path.stat().st_mtime_ns for path in killed.rglob("*")}
 
     # Run once more, a complete run changes nothing.
     before = (killed / "metrics.jsonl").read_text()
-    again = run(*train_arguments(killed, epochs))
+    again = processes(*train_arguments(killed, epochs))
     assert again.returncode == 0 and (killed / "metrics.jsonl").read_text() == before
     assert json.loads(again.stdout) == json.loads((killed / "metrics.json").read_text())
 
 
-def test_a_run_leaves_config_log_checkpoints_and_result_and_compiles_its_step_once(tmp_path, caplog):
+def test_a_run_leaves_config_log_checkpoints_page_and_result(trained_once):
+    metrics = json.loads((trained_once / "metrics.json").read_text())
+    expected = {f"{level}{name}" for level in ("", "coarse/") for name in (
+        "recall@1", "recall@2", "recall@5", "recall@10", "map", "knn_top1", "queries_without_positive")}  # fmt: skip
+    assert set(metrics) == expected | {f"projector/{name}" for name in expected} | {"step"}
+    assert all(0 <= metrics[name] <= 1 for name in expected if "queries" not in name)
+    assert metrics["step"] == 2 * 14
+    log = [json.loads(line) for line in (trained_once / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [14, 14, 28, 28]
+    assert log[-1] == {f"eval/{k}": v for k, v in metrics.items() if k != "step"} | {"step": 28}
+    assert log[0]["without_positive"] == 0 and log[0]["loss"] > log[2]["loss"]
+    facts = json.loads((trained_once / "run.json").read_text())
+    assert facts["train_images"] == 899 and facts["test_images"] == 898 and facts["views_per_image"] == 2
+    assert list((trained_once / "tensorboard").iterdir()) and (trained_once / "report.html").is_file()
+    expected = small_config(**{"checkpoint.every_epochs": 1, "eval.every_epochs": 1})
+    assert config_lib.differences(workdir.read_config(trained_once), expected) == []
+    assert {int(p.name) for p in (trained_once / "checkpoints").iterdir() if p.name.isdigit()} == {14, 28}
+
+
+def test_a_run_compiles_its_step_once_and_keeps_the_newest_checkpoints_and_the_best(tmp_path, caplog, trains):
     # Evaluations and saves in the middle: none of it may compile the step anew.
     config = small_config(**{"eval.every_epochs": 1, "checkpoint.every_epochs": 1, "train.epochs": 3})
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
-        metrics = train.train(config, tmp_path / "run")
+        metrics = trains(config, tmp_path / "run")
     # pmap compiles what it is given as "_fun": the steps, which alone take the whole training set, once; once the
     # embedding, which takes batches of images. The rest are similarities, which other tests may have compiled before.
     compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling jit(_fun)")]
@@ -117,63 +138,48 @@ def test_a_run_leaves_config_log_checkpoints_and_result_and_compiles_its_step_on
     assert all("float32[928," in message for message in compiled if message not in of_images)
 
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
-    expected = {f"{level}{name}" for level in ("", "coarse/") for name in (
-        "recall@1", "recall@2", "recall@5", "recall@10", "map", "knn_top1", "queries_without_positive")}  # fmt: skip
-    assert set(metrics) == expected | {f"projector/{name}" for name in expected} | {"step"}
-    assert all(0 <= metrics[name] <= 1 for name in expected if "queries" not in name)
-    assert metrics["step"] == 3 * 14
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [14, 14, 28, 28, 42, 42]
-    assert log[-1] == {f"eval/{k}": v for k, v in metrics.items() if k != "step"} | {"step": 42}
-    assert log[0]["without_positive"] == 0
-    facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert facts["train_images"] == 899 and facts["test_images"] == 898 and facts["views_per_image"] == 2
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
-    assert config_lib.differences(workdir.read_config(tmp_path / "run"), config) == []
     # keep = 2 newest, and the best by map beside them.
     kept = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()}
     best = max((line for line in log if "eval/map" in line), key=lambda line: line["eval/map"])["step"]
     assert kept == {28, 42, best}
 
 
-def test_training_improves_on_the_untrained_network(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_training_improves_on_the_untrained_network(tmp_path, trains):
     config = small_config("grafit_fc", **{"train.epochs": 15, "optimizer.learning_rate": 0.3})
     run_ = experiment.load(config)
     before = experiment.evaluate(run_, experiment.initial(run_)[0])
-    after = train.train(config, tmp_path / "run")
+    after = trains(config, tmp_path / "run")
     assert after["coarse/knn_top1"] > before["coarse/knn_top1"] + 0.02 and after["coarse/knn_top1"] > 0.9
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path, trains):
     config = small_config(**{"optimizer.learning_rate": 1e30, "checkpoint.every_epochs": 1})
     with pytest.raises(UserError, match=r"not finite between steps 0 and 14: .*newest checkpoint is of step 0; lower"):
-        train.train(config, tmp_path / "run")
+        trains(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
 
 
-def test_what_is_not_finite_is_not_saved_within_an_epoch_either(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_what_is_not_finite_is_not_saved_within_an_epoch_either(tmp_path, trains):
     config = small_config("baseline", **{"optimizer.learning_rate": 1e30, "checkpoint.every_steps": 1})
     with pytest.raises(UserError, match="not finite between steps") as error:
-        train.train(config, tmp_path / "run")
+        trains(config, tmp_path / "run")
     first, last, kept = map(int, re.findall(r"\d+", str(error.value))[:3])
     newest_step, tree = newest(tmp_path / "run")
     assert 0 < first == kept == newest_step and last < 14
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree["state"]["params"]))
 
 
-def test_a_run_whose_steps_are_all_skipped_stops(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_run_whose_steps_are_all_skipped_stops(tmp_path, trains):
     config = small_config("baseline", **{"optimizer.learning_rate": 1e30, "train.skip_not_finite": True})
     with pytest.raises(UserError, match="every step from 14 to 28 was skipped, its loss or gradient not finite: lower"):
-        train.train(config, tmp_path / "run")
+        trains(config, tmp_path / "run")
     assert [line["step"] for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())] == [14]
 
 
-def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monkeypatch, trains):
     config = small_config("baseline", **{"checkpoint.every_epochs": 1, "train.epochs": 3})
     evaluate = experiment.evaluate
     interrupted_in_the_second_epoch(config, tmp_path / "run")
@@ -184,36 +190,34 @@ def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monk
 
     monkeypatch.setattr(experiment, "evaluate", out_of_memory)
     with pytest.raises(MemoryError):
-        train.train(config, tmp_path / "run")
+        trains(config, tmp_path / "run")
     assert newest(tmp_path / "run")[0] == 42 and not (tmp_path / "run" / "metrics.json").exists()
 
     # Nothing is left to be trained: the run is evaluated and complete, and stays what it is.
     monkeypatch.setattr(experiment, "evaluate", evaluate)
-    metrics = train.train(config, tmp_path / "run")
+    metrics = trains(config, tmp_path / "run")
     assert metrics["step"] == 42 and metrics == evaluate(*experiment.restore_newest(tmp_path / "run"))
     (tmp_path / "run" / "run.json").write_text("as it was")
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    assert train.train(config, tmp_path / "run") == metrics
+    assert trains(config, tmp_path / "run") == metrics
     assert (tmp_path / "run" / "run.json").read_text() == "as it was"
 
 
-def test_a_queue_goes_on_where_it_was(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_queue_goes_on_where_it_was(tmp_path, trains):
     options = {"queue.size": 150, "checkpoint.every_epochs": 1, "train.epochs": 3, "ema.base": 0.9, "ema.final": 0.9}
     config = small_config("maskcon", **options)
-    train.train(config, tmp_path / "whole")
+    trains(config, tmp_path / "whole")
     interrupted_in_the_second_epoch(config, tmp_path / "run")
-    train.train(config, tmp_path / "run")
+    trains(config, tmp_path / "run")
     (step, expected), (other_step, got) = newest(tmp_path / "whole"), newest(tmp_path / "run")
     assert step == other_step == 42 and "memory" not in got
     assert got["state"]["queue"]["embedding"].shape == (150, 16)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_a_checkpoint_holds_no_queue_where_a_method_has_none(tmp_path, monkeypatch):
+def test_a_checkpoint_holds_no_queue_where_a_method_has_none(tmp_path, trains):
     # So those of runs from before there were queues can be read.
-    on_one_device(monkeypatch)
-    train.train(small_config("baseline", **{"train.epochs": 1}), tmp_path / "run")
+    trains(small_config("baseline", **{"train.epochs": 1}), tmp_path / "run")
     assert set(newest(tmp_path / "run")[1]["state"]) == {
         "step", "params", "target_params", "batch_stats", "opt_state", "rng"
     }  # fmt: skip
@@ -230,10 +234,10 @@ def test_the_best_checkpoint_stays_the_best_after_a_resume(tmp_path):
     assert {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()} == {10, 40, 50}
 
 
-def test_a_run_on_eight_devices_is_evaluated_on_one_and_goes_on_there(tmp_path, monkeypatch):
+def test_a_run_on_eight_devices_is_evaluated_on_one_and_on_three(tmp_path, monkeypatch, trains, eight_devices):
     config = small_config(**{"checkpoint.every_epochs": 1, "eval.features": ("trunk",)})
-    eight = train.train(config, tmp_path / "run")
-    on_one_device(monkeypatch)
+    eight = trains(config, tmp_path / "run")
+    use_devices(monkeypatch, 1)
     one = experiment.evaluate(*experiment.restore_newest(tmp_path / "run"))
     assert one.keys() == eight.keys()
     for name, value in eight.items():
@@ -241,7 +245,7 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_goes_on_there(tmp_path, 
     # The memory of 8 devices, with 5 rows of padding, is that of 3 with 1, row by row.
     on_eight = newest(tmp_path / "run")[1]["memory"]["embedding"]
     assert on_eight.shape == (904, 16) and not on_eight[899:].any()
-    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:3])
+    use_devices(monkeypatch, 3)
     run = experiment.load(config, training=False)
     state = experiment.initial_state(run, placeholder=True)
     like = experiment.initial_memory(run, state, placeholder=True)
@@ -256,7 +260,10 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_goes_on_there(tmp_path, 
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
-def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(tmp_path, monkeypatch, devices):
+@pytest.mark.quick
+def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(
+    tmp_path, monkeypatch, devices, eight_devices
+):
     labels = np.array([4, 0, -1, 2, 1, 3, 0])
     vectors = np.random.default_rng(0).normal(size=(7, 5))
 
@@ -267,7 +274,7 @@ def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(tm
     writer = Checkpoints(tmp_path)
     writer.save(1, state, memory(labels))
     writer.close()
-    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:devices])
+    use_devices(monkeypatch, devices)
     # What a run has that goes on: the label of every image, as if all could be read.
     reader = Checkpoints(tmp_path, read_only=True)
     restored = reader.restore_newest(parallel.replicate(state), memory(np.abs(labels)))[1]
@@ -288,35 +295,43 @@ def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(tm
     np.testing.assert_array_equal(restored.embedding, memory(labels).embedding)
 
 
-def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(tmp_path, monkeypatch):
+def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(
+    tmp_path, monkeypatch, trains, eight_devices
+):
     config = small_config("baseline", **{"train.batch_size": 60, "eval.features": ("trunk",)})
     workdir.claim(tmp_path / "run", config)
     with monkeypatch.context() as patch:
-        on_one_device(patch)
+        use_devices(patch, 1)
         state = experiment.initial_state(experiment.load(config))
         checkpoints = Checkpoints(tmp_path / "run")
         checkpoints.save(0, state, None)
         checkpoints.close()
     assert experiment.evaluate(*experiment.restore_newest(tmp_path / "run"))["step"] == 0
     with pytest.raises(UserError, match=r"train\.batch_size = 60 does not divide over 8 devices"):
-        train.train(config, tmp_path / "run")
+        trains(config, tmp_path / "run")
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, trains):
     config = small_config("baseline", **{"train.epochs": 1})
-    train.train(config, tmp_path / "run")
+    trains(config, tmp_path / "run")
     fingerprints = experiment.fingerprints
     monkeypatch.setattr(experiment, "fingerprints", lambda run: fingerprints(run) | {"train": "0123456789abcdef"})
-    for again in (lambda: train.train(config, tmp_path / "run"), lambda: experiment.restore_newest(tmp_path / "run")):
+    for again in (lambda: trains(config, tmp_path / "run"), lambda: experiment.restore_newest(tmp_path / "run")):
         with pytest.raises(
             UserError, match=r"was started with other images or labels than are found now \(split train\)"
         ):
             again()
 
 
-def test_images_without_fine_labels_are_trained_on_and_the_best_is_kept_by_coarse_labels(tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_other_data_are_told_by_their_split(tmp_path):
+    workdir.check_data(tmp_path, {"train": "a", "test": "b"})  # of a run that has not started
+    (tmp_path / "data.json").write_text('{"train": "a", "test": "b"}')
+    workdir.check_data(tmp_path, {"train": "a", "test": "b"})
+    with pytest.raises(UserError, match=r"was started with other images or labels than are found now \(split test\)"):
+        workdir.check_data(tmp_path, {"train": "a", "test": "c"})
+
+
+def test_images_without_fine_labels_are_trained_on_and_the_best_is_kept_by_coarse_labels(tmp_path, trains):
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
     for split, n in (("train", 80), ("test", 30)):
@@ -324,11 +339,11 @@ def test_images_without_fine_labels_are_trained_on_and_the_best_is_kept_by_coars
         image = rng.integers(0, 256, (n, 8, 8, 1), np.uint8)
         np.savez(tmp_path / "data" / f"{split}.npz", image=image, coarse_label=np.arange(n) % 2, **fine)
     options = {"data.source": f"npz:{tmp_path}/data", "eval.every_epochs": 1, "checkpoint.every_epochs": 1}
-    metrics = train.train(small_config(**{**options, "train.epochs": 3}), tmp_path / "run")
+    metrics = trains(small_config(**{**options, "train.epochs": 3}), tmp_path / "run")
     # Retrieval needs the labels of the test images alone, the vote those of both.
     assert {"map", "recall@1", "coarse/knn_top1"} <= metrics.keys() and "knn_top1" not in metrics
     np.savez(tmp_path / "data" / "test.npz", image=image, coarse_label=np.arange(30) % 2)
-    metrics = train.train(small_config(**{**options, "train.epochs": 3}), tmp_path / "other")
+    metrics = trains(small_config(**{**options, "train.epochs": 3}), tmp_path / "other")
     assert "map" not in metrics and "coarse/map" in metrics
 
 
@@ -366,9 +381,9 @@ def test_a_workdir_with_other_files_or_that_cannot_be_written_is_refused(tmp_pat
         workdir.claim(tmp_path / "file" / "run", small_config())
 
 
-def test_a_checkpoint_of_another_architecture_is_named(tmp_path):
+def test_a_checkpoint_of_another_architecture_is_named(tmp_path, trains):
     path = tmp_path / "run"
-    train.train(small_config("baseline_mlp", **{"train.epochs": 1}), path)
+    trains(small_config("baseline_mlp", **{"train.epochs": 1}), path)
     other = json.loads((path / "config.json").read_text())
     other["model"]["dim"] = 24
     (path / "config.json").write_text(json.dumps(other))

@@ -1,14 +1,23 @@
 """The pmapped step against its parts, computed one by one, and against itself on another number of devices."""
 
+import functools
+import types
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import twins
-from grafit_jax import experiment, parallel, train
+from grafit_jax import experiment, methods, parallel, train
+from grafit_jax import memory as memory_lib
 from grafit_jax import state as state_lib
 from grafit_jax.data import augment
-from small import means, on_one_device, small_config
+from grafit_jax.memory import Memory
+from grafit_jax.models import Outputs
+from grafit_jax.objective import Objective
+from helpers import twins
+from helpers.devices import use_devices
+from helpers.runs import means, small_config
 
 METHODS = ("baseline", "baseline_mlp", "snca", "snca_plus", "byol", "grafit_fc", "grafit")
 
@@ -36,11 +45,10 @@ def after(config, steps):
 
 
 @pytest.mark.parametrize("method", ["baseline", "grafit", "grafit_fc"])
-@pytest.mark.eight_devices
-def test_eight_devices_do_what_one_does(method, monkeypatch):
+def test_eight_devices_do_what_one_does(method, monkeypatch, eight_devices):
     # 899 images over 8 devices: 113 rows each, the last 5 of them padding.
     _, state8, memory8, metrics8 = after(small_config(method), steps=3)
-    on_one_device(monkeypatch)
+    use_devices(monkeypatch, 1)
     _, state1, memory1, metrics1 = after(small_config(method), steps=3)
 
     assert metrics8.keys() == metrics1.keys()
@@ -54,8 +62,8 @@ def test_eight_devices_do_what_one_does(method, monkeypatch):
         np.testing.assert_allclose(rows(memory8), rows(memory1), atol=1e-4)
 
 
-def test_scan_of_steps_is_the_steps_one_by_one(monkeypatch):
-    on_one_device(monkeypatch)
+@pytest.mark.slow
+def test_scan_of_steps_is_the_steps_one_by_one():
     _, state, memory, metrics = after(small_config(), steps=7)
     _, state7, memory7, metrics7 = after(small_config(**{"train.steps_per_call": 7}), steps=1)
     for name in metrics:
@@ -64,8 +72,7 @@ def test_scan_of_steps_is_the_steps_one_by_one(monkeypatch):
     assert int(state7.step) == int(state.step) == 7
 
 
-@pytest.mark.eight_devices
-def test_activations_made_again_give_the_same_steps_on_eight_devices():
+def test_activations_made_again_give_the_same_steps_on_eight_devices(eight_devices):
     _, kept, _, kept_metrics = after(small_config("baseline"), steps=2)
     run, state, _, metrics = after(small_config("baseline", **{"model.remat": True}), steps=2)
     assert run.network.trunk.remat
@@ -84,94 +91,85 @@ def test_state_and_memory_are_donated_and_the_data_are_not():
 
 @pytest.fixture(scope="module")
 def grafit_step():
-    """A Grafit step from a state in which the target differs much from the online network."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        on_one_device(monkeypatch)
-        return _grafit_step()
+    """A Grafit step from a state in which the target differs much from the online network, and what goes into it.
 
-
-def _grafit_step():
+    Attributes:
+      state, memory: before the step; `new_state`, `new_memory`: after it; `metrics`: of the step.
+      ids: of its images.
+      out, updated: the online network's outputs for the T*B views, in train mode, and its batch statistics.
+      target: the target network's outputs for the same views, with the statistics of its own batch.
+    """
     # Without shared statistics, so that the networks can be applied outside of the pmapped step too.
     run, state, memory, inputs, call = start(small_config(**{"model.sync_batch_norm": False}))
     state, memory, _ = call(state, memory, inputs)
-    state = jax.device_get(state)
+    state, memory = jax.device_get((state, memory))
     state = state.replace(target_params=jax.tree.map(lambda x: x * 1.1 + 0.01, state.target_params))
-    memory = jax.device_get(memory)
-    place = parallel.replicate
-    new_state, new_memory, sums = call(place(state), parallel.shard(memory), inputs)
+    new_state, new_memory, sums = call(parallel.replicate(state), parallel.shard(memory), inputs)
     ids = np.asarray(inputs[1])[0, 1]
-    key = jax.random.fold_in(state.rng, 1)
-    images = augment.random_views(run.records["train"].image[ids], ids, key, views=run.views, num_views=2)
-    return run, state, memory, ids, images, jax.device_get(new_state), jax.device_get(new_memory), means([sums])
+
+    @jax.jit
+    def outputs(state, images, ids):
+        key = jax.random.fold_in(state.rng, 1)
+        views = augment.random_views(images, ids, key, views=run.views, num_views=2)
+        flat = views.reshape(-1, *views.shape[2:])
+        apply = functools.partial(run.network.apply, train=True, mutable=["batch_stats"])
+        out, updated = apply({"params": state.params, "batch_stats": state.batch_stats}, flat)
+        statistics = state_lib.target_part(state.batch_stats)
+        target, _ = apply({"params": state.target_params, "batch_stats": statistics}, flat, method="embed")
+        return out, updated["batch_stats"], target
+
+    out, updated, target = outputs(state, run.records["train"].image[ids], ids)
+    return types.SimpleNamespace(
+        run=run, state=state, memory=memory, ids=ids, out=out, updated=updated, target=target,
+        new_state=jax.device_get(new_state), new_memory=jax.device_get(new_memory), metrics=means([sums]),
+    )  # fmt: skip
 
 
-def online(run, state, images):
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    flat = images.reshape(-1, *images.shape[2:])
-    return run.network.apply(variables, flat, train=True, mutable=["batch_stats"])
+def by_view(x):
+    """float64 [T, B, D]."""
+    return np.asarray(x, np.float64).reshape(2, -1, x.shape[-1])
 
 
 def test_losses_are_the_papers_on_the_outputs_of_the_networks(grafit_step):
-    run, state, memory, ids, images, _, _, metrics = grafit_step
-    out, _ = online(run, state, images)
-    z = np.asarray(out.projection, np.float64).reshape(2, len(ids), -1)
-    label = run.records["train"].coarse_label
+    s = grafit_step
+    label, slots = s.run.records["train"].coarse_label, s.memory
     # Eq. 2-3 on the first view, against the memory as it was before the step.
-    expected = twins.knn_loss(z[0], label[ids], memory.embedding[0], memory.label[0], temperature=0.05, own_slot=ids)
-    np.testing.assert_allclose(metrics["knn_loss"], np.mean(expected), rtol=1e-4)
-
+    first = by_view(s.out.projection)[0]
+    expected = twins.knn_loss(first, label[s.ids], slots.embedding[0], slots.label[0], temperature=0.05, own_slot=s.ids)
+    np.testing.assert_allclose(s.metrics["knn_loss"], np.mean(expected), rtol=1e-4)
     # Eq. 1: the target network in train mode, on the same views, with the statistics of its own batch.
-    target_stats = state_lib.target_part(state.batch_stats)
-    flat = images.reshape(-1, *images.shape[2:])
-    target, _ = run.network.apply(
-        {"params": state.target_params, "batch_stats": target_stats},
-        flat,
-        train=True,
-        mutable=["batch_stats"],
-        method="embed",
-    )
-    by_view = lambda x: np.asarray(x, np.float64).reshape(2, len(ids), -1)  # noqa: E731
-    expected = twins.instance_loss(by_view(out.prediction), by_view(target.projection))
-    np.testing.assert_allclose(metrics["instance_loss"], np.mean(expected), rtol=1e-4)
-    np.testing.assert_allclose(metrics["loss"], metrics["knn_loss"] + metrics["instance_loss"], rtol=1e-5)
+    expected = twins.instance_loss(by_view(s.out.prediction), by_view(s.target.projection))
+    np.testing.assert_allclose(s.metrics["instance_loss"], np.mean(expected), rtol=1e-4)
+    np.testing.assert_allclose(s.metrics["loss"], s.metrics["knn_loss"] + s.metrics["instance_loss"], rtol=1e-5)
 
 
 def test_memory_takes_half_of_the_first_views_embedding_after_scoring(grafit_step):
-    run, state, memory, ids, images, _, new_memory, _ = grafit_step
-    out, _ = online(run, state, images)
-    z = np.asarray(out.projection, np.float64)[: len(ids)]
-    z /= np.linalg.norm(z, axis=1, keepdims=True)
-    expected = memory.embedding[0].astype(np.float64)
-    expected[ids] = 0.5 * expected[ids] + 0.5 * z
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(new_memory.embedding[0], expected, atol=1e-5)
+    s = grafit_step
+    first = by_view(s.out.projection)[0]
+    expected = twins.memory_update(s.memory.embedding[0], s.ids, first, momentum=0.5)
+    np.testing.assert_allclose(s.new_memory.embedding[0], expected, atol=1e-5)
 
 
 def test_target_follows_the_updated_network_and_keeps_no_statistics(grafit_step):
-    run, state, _, _, images, new_state, _, _ = grafit_step
+    s = grafit_step
     # BYOL's schedule at step 1 of 28, from 0.996.
-    tau = 1 - (1 - 0.996) * (np.cos(np.pi * 1 / run.total_steps) + 1) / 2
+    tau = 1 - (1 - 0.996) * (np.cos(np.pi * 1 / s.run.total_steps) + 1) / 2
+    old, new = s.state, s.new_state
+    assert set(new.target_params) == {"trunk", "projector"}
     for name in ("trunk", "projector"):
         expected = jax.tree.map(
-            lambda xi, theta: tau * xi + (1 - tau) * theta, state.target_params[name], new_state.params[name]
+            lambda xi, theta: tau * xi + (1 - tau) * theta, old.target_params[name], new.params[name]
         )
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-            new_state.target_params[name],
-            expected,
-        )
-    assert set(new_state.target_params) == {"trunk", "projector"}
+        assert_close(new.target_params[name], expected, rtol=1e-5, atol=1e-7)
     # The running statistics are those of the online network's pass: the target's, much different here, leave no trace.
-    _, updated = online(run, state, images)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        new_state.batch_stats,
-        dict(updated["batch_stats"]),
-    )
+    assert_close(new.batch_stats, dict(s.updated), rtol=1e-4, atol=1e-6)
 
 
-def test_target_never_uses_running_statistics(monkeypatch):
-    on_one_device(monkeypatch)
+def assert_close(tree, expected, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), tree, expected)
+
+
+def test_target_never_uses_running_statistics():
     _, state, memory, inputs, call = start(small_config())
     state = jax.device_get(state)
     metrics = []
@@ -183,8 +181,7 @@ def test_target_never_uses_running_statistics(monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_reports_the_losses_it_has_and_keeps_the_state_it_needs(method, monkeypatch):
-    on_one_device(monkeypatch)
+def test_a_method_reports_the_losses_it_has_and_keeps_the_state_it_needs(method):
     run = experiment.load(small_config(method, **{"model.sync_batch_norm": False, "memory.init": "random"}))
     images = run.records["train"].image[:4]
     batch = {"image": images, "label": np.array([0, 1, 0, 1]), "id": np.arange(4)}
@@ -205,8 +202,8 @@ def test_a_method_reports_the_losses_it_has_and_keeps_the_state_it_needs(method,
     assert bool(state.target_params) == (method in ("byol", "grafit_fc", "grafit"))
 
 
-def test_byol_is_blind_to_labels(monkeypatch):
-    on_one_device(monkeypatch)
+@pytest.mark.slow
+def test_byol_is_blind_to_labels():
     _, state, memory, inputs, call = start(small_config("byol"))
     state = jax.device_get(state)
     params = []
@@ -217,8 +214,8 @@ def test_byol_is_blind_to_labels(monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
-def test_bfloat16_computes_low_and_keeps_parameters_losses_and_memory_in_float32(monkeypatch):
-    on_one_device(monkeypatch)
+@pytest.mark.slow
+def test_bfloat16_computes_low_and_keeps_parameters_losses_and_memory_in_float32():
     _, state, memory, low = after(small_config(**{"model.dtype": "bfloat16"}), steps=3)
     _, _, _, full = after(small_config(), steps=3)
     assert {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats, memory.embedding))} == {
@@ -226,3 +223,35 @@ def test_bfloat16_computes_low_and_keeps_parameters_losses_and_memory_in_float32
     }
     assert low["loss"] != full["loss"]
     np.testing.assert_allclose(low["loss"], full["loss"], atol=0.05)
+
+
+@pytest.mark.parametrize(("method", "knn_loss"), [("byol", 0.0), ("grafit", 0.3132617)])
+def test_lambda_weighs_the_instance_loss(method, knn_loss):
+    # Each view's prediction is the other view's target: the instance loss is -1. At temperature 1 the memory's row of
+    # the image's class has cosine 1, the other one 0: the k-NN loss is log(1 + 1/e).
+    views = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    out = Outputs(features=views, projection=views, prediction=views)
+    memory = Memory(embedding=views, label=jnp.array([0, 1]))
+    batch = {"label": jnp.array([0]), "id": jnp.array([-1])}
+    loss = types.SimpleNamespace(instance_weight=0.3, weight=1.0, temperature=1.0)
+    per_example, terms = Objective(methods.get(method), loss, 2, None)(out, views[::-1], batch, memory, None)
+    np.testing.assert_allclose(per_example, [knn_loss - 0.3], atol=1e-6)
+    np.testing.assert_allclose(terms["instance_loss"], [-1, 1], rtol=1e-6)
+
+
+def test_two_devices_take_the_mean_of_their_gradients():
+    # vmap stands for pmap: its collectives are the same, and it needs no second device.
+    run = experiment.load(small_config(**{"memory.init": "random"}))
+    state, memory = jax.device_get(experiment.initial(run))
+    records, ids = run.records["train"], np.arange(16)
+    batch = {"image": records.image[ids], "label": records.coarse_label[ids], "id": ids}
+
+    def after(devices):
+        split = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
+        rows = memory_lib.create(memory.embedding[0], memory.label[0], devices)
+        step = jax.vmap(train.make_step(run), in_axes=(None, 0, 0, None), axis_name=parallel.AXIS)
+        new, _, terms = jax.jit(step)(state, rows, split, state.rng)
+        return jax.tree.map(lambda x: np.asarray(x)[-1], (new.params, new.batch_stats, terms))
+
+    for one, two in zip(*map(jax.tree.leaves, (after(1), after(2))), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-5)

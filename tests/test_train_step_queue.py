@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import numpy as np
 import pytest
 
-import twins
 from grafit_jax import experiment, parallel, train
 from grafit_jax import state as state_lib
 from grafit_jax.data import augment
-from small import means, on_one_device, small_config
+from helpers import twins
+from helpers.devices import use_devices
+from helpers.runs import means, small_config
 
 METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
 BATCH, QUEUE = 64, 150  # not a multiple
@@ -43,53 +45,61 @@ def start(config):
     return run, state, next(iter(feed.epoch(0))), train.make_call(run, feed)
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(m, marks=() if m in ("coins", "maskcon") else pytest.mark.slow) for m in METHODS],
+)
 def one_step(request):
-    """A second step, from a state in which the momentum encoder differs much from the network."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        on_one_device(monkeypatch)
-        run, state, inputs, call = start(config(request.param, **{"model.sync_batch_norm": False}))
-        state = jax.device_get(call(state, None, inputs)[0])
-        moved = jax.tree.map(lambda x: x * 1.1 + 0.01, state.target_params)
-        state = dataclasses.replace(state, target_params=moved)
-        new, _, sums = call(parallel.replicate(jax.tree.map(np.copy, state)), None, inputs)
-        return run, state, np.asarray(inputs[1])[0, 1], jax.device_get(new), means([sums])
+    """A second step, from a state in which the momentum encoder differs much from the network, and what goes into it.
 
+    Attributes:
+      state: before the step; `new`: after it; `metrics`: of the step.
+      ids: of its images; `label`: their coarse classes.
+      out, updated: the online network's outputs for the queries, in train mode, and its batch statistics.
+      keys: the momentum encoder's projections of the keys, in train mode; None for a method without one.
+    """
+    run, state, inputs, call = start(config(request.param, **{"model.sync_batch_norm": False}))
+    state = jax.device_get(call(state, None, inputs)[0])
+    moved = jax.tree.map(lambda x: x * 1.1 + 0.01, state.target_params)
+    state = dataclasses.replace(state, target_params=moved)
+    new, _, sums = call(parallel.replicate(jax.tree.map(np.copy, state)), None, inputs)
+    ids = np.asarray(inputs[1])[0, 1]
 
-def outputs(run, state, ids):
-    """What the online network makes of the queries, and the momentum encoder of the keys: both in train mode."""
-    key = jax.random.fold_in(state.rng, 1)
-    images = run.records["train"].image[ids]
-    query = augment.random_views(images, ids, key, views=run.views, num_views=1)[0]
-    online = {"params": state.params, "batch_stats": state.batch_stats}
-    out, updated = run.network.apply(online, query, train=True, mutable=["batch_stats"])
-    if not state.target_params:
-        return out, None, updated
-    # Keys are whole images here, so that their views need no draw.
-    target = {"params": state.target_params, "batch_stats": state_lib.target_part(state.batch_stats)}
-    plain = augment.plain_view(images, views=run.views)
-    keys, _ = run.network.apply(target, plain, train=True, mutable=["batch_stats"], method="embed")
-    return out, keys.projection, updated
+    @jax.jit
+    def outputs(state, images, ids):
+        query = augment.random_views(images, ids, jax.random.fold_in(state.rng, 1), views=run.views, num_views=1)[0]
+        apply = functools.partial(run.network.apply, train=True, mutable=["batch_stats"])
+        out, updated = apply({"params": state.params, "batch_stats": state.batch_stats}, query)
+        if not state.target_params:
+            return out, updated["batch_stats"], None
+        # Keys are whole images here, so that their views need no draw.
+        target = {"params": state.target_params, "batch_stats": state_lib.target_part(state.batch_stats)}
+        keys, _ = apply(target, augment.plain_view(images, views=run.views), method="embed")
+        return out, updated["batch_stats"], keys.projection
+
+    out, updated, keys = outputs(state, run.records["train"].image[ids], ids)
+    return types.SimpleNamespace(
+        run=run, state=state, ids=ids, label=run.records["train"].coarse_label[ids], out=out, updated=updated,
+        keys=keys, new=jax.device_get(new), metrics=means([sums]),
+    )  # fmt: skip
 
 
 def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
-    run, state, ids, _, metrics = one_step
-    out, keys, _ = outputs(run, state, ids)
-    label = run.records["train"].coarse_label[ids]
+    s = one_step
     terms = {}
-    if keys is not None:
-        arrays = out.projection, keys, state.queue.embedding
-        labels = label, state.queue.label
+    if s.keys is not None:
+        arrays = s.out.projection, s.keys, s.state.queue.embedding
+        labels = s.label, s.state.queue.label
         terms |= {
             "info_nce": twins.info_nce(*arrays, 0.1),
             "supcon": twins.supcon_queue(*arrays, *labels, 0.1),
             "maskcon": twins.maskcon(*arrays, *labels, 0.1, 0.05, 0.3),
         }
-    if out.logits is not None:
-        terms["cross_entropy"] = twins.cross_entropy(out.logits, label)
-    found = set(metrics) & {"info_nce", "supcon", "maskcon", "cross_entropy"}
+    if s.out.logits is not None:
+        terms["cross_entropy"] = twins.cross_entropy(s.out.logits, s.label)
+    found = set(s.metrics) & {"info_nce", "supcon", "maskcon", "cross_entropy"}
     for name in found:
-        np.testing.assert_allclose(metrics[name], np.mean(terms[name]), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(s.metrics[name], np.mean(terms[name]), rtol=1e-4, err_msg=name)
     # PAPER.md section 3: w = 0.3.
     mixture = {
         "selfcon": {"info_nce": 1.0},
@@ -98,38 +108,36 @@ def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
         "grafit_maskcon": {"supcon": 0.3, "info_nce": 0.7},
         "coins": {"cross_entropy": 0.3, "info_nce": 0.7},
         "maskcon": {"maskcon": 1.0},
-    }[run.method.name]
+    }[s.run.method.name]
     assert found == set(mixture)
     expected = sum(weight * np.mean(terms[name]) for name, weight in mixture.items())
-    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+    np.testing.assert_allclose(s.metrics["loss"], expected, rtol=1e-4)
 
 
 def test_queue_takes_the_keys_after_scoring_and_the_encoder_follows(one_step):
-    run, state, ids, new, _ = one_step
-    if not run.method.queue:
+    s = one_step
+    state, new = s.state, s.new
+    if not s.run.method.queue:
         assert state.queue is None and new.queue is None and not new.target_params
         return
-    _, keys, updated = outputs(run, state, ids)
     expected, label = np.array(state.queue.embedding), np.array(state.queue.label)
     place = (BATCH + np.arange(BATCH)) % QUEUE  # the second batch
-    expected[place], label[place] = twins.unit(keys), run.records["train"].coarse_label[ids]
+    expected[place], label[place] = twins.unit(s.keys), s.label
     np.testing.assert_allclose(new.queue.embedding, expected, atol=1e-5)
     np.testing.assert_array_equal(new.queue.label, label)
     for name in ("trunk", "projector"):
         follows = jax.tree.map(lambda xi, theta: 0.9 * xi + 0.1 * theta, state.target_params[name], new.params[name])
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.target_params[name], follows
-        )
+        assert_close(new.target_params[name], follows)
     # Parameters only: the statistics are the online network's.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        new.batch_stats,
-        dict(updated["batch_stats"]),
-    )
+    assert_close(new.batch_stats, dict(s.updated))
+
+
+def assert_close(tree, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), tree, expected)
 
 
 def test_a_methods_heads(one_step):
-    run, state, *_ = one_step
+    run, state = one_step.run, one_step.state
     heads = {"supce": {"classifier"}, "coins": {"projector", "classifier"}}.get(run.method.name, {"projector"})
     assert set(state.params) == {"trunk"} | heads
     if "classifier" in heads:  # on the 64 features of the trunk, never on the projection
@@ -142,8 +150,7 @@ def test_a_methods_heads(one_step):
 
 
 @pytest.mark.parametrize("method", ["coins", "maskcon"])
-@pytest.mark.eight_devices
-def test_eight_devices_do_what_one_does(method, monkeypatch):
+def test_eight_devices_do_what_one_does(method, monkeypatch, eight_devices):
     def after(steps):
         _, state, inputs, call = start(config(method))
         totals = []
@@ -157,7 +164,7 @@ def test_eight_devices_do_what_one_does(method, monkeypatch):
         return jax.device_get(state), means(totals)
 
     state8, metrics8 = after(3)
-    on_one_device(monkeypatch)
+    use_devices(monkeypatch, 1)
     state1, metrics1 = after(3)
     for name in metrics1:
         np.testing.assert_allclose(metrics8[name], metrics1[name], rtol=2e-4, err_msg=name)
@@ -166,8 +173,8 @@ def test_eight_devices_do_what_one_does(method, monkeypatch):
         np.testing.assert_allclose(eight, one, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatch):
-    on_one_device(monkeypatch)
     laws, made = [], {}
     random_views = augment.random_views
 
@@ -193,8 +200,7 @@ def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatc
     assert np.abs(np.asarray(made[1]) - np.asarray(made[2])).max(axis=(0, 2, 3, 4)).min() > 0.3
 
 
-def test_queue_starts_with_embeddings_of_training_images(monkeypatch):
-    on_one_device(monkeypatch)
+def test_queue_starts_with_embeddings_of_training_images():
     for size, repeated in ((150, 1), (2000, 3)):  # of 899 images
         run = experiment.load(config("selfcon", **{"queue.size": size}))
         state = experiment.initial_state(run)
@@ -206,8 +212,7 @@ def test_queue_starts_with_embeddings_of_training_images(monkeypatch):
         assert np.bincount(image).max() == repeated
 
 
-def test_weight_decay_on_everything_and_plain_momentum(monkeypatch):
-    on_one_device(monkeypatch)
+def test_weight_decay_on_everything_and_plain_momentum():
     params = {"kernel": np.full((2, 2), 1.0, np.float32), "bias": np.full(2, 1.0, np.float32)}
     zero = jax.tree.map(np.zeros_like, params)
     base = {"optimizer.weight_decay": 0.1, "optimizer.learning_rate": 1.0, "train.batch_size": 256, "queue.size": 256}
@@ -225,3 +230,21 @@ def test_weight_decay_on_everything_and_plain_momentum(monkeypatch):
         if not nesterov:  # 0.9 of the first and the same gradient again, times a learning rate just below 1
             updates, _ = tx.update(zero, opt_state, params)
             np.testing.assert_allclose(updates["bias"], -second, rtol=0.2)
+
+
+def test_queries_and_keys_have_draws_of_their_own(monkeypatch):
+    keys = []
+
+    def noted(images, ids, key, **_):
+        keys.append(np.asarray(key))
+        if len(keys) == 2:
+            raise InterruptedError  # before a network is applied
+        return images[None]
+
+    monkeypatch.setattr(augment, "random_views", noted)
+    run = experiment.load(config("selfcon"))
+    records, state = run.records["train"], types.SimpleNamespace(step=3)
+    batch = {"image": records.image[:8], "label": records.coarse_label[:8], "id": np.arange(8)}
+    with pytest.raises(InterruptedError):
+        train.make_step(run, axis_name=None)(state, None, batch, jax.random.PRNGKey(0))
+    assert not np.array_equal(*keys)

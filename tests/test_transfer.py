@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +12,14 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from grafit_jax import experiment, losses, parallel, train
+from grafit_jax import experiment, losses, methods, parallel, train
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import augment, sources
 from grafit_jax.data.mixing import mix
 from grafit_jax.errors import UserError
-from small import on_one_device, small_config
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The workdir of a short run on coarse labels, with a projector, which fine-tuning has no use for."""
-    path = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        on_one_device(patch)
-        train.train(small_config("baseline_mlp", **{"train.epochs": 1}), path)
-    return path
+from grafit_jax.models import Outputs
+from grafit_jax.objective import Objective
+from helpers.runs import small_config
 
 
 def fine_tuning(**options):
@@ -43,10 +36,9 @@ def assert_same(got, expected):
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
-def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_is_new(trained, monkeypatch):
-    on_one_device(monkeypatch)
-    _, theirs = experiment.restore_newest(trained)
-    state = experiment.initial_state(experiment.load(fine_tuning(**{"model.pretrained": str(trained)})))
+def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_is_new(trained_once):
+    _, theirs = experiment.restore_newest(trained_once)
+    state = experiment.initial_state(experiment.load(fine_tuning(**{"model.pretrained": str(trained_once)})))
     fresh = experiment.initial_state(experiment.load(fine_tuning()))
     for kind in ("params", "batch_stats"):
         got, expected = kernels(getattr(state, kind)["trunk"]), kernels(getattr(theirs, kind)["trunk"])
@@ -57,11 +49,10 @@ def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_is_new(traine
     assert_same(kernels(state.params["classifier"]), kernels(fresh.params["classifier"]))
 
 
-def test_another_stem_stays_fresh(trained, monkeypatch):
-    on_one_device(monkeypatch)
-    _, theirs = experiment.restore_newest(trained)
+def test_another_stem_stays_fresh(trained_once):
+    _, theirs = experiment.restore_newest(trained_once)
     options = {"model.stem": "cifar"}
-    state = experiment.initial_state(experiment.load(fine_tuning(**options, **{"model.pretrained": str(trained)})))
+    state = experiment.initial_state(experiment.load(fine_tuning(**options, **{"model.pretrained": str(trained_once)})))
     fresh = experiment.initial_state(experiment.load(fine_tuning(**options)))
     for name in ("Conv_0", "BatchNorm_0"):
         assert_same(kernels(state.params["trunk"][name]), kernels(fresh.params["trunk"][name]))
@@ -71,23 +62,22 @@ def test_another_stem_stays_fresh(trained, monkeypatch):
         assert_same(kernels(state.params["trunk"][name]), kernels(theirs.params["trunk"][name]))
 
 
-def test_workdirs_that_give_no_trunk(trained, tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_workdirs_that_give_no_trunk(trained_once, tmp_path):
 
     def start(config, **kwargs):
         return experiment.initial_state(experiment.load(config, **kwargs))
 
     with pytest.raises(UserError, match=r"has the trunk resnet8, and model\.trunk = resnet18: want the same"):
-        start(fine_tuning(**{"model.pretrained": str(trained), "model.trunk": "resnet18"}))
+        start(fine_tuning(**{"model.pretrained": str(trained_once), "model.trunk": "resnet18"}))
     with pytest.raises(UserError, match=r"holds no run \(no config\.json\)"):
         start(fine_tuning(**{"model.pretrained": str(tmp_path)}))
-    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    (tmp_path / "config.json").write_text((trained_once / "config.json").read_text())
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"holds no checkpoint"):
         start(fine_tuning(**{"model.pretrained": str(tmp_path)}))
     digits = sources.load(source="digits")
     colour = {s: dataclasses.replace(r, image=np.repeat(r.image, 3, axis=-1)) for s, r in digits.items()}
-    options = {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3, "model.pretrained": str(trained)}
+    options = {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3, "model.pretrained": str(trained_once)}
     with pytest.raises(UserError, match=r"Conv_0.*of the trunk as \(3, 3, 4, 16\), want \(3, 3, 12, 16\)"):
         start(fine_tuning(**options), records=colour)
     with pytest.raises(UserError, match=r"pretrained = runs/none is not there: want a run's workdir, or"):
@@ -96,31 +86,30 @@ def test_workdirs_that_give_no_trunk(trained, tmp_path, monkeypatch):
         start(fine_tuning(**{"model.pretrained": str(tmp_path / "config.json")}))
 
 
-def test_a_trunk_that_does_not_fit_is_told_before_anything_is_written(trained, tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
-    monkeypatch.setenv("HOME", str(trained.parent))
+def test_a_trunk_that_does_not_fit_is_told_before_anything_is_written(trained_once, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained_once.parent))
     (tmp_path / "colour").mkdir()
     for split in ("train", "test"):
         labels = {"label": np.arange(16) % 4, "coarse_label": np.arange(16) % 2}
         np.savez(tmp_path / "colour" / f"{split}.npz", image=np.zeros((16, 8, 8, 3), np.uint8), **labels)
-    options = {"data.source": f"npz:{tmp_path}/colour", "train.batch_size": 8, "model.pretrained": f"~/{trained.name}"}
+    options = {"data.source": f"npz:{tmp_path}/colour", "train.batch_size": 8}
+    options["model.pretrained"] = f"~/{trained_once.name}"
     options |= {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3}
     with pytest.raises(UserError, match=r"of the trunk as \(3, 3, 4, 16\), want \(3, 3, 12, 16\)"):
         train.train(fine_tuning(**options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_is_read_on_other_devices(trained):
-    checkpoints = Checkpoints(trained, read_only=True)
+def test_a_checkpoint_is_read_on_other_devices(trained_once, eight_devices):
+    checkpoints = Checkpoints(trained_once, read_only=True)
     state = checkpoints.read_newest("state")
     checkpoints.close()
-    _, theirs = experiment.restore_newest(trained)  # on eight devices
+    _, theirs = experiment.restore_newest(trained_once)  # on eight devices
     assert parallel.num_devices() == 8
     assert_same(kernels(state["params"]), kernels(theirs.params))
 
 
-def test_rates_fall_from_the_head_to_the_stem(monkeypatch):
-    on_one_device(monkeypatch)
+def test_rates_fall_from_the_head_to_the_stem():
     params = {
         "trunk": {name: {"kernel": np.ones((1, 1), np.float32)} for name in ("Conv_0", "BatchNorm_0")}
         | {f"YBlock_{i}": {"Conv_0": {"kernel": np.ones((1, 1), np.float32)}} for i in (0, 1, 10)},
@@ -200,6 +189,7 @@ def test_a_mixture_follows_its_id_and_the_key():
     assert np.abs(other - again).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_makes_no_difference_to_a_mixture():
     rows = slice(0, 64)
     one = mix(IMAGES[rows], LABELS[rows], IDS[rows], KEY, mixup=0.4, cutmix=1.0)
@@ -210,8 +200,8 @@ def test_the_number_of_devices_makes_no_difference_to_a_mixture():
         np.testing.assert_allclose(np.reshape(got, expected.shape), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):
-    on_one_device(monkeypatch)
     seen = []
 
     def noted(images, labels, ids, key, *, mixup, cutmix, axis_name=None):
@@ -239,7 +229,6 @@ def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):
 
 
 def test_a_step_mixes_by_either_kind_or_not_at_all(monkeypatch):
-    on_one_device(monkeypatch)
     seen = []
 
     def noted(images, labels, ids, key, *, mixup, cutmix, axis_name=None):
@@ -255,12 +244,20 @@ def test_a_step_mixes_by_either_kind_or_not_at_all(monkeypatch):
     assert seen == [(0.2, 0.0), (0.0, 0.3)]
 
 
+def test_a_mixture_is_scored_by_both_labels():
+    # Logits (log 3, 0): the classes have 3/4 and 1/4. A share of 0.8 of the first class, then 0 of it.
+    out = Outputs(features=jnp.zeros((2, 1)), logits=jnp.log(jnp.array([[3.0, 1.0]] * 2)))
+    batch = {"label": jnp.array([0, 0]), "other_label": jnp.array([1, 1]), "share": jnp.array([0.8, 0.0])}
+    loss = types.SimpleNamespace(instance_weight=1.0, weight=1.0, temperature=1.0, label_smoothing=0.0)
+    per_example, _ = Objective(methods.get("baseline"), loss, 1, None)(out, None, batch, None, None)
+    np.testing.assert_allclose(per_example, [-0.8 * np.log(3 / 4) - 0.2 * np.log(1 / 4), -np.log(1 / 4)], rtol=1e-6)
+
+
 # Evaluation
 
 
 @pytest.mark.parametrize(("level", "name"), [("fine", "top1"), ("", "coarse/top1")])
-def test_top1_is_what_the_classifier_says_at_the_level_of_training(level, name, monkeypatch):
-    on_one_device(monkeypatch)
+def test_top1_is_what_the_classifier_says_at_the_level_of_training(level, name):
     run = experiment.load(fine_tuning(**{"data.train_level": level, "eval.size": 12}))
     state = experiment.initial_state(run)
     metrics = experiment.evaluate(run, state)
@@ -276,8 +273,7 @@ def test_top1_is_what_the_classifier_says_at_the_level_of_training(level, name, 
     assert np.abs(at_8.features - out.features).max() > 1e-2
 
 
-def test_no_classifier_no_top1(monkeypatch):
-    on_one_device(monkeypatch)
+def test_no_classifier_no_top1():
     run = experiment.load(small_config("byol", **{"eval.features": ("trunk",)}))
     assert not [
         k for k in experiment.evaluate(run, experiment.initial_state(run)) if k.endswith("/top1") or k == "top1"
@@ -285,12 +281,11 @@ def test_no_classifier_no_top1(monkeypatch):
 
 
 @pytest.mark.slow
-def test_fine_tuning_learns_and_goes_on_without_the_run_it_started_from(trained, tmp_path, monkeypatch):
-    on_one_device(monkeypatch)
+def test_fine_tuning_learns_and_goes_on_without_the_run_it_started_from(trained_once, tmp_path, trains):
     options = {"optimizer.layer_decay": 0.7, "mixing.cutmix": 1.0, "train.epochs": 6, "optimizer.learning_rate": 0.3}
     start = tmp_path / "start"
-    shutil.copytree(trained, start)
-    metrics = train.train(fine_tuning(**options, **{"model.pretrained": str(start)}), tmp_path / "run")
+    shutil.copytree(trained_once, start)
+    metrics = trains(fine_tuning(**options, **{"model.pretrained": str(start)}), tmp_path / "run")
     shutil.rmtree(start)
     assert metrics["top1"] > 0.5  # of ten classes
     assert experiment.evaluate(*experiment.restore_newest(tmp_path / "run")) == metrics

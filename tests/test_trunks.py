@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import seeded
 
-import twins
 from grafit_jax import models
 from grafit_jax.models import pretrained, regnet, resnet, trunks
 from grafit_jax.models.layers import batch_norm, stage_of
-from pixels import torchvision
+from helpers import state_dicts, twins
 
 # Parameters with a 1000-way classifier, 10^9 multiply-adds at 224 px, features. The first two are what torchvision
 # states; for the 200MF what its RegNet has with the paper's parameters, and what the paper states.
@@ -71,12 +69,11 @@ def test_features_are_float32_averages_of_the_last_map():
         assert out.shape == (2, PUBLISHED[name][2]) and out.dtype == jnp.float32
 
 
-def test_published_numbers_are_torchvisions():
-    tv = torchvision().models
+def test_published_numbers_are_torchvisions(torch, torchvision):
+    tv = torchvision.models
     for name in trunks.TORCHVISION:
         meta = tv.get_model_weights(name)["IMAGENET1K_V1"].meta
         assert (meta["num_params"], meta["_ops"]) == PUBLISHED[name][:2]
-    torch = pytest.importorskip("torch")
     layout = tv.regnet.BlockParams.from_init_params(13, 24, 36.44, 2.49, 8, se_ratio=0.25)
     with torch.device("meta"):
         net = tv.regnet.RegNet(layout)
@@ -151,11 +148,12 @@ def cross_entropy(network, labels, images):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "regnet_y_8gf"])
+@pytest.mark.slow
 def test_one_step_moves_every_parameter_and_lowers_the_loss(name):
     # Not from a fresh network: the zero scales that end a ResNet's blocks would let nothing else in them move.
-    variables = pretrained.convert(name, seeded.state_dict(name))
+    variables = pretrained.convert(name, state_dicts.state_dict(name))
     params, batch_stats = variables["params"], variables["batch_stats"]
-    loss = cross_entropy(models.build(name, num_classes=10), jnp.array([3, 8]), seeded.images())
+    loss = cross_entropy(models.build(name, num_classes=10), jnp.array([3, 8]), state_dicts.images())
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (before, updated), grads = gradient(params, batch_stats)
     tx = optax.sgd(1e-3, momentum=0.9, nesterov=True)
@@ -168,14 +166,13 @@ def test_one_step_moves_every_parameter_and_lowers_the_loss(name):
         assert jax.tree.all(changed), changed
 
 
-def test_gradients_are_those_of_torchvision():
+def test_gradients_are_those_of_torchvision(torch, torchvision):
     # In float64: a float32's rounding moves a few activations over a ReLU's kink, and so torchvision's own gradients
     # by a tenth.
-    tv = torchvision().models
-    torch = pytest.importorskip("torch")
+    tv = torchvision.models
     name, labels = "regnet_y_400mf", [3, 8, 1, 3]
     images = np.random.default_rng(1).normal(size=(4, 64, 64, 3))
-    tensors = seeded.state_dict(name)
+    tensors = state_dicts.state_dict(name)
     net = getattr(tv, name)(num_classes=10).train()
     net.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
     logits = net.double()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
@@ -210,6 +207,7 @@ def means(stats):
     ],
     ids=["resnet", "regnet"],
 )
+@pytest.mark.slow
 def test_remat_changes_memory_alone(trunk, saved):
     images = jax.random.normal(jax.random.key(1), (32, 16, 16, 3))
     results, memory, variables = [], [], []

@@ -14,19 +14,18 @@ import PIL.Image
 import pytest
 from sklearn.decomposition import PCA
 
-import looks
-from files import write as write_image
-from grafit_jax import experiment, metrics, report, train, workdir
+from grafit_jax import experiment, metrics, report, workdir
 from grafit_jax.data import sources
 from grafit_jax.data.folder import FolderImages
 from grafit_jax.errors import UserError
 from grafit_jax.webpage import analysis, curves, page, pictures, write
-from small import finish, small_config
-from small import run as run_script
+from helpers import pages
+from helpers.image_files import write as write_image
+from helpers.runs import finish, small_config
 
 
 def compose(test, *runs, ids=None):
-    return page.compose(runs or (looks.run(test),), test, np.arange(len(test)) if ids is None else ids)
+    return page.compose(runs or (pages.run(test),), test, np.arange(len(test)) if ids is None else ids)
 
 
 def opened(uri):
@@ -47,8 +46,8 @@ def test_recall_by_class_counts_queries_that_have_another_of_their_class():
 
 
 def test_recall_of_all_classes_is_that_of_the_metrics():
-    test = looks.odd_records()
-    embedding = looks.embedding(test, noise=2.0)
+    test = pages.odd_records()
+    embedding = pages.embedding(test, noise=2.0)
     seen = page.neighbors.search(embedding, embedding, 1, query_ids=test.id, gallery_ids=test.id)[1]
     right, of = analysis.recall_by_class(test.label, seen[:, 0], test.label, 6)
     expected = metrics.retrieval_metrics(embedding, {"": test.label}, ks=(1,))["recall@1"]
@@ -111,7 +110,7 @@ def test_ticks_are_round_and_enclose_the_values(low, high, expected):
 
 
 def test_a_chart_draws_its_values_to_scale_and_says_them():
-    drawn = looks.Page(
+    drawn = pages.Page(
         curves.chart("a<b", [curves.Line(0, "x", [1, 2, 4], [0.0, 1.0, 4.0]), curves.Line(1, "y", [4], [2])])
     )
     line, single = (t[1]["points"].split() for t in drawn.all("polyline"))
@@ -162,9 +161,9 @@ def test_images_are_read_from_their_files(tmp_path):
 
 
 def test_a_page_is_sound_and_names_its_parts():
-    test = looks.odd_records()
-    text = compose(test, looks.run(test), looks.run(test, "other", seed=1))
-    found = looks.Page(text)
+    test = pages.odd_records()
+    text = compose(test, pages.run(test), pages.run(test, "other", seed=1))
+    found = pages.Page(text)
     assert text.isascii()
     ids = [attributes["id"] for _, attributes, _ in found.tags if "id" in attributes]
     assert len(ids) == len({*ids})
@@ -181,9 +180,9 @@ def test_a_page_is_sound_and_names_its_parts():
 
 
 def test_a_page_needs_nothing_from_elsewhere():
-    test = looks.odd_records()
+    test = pages.odd_records()
     text = compose(test)
-    found = looks.Page(text)
+    found = pages.Page(text)
     for _, attributes, _ in found.tags:
         for key in attributes.keys() & {"src", "href"}:
             assert attributes[key].startswith(("data:", "#")), attributes
@@ -196,10 +195,10 @@ def test_a_page_needs_nothing_from_elsewhere():
 
 
 def test_odd_names_stay_names():
-    test = looks.odd_records()
-    found = looks.Page(compose(test, looks.run(test, name="<i>run</i>")))
+    test = pages.odd_records()
+    found = pages.Page(compose(test, pages.run(test, name="<i>run</i>")))
     assert not found.all("i") and not found.all("b") and len(found.all("script")) == 3
-    assert tuple(found.data("map-data")["classes"]) == looks.READ
+    assert tuple(found.data("map-data")["classes"]) == pages.READ
     assert found.data("confusion-data")["runs"] == ["<i>run</i>"]
     assert {h[2] for h in found.all("h3")} >= {"<script>window.ran = 1</script> (left & right)", "Ærø 猫 (</style>)"}
 
@@ -207,11 +206,11 @@ def test_odd_names_stay_names():
 def test_tables_have_the_numbers_of_their_runs():
     # Pairs of images on a circle, so that each is nearest to the other one: of one class, but for those of 4 and 5.
     label = [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 4, 5]
-    test = looks.records(np.array(label), np.array(label) // 2)
+    test = pages.records(np.array(label), np.array(label) // 2)
     angle = np.arange(12) // 2 * 0.5 + np.arange(12) % 2 * 0.01
     embedding = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
-    run = dataclasses.replace(looks.run(test), embedding=embedding)
-    found = looks.Page(compose(test, run))
+    run = dataclasses.replace(pages.run(test), embedding=embedding)
+    found = pages.Page(compose(test, run))
     header, *rows = found.rows("metrics")
     assert header == ["labels, features", "mAP", "R@1", "k-NN"]
     assert rows == [
@@ -220,7 +219,7 @@ def test_tables_have_the_numbers_of_their_runs():
         ["fine, projector", "25.0", "–", "–"],
     ]
     header, *rows = found.rows("classes")
-    odd, coarse = looks.READ, ("left & right", "</style>", "third")
+    odd, coarse = pages.READ, ("left & right", "</style>", "third")
     right = [[odd[c], coarse[c // 2], "2", "100.0"] for c in range(4)]
     # The lowest first.
     assert header == ["fine", "coarse", "images", "R@1"]
@@ -235,28 +234,28 @@ def test_tables_have_the_numbers_of_their_runs():
 
 def test_a_class_of_a_single_image_has_no_r_at_1_and_is_none_of_the_lowest():
     label = np.array([0, 0, 1, 1, 2])
-    test = looks.records(label, np.zeros(5, int))
+    test = pages.records(label, np.zeros(5, int))
     embedding = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, -1]], np.float32)
-    _, *rows = looks.Page(compose(test, dataclasses.replace(looks.run(test), embedding=embedding))).rows("classes")
+    _, *rows = pages.Page(compose(test, dataclasses.replace(pages.run(test), embedding=embedding))).rows("classes")
     assert [row[-1] for row in rows[:3]] == ["100.0", "100.0", "–"]
 
 
 def test_two_runs_stand_side_by_side_with_what_one_gains():
-    test = looks.odd_records()
-    runs = [looks.run(test, noise=0.1), looks.run(test, "other", noise=4.0, seed=1)]
-    header, *rows = looks.Page(compose(test, *runs)).rows("classes")
+    test = pages.odd_records()
+    runs = [pages.run(test, noise=0.1), pages.run(test, "other", noise=4.0, seed=1)]
+    header, *rows = pages.Page(compose(test, *runs)).rows("classes")
     assert header == ["fine", "coarse", "images", "R@1, grafit", "R@1, other", "gain in R@1"]
     gains = [float(row[5]) for row in rows[:6]]
     assert gains == pytest.approx([float(row[3]) - float(row[4]) for row in rows[:6]], abs=0.11) and max(gains) > 5
-    header, *rows = looks.Page(compose(test, *runs)).rows("metrics")
+    header, *rows = pages.Page(compose(test, *runs)).rows("metrics")
     assert [row[:2] for row in rows[:2]] == [["fine, trunk", "grafit"], ["fine, trunk", "other"]]
 
 
 def test_the_gallery_frames_neighbours_as_the_picture_does():
-    test = looks.odd_records(4)
+    test = pages.odd_records(4)
     ids = np.arange(len(test)) + 100
-    runs = [looks.run(test, noise=1.0), looks.run(test, "other", noise=3.0, seed=1)]
-    found = looks.Page(compose(test, *runs, ids=ids))
+    runs = [pages.run(test, noise=1.0), pages.run(test, "other", noise=3.0, seed=1)]
+    found = pages.Page(compose(test, *runs, ids=ids))
     queries = report.queries_of(test.label, 12)
     assert test.label[queries].tolist() == [0, 1, 2, 3, 4, 5]
     asked = [a["alt"] for _, a, _ in found.all("img", class_="asked")]
@@ -315,19 +314,19 @@ def test_pages_of_all_kinds_of_labels_and_images(changes, said, unsaid):
     base = {"levels": levels(coarse=FINE // 4, fine=FINE), "image": np.ones((24, 6, 5, 3), np.uint8)} | changes
     test = sources.Records(**base)
     embedding = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
-    run = dataclasses.replace(looks.run(looks.odd_records()), embedding=embedding)
+    run = dataclasses.replace(pages.run(pages.odd_records()), embedding=embedding)
     text = compose(test, run)
     body = text.partition("</style>")[2].partition("<script>")[0]
-    looks.Page(text)
+    pages.Page(text)
     assert all(s in body for s in said) and not any(s in body for s in unsaid)
 
 
 def test_curves_leave_out_what_is_not_finite():
-    test = looks.odd_records()
-    run = looks.run(test)
+    test = pages.odd_records()
+    run = pages.run(test)
     log = [*run.log, {"step": 15, "epoch": 3, "loss": float("nan"), "learning_rate": 0.1}]
     log += [{"step": 20, "epoch": float("inf"), "loss": 1.0}, {"step": 0, "epoch": 0, "loss": 9.0}]
-    found = looks.Page(compose(test, dataclasses.replace(run, log=log)))
+    found = pages.Page(compose(test, dataclasses.replace(run, log=log)))
     said = {a["aria-label"].partition(":")[0]: a["aria-label"] for _, a, _ in found.all("svg") if "aria-label" in a}
     assert [*said] == ["loss", "learning rate", "map"]
     assert "from 2 in epoch 1 to 1.5 in epoch 2" in said["loss"] and "in epoch 3" in said["learning rate"]
@@ -338,8 +337,8 @@ def test_ten_thousand_images_are_less_than_five_megabytes():
     noise = rng.integers(0, 256, (500, 64, 64, 3), np.uint8)  # which compresses worst
     label = np.arange(10_000) % 100
     names = [f"class number {i}" for i in range(100)]
-    test = looks.records(label, label // 5, names, names[:20], image=noise[np.arange(10_000) % 500])
-    runs = [looks.run(test, name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    test = pages.records(label, label // 5, names, names[:20], image=noise[np.arange(10_000) % 500])
+    runs = [pages.run(test, name, seed=seed) for seed, name in enumerate(("one", "two"))]
     text = compose(test, *runs)
     assert len(text) < 5_000_000
     assert "1,000 of 10,000 test images, drawn by the seed" in text
@@ -348,35 +347,30 @@ def test_ten_thousand_images_are_less_than_five_megabytes():
 # What is written
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The workdir of a run of one epoch."""
-    path = tmp_path_factory.mktemp("run") / "base"
-    config = small_config(
-        "baseline", **{"train.epochs": 1, "eval.features": ("trunk",), "optimizer.learning_rate": 0.02}
-    )
-    train.train(config, path)
-    return path
+@pytest.fixture
+def finished(trained_once, pages_left, tmp_path):
+    """A copy of a finished run."""
+    return shutil.copytree(trained_once, tmp_path / "finished" / trained_once.name)
 
 
 def test_a_training_leaves_its_page(finished):
-    found = looks.Page((finished / "report.html").read_text())
+    found = pages.Page((finished / "report.html").read_text())
     logged = report.collect(finished)["metrics"]
     tile = [t[2] for t in found.all("dd")]
     assert tile == [f"{100 * logged[key]:.1f}" for key in ("recall@1", "map", "knn_top1")]
-    assert found.all("p", class_="run")[0][2] == "base"
+    assert found.all("p", class_="run")[0][2] == finished.name
 
 
-def test_a_run_that_was_killed_before_its_page_leaves_it_when_started_again(finished, tmp_path):
-    killed = tmp_path / "base"
+def test_a_run_that_was_killed_before_its_page_leaves_it_when_started_again(finished, tmp_path, trains):
+    killed = tmp_path / "killed" / finished.name
     shutil.copytree(finished, killed)
     (killed / "report.html").unlink()
-    metrics = train.train(workdir.read_config(killed), killed)
+    metrics = trains(workdir.read_config(killed), killed)
     assert metrics == json.loads((finished / "metrics.json").read_text())
     assert (killed / "report.html").read_text() == (finished / "report.html").read_text()
     (killed / "report.html").unlink()
     shutil.rmtree(killed / "checkpoints")  # to have the room: there is no page to be made
-    assert train.train(workdir.read_config(killed), killed) == metrics
+    assert trains(workdir.read_config(killed), killed) == metrics
     assert not (killed / "report.html").exists()
 
 
@@ -398,16 +392,16 @@ def test_what_goes_wrong_with_the_page_is_a_warning(finished, monkeypatch, capsy
 
 
 def test_two_runs_on_one_page(finished, tmp_path):
-    other = tmp_path / "other" / "base"
+    other = tmp_path / "other" / finished.name
     shutil.copytree(finished, other)
     write.make(finished, other, tmp_path / "deep" / "page.html")
-    found = looks.Page((tmp_path / "deep" / "page.html").read_text())
+    found = pages.Page((tmp_path / "deep" / "page.html").read_text())
     names = [t[2] for t in found.all("p", class_="run")]
-    assert names == [f"{finished.parent.name}/base", "other/base"]
+    assert names == ["finished/train_run", "other/train_run"]
     assert found.data("map-data")["maps"][0]["points"] == found.data("map-data")["maps"][1]["points"]
 
 
-def test_mistakes_are_told_with_the_remedy(finished, tmp_path):
+def test_mistakes_are_told_with_the_remedy(finished, tmp_path, cli):
     for name in ("unfinished", "foreign", "elsewhere"):
         shutil.copytree(finished, tmp_path / name)
     (tmp_path / "unfinished" / "metrics.json").unlink()
@@ -429,14 +423,14 @@ def test_mistakes_are_told_with_the_remedy(finished, tmp_path):
         with pytest.raises(UserError, match=r"found '.*' as --out: want a file to write, such as .*report\.html"):
             write.make(finished, None, pathlib.Path(no_file))
     with pytest.raises(UserError, match=r"found .* as --workdir and as --compare: want two runs"):
-        write.make(finished, finished / ".." / "base", out)
+        write.make(finished, finished / ".." / finished.name, out)
     assert not out.exists()
-    told = run_script("report", f"--workdir={tmp_path / 'nothing'}")
+    told = cli("report", f"--workdir={tmp_path / 'nothing'}")
     assert told.returncode == 2 and told.stderr.startswith("error: ") and told.stderr.count("\n") == 1
 
 
 def test_images_that_one_of_two_runs_could_not_read_are_on_neither_side(finished, monkeypatch):
-    test = looks.odd_records(2)
+    test = pages.odd_records(2)
     config = small_config()
     shown = []
     for unread in ([3], [5]):

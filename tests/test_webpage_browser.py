@@ -1,4 +1,4 @@
-"""A run's page in a real browser, where there is one: Chromium and its driver, as the system's packages have them."""
+"""A run's page in a real browser, where there is one: Chromium and its browser, as the system's packages have them."""
 
 import base64
 import io
@@ -9,9 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import looks
 from grafit_jax.webpage import analysis, page
 from grafit_jax.webpage.shown import Seen
+from helpers import pages
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
 keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
@@ -27,12 +27,12 @@ FLAGS = (
 )  # fmt: skip
 PHONE, DESK = 360, 1280
 
-TEST = looks.odd_records()
-RUNS = [looks.run(TEST, "<i>one</i>", noise=1.0), looks.run(TEST, "two", noise=2.0, seed=1)]
+TEST = pages.odd_records()
+RUNS = [pages.run(TEST, "<i>one</i>", noise=1.0), pages.run(TEST, "two", noise=2.0, seed=1)]
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory):
+def browser(tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
@@ -51,72 +51,72 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture
-def show(driver, file):
+def show(browser, file):
     """Opens the page on a screen of some width, light or dark."""
 
     def opened(width=DESK, scheme="light", touch=False):
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
         scheme = {"name": "prefers-color-scheme", "value": scheme}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        driver.get(file.as_uri())
-        return driver
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        browser.get(file.as_uri())
+        return browser
 
     yield opened
-    assert driver.get_log("browser") == []  # whatever a test did
+    assert browser.get_log("browser") == []  # whatever a test did
 
 
-def texts(driver, selector):
-    return driver.execute_script(
+def texts(browser, selector):
+    return browser.execute_script(
         "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector
     )
 
 
-def focused(driver):
-    return driver.switch_to.active_element
+def focused(browser):
+    return browser.switch_to.active_element
 
 
-def press(driver, key):
-    focused(driver).send_keys(key)
+def press(browser, key):
+    focused(browser).send_keys(key)
 
 
-def choose(driver, name, value):
+def choose(browser, name, value):
     """By the keyboard: an option of a select by its place."""
-    driver.execute_script(f"document.getElementById('{name}').focus()")
-    press(driver, keys.HOME)
+    browser.execute_script(f"document.getElementById('{name}').focus()")
+    press(browser, keys.HOME)
     for _ in range(value):
-        press(driver, keys.DOWN)
+        press(browser, keys.DOWN)
 
 
-def screenshot(driver):
-    picture = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+def screenshot(browser):
+    picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
     return PIL.Image.open(io.BytesIO(base64.b64decode(picture["data"]))).convert("RGB")
 
 
 def test_nothing_but_the_file_is_asked_for_and_no_name_is_run(show, file):
-    driver = show()
-    driver.get_log("performance")
-    driver.get(file.as_uri())
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    browser = show()
+    browser.get_log("performance")
+    browser.get(file.as_uri())
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
     assert file.as_uri() in asked
     assert {url for url in asked if not url.startswith("data:")} == {file.as_uri()}
-    assert driver.execute_script("return window.ran") is None
-    assert driver.execute_script("return document.querySelectorAll('i, b').length") == 0
-    assert driver.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth === 9)")
+    assert browser.execute_script("return window.ran") is None
+    assert browser.execute_script("return document.querySelectorAll('i, b').length") == 0
+    assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth === 9)")
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_it_fits_the_screen_and_is_light_or_dark(show, width):
     mean = {}
     for scheme in ("light", "dark"):
-        driver = show(width, scheme)
-        assert driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [width, width]
+        browser = show(width, scheme)
+        assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [width, width]
         cut = """return [...document.querySelectorAll('main *')].filter(
             e => e.getBoundingClientRect().right > innerWidth && !e.closest('.scroll')).map(e => e.tagName)"""
-        assert driver.execute_script(cut) == []
-        picture = screenshot(driver)
+        assert browser.execute_script(cut) == []
+        picture = screenshot(browser)
         assert picture.width == width and picture.height > 2000
         assert len(picture.resize((90, 900), PIL.Image.Resampling.NEAREST).getcolors(2**17)) > 100
         mean[scheme] = np.mean(picture.reduce(8))
@@ -124,54 +124,54 @@ def test_it_fits_the_screen_and_is_light_or_dark(show, width):
 
 
 def test_tables_are_sorted_by_a_press_of_a_key(show):
-    driver = show()
+    browser = show()
     first = "#classes .scroll:first-of-type table"
 
     def column(number):
-        return texts(driver, f"{first} tbody tr > :nth-child({number})")
+        return texts(browser, f"{first} tbody tr > :nth-child({number})")
 
     before = [float(x) for x in column(6)]
     assert 25.0 in before and 100.0 in before  # which as text would come first
-    driver.execute_script(f"document.querySelector('{first} th:nth-child(6) button').focus()")
-    press(driver, keys.ENTER)
+    browser.execute_script(f"document.querySelector('{first} th:nth-child(6) button').focus()")
+    press(browser, keys.ENTER)
     assert [float(x) for x in column(6)] == sorted(before) != before
-    press(driver, keys.SPACE)
+    press(browser, keys.SPACE)
     assert [float(x) for x in column(6)] == sorted(before, reverse=True)
     state = f"return [...document.querySelectorAll('{first} thead th')].map(e => e.getAttribute('aria-sort'))"
-    assert driver.execute_script(state) == [None, None, None, None, None, "descending"]
+    assert browser.execute_script(state) == [None, None, None, None, None, "descending"]
     names = column(1)
-    driver.execute_script(f"document.querySelector('{first} th:nth-child(1) button').focus()")
-    press(driver, keys.ENTER)
+    browser.execute_script(f"document.querySelector('{first} th:nth-child(1) button').focus()")
+    press(browser, keys.ENTER)
     assert column(1) != names and sorted(column(1)) == sorted(names)
-    assert driver.execute_script(state) == ["ascending", None, None, None, None, None]
+    assert browser.execute_script(state) == ["ascending", None, None, None, None, None]
 
 
 def test_one_query_or_all(show):
-    driver = show()
+    browser = show()
     shown = "return [...document.querySelectorAll('.query')].filter(e => e.offsetHeight).map(e => e.dataset.number)"
-    assert driver.execute_script(shown) == list("012345")
-    choose(driver, "query-choice", 4)
-    assert driver.execute_script(shown) == ["3"]
-    choose(driver, "query-choice", 0)
-    assert driver.execute_script(shown) == list("012345")
+    assert browser.execute_script(shown) == list("012345")
+    choose(browser, "query-choice", 4)
+    assert browser.execute_script(shown) == ["3"]
+    choose(browser, "query-choice", 0)
+    assert browser.execute_script(shown) == list("012345")
 
 
 def test_confusion_of_the_class_that_is_chosen(show):
-    driver = show()
+    browser = show()
     seen = [Seen(run, *page.neighbors.search(run.embedding, run.embedding, 1, query_ids=TEST.id, gallery_ids=TEST.id))
             for run in RUNS]  # fmt: skip
-    names = texts(driver, "#confusion-choice option")
+    names = texts(browser, "#confusion-choice option")
     assert len(names) == 3
     for place, name in enumerate(names):
-        choose(driver, "confusion-choice", place)
+        choose(browser, "confusion-choice", place)
         coarse = TEST.coarse_names.index(name)
         for number, (run, _, near) in enumerate(seen, 1):
             table = f"#confusion-tables > :nth-child({number})"
             counts = analysis.confusion(TEST.label, near[:, 0], np.array([2 * coarse, 2 * coarse + 1]))
             counts = counts if counts[:, -1].any() else counts[:, :-1]
-            assert [int(x) for x in texts(driver, f"{table} td")] == counts.ravel().tolist()
-            assert texts(driver, f"{table} caption") == [f"{run.name}: {name}"]
-            assert texts(driver, f"{table} tbody th") == [*looks.READ[2 * coarse : 2 * coarse + 2]]
+            assert [int(x) for x in texts(browser, f"{table} td")] == counts.ravel().tolist()
+            assert texts(browser, f"{table} caption") == [f"{run.name}: {name}"]
+            assert texts(browser, f"{table} tbody th") == [*pages.READ[2 * coarse : 2 * coarse + 2]]
 
 
 TIP = """const tips = [...document.querySelectorAll('.tip')].filter(e => e.offsetHeight);
@@ -179,77 +179,77 @@ return tips.map(e => [e.textContent, e.firstChild.style.backgroundPosition, e.fi
   getComputedStyle(e.firstChild).backgroundImage.slice(0, 15)])"""
 
 
-def place(driver):
+def place(browser):
     """Of the ring around the chosen image of the first map; None without one."""
-    ring = driver.execute_script("""const r = document.querySelector('.ring');
+    ring = browser.execute_script("""const r = document.querySelector('.ring');
         return r.getAttribute('visibility') === 'visible' ? [r.cx.baseVal.value, r.cy.baseVal.value] : null""")
     return ring and tuple(ring)
 
 
 def test_the_map_by_keyboard(show):
-    driver = show()
+    browser = show()
     drawn = page.images._map(Seen(RUNS[0], None, None), TEST.id)["points"]
-    assert driver.execute_script(TIP) == [] and place(driver) is None
-    driver.execute_script("document.getElementById('map-choice').focus()")
-    press(driver, keys.TAB)
-    assert focused(driver).get_attribute("class") == "map"
+    assert browser.execute_script(TIP) == [] and place(browser) is None
+    browser.execute_script("document.getElementById('map-choice').focus()")
+    press(browser, keys.TAB)
+    assert focused(browser).get_attribute("class") == "map"
     visited = []
     for key in (None, keys.RIGHT, keys.UP, keys.LEFT, keys.DOWN):
         if key:
-            press(driver, key)
-        [[text, position, width, image]] = driver.execute_script(TIP)
+            press(browser, key)
+        [[text, position, width, image]] = browser.execute_script(TIP)
         assert width == 96 and image == 'url("data:image'
-        x, y = place(driver)
+        x, y = place(browser)
         row = drawn.index([x, -y])
         across, down = row % 7, row // 7  # 48 images on a sheet of 7 x 7
         assert [int(pixels.removesuffix("px")) for pixels in position.split()] == [-96 * across, -96 * down]
-        assert text == f"{looks.READ[TEST.label[row]]} ({TEST.coarse_names[TEST.coarse_label[row]]})"
-        assert texts(driver, ".status")[0] == f"test/{row}: {text}"
+        assert text == f"{pages.READ[TEST.label[row]]} ({TEST.coarse_names[TEST.coarse_label[row]]})"
+        assert texts(browser, ".status")[0] == f"test/{row}: {text}"
         visited.append((x, y))
     (x0, _), (x1, y1), (x2, y2), (x3, y3), (_, y4) = visited
     assert x1 > x0 and y2 < y1 and x3 < x2 and y4 > y3  # y points down on a screen
-    press(driver, keys.ESCAPE)
-    assert driver.execute_script(TIP) == [] and place(driver) is None
+    press(browser, keys.ESCAPE)
+    assert browser.execute_script(TIP) == [] and place(browser) is None
 
 
 def test_the_map_by_mouse_and_by_finger(show):
     for touch in (False, True):
-        driver = show(PHONE if touch else DESK, touch=touch)
-        driver.execute_script("document.querySelector('.map').scrollIntoView({block: 'center'})")
-        x, y = driver.execute_script("""const b = document.querySelectorAll('.map')[0].querySelectorAll('.point')[7]
+        browser = show(PHONE if touch else DESK, touch=touch)
+        browser.execute_script("document.querySelector('.map').scrollIntoView({block: 'center'})")
+        x, y = browser.execute_script("""const b = document.querySelectorAll('.map')[0].querySelectorAll('.point')[7]
             .getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]""")
-        assert driver.execute_script(TIP) == []
+        assert browser.execute_script(TIP) == []
         if touch:
             point = [{"x": x, "y": y}]
-            driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": point})
-            driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": point})
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
         else:
-            driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
-        [[text, *_]] = driver.execute_script(TIP)
-        assert text.startswith(looks.READ[TEST.label[7]])
+            browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
+        [[text, *_]] = browser.execute_script(TIP)
+        assert text.startswith(pages.READ[TEST.label[7]])
         if not touch:
-            driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": 1, "y": 1})
-            assert driver.execute_script(TIP) == []
+            browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": 1, "y": 1})
+            assert browser.execute_script(TIP) == []
 
 
 def test_one_class_is_stressed(show):
-    driver = show()
-    choose(driver, "map-choice", 2)
-    dim = driver.execute_script(
+    browser = show()
+    choose(browser, "map-choice", 2)
+    dim = browser.execute_script(
         "return [...document.querySelectorAll('.map:first-child .point')].map(e => e.matches('.dim'))"
     )
     assert dim == [coarse != 1 for coarse in TEST.coarse_label] * 2
-    press(driver, keys.TAB)
+    press(browser, keys.TAB)
     for key in (keys.LEFT, keys.DOWN, keys.RIGHT):
-        press(driver, key)
-        assert driver.execute_script(TIP)[0][0].endswith(f"({TEST.coarse_names[1]})")
+        press(browser, key)
+        assert browser.execute_script(TIP)[0][0].endswith(f"({TEST.coarse_names[1]})")
 
 
 def test_the_first_stop_of_the_keyboard_leads_to_the_content_and_is_seen(show):
-    driver = show(PHONE)
-    press(driver, keys.TAB)
-    link = focused(driver)
+    browser = show(PHONE)
+    press(browser, keys.TAB)
+    link = focused(browser)
     assert link.text == "to the content" and link.rect["x"] >= 0
-    assert driver.execute_script("return getComputedStyle(arguments[0]).outlineStyle", link) == "solid"
-    press(driver, keys.ENTER)
-    assert focused(driver).get_attribute("id") == "main"
+    assert browser.execute_script("return getComputedStyle(arguments[0]).outlineStyle", link) == "solid"
+    press(browser, keys.ENTER)
+    assert focused(browser).get_attribute("id") == "main"

@@ -2,14 +2,10 @@
 
 import pathlib
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from grafit_jax.errors import UserError
-
-# How many times the examples of an ordinary run.
-times = pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.faults)])
 
 # What may stand in the place of bytes: other encodings, other types, numbers without end, names without end, depth.
 PIECES = (

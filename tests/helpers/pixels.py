@@ -1,10 +1,7 @@
 """Pixels for the tests of image operations, and the ways to PIL and back."""
 
-import importlib.util
-
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from PIL import Image
 
 _RNG = np.random.default_rng(0)
@@ -24,16 +21,6 @@ def pil(image):
 
 def from_pil(image):
     return np.atleast_3d(np.asarray(image)) / 255
-
-
-def torchvision():
-    """torchvision, an extra; the test is skipped without it."""
-    pytest.importorskip("torch", reason="torchvision is an extra: pip install -e '.[benchmark]'")
-    if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is an extra: pip install -e '.[benchmark]'")
-    from benchmarks import torch_peer
-
-    return torch_peer.torchvision()
 
 
 def random_images(seed, number, size=None):

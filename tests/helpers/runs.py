@@ -1,33 +1,9 @@
-"""A run that takes milliseconds a step, for the tests of everything around it, and command lines as a user has them."""
+"""A run that takes milliseconds a step, for the tests of everything around it, and what a run leaves."""
 
-import contextlib
 import json
-import os
-import pathlib
-import subprocess
-import sys
-
-import jax
 
 from grafit_jax import config as config_lib
-from grafit_jax import parallel, results, train
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def shell_environment():
-    """As a user's shell has it: one CPU device, not the eight of the tests."""
-    return {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
-
-
-def command(script, *arguments):
-    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments]
-
-
-def run(script, *arguments):
-    return subprocess.run(
-        command(script, *arguments), capture_output=True, text=True, env=shell_environment(), cwd=ROOT
-    )
+from grafit_jax import results, train
 
 
 def finish(path, config, metrics, **facts):
@@ -38,12 +14,6 @@ def finish(path, config, metrics, **facts):
     (path / "config.json").write_text(config_lib.to_json(config))
     (path / "run.json").write_text(json.dumps(sealed))
     (path / "metrics.json").write_text(json.dumps(metrics))
-
-
-def a_moment(process):
-    """Lets a process get on, for as long as it takes to look again, or until it has ended."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(0.02)
 
 
 def small_config(method="grafit", **overrides):
@@ -68,10 +38,6 @@ def small_config(method="grafit", **overrides):
     }
     c.update_from_flattened_dict(values | overrides)
     return c
-
-
-def on_one_device(monkeypatch):
-    monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:1])
 
 
 def means(totals):

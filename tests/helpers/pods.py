@@ -3,7 +3,7 @@
 import socket
 import subprocess
 
-from small import ROOT, a_moment, command, shell_environment
+from helpers.command_lines import ROOT, a_moment, command, shell_environment
 
 SMALL = [
     "--config=configs/digits.py:method=grafit", "--config.model.trunk=resnet8", "--config.model.stem=patch2",

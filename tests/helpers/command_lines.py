@@ -1,0 +1,105 @@
+"""Command lines as a user has them: in this process (`main`), which is fast, or in a process of their own (`run`)."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import absl.logging
+import pytest
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def shell_environment():
+    """The environment of a user's shell: one CPU device, not the eight of the tests."""
+    return {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *map(str, arguments)]
+
+
+def run(script, *arguments):
+    """A finished process: for tests in which the process is the point."""
+    return subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, env=shell_environment(), cwd=ROOT
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What a command line ended with, as `subprocess.CompletedProcess` has it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def main(script, *arguments):
+    """Runs experiments/<script>.py as the main program within this process, from the root of the checkout."""
+    out, err = io.StringIO(), io.StringIO()
+    path = ROOT / "experiments" / f"{script}.py"
+    with _own_flags(script), _own_logging(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        patch.chdir(ROOT)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runpy.run_path(str(path), run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _own_flags(script):
+    """absl's flags are the process's: a script's go when it ends, those of benchmarks/ are hidden from the others."""
+    app.define_help_flags()  # once a process
+    hidden = []
+    if script != "benchmark":
+        of_benchmarks = {m: f for m, f in flags.FLAGS.flags_by_module_dict().items() if m.startswith("benchmarks")}
+        hidden = [(module, flag) for module, of_module in of_benchmarks.items() for flag in of_module]
+    for _, flag in hidden:
+        delattr(flags.FLAGS, flag.name)
+    known = set(flags.FLAGS)
+    try:
+        yield
+    finally:
+        for name in set(flags.FLAGS) - known:
+            if not _is_of_a_library(name):
+                delattr(flags.FLAGS, name)
+        for module, flag in hidden:
+            flags.FLAGS[flag.name] = flag
+            flags.FLAGS.register_flag_by_module(module, flag)
+        flags.FLAGS.unparse_flags()
+
+
+def _is_of_a_library(name):
+    """Whether a flag was defined by a module that stays imported, not by a script or by its --config."""
+    return (flags.FLAGS.find_module_defining_flag(name) or "").startswith(("absl", "benchmarks", "tensorflow"))
+
+
+@contextlib.contextmanager
+def _own_logging():
+    """absl's logging replaces the root's handlers; what a test captures later must not go there."""
+    root, verbosity = logging.getLogger(), absl.logging.get_verbosity()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        absl.logging.set_verbosity(verbosity)
+
+
+def a_moment(process):
+    """Lets a process get on, for as long as it takes to look again, or until it has ended."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.02)

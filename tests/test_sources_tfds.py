@@ -114,11 +114,6 @@ def test_tfds_data_set_that_does_not_fit(tmp_path, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_tfds_coarse_class_that_is_not_there(tiny):
-    with pytest.raises(UserError, match="coarse class 3 is not there: want numbers from 0 to 2"):
-        sources.load(source="tfds:tiny_hierarchy", data_dir=str(tiny), coarse_classes=(3,))
-
-
 def test_tfds_not_prepared(tmp_path):
     with pytest.raises(UserError) as error:
         sources.load(source="tfds:cifar100", data_dir=str(tmp_path))

@@ -52,7 +52,8 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
         sweep_results.groups(COLLECTED, "mapp")
     with pytest.raises(UserError, match=r"want --metric= one of map, knn_top1\."):  # counts are not on offer
         sweep_results.groups([({"w": 1}, result(map=0.1, knn_top1=0.2, **{"coarse/queries_without_positive": 3}))], "x")
-    assert sweep_results.groups([], "map") == [] and sweep_results.table([], VARYING, "map")
+    assert sweep_results.groups([], "map") == []
+    assert len(sweep_results.table([], VARYING, "map").splitlines()) == 2  # the heading alone
 
 
 def test_a_metric_that_no_run_will_have_is_told_before_one_is_started(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from grafit_jax import sweep_runs, workdir
 from grafit_jax.errors import UserError
 from grafit_jax.sweep_runs import Standing
-from helpers.command_lines import ROOT, command, shell_environment
+from helpers.command_lines import ROOT, a_moment, command, shell_environment
 from helpers.sweep_files import stub, write_file, write_images, write_metrics
 
 DONE = stub(write_metrics(map=0.5))
@@ -89,7 +89,7 @@ def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path
     assert log == "so far so good\nno luck\n\nexit status 1\n" * 2
 
 
-def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, capfd):
+def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, monkeypatch):
     points = commands(tmp_path, theirs=DONE, by_hand=DONE, ours=DONE)
     with hold(tmp_path / "theirs" / workdir.LOG), hold(tmp_path / "by_hand" / workdir.LOCK):
         assert sweep_runs.run_all(points, tmp_path, jobs=1) is False
@@ -98,22 +98,21 @@ def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, capfd):
     # They let go, having failed or not ended, while we are at our own.
     log = hold(tmp_path / "left" / workdir.LOG)
     failing = hold(tmp_path / "failing" / workdir.LOG)
-    say = sweep_runs._say
+    start = sweep_runs.start
 
-    def heard(message):
-        say(message)
-        if message.startswith("slow: started"):
+    def started(run, *rest):
+        if run.name == "slow":
             failing.write("no luck\n\nexit status 1\n")
             failing.close()
             log.write("begun")
             log.close()
+        return start(run, *rest)
 
-    points = commands(tmp_path, left=stub(ONCE + write_metrics()), failing=DONE, slow=DONE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_runs, "_say", heard)
-        sweep_runs.run_all(points, tmp_path, jobs=1)
+    points = commands(tmp_path, left=stub(ONCE + write_metrics()), failing=stub(ONCE), slow=DONE)
+    monkeypatch.setattr(sweep_runs, "start", started)
+    sweep_runs.run_all(points, tmp_path, jobs=1)
     assert states(tmp_path, points) == {"left": "complete", "failing": "failed", "slow": "complete"}
-    assert "failing: started" not in capfd.readouterr().err
+    assert not (tmp_path / "failing" / "trace").exists()  # nobody has tried it again
 
 
 def test_who_only_looks_at_a_point_keeps_nobody_from_it(tmp_path, monkeypatch):
@@ -181,15 +180,24 @@ sweep_runs.run_all(commands, pathlib.Path(directory), jobs=2)
 """
 
 
-def started(err):
-    return re.findall(r"^(.*): started, process", err, re.MULTILINE)
+# Leaves the number of the sweep that runs it.
+BY = "with (run / 'trace').open('a') as f: f.write(f'{os.getppid()}\\n')\n"
+
+
+def runs_of(sweeper):
+    """The processes that a sweep has started, and the names of their points."""
+    of_threads = pathlib.Path(f"/proc/{sweeper.pid}/task").glob("*/children")
+    ids = [int(number) for path in of_threads for number in path.read_text().split()]
+    flags = {number: pathlib.Path(f"/proc/{number}/cmdline").read_text().split("\0") for number in ids}
+    workdirs = {n: next(w for w in words if w.startswith("--workdir=")) for n, words in flags.items()}
+    return {number: pathlib.Path(workdir).name for number, workdir in workdirs.items()}
 
 
 @pytest.mark.slow
 def test_two_sweepers_on_one_directory_never_run_the_same_point_twice(tmp_path):
     names = [f"point{number}" for number in range(12)]
-    points = commands(tmp_path, **dict.fromkeys(names, stub(ONCE + write_metrics(map=0.5))))
-    points |= commands(tmp_path, bad=stub(ONCE + "sys.exit('no luck')"))
+    points = commands(tmp_path, **dict.fromkeys(names, stub(BY + write_metrics(map=0.5))))
+    points |= commands(tmp_path, bad=stub(BY + "sys.exit('no luck')"))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     sweepers = [
         subprocess.Popen([sys.executable, "-c", _SWEEPER], text=True, env=shell_environment(), cwd=ROOT, **pipes)
@@ -202,9 +210,9 @@ def test_two_sweepers_on_one_directory_never_run_the_same_point_twice(tmp_path):
         sweeper.stdin.flush()
     said = [sweeper.communicate()[1] for sweeper in sweepers]
     assert [sweeper.returncode for sweeper in sweepers] == [0, 0], said
-    assert {name: (tmp_path / name / "trace").read_text() for name in points} == dict.fromkeys(points, "run\n")
-    first, second = map(started, said)
-    assert sorted(first + second) == sorted(points) and first and second, said
+    ran = [(tmp_path / name / "trace").read_text().splitlines() for name in points]
+    assert all(len(numbers) == 1 for numbers in ran)
+    assert {int(number) for (number,) in ran} == {sweeper.pid for sweeper in sweepers}, said
     assert states(tmp_path, points) == dict.fromkeys(names, "complete") | {"bad": "failed"}
 
 
@@ -219,24 +227,18 @@ def test_a_sweep_that_is_killed_in_the_middle_goes_on_and_finishes_with_the_righ
         "sweep", f"--config={write_file(tmp_path, points)}:source=npz:{tmp_path}", f"--workdir={directory}",
         "--jobs=2", "--metric=knn_top1",
     )  # fmt: skip
-    sweeper = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=shell_environment(), cwd=ROOT)
-    at_work = {}
-    for line in sweeper.stderr:
-        name, _, event = line.strip().partition(": ")
-        if event.startswith("started"):
-            at_work[name] = int(event.split()[-1])
-        elif event == "complete":
-            at_work.pop(name)
-            done = name
-            break
+    sweeper = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=shell_environment(), cwd=ROOT)
+    while sweeper.poll() is None and not (complete := [*directory.glob("*/metrics.json")]):
+        a_moment(sweeper)
+    done = complete[0].parent.name
+    sweeper.send_signal(signal.SIGSTOP)  # so that it starts none while its runs are counted
+    os.waitid(os.P_PID, sweeper.pid, os.WSTOPPED)
+    at_work = runs_of(sweeper)
     sweeper.kill()
-    for line in sweeper.stderr:  # what it has still started: until the last process is dead that could say so
-        if "started" in line:
-            at_work[line.partition(":")[0]] = int(line.split()[-1])
     assert sweeper.wait() == -signal.SIGKILL and at_work
-    for process in at_work.values():
+    for process in at_work:
         os.killpg(process, signal.SIGKILL)
-    for name in at_work:
+    for name in at_work.values():
         with (directory / name / workdir.LOG).open() as log:
             fcntl.flock(log, fcntl.LOCK_EX)  # until the system has let go of it
         assert sweep_runs.standing(directory / name).state in ("stopped", "complete")
@@ -244,7 +246,7 @@ def test_a_sweep_that_is_killed_in_the_middle_goes_on_and_finishes_with_the_righ
 
     again = subprocess.run(words, capture_output=True, text=True, env=shell_environment(), cwd=ROOT)
     assert again.returncode == 1, again.stderr
-    assert (directory / done / workdir.LOG).read_text() == kept and done not in started(again.stderr)
+    assert (directory / done / workdir.LOG).read_text() == kept
     runs = {path.name: path for path in directory.iterdir() if path.is_dir()}
     bad = "eval.knn_temperature=0.05,data.source=npz_nowhere"
     assert len(runs) == 6 and not (runs[bad] / "metrics.json").exists()

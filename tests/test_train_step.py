@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from grafit_jax import experiment, methods, parallel, train
-from grafit_jax import memory as memory_lib
 from grafit_jax import state as state_lib
 from grafit_jax.data import augment
 from grafit_jax.memory import Memory
@@ -241,16 +240,15 @@ def test_lambda_weighs_the_instance_loss(method, knn_loss):
 
 def test_two_devices_take_the_mean_of_their_gradients():
     # vmap stands for pmap: its collectives are the same, and it needs no second device.
-    run = experiment.load(small_config(**{"memory.init": "random"}))
-    state, memory = jax.device_get(experiment.initial(run))
+    run = experiment.load(small_config("baseline"))
+    state = jax.device_get(experiment.initial_state(run))
     records, ids = run.records["train"], np.arange(16)
     batch = {"image": records.image[ids], "label": records.coarse_label[ids], "id": ids}
 
     def after(devices):
         split = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
-        rows = memory_lib.create(memory.embedding[0], memory.label[0], devices)
-        step = jax.vmap(train.make_step(run), in_axes=(None, 0, 0, None), axis_name=parallel.AXIS)
-        new, _, terms = jax.jit(step)(state, rows, split, state.rng)
+        step = jax.vmap(train.make_step(run), in_axes=(None, None, 0, None), axis_name=parallel.AXIS)
+        new, _, terms = jax.jit(step)(state, None, split, state.rng)
         return jax.tree.map(lambda x: np.asarray(x)[-1], (new.params, new.batch_stats, terms))
 
     for one, two in zip(*map(jax.tree.leaves, (after(1), after(2))), strict=True):

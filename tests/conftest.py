@@ -55,9 +55,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    # PyTorch after TensorFlow in one process is a segmentation fault; before it, both work.
-    if any("torch" in item.fixturenames for item in session.items) and importlib.util.find_spec("torch"):
-        import torch  # noqa: F401
+    # Triton, which PyTorch's CUDA builds import late, is a segmentation fault after TensorFlow: so it comes before.
+    asked = any("torch" in item.fixturenames for item in session.items)
+    if asked and importlib.util.find_spec("torch") and importlib.util.find_spec("triton"):
+        import triton  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -194,26 +194,24 @@ def test_damage_to_any_file_of_a_checkpoint_is_found_out_or_harmless(trained_onc
         assert (str(file), "truncate") in found_out
 
 
-def test_a_reader_passes_a_damaged_checkpoint_over_and_leaves_it(trained_once, tmp_path, capsys):
-    shutil.copytree(trained_once, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "28" / "record" / "metadata").write_text("{")
-    state = experiment.restore_newest(tmp_path / "run")[1]
+def test_a_reader_passes_a_damaged_checkpoint_over_and_leaves_it(capsys, train_run):
+    (train_run / "checkpoints" / "28" / "record" / "metadata").write_text("{")
+    state = experiment.restore_newest(train_run)[1]
     assert int(state.step) == 14 and "28 is damaged (" in capsys.readouterr().err
-    assert (tmp_path / "run" / "checkpoints" / "28").is_dir()
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "14")
+    assert (train_run / "checkpoints" / "28").is_dir()
+    shutil.rmtree(train_run / "checkpoints" / "14")
     with pytest.raises(UserError, match="holds no checkpoint that is whole: train again"):
-        experiment.restore_newest(tmp_path / "run")
+        experiment.restore_newest(train_run)
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained_once, tmp_path):
-    shutil.copytree(trained_once, tmp_path / "run")
-    expected = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    (tmp_path / "run" / "metrics.json").unlink()
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "28" / "state")
-    assert train.train(workdir.read_config(tmp_path / "run"), tmp_path / "run") == expected
-    assert (tmp_path / "run" / "checkpoints" / "damaged-28").is_dir()
-    assert not (tmp_path / "run" / "checkpoints" / "damaged-14").exists()
-    assert log_of(tmp_path / "run") == log_of(trained_once)
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained_once, train_run):
+    expected = json.loads((train_run / "metrics.json").read_text())
+    (train_run / "metrics.json").unlink()
+    shutil.rmtree(train_run / "checkpoints" / "28" / "state")
+    assert train.train(workdir.read_config(train_run), train_run) == expected
+    assert (train_run / "checkpoints" / "damaged-28").is_dir()
+    assert not (train_run / "checkpoints" / "damaged-14").exists()
+    assert log_of(train_run) == log_of(trained_once)
 
 
 def test_a_digest_is_of_bits_and_places_whatever_the_devices():

@@ -16,7 +16,7 @@ from grafit_jax.models import Outputs
 from grafit_jax.objective import Objective
 from helpers import twins
 from helpers.devices import use_devices
-from helpers.runs import means, small_config
+from helpers.runs import assert_close, means, small_config
 
 METHODS = ("baseline", "baseline_mlp", "snca", "snca_plus", "byol", "grafit_fc", "grafit")
 
@@ -162,10 +162,6 @@ def test_target_follows_the_updated_network_and_keeps_no_statistics(grafit_step)
         assert_close(new.target_params[name], expected, rtol=1e-5, atol=1e-7)
     # The running statistics are those of the online network's pass: the target's, much different here, leave no trace.
     assert_close(new.batch_stats, dict(s.updated), rtol=1e-4, atol=1e-6)
-
-
-def assert_close(tree, expected, **tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), tree, expected)
 
 
 def test_target_never_uses_running_statistics():

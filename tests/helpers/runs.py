@@ -2,6 +2,9 @@
 
 import json
 
+import jax
+import numpy as np
+
 from grafit_jax import config as config_lib
 from grafit_jax import results, train
 
@@ -70,3 +73,8 @@ def before_calls(monkeypatch, events):
         return counted
 
     monkeypatch.setattr(train, "make_call", made)
+
+
+def assert_close(tree, expected, **tolerance):
+    """Every leaf, as `np.testing.assert_allclose` compares it."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), tree, expected)

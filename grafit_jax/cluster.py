@@ -79,7 +79,8 @@ def exit_with(status: int, reason: str = "") -> NoReturn:
 def abandon(error: Exception) -> None:
     """Ends this process, of several, while an exception is on its way that is a bug, or comes of another's death."""
     if jax.process_count() > 1:
-        traceback.print_exc()
-        sys.stderr.flush()
+        if not watchdog.has_spoken():
+            traceback.print_exc()
+            sys.stderr.flush()
         watchdog.wait()  # which names the one that has died, and ends this one
         exit_with(1, f"stopped by {type(error).__name__}")

@@ -189,8 +189,19 @@ def wait() -> None:
         time.sleep(2 * _watchdog.lingers + 3 * _watchdog.interval)
 
 
+# Whether the watchdog has said why this process ends; an error that comes after that is another's death, and not news.
+_has_spoken = False
+
+
+def has_spoken() -> bool:
+    """Whether this process is ending for another one's sake, and has said so."""
+    return _has_spoken
+
+
 def _stop(reason: str, *, dump: bool) -> None:
     """Ends this process for another one's sake; `dump`: with what each of its threads waits for."""
+    global _has_spoken
+    _has_spoken = True
     hint = ", or with a larger --stuck_seconds if it was only slow" if dump else ""
     with contextlib.suppress(Exception):  # stderr may be gone
         if dump:

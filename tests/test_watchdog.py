@@ -1,5 +1,6 @@
 """Who is missed, and when: the watchdog's judgement from what processes publish; the real thing is in test_pods.py."""
 
+from grafit_jax import cluster, watchdog
 from grafit_jax.watchdog import Others, Place
 
 HERE = Place(7, "takes a step")
@@ -62,3 +63,22 @@ def test_a_process_that_does_not_move_is_stuck_and_says_where_all_are():
     patient = others(stuck_seconds=0.0)
     patient.hear({}, HERE, 101)
     assert patient.stuck(1e9) is None
+
+
+def test_an_error_after_the_watchdog_has_said_why_the_process_ends_adds_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(watchdog, "_has_spoken", False)
+    monkeypatch.setattr(watchdog, "leave", lambda status: None)  # still waiting for the others
+    monkeypatch.setattr(cluster, "exit_with", lambda status, reason: None)
+
+    def fail():
+        try:
+            raise RuntimeError("connection closed by peer")
+        except RuntimeError as error:
+            cluster.abandon(error)
+        return capsys.readouterr().err
+
+    assert fail().splitlines()[-1] == "RuntimeError: connection closed by peer"
+    watchdog._stop("process 1 of 2 is not heard of", dump=False)
+    assert "process 1 of 2 is not heard of" in capsys.readouterr().err
+    assert fail() == ""

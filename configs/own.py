@@ -18,7 +18,9 @@ from grafit_jax.errors import UserError
 def _gpu(c):
     c.data.stream = True
     c.train.host_crops = True
-    c.data.image_size = 256  # for evaluation and for the memory before the first step
+    c.data.image_size = 256  # of a photo's middle, for evaluation and for the memory before the first step
+    c.data.fit = "centre"
+    c.eval.crop = "centre"
     c.model.trunk = "resnet50"
     c.model.stem = "imagenet"
     c.model.dtype = "bfloat16"

@@ -11,6 +11,9 @@ the end, exit status 1. With --record every result is added at once to experimen
 already is not trained again (--again: it is, unless it is complete in --workdir), and README.md and docs are rendered
 from these files.
 
+With --budget_minutes=N no run is started that would not end in N minutes, by the times of recorded runs on the same
+kind of device; what ends is kept, and what is left is told of, exit status 75.
+
 With --jobs=N above 1 all that is missing is trained first, N runs at a time, each by a process of its own that writes
 to train.log in its directory: on a CPU, of which a small network does not keep two cores busy. A run takes all devices
 that it sees, so on an accelerator it is one at a time.
@@ -20,6 +23,7 @@ import pathlib
 import shutil
 import sys
 
+import jax
 from absl import flags
 
 from grafit_jax import cli, pages, pricing, reproduction, tables, targets
@@ -40,6 +44,7 @@ _PRETRAINED = flags.DEFINE_string("pretrained", "", "a file of weights, for a ta
 _RECORD = flags.DEFINE_bool("record", False, "add the results to experiments/results, docs and README.md")
 _AGAIN = flags.DEFINE_bool("again", False, "with --record: train again what is recorded, in an empty --workdir")
 _JOBS = flags.DEFINE_integer("jobs", 1, "how many runs at a time", lower_bound=1)
+_BUDGET = flags.DEFINE_float("budget_minutes", None, "start no run that would not end in this time", lower_bound=0)
 cli.want_numbers("seeds")
 
 
@@ -52,8 +57,10 @@ def main(argv):
         raise UserError("found --again without --record: want both, or take another --workdir.")
     if _ALL.value and flags.FLAGS["table"].present:
         raise UserError(f"found --all and --table={_TABLE.value}: want one of them.")
+    if _BUDGET.value is not None and _JOBS.value > 1:
+        raise UserError(f"found --budget_minutes with --jobs={_JOBS.value}: want one run at a time.")
     names = tables.at(_SCALE.value or "cpu") if _ALL.value else [tables.find(_TABLE.value, _SCALE.value)]
-    kept = pages.recorded(root) if _RECORD.value or _DRY_RUN.value else {}
+    kept = pages.recorded(root) if _RECORD.value or _DRY_RUN.value or _BUDGET.value is not None else {}
     known = [result for of_table in kept.values() for result in of_table]
     recorded = reproduction.index(known) if _RECORD.value and not _AGAIN.value else {}
     chosen = {name: _points(name, root) for name in names}
@@ -62,6 +69,9 @@ def main(argv):
     if _DRY_RUN.value:
         print(pricing.plan(chosen, recorded, known, jobs=_JOBS.value))
         return
+    budget = None
+    if _BUDGET.value is not None:
+        budget = pricing.Budget(60 * _BUDGET.value, known, on_cpu=jax.default_backend() == "cpu")
     failed: dict[pathlib.Path, str] = {}
     left: dict[pathlib.Path, str] = {}
     everything = [point for wanted in chosen.values() for point in wanted]
@@ -71,8 +81,11 @@ def main(argv):
     for name, wanted in chosen.items():
         found = []
         ours = [point for point in wanted if point.directory not in left]
-        for result in reproduction.all_results(ours, recorded, failed):
+        refuses = (lambda _: None) if budget is None else budget.refuses
+        for result in reproduction.all_results(ours, recorded, failed, left, refuses):
             found.append(result)
+            if budget is not None:
+                budget.ended(result)
             if _RECORD.value:
                 _record(root, name, result, failed)
         if found:
@@ -81,7 +94,7 @@ def main(argv):
     for run, reason in failed.items():
         print(f"failed: {run}: {reason}", file=sys.stderr)
     for run, reason in left.items():
-        print(f"left: {run}: {reason}: start the same command again to go on", file=sys.stderr)
+        print(f"left: {run}: {reason}; start the same command again to go on", file=sys.stderr)
     if failed or left:
         sys.exit(1 if failed else EXIT_PREEMPTED)
 

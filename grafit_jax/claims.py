@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy import special
 
-from grafit_jax import report
-from grafit_jax.results import Result, check_together
+from grafit_jax import methods, report
+from grafit_jax.results import RAW_PIXELS, Result, check_together
 
-# Metric -> heading: of the trunk's features, at the fine level.
+# Metric -> heading, at the fine level.
 _METRICS = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
 # Of the interval in which a difference lies. With so many differences some are outside of theirs by chance.
 _CONFIDENCE = 0.95
@@ -42,6 +42,8 @@ STUDIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 _PAPER = ("cifar100", "omniglot")
 _ALL = (*_PAPER, "maskcon")
 _ABLATED = ("cifar100",)
+# Whom Grafit is held against where there is no room for more.
+IN_SHORT = ("baseline", "baseline_mlp", "snca")
 CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "of the method": (
         Claim("Grafit finds finer classes than coarse cross-entropy", "grafit", "baseline", _PAPER),
@@ -90,15 +92,29 @@ class Difference:
         return abs(self.points) > self.margin
 
 
-def difference(runs: Sequence[Result], claim: Claim, metric: str) -> Difference | None:
-    """Of the claim's two rows, among runs of one study; None where one of the rows is not recorded.
+def own_layer(method: str) -> str:
+    """Where a method's k-NN loss or classifier lives: its projector, or the trunk without one."""
+    return "projector" if method != RAW_PIXELS and methods.get(method).projector else "trunk"
 
-    The margin is Student's, for two means and one standard deviation that all rows share.
+
+def _measured(run: Result, metric: str, layer: str) -> float | None:
+    """A metric of a run, a fraction, at "trunk", "projector" or its "own" layer; None where it was not measured."""
+    layer = own_layer(run["method"]) if layer == "own" else layer
+    headline = run["config"].get("eval.features", ("trunk",))[0]
+    return run["metrics"].get(metric if layer == headline else f"{layer}/{metric}")
+
+
+def difference(runs: Sequence[Result], claim: Claim, metric: str, layer: str) -> Difference | None:
+    """Of the claim's two rows, among runs of one study; None where one of the rows was not measured at that layer.
+
+    The layer is "trunk" or "projector" for both rows, or "own": for each the one that its loss sees. The margin is
+    Student's, for two means and one standard deviation that all rows share.
     """
     by_row: dict[str, dict[int, float]] = {}  # a run may be in several tables
     for run in runs:
-        if metric in run["metrics"]:
-            by_row.setdefault(run["row"], {})[run["seed"]] = 100 * run["metrics"][metric]
+        value = _measured(run, metric, layer)
+        if value is not None:
+            by_row.setdefault(run["row"], {})[run["seed"]] = 100 * value
     values = {row: np.array(list(seeds.values())) for row, seeds in by_row.items()}
     if claim.ahead not in values or claim.behind not in values:
         return None
@@ -131,7 +147,8 @@ def render(recorded: Mapping[str, Sequence[Result]]) -> str:
     parts = []
     for heading, claims in CLAIMS.items():
         lines = [line for claim in claims for line in _lines(claim, recorded)]
-        header = ("claim", "ahead − behind", "where", *(f"Δ {name}" for name in _METRICS.values()), "verdict")
+        deltas = (f"Δ {name}" for name in _METRICS.values())
+        header = ("claim", "ahead − behind", "where", "layers", *deltas, "verdict")
         parts.append(f"### Claims {heading}\n\n{report.markdown(header, lines)}")
     return "\n\n".join(parts)
 
@@ -143,14 +160,58 @@ def check(recorded: Mapping[str, Sequence[Result]]) -> None:
 
 
 def _lines(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterable[list[str]]:
+    text = claim.text
     for study in claim.studies:
         title, tables = STUDIES[study]
-        runs = _runs(tables, recorded)
-        differences = {name: difference(runs, claim, metric) for metric, name in _METRICS.items()}
-        found = {name: d for name, d in differences.items() if d is not None}
-        cells = [_cell(d) for d in differences.values()]
-        pair = f"`{claim.ahead}` − `{claim.behind}`"
-        yield [claim.text, pair, title, *cells, verdict(found) if found else "not run"]
+        for layers, found in _compared(claim, _runs(tables, recorded)).items():
+            known = {name: d for name, d in found.items() if d is not None}
+            pair = f"`{claim.ahead}` − `{claim.behind}`"
+            yield [text, pair, title, layers, *map(_cell, found.values()), verdict(known) if known else "not run"]
+            text = ""
+
+
+def _compared(claim: Claim, runs: Sequence[Result]) -> dict[str, dict[str, Difference | None]]:
+    """The layers at which a claim's rows are compared, in words -> metric's heading -> difference.
+
+    The trunks first; last each row at the layer that its loss sees, which is the trunk again where neither has a
+    projector.
+    """
+    own = {run["row"]: own_layer(run["method"]) for run in runs}
+    ahead, behind = own.get(claim.ahead, "trunk"), own.get(claim.behind, "trunk")
+    layers = {"trunk": "trunk"} | ({ahead: ahead} if ahead == behind else {f"{ahead} − {behind}": "own"})
+    return {
+        words: {name: difference(runs, claim, metric, layer) for metric, name in _METRICS.items()}
+        for words, layer in layers.items()
+    }
+
+
+def in_short(recorded: Mapping[str, Sequence[Result]]) -> str:
+    """What the tables say of Grafit against those of IN_SHORT that are recorded, in Markdown: a sentence for each."""
+    lines = []
+    for claim in (c for c in CLAIMS.get("of the method", ()) if c.ahead == "grafit" and c.behind in IN_SHORT):
+        places = []
+        for study in claim.studies:
+            title, tables = STUDIES[study]
+            compared = _compared(claim, _runs(tables, recorded))
+            known = {layers: [d for d in found.items() if d[1] is not None] for layers, found in compared.items()}
+            said = [f"{_standing(dict(found))} ({layers})" for layers, found in known.items() if found]
+            if said:
+                places.append(f"{title}: {', '.join(said)}")
+        if places:
+            lines.append(f"- `grafit` against `{claim.behind}`. {'; '.join(places)}.")
+    return "\n".join(lines)
+
+
+def _standing(found: Mapping[str, Difference | None]) -> str:
+    """As "ahead in mAP and R@1, behind in k-NN": what is decided of the differences of some metrics."""
+    decided = {name: d.points for name, d in found.items() if d is not None and d.decided}
+    ahead, behind = ([name for name, points in decided.items() if sign * points > 0] for sign in (1, -1))
+    parts = [
+        f"{word} in {'all three' if len(names) == len(_METRICS) else ' and '.join(names)}"
+        for word, names in (("ahead", ahead), ("behind", behind))
+        if names
+    ]
+    return ", ".join(parts) or "undecided"
 
 
 def _runs(tables: Iterable[str], recorded: Mapping[str, Sequence[Result]]) -> list[Result]:

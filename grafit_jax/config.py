@@ -13,8 +13,10 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import methods
+from grafit_jax.data import augment
 from grafit_jax.data.crops import FITS
 from grafit_jax.errors import UserError
+from grafit_jax.models import heads
 from grafit_jax.models.pretrained import WEIGHTS
 from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
 
@@ -25,6 +27,10 @@ _ENTRIES: Mapping[str, tuple[Any]] = {
     "memory.step_momentum": (0.8,),
     "optimizer.step_epochs": (40,),
 }
+# Keys that are not of one type, and what they may be.
+_CHOICES: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
+    ("views.autoaugment", "key_views.autoaugment"), (False, True, "maskcon")
+)
 _LARGEST = 2**32
 
 
@@ -56,6 +62,8 @@ def default() -> ml_collections.ConfigDict:
     m.dim = 256  # of the embedding (BYOL)
     m.dtype = "float32"  # of the computation; bfloat16 on accelerators. Parameters, statistics and losses: float32
     m.head_batch_norm = True  # in projector and predictor
+    m.projector_norm = False  # True: the projector ends in a batch norm without scale and bias
+    m.head_init = "lecun"  # of the heads' linear layers: lecun (Flax's default) | pytorch (PyTorch's)
     # What the trunk starts from: a run's workdir, or a .safetensors or .pth file with torchvision's network.
     m.pretrained = ""
     m.remat = False  # True: a residual block's activations are made again in the backward pass: less memory, more time
@@ -124,7 +132,12 @@ def default() -> ml_collections.ConfigDict:
     c.eval = e = ml_collections.ConfigDict()
     e.every_epochs = 0  # 0 = at the end only
     e.batch_size = 500
-    e.size = 0  # > 0: images are evaluated at this many pixels a side; 0 = views.size
+    # What the network sees of an image: size x size pixels, of which 0 = views.size.
+    # whole = the whole image, resized to that (its proportions lost, if it is not square)
+    # centre = that much from the middle of an image whose shorter side was resized to `resize` pixels
+    e.size = 0
+    e.crop = "whole"
+    e.resize = 0  # with centre: 0 = 8/7 of size, as 256 for 224
     e.features = ("trunk", "projector")  # the first is the headline, the others get their name as a prefix
     e.recall_at = (1, 2, 5, 10)
     e.knn_k = 30
@@ -149,7 +162,8 @@ def _augmentations() -> ml_collections.ConfigDict:
     a.randaugment_ops = 0
     a.randaugment_magnitude = 9
     a.erase = 0.0
-    a.autoaugment = False  # CIFAR-10's policy
+    # AutoAugment's policy for CIFAR-10: True as in torchvision | "maskcon" as in MaskCon's code.
+    a.autoaugment = ml_collections.FieldReference(False, field_type=object)
     a.perspective = 0.0
     a.perspective_prob = 0.5
     a.blur = (0.0, 0.0)
@@ -230,6 +244,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     if config.model.pretrained.endswith(WEIGHTS):
         choose(config.model.trunk, "trunk with pretrained weights", TORCHVISION)
     choose(config.model.dtype, "model.dtype", ("float32", "bfloat16"))
+    choose(config.model.head_init, "model.head_init", heads.INITS)
     choose(config.memory.init, "memory.init", ("embed", "random"))
     choose(config.data.broken, "data.broken", ("fatal", "skip"))
     choose(config.optimizer.schedule, "optimizer.schedule", ("cosine", "step"))
@@ -283,6 +298,13 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         want(smoothed == 0, "loss.label_smoothing", f"0, since {method.name} trains no cross-entropy")
     want(0 < config.optimizer.layer_decay <= 1, "optimizer.layer_decay", "a factor in (0, 1]")
     want(config.eval.size >= 0, "eval.size", "0 (as views.size) or the pixels of a side")
+    choose(config.eval.crop, "eval.crop", augment.EVAL_CROPS)
+    if config.eval.crop == "whole":
+        want(config.eval.resize == 0, "eval.resize", "0, since eval.crop is whole; or eval.crop = centre")
+    else:
+        size = config.eval.size or config.views.size
+        fits = config.eval.resize == 0 or config.eval.resize >= size
+        want(fits, "eval.resize", f"0 (8/7 of the size) or at least the size, {size} pixels")
     want(not patches or config.eval.size % 2 == 0, "eval.size", "an even number for the stem patch2")
     for key in ("mixup", "cutmix"):
         want(config.mixing[key] >= 0, f"mixing.{key}", "alpha > 0, or 0 for none")
@@ -343,6 +365,10 @@ def _check_types(config: ml_collections.ConfigDict) -> None:
     """Raises a UserError for a value of another kind than the default's, or one that no run can take."""
     found = flatten(config)
     for key, default_value in flatten(default()).items():
+        if key in _CHOICES:
+            if not any(type(found[key]) is type(choice) and found[key] == choice for choice in _CHOICES[key]):
+                raise UserError(f"{key} = {found[key]!r}: want one of {', '.join(map(repr, _CHOICES[key]))}.")
+            continue
         likes, values = (default_value,), (found[key],)
         if isinstance(default_value, tuple):
             likes = default_value[:1] or _ENTRIES[key]

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -127,7 +128,7 @@ def load(
     network = methods.build_network(method, config.model, num_classes=num_classes, axis_name=parallel.AXIS)
     views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
     key_views = dataclasses.replace(views, **config.key_views) if method.queue else None
-    eval_views = dataclasses.replace(views, size=config.eval.size or views.size)
+    eval_views = _eval_views(config.eval, views)
     crops = None
     if config.train.host_crops:  # which the device does not crop again
         laws = [(method.views_per_image(config.views.num_views), views.crop_scale, views.crop_ratio)]
@@ -151,6 +152,13 @@ def load(
         clusters=clusters,
     )
     return dataclasses.replace(experiment, tx=_optimizer(experiment))
+
+
+def _eval_views(config: ml_collections.ConfigDict, views: augment.Views) -> augment.Views:
+    """How evaluation sees an image. `config` is the config's `eval`."""
+    size = config.size or views.size
+    resize = 0 if config.crop == "whole" else config.resize or round(size * 8 / 7)
+    return dataclasses.replace(views, size=size, resize=resize)
 
 
 def _clusters(config: ml_collections.ConfigDict, records: dict[str, Records], path: pathlib.Path | None) -> Clusters:
@@ -234,6 +242,7 @@ def _fresh(experiment: Experiment, trunk: dict[str, Any] | None) -> TrainState:
         seed=experiment.config.seed,
         has_target=experiment.method.target,
         trunk=trunk,
+        head_init=experiment.config.model.head_init,
     )
 
 
@@ -387,3 +396,9 @@ def fingerprints(experiment: Experiment) -> dict[str, str]:
     """split -> what tells its images and labels from others; "clusters" -> the same of ClusterFit's labels."""
     found = {split: records.fingerprint() for split, records in experiment.records.items()}
     return found if experiment.clusters is None else found | {"clusters": clusterfit.fingerprint(experiment.clusters)}
+
+
+def contents(records: Mapping[str, Records]) -> dict[str, str]:
+    """split -> what tells its images and labels from others in any order; none of images that stay in files."""
+    found = {split: of_split.content() for split, of_split in records.items()}
+    return {split: content for split, content in found.items() if content is not None}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -54,6 +55,15 @@ class Method:
         if self.queue:
             return 2  # the query's and the key's
         return num_views if self.instance == "predict" else 1
+
+    def passes(self, num_views: int) -> int:
+        """What a step computes of an image, in forward passes of the network: backward is two more.
+
+        Every view that is trained on goes through the target network too, if there is one; of a key nothing is trained.
+        """
+        if self.queue:
+            return 3 + 1
+        return self.views_per_image(num_views) * (3 + self.target)
 
     def weights(self, *, instance_weight: float, weight: float) -> tuple[float, float]:
         """What the supervised and the instance loss are multiplied by.
@@ -110,14 +120,17 @@ def build_network(method: Method, config, *, num_classes: int, axis_name: str | 
     dtype = jnp.dtype(config.dtype)
     axis_name = axis_name if config.sync_batch_norm else None
 
-    def mlp():
-        return MLP(config.hidden, config.dim, dtype, axis_name, batch_norm=config.head_batch_norm)
+    mlp = functools.partial(MLP, config.hidden, config.dim, dtype, axis_name, batch_norm=config.head_batch_norm)
+    projectors = {
+        "mlp": mlp(final_norm=config.projector_norm),
+        "linear": Linear(config.dim, dtype),
+        "identity": Identity(config.dim),
+        None: None,
+    }
 
     return Network(
         trunk=build_trunk(config.trunk, stem=config.stem, dtype=dtype, axis_name=axis_name, remat=config.remat),
-        projector={"mlp": mlp(), "linear": Linear(config.dim, dtype), "identity": Identity(config.dim), None: None}[
-            method.projector
-        ],
+        projector=projectors[method.projector],
         predictor=mlp() if method.instance == "predict" else None,
         classifier=nn.Dense(num_classes) if method.supervised == "cross_entropy" else None,
         classify="projection" if method.protocol == "paper" else "features",

@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from grafit_jax import claims, report, reproduction, results, targets, workdir
+from grafit_jax import claims, over_epochs, report, reproduction, results, targets, workdir
 from grafit_jax.errors import UserError, reading
 from grafit_jax.reading import read_json
 from grafit_jax.reproduction import Point
@@ -107,6 +107,8 @@ def record(root: pathlib.Path, name: str, result: Result) -> None:
         results.check_together(merged, str(path), says_protocol="protocol" in TABLES[name].facts)
         claims.check(recorded(root) | {name: merged})
         _keep(root, path, merged)
+        if over_epochs.render(merged):
+            over_epochs.picture(root / "docs" / _followed(name), merged)
 
 
 def record_benchmark(root: pathlib.Path, name: str, lines: Sequence[dict]) -> None:
@@ -145,6 +147,8 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
         "maskcon_rows": targets.render(of_tables),
         "published_rows": targets.page(of_tables),
         "claims": claims.render(of_tables),
+        "claims_in_short": claims.in_short(of_tables),
+        "over_epochs": _over_epochs(of_tables),
     }
     for name, table in TABLES.items():
         weights = " --pretrained=resnet18.safetensors" if table.pretrained else ""
@@ -157,6 +161,20 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
                 text = render_benchmark(read_json(path, list, _RECORD))
                 found[_block(path)] = f"{found[_block(path)]}\n\n{text}" if _block(path) in found else text
     return found
+
+
+def _over_epochs(of_tables: Mapping[str, Sequence[Result]]) -> str:
+    """Of every table whose runs were followed over their epochs, the picture and the numbers."""
+    parts = []
+    for name, found in of_tables.items():
+        if text := over_epochs.render(found):
+            parts.append(f"`{name}`:\n\n![Fine metrics over the epochs, {name}]({_followed(name)})\n\n{text}")
+    return "\n\n".join(parts) or "Not run: `python experiments/reproduce.py --table=cifar100_epochs --record`."
+
+
+def _followed(name: str) -> str:
+    """The picture of a table over the epochs, in docs."""
+    return f"{name}_epochs.png" if not name.endswith("_epochs") else f"{name}.png"
 
 
 def _files(root: pathlib.Path) -> list[pathlib.Path]:

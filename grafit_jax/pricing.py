@@ -1,6 +1,7 @@
 """What runs will take, before they are started: from recorded runs, measured or by arithmetic."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from grafit_jax import methods, report, reproduction, results, tables, targets
@@ -22,8 +23,8 @@ def price(point: Point, known: Iterable[Result]) -> Price:
     """What the training of a run takes on the machine of the recorded ones; evaluation and compiling come on top.
 
     Measured: the mean over recorded runs of the same config, whatever their seed. By arithmetic: epochs x training
-    images x views, at the pace of recorded runs of the same network at the same size; those with as many views of an
-    image, if there are any. How many training images there are is told by a recorded run on the same data.
+    images x forward passes, at the pace of recorded runs of the same network at the same size; those with as many
+    passes of an image, if there are any. How many training images there are is told by a recorded run on the same data.
     """
     config = _seedless(point.flat)
     trained = [(_seedless(r["config"]), r["run"]) for r in known if "train_seconds" in r["run"]]
@@ -32,16 +33,20 @@ def price(point: Point, known: Iterable[Result]) -> Price:
         return Price(sum(same) / len(same), f"measured, {len(same)} run{'s' if len(same) > 1 else ''}")
     images = [run["train_images"] for other, run in trained if _data(other) == _data(config)]
     alike = [(other, run) for other, run in trained if all(other[key] == config[key] for key in _NET)]
-    views = methods.get(config["method"]).views_per_image(config["views.num_views"])
-    alike = [(other, run) for other, run in alike if run["views_per_image"] == views] or alike
+    passes = _passes(config)
+    alike = [(other, run) for other, run in alike if _passes(other) == passes] or alike
     if not images or not alike:
         return Price(None, "no recorded run of this network on these data")
-    seen = sum(other["train.epochs"] * run["train_images"] * run["views_per_image"] for other, run in alike)
-    pace = sum(run["train_seconds"] for _, run in alike) / seen
+    computed = sum(other["train.epochs"] * run["train_images"] * _passes(other) for other, run in alike)
+    pace = sum(run["train_seconds"] for _, run in alike) / computed
     return Price(
-        config["train.epochs"] * images[0] * views * pace,
-        f"arithmetic, {1e3 * pace:.2f} ms a view in {len(alike)} run{'s' if len(alike) > 1 else ''}",
+        config["train.epochs"] * images[0] * passes * pace,
+        f"arithmetic, {1e3 * pace:.3g} ms a forward pass in {len(alike)} run{'s' if len(alike) > 1 else ''}",
     )
+
+
+def _passes(config: Mapping[str, Any]) -> int:
+    return methods.get(config["method"]).passes(config["views.num_views"])
 
 
 def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +56,48 @@ def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key.startswith("data.") and key != "data.train_level"}
+    found = {key: value for key, value in config.items() if key.startswith("data.") and key != "data.train_level"}
+    if config["data.source"].startswith("npz:"):  # wherever these lie
+        found["data.source"] = "npz:"
+    return found
+
+
+class Budget:
+    """A time in which runs are to end: says which of them are not to be started any more.
+
+    Around its training a run compiles, evaluates and writes: for that it is given a quarter more than any run before it
+    took, and the first one a minute.
+    """
+
+    def __init__(
+        self, seconds: float, known: Iterable[Result], *, on_cpu: bool, clock: Callable[[], float] = time.monotonic
+    ):
+        """`known` are results whose times are known; those of the kind of device at hand count (`on_cpu`)."""
+        self._clock, self._end = clock, clock() + seconds
+        self._known = [result for result in known if ("cpu" in result["run"].get("device", "cpu")) == on_cpu]
+        self._around: list[float] = []
+        self._started: float | None = None
+
+    def refuses(self, missing: Iterable[Point]) -> str | None:
+        """Why these runs, one after the other, are not to be started; None if they are."""
+        prices = [price(point, self._known) for point in missing]
+        left = self._end - self._clock()
+        around = 1.25 * max(self._around, default=48.0)
+        known = [p.seconds + around for p in prices if p.seconds is not None]
+        if len(known) < len(prices):
+            return "of the time that it takes no recorded run tells: train it once without --budget_minutes"
+        if known and sum(known) > left:
+            by = ", ".join(dict.fromkeys(p.by for p in prices))
+            return f"takes {sum(known) / 60:.1f} minutes ({by}), and {max(left, 0) / 60:.1f} are left"
+        self._started = self._clock()
+        return None
+
+    def ended(self, result: Result) -> None:
+        """Notes a result: if it was trained since `refuses`, its time is that of its other seeds."""
+        if self._started is not None:
+            self._around.append(self._clock() - self._started - result["run"]["train_seconds"])
+            self._known.append(result)
+        self._started = None
 
 
 def plan(tables: Mapping[str, Sequence[Point]], recorded: Recorded, known: Sequence[Result], *, jobs: int = 1) -> str:

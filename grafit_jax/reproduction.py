@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -123,13 +123,13 @@ def run_directory(path: pathlib.Path, name: str, seed: int) -> pathlib.Path:
     return path / (f"{name}_seed{seed}" if seed else name)
 
 
-# What is recorded, in whichever table: `results.key` of the config -> result.
-Recorded = Mapping[frozenset, Result]
+# What is recorded, in whichever table: row, and `results.key` of the config -> result.
+Recorded = Mapping[tuple[str, frozenset], Result]
 
 
 def index(found: Iterable[Result]) -> Recorded:
-    """Recorded results by what they were trained with."""
-    return {results.key(result["config"]): result for result in found}
+    """Recorded results by their rows, and by what they were trained with."""
+    return {(result["row"], results.key(result["config"])): result for result in found}
 
 
 def state(point: Point, known: Recorded) -> str:
@@ -161,9 +161,8 @@ def missing(wanted: Iterable[Point], known: Recorded) -> list[Point]:
 
 
 def known_result(point: Point, known: Recorded) -> Result | None:
-    """The recorded result of the same config."""
-    found = known.get(results.key(point.flat))
-    return None if found is None else found | {"row": point.row.name}
+    """The recorded result of the same row, trained by the same config."""
+    return known.get((point.row.name, results.key(point.flat)))
 
 
 def result(point: Point, known: Recorded) -> Result:
@@ -243,12 +242,29 @@ def train_all(
     return False
 
 
-def all_results(wanted: Sequence[Point], known: Recorded, failed: dict[pathlib.Path, str]) -> Iterator[Result]:
+def all_results(
+    wanted: Sequence[Point],
+    known: Recorded,
+    failed: dict[pathlib.Path, str],
+    left: dict[pathlib.Path, str] | None = None,
+    refuses: Callable[[Sequence[Point]], str | None] = lambda _: None,
+) -> Iterator[Result]:
     """The results of runs one after the other; of one that fails, its reason into `failed` by directory, no result.
 
-    What is in `failed` already is not tried again.
+    Args:
+      wanted: which. What is in `failed` already is not tried again.
+      known: what is recorded, and not trained.
+      failed: gets the reasons by directory.
+      left: the same of runs that were not started.
+      refuses: of the runs that one result takes, why they are not to be started; None if they are.
     """
+    left = {} if left is None else left
     for point in wanted:
+        if to_train := [p for p in missing([point], known) if p.row.name != RAW_PIXELS]:
+            reason = refuses(to_train)
+            if reason is not None:
+                left[point.directory] = reason
+                continue
         if point.directory in failed:
             continue
         if point.start is not None and point.start.directory in failed:
@@ -279,7 +295,10 @@ def _raw_pixels(point: Point) -> Result:
     )
     point.directory.mkdir(parents=True, exist_ok=True)
     workdir.write(point.directory / "metrics.json", json.dumps(metrics) + "\n")
-    facts = environment.describe() | {"data_fingerprint": {s: r.fingerprint() for s, r in records.items()}}
+    facts = environment.describe() | {
+        "data_fingerprint": {s: r.fingerprint() for s, r in records.items()},
+        "data_content": experiment.contents(records),
+    }
     return {
         "row": RAW_PIXELS,
         "protocol": "",

@@ -22,6 +22,8 @@ SCHEMA = 1
 RAW_PIXELS = "raw_pixels"
 # Where data lie on a disk is no part of a result.
 _PLACES = ("data.data_dir", "data.categories")
+# What changes no training.
+_AROUND = ("eval.", "checkpoint.")
 # Runs that others start from, by where they are.
 STARTS = ("clusters.workdir", "model.pretrained")
 _WANT = (
@@ -90,18 +92,37 @@ def check_together(results: Sequence[Result], where: str, *, says_protocol: bool
             "the fact `protocol` in grafit_jax/tables.py."
         )
     # By the size that photos are kept at, which is in their fingerprint.
-    data: dict[int, dict[tuple, str]] = {}
+    by_size: dict[int, list[Result]] = {}
     for result in results:
-        prints = result["run"].get("data_fingerprint")
-        if prints is not None:
-            of_size = data.setdefault(result["config"].get("data.image_size", 0), {})
-            of_size.setdefault((prints["train"], prints["test"]), f"{result['row']}, seed {result['seed']}")
-    for of_size in data.values():
-        if len(of_size) > 1:
+        by_size.setdefault(result["config"].get("data.image_size", 0), []).append(result)
+    for of_size in by_size.values():
+        different = _on_different_data(of_size)
+        if len(different) > 1:
             raise UserError(
-                f"{where} mixes results on different images or labels ({'; '.join(of_size.values())}): measure all "
+                f"{where} mixes results on different images or labels ({'; '.join(different)}): measure all "
                 "rows on the same data."
             )
+
+
+def _on_different_data(results: Iterable[Result]) -> list[str]:
+    """One result of each data set among these, by row and seed; those that say nothing of their data left out.
+
+    Data are the same in the same order (`data_fingerprint`), or in any (`data_content`, which older results lack).
+    """
+    groups: list[tuple[set[tuple], str]] = []
+    for result in results:
+        said = {
+            (kind, found["train"], found["test"])
+            for kind in ("data_fingerprint", "data_content")
+            if {"train", "test"} <= (found := result["run"].get(kind, {})).keys()
+        }
+        if not said:
+            continue
+        same = [group for group in groups if group[0] & said]
+        groups = [group for group in groups if group not in same]
+        first = same[0][1] if same else f"{result['row']}, seed {result['seed']}"
+        groups.append((said.union(*(prints for prints, _ in same)), first))
+    return [name for _, name in groups]
 
 
 def read(path: pathlib.Path) -> list[Result]:
@@ -144,7 +165,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """'key: old -> new' where two configs (dotted keys to values) would not train the same.
 
     A key that one of them lacks is at its default, since it was recorded before there was that key. Of a run to start
-    from only the name counts, and of clusters nothing, where the method has none.
+    from only the name counts, and of clusters nothing, where the method has none. Evaluation and checkpoints change no
+    training.
     """
     a, b = comparable(old), comparable(new)
     return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
@@ -158,7 +180,11 @@ def key(config: Mapping[str, Any]) -> frozenset:
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a config makes a difference to its run: as JSON has it or not, and however old it is."""
     values = config_lib.flatten(config_lib.default()) | dict(config)
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key not in _PLACES}
+    values = {
+        key: tuple(v) if isinstance(v, list) else v
+        for key, v in values.items()
+        if key not in _PLACES and not key.startswith(_AROUND)
+    }
     if values["method"] == RAW_PIXELS or not methods.get(values["method"]).clusters:
         values = {key: v for key, v in values.items() if not key.startswith("clusters.")}
     return values | {key: pathlib.Path(values[key]).name for key in STARTS if key in values}

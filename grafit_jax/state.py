@@ -11,6 +11,7 @@ from jax import Array
 from grafit_jax.errors import UserError
 from grafit_jax.memory import Queue
 from grafit_jax.models import Network
+from grafit_jax.models import heads as heads_lib
 
 
 @flax.struct.dataclass
@@ -38,6 +39,8 @@ class TrainState:
 
 
 TARGET_PARTS = ("trunk", "projector")
+# Folded into the seed's key for heads that start as PyTorch's; the trunk starts the same either way.
+_HEADS_KEY = 0x68656164
 
 
 def target_part(tree: dict) -> dict:
@@ -53,10 +56,12 @@ def create(
     seed: int,
     has_target: bool,
     trunk: dict[str, Any] | None = None,
+    head_init: str = "lecun",
 ) -> TrainState:
     """A fresh state for views of `image_shape` [H, W, C].
 
     `trunk` holds pretrained "params" and "batch_stats" of the trunk, or of parts of it: the rest stays fresh.
+    `head_init` is one of `heads.INITS`.
     """
     rng = jax.random.PRNGKey(seed)
     trunk = trunk or {"params": {}, "batch_stats": {}}
@@ -64,6 +69,9 @@ def create(
     def initialise(rng, trunk):
         variables = network.init(rng, jnp.zeros((2, *image_shape), jnp.float32), train=False)
         params, batch_stats = variables["params"], variables["batch_stats"]
+        if head_init == "pytorch":
+            heads = {name: part for name, part in params.items() if name != "trunk"}
+            params = params | heads_lib.as_pytorch(heads, jax.random.fold_in(rng, _HEADS_KEY))
         for own, given in ((params["trunk"], trunk["params"]), (batch_stats["trunk"], trunk["batch_stats"])):
             _check_shapes({name: own.get(name) for name in given}, given)
             own |= given

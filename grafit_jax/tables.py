@@ -103,10 +103,10 @@ def by_method(
 
 
 _COLUMNS = {
-    "map": "**fine mAP**",
-    "recall@1": "R@1",
-    "knn_top1": "fine k-NN",
-    "coarse/knn_top1": "coarse k-NN",
+    "map": "**fine mAP, trunk**",
+    "recall@1": "R@1, trunk",
+    "knn_top1": "fine k-NN, trunk",
+    "coarse/knn_top1": "coarse k-NN, trunk",
 }
 _WITH_PROJECTOR = _COLUMNS | {
     "projector/map": "fine mAP, projector",
@@ -114,11 +114,29 @@ _WITH_PROJECTOR = _COLUMNS | {
     "projector/knn_top1": "fine k-NN, projector",
 }
 _RECALL = {f"recall@{k}": f"R@{k}" for k in (1, 2, 5, 10)} | {"map": "mAP"}
+_RECALL_WITH_PROJECTOR = _RECALL | {
+    "knn_top1": "fine k-NN",
+    "projector/recall@1": "R@1, projector",
+    "projector/map": "mAP, projector",
+    "projector/knn_top1": "fine k-NN, projector",
+}
 # Rows of the two protocols are told apart, and so is what a trunk started from.
 _FACTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "protocol": lambda config: methods.get(config["method"]).protocol,
     "trunk starts": lambda config: "pretrained" if config["model.pretrained"] else "from scratch",
 }
+_AUTOAUGMENT = {True: "torchvision's, black", "maskcon": "MaskCon's, grey", False: "-"}
+_OF_CIFAR100: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    **_FACTS,
+    "AutoAugment": lambda config: _AUTOAUGMENT[config["views.autoaugment"]],
+}
+
+
+def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda config: f"{config[key]:g}"
+
+
+_OF_MIXTURES = {"w": _number("loss.weight"), "t": _number("loss.soft_temperature"), "epochs": _number("train.epochs")}
 _OF_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
 _MASKCON = (*_OF_MASKCON, "snca_plus", "grafit")
 # Seeds of the study: three where a claim hangs on a difference.
@@ -152,8 +170,51 @@ _LETTERS = {
 }
 
 
-def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda config: f"{config[key]:g}"
+def _changed(row: Row, name: str, *, seeds: int = 1, **overrides: Any) -> Row:
+    """The row under another name, with keys of its config changed: `a__b` is a.b."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return dataclasses.replace(row, name=name, seeds=seeds, overrides=dotted)
+
+
+def _maskcon_cpu() -> tuple[Row, ...]:
+    """By the recipe as it is, and as it was: AutoAugment as in torchvision, heads that start as Flax's do."""
+    seeds = dict.fromkeys((*_MASKCON, "baseline_mlp"), 1)
+    seeds |= dict.fromkeys(("supce", "grafit_maskcon", "maskcon", "grafit", "baseline_mlp"), 2)
+    rows = by_method("configs/maskcon.py", "dataset=cifar100,preset=cpu,", seeds)
+    return (*rows, *_as_it_was(rows, seeds=2))
+
+
+def _as_it_was(rows: tuple[Row, ...], *, seeds: int) -> tuple[Row, ...]:
+    return tuple(
+        _changed(row, f"{row.name}_torchvision", seeds=seeds, views__autoaugment=True, model__head_init="lecun")
+        for row in rows
+    )
+
+
+def _maskcon_gpu(dataset: str) -> tuple[Row, ...]:
+    """The published setting from scratch; of CIFAR-100 also half of its epochs, with the w and t that somebody names.
+
+    A fork of MaskCon's code gives w = 1, t = 0.05 for `maskcon` on CIFAR-100, and w = 0.8 for Grafit on a part of it.
+    """
+    rows = by_method("configs/maskcon.py", f"dataset={dataset},", _MASKCON)
+    if dataset != "cifar100":
+        return rows
+    by_name = {row.name: row for row in rows}
+    short = (
+        _changed(by_name["maskcon"], "maskcon_100", train__epochs=100, loss__weight=1.0, loss__soft_temperature=0.05),
+        _changed(by_name["grafit_maskcon"], "grafit_maskcon_100", train__epochs=100, loss__weight=0.8),
+    )
+    return (*rows, *short, *_as_it_was((by_name["grafit_maskcon"],), seeds=1))
+
+
+def _gpu() -> tuple[Row, ...]:
+    rows = by_method("configs/cifar100.py", "preset=r18_short,", targets.OF_PAPER)
+    grafit = rows[-1]
+    return (
+        *rows,
+        _changed(grafit, "grafit_lambda_4", loss__instance_weight=4.0),
+        _changed(grafit, "grafit_projector_norm", model__projector_norm=True),
+    )
 
 
 def _ablations() -> tuple[Row, ...]:
@@ -165,8 +226,7 @@ def _ablations() -> tuple[Row, ...]:
     grafit, byol = (next(row for row in _CIFAR100 if row.name == name) for name in ("grafit", "byol"))
 
     def change(name: str, **overrides: Any) -> Row:
-        dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-        return dataclasses.replace(grafit, name=f"grafit_{name}", seeds=1, overrides=dotted)
+        return _changed(grafit, f"grafit_{name}", **overrides)
 
     return (
         grafit,
@@ -228,6 +288,9 @@ TABLES = {
     "cifar100_cpu_long": Table(
         by_method("configs/cifar100.py", "preset=cpu_long,", ("baseline_mlp", "grafit")), _WITH_PROJECTOR
     ),
+    "cifar100_epochs": Table(
+        by_method("configs/cifar100.py", "preset=cpu_epochs,", ("baseline", "baseline_mlp", "grafit")), _WITH_PROJECTOR
+    ),
     # Train level x test level.
     "cifar100_levels": Table(
         by_method("configs/cifar100.py", "preset=cpu_short,", ("baseline", "clusterfit", "grafit"), ("coarse", "fine")),
@@ -244,7 +307,15 @@ TABLES = {
         f"transfer_{dataset}": dataclasses.replace(_TUNED, rows=_to(dataset), folder="imagenet")
         for dataset in targets.TRANSFER
     },
-    "cifar100_gpu": Table(by_method("configs/cifar100.py", "preset=r18,", targets.OF_PAPER), _STUDY),
+    "cifar100_gpu": Table(
+        _gpu(),
+        _STUDY,
+        facts={
+            "λ": _number("loss.instance_weight"),
+            "projector ends in": lambda config: "batch norm" if config.get("model.projector_norm") else "linear layer",
+        },
+    ),
+    "cifar100_fine": Table(by_method("configs/cifar100.py", "preset=paper,", ("grafit",), ("fine",)), _WITH_PROJECTOR),
     "cifar100_paper": Table(by_method("configs/cifar100.py", "preset=paper,", targets.OF_PAPER), _STUDY),
     "imagenet": Table(
         by_method("configs/imagenet.py", "", targets.OF_PAPER, ("coarse", "fine")),
@@ -260,9 +331,9 @@ TABLES = {
         for year in (2018, 2019)
     },
     "maskcon_cpu": Table(
-        by_method("configs/maskcon.py", "dataset=cifar100,preset=cpu,", dict.fromkeys((*_MASKCON, "baseline_mlp"), 2)),
-        _RECALL,
-        facts=_FACTS,
+        _maskcon_cpu(),
+        _RECALL_WITH_PROJECTOR,
+        facts=_OF_CIFAR100,
         folder="study/cifar100_maskcon",
     ),
     "study_cifar100": Table(_CIFAR100, _STUDY, folder="study/cifar100"),
@@ -280,9 +351,9 @@ TABLES = {
     ),
     **{
         targets.table_name(dataset, pretrained=pretrained): Table(
-            by_method("configs/maskcon.py", f"dataset={dataset},", _MASKCON),
+            by_method("configs/maskcon.py", f"dataset={dataset},", _MASKCON) if pretrained else _maskcon_gpu(dataset),
             _RECALL,
-            facts=_FACTS,
+            facts=_FACTS if dataset != "cifar100" else {**_OF_CIFAR100, **_OF_MIXTURES},
             pretrained=pretrained,
         )
         for dataset in targets.MASKCON

@@ -19,6 +19,7 @@ from grafit_jax import (
     clusterfit,
     environment,
     experiment,
+    over_epochs,
     parallel,
     preemption,
     profiling,
@@ -99,7 +100,8 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
     # 4. The pmapped step.
     call = make_call(run, feed)
     # What the numbers in a checkpoint, and the result, stand on.
-    standing = environment.describe() | {"data_fingerprint": fingerprints}
+    standing = environment.describe()
+    standing |= {"data_fingerprint": fingerprints, "data_content": experiment.contents(run.records)}
     facts = {"config": config_lib.flatten(config), "run": standing}
 
     # 5. Epoch by epoch: train, log, evaluate, save. A checkpoint within an epoch tells what its steps have come to.
@@ -178,6 +180,7 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
         "views_per_image": run.method.views_per_image(config.views.num_views),
         "train_images": len(run.records["train"]),
         "test_images": len(run.records["test"]),
+        "curve": over_epochs.curve(log),
     }
     sealed = seal(run_facts, config_lib.flatten(config), metrics)
     workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")

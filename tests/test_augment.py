@@ -82,6 +82,21 @@ def test_plain_view_resizes_as_pil(size):
     np.testing.assert_allclose(got, want, atol=LEVEL)
 
 
+@pytest.mark.parametrize(("height", "width"), [(45, 60), (61, 45), (50, 50)])
+def test_plain_view_of_the_middle_as_torchvision(height, width, torchvision):
+    image = np.ascontiguousarray(np.resize(RGB, (height, width, 3)))
+    t = torchvision.transforms
+    want = from_pil(t.Compose([t.Resize(36), t.CenterCrop(31)])(pil(image)))
+    got = augment.plain_view(image[None], views=views(size=31, resize=36, mean=(0,) * 3, std=(1,) * 3))[0]
+    np.testing.assert_allclose(got, want, atol=LEVEL)
+
+
+def test_plain_view_of_the_middle_of_what_has_that_size_is_its_pixels():
+    """As of photos that are kept at 256 pixels, of which 224 are seen."""
+    got = augment.plain_view(RGB[None, :32, :32], views=views(size=28, resize=32, mean=(0,) * 3, std=(1,) * 3))[0]
+    np.testing.assert_allclose(got, RGB[2:30, 2:30] / 255, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options, found",
     [
@@ -95,6 +110,8 @@ def test_plain_view_resizes_as_pil(size):
         ({"randaugment_magnitude": 31}, "views.randaugment_magnitude = 31"),
         ({"randaugment_ops": -1}, "views.randaugment_ops"),
         ({"size": 0}, "views.size = 0"),
+        ({"size": 9, "resize": 8}, "views.resize = 8"),
+        ({"autoaugment": "torchvision"}, "views.autoaugment = torchvision"),
         ({"erase": -0.1}, "views.erase"),
         ({"perspective": 1.1}, "views.perspective = 1.1"),
         ({"perspective_prob": -0.5}, "views.perspective_prob = -0.5"),
@@ -126,7 +143,7 @@ def test_views_from_lists_are_hashable():
 def test_the_config_has_every_option_with_its_default():
     given = config_lib.default().views.to_dict()
     fields = {f.name: f.default for f in dataclasses.fields(augment.Views)}
-    assert given.keys() - {"num_views"} == fields.keys()
+    assert given.keys() - {"num_views"} == fields.keys() - {"resize"}  # which is eval.resize
     for name in ("autoaugment", "perspective", "perspective_prob", "blur", "blur_prob"):
         assert given[name] == fields[name], name
 
@@ -197,7 +214,7 @@ def test_blur_radii_fill_their_range(patch):
 
 
 def test_autoaugment_gets_five_draws_of_its_own(patch):
-    patch("autoaugment", lambda x, u: x * 0 + u[:, None, None])  # row i of a view of 5 rows is draw i
+    patch("autoaugment", lambda x, u, maskcon: x * 0 + u[:, None, None])  # row i of a view of 5 rows is draw i
     images = np.zeros((3000, 5, 5, 1), np.uint8)
     rows = make(images, size=5, **PLAIN, autoaugment=True, std=(1,), mean=(0,))[0, :, :, 0, 0].T
     assert rows.shape == (5, 3000)
@@ -292,7 +309,7 @@ def test_a_new_option_leaves_the_draws_of_all_the_others(option, name, patch):
     images = batch(16, 16)
     without = make(images, size=16, **everything | {k: off[k] for k in option if k in off})
     assert np.abs(make(images, size=16, **everything) - without).max() > 0.1
-    patch(name, lambda image, *_: image)  # on, but without effect: only its draws are made
+    patch(name, lambda image, *_, **__: image)  # on, but without effect: only its draws are made
     maker.cache_clear()
     np.testing.assert_allclose(make(images, size=16, **everything), without, atol=1e-4)
 
@@ -302,7 +319,7 @@ def test_operations_come_in_the_documented_order(patch):
 
     def seen(module, name):
         original = getattr(module, name)
-        return lambda *a: order.append(name) or original(*a)
+        return lambda *a, **k: order.append(name) or original(*a, **k)
 
     stages = [
         (image_ops, "crop"), (image_ops, "perspective"), (policies, "autoaugment"), (policies, "randaugment_op"),

@@ -13,7 +13,7 @@ from grafit_jax.errors import UserError
 def runs(**rows):
     """A result for each seed of each row, from its mAP in percent."""
     return [
-        {"row": row, "seed": seed, "method": "grafit", "metrics": {"map": value / 100}, "run": {}}
+        {"row": row, "seed": seed, "method": "grafit", "metrics": {"map": value / 100}, "config": {}, "run": {}}
         for row, values in rows.items()
         for seed, value in enumerate(values)
     ]
@@ -21,20 +21,69 @@ def runs(**rows):
 
 def test_a_difference_is_of_means_and_its_margin_is_students():
     claim = Claim("", "a", "b", ())
-    found = claims.difference(runs(a=[10, 12, 14], b=[7], c=[1, 5]), claim, "map")
+    found = claims.difference(runs(a=[10, 12, 14], b=[7], c=[1, 5]), claim, "map", "trunk")
     assert found.points == pytest.approx(5.0)
     # Squares about the means: 4 + 0 + 4 in a, none in b, 4 + 4 in c; 16 over 3 degrees of freedom. The quantile of t
     # with 3 is 3.182, from a printed table.
     assert found.margin == pytest.approx(3.182 * math.sqrt(16 / 3) * math.sqrt(1 / 3 + 1), abs=2e-3)
     # Of two rows alone it is the t test.
-    two = claims.difference(runs(a=[10, 12, 14], b=[7, 8]), claim, "map")
+    two = claims.difference(runs(a=[10, 12, 14], b=[7, 8]), claim, "map", "trunk")
     interval = stats.ttest_ind([10, 12, 14], [7, 8]).confidence_interval(0.95)
     assert (two.points - two.margin, two.points + two.margin) == pytest.approx((interval.low, interval.high))
     # A run that is in two tables counts once.
-    assert claims.difference(2 * runs(a=[10, 12, 14], b=[7, 8]), claim, "map") == two
-    assert claims.difference(runs(a=[1, 2]), claim, "map") is None
-    single = claims.difference(runs(a=[3], b=[1]), claim, "map")
+    assert claims.difference(2 * runs(a=[10, 12, 14], b=[7, 8]), claim, "map", "trunk") == two
+    assert claims.difference(runs(a=[1, 2]), claim, "map", "trunk") is None
+    single = claims.difference(runs(a=[3], b=[1]), claim, "map", "trunk")
     assert single.points == pytest.approx(2.0) and math.isnan(single.margin) and not single.decided
+
+
+def test_a_difference_is_taken_at_the_layer_that_is_asked_for():
+    """Grafit's loss sees its projector, cross-entropy without one the trunk."""
+
+    def run(row, method, seed, trunk, projector=None, headline="trunk"):
+        metrics = {"map": trunk / 100} | ({} if projector is None else {"projector/map": projector / 100})
+        if headline == "projector":
+            metrics = {"trunk/map": trunk / 100, "map": projector / 100}
+        features = ["trunk", "projector"] if headline == "trunk" else ["projector", "trunk"]
+        config = {"eval.features": features}
+        return {"row": row, "seed": seed, "method": method, "metrics": metrics, "config": config, "run": {}}
+
+    study = [
+        run("grafit", "grafit", 0, 20, 31), run("grafit", "grafit", 1, 22, 33, headline="projector"),
+        run("baseline", "baseline", 0, 25), run("baseline", "baseline", 1, 27),
+        run("baseline_mlp", "baseline_mlp", 0, 24, 28), run("baseline_mlp", "baseline_mlp", 1, 24, 30),
+    ]  # fmt: skip
+
+    def points(behind, layer):
+        found = claims.difference(study, Claim("", "grafit", behind, ()), "map", layer)
+        return None if found is None else round(found.points, 6)
+
+    assert {layer: points("baseline", layer) for layer in ("trunk", "projector", "own")} == {
+        "trunk": -5.0, "projector": None, "own": 6.0,
+    }  # fmt: skip
+    assert (points("baseline_mlp", "trunk"), points("baseline_mlp", "projector")) == (-3.0, 3.0)
+    # Noise at the projector is that of the rows that have one: squares 2 and 2 over 2 degrees of freedom.
+    margin = claims.difference(study, Claim("", "grafit", "baseline_mlp", ()), "map", "projector").margin
+    assert margin == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(4 / 2) * math.sqrt(1 / 2 + 1 / 2))
+
+
+def test_what_is_said_in_short_follows_from_the_numbers():
+    def rows(method, trunk, projector):
+        return [
+            {"row": method, "seed": seed, "method": method, "config": {}, "run": {}, "metrics": {
+                "map": value / 100, **({} if projector is None else {"projector/map": value / 100 + projector}),
+            }} for seed, value in enumerate(trunk)
+        ]  # fmt: skip
+
+    said = claims.in_short(
+        {"study_omniglot": rows("grafit", (50, 51), 0.1) + rows("baseline", (53, 54), None)
+         + rows("baseline_mlp", (49.5, 51), 0.0)}
+    ).splitlines()  # fmt: skip
+    assert said == [
+        "- `grafit` against `baseline`. Omniglot, 30 → 964: behind in mAP (trunk), ahead in mAP (projector − trunk).",
+        "- `grafit` against `baseline_mlp`. Omniglot, 30 → 964: undecided (trunk), ahead in mAP (projector).",
+    ]
+    assert claims.in_short({}) == ""
 
 
 def test_verdicts():
@@ -73,10 +122,13 @@ def test_every_claim_is_of_rows_that_a_study_has_and_its_verdict_follows():
 
     text = claims.render({"study_omniglot": runs(grafit=[50, 51], baseline=[40, 41], snca_plus=[60, 61])})
     lines = {
-        tuple(cell.strip() for cell in line.split("|")[2:4]): line for line in text.splitlines() if "Δ" not in line
+        tuple(cell.strip() for cell in line.split("|")[2:5]): line for line in text.splitlines() if "Δ" not in line
     }
     # Squares 0.5 in each of three rows over 3 degrees of freedom: 3.182 * sqrt(0.5) * sqrt(1/2 + 1/2) = 2.25.
-    line = lines["`grafit` − `baseline`", "Omniglot, 30 → 964"]
+    line = lines["`grafit` − `baseline`", "Omniglot, 30 → 964", "trunk"]
     assert line.endswith("| +10.0 ± 2.3 | – | – | **holds** |")
-    assert lines["`grafit` − `snca_plus`", "Omniglot, 30 → 964"].endswith("| -10.0 ± 2.3 | – | – | **does not hold** |")
-    assert lines["`grafit` − `baseline`", "CIFAR-100, 4 → 20"].endswith("| – | – | – | not run |")
+    assert lines["`grafit` − `baseline`", "Omniglot, 30 → 964", "projector"].endswith("| – | – | – | not run |")
+    assert lines["`grafit` − `snca_plus`", "Omniglot, 30 → 964", "trunk"].endswith(
+        "| -10.0 ± 2.3 | – | – | **does not hold** |"
+    )
+    assert lines["`grafit` − `baseline`", "CIFAR-100, 4 → 20", "trunk"].endswith("| – | – | – | not run |")

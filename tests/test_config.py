@@ -71,10 +71,35 @@ def test_cifar100_presets_are_what_they_say():
     assert (paper.model.trunk, paper.model.stem, paper.views.num_views) == ("resnet50", "cifar", 8)
     assert (paper.train.epochs, paper.train.batch_size, paper.loss.temperature) == (600, 1024, 0.05)
     assert (paper.memory.momentum, paper.loss.instance_weight, paper.ema.base) == (0.5, 1.0, 0.996)
-    r18 = module.get_config("preset=r18")
-    assert (r18.model.trunk, r18.train.epochs) == ("resnet18", 200)
+    assert (paper.optimizer.weight_decay, paper.model.dtype) == (5e-4, "bfloat16")
+    assert (paper.views.randaugment_ops, paper.views.jitter, paper.views.grey) == (2, (0.4, 0.4, 0.2, 0.1), 0.2)
+    r18, short = module.get_config("preset=r18"), module.get_config("preset=r18_short")
+    for config, epochs, views, every in ((r18, 200, 4, 20), (short, 50, 2, 10)):
+        found = config.model.trunk, config.model.hidden, config.model.dtype, config.train.batch_size
+        assert found == ("resnet18", 4096, "bfloat16", 256) and config.views.jitter == (0.4, 0.4, 0.2, 0.1)
+        assert (config.train.epochs, config.views.num_views, config.eval.every_epochs) == (epochs, views, every)
     with pytest.raises(UserError, match=r"unknown preset 'cpuu' \(did you mean 'cpu'\?\)"):
         module.get_config("preset=cpuu")
+
+
+def test_photos_of_protocol_paper_and_of_transfer_are_cropped_as_they_are_by_everybody():
+    files = {path.stem: load_config_file(path) for path in CONFIG_FILES}
+    for name, arg in (
+        ("imagenet", ""),
+        ("inaturalist", ""),
+        ("snca", "dataset=imagenet"),
+        ("transfer", "dataset=cars"),
+    ):
+        config = files[name].get_config(arg)
+        assert (config.data.image_size, config.data.fit, config.views.size) == (256, "centre", 224), name
+        assert (config.eval.crop, config.eval.resize, config.eval.size) == ("centre", 0, 0), name
+        assert name == "transfer" or config.views.crop_scale == (0.08, 1.0), name
+    large = files["transfer"].get_config("dataset=cars,size=384")
+    assert large.data.image_size == 439 and large.eval.size == 384  # 384 of 439, as 224 of 256
+    cifar100 = files["transfer"].get_config("dataset=cifar100")
+    assert (cifar100.views.size, cifar100.model.stem, cifar100.eval.crop) == (224, "imagenet", "whole")
+    cpu = files["transfer"].get_config("dataset=cifar100,preset=cpu")
+    assert (cpu.views.size, cpu.model.stem, cpu.views.mean) == (32, "patch2", (0.507, 0.487, 0.441))
 
 
 def test_maskcon_recipe_is_that_of_section_3():
@@ -87,11 +112,13 @@ def test_maskcon_recipe_is_that_of_section_3():
     assert (o.learning_rate, o.momentum, o.nesterov, o.weight_decay, o.decay_all) == (0.04, 0.9, False, 5e-4, True)
     assert (o.warmup_epochs, c.train.epochs, c.train.batch_size, c.queue.size) == (5, 200, 128, 8192)
     assert (c.ema.base, c.ema.final, c.loss.temperature, c.loss.soft_temperature) == (0.99, 0.99, 0.1, 0.05)
-    assert (c.views.size, c.views.crop_scale, c.views.flip, c.views.autoaugment) == (32, (0.2, 1.0), 0.5, True)
+    assert (c.views.size, c.views.crop_scale, c.views.flip, c.views.autoaugment) == (32, (0.2, 1.0), 0.5, "maskcon")
+    assert c.model.head_init == "pytorch"
     assert c.views.mean == (0.507, 0.487, 0.441) and c.views.std == (0.267, 0.256, 0.276)
     keys = c.key_views
     assert (keys.crop_scale, keys.flip, keys.autoaugment, keys.perspective) == ((0.2, 1.0), 0.5, False, 0.0)
-    assert c.eval.recall_at == (1, 2, 5, 10, 50, 100) and c.eval.features == ("trunk",) and c.eval.every_epochs == 10
+    assert c.eval.recall_at == (1, 2, 5, 10, 50, 100) and c.eval.every_epochs == 10
+    assert c.eval.features == ("trunk", "projector") and c.eval.crop == "whole"
 
     cars = module.get_config("dataset=cars,w=0.2,t=0.1")
     v, keys = cars.views, cars.key_views
@@ -106,11 +133,26 @@ def test_maskcon_recipe_is_that_of_section_3():
     assert sop.data.variant == "split2" and sop.views.perspective == sop.key_views.perspective == 0.5
     assert sop.views.jitter == (0.0,) * 4 and sop.views.blur == (0.0, 0.0)
     imagenet32 = module.get_config("dataset=imagenet32")
-    assert (imagenet32.model.stem, imagenet32.views.autoaugment) == ("cifar", True)
+    assert (imagenet32.model.stem, imagenet32.views.autoaugment) == ("cifar", "maskcon")
+    assert (imagenet32.queue.size, imagenet32.train.epochs, imagenet32.train.batch_size) == (16384, 100, 256)
     assert imagenet32.views.mean == (0.485, 0.456, 0.406)
+
+    # w and t are of the method that they are published with: others keep the middle of the sweep.
+    for arg, w, t in (
+        ("dataset=imagenet32,method=coins", 1.0, 0.05),
+        ("dataset=sop,method=maskcon", 0.8, 0.1),
+        ("dataset=cars,method=maskcon", 1.0, 0.1),
+        ("dataset=cars,method=maskcon,w=0.2", 0.2, 0.1),
+        ("dataset=sop,method=maskcon,split=split2", 0.5, 0.05),
+        ("dataset=cars,method=grafit_maskcon", 0.5, 0.05),
+        ("dataset=cifar100,method=maskcon", 0.5, 0.05),
+    ):
+        loss = module.get_config(arg).loss
+        assert (loss.weight, loss.soft_temperature) == (w, t), arg
 
     # The paper's own methods in the same setting keep their temperature and heads.
     grafit = module.get_config("method=grafit")
+    assert grafit.model.head_init == "lecun"
     assert grafit.loss.temperature == 0.05 and grafit.model.head_batch_norm and grafit.views.num_views == 2
 
 
@@ -122,6 +164,15 @@ def test_maskcon_recipe_is_that_of_section_3():
         ({"model.stem": "cifra"}, r"unknown stem 'cifra' \(did you mean 'cifar'\?\)"),
         ({"model.dtype": "float16"}, r"unknown model\.dtype 'float16'"),
         ({"memory.init": "zero"}, r"unknown memory\.init 'zero'.*embed, random"),
+        ({"model.head_init": "torch"}, r"unknown model\.head_init 'torch'.*lecun, pytorch"),
+        ({"views.autoaugment": "cifar"}, r"views\.autoaugment = 'cifar': want one of False, True, 'maskcon'"),
+        ({"key_views.autoaugment": 1}, r"key_views\.autoaugment = 1: want one of False, True, 'maskcon'"),
+        ({"eval.crop": "center"}, r"unknown eval\.crop 'center' \(did you mean 'centre'\?\)"),
+        ({"eval.resize": 9}, r"eval\.resize = 9: want 0, since eval\.crop is whole; or eval\.crop = centre"),
+        (
+            {"eval.crop": "centre", "eval.size": 9, "eval.resize": 8},
+            r"eval\.resize = 8: want 0 .* at least .* 9 pixels",
+        ),
         ({"views.num_views": 1}, r"views\.num_views = 1: want T >= 2"),
         ({"loss.temperature": 0.0}, r"loss\.temperature = 0\.0: want sigma > 0"),
         ({"loss.temperature": -1.0}, r"loss\.temperature = -1\.0: want sigma > 0"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import methods
+from grafit_jax import experiment, methods
 from grafit_jax.errors import UserError
 from grafit_jax.models import build_trunk, convolution
 from grafit_jax.models.layers import conv3x3, fold_patches
@@ -142,6 +142,43 @@ def test_without_a_projector_the_losses_see_the_trunk():
         UserError, match=r"model\.dim = 16, and the trunk has 64 features: want the same without a proj"
     ):
         network(16).init(jax.random.key(1), x, train=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_projector_may_end_in_a_batch_norm_without_scale_and_bias(dtype):
+    model = small_config("grafit", **{"model.projector_norm": True, "model.dtype": dtype}).model
+    network = methods.build_network(methods.get("grafit"), model, num_classes=2)
+    x = jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
+    variables = network.init(jax.random.key(1), x, train=False)
+    last = variables["params"]["projector"]["Dense_1"]
+    assert set(last) == {"kernel"} and "BatchNorm_1" not in variables["params"]["projector"]
+    assert set(variables["params"]["predictor"]["Dense_1"]) == {"kernel", "bias"}  # of the projector alone
+    out, updated = network.apply(variables, x, train=True, mutable=["batch_stats"])
+    z = np.asarray(out.projection, np.float64)
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(z.std(0), 1, atol=2e-3)
+    # In evaluation an image's embedding does not depend on its batch.
+    alone, among = (network.apply({**variables, **updated}, images, train=False).projection for images in (x[:1], x))
+    np.testing.assert_allclose(alone[0], among[0], atol=1e-4 if dtype == "float32" else 0.1)
+
+
+def test_heads_may_start_as_those_of_pytorch():
+    def start(init):
+        options = {"model.head_init": init, "model.hidden": 400, "model.head_batch_norm": False}
+        return experiment.initial_state(experiment.load(small_config("grafit_fc", **options)))
+
+    theirs, flax = (jax.device_get(start(init).params) for init in ("pytorch", "lecun"))
+    jax.tree.map(np.testing.assert_array_equal, theirs["trunk"], flax["trunk"])
+    assert jax.tree.structure(theirs) == jax.tree.structure(flax)
+    layers = [theirs[head][layer] for head in ("projector", "predictor") for layer in ("Dense_0", "Dense_1")]
+    for layer in (*layers, theirs["classifier"]):
+        bound = 1 / np.sqrt(layer["kernel"].shape[0])  # torch.nn.Linear: uniform, of weights and of biases
+        drawn = layer["kernel"].ravel()
+        assert 0.9 * bound < np.abs(drawn).max() <= bound
+        assert drawn.std() == pytest.approx(bound / np.sqrt(3), rel=5 / np.sqrt(drawn.size))
+        assert 0.5 * bound < np.abs(layer["bias"]).max() <= bound
+    # No two layers are drawn alike.
+    assert not np.array_equal(theirs["projector"]["Dense_1"]["bias"], theirs["predictor"]["Dense_1"]["bias"])
 
 
 @pytest.mark.slow

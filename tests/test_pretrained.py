@@ -220,10 +220,12 @@ def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path):
     state = jax.device_get(experiment.initial_state(run))
     scratch = jax.device_get(experiment.initial_state(run, placeholder=True))
     trunk, fresh = state.params["trunk"], scratch.params["trunk"]
-    # The stem, which torchvision's is too large for, and the head are a fresh network's; all else is the file's.
+    # The first convolution, which torchvision's is too large for, and the head are a fresh network's; all else, also
+    # the batch norm behind it (MaskCon's code), is the file's.
     assert trunk["Conv_0"]["kernel"].shape == (3, 3, 1, 64)
-    for part in ("Conv_0", "BatchNorm_0"):
-        jax.tree.map(np.testing.assert_array_equal, trunk[part], fresh[part])
+    jax.tree.map(np.testing.assert_array_equal, trunk["Conv_0"], fresh["Conv_0"])
+    np.testing.assert_array_equal(trunk["BatchNorm_0"]["scale"], tensors["bn1.weight"])
+    np.testing.assert_array_equal(state.batch_stats["trunk"]["BatchNorm_0"]["var"], tensors["bn1.running_var"])
     jax.tree.map(np.testing.assert_array_equal, state.params["projector"], scratch.params["projector"])
     last = tensors["layer4.1.conv2.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(trunk["BasicBlock_7"]["Conv_1"]["kernel"], last)

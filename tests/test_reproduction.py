@@ -32,11 +32,11 @@ def get_config(arg=None):
 NAMES = ("baseline", "clusterfit", "grafit")
 
 
-def recorded(method="grafit", seed=0, *, row=None, seconds=60.0, metrics=None, **overrides):
+def recorded(method="grafit", seed=0, *, row=None, seconds=60.0, metrics=None, device="1 x cpu", **overrides):
     """What is recorded of a run of 100 training images."""
     config = config_lib.flatten(small_config(method, **{"seed": seed, **overrides}))
     views = methods.get(method).views_per_image(config["views.num_views"])
-    facts = {"train_seconds": seconds, "train_images": 100, "views_per_image": views}
+    facts = {"train_seconds": seconds, "train_images": 100, "views_per_image": views, "device": device}
     values = metrics or {"map": 0.5}
     own = {"row": row or method, "method": method, "seed": seed, "config": config, "metrics": values}
     return own | {"protocol": results.protocol(method), "run": results.seal(facts, config, values)}
@@ -103,8 +103,9 @@ def test_only_what_is_missing_is_trained(wanted, monkeypatch):
 
     monkeypatch.setattr(train, "train", pretend)
     points = wanted(seeds=[0, 1])
-    theirs = recorded("grafit", 1, row="other", metrics={"map": 0.75}, **{"clusters.k": 5})
-    found = list(reproduction.all_results(points, reproduction.index([theirs]), {}))
+    theirs = recorded("grafit", 1, metrics={"map": 0.75}, **{"clusters.k": 5, "eval.batch_size": 7})
+    elsewhere = recorded("grafit", 0, row="grafit_large", **{"eval.size": 16})  # trained alike, measured otherwise
+    found = list(reproduction.all_results(points, reproduction.index([theirs, elsewhere]), {}))
     assert order == ["baseline", "baseline_seed1", "clusterfit", "clusterfit_seed1", "grafit"]
     assert [(r["row"], r["seed"], r["protocol"], r["metrics"]["map"]) for r in found] == [
         ("baseline", 0, "paper", 0.125), ("baseline", 1, "paper", 0.25), ("clusterfit", 0, "paper", 0.125),
@@ -167,7 +168,7 @@ def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp
     monkeypatch.setattr(reproduction, "words", words)
     monkeypatch.setattr(train, "train", None)  # all of it is done, or has failed
     points, failed = wanted(seeds=[0, 1]), {}
-    known = reproduction.index([recorded("grafit", 0, row="other", **{"clusters.k": 5})])
+    known = reproduction.index([recorded("grafit", 0, **{"clusters.k": 5})])
     left = {}
     assert reproduction.train_all(points, known, failed, left, root=ROOT, jobs=2) is False
     ran = trace.read_text().split()
@@ -220,15 +221,19 @@ def test_prices_are_measured_or_by_arithmetic(wanted):
     # A run that starts from another one takes the same time whatever their seeds.
     started = recorded("clusterfit", 3, seconds=70.0, **{"clusters.workdir": "runs/baseline_seed3", "clusters.k": 5})
     assert pricing.price(clusterfit, [*known, started]) == (70.0, "measured, 1 run")
-    # 30 + 50 + 130 s for (2 + 2 + 5) epochs of 100 images seen once: 0.2333 s a view; 2 epochs are asked for.
+    # 30 + 50 + 130 s for (2 + 2 + 5) epochs of 100 images that pass forward and backward, which counts as 3 passes:
+    # 77.8 ms each; 2 epochs are asked for.
     assert pricing.price(clusterfit, known) == (
         pytest.approx(210 / 900 * 200),
-        "arithmetic, 233.33 ms a view in 3 runs",
+        "arithmetic, 77.8 ms a forward pass in 3 runs",
     )
-    # 100 s for one epoch of 100 images seen twice: half a second a view; 2 epochs are asked for, seen twice.
-    assert pricing.price(grafit, known) == (pytest.approx(200.0), "arithmetic, 500.00 ms a view in 1 run")
-    # Without a run of as many views, those of others: 210 s for 900 views.
-    assert pricing.price(grafit, known[:3]).seconds == pytest.approx(210 / 900 * 400)
+    # 100 s for one epoch of 100 images: two views, each 3 passes and one of the target network; 2 epochs are asked for.
+    assert pricing.price(grafit, known) == (pytest.approx(200.0), "arithmetic, 125 ms a forward pass in 1 run")
+    # Without a run of as many passes, those of others: 210 s for 900 images of 3, and 200 of 8 are asked for.
+    assert pricing.price(grafit, known[:3]).seconds == pytest.approx(210 / 2700 * 1600)
+    # MoCo's query and key are 3 + 1.
+    queue = recorded("selfcon", seconds=80.0, **{"train.epochs": 1, "model.head_batch_norm": False})
+    assert pricing.price(grafit, [queue]).seconds == pytest.approx(80 / 400 * 1600)
     others = [recorded(**{"data.source": "npz:D"}), recorded(**{"model.trunk": "resnet18"})]
     for unknown in ([], others[:1], others[1:]):
         assert pricing.price(grafit, unknown).seconds is None
@@ -240,14 +245,14 @@ def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
     assert pricing.plan(asked, {}, known).splitlines() == [
         "table  row         runs  to train  hours  by",
         "t      baseline    2     2         1.00   measured, 2 runs",
-        "t      clusterfit  2     2         1.00   arithmetic, 9000.00 ms a view in 2 runs",
+        "t      clusterfit  2     2         1.00   arithmetic, 3e+03 ms a forward pass in 2 runs",
         "u      baseline    1     0         -      there, or above",
-        "u      grafit      1     1         1.00   arithmetic, 9000.00 ms a view in 2 runs",
+        "u      grafit      1     1         1.33   arithmetic, 3e+03 ms a forward pass in 2 runs",
         "",
-        "total: 3.00 hours of training for 5 runs",
+        "total: 3.33 hours of training for 5 runs",
     ]
     last = pricing.plan(asked, {}, known, jobs=2).splitlines()[-1]
-    assert last == "total: 3.00 hours of training for 5 runs, 2 at a time in 1.50 hours"
+    assert last == "total: 3.33 hours of training for 5 runs, 2 at a time in 1.67 hours"
     # Recorded, a baseline is not trained for itself; for clusterfit it is.
     index = reproduction.index([recorded("baseline", seed, **{"clusters.k": 5}) for seed in (0, 1)])
     rows = pricing.plan({"t": wanted(only=["baseline"])}, index, []).splitlines()
@@ -260,6 +265,47 @@ def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
     assert targets.time("imagenet", "grafit_coarse") == "170 hours on one H100, 2 levels together"
     rows = pricing.plan({"cifar100_paper": wanted(only=["grafit"])}, {}, []).splitlines()
     assert rows[1].endswith("no recorded run of this network on these data; by its FLOP 2 hours on one H100")
+
+
+def test_a_budget_starts_what_ends_in_time(wanted):
+    now = [1000.0]
+    known = [
+        recorded("baseline", 1, seconds=100.0),
+        recorded("grafit", 1, seconds=1.0, device="1 x NVIDIA H200"),  # of another kind of device
+    ]
+    baseline, clusterfit, grafit = wanted()
+    budget = pricing.Budget(600.0, known, on_cpu=True, clock=lambda: now[0])
+    # 100 s by its other seed and a minute around it; grafit, of 8 passes instead of 3, takes 267 s.
+    assert budget.refuses([baseline]) is None
+    now[0] += 250  # 90 s of which were its training's
+    budget.ended(recorded("baseline", seconds=90.0))
+    # 350 s are left. Grafit takes 8/3 of the mean of both runs, and a quarter more than the 160 s around the last run.
+    assert budget.refuses([grafit]) == (
+        "takes 7.6 minutes (arithmetic, 158 ms a forward pass in 2 runs), and 5.8 are left"
+    )
+    assert budget.refuses([]) is None
+    budget.ended(recorded("byol", seconds=1.0))  # was recorded, not trained: says nothing
+    assert budget.refuses([baseline, clusterfit]) == (
+        "takes 9.8 minutes (measured, 2 runs, arithmetic, 158 ms a forward pass in 2 runs), and 5.8 are left"
+    )
+    assert budget.refuses([clusterfit]) is None
+    nothing_known = pricing.Budget(600.0, known, on_cpu=False, clock=lambda: now[0])
+    assert nothing_known.refuses([grafit]) is None  # the other kind has a run of it
+    assert "no recorded run tells" in pricing.Budget(600.0, [], on_cpu=False).refuses([grafit])
+
+
+def test_what_a_budget_leaves_is_told_and_not_trained(wanted, monkeypatch):
+    monkeypatch.setattr(train, "train", None)
+    points, left = wanted(), {}
+    asked = []
+
+    def refuses(missing):
+        asked.append([p.name for p in missing])
+        return "too long"
+
+    assert list(reproduction.all_results(points, {}, {}, left, refuses)) == []
+    assert asked == [["baseline"], ["baseline", "clusterfit"], ["grafit"]]  # clusterfit takes two runs
+    assert [path.name for path in left] == ["baseline", "clusterfit", "grafit"] and set(left.values()) == {"too long"}
 
 
 def test_tables_are_found_by_name_or_by_family_and_scale():
@@ -289,9 +335,10 @@ def test_the_study_has_every_method_and_ablation_with_its_seeds():
         seeds = {row.name: row.seeds for row in tables.TABLES[table].rows}
         assert seeds.keys() == wanted and min(seeds.values()) == 2
         assert {name for name, n in seeds.items() if n == 3} == {"baseline", "baseline_mlp", "grafit"}
-    assert {row.name: row.seeds for row in tables.TABLES["maskcon_cpu"].rows} == dict.fromkeys(
-        (*of_maskcon, "snca_plus", "grafit", "baseline_mlp"), 2
-    )
+    twice = ("supce", "grafit_maskcon", "maskcon", "grafit", "baseline_mlp")
+    now = dict.fromkeys((*of_maskcon, "snca_plus"), 1) | dict.fromkeys(twice, 2)
+    as_it_was = {f"{name}_torchvision": 2 for name in now}
+    assert {row.name: row.seeds for row in tables.TABLES["maskcon_cpu"].rows} == now | as_it_was
     # Each ablation is grafit with its own change and no other.
     points = reproduction.points(tables.TABLES["study_ablations"], pathlib.Path("runs"), root=ROOT, seeds=[0])
     grafit = points[0]
@@ -337,7 +384,13 @@ def test_every_row_of_every_table_is_a_valid_config(name):
 
 def test_every_published_row_has_its_runs():
     published = [t for t in targets.TARGETS if t.standing]
-    assert len(published) == 3 + 19 + 8 + 1 and all(t.rows for t in targets.TARGETS)
+    # The seed's three of transfer, of which CIFAR-100 can be read in two ways.
+    assert len(published) == 3 + 1 + 19 + 8 + 1 and all(t.rows for t in targets.TARGETS)
+    readings = {t.table: dict(t.published) for t in published if 83.7 in t.published.values()}
+    assert readings == {"transfer_cifar100": {"top1": 83.7}, "cifar100_fine": {"knn_top1": 83.7}}
+    listed = targets.plain({})
+    for table in readings:
+        assert f"$ python experiments/reproduce.py --table={table} --rows=" in listed
     for target in targets.TARGETS:
         table = tables.TABLES[target.table]
         rows = {row.name: row for row in table.rows}
@@ -411,10 +464,12 @@ def test_a_target_is_measured_ready_or_blocked(monkeypatch):
     monkeypatch.setattr(targets, "TARGETS", (one, many))
     assert targets.plain(found).splitlines() == [
         "t: T; mAP; protocol paper; data d",
+        "  $ python experiments/reproduce.py --table=t --rows=…",
         "  row  trunk  paper      ours  takes   state",
         "  a    net    50 [seed]  55    1 hour  measured",
         "",
         "t: T; mAP / k-NN; protocol paper; data d",
+        "  $ python experiments/reproduce.py --table=t --rows=…",
         "  row           trunk  paper  ours    takes   state",
         "  a x 2 levels  net    –      1 of 2  1 hour  blocked: needs x, and y",
     ]

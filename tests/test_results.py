@@ -15,11 +15,12 @@ from helpers.runs import small_config
 PRINTS = {"train": "ab", "test": "cd"}
 
 
-def entry(method="grafit", seed=0, *, row=None, value=0.5, prints=PRINTS, **overrides):
+def entry(method="grafit", seed=0, *, row=None, value=0.5, prints=PRINTS, content=None, **overrides):
     """A result as a run leaves it and `reproduction.result` gives it."""
     config = json.loads(json.dumps(config_lib.flatten(small_config(method, **{"seed": seed, **overrides}))))
     metrics = {"map": value, "recall@1": 0.25}
     facts = {"train_seconds": 90.0, "train_images": 10, "views_per_image": 2, "data_fingerprint": prints}
+    facts |= {} if content is None else {"data_content": content}
     return {
         "row": row or method, "protocol": results.protocol(method), "method": method, "seed": seed, "metrics": metrics,
         "run": results.seal(facts, config, metrics), "config": config, "command": "python experiments/train.py",
@@ -94,6 +95,7 @@ def test_configs_are_the_same_where_they_train_the_same():
         config | {"data.data_dir": "/x", "data.categories": "c.json"},
         config | {"clusters.k": 30, "clusters.workdir": "/x"},  # which grafit has no use for
         config | {"views.mean": (0.3,), "loss.instance_weight": 1},
+        config | {"eval.every_epochs": 9, "eval.features": ("trunk",), "checkpoint.keep": 5},  # which train nothing
         {key: value for key, value in config.items() if key != "train.host_crops"},  # from before there was that key
     ]
     for other in same:
@@ -122,6 +124,19 @@ def test_a_table_does_not_mix_protocols_or_data():
     other = entry("byol", 4, prints=PRINTS | {"test": "ef"})
     with pytest.raises(UserError, match=r"T mixes .* different images or labels \(grafit, seed 0; byol, seed 4\): mea"):
         results.check_together([entry(), other], "T", says_protocol=True)
+    # The same images in another order: told by their content, where both results have it.
+    other_order = {"prints": {"train": "12", "test": "34"}}
+    content = {"train": "aa", "test": "bb"}
+    here, there = entry(content=content), entry("byol", 4, content=content, **other_order)
+    results.check_together([here, there], "T", says_protocol=True)
+    results.check_together([entry("baseline"), there, here], "T", says_protocol=True)  # older, as `here`
+    for results_of in (
+        [here, entry("byol", 4, content=content | {"test": "cc"}, **other_order)],
+        [entry(), there],  # the first one is older
+        [here, entry("byol", 4, content={}, **other_order)],  # of images that stay in files
+    ):
+        with pytest.raises(UserError, match=r"different images or labels \(grafit, seed 0; byol, seed 4\)"):
+            results.check_together(results_of, "T", says_protocol=True)
     # Photos that are kept larger are the same photos: the table says how large.
     large = entry("byol", 4, prints=PRINTS | {"test": "ef"}, **{"data.image_size": 384})
     results.check_together([entry(), large], "T", says_protocol=True)

@@ -30,14 +30,14 @@ def schedules_of(config, num_images):
     return experiment.Experiment(config=config, records={}, method=method, steps_per_epoch=steps_per_epoch, **parts)
 
 
-# CIFAR-100: 50,000 // 128 = 390 steps an epoch; epochs 80, 120, 160 begin at 31,200, 46,800, 62,400 of 78,000.
+# CIFAR-100: 50,000 // 128 = 390 steps an epoch; epochs 50, 100, 150 begin at 19,500, 39,000, 58,500 of 78,000.
 # ImageNet: 1,281,167 // 256 = 5,004; epochs 40, 80, 120 at 200,160, 400,320, 600,480 of 650,520.
 RATES = {
-    ("cifar100", 50_000): {0: 0.1, 31_199: 0.1, 31_200: 1e-2, 46_799: 1e-2, 46_800: 1e-3, 62_400: 1e-4, 77_999: 1e-4},
+    ("cifar100", 50_000): {0: 0.1, 19_499: 0.1, 19_500: 1e-2, 38_999: 1e-2, 39_000: 1e-3, 58_500: 1e-4, 77_999: 1e-4},
     ("imagenet", 1_281_167): {0: 0.1, 200_159: 0.1, 200_160: 1e-2, 400_320: 1e-3, 600_479: 1e-3, 600_480: 1e-4},
 }
 MOMENTA = {
-    ("cifar100", 50_000): {0: 0.5, 31_199: 0.5, 31_200: 0.8, 46_799: 0.8, 46_800: 0.9, 77_999: 0.9},
+    ("cifar100", 50_000): {0: 0.5, 31_200: 0.5, 46_800: 0.5, 77_999: 0.5},
     ("imagenet", 1_281_167): {0: 0.5, 400_319: 0.5, 400_320: 0.8, 600_479: 0.8, 600_480: 0.9, 650_519: 0.9},
 }
 
@@ -56,6 +56,11 @@ def test_the_recipe_is_what_snca_does_at_every_step(data):
     assert (config.model.trunk, config.train.epochs, config.train.batch_size, config.optimizer.weight_decay) == expected
     assert config.optimizer.nesterov and config.optimizer.momentum == 0.9
     assert run.total_steps == {"cifar100": 78_000, "imagenet": 650_520}[data[0]]
+    v = config.views
+    assert (v.crop_scale, v.flip, v.jitter, v.jitter_prob if any(v.jitter) else None, v.grey) == {
+        "cifar100": ((0.2, 1.0), 0.5, (0.4,) * 4, 1.0, 0.2),
+        "imagenet": ((0.08, 1.0), 0.5, (0.0,) * 4, None, 0.0),
+    }[data[0]]
 
 
 def test_steps_of_the_learning_rate_after_a_warm_up_and_under_jit():

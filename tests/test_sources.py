@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -64,10 +65,27 @@ def test_fingerprint_changes_with_the_data():
         (records.image, None, coarse_label),
         (records.image, label, np.array([0, 1, 1], np.int32)),
     ]
-    prints = [Records(image, two_levels(*labels, "ab", "xy")).fingerprint() for image, *labels in changes]
-    assert len(set(prints)) == len(changes)
+    changed = [Records(image, two_levels(*labels, "ab", "xy")) for image, *labels in changes]
+    assert (
+        len({other.fingerprint() for other in changed}) == len({other.content() for other in changed}) == len(changes)
+    )
     other_names = Records(records.image, two_levels(label, coarse_label, "cd", "xy"))
-    assert other_names.fingerprint() == records.fingerprint() == prints[0]
+    assert other_names.fingerprint() == records.fingerprint() == changed[0].fingerprint()
+    assert other_names.content() == records.content()
+
+
+def test_the_content_is_the_same_in_any_order(digits):
+    train = digits["train"]
+    order = np.random.default_rng(0).permutation(len(train))
+    moved = dataclasses.replace(
+        train.relabel(lambda _, level: level._replace(label=level.label[order])), image=train.image[order]
+    )
+    assert moved.content() == train.content() and moved.fingerprint() != train.fingerprint()
+    # Labels belong to their images, and an image that is there twice counts twice.
+    assert dataclasses.replace(moved, image=train.image).content() != train.content()
+    kept = np.ones(len(train), bool)
+    kept[0] = False
+    assert train.take(kept).content() != train.content()
 
 
 # digits

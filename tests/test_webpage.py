@@ -251,6 +251,21 @@ def test_two_runs_stand_side_by_side_with_what_one_gains():
     assert [row[:2] for row in rows[:2]] == [["fine, trunk", "grafit"], ["fine, trunk", "other"]]
 
 
+def test_three_runs_are_in_one_picture_at_each_layer():
+    test = pages.odd_records()
+    runs = [
+        pages.run(test, name, noise, seed) for seed, (name, noise) in enumerate((("a", 0.1), ("b", 1.0), ("c", 4.0)))
+    ]
+    found = pages.Page(compose(test, *runs))
+    drawn = {a["aria-label"].partition(":")[0]: a["aria-label"] for _, a, _ in found.all("svg") if "aria-label" in a}
+    for title, first in (("mAP, trunk", "0.25"), ("mAP, projector", "0.2")):
+        assert all(f"{run.name} from {first} in epoch 1" in drawn[title] for run in runs)
+    lines = {a["class"] for tag, a, _ in found.tags if tag == "polyline"}
+    assert lines == {"line line-0", "line line-1", "line line-2"}
+    assert [".line-2 {" in text for tag, _, text in found.tags if tag == "style"] == [True]
+    assert found.rows("classes")[0][3:] == ["R@1, a", "R@1, b", "R@1, c"]  # a gain is of two
+
+
 def test_the_gallery_frames_neighbours_as_the_picture_does():
     test = pages.odd_records(4)
     ids = np.arange(len(test)) + 100
@@ -328,7 +343,7 @@ def test_curves_leave_out_what_is_not_finite():
     log += [{"step": 20, "epoch": float("inf"), "loss": 1.0}, {"step": 0, "epoch": 0, "loss": 9.0}]
     found = pages.Page(compose(test, dataclasses.replace(run, log=log)))
     said = {a["aria-label"].partition(":")[0]: a["aria-label"] for _, a, _ in found.all("svg") if "aria-label" in a}
-    assert [*said] == ["loss", "learning rate", "map"]
+    assert [*said] == ["loss", "learning rate", "mAP, trunk", "mAP, projector"]
     assert "from 2 in epoch 1 to 1.5 in epoch 2" in said["loss"] and "in epoch 3" in said["learning rate"]
 
 
@@ -394,7 +409,7 @@ def test_what_goes_wrong_with_the_page_is_a_warning(finished, monkeypatch, capsy
 def test_two_runs_on_one_page(finished, tmp_path):
     other = tmp_path / "other" / finished.name
     shutil.copytree(finished, other)
-    write.make(finished, other, tmp_path / "deep" / "page.html")
+    write.make(finished, [other], tmp_path / "deep" / "page.html")
     found = pages.Page((tmp_path / "deep" / "page.html").read_text())
     names = [t[2] for t in found.all("p", class_="run")]
     assert names == ["finished/train_run", "other/train_run"]
@@ -412,18 +427,20 @@ def test_mistakes_are_told_with_the_remedy(finished, tmp_path, cli):
     (tmp_path / "elsewhere" / "data.json").unlink()
     out = tmp_path / "page.html"
     with pytest.raises(UserError, match=r"unfinished holds no finished run .*: let experiments/train.py end first"):
-        write.make(finished, tmp_path / "unfinished", out)
+        write.make(finished, [tmp_path / "unfinished"], out)
     with pytest.raises(UserError, match=r"foreign holds no run \(no config.json\): give the --workdir of"):
-        write.make(tmp_path / "foreign", None, out)
+        write.make(tmp_path / "foreign", [], out)
     with pytest.raises(UserError, match=r"elsewhere was tested on other images or labels than .*: want a --compare"):
-        write.make(finished, tmp_path / "elsewhere", out)
+        write.make(finished, [tmp_path / "elsewhere"], out)
     with pytest.raises(UserError, match=r"cannot write .*: take another --out"):
-        write.make(finished, None, finished / "config.json" / "page.html")
+        write.make(finished, [], finished / "config.json" / "page.html")
     for no_file in ("", "/", str(tmp_path)):
         with pytest.raises(UserError, match=r"found '.*' as --out: want a file to write, such as .*report\.html"):
-            write.make(finished, None, pathlib.Path(no_file))
-    with pytest.raises(UserError, match=r"found .* as --workdir and as --compare: want two runs"):
-        write.make(finished, finished / ".." / finished.name, out)
+            write.make(finished, [], pathlib.Path(no_file))
+    with pytest.raises(UserError, match=r"found .* as --workdir and --compare: want each run once"):
+        write.make(finished, [finished / ".." / finished.name], out)
+    with pytest.raises(UserError, match=r"found 3 runs to --compare with: want at most 2"):
+        write.make(finished, [tmp_path / name for name in "abc"], out)
     assert not out.exists()
     told = cli("report", f"--workdir={tmp_path / 'nothing'}")
     assert told.returncode == 2 and told.stderr.startswith("error: ") and told.stderr.count("\n") == 1

@@ -36,6 +36,10 @@ _ERASE_SCALE, _ERASE_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # torchvision's r
 _BLUR_REACH = 3  # standard deviations; beyond lie 0.3 % of a Gaussian
 
 
+# What `plain_view` takes of an image.
+EVAL_CROPS = ("whole", "centre")
+
+
 @dataclasses.dataclass(frozen=True)
 class Views:
     """How views are made; static and hashable.
@@ -48,7 +52,7 @@ class Views:
       flip: probability of a horizontal flip.
       perspective: how far a corner may move into the view, as a share of half a side, 0 to 1.
       perspective_prob: probability that a view is seen in perspective.
-      autoaugment: whether AutoAugment's policy for CIFAR-10 is applied.
+      autoaugment: AutoAugment's policy for CIFAR-10: True as in torchvision, "maskcon" as in MaskCon's code; or False.
       jitter: strengths s of brightness, contrast, saturation (factor uniform in [max(0, 1 - s), 1 + s]) and
         hue (shift uniform in [-s, s] turns, s at most 0.5).
       jitter_prob: probability that a view is jittered.
@@ -58,6 +62,8 @@ class Views:
       randaugment_ops: RandAugment operations per view, drawn with replacement.
       randaugment_magnitude: their strength, 0 to 30.
       erase: probability that a rectangle of the view is set to 0 after normalisation.
+      resize: of the plain view alone: 0 is the whole image; above 0, the shorter side gets so many pixels, and the view
+        is cut out of the middle.
 
     Raises:
       UserError: a value out of its range.
@@ -75,11 +81,12 @@ class Views:
     randaugment_ops: int = 0
     randaugment_magnitude: int = 9
     erase: float = 0.0
-    autoaugment: bool = False
+    autoaugment: bool | str = False
     perspective: float = 0.0
     perspective_prob: float = 0.5
     blur: Range = (0.0, 0.0)
     blur_prob: float = 0.5
+    resize: int = 0
 
     def __post_init__(self):
         for name in ("mean", "std", "crop_scale", "crop_ratio", "jitter", "blur"):
@@ -96,9 +103,11 @@ class Views:
         want(_is_range(self.crop_ratio), "crop_ratio", "0 < low <= high")
         jitter_fits = len(self.jitter) == 4 and all(s >= 0 for s in self.jitter) and self.jitter[3] <= 0.5
         want(jitter_fits, "jitter", "4 strengths, 0 or more, the last at most 0.5")
+        want(self.resize == 0 or self.resize >= self.size, "resize", f"0 or at least the size, {self.size}")
         want(self.randaugment_ops >= 0, "randaugment_ops", "0 or more")
         want(0 <= self.randaugment_magnitude <= policies.MAX_MAGNITUDE, "randaugment_magnitude", "0 to 30")
         want(0 <= self.perspective <= 1, "perspective", "a share of half a side, 0 to 1")
+        want(self.autoaugment in (True, False, "maskcon"), "autoaugment", 'True, False or "maskcon"')
         want(len(self.blur) == 2 and 0 <= self.blur[0] <= self.blur[1], "blur", "0 <= low <= high")
         for name in ("flip", "jitter_prob", "grey", "perspective_prob", "blur_prob", "erase"):
             want(0 <= getattr(self, name) <= 1, name, "a probability")
@@ -135,11 +144,13 @@ def random_views(images: Array, ids: Array, key: Array, *, views: Views, num_vie
 
 
 def plain_view(images: Array, *, views: Views) -> Array:
-    """The view for evaluation: the whole image, resized (bilinear, antialiased) if need be, and normalised.
+    """The view for evaluation: resized (bilinear, antialiased) if need be, perhaps cropped, and normalised.
+
+    The whole image, or the middle of it, as torchvision's Resize and CenterCrop take it.
 
     Args:
       images: uint8 [B, H, W, C].
-      views: `size`, `mean` and `std` are used.
+      views: `size`, `resize`, `mean` and `std` are used.
 
     Returns:
       float32 [B, S, S, C].
@@ -148,15 +159,21 @@ def plain_view(images: Array, *, views: Views) -> Array:
       UserError: as for `random_views`.
     """
     check_channels(images.shape[-1], views.mean, views.std)
-    x = jax.vmap(lambda image: image_ops.resize(image, views.size))(images.astype(jnp.float32) / 255)
-    return normalise(x, views)
+    height, width = images.shape[1:3]
+    shape = (views.size, views.size)
+    if views.resize:  # the longer side is cut to a whole number of pixels, as torchvision does
+        shorter = min(height, width)
+        shape = (views.resize * height // shorter, views.resize * width // shorter)
+    x = jax.vmap(lambda image: image_ops.resize(image, shape))(images.astype(jnp.float32) / 255)
+    top, left = (round((side - views.size) / 2) for side in shape)
+    return normalise(x[:, top : top + views.size, left : left + views.size], views)
 
 
 def _view(image: Array, u: Array, views: Views) -> Array:
     """One view [S, S, C] of one image [H, W, C] in [0, 1], from its uniform draws."""
     height, width, channels = image.shape
     if views.crop_scale == (1, 1):
-        x = image_ops.resize(image, views.size)
+        x = image_ops.resize(image, (views.size, views.size))
     else:
         box = crops.random_box(u[_CROP], height, width, views.crop_scale, views.crop_ratio)
         x = image_ops.crop(image, box, views.size)
@@ -167,7 +184,7 @@ def _view(image: Array, u: Array, views: Views) -> Array:
         corners = moved_corners(u[_CORNERS], views.size, views.size, views.perspective)
         x = jnp.where(u[_DISTORTED] < views.perspective_prob, image_ops.perspective(x, corners), x)
     if views.autoaugment:
-        x = policies.autoaugment(x, u[_AUTOAUGMENT])
+        x = policies.autoaugment(x, u[_AUTOAUGMENT], maskcon=views.autoaugment == "maskcon")
     for i in range(views.randaugment_ops):
         op, sign = u[_RANDAUGMENT + 2 * i], u[_RANDAUGMENT + 2 * i + 1]
         op = (op * len(policies.OPS)).astype(jnp.int32)

@@ -12,11 +12,11 @@ from jax import Array
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision have it
 
 
-def resize(image: Array, size: int) -> Array:
-    """The image at size x size; untouched if it has that size."""
-    if image.shape[:2] == (size, size):
+def resize(image: Array, shape: tuple[int, int]) -> Array:
+    """The image at (height, width) pixels; untouched if it has these."""
+    if image.shape[:2] == shape:
         return image
-    return jax.image.resize(image, (size, size, image.shape[2]), "linear", antialias=True)
+    return jax.image.resize(image, (*shape, image.shape[2]), "linear", antialias=True)
 
 
 def crop(image: Array, box: tuple[Array, ...], size: int) -> Array:
@@ -72,14 +72,28 @@ def hue(image: Array, turns: Array) -> Array:
     return image if image.shape[2] == 1 else dm_pix.adjust_hue(image, turns)
 
 
-def warp(image: Array, matrix: Array) -> Array:
-    """Takes each pixel, centre (x, y), from the pixel that holds matrix [2, 3] @ (x, y, 1); black outside."""
+def warp(image: Array, matrix: Array, fill: float = 0.0) -> Array:
+    """Takes each pixel, centre (x, y), from the pixel that holds matrix [2, 3] @ (x, y, 1); `fill` outside."""
     height, width, channels = image.shape
     y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
     column, row = (jnp.floor(m[0] * x + m[1] * y + m[2]).astype(jnp.int32) for m in matrix)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     pixels = image.reshape(-1, channels)[jnp.where(inside, row * width + column, 0)]
-    return jnp.where(inside[..., None], pixels, 0.0)
+    return jnp.where(inside[..., None], pixels, fill)
+
+
+def shear_y(image: Array, amount: Array, fill: float) -> Array:
+    """Takes each pixel, centre (x, y), from (x, y + amount x), bicubic as in PIL's `transform`; `fill` outside."""
+    height, width, _ = image.shape
+    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    y = y + amount * x
+    top = jnp.floor(y - 0.5)
+    d = y - 0.5 - top
+    # PIL's cubic has the slope -1 where others have -0.5. Beyond the border the image goes on with its border pixels.
+    weights = (-d * (1 - d) ** 2, 1 - 2 * d**2 + d**3, d + d**2 - d**3, -(d**2) * (1 - d))
+    rows = (jnp.clip(top + i, 0, height - 1).astype(jnp.int32) for i in (-1, 0, 1, 2))
+    taps = (w[..., None] * jnp.take_along_axis(image, row[..., None], 0) for w, row in zip(weights, rows, strict=True))
+    return jnp.where(((y >= 0) & (y < height))[..., None], jnp.clip(sum(taps), 0, 1), fill)
 
 
 def perspective(image: Array, corners: Array) -> Array:

@@ -1,21 +1,29 @@
 """The heads on a trunk, and the network that joins them: g_theta = P_theta o f_theta, predictor q_theta, classifier."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax import Array
 from jax.typing import DTypeLike
 
 from grafit_jax.errors import UserError
 from grafit_jax.models.layers import batch_norm
 
+# How the heads' linear layers start: as Flax's do by default, or as PyTorch's.
+INITS = ("lecun", "pytorch")
+
 
 class MLP(nn.Module):
     """Linear, batch norm, ReLU, linear: BYOL's projector and predictor; [ours] for Grafit, whose heads are unknown.
 
-    MoCo's and MaskCon's projector has no batch norm.
+    MoCo's and MaskCon's projector has no batch norm. `final_norm` adds one at the end, without scale and bias, as
+    SimSiam's projector has it: what all embeddings share is taken out of them.
     """
 
     hidden: int
@@ -23,14 +31,19 @@ class MLP(nn.Module):
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     batch_norm: bool = True
+    final_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
+        norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)
         # The bias in front of a batch norm would do nothing.
         x = nn.Dense(self.hidden, use_bias=not self.batch_norm, dtype=self.dtype)(x)
         if self.batch_norm:
-            x = batch_norm(use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)(x)
-        return nn.Dense(self.dim, dtype=self.dtype)(nn.relu(x)).astype(jnp.float32)
+            x = norm()(x)
+        x = nn.Dense(self.dim, use_bias=not self.final_norm, dtype=self.dtype)(nn.relu(x))
+        if self.final_norm:
+            x = norm(dtype=jnp.float32, use_scale=False, use_bias=False)(x)
+        return x.astype(jnp.float32)
 
 
 class Linear(nn.Module):
@@ -101,3 +114,17 @@ class Network(nn.Module):
         features = self.trunk(images, train=train)
         projection = None if self.projector is None else self.projector(features, train=train)
         return Outputs(features=features, projection=projection)
+
+
+def as_pytorch(heads: dict[str, Any], key: Array) -> dict[str, Any]:
+    """Parameters of heads, their linear layers drawn as torch.nn.Linear's: uniform in ±1 / sqrt(fan in), biases too."""
+    flat = traverse_util.flatten_dict(heads)
+    drawn = {}
+    for i, path in enumerate(sorted(flat)):
+        kernel = flat.get((*path[:-1], "kernel"))
+        if kernel is None:  # of a batch norm
+            drawn[path] = flat[path]
+            continue
+        bound = kernel.shape[0] ** -0.5
+        drawn[path] = jax.random.uniform(jax.random.fold_in(key, i), flat[path].shape, minval=-bound, maxval=bound)
+    return traverse_util.unflatten_dict(drawn)

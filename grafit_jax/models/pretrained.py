@@ -51,14 +51,14 @@ def convert(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def load_trunk(path: str | pathlib.Path, name: str, *, stem: str) -> dict[str, Any]:
     """The variables of the trunk `name` from a file, to start training from; see `read` and `convert`.
 
-    The file's classifier is left out. Other stems than torchvision's stay fresh: their convolution and batch norm are
-    not among the variables.
+    The file's classifier is left out. Another stem than torchvision's has a fresh convolution, which is not among the
+    variables; its batch norm is pretrained, as in MaskCon's code.
     """
     # Whatever classifies there, of any layers.
     state_dict = {key: value for key, value in read(path).items() if not key.startswith("fc.")}
     fresh: tuple[str, ...] = ("classifier",)
     if stem != "imagenet":
-        fresh += ("Conv_0", "BatchNorm_0")  # of the trunk itself: blocks have theirs one level further down
+        fresh += ("Conv_0",)  # of the trunk itself: blocks have theirs one level further down
     try:
         variables = _fill(name, 1, state_dict, lambda path: not any(part in fresh for part in path[1:3]))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The page of one run, or of two on the same images side by side: from embeddings, labels and metrics to HTML."""
+"""The page of one run, or of several on the same images side by side: from embeddings, labels and metrics to HTML."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ def compose(runs: Sequence[Run], test: Records, ids: np.ndarray) -> str:
     """The page, in ASCII.
 
     Args:
-      runs: one, or two that are compared; the first one's seed draws the images of the map.
+      runs: one, or up to three that are compared; the first one's seed draws the images of the map.
       test: the images that all of them embed, at least two.
       ids: int [N], their rows in the test split.
     """
@@ -39,7 +39,7 @@ def compose(runs: Sequence[Run], test: Records, ids: np.ndarray) -> str:
         images.in_a_map(seen, test, ids, classes),
         sections.environment(runs),
     ]
-    title = text(f"{' and '.join(run.name for run in runs)}: {runs[0].result['config']['data.source']}")
+    title = text(f"{', '.join(run.name for run in runs)}: {runs[0].result['config']['data.source']}")
     contents = "".join(f'<li><a href="#{part.name}">{part.heading}</a></li>' for part in parts)
     script = _asset("page.js")
     page = f"""<!DOCTYPE html>

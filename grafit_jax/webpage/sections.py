@@ -94,12 +94,14 @@ def curves(runs: Sequence[Run]) -> Part:
                 if key not in _NOT_DRAWN and line["step"] in epochs and math.isfinite(value):
                     values.setdefault(key, {})[epochs[line["step"]]] = value
         for key, points in values.items():
-            charts.setdefault(key, []).append(svg.Line(number, run.name, [*points], [*points.values()]))
+            charts.setdefault(_layered(key, run.layer), []).append(
+                svg.Line(number, run.name, [*points], [*points.values()])
+            )
     charts = dict(sorted(charts.items(), key=lambda item: item[0] != "loss"))
-    training = {key: lines for key, lines in charts.items() if not key.startswith("eval/")}
+    training = {key.replace("_", " "): lines for key, lines in charts.items() if not key.startswith("eval/")}
     evaluation = {
-        key.removeprefix("eval/"): lines
-        for key, lines in charts.items()
+        _title(key): lines
+        for key, lines in sorted(charts.items(), key=lambda item: [*_LAYERS, ""].index(_layer(item[0])))
         if _is_headline(key) and any(len(line.x) > 1 for line in lines)
     }
     sample = (
@@ -117,14 +119,31 @@ def curves(runs: Sequence[Run]) -> Part:
     )
 
 
-def _is_headline(key: str) -> bool:
-    """Whether it is one of the first metrics to look at, of the headline's features, which are not named in the key."""
+def _layered(key: str, headline: str) -> str:
+    """The key of a metric with the layer that it is of, which the key of the headline's does not name."""
     first, *path = key.split("/")
-    return first == "eval" and path[0] not in _LAYERS and path[-1] in (*_HEADLINE, "top1")
+    named = first != "eval" or path[0] in _LAYERS or path[-1] not in _HEADLINE
+    return key if named else "/".join((first, headline, *path))
+
+
+def _layer(key: str) -> str:
+    return next((part for part in key.split("/") if part in _LAYERS), "")
+
+
+def _is_headline(key: str) -> bool:
+    """Whether it is one of the first metrics to look at."""
+    first, *path = key.split("/")
+    return first == "eval" and path[-1] in (*_HEADLINE, "top1")
+
+
+def _title(key: str) -> str:
+    """A chart's title: metric, level if it is not the finest, layer."""
+    *path, metric = key.split("/")[1:]
+    return ", ".join((_heading(metric), *(part for part in path if part not in _LAYERS), *filter(None, [_layer(key)])))
 
 
 def _charts(charts: Mapping[str, Sequence[svg.Line]]) -> str:
-    drawn = "".join(svg.chart(key.replace("_", " "), lines) for key, lines in charts.items())
+    drawn = "".join(svg.chart(title, lines) for title, lines in charts.items())
     return drawn and f'<div class="charts">{drawn}</div>'
 
 
@@ -148,9 +167,9 @@ def _recalls(seen: Sequence[Seen], group: Classes, judged: Mapping[str, Classes]
     """
     images = np.bincount(group.label)
     present, first = np.unique(group.label, return_index=True)
-    two = len(seen) > 1
+    two = len(seen) == 2
     columns = {
-        f"{heading}, {s.run.name}" if two else heading: analysis.recall_by_class(
+        f"{heading}, {s.run.name}" if len(seen) > 1 else heading: analysis.recall_by_class(
             level.label, s.nearest, group.label, len(images)
         )
         for heading, level in judged.items()
@@ -212,7 +231,8 @@ with the most mistakes.</p>
 
 def environment(runs: Sequence[Run]) -> Part:
     """What the numbers stand on: run.json and config.json."""
-    facts = _side_by_side("Environment", runs, [_flat(run.result["run"]) for run in runs])
+    known = [{key: value for key, value in run.result["run"].items() if key != "curve"} for run in runs]  # drawn above
+    facts = _side_by_side("Environment", runs, [_flat(of_run) for of_run in known])
     config = _side_by_side("Config", runs, [run.result["config"] for run in runs])
     return Part("environment", "Environment", f"{facts}<details><summary>Config</summary>{config}</details>")
 

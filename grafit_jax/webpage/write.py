@@ -16,6 +16,8 @@ from grafit_jax.webpage.shown import Run
 
 # What a training leaves.
 NAME = "report.html"
+# Runs on a page: page.css has a line's style for so many.
+MOST = 3
 
 
 class _Side(NamedTuple):
@@ -40,23 +42,26 @@ def leave(run: Experiment, state: TrainState, path: pathlib.Path) -> None:
     parallel.all_agree(True)  # the others wait here: JAX would end them, and this one, after five minutes at their exit
 
 
-def make(path: pathlib.Path, other: pathlib.Path | None, out: pathlib.Path, *, data_dir: str | None = None) -> None:
-    """Writes the page of a finished run, beside another one's on the same test images if there is one.
+def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, *, data_dir: str | None = None) -> None:
+    """Writes the page of a finished run, beside others on the same test images if there are any.
 
     Args:
       path: the run's workdir.
-      other: the other one's, or None.
+      others: those of the others, at most two.
       out: the page.
       data_dir: where the data lie, if elsewhere by now.
 
     Raises:
-      UserError: a workdir without a finished run, other test images, or no file to be written.
+      UserError: a workdir without a finished run, one that is named twice, too many, other test images, or no file
+        to be written.
     """
-    if other is not None and os.path.realpath(other) == os.path.realpath(path):
-        raise UserError(f"found {path} as --workdir and as --compare: want two runs, or leave out --compare.")
+    paths = [path, *others]
+    if len(paths) > MOST:
+        raise UserError(f"found {len(others)} runs to --compare with: want at most {MOST - 1}.")
+    if len({os.path.realpath(each) for each in paths}) < len(paths):
+        raise UserError(f"found {', '.join(map(str, paths))} as --workdir and --compare: want each run once.")
     if not out.name or out.is_dir():
         raise UserError(f"found {str(out)!r} as --out: want a file to write, such as {out / NAME}.")
-    paths = [path] if other is None else [path, other]
     for each in paths:
         report.collect(each)  # before anything is loaded
     sides = [_side(*experiment.restore_newest(path, data_dir=data_dir), path)]

@@ -208,12 +208,15 @@ def _maskcon_gpu(dataset: str) -> tuple[Row, ...]:
 
 
 def _gpu() -> tuple[Row, ...]:
+    """All methods in minutes on a GPU, and Grafit with one thing changed at a time."""
     rows = by_method("configs/cifar100.py", "preset=r18_short,", targets.OF_PAPER)
     grafit = rows[-1]
     return (
         *rows,
         _changed(grafit, "grafit_lambda_4", loss__instance_weight=4.0),
         _changed(grafit, "grafit_projector_norm", model__projector_norm=True),
+        _changed(grafit, "grafit_fine", data__train_level="fine"),
+        _changed(grafit, "grafit_200", train__epochs=200),
     )
 
 
@@ -311,6 +314,8 @@ TABLES = {
         _gpu(),
         _STUDY,
         facts={
+            "trained at": lambda config: config["data.train_level"] or "coarse",
+            "epochs": _number("train.epochs"),
             "λ": _number("loss.instance_weight"),
             "projector ends in": lambda config: "batch norm" if config.get("model.projector_norm") else "linear layer",
         },

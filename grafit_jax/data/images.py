@@ -124,7 +124,7 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         raise ValueError("its values are floating point, of which the white is not known: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() >= 2**16:
+        if np.min(values) < 0 or np.max(values) >= 2**16:
             raise ValueError("its values have 32 bits, of which the white is not known: save it with 8 or 16 bits")
         image = PIL.Image.fromarray(((values + _SIXTEEN // 2) // _SIXTEEN).astype(np.uint8))
     if image.has_transparency_data:

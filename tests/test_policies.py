@@ -158,16 +158,25 @@ def test_autoaugment_table_as_torchvision(torchvision):
     assert ours == [tuple((name.lower(), p, m) for name, p, m in pair) for pair in theirs]
 
 
-def test_autoaugment_probabilities_bound_the_draws():
+@pytest.mark.parametrize("maskcon", [False, True], ids=["torchvision", "maskcon"])
+def test_autoaugment_probabilities_bound_the_draws(maskcon):
     """Each operation is applied just below its probability, and not just above."""
-    for place, pair in enumerate(policies.CIFAR10):
+    for place, pair in enumerate(policies.CIFAR10_MASKCON if maskcon else policies.CIFAR10):
         for slot, (name, probability, magnitude) in enumerate(pair):
             if magnitude == 0 or probability == 0:  # changes nothing, or is never applied
                 continue
             for draw, changes in ((probability - 1e-3, True), (probability + 1e-3, False)):
                 draws = [draw if i == slot else 0.9999 for i in (0, 1)]
-                changed = np.abs(by_draws(IMAGE, place, draws, (False, False)) - unit(IMAGE)).max() > 1e-3
+                got = by_draws(IMAGE, place, draws, (False, False), maskcon=maskcon)
+                changed = np.abs(got - unit(IMAGE)).max() > 1e-3
                 assert changed == changes, (place, name, draw)
+
+
+def test_one_probability_of_maskcons_table_is_its_own():
+    """Of its utils.py: equalize, again with 0.8, where AutoAugment's paper and torchvision have 0.6."""
+    theirs, ours = zip(*((a, b) for a, b in zip(policies.CIFAR10, policies.CIFAR10_MASKCON, strict=True) if a != b), strict=True)
+    assert theirs == ((("equalize", 0.2, None), ("equalize", 0.6, None)),)
+    assert ours == ((("equalize", 0.2, None), ("equalize", 0.8, None)),)
 
 
 def test_autoaugment_of_each_image_by_its_own_draws():

@@ -49,6 +49,8 @@ CIFAR10 = (
     (("equalize", 0.8, None), ("invert", 0.1, None)),
     (("translate_y", 0.7, 9), ("autocontrast", 0.9, None)),
 )
+# The same in MaskCon's code, where one probability is 0.8 instead of 0.6.
+CIFAR10_MASKCON = (*CIFAR10[:16], (("equalize", 0.2, None), ("equalize", 0.8, None)), *CIFAR10[17:])
 _MAX_ID = 9  # of its magnitudes
 _GREY = 128 / 255  # what MaskCon's code fills with
 
@@ -115,21 +117,22 @@ def randaugment_op(image: Array, op: Array, sign: Array, magnitude: int) -> Arra
 
 
 def autoaugment(image: Array, u: Array, *, maskcon: bool = False) -> Array:
-    """A random sub-policy of AutoAugment's for CIFAR-10, by the law of torchvision's AutoAugment or of MaskCon's code.
+    """A random sub-policy of AutoAugment's for CIFAR-10, as in torchvision or as in MaskCon's code.
 
-    MaskCon's (`CIFAR10Policy`) has the same sub-policies; but what moves into the image is grey instead of black,
-    rotations go counter-clockwise alone, shears are bicubic, translations are not cut to whole pixels before the
-    nearest pixel is taken, and solarize counts down from 256 instead of 255 [code].
+    MaskCon's (`CIFAR10Policy` in its utils.py) differs in its table by one probability; what moves into the image is
+    grey instead of black, rotations go counter-clockwise alone, shears are bicubic, translations are not cut to whole
+    pixels before the nearest pixel is taken, and solarize counts down from 256 instead of 255 [code].
 
     Args:
       image: float32 [H, W, C] in [0, 1].
-      u: uniform draws [5]. The sub-policy's place in CIFAR10 is floor(25 u[0]); its operation i is applied if
+      u: uniform draws [5]. The sub-policy's place in its table is floor(25 u[0]); its operation i is applied if
         u[1 + i] is below its probability, and in the other direction (left, darker, ...) if u[3 + i] < 0.5.
       maskcon: whether it is MaskCon's.
     """
     height, width, _ = image.shape
+    table = CIFAR10_MASKCON if maskcon else CIFAR10
     # A row for every operation of the table, first and second in turn, and a last one that does nothing.
-    rows = [(name, (magnitude or 0) / _MAX_ID) for pair in CIFAR10 for name, _, magnitude in pair] + [("identity", 0.0)]
+    rows = [(name, (magnitude or 0) / _MAX_ID) for pair in table for name, _, magnitude in pair] + [("identity", 0.0)]
 
     def matrix(name: str, level: float, sign: int) -> np.ndarray:
         if maskcon and name == "shear_y":
@@ -144,11 +147,11 @@ def autoaugment(image: Array, u: Array, *, maskcon: bool = False) -> Array:
     thresholds = jnp.array([0 if name == "invert" else brightest * (1 - level) for name, level in rows], jnp.float32)
     # To invert is to solarize from 0 on.
     ops = jnp.array([OPS.index("solarize" if name == "invert" else name) for name, _ in rows])
-    probabilities = jnp.array([probability for pair in CIFAR10 for _, probability, _ in pair], jnp.float32)
-    # Of a shear; CIFAR10 has none along x.
+    probabilities = jnp.array([probability for pair in table for _, probability, _ in pair], jnp.float32)
+    # Of a shear; the table has none along x.
     amounts = jnp.array([[s * 0.3 * level if name == "shear_y" else 0.0 for s in (1, -1)] for name, level in rows])
 
-    first = 2 * (u[0] * len(CIFAR10)).astype(jnp.int32)
+    first = 2 * (u[0] * len(table)).astype(jnp.int32)
     for i in range(2):
         row = jnp.where(u[1 + i] < probabilities[first + i], first + i, len(rows) - 1)
         sign = (u[3 + i] < 0.5).astype(jnp.int32)

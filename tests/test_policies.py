@@ -174,7 +174,8 @@ def test_autoaugment_probabilities_bound_the_draws(maskcon):
 
 def test_one_probability_of_maskcons_table_is_its_own():
     """Of its utils.py: equalize, again with 0.8, where AutoAugment's paper and torchvision have 0.6."""
-    theirs, ours = zip(*((a, b) for a, b in zip(policies.CIFAR10, policies.CIFAR10_MASKCON, strict=True) if a != b), strict=True)
+    pairs = zip(policies.CIFAR10, policies.CIFAR10_MASKCON, strict=True)
+    theirs, ours = zip(*((a, b) for a, b in pairs if a != b), strict=True)
     assert theirs == ((("equalize", 0.2, None), ("equalize", 0.6, None)),)
     assert ours == ((("equalize", 0.2, None), ("equalize", 0.8, None)),)
 

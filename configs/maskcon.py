@@ -100,10 +100,14 @@ PRESETS = {"full": _full, "cpu": _cpu}
 
 
 def get_config(arg=None):
-    defaults = {"dataset": "cifar100", "method": "grafit_maskcon", "preset": "full", "split": "split1", "seed": 0}
-    of = config_lib.parse_arg(arg, **defaults, w=0.5, t=0.05)
-    w, t = RELEASED.get((of.dataset, of.method), (0.5, 0.05)) if of.split == defaults["split"] else (0.5, 0.05)
-    arg = config_lib.parse_arg(arg, **defaults, w=w, t=t)
+    defaults = {
+        "dataset": "cifar100", "method": "grafit_maskcon", "preset": "full", "split": "split1", "seed": 0,
+        "w": 0.5, "t": 0.05,
+    }  # fmt: skip
+    asked = config_lib.parse_arg(arg, **defaults)
+    if (asked.dataset, asked.method) in RELEASED and (asked.dataset, asked.split) != ("sop", "split2"):
+        defaults["w"], defaults["t"] = RELEASED[asked.dataset, asked.method]
+    arg = config_lib.parse_arg(arg, **defaults)
     config_lib.choose(arg.dataset, "dataset", DATASETS)
     config_lib.choose(arg.preset, "preset", PRESETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":

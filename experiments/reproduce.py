@@ -12,7 +12,8 @@ already is not trained again (--again: it is, unless it is complete in --workdir
 from these files.
 
 With --budget_minutes=N no run is started that would not end in N minutes, by the times of recorded runs on the same
-kind of device; what ends is kept, and what is left is told of, exit status 75.
+kind of device. What ends is kept, and at the end stand the runs that were not started: exit status 75 if the same
+command again can go on with one of them.
 
 With --jobs=N above 1 all that is missing is trained first, N runs at a time, each by a process of its own that writes
 to train.log in its directory: on a CPU, of which a small network does not keep two cores busy. A run takes all devices
@@ -81,11 +82,8 @@ def main(argv):
     for name, wanted in chosen.items():
         found = []
         ours = [point for point in wanted if point.directory not in left]
-        refuses = (lambda _: None) if budget is None else budget.refuses
-        for result in reproduction.all_results(ours, recorded, failed, left, refuses):
+        for result in reproduction.all_results(ours, recorded, failed, left, budget):
             found.append(result)
-            if budget is not None:
-                budget.ended(result)
             if _RECORD.value:
                 _record(root, name, result, failed)
         if found:
@@ -94,9 +92,10 @@ def main(argv):
     for run, reason in failed.items():
         print(f"failed: {run}: {reason}", file=sys.stderr)
     for run, reason in left.items():
-        print(f"left: {run}: {reason}; start the same command again to go on", file=sys.stderr)
+        print(f"left: {run}: {reason}", file=sys.stderr)
     if failed or left:
-        sys.exit(1 if failed else EXIT_PREEMPTED)
+        again = not failed and any(reason.endswith(reproduction.AGAIN) for reason in left.values())
+        sys.exit(EXIT_PREEMPTED if again else 1)
 
 
 def _record(root, name, result, failed):

@@ -8,10 +8,9 @@ import numpy as np
 from scipy import special
 
 from grafit_jax import methods, report
-from grafit_jax.results import RAW_PIXELS, Result, check_together
+from grafit_jax.results import HEADLINE, RAW_PIXELS, Result, at_layer, check_together
+from grafit_jax.tables import AS_IT_WAS
 
-# Metric -> heading, at the fine level.
-_METRICS = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
 # Of the interval in which a difference lies. With so many differences some are outside of theirs by chance.
 _CONFIDENCE = 0.95
 
@@ -38,11 +37,12 @@ STUDIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "cifar100": ("CIFAR-100, 4 → 20", ("study_cifar100", "study_ablations")),
     "omniglot": ("Omniglot, 30 → 964", ("study_omniglot",)),
     "maskcon": ("CIFAR-100, 20 → 100, 6 epochs", ("maskcon_cpu",)),
+    "gpu": ("CIFAR-100, 20 → 100, 50 epochs of a ResNet-18", ("cifar100_gpu",)),
 }
-_PAPER = ("cifar100", "omniglot")
-_ALL = (*_PAPER, "maskcon")
+_PAPER = ("cifar100", "omniglot", "gpu")
+_ALL = ("cifar100", "omniglot", "maskcon", "gpu")
 _ABLATED = ("cifar100",)
-# Whom Grafit is held against where there is no room for more.
+# The controls in the README's summary.
 IN_SHORT = ("baseline", "baseline_mlp", "snca")
 CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "of the method": (
@@ -100,8 +100,7 @@ def own_layer(method: str) -> str:
 def _measured(run: Result, metric: str, layer: str) -> float | None:
     """A metric of a run, a fraction, at "trunk", "projector" or its "own" layer; None where it was not measured."""
     layer = own_layer(run["method"]) if layer == "own" else layer
-    headline = run["config"].get("eval.features", ("trunk",))[0]
-    return run["metrics"].get(metric if layer == headline else f"{layer}/{metric}")
+    return run["metrics"].get(at_layer(run["config"], metric, layer))
 
 
 def difference(runs: Sequence[Result], claim: Claim, metric: str, layer: str) -> Difference | None:
@@ -147,7 +146,7 @@ def render(recorded: Mapping[str, Sequence[Result]]) -> str:
     parts = []
     for heading, claims in CLAIMS.items():
         lines = [line for claim in claims for line in _lines(claim, recorded)]
-        deltas = (f"Δ {name}" for name in _METRICS.values())
+        deltas = (f"Δ {name}" for name in HEADLINE.values())
         header = ("claim", "ahead − behind", "where", "layers", *deltas, "verdict")
         parts.append(f"### Claims {heading}\n\n{report.markdown(header, lines)}")
     return "\n\n".join(parts)
@@ -163,7 +162,10 @@ def _lines(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterable[l
     text = claim.text
     for study in claim.studies:
         title, tables = STUDIES[study]
-        for layers, found in _compared(claim, _runs(tables, recorded)).items():
+        runs = _runs(tables, recorded)
+        if not runs:
+            continue
+        for layers, found in _compared(claim, runs).items():
             known = {name: d for name, d in found.items() if d is not None}
             pair = f"`{claim.ahead}` − `{claim.behind}`"
             yield [text, pair, title, layers, *map(_cell, found.values()), verdict(known) if known else "not run"]
@@ -180,7 +182,7 @@ def _compared(claim: Claim, runs: Sequence[Result]) -> dict[str, dict[str, Diffe
     ahead, behind = own.get(claim.ahead, "trunk"), own.get(claim.behind, "trunk")
     layers = {"trunk": "trunk"} | ({ahead: ahead} if ahead == behind else {f"{ahead} − {behind}": "own"})
     return {
-        words: {name: difference(runs, claim, metric, layer) for metric, name in _METRICS.items()}
+        words: {name: difference(runs, claim, metric, layer) for metric, name in HEADLINE.items()}
         for words, layer in layers.items()
     }
 
@@ -188,7 +190,7 @@ def _compared(claim: Claim, runs: Sequence[Result]) -> dict[str, dict[str, Diffe
 def in_short(recorded: Mapping[str, Sequence[Result]]) -> str:
     """What the tables say of Grafit against those of IN_SHORT that are recorded, in Markdown: a sentence for each."""
     lines = []
-    for claim in (c for c in CLAIMS.get("of the method", ()) if c.ahead == "grafit" and c.behind in IN_SHORT):
+    for claim in (c for c in CLAIMS["of the method"] if c.ahead == "grafit" and c.behind in IN_SHORT):
         places = []
         for study in claim.studies:
             title, tables = STUDIES[study]
@@ -207,7 +209,7 @@ def _standing(found: Mapping[str, Difference | None]) -> str:
     decided = {name: d.points for name, d in found.items() if d is not None and d.decided}
     ahead, behind = ([name for name, points in decided.items() if sign * points > 0] for sign in (1, -1))
     parts = [
-        f"{word} in {'all three' if len(names) == len(_METRICS) else ' and '.join(names)}"
+        f"{word} in {'all three' if len(names) == len(HEADLINE) else ' and '.join(names)}"
         for word, names in (("ahead", ahead), ("behind", behind))
         if names
     ]
@@ -215,7 +217,8 @@ def _standing(found: Mapping[str, Difference | None]) -> str:
 
 
 def _runs(tables: Iterable[str], recorded: Mapping[str, Sequence[Result]]) -> list[Result]:
-    return [run for table in tables for run in recorded.get(table, ())]
+    """Those of one recipe: without the rows that a table keeps of an older one."""
+    return [run for table in tables for run in recorded.get(table, ()) if not run["row"].endswith(AS_IT_WAS)]
 
 
 def _cell(difference: Difference | None) -> str:

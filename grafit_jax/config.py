@@ -244,6 +244,8 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     if config.model.pretrained.endswith(WEIGHTS):
         choose(config.model.trunk, "trunk with pretrained weights", TORCHVISION)
     choose(config.model.dtype, "model.dtype", ("float32", "bfloat16"))
+    if config.model.projector_norm and method.projector != "mlp":
+        raise UserError(f"model.projector_norm is on, and {method.name} has no projector of two layers: leave it off.")
     choose(config.model.head_init, "model.head_init", heads.INITS)
     choose(config.memory.init, "memory.init", ("embed", "random"))
     choose(config.data.broken, "data.broken", ("fatal", "skip"))
@@ -305,6 +307,9 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         size = config.eval.size or config.views.size
         fits = config.eval.resize == 0 or config.eval.resize >= size
         want(fits, "eval.resize", f"0 (8/7 of the size) or at least the size, {size} pixels")
+        kept = config.eval.resize or round(8 / 7 * size)
+        enough = config.data.image_size == 0 or config.data.image_size >= kept
+        want(enough, "data.image_size", f"0 (as they are) or at least {kept}, what is cropped in evaluation")
     want(not patches or config.eval.size % 2 == 0, "eval.size", "an even number for the stem patch2")
     for key in ("mixup", "cutmix"):
         want(config.mixing[key] >= 0, f"mixing.{key}", "alpha > 0, or 0 for none")

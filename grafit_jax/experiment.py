@@ -36,7 +36,7 @@ class Experiment:
     """The parts of a run that do not change while it runs.
 
     Attributes:
-      views: how images are seen in training, `key_views` for keys, and `eval_views` in evaluation, by size alone.
+      views: how images are seen in training, `key_views` for keys, and `eval_views` in evaluation.
       crops: what the host cuts out of photos, if it is not the device that crops.
     """
 
@@ -270,7 +270,7 @@ def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None
 
 
 def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The trunk of the newest checkpoint in a workdir; a stem of another kind stays fresh."""
+    """The trunk of the newest checkpoint in a workdir; the convolution of a stem of another kind stays fresh."""
     theirs = workdir.read_config(path).model
     if theirs.trunk != model.trunk:
         raise UserError(
@@ -283,9 +283,18 @@ def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[
         raise UserError(f"model.pretrained = {path} holds no checkpoint: let experiments/train.py reach its first one.")
     same_stem = theirs.stem == model.stem
     return {
-        kind: {name: layer for name, layer in state[kind]["trunk"].items() if same_stem or _block(name) >= 0}
+        kind: {name: layer for name, layer in state[kind]["trunk"].items() if same_stem or name != "Conv_0"}
         for kind in ("params", "batch_stats")
     }
+
+
+def _embed_whole(experiment: Experiment, state: TrainState, images: Any) -> dict[str, np.ndarray]:
+    """Embeddings of whole images at the size of training: however test images are seen, a run starts the same."""
+    views = dataclasses.replace(experiment.eval_views, size=experiment.views.size, resize=0)
+    if views == experiment.eval_views:
+        return experiment.embed_fn(variables(state), images)
+    batch_size = experiment.config.eval.batch_size
+    return evaluation.make_embed_fn(experiment.network, views, batch_size=batch_size)(variables(state), images)
 
 
 def _initial_queue(experiment: Experiment, state: TrainState, *, placeholder: bool) -> memory_lib.Queue:
@@ -297,7 +306,7 @@ def _initial_queue(experiment: Experiment, state: TrainState, *, placeholder: bo
     if placeholder:
         rows = {"projector": np.zeros((size, config.model.dim), np.float32)}
     else:
-        rows = experiment.embed_fn(variables(state), train.image[drawn])
+        rows = _embed_whole(experiment, state, train.image[drawn])
     read = evaluation.readable(rows)
     return memory_lib.fill_queue(rows["projector"][read], train.coarse_label[drawn][read], config.queue.size)
 
@@ -315,7 +324,7 @@ def initial_memory(experiment: Experiment, state: TrainState, *, placeholder: bo
         key = jax.random.fold_in(jax.random.PRNGKey(config.seed), _MEMORY_KEY)
         embeddings: ArrayLike = memory_lib.random(key, len(train), config.model.dim)
     else:
-        rows = experiment.embed_fn(variables(state), train.image)
+        rows = _embed_whole(experiment, state, train.image)
         embeddings = rows["projector"]
         label = np.where(evaluation.readable(rows), label, -1)  # the others are as padding is
     memory = memory_lib.create(embeddings, label, parallel.num_all_devices())

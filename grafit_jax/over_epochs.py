@@ -3,17 +3,14 @@
 Claims are read at the end of training. A best epoch is chosen on test data: an oracle, shown to be seen and no more.
 """
 
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from grafit_jax import report
-from grafit_jax.results import Result
-
-# Metric -> heading, at the fine level.
-METRICS = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
-LAYERS = ("trunk", "projector")
+from grafit_jax.results import HEADLINE, LAYERS, Result, at_layer
 
 
 def curve(log: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
@@ -24,7 +21,7 @@ def curve(log: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
         if "epoch" in line:
             epochs[line["step"]] = line["epoch"]
         metrics = {key.removeprefix("eval/"): value for key, value in line.items() if key.startswith("eval/")}
-        kept = {key: value for key, value in metrics.items() if key.rpartition("/")[2] in METRICS and _is_fine(key)}
+        kept = {key: value for key, value in metrics.items() if key.rpartition("/")[2] in HEADLINE and _is_fine(key)}
         if kept:
             found[line["step"]] = kept
     return [{"epoch": epochs[step]} | found[step] for step in sorted(found) if step in epochs]
@@ -38,8 +35,7 @@ def means(runs: Sequence[Result], metric: str, layer: str) -> dict[int, float]:
     """Epoch -> percent, the mean over the seeds of a row; of epochs at which all of them were evaluated there."""
     found = []
     for run in runs:
-        headline = run["config"].get("eval.features", ("trunk",))[0]
-        key = metric if layer == headline else f"{layer}/{metric}"
+        key = at_layer(run["config"], metric, layer)
         found.append({int(at["epoch"]): 100 * at[key] for at in run["run"].get("curve", ()) if key in at})
     epochs = set.intersection(*map(set, found)) if found else set()
     return {epoch: float(np.mean([of_run[epoch] for of_run in found])) for epoch in sorted(epochs)}
@@ -51,7 +47,7 @@ def _lines(found: Sequence[Result]) -> dict[tuple[str, str], dict[str, dict[int,
     for run in found:
         by_row.setdefault(run["row"], []).append(run)
     lines = {
-        (row, layer): {metric: means(runs, metric, layer) for metric in METRICS}
+        (row, layer): {metric: means(runs, metric, layer) for metric in HEADLINE}
         for row, runs in by_row.items()
         for layer in LAYERS
     }
@@ -69,7 +65,7 @@ def render(found: Sequence[Result]) -> str:
         rows.append([f"`{row}`", layer, *cells])
     if not rows:
         return ""
-    header = [f"{heading}{what}" for heading in METRICS.values() for what in (" at the end", ", best epoch (oracle)")]
+    header = [f"{heading}{what}" for heading in HEADLINE.values() for what in (" at the end", ", best epoch (oracle)")]
     return report.markdown(["method", "layer", *header], rows)
 
 
@@ -86,10 +82,10 @@ def picture(path: pathlib.Path, found: Sequence[Result]) -> None:
     colours = {name: f"C{i % 10}" for i, name in enumerate(names)}
     layers = [layer for layer in LAYERS if any(place[1] == layer for place in lines)]
     figure, axes = plt.subplots(
-        len(layers), len(METRICS), figsize=(9, 2.6 * len(layers)), squeeze=False, sharex=True, sharey="col"
+        len(layers), len(HEADLINE), figsize=(9, 2.6 * len(layers)), squeeze=False, sharex=True, sharey="col"
     )
     for row_of_axes, layer in zip(axes, layers, strict=True):
-        for ax, (metric, heading) in zip(row_of_axes, METRICS.items(), strict=True):
+        for ax, (metric, heading) in zip(row_of_axes, HEADLINE.items(), strict=True):
             for row in names:
                 values = lines.get((row, layer), {}).get(metric, {})
                 if values:
@@ -101,7 +97,9 @@ def picture(path: pathlib.Path, found: Sequence[Result]) -> None:
     for ax in axes[-1]:
         ax.set_xlabel("epoch", fontsize=8)
     handles, labels = max((ax.get_legend_handles_labels() for ax in axes.flat), key=lambda found: len(found[1]))
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(names), fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    columns = 5
+    figure.legend(handles, labels, loc="upper center", ncols=min(len(names), columns), fontsize=8, frameon=False)
+    inches = 0.15 + 0.2 * math.ceil(len(names) / columns)
+    figure.tight_layout(rect=(0, 0, 1, 1 - inches / figure.get_figheight()))
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -106,9 +106,9 @@ def record(root: pathlib.Path, name: str, result: Result) -> None:
         merged = _merged(root, name, [result])
         results.check_together(merged, str(path), says_protocol="protocol" in TABLES[name].facts)
         claims.check(recorded(root) | {name: merged})
-        _keep(root, path, merged)
         if over_epochs.render(merged):
             over_epochs.picture(root / "docs" / _followed(name), merged)
+        _keep(root, path, merged)
 
 
 def record_benchmark(root: pathlib.Path, name: str, lines: Sequence[dict]) -> None:

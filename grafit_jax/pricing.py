@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from grafit_jax import methods, report, reproduction, results, tables, targets
 from grafit_jax.reproduction import Point, Recorded
-from grafit_jax.results import Result
+from grafit_jax.results import RAW_PIXELS, Result
 
 # Runs whose steps take the same time, an image and a view.
 _NET = ("model.trunk", "model.stem", "model.dtype", "views.size")
@@ -26,12 +26,15 @@ def price(point: Point, known: Iterable[Result]) -> Price:
     images x forward passes, at the pace of recorded runs of the same network at the same size; those with as many
     passes of an image, if there are any. How many training images there are is told by a recorded run on the same data.
     """
+    if point.row.name == RAW_PIXELS:
+        return Price(0.0, "no training")
     config = _seedless(point.flat)
     trained = [(_seedless(r["config"]), r["run"]) for r in known if "train_seconds" in r["run"]]
     same = [run["train_seconds"] for other, run in trained if other == config]
     if same:
         return Price(sum(same) / len(same), f"measured, {len(same)} run{'s' if len(same) > 1 else ''}")
     images = [run["train_images"] for other, run in trained if _data(other) == _data(config)]
+    images = images or [run["train_images"] for other, run in trained if _elsewhere(other) == _elsewhere(config)]
     alike = [(other, run) for other, run in trained if all(other[key] == config[key] for key in _NET)]
     passes = _passes(config)
     alike = [(other, run) for other, run in alike if _passes(other) == passes] or alike
@@ -56,48 +59,48 @@ def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(config: dict[str, Any]) -> dict[str, Any]:
-    found = {key: value for key, value in config.items() if key.startswith("data.") and key != "data.train_level"}
-    if config["data.source"].startswith("npz:"):  # wherever these lie
-        found["data.source"] = "npz:"
-    return found
+    return {key: value for key, value in config.items() if key.startswith("data.") and key != "data.train_level"}
+
+
+def _elsewhere(config: dict[str, Any]) -> dict[str, Any]:
+    """The data but for where an npz lies."""
+    found = _data(config)
+    return found | {"data.source": "npz:" if found["data.source"].startswith("npz:") else found["data.source"]}
 
 
 class Budget:
     """A time in which runs are to end: says which of them are not to be started any more.
 
     Around its training a run compiles, evaluates and writes: for that it is given a quarter more than any run before it
-    took, and the first one a minute.
+    took, and the first one a minute and a half. A run that goes on from a checkpoint is priced whole.
     """
 
     def __init__(
         self, seconds: float, known: Iterable[Result], *, on_cpu: bool, clock: Callable[[], float] = time.monotonic
     ):
         """`known` are results whose times are known; those of the kind of device at hand count (`on_cpu`)."""
-        self._clock, self._end = clock, clock() + seconds
+        self._clock, self._seconds, self._end = clock, seconds, clock() + seconds
         self._known = [result for result in known if ("cpu" in result["run"].get("device", "cpu")) == on_cpu]
         self._around: list[float] = []
-        self._started: float | None = None
 
-    def refuses(self, missing: Iterable[Point]) -> str | None:
+    def refusal(self, missing: Sequence[Point]) -> str | None:
         """Why these runs, one after the other, are not to be started; None if they are."""
         prices = [price(point, self._known) for point in missing]
-        left = self._end - self._clock()
-        around = 1.25 * max(self._around, default=48.0)
+        around = 1.25 * max(self._around, default=72.0)
         known = [p.seconds + around for p in prices if p.seconds is not None]
         if len(known) < len(prices):
-            return "of the time that it takes no recorded run tells: train it once without --budget_minutes"
-        if known and sum(known) > left:
-            by = ", ".join(dict.fromkeys(p.by for p in prices))
-            return f"takes {sum(known) / 60:.1f} minutes ({by}), and {max(left, 0) / 60:.1f} are left"
-        self._started = self._clock()
-        return None
+            return "no recorded run gives its time: train it once without --budget_minutes"
+        left, takes = self._end - self._clock(), sum(known)
+        if not known or takes <= left:
+            return None
+        by = ", ".join(dict.fromkeys(p.by for p in prices))
+        needs = f"takes {takes / 60:.1f} minutes ({by}), and {max(left, 0) / 60:.1f} are left"
+        return f"{needs}: {reproduction.AGAIN if takes <= self._seconds else 'give it more --budget_minutes'}"
 
-    def ended(self, result: Result) -> None:
-        """Notes a result: if it was trained since `refuses`, its time is that of its other seeds."""
-        if self._started is not None:
-            self._around.append(self._clock() - self._started - result["run"]["train_seconds"])
-            self._known.append(result)
-        self._started = None
+    def trained(self, result: Result, seconds: float) -> None:
+        """Notes a run that was trained from its start, and the seconds that it took in all."""
+        self._around.append(max(0.0, seconds - result["run"]["train_seconds"]))
+        self._known.append(result)
 
 
 def plan(tables: Mapping[str, Sequence[Point]], recorded: Recorded, known: Sequence[Result], *, jobs: int = 1) -> str:

@@ -4,9 +4,10 @@ import dataclasses
 import json
 import pathlib
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import ml_collections
 import numpy as np
@@ -123,6 +124,17 @@ def run_directory(path: pathlib.Path, name: str, seed: int) -> pathlib.Path:
     return path / (f"{name}_seed{seed}" if seed else name)
 
 
+# What helps a run that was not started, or stopped.
+AGAIN = "start the same command again to go on"
+
+
+class Budget(Protocol):
+    """What `all_results` asks before it trains; `pricing.Budget`."""
+
+    def refusal(self, missing: Sequence[Point]) -> str | None: ...
+    def trained(self, result: Result, seconds: float) -> None: ...
+
+
 # What is recorded, in whichever table: row, and `results.key` of the config -> result.
 Recorded = Mapping[tuple[str, frozenset], Result]
 
@@ -228,7 +240,7 @@ def train_all(
         waiting = [p for p in waiting if p not in ready]
         for p in ready:
             if p.start is not None and p.start.directory in left:
-                left[p.directory] = f"starts from {p.start.name}, which is not complete"
+                left[p.directory] = f"starts from {p.start.name}, which is not complete: {AGAIN}"
         can = [p for p in ready if p.start is None or p.start.directory not in {*failed, *left}]
         commands = {str(point.directory): words(point, root) for point in can}
         if sweep_runs.run_all(commands, pathlib.Path(), jobs=jobs):
@@ -238,7 +250,7 @@ def train_all(
             if standing.state == "failed":
                 failed[point.directory] = f"{standing}; see {point.directory / workdir.LOG}"
             elif standing.state != "complete":
-                left[point.directory] = str(standing)
+                left[point.directory] = f"{standing}: {AGAIN}"
     return False
 
 
@@ -247,7 +259,7 @@ def all_results(
     known: Recorded,
     failed: dict[pathlib.Path, str],
     left: dict[pathlib.Path, str] | None = None,
-    refuses: Callable[[Sequence[Point]], str | None] = lambda _: None,
+    budget: Budget | None = None,
 ) -> Iterator[Result]:
     """The results of runs one after the other; of one that fails, its reason into `failed` by directory, no result.
 
@@ -255,23 +267,25 @@ def all_results(
       wanted: which. What is in `failed` already is not tried again.
       known: what is recorded, and not trained.
       failed: gets the reasons by directory.
-      left: the same of runs that were not started.
-      refuses: of the runs that one result takes, why they are not to be started; None if they are.
+      left: gets the reasons of runs that the budget refuses.
+      budget: the time in which runs are to end; None for no limit.
     """
-    left = {} if left is None else left
     for point in wanted:
-        if to_train := [p for p in missing([point], known) if p.row.name != RAW_PIXELS]:
-            reason = refuses(to_train)
-            if reason is not None:
-                left[point.directory] = reason
-                continue
         if point.directory in failed:
             continue
         if point.start is not None and point.start.directory in failed:
             failed[point.directory] = f"starts from {point.start.name}, which failed"
             continue
         try:
+            to_train = [p for p in missing([point], known) if p.row.name != RAW_PIXELS] if budget else []
+            if budget and left is not None and to_train and (refusal := budget.refusal(to_train)):
+                left[point.directory] = refusal
+                continue
+            from_start = len(to_train) == 1 and state(point, known) == "missing"
+            started = time.monotonic()
             found = result(point, known)
+            if budget and from_start:
+                budget.trained(found, time.monotonic() - started)
         except Preempted:
             raise
         except UserError as error:

@@ -23,7 +23,12 @@ RAW_PIXELS = "raw_pixels"
 # Where data lie on a disk is no part of a result.
 _PLACES = ("data.data_dir", "data.categories")
 # What changes no training.
-_AROUND = ("eval.", "checkpoint.")
+_NOT_TRAINING = ("eval.", "checkpoint.")
+# By what test images are judged, which results in one table have to share; their size a table can say.
+_JUDGED_BY = ("eval.crop", "eval.resize", "eval.knn_k", "eval.knn_temperature")
+# The fine metrics that are looked at first -> what they are called.
+HEADLINE = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
+LAYERS = ("trunk", "projector")
 # Runs that others start from, by where they are.
 STARTS = ("clusters.workdir", "model.pretrained")
 _WANT = (
@@ -83,7 +88,8 @@ def check_together(results: Sequence[Result], where: str, *, says_protocol: bool
     """Checks that results can stand in one table.
 
     Raises:
-      UserError: two protocols, unless the table says which row is of which; or images of different data.
+      UserError: two protocols, unless the table says which row is of which; images of different data; or other rules
+        by which they are judged.
     """
     protocols = sorted({protocol(r["method"]) for r in results} - {""})
     if len(protocols) > 1 and not says_protocol:
@@ -91,6 +97,7 @@ def check_together(results: Sequence[Result], where: str, *, says_protocol: bool
             f"{where} mixes protocols {' and '.join(protocols)} and has no column that says so: want one of them, or "
             "the fact `protocol` in grafit_jax/tables.py."
         )
+    _check_rules(results, where)
     # By the size that photos are kept at, which is in their fingerprint.
     by_size: dict[int, list[Result]] = {}
     for result in results:
@@ -102,6 +109,22 @@ def check_together(results: Sequence[Result], where: str, *, says_protocol: bool
                 f"{where} mixes results on different images or labels ({'; '.join(different)}): measure all "
                 "rows on the same data."
             )
+
+
+def _check_rules(results: Sequence[Result], where: str) -> None:
+    """Raises a UserError for results that were judged by different rules."""
+    default = config_lib.flatten(config_lib.default())
+    for key in _JUDGED_BY:
+        values = {result["config"].get(key, default[key]): result for result in results}
+        if len(values) > 1:
+            found = "; ".join(f"{r['row']}, seed {r['seed']}: {value}" for value, r in values.items())
+            raise UserError(f"{where} mixes results of different {key} ({found}): evaluate all rows alike.")
+
+
+def at_layer(config: Mapping[str, Any], metric: str, layer: str) -> str:
+    """The name of a metric at "trunk" or "projector": plain at the headline's layer, the first of `eval.features`."""
+    headline = config.get("eval.features", LAYERS)[0]
+    return metric if layer == headline else f"{layer}/{metric}"
 
 
 def _on_different_data(results: Iterable[Result]) -> list[str]:
@@ -183,7 +206,7 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     values = {
         key: tuple(v) if isinstance(v, list) else v
         for key, v in values.items()
-        if key not in _PLACES and not key.startswith(_AROUND)
+        if key not in _PLACES and not key.startswith(_NOT_TRAINING)
     }
     if values["method"] == RAW_PIXELS or not methods.get(values["method"]).clusters:
         values = {key: v for key, v in values.items() if not key.startswith("clusters.")}

@@ -101,7 +101,9 @@ def hours(trunk: str, method: str, *, images: int, epochs: int, views: int) -> f
 
 
 def _on_h100(amount: float) -> str:
-    return f"{f'{60 * amount:.0f} minutes' if amount < 1.5 else f'{amount:.0f} hours'} on one H100"
+    minutes = max(1, round(60 * amount))
+    time = f"{amount:.0f} hours" if amount >= 1.5 else "1 minute" if minutes == 1 else f"{minutes} minutes"
+    return f"{time} on one H100"
 
 
 # Transfer, by what configs/transfer.py calls the data set: title, training images, epochs, data and what is to be got.
@@ -267,13 +269,13 @@ def _percents(values: Iterable[float | None]) -> str:
 
 
 def plain(recorded: Recorded) -> str:
-    """Every target, for a terminal of 120 columns: under a line for each table, its rows."""
+    """Every target, for a terminal of 120 columns: under a line for each table, and what trains it, its rows."""
     groups: dict[str, list[list[str]]] = {}
     for target in sorted(TARGETS, key=lambda target: [t.table for t in TARGETS].index(target.table)):
+        weights = " --pretrained=resnet18.safetensors" if target.table.endswith("_pretrained") else ""
         heading = (
             f"{target.table}: {target.title}; {_metrics(target)}; protocol {target.protocol}; data {target.data}\n"
-            f"$ python experiments/reproduce.py --table={target.table}"
-            f"{' --pretrained=resnet18.safetensors' if target.table.endswith('_pretrained') else ''} --rows=…"
+            f"$ python experiments/reproduce.py --table={target.table}{weights}"
         )
         groups.setdefault(heading, []).append(_cells(target, recorded))
     parts = [f"{heading}\n{report.plain_table(_HEADER, rows, width=118)}" for heading, rows in groups.items()]

@@ -168,6 +168,11 @@ def test_maskcon_recipe_is_that_of_section_3():
         ({"views.autoaugment": "cifar"}, r"views\.autoaugment = 'cifar': want one of False, True, 'maskcon'"),
         ({"key_views.autoaugment": 1}, r"key_views\.autoaugment = 1: want one of False, True, 'maskcon'"),
         ({"eval.crop": "center"}, r"unknown eval\.crop 'center' \(did you mean 'centre'\?\)"),
+        ({"method": "snca", "model.projector_norm": True}, r"projector_norm is on, and snca has no projector of two"),
+        (
+            {"eval.crop": "centre", "views.size": 14, "data.image_size": 15},
+            r"data\.image_size = 15: want .* at least 16",
+        ),
         ({"eval.resize": 9}, r"eval\.resize = 9: want 0, since eval\.crop is whole; or eval\.crop = centre"),
         (
             {"eval.crop": "centre", "eval.size": 9, "eval.resize": 8},

@@ -276,36 +276,60 @@ def test_a_budget_starts_what_ends_in_time(wanted):
     baseline, clusterfit, grafit = wanted()
     budget = pricing.Budget(600.0, known, on_cpu=True, clock=lambda: now[0])
     # 100 s by its other seed and a minute around it; grafit, of 8 passes instead of 3, takes 267 s.
-    assert budget.refuses([baseline]) is None
+    assert budget.refusal([baseline]) is None
     now[0] += 250  # 90 s of which were its training's
-    budget.ended(recorded("baseline", seconds=90.0))
+    budget.trained(recorded("baseline", seconds=90.0), 250.0)
     # 350 s are left. Grafit takes 8/3 of the mean of both runs, and a quarter more than the 160 s around the last run.
-    assert budget.refuses([grafit]) == (
-        "takes 7.6 minutes (arithmetic, 158 ms a forward pass in 2 runs), and 5.8 are left"
+    assert budget.refusal([grafit]) == (
+        "takes 7.6 minutes (arithmetic, 158 ms a forward pass in 2 runs), and 5.8 are left: start the same command "
+        "again to go on"
     )
-    assert budget.refuses([]) is None
-    budget.ended(recorded("byol", seconds=1.0))  # was recorded, not trained: says nothing
-    assert budget.refuses([baseline, clusterfit]) == (
-        "takes 9.8 minutes (measured, 2 runs, arithmetic, 158 ms a forward pass in 2 runs), and 5.8 are left"
+    assert budget.refusal([]) is None
+    assert (budget.refusal([baseline, clusterfit]) or "").startswith(
+        "takes 9.8 minutes (measured, 2 runs, arithmetic, 158 ms a forward pass in 2 runs), and 5.8 are left: "
     )
-    assert budget.refuses([clusterfit]) is None
-    nothing_known = pricing.Budget(600.0, known, on_cpu=False, clock=lambda: now[0])
-    assert nothing_known.refuses([grafit]) is None  # the other kind has a run of it
-    assert "no recorded run tells" in pricing.Budget(600.0, [], on_cpu=False).refuses([grafit])
+    assert budget.refusal([clusterfit]) is None
+    # A run that took less than its training is no reason to start one that does not end in time.
+    budget.trained(recorded("baseline", seconds=95.0), 1.0)
+    assert budget.refusal([grafit]) is not None
+    tight = pricing.Budget(300.0, known[:1], on_cpu=True, clock=lambda: now[0])
+    assert (tight.refusal([grafit]) or "").endswith("and 5.0 are left: give it more --budget_minutes")
+    other_kind = pricing.Budget(600.0, known, on_cpu=False, clock=lambda: now[0])
+    assert other_kind.refusal([grafit]) is None
+    assert "no recorded run gives its time" in (pricing.Budget(600.0, [], on_cpu=False).refusal([grafit]) or "")
 
 
 def test_what_a_budget_leaves_is_told_and_not_trained(wanted, monkeypatch):
-    monkeypatch.setattr(train, "train", None)
+    class Budget:
+        """Refuses all but the last run."""
+
+        def __init__(self):
+            self.asked, self.known = [], []
+
+        def refusal(self, missing):
+            self.asked.append([p.name for p in missing])
+            return None if "grafit" in self.asked[-1] else "too long"
+
+        def trained(self, result, seconds):
+            self.known.append((result["row"], seconds >= 0))
+
+    budget = Budget()
     points, left = wanted(), {}
-    asked = []
-
-    def refuses(missing):
-        asked.append([p.name for p in missing])
-        return "too long"
-
-    assert list(reproduction.all_results(points, {}, {}, left, refuses)) == []
-    assert asked == [["baseline"], ["baseline", "clusterfit"], ["grafit"]]  # clusterfit takes two runs
-    assert [path.name for path in left] == ["baseline", "clusterfit", "grafit"] and set(left.values()) == {"too long"}
+    monkeypatch.setattr(train, "train", lambda config, directory: finish(points[2]))
+    found = list(reproduction.all_results(points, {}, {}, left, budget))
+    assert budget.asked == [["baseline"], ["baseline", "clusterfit"], ["grafit"]]  # clusterfit takes two runs
+    assert [path.name for path in left] == ["baseline", "clusterfit"] and set(left.values()) == {"too long"}
+    assert [r["row"] for r in found] == ["grafit"] and budget.known == [("grafit", True)]
+    # Again: what is complete is not asked for, and tells of no time. What failed is not asked for either.
+    again, failed = Budget(), {points[0].directory: "XLA"}
+    assert [r["row"] for r in reproduction.all_results(points, {}, failed, {}, again)] == ["grafit"]
+    assert again.asked == [] and again.known == []
+    # A directory of something else is a failure of its own row, whatever the budget.
+    (points[0].directory / "config.json").parent.mkdir(parents=True)
+    (points[0].directory / "notes.txt").write_text("mine")
+    failed = {}
+    assert [r["row"] for r in reproduction.all_results(points, {}, failed, {}, Budget())] == ["grafit"]
+    assert "holds files of something else" in failed[points[0].directory]
 
 
 def test_tables_are_found_by_name_or_by_family_and_scale():
@@ -390,7 +414,7 @@ def test_every_published_row_has_its_runs():
     assert readings == {"transfer_cifar100": {"top1": 83.7}, "cifar100_fine": {"knn_top1": 83.7}}
     listed = targets.plain({})
     for table in readings:
-        assert f"$ python experiments/reproduce.py --table={table} --rows=" in listed
+        assert f"$ python experiments/reproduce.py --table={table}\n" in listed
     for target in targets.TARGETS:
         table = tables.TABLES[target.table]
         rows = {row.name: row for row in table.rows}
@@ -464,12 +488,12 @@ def test_a_target_is_measured_ready_or_blocked(monkeypatch):
     monkeypatch.setattr(targets, "TARGETS", (one, many))
     assert targets.plain(found).splitlines() == [
         "t: T; mAP; protocol paper; data d",
-        "  $ python experiments/reproduce.py --table=t --rows=…",
+        "  $ python experiments/reproduce.py --table=t",
         "  row  trunk  paper      ours  takes   state",
         "  a    net    50 [seed]  55    1 hour  measured",
         "",
         "t: T; mAP / k-NN; protocol paper; data d",
-        "  $ python experiments/reproduce.py --table=t --rows=…",
+        "  $ python experiments/reproduce.py --table=t",
         "  row           trunk  paper  ours    takes   state",
         "  a x 2 levels  net    –      1 of 2  1 hour  blocked: needs x, and y",
     ]

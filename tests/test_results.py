@@ -137,6 +137,10 @@ def test_a_table_does_not_mix_protocols_or_data():
     ):
         with pytest.raises(UserError, match=r"different images or labels \(grafit, seed 0; byol, seed 4\)"):
             results.check_together(results_of, "T", says_protocol=True)
+    # Judged by other rules, whatever else is the same.
+    for change in ({"eval.knn_k": 5}, {"eval.crop": "centre"}):
+        with pytest.raises(UserError, match=rf"T mixes results of different {next(iter(change))} .*evaluate all rows"):
+            results.check_together([entry(), entry("byol", **change)], "T", says_protocol=True)
     # Photos that are kept larger are the same photos: the table says how large.
     large = entry("byol", 4, prints=PRINTS | {"test": "ef"}, **{"data.image_size": 384})
     results.check_together([entry(), large], "T", says_protocol=True)
@@ -218,7 +222,7 @@ def test_a_studys_tables_are_of_the_same_images_before_one_is_written(house, mon
     # A second table of the same study, on other images.
     monkeypatch.setattr(pages, "TABLES", dict.fromkeys(("t", "u"), pages.TABLES["t"]))
     monkeypatch.setattr(pages.claims, "STUDIES", {"s": ("S", ("t", "u"))})
-    monkeypatch.setattr(pages.claims, "CLAIMS", {})
+    monkeypatch.setattr(pages.claims, "CLAIMS", {"of the method": ()})
     (house / "README.md").write_text("<!-- t -->\n<!-- /t -->\n<!-- u -->\n<!-- /u -->\n")
     pages.record(house, "t", complete("grafit", 0))
     with pytest.raises(UserError, match="t and u mixes results on different images"):

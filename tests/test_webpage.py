@@ -372,7 +372,7 @@ def test_a_training_leaves_its_page(finished):
     found = pages.Page((finished / "report.html").read_text())
     logged = report.collect(finished)["metrics"]
     tile = [t[2] for t in found.all("dd")]
-    assert tile == [f"{100 * logged[key]:.1f}" for key in ("recall@1", "map", "knn_top1")]
+    assert tile == [f"{100 * logged[key]:.1f}" for key in ("map", "recall@1", "knn_top1")]
     assert found.all("p", class_="run")[0][2] == finished.name
 
 

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from grafit_jax.data.sources import Records
+from grafit_jax.results import HEADLINE, LAYERS
 from grafit_jax.webpage import analysis, markup
 from grafit_jax.webpage import curves as svg
 from grafit_jax.webpage.markup import Cell, text
 from grafit_jax.webpage.shown import Classes, Part, Run, Seen
 
-_LAYERS = ("trunk", "projector")
 _PERCENT = {"map": "mAP", "knn_top1": "k-NN", "top1": "top-1", "probe_top1": "probe"}
-_HEADLINE = {"recall@1": "R@1", "map": "mAP", "knn_top1": "k-NN"}
 # What of the log is no curve.
 _NOT_DRAWN = ("step", "epoch", "seconds", "data_wait_seconds")
 # The rows of a table of classes, the classes of a table of confusion, and the tables of confusion, at most.
@@ -29,7 +28,7 @@ def headline(runs: Sequence[Run], classes: Sequence[Classes]) -> str:
     levels = " in ".join(f"{len(np.unique(c.label)):,} classes of level {c.level}" for c in classes)
     tiles = ""
     for run in runs:
-        values = {said: run.result["metrics"].get(fine.prefix + key) for key, said in _HEADLINE.items()}
+        values = {said: run.result["metrics"].get(fine.prefix + key) for key, said in HEADLINE.items()}
         numbers = "".join(f"<div><dt>{k}</dt><dd>{100 * v:.1f}</dd></div>" for k, v in values.items() if v is not None)
         tiles += (
             f'<div class="tile"><p class="run">{text(run.name)}</p><p class="note">method '
@@ -47,12 +46,12 @@ def metrics(runs: Sequence[Run], test: Records) -> Part:
     for run in runs:
         for key, value in run.result["metrics"].items():
             *path, metric = key.split("/")
-            layer = path.pop(0) if path and path[0] in _LAYERS else run.layer
+            layer = path.pop(0) if path and path[0] in LAYERS else run.layer
             if metric != "step":
                 found.setdefault((layer, path[0] if path else test.finest, run.name), {})[metric] = value
     columns = sorted(dict.fromkeys(m for row in found.values() for m in row), key=lambda m: not _is_percent(m))
     levels = [*test.levels][::-1]
-    order = sorted(found, key=lambda key: (_LAYERS.index(key[0]), levels.index(key[1]) if key[1] in levels else 0))
+    order = sorted(found, key=lambda key: (LAYERS.index(key[0]), levels.index(key[1]) if key[1] in levels else 0))
     rows = [
         [
             markup.name(f"{level}, {layer}"),
@@ -101,7 +100,7 @@ def curves(runs: Sequence[Run]) -> Part:
     training = {key.replace("_", " "): lines for key, lines in charts.items() if not key.startswith("eval/")}
     evaluation = {
         _title(key): lines
-        for key, lines in sorted(charts.items(), key=lambda item: [*_LAYERS, ""].index(_layer(item[0])))
+        for key, lines in sorted(charts.items(), key=lambda item: [*LAYERS, ""].index(_layer(item[0])))
         if _is_headline(key) and any(len(line.x) > 1 for line in lines)
     }
     sample = (
@@ -122,24 +121,24 @@ def curves(runs: Sequence[Run]) -> Part:
 def _layered(key: str, headline: str) -> str:
     """The key of a metric with the layer that it is of, which the key of the headline's does not name."""
     first, *path = key.split("/")
-    named = first != "eval" or path[0] in _LAYERS or path[-1] not in _HEADLINE
+    named = first != "eval" or path[0] in LAYERS or path[-1] not in HEADLINE
     return key if named else "/".join((first, headline, *path))
 
 
 def _layer(key: str) -> str:
-    return next((part for part in key.split("/") if part in _LAYERS), "")
+    return next((part for part in key.split("/") if part in LAYERS), "")
 
 
 def _is_headline(key: str) -> bool:
     """Whether it is one of the first metrics to look at."""
     first, *path = key.split("/")
-    return first == "eval" and path[-1] in (*_HEADLINE, "top1")
+    return first == "eval" and path[-1] in (*HEADLINE, "top1")
 
 
 def _title(key: str) -> str:
     """A chart's title: metric, level if it is not the finest, layer."""
     *path, metric = key.split("/")[1:]
-    return ", ".join((_heading(metric), *(part for part in path if part not in _LAYERS), *filter(None, [_layer(key)])))
+    return ", ".join((_heading(metric), *(part for part in path if part not in LAYERS), *filter(None, [_layer(key)])))
 
 
 def _charts(charts: Mapping[str, Sequence[svg.Line]]) -> str:

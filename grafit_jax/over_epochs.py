@@ -1,6 +1,6 @@
 """Metrics over the length of training, of the methods of a table: in words, and as one picture.
 
-Claims are read at the end of training. A best epoch is chosen on test data: an oracle, shown to be seen and no more.
+Claims are read at the end of training. A best epoch is chosen on test data: an oracle, shown for information only.
 """
 
 import math

@@ -36,9 +36,9 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     On all devices. What the network has not is left out; "class" is what its classifier says. Of image files there is
     "unread" too, bool [N, 1]: those that could not be read, whose rows mean nothing.
 
-    Images are only resized, perhaps cropped to their middle, and normalised. The last batch is padded, and the padding cut off: every image is embedded
-    exactly once, whatever their number. Each process embeds its own part of them, and gets the embeddings of all: so
-    all have to call it.
+    Images are only resized, perhaps cropped to their middle, and normalised. The last batch is padded, and the padding
+    cut off: every image is embedded exactly once, whatever their number. Each process embeds its own part of them, and
+    gets the embeddings of all: so all have to call it.
 
     It raises UserError where none of the images can be read any more.
     """

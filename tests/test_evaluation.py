@@ -99,3 +99,34 @@ def test_headline_is_plain_and_the_others_are_prefixed():
     other = experiment.evaluate(swapped, state)
     assert got["map"] == other["projector/map"] and got["trunk/map"] == other["map"]
     assert got["map"] != got["trunk/map"]
+
+
+def test_what_is_seen_of_test_images_changes_no_start():
+    whole, centre = (
+        experiment.load(small_config("grafit", **options))
+        for options in ({}, {"eval.crop": "centre", "eval.resize": 12})
+    )
+    state = experiment.initial_state(whole)
+    memories = [experiment.initial_memory(run, state).embedding for run in (whole, centre)]
+    np.testing.assert_array_equal(*memories)
+    # What is evaluated is the middle 8 of 12 pixels a side.
+    image = np.zeros((1, 12, 12, 1), np.uint8)
+    image[:, 2:10, 2:10] = 255
+    white = np.full((1, 8, 8, 1), 255, np.uint8)
+    variables = experiment.variables(state)
+    seen = centre.embed_fn(variables, image)["trunk"]
+    np.testing.assert_allclose(seen, whole.embed_fn(variables, white)["trunk"], atol=1e-5)
+    assert np.abs(seen - whole.embed_fn(variables, image)["trunk"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "resize"),
+    [
+        ({}, 8, 0), ({"eval.size": 16}, 16, 0),
+        ({"eval.crop": "centre"}, 8, 9), ({"eval.crop": "centre", "eval.size": 224}, 224, 256),
+        ({"eval.crop": "centre", "eval.size": 16, "eval.resize": 16}, 16, 16),
+    ],
+)  # fmt: skip
+def test_size_crop_and_resize_of_test_images(options, size, resize):
+    views = experiment.load(small_config("grafit", **options)).eval_views
+    assert (views.size, views.resize) == (size, resize)

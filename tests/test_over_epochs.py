@@ -1,5 +1,7 @@
 """What is shown of training's length: the evaluations of a log, means over seeds, the last epoch beside the best."""
 
+import json
+
 import PIL.Image
 import pytest
 
@@ -57,3 +59,12 @@ def test_the_end_stands_beside_the_best_epoch_which_is_called_an_oracle(tmp_path
     over_epochs.picture(tmp_path / "p.png", found)
     with PIL.Image.open(tmp_path / "p.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(2**17)) > 50
+
+
+def test_a_run_leaves_its_curve_and_what_its_images_are_in_any_order(trained_once):
+    run, metrics = (json.loads((trained_once / name).read_text()) for name in ("run.json", "metrics.json"))
+    *_, last = run["curve"]
+    epochs = json.loads((trained_once / "config.json").read_text())["train"]["epochs"]
+    assert last["epoch"] == epochs and last["map"] == metrics["map"]
+    assert last["projector/knn_top1"] == metrics["projector/knn_top1"]
+    assert run["data_content"].keys() == {"train", "test"} and run["data_content"] != run["data_fingerprint"]

@@ -317,7 +317,7 @@ OTHERS = (
            "b\"\".join(sorted(row.digest() for row in each))", "b\"\".join(row.digest() for row in each)",
            "sources::test_the_content_is_the_same_in_any_order"),
     mutant("how a run is evaluated is part of what it is", "results.py",
-           '_AROUND = ("eval.", "checkpoint.")', '_AROUND = ("checkpoint.",)',
+           '_NOT_TRAINING = ("eval.", "checkpoint.")', '_NOT_TRAINING = ("checkpoint.",)',
            "results::test_configs_are_the_same_where_they_train_the_same"),
     mutant("a budget forgets what is around a training", "pricing.py",
            "p.seconds + around", "p.seconds",

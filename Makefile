@@ -1,4 +1,4 @@
-# Targets: quickstart, test, test-all, test-faults, test-gpu, test-matrix, coverage, mutants, format, clean.
+# Targets: quickstart, test, test-all, test-faults, test-gpu, test-matrix, coverage, mutants, parity, lint, format, clean.
 # PYTHON chooses the interpreter, VENV the folder.
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +19,7 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -m ''
 
-# Faults, kills and damaged inputs, with long budgets: by hand, for half an hour.
+# Faults, kills and damaged inputs, with long budgets: by hand, some ten minutes.
 test-faults: $(VENV)/installed-test
 	$(BIN)/pytest -m faults --long
 

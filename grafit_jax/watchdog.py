@@ -189,12 +189,12 @@ def wait() -> None:
         time.sleep(2 * _watchdog.lingers + 3 * _watchdog.interval)
 
 
-# Whether the watchdog has said why this process ends; an error that comes after that is another's death, and not news.
+# Set before the watchdog prints: what fails in this process after that fails for the same reason.
 _has_spoken = False
 
 
 def has_spoken() -> bool:
-    """Whether this process is ending for another one's sake, and has said so."""
+    """Whether the watchdog has printed why it ends this process: another process is gone, or nothing moves."""
     return _has_spoken
 
 

@@ -9,6 +9,7 @@ The library sees one device; the fixture `eight_devices` shows it eight. All set
 """
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -80,7 +81,7 @@ def eight_devices(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_pages():
-    """Trainings leave no report.html, which takes as long as they do; gives what has to be put back for one."""
+    """Trainings leave no report.html, which takes as long as they do. Yields the functions that are replaced."""
     from grafit_jax import train
     from grafit_jax.webpage import write
 
@@ -123,18 +124,20 @@ def processes():
     return run
 
 
-def _parity(name):
-    return pytest.importorskip(name, reason=f"{name} is an oracle: pip install -e '.[test,parity]'")
+def _need_oracle(name):
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is an oracle: pip install -e '.[test,parity]'")
 
 
 @pytest.fixture(scope="session")
 def torch():
-    return _parity("torch")
+    _need_oracle("torch")
+    return importlib.import_module("torch")
 
 
 @pytest.fixture(scope="session")
 def torchvision(torch):
-    _parity("torchvision" if importlib.util.find_spec("torchvision") is None else "torch")
+    _need_oracle("torchvision")
     from benchmarks import torch_peer
 
     return torch_peer.torchvision()
@@ -142,7 +145,8 @@ def torchvision(torch):
 
 @pytest.fixture(scope="session")
 def timm(torchvision):
-    return _parity("timm")
+    _need_oracle("timm")
+    return importlib.import_module("timm")
 
 
 def _prepared(name):

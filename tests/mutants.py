@@ -1,6 +1,6 @@
 """Small faults of the library ("mutants"), each of which the fast tests have to find.
 
-    python tests/mutants.py [--only=NAME,NAME] [--jobs=2] [--slow]
+    python tests/mutants.py [--only=NAME,NAME] [--jobs=2]
 
 Copies the checkout to a temporary folder, once for each job. There it applies one fault of tests/helpers/mutants.py at
 a time, runs the tests that are listed beside it until the first one fails, and undoes the fault. It prints a line for
@@ -36,8 +36,7 @@ MAY_SURVIVE = 0.1
 class Checkouts:
     """Copies of the checkout, one for each job, in which pytest runs."""
 
-    def __init__(self, folder: pathlib.Path, jobs: int, *, slow: bool):
-        self._markers = [] if not slow else ["-m", ""]
+    def __init__(self, folder: pathlib.Path, jobs: int):
         self._running: set[subprocess.Popen] = set()
         self._free: queue.SimpleQueue[pathlib.Path] = queue.SimpleQueue()
         listed = subprocess.run(
@@ -75,7 +74,7 @@ class Checkouts:
             return status, said.read()
 
     def pytest(self, path: pathlib.Path, tests: list[str], *, jobs: int = 0, limit: float) -> tuple[int | None, str]:
-        options = ["-x", "-q", f"-n{jobs}", "-p", "no:cacheprovider", f"--basetemp={path}_tmp", *self._markers]
+        options = ["-x", "-q", f"-n{jobs}", "-p", "no:cacheprovider", f"--basetemp={path}_tmp"]
         return self.python(path, "-m", "pytest", *options, *tests, limit=limit)
 
     def run(self, mutant: Mutant) -> tuple[str, str]:
@@ -139,7 +138,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", help="names of faults, separated by commas")
     parser.add_argument("--jobs", type=int, default=2, help="faults tested at a time")
-    parser.add_argument("--slow", action="store_true", help="tests of the slow tier too")
     options = parser.parse_args()
     mutants = [*REQUIRED, *OTHERS]
     if options.only:
@@ -149,7 +147,7 @@ def main() -> int:
         mutants = [m for m in mutants if m.name in options.only.split(",")]
     began, outcomes = time.perf_counter(), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
-        checkouts = Checkouts(pathlib.Path(folder), options.jobs, slow=options.slow)
+        checkouts = Checkouts(pathlib.Path(folder), options.jobs)
         check(checkouts, mutants)
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
             futures = {pool.submit(checkouts.run, m): m.name for m in mutants}

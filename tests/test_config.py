@@ -1,23 +1,13 @@
 """Configs: typed arguments, unknown names with the nearest known one, and what is refused before a run."""
 
-import importlib.util
-import pathlib
-
 import pytest
 
 from grafit_jax import config as config_lib
 from grafit_jax.errors import UserError
+from helpers.command_lines import ROOT
 from helpers.runs import small_config
 
-ROOT = pathlib.Path(__file__).parent.parent
 CONFIG_FILES = sorted((ROOT / "configs").glob("*.py"))
-
-
-def load_config_file(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_arguments_are_typed_like_their_defaults():
@@ -45,7 +35,7 @@ def test_argument_mistakes_are_named(arg, message):
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda p: p.stem)
 def test_every_config_file_and_every_point_of_its_sweep_is_valid(path):
-    module = load_config_file(path)
+    module = config_lib.load_module(path)
     assert (module.__doc__ or "").strip(), "a config file says what it is for, and how to run it"
     config_lib.validate(module.get_config(), num_devices=1)
     points = list(module.sweep())
@@ -60,13 +50,13 @@ def test_every_config_file_and_every_point_of_its_sweep_is_valid(path):
 
 @pytest.mark.parametrize(("name", "dataset"), [("transfer", "flowers"), ("maskcon", "cars")])
 def test_a_preset_for_one_data_set_is_refused_with_another(name, dataset):
-    module = load_config_file(next(path for path in CONFIG_FILES if path.stem == name))
+    module = config_lib.load_module(next(path for path in CONFIG_FILES if path.stem == name))
     with pytest.raises(UserError, match=rf"found preset=cpu with dataset={dataset}: it is for dataset=cifar100 alone"):
         module.get_config(f"preset=cpu,dataset={dataset}")
 
 
 def test_cifar100_presets_are_what_they_say():
-    module = load_config_file(ROOT / "configs" / "cifar100.py")
+    module = config_lib.load_module(ROOT / "configs" / "cifar100.py")
     paper = module.get_config("preset=paper")
     assert (paper.model.trunk, paper.model.stem, paper.views.num_views) == ("resnet50", "cifar", 8)
     assert (paper.train.epochs, paper.train.batch_size, paper.loss.temperature) == (600, 1024, 0.05)
@@ -103,7 +93,7 @@ def test_photos_of_protocol_paper_and_of_transfer_are_cropped_as_they_are_by_eve
 
 
 def test_maskcon_recipe_is_that_of_section_3():
-    module = load_config_file(ROOT / "configs" / "maskcon.py")
+    module = config_lib.load_module(ROOT / "configs" / "maskcon.py")
     c = module.get_config("method=maskcon")
     assert (c.model.trunk, c.model.stem, c.model.hidden, c.model.dim) == ("resnet18", "cifar", 512, 256)
     assert not c.model.head_batch_norm

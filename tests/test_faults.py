@@ -19,7 +19,7 @@ from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
 from grafit_jax.state import TrainState
 from helpers.command_lines import a_moment, command, shell_environment
-from helpers.runs import before_calls, log_of, small_config
+from helpers.runs import assert_close, before_calls, log_of, small_config
 
 
 def stopping_after(monkeypatch, calls):
@@ -308,7 +308,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path):
     with config.unlocked():
         config.train.skip_not_finite = False
     plain = jax.jit(train.make_step(experiment.load(config), axis_name=None))(state, memory, batch, rng)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), (after, updated), plain[:2])
+    assert_close((after, updated), plain[:2], atol=1e-6)
     # A single parameter that is not finite spoils the loss: nothing changes but the step.
     broken = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.inf), state.params))
     after, updated, terms = step(broken, memory, batch, rng)

@@ -12,9 +12,9 @@ from grafit_jax import config as config_lib
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from helpers import fuzzing
+from helpers.command_lines import ROOT
 from helpers.runs import small_config
 
-ROOT = pathlib.Path(__file__).parent.parent
 TYPED = {"seed": 0, "size": 224, "w": 0.5, "e": True, "method": "grafit"}
 KNOWN = config_lib.flatten(config_lib.default())
 WHOLE = config_lib.to_json(small_config())

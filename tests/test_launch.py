@@ -37,7 +37,7 @@ def program(path, text, by=f"{sys.executable} -IS\nimport json, os, pathlib, sig
 
 
 def recorders(folder, *names, then=""):
-    """Programs that note their words, and what JAX is told, for `calls`."""
+    """Programs that record their arguments and JAX_LOCAL_DEVICE_IDS, for `calls` to read."""
     told = "[os.path.basename(sys.argv[0]), *sys.argv[1:]], os.environ.get('JAX_LOCAL_DEVICE_IDS')"
     for name in names:
         program(folder / name, f"open({str(folder / 'calls')!r}, 'a').write(json.dumps([{told}]) + '\\n')\n{then}")

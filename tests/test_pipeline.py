@@ -1,13 +1,12 @@
 """Batches from the devices' own copy and from files: every image, its own id, the same order for the same seed."""
 
-import jax
 import numpy as np
 import pytest
 
 from grafit_jax import experiment, parallel, train
 from grafit_jax.data import pipeline, sources
 from grafit_jax.errors import UserError
-from helpers.runs import small_config
+from helpers.runs import assert_close, small_config
 from helpers.tfds_data import make_builder
 
 
@@ -116,8 +115,7 @@ def test_a_streamed_step_is_the_step_on_resident_data(tiny, eight_devices):
     call = train.make_call(run, feed)
     for _ in range(3):
         expected, expected_memory, _ = call(expected, expected_memory, (data, order))
-    for a, b in zip(jax.tree.leaves((state, memory)), jax.tree.leaves((expected, expected_memory)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert_close((state, memory), (expected, expected_memory), rtol=1e-4, atol=1e-5)
 
 
 def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ from grafit_jax.checkpoint import Checkpoints
 from helpers import image_files, pods
 from helpers.command_lines import ROOT
 from helpers.devices import use_devices
-from helpers.runs import log_of
+from helpers.runs import assert_close, log_of
 
 
 def config_of_pods():
@@ -41,7 +40,7 @@ def assert_same_run(one, other):
         for key in a:
             assert a[key] == pytest.approx(b[key], rel=1e-4, abs=2e-5 if key[:4] != "eval" else 3e-3), key
     (state, memory), (other_state, other_memory) = newest(one), newest(other)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), state, other_state)
+    assert_close(state, other_state, atol=1e-4)
     rows = 899  # what is behind them is padding, as much as there are devices
     np.testing.assert_allclose(memory["embedding"][:rows], other_memory["embedding"][:rows], atol=1e-4)
 

@@ -1,7 +1,6 @@
 """Tables and pictures: their numbers are the runs', and README's are those that are recorded."""
 
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -11,8 +10,7 @@ from sklearn.metrics import average_precision_score
 from grafit_jax import pages, report, reproduction, tables, targets, train
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
-
-ROOT = pathlib.Path(__file__).parent.parent
+from helpers.command_lines import ROOT
 
 TINY = """
 from grafit_jax import config as config_lib

@@ -15,10 +15,10 @@ from grafit_jax import methods, pricing, report, reproduction, results, tables, 
 from grafit_jax.errors import UserError
 from grafit_jax.preemption import Preempted
 from helpers import runs
+from helpers.command_lines import ROOT
 from helpers.runs import small_config
 from helpers.sweep_files import stub
 
-ROOT = pathlib.Path(__file__).parent.parent
 CONFIG_FILE = """
 from helpers.runs import small_config
 

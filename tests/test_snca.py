@@ -1,7 +1,5 @@
 """SNCA by its own recipe: a linear projector, and schedules at the steps where their values can be written down."""
 
-import importlib.util
-
 import jax
 import numpy as np
 import pytest
@@ -16,10 +14,7 @@ from helpers.runs import means, small_config
 
 
 def recipe(dataset):
-    spec = importlib.util.spec_from_file_location("snca", ROOT / "configs" / "snca.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(f"dataset={dataset}")
+    return config_lib.load_file(ROOT / "configs" / "snca.py", f"dataset={dataset}")
 
 
 def schedules_of(config, num_images):

@@ -53,8 +53,7 @@ def test_eight_devices_do_what_one_does(method, monkeypatch, eight_devices):
     assert metrics8.keys() == metrics1.keys()
     for name in metrics1:
         np.testing.assert_allclose(metrics8[name], metrics1[name], rtol=2e-4, err_msg=name)
-    for one, eight in zip(jax.tree.leaves(state1), jax.tree.leaves(state8), strict=True):
-        np.testing.assert_allclose(eight, one, atol=3e-5, rtol=1e-3)
+    assert_close(state8, state1, atol=3e-5, rtol=1e-3)
     if method == "grafit":
         assert memory8.embedding.shape == (8, 113, 16)
         assert len(memory8.embedding.sharding.device_set) == 8
@@ -78,7 +77,7 @@ def test_activations_made_again_give_the_same_steps_on_eight_devices(eight_devic
     for name in metrics:
         np.testing.assert_allclose(metrics[name], kept_metrics[name], rtol=1e-5, err_msg=name)
     # Parameters and, once a step, running averages.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, kept)
+    assert_close(state, kept, atol=1e-6)
 
 
 def test_state_and_memory_are_donated_and_the_data_are_not():
@@ -247,5 +246,4 @@ def test_two_devices_take_the_mean_of_their_gradients():
         new, _, terms = jax.jit(step)(state, None, split, state.rng)
         return jax.tree.map(lambda x: np.asarray(x)[-1], (new.params, new.batch_stats, terms))
 
-    for one, two in zip(*map(jax.tree.leaves, (after(1), after(2))), strict=True):
-        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-5)
+    assert_close(after(2), after(1), rtol=1e-3, atol=1e-5)

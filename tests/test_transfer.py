@@ -64,7 +64,6 @@ def test_the_convolution_of_another_stem_stays_fresh(trained_once):
 
 
 def test_workdirs_that_give_no_trunk(trained_once, tmp_path):
-
     def start(config, **kwargs):
         return experiment.initial_state(experiment.load(config, **kwargs))
 

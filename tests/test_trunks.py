@@ -12,6 +12,7 @@ from grafit_jax import models
 from grafit_jax.models import pretrained, regnet, resnet, trunks
 from grafit_jax.models.layers import batch_norm, stage_of
 from helpers import state_dicts, twins
+from helpers.runs import assert_close
 
 # Parameters with a 1000-way classifier, 10^9 multiply-adds at 224 px, features. The first two are what torchvision
 # states; for the 200MF what its RegNet has with the paper's parameters, and what the paper states.
@@ -221,7 +222,7 @@ def test_remat_changes_memory_alone(trunk, saved):
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
         results.append(compiled(*start))
     jax.tree.map(np.testing.assert_array_equal, *variables)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *results)
+    assert_close(*results, atol=1e-6)
     assert memory[1] < (1 - saved) * memory[0], memory
 
 

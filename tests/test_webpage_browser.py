@@ -1,4 +1,4 @@
-"""A run's page in a real browser, where there is one: Chromium and its browser, as the system's packages have them."""
+"""A run's page in a real browser, where there is one: Chromium and its driver, as the system's packages have them."""
 
 import base64
 import io

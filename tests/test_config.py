@@ -73,7 +73,7 @@ def test_cifar100_presets_are_what_they_say():
 
 
 def test_photos_of_protocol_paper_and_of_transfer_are_cropped_as_they_are_by_everybody():
-    files = {path.stem: load_config_file(path) for path in CONFIG_FILES}
+    files = {path.stem: config_lib.load_module(path) for path in CONFIG_FILES}
     for name, arg in (
         ("imagenet", ""),
         ("inaturalist", ""),

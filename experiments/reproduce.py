@@ -11,9 +11,9 @@ the end, exit status 1. With --record every result is added at once to experimen
 already is not trained again (--again: it is, unless it is complete in --workdir), and README.md and docs are rendered
 from these files.
 
-With --budget_minutes=N no run is started that would not end in N minutes, by the times of recorded runs on the same
-kind of device. What ends is kept, and at the end stand the runs that were not started: exit status 75 if the same
-command again can go on with one of them.
+With --budget_minutes=N no run is started that would not end in N minutes, by the times of runs on the same kind of
+device that are recorded, or complete in --workdir. What ends is kept, and at the end stand the runs that were not
+started: exit status 75 if the same command again can go on with one of them.
 
 With --jobs=N above 1 all that is missing is trained first, N runs at a time, each by a process of its own that writes
 to train.log in its directory: on a CPU, of which a small network does not keep two cores busy. A run takes all devices
@@ -70,12 +70,13 @@ def main(argv):
     if _DRY_RUN.value:
         print(pricing.plan(chosen, recorded, known, jobs=_JOBS.value))
         return
-    budget = None
-    if _BUDGET.value is not None:
-        budget = pricing.Budget(60 * _BUDGET.value, known, on_cpu=jax.default_backend() == "cpu")
     failed: dict[pathlib.Path, str] = {}
     left: dict[pathlib.Path, str] = {}
     everything = [point for wanted in chosen.values() for point in wanted]
+    budget = None
+    if _BUDGET.value is not None:
+        timed = [*known, *reproduction.complete(everything)]
+        budget = pricing.Budget(60 * _BUDGET.value, timed, on_cpu=jax.default_backend() == "cpu")
     if _JOBS.value > 1 and reproduction.train_all(everything, recorded, failed, left, root=root, jobs=_JOBS.value):
         print("stopped, and what has begun is saved: start the same command again to go on", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)

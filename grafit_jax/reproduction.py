@@ -190,6 +190,18 @@ def result(point: Point, known: Recorded) -> Result:
     return own | collected | {"command": point.command}
 
 
+def complete(wanted: Iterable[Point]) -> list[Result]:
+    """The results of the runs that are complete already, recorded or not; files of something else are passed over."""
+
+    def is_complete(point: Point) -> bool:
+        try:
+            return state(point, {}) == "complete"
+        except UserError:
+            return False
+
+    return [result(point, {}) for point in wanted if is_complete(point)]
+
+
 def _train(point: Point) -> None:
     if (point.directory / "metrics.json").exists():
         workdir.claim(point.directory, point.config)  # refuses the results of another config

@@ -2,6 +2,8 @@
 
 import pytest
 
+from grafit_jax import pricing, reproduction
+
 # Script and flags -> what its one line says.
 MISTAKES = {
     "train --config=configs/nope.py": "found no config file configs/nope.py: want --config=FILE.py[:key=value,…].",
@@ -21,6 +23,7 @@ MISTAKES = {
     "sweep --config=configs/digits.py:method=byol": "that agrees with the command line, {{method=byol}}",
     "reproduce --table=cifar100_cpuu": "unknown table 'cifar100_cpuu' (did you mean 'cifar100_cpu'?)",
     "reproduce --table=omniglot --scale=paper": "found --scale=paper: want one of cpu, at which",
+    "reproduce --budget_minutes=9 --jobs=2": "found --budget_minutes with --jobs=2: want one run at a time.",
     "reproduce --seeds=0,x": "want numbers, as 0,1,2",
 }
 
@@ -59,3 +62,17 @@ def test_a_table_with_a_row_that_fails_is_told_at_the_end(tmp_path, cli):
     assert (
         f"failed: {tmp_path}/grafit: " in done.stderr and "holds files of something else (thesis.tex, …)" in done.stderr
     )
+
+
+def test_a_budget_says_what_it_leaves_and_whether_to_start_again(tmp_path, cli, monkeypatch):
+    command = "reproduce", "--rows=baseline,grafit", "--seeds=0", f"--workdir={tmp_path}", "--budget_minutes=0.1"
+    done = cli(*command)
+    assert (done.returncode, done.stdout, [*tmp_path.iterdir()]) == (1, "", [])
+    for line, row in zip(done.stderr.splitlines(), ("baseline", "grafit"), strict=True):
+        assert line.startswith(f"left: {tmp_path}/{row}: takes ") and "(measured, " in line
+        assert line.endswith(" and 0.1 are left: give it more --budget_minutes")
+    refusals = {"baseline": "give it more", "grafit": f"0 are left: {reproduction.AGAIN}"}
+    monkeypatch.setattr(pricing.Budget, "refusal", lambda self, missing: refusals[missing[0].name])
+    again = cli(*command)
+    assert (again.returncode, again.stdout) == (75, "")
+    assert again.stderr.splitlines()[-1] == f"left: {tmp_path}/grafit: 0 are left: {reproduction.AGAIN}"

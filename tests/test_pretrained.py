@@ -134,17 +134,17 @@ def test_a_regnets_tensor_that_does_not_fit_is_named(change, message):
         pretrained.convert("regnet_y_400mf", tensors)
 
 
-def test_a_regnets_small_stem_stays_fresh_whatever_the_files_is(tmp_path):
+def test_a_regnets_small_stem_has_a_fresh_convolution_and_the_files_batch_norm(tmp_path):
     tensors = state_dicts.state_dict("regnet_y_400mf")
     tensors["stem.0.weight"] = tensors["stem.0.weight"][:, :1]
-    del tensors["stem.1.bias"]
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
     trunk = pretrained.load_trunk(tmp_path / "w.safetensors", "regnet_y_400mf", stem="cifar")
-    blocks = {f"YBlock_{i}" for i in range(16)}
-    assert set(trunk["params"]) == set(trunk["batch_stats"]) == blocks
+    known = {"BatchNorm_0"} | {f"YBlock_{i}" for i in range(16)}
+    assert set(trunk["params"]) == set(trunk["batch_stats"]) == known
+    np.testing.assert_array_equal(trunk["params"]["BatchNorm_0"]["bias"], tensors["stem.1.bias"])
     want = tensors["trunk_output.block3.block3-5.f.se.fc1.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(trunk["params"]["YBlock_9"]["SqueezeExcitation_0"]["Conv_0"]["kernel"], want)
-    with pytest.raises(UserError, match=r"stem\.1\.bias of regnet_y_400mf is missing"):
+    with pytest.raises(UserError, match=r"tensor stem\.0\.weight is \[32, 1, 3, 3\]"):
         pretrained.load_trunk(tmp_path / "w.safetensors", "regnet_y_400mf", stem="imagenet")
 
 

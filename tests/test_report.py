@@ -160,14 +160,15 @@ def test_rows_to_reach_say_cell_by_cell_what_is_measured_ready_or_blocked():
 
 
 def test_rows_of_two_protocols_are_told_apart():
-    def of(method, pretrained):
-        return result(method, map=0.5) | {"config": {"method": method, "model.pretrained": pretrained}}
+    def of(method, pretrained, policy):
+        config = {"method": method, "model.pretrained": pretrained, "views.autoaugment": policy}
+        return result(method, map=0.5) | {"config": config}
 
     table = tables.TABLES["maskcon_cpu"]
-    text = report.markdown_table([of("grafit", ""), of("grafit_maskcon", "w.pth")], {"map": "mAP"}, {}, table.facts)
-    assert text.splitlines()[2:] == [
-        "| `grafit` | paper | from scratch | 50.0 | 1 | 2 | 90 s |",
-        "| `grafit_maskcon` | maskcon | pretrained | 50.0 | 1 | 2 | 90 s |",
+    found = [of("grafit", "", True), of("grafit_maskcon", "w.pth", "maskcon")]
+    assert report.markdown_table(found, {"map": "mAP"}, {}, table.facts).splitlines()[2:] == [
+        "| `grafit` | paper | from scratch | torchvision's, black | 50.0 | 1 | 2 | 90 s |",
+        "| `grafit_maskcon` | maskcon | pretrained | MaskCon's, grey | 50.0 | 1 | 2 | 90 s |",
     ]
 
 

@@ -67,6 +67,7 @@ def test_a_run_is_missing_begun_complete_or_recorded(wanted):
     known = reproduction.index([recorded("clusterfit", **{"clusters.workdir": "/theirs/baseline", "clusters.k": 5})])
     assert [reproduction.state(point, known) for point in points] == ["complete", "recorded", "begun"]
     assert names(reproduction.missing(points, known)) == ["grafit"]
+    assert [r["row"] for r in reproduction.complete(points)] == ["baseline"]
     # A result of another seed or of clusters of another run is not this one's.
     for changed in ({"seed": 1}, {"clusters.workdir": "/theirs/other", "clusters.k": 5}):
         other = reproduction.index(
@@ -77,6 +78,7 @@ def test_a_run_is_missing_begun_complete_or_recorded(wanted):
     (clusterfit.directory / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"clusterfit holds files of something else \(thesis\.tex, …\): take an empty"):
         reproduction.state(clusterfit, {})
+    assert [r["row"] for r in reproduction.complete(points)] == ["baseline"]
 
 
 def test_a_run_that_others_start_from_is_trained_though_it_is_recorded(wanted):

@@ -43,12 +43,14 @@ def after(config, steps):
     return run, jax.device_get(state), memory, means(totals)
 
 
-@pytest.mark.parametrize("method", ["baseline", "grafit", "grafit_fc"])
-def test_eight_devices_do_what_one_does(method, monkeypatch, eight_devices):
+@pytest.mark.parametrize(
+    ("method", "options"), [("baseline", {}), ("grafit", {}), ("grafit_fc", {"model.projector_norm": True})]
+)
+def test_eight_devices_do_what_one_does(method, options, monkeypatch, eight_devices):
     # 899 images over 8 devices: 113 rows each, the last 5 of them padding.
-    _, state8, memory8, metrics8 = after(small_config(method), steps=3)
+    _, state8, memory8, metrics8 = after(small_config(method, **options), steps=3)
     use_devices(monkeypatch, 1)
-    _, state1, memory1, metrics1 = after(small_config(method), steps=3)
+    _, state1, memory1, metrics1 = after(small_config(method, **options), steps=3)
 
     assert metrics8.keys() == metrics1.keys()
     for name in metrics1:

@@ -84,7 +84,7 @@ def points(
       path: where its runs are.
       root: of the repository.
       seeds: of every row, in place of the table's own.
-      only: these rows alone, by name.
+      only: these rows alone, by name, in this order.
       source: of data and weights.
     """
     given = source.pretrained
@@ -92,11 +92,11 @@ def points(
         raise UserError("the table's trunks start pretrained: found no file of weights, want --pretrained=FILE.")
     if given and not table.pretrained:
         raise UserError(f"the table's trunks start from scratch: found {given} of weights, want no --pretrained.")
-    unknown = set(only or ()) - {row.name for row in table.rows}
+    rows = {row.name: row for row in table.rows}
+    unknown = set(only or ()) - {*rows}
     if unknown:
-        names = ", ".join(row.name for row in table.rows)
-        near = methods.did_you_mean(min(unknown), names.split(", "))
-        raise UserError(f"the table has no {', '.join(sorted(unknown))}{near}: its rows are {names}.")
+        near = methods.did_you_mean(min(unknown), [*rows])
+        raise UserError(f"the table has no {', '.join(sorted(unknown))}{near}: its rows are {', '.join(rows)}.")
 
     def point(row: Row, seed: int) -> Point:
         start = None if row.start is None else point(row.start, seed)
@@ -113,8 +113,7 @@ def points(
 
     return [
         point(row, seed)
-        for row in table.rows
-        if only is None or row.name in only
+        for row in (rows.values() if only is None else [rows[name] for name in dict.fromkeys(only)])
         for seed in ((0,) if row.name == RAW_PIXELS else range(row.seeds) if seeds is None else seeds)
     ]
 

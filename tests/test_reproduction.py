@@ -90,6 +90,7 @@ def test_a_run_that_others_start_from_is_trained_though_it_is_recorded(wanted):
     assert names(reproduction.missing(wanted(seeds=[2], only=["clusterfit"]), {})) == [
         "baseline_seed2", "clusterfit_seed2",
     ]  # fmt: skip
+    assert names(wanted(only=["grafit", "baseline"])) == ["grafit", "baseline"]  # the order in which they are asked for
     with pytest.raises(
         UserError, match=r"the table has no graft \(did you mean 'grafit'\?\): its rows are baseline, cl"
     ):
@@ -246,8 +247,8 @@ def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
     asked = {"t": wanted(seeds=[0, 1], only=["clusterfit", "baseline"]), "u": wanted(only=["baseline", "grafit"])}
     assert pricing.plan(asked, {}, known).splitlines() == [
         "table  row         runs  to train  hours  by",
-        "t      baseline    2     2         1.00   measured, 2 runs",
         "t      clusterfit  2     2         1.00   arithmetic, 3e+03 ms a forward pass in 2 runs",
+        "t      baseline    2     2         1.00   measured, 2 runs",
         "u      baseline    1     0         -      there, or above",
         "u      grafit      1     1         1.33   arithmetic, 3e+03 ms a forward pass in 2 runs",
         "",

@@ -1,5 +1,6 @@
 """Embed a split once, then every metric from that one pass (PAPER.md section 1)."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grafit_jax import metrics, neighbors, parallel, watchdog
+from grafit_jax import metrics, neighbors, parallel, pulse
 from grafit_jax.data import augment, sources
 from grafit_jax.data.folder import FolderImages
 from grafit_jax.data.sources import Records
@@ -57,18 +58,29 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         block, part = per_device * num_devices, parallel.own_part(len(images))
         own = np.zeros(len(images), bool)
         own[part] = True
-        batches = []
         mine = images if own.all() else images[own]
+        rows: dict[str, np.ndarray] = {}
+
+        def fetch(first, outputs):
+            for name, of_devices in outputs.items():
+                x = np.asarray(of_devices).reshape(block, -1)
+                found = rows.setdefault(name, np.empty((len(mine), x.shape[1]), x.dtype))[first : first + block]
+                found[:] = x[: len(found)]
+
         nothing = [np.zeros((0, *images.shape[1:]), np.uint8)]  # a process without a part of its own goes along
-        for batch in sources.in_order(mine, block) if len(mine) else nothing:
-            watchdog.next_batch()
-            batch = np.pad(batch, [(0, block - len(batch))] + [(0, 0)] * (batch.ndim - 1))
+        ahead: collections.deque[tuple[int, Any]] = collections.deque()  # the devices are one batch ahead of the host
+        for i, batch in enumerate(sources.in_order(mine, block) if len(mine) else nothing):
+            pulse.beat()
+            if len(batch) < block:
+                batch = np.pad(batch, [(0, block - len(batch))] + [(0, 0)] * (batch.ndim - 1))
             batch = batch.reshape(num_devices, per_device, *batch.shape[1:])
-            batches.append(pmapped(variables, parallel.shard(batch)))
-        rows = jax.tree.map(lambda *x: np.concatenate([np.asarray(a).reshape(block, -1) for a in x]), *batches)
+            ahead.append((i * block, pmapped(variables, parallel.shard(batch))))
+            if len(ahead) > 1:
+                fetch(*ahead.popleft())
+        fetch(*ahead.popleft())
         if isinstance(mine, FolderImages):
             rows["unread"] = np.isin(np.arange(len(mine)), [*mine.unread])[:, None]
-        rows = {name: parallel.gather(x[: part.stop - part.start], len(images)) for name, x in rows.items()}
+        rows = {name: parallel.gather(x, len(images)) for name, x in rows.items()}
         if "unread" in rows and 0 < np.sum(rows["unread"]) == len(images):  # on every process alike
             raise images.gone(len(images))
         return rows
@@ -101,7 +113,8 @@ def evaluate_network(
     for split, r in records.items():
         rows = embed_fn(variables, r.image)
         read = readable(rows)
-        embedded[split] = {name: x[read] for name, x in rows.items() if name != "unread"}
+        every = read.all()  # then without a copy of them
+        embedded[split] = {name: x if every else x[read] for name, x in rows.items() if name != "unread"}
         labels[split] = {level: label[read] for level, label in r.labels.items()}
     result: dict[str, float] = {}
     for i, name in enumerate(n for n in config.features if n in embedded["test"]):

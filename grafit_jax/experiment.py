@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from grafit_jax import clusterfit, evaluation, methods, parallel, schedules, watchdog, workdir
+from grafit_jax import clusterfit, evaluation, methods, parallel, pulse, schedules, workdir
 from grafit_jax import config as config_lib
 from grafit_jax import memory as memory_lib
 from grafit_jax import state as state_lib
@@ -168,9 +168,9 @@ def _clusters(config: ml_collections.ConfigDict, records: dict[str, Records], pa
     source = pathlib.Path(config.clusters.workdir).expanduser()
     clusterfit.check_source(source, records, config.clusters.k)
     run, state = restore_newest(source, records=records)
-    watchdog.at(0, "embeds what it clusters")
+    pulse.at(0, "embeds what it clusters")
     features = run.embed_fn(variables(state), records["train"].image)["trunk"]
-    watchdog.at(0, "clusters")
+    pulse.at(0, "clusters")
     return kmeans(features, config.clusters.k, seed=config.seed, cosine=config.clusters.cosine)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from grafit_jax import neighbors, parallel
+from grafit_jax import neighbors, parallel, pulse
 from grafit_jax.cosine import matmul
 from grafit_jax.errors import UserError, warn
 
@@ -93,6 +93,7 @@ def kmeans(
 
     iterations = 0
     while iterations < max_iterations:
+        pulse.beat()
         label, distance, total = _assigned(blocks, len(rows), centre)
         moved = _moved(rows, label, distance, total, centre, cosine=cosine)
         shift = float(np.sum(np.square(np.subtract(moved, centre, dtype=np.float64))))
@@ -121,6 +122,7 @@ def _seeded(rows: np.ndarray, blocks, k: int, rng: np.random.Generator) -> np.nd
     nearest = parallel.in_blocks(np.full(len(rows), np.inf, np.float32), k)
     chosen = [int(rng.integers(len(rows)))]
     while True:
+        pulse.beat()
         # By differences: of the chosen rows and all that are equal to them it is zero, so that none is chosen again.
         nearest = nearer(blocks, nearest, rows[chosen[-1]])
         drawn = np.cumsum(_flat(nearest, len(rows)), dtype=np.float64)

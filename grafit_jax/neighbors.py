@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from grafit_jax import parallel, settling
+from grafit_jax import parallel, pulse, settling
 from grafit_jax.cosine import matmul, unit
 from grafit_jax.errors import UserError
 
@@ -148,6 +148,7 @@ def blocks(
     pipeline = steps()
     ready = next(pipeline)
     for ahead in itertools.chain(pipeline, [None]):
+        pulse.beat()
         block, part, local_own, results = ready
         ready = ahead
         first, second = (np.asarray(x).reshape(-1, x.shape[-1])[: block.stop - block.start] for x in results)
@@ -156,6 +157,7 @@ def blocks(
             yield Block(block, settle(block, *found), own[block], first[:, : len(rows)] if whole else None)
         else:
             best[block.start] = found
+    settle.warn()
 
 
 def _picks_on_host() -> bool:

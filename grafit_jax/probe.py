@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from grafit_jax import neighbors, parallel
+from grafit_jax import neighbors, parallel, pulse
 from grafit_jax.cosine import matmul
 from grafit_jax.errors import UserError, warn
 
@@ -109,6 +109,7 @@ def _solve(rows, label, num_classes, l2, *, start=None):
     losses_and_gradient = _pmapped(tuple(parallel.devices()))
 
     def objective(flat):
+        pulse.beat()
         weight = flat.reshape(shape)
         loss, gradient = (np.asarray(x, np.float64) for x in losses_and_gradient(data, weight.astype(np.float32)))
         penalised = np.concatenate([weight[:-1], np.zeros((1, num_classes))])

@@ -23,8 +23,8 @@ from grafit_jax import (
     parallel,
     preemption,
     profiling,
+    pulse,
     train_step,
-    watchdog,
     workdir,
 )
 from grafit_jax import config as config_lib
@@ -60,7 +60,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
     """
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
     workdir.check(path, config, allowed)
-    watchdog.at(0, "loads its data")
+    pulse.at(0, "loads its data")
     run = experiment.load(config, path=path)
     if not (path / "config.json").is_file():  # a run that goes on has no need of the file
         experiment.check_start(run)
@@ -84,7 +84,7 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
         return metrics
 
     # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
-    watchdog.at(0, "restores")
+    pulse.at(0, "restores")
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     state, memory, begun = _restored(run, checkpoints) or (*experiment.initial(run), {})
     step = start = int(state.step)
@@ -123,23 +123,23 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
         for epoch in range(start // run.steps_per_epoch, config.train.epochs):
             progress, begun = Progress(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
-            watchdog.at(step, "reads a batch")
+            pulse.at(step, "reads a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
-                watchdog.at(step, "takes a step")
+                pulse.at(step, "takes a step")
                 state, memory, sums = call(state, memory, inputs)
                 progress.add(sums)
                 step += feed.steps_per_call
                 bar.update(feed.steps_per_call * config.train.batch_size)
                 stop = asked_to_stop(step)
                 if step < end and (stop or _is_due(step, feed.steps_per_call, config.checkpoint.every_steps)):
-                    watchdog.at(step, "saves")
+                    pulse.at(step, "saves")
                     record = progress.record()
                     _stop_if_not_finite(progress.means(), checked, step, checkpoints)
                     checked = step
                     checkpoints.save(step, state, memory, record=facts | {"progress": record})
                     if stop:
                         raise preemption.Preempted(step)
-                watchdog.at(step, "reads a batch")
+                pulse.at(step, "reads a batch")
             record = progress.record()
             line = progress.means() | {
                 "step": step,
@@ -165,7 +165,7 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
                     _to_tensorboard(tensorboard, "eval", metrics)
             finally:  # whatever becomes of an evaluation, the epochs are kept
                 if stop or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
-                    watchdog.at(step, "saves")
+                    pulse.at(step, "saves")
                     checkpoints.save(step, state, memory, evaluated, facts)
             if stop and not last:
                 raise preemption.Preempted(step)
@@ -185,7 +185,7 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
     sealed = seal(run_facts, config_lib.flatten(config), metrics)
     workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")
     workdir.put(path, "metrics.json", json.dumps(metrics) + "\n")
-    watchdog.at(run.total_steps, "writes its page")
+    pulse.at(run.total_steps, "writes its page")
     webpage.leave(run, state, path)
     return metrics
 
@@ -295,7 +295,7 @@ def _restored(run: experiment.Experiment, checkpoints: Checkpoints) -> tuple[Any
 
 def _leave_page(run: experiment.Experiment, path: pathlib.Path, step: int) -> None:
     """The page of a run that is complete, if its weights after the last step are still there."""
-    watchdog.at(step, "writes its page")
+    pulse.at(step, "writes its page")
     found = None
     try:
         checkpoints = Checkpoints(path, read_only=True)
@@ -339,7 +339,7 @@ def _stop_if_all_skipped(line: dict[str, Any], first: int, last: int) -> None:
 
 def _evaluated(run: experiment.Experiment, state: TrainState, path: pathlib.Path) -> dict[str, float]:
     """The metrics of a state, which are in the log from now on."""
-    watchdog.at(int(state.step), "evaluates")
+    pulse.at(int(state.step), "evaluates")
     metrics = experiment.evaluate(run, state)
     values = {f"eval/{name}": value for name, value in metrics.items() if name != "step"}
     workdir.append_log(path, values | {"step": metrics["step"]})

@@ -18,43 +18,17 @@ from typing import Any, NoReturn
 
 import jax
 
+from grafit_jax import pulse
+from grafit_jax.pulse import Place
+
 # How a process ends for another one's sake: EX_UNAVAILABLE of sysexits.h.
 EXIT_OTHERS = 69
 _KEY = "grafit_jax/at/"
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a process is: the steps it has taken, what it does and how far with it; `ended` if it is not going on."""
-
-    step: int = 0
-    doing: str = "is starting"
-    ended: bool = False
-    batch: int = 0
-
-    def __str__(self) -> str:
-        return f"after step {self.step} ({self.doing}{f', batch {self.batch}' if self.batch else ''})"
-
-
-_here = Place()
-
-
-def at(step: int, doing: str) -> None:
-    """Notes where this process is, as "reads a batch"; costs nothing."""
-    global _here
-    _here = Place(step, doing)
-
-
-def next_batch() -> None:
-    """Notes that what this process does goes on: an evaluation may take longer than a step that hangs."""
-    global _here
-    _here = dataclasses.replace(_here, batch=_here.batch + 1)
-
-
 def end(reason: str) -> None:
     """Tells the others that this process is not going on, and why, before they miss it."""
-    global _here
-    _here = dataclasses.replace(_here, doing=reason, ended=True, batch=0)
+    pulse.ends(reason)
     if _watchdog is not None:
         # Not by this thread: if process 0 is frozen, the store never answers.
         threading.Thread(target=_watchdog.publish, daemon=True).start()
@@ -144,7 +118,7 @@ class _Watchdog:
     def _judge(self) -> None:
         while True:
             now = time.monotonic()
-            self._others.hear(self._published, _here, now)
+            self._others.hear(self._published, pulse.here(), now)
             stuck = self._others.stuck(now)
             if reason := stuck or self._others.missing(now):
                 _stop(reason, dump=stuck is not None)
@@ -153,7 +127,7 @@ class _Watchdog:
     def publish(self) -> None:
         with self._publishing, contextlib.suppress(Exception):  # as above
             self._beat += 1
-            value = json.dumps([self._beat, *dataclasses.astuple(_here)])
+            value = json.dumps([self._beat, *dataclasses.astuple(pulse.here())])
             self._client.key_value_set(f"{_KEY}{jax.process_index()}", value, allow_overwrite=True)
 
 
@@ -207,8 +181,8 @@ def _stop(reason: str, *, dump: bool) -> None:
         if dump:
             faulthandler.dump_traceback(all_threads=True)
         print(
-            f"\nerror: process {jax.process_index()} stops {_here}: {reason}; start the same command again on all "
-            f"hosts{hint}, and it goes on from the newest checkpoint.",
+            f"\nerror: process {jax.process_index()} stops {pulse.here()}: {reason}; start the same command again on "
+            f"all hosts{hint}, and it goes on from the newest checkpoint.",
             file=sys.stderr,
             flush=True,
         )

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
-from grafit_jax import evaluation, experiment, parallel, watchdog
+from grafit_jax import evaluation, experiment, parallel, pulse
 from grafit_jax.evaluation import Embedded
 from helpers.runs import small_config
 
@@ -67,10 +67,10 @@ def test_every_image_is_embedded_once_whatever_their_number(batch_size, eight_de
     run = experiment.load(small_config(**{"eval.batch_size": batch_size}))
     state, _ = experiment.initial(run)
     images = run.records["test"].image[:81]
-    watchdog.at(5, "evaluates")
+    pulse.at(5, "evaluates")
     got = run.embed_fn(experiment.variables(state), images)
     # Each batch is a move: what takes long does not hang.
-    assert watchdog._here == watchdog.Place(5, "evaluates", batch=-(-81 // (-(-batch_size // 8) * 8)))
+    assert pulse.here() == pulse.Place(5, "evaluates", part=-(-81 // (-(-batch_size // 8) * 8)))
 
     variables = jax.device_get(experiment.variables(state))
     from grafit_jax.data import augment

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import errors, metrics, neighbors
+from grafit_jax import errors, metrics, neighbors, pulse, settling
 from helpers import twins
 
 
@@ -110,6 +110,36 @@ def test_duplicated_embeddings():
     ids = np.arange(1200)
     _, index = neighbors.search(gallery[600:620], gallery, 3, query_ids=ids[600:620], gallery_ids=ids)
     np.testing.assert_array_equal(index, np.arange(20)[:, None] + np.array([[0, 300, 900]]))
+
+
+def test_tight_embeddings_of_many_dimensions_are_settled_among_the_candidates(monkeypatch):
+    # Cosines of 0.993 with a deviation of 0.004, as of a network that is about to collapse: float32's error is smaller
+    # than what lies between candidates, and no query has to be compared with all rows, which takes ten times as long.
+    rng = np.random.default_rng(12)
+    low = rng.normal(size=(8, 1024))
+    gallery, queries = (1 + 0.03 * rng.normal(size=(n, 8)) @ low for n in (6000, 20))
+    calls = []
+    among_all = settling.Settle._among_all
+    monkeypatch.setattr(settling.Settle, "_among_all", lambda self, query: calls.append(query) or among_all(self, query))
+    assert_search(queries.astype(np.float32), gallery.astype(np.float32), 30)
+    assert not calls
+
+
+def test_collapsed_embeddings_are_settled_for_as_many_queries_as_there_is_time_for(monkeypatch, capsys):
+    # Rows that differ in their last bits alone, each of them twice: float32 tells none apart.
+    rng = np.random.default_rng(13)
+    distinct = (1 + 1e-6 * rng.normal(size=(200, 40))).astype(np.float32)
+    gallery = np.concatenate([distinct, distinct])
+    queries = (1 + 0.3 * rng.normal(size=(50, 40))).astype(np.float32)
+    assert_search(queries, gallery, 5)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(settling, "_PRODUCTS", 33 * gallery.size)
+    index = neighbors.search(queries, gallery, 5)[1]
+    np.testing.assert_array_equal(index[:33], twins.search(queries[:33], gallery, 5)[1])
+    assert capsys.readouterr().err == (
+        "warning: of 17 of 50 queries more rows are as near as the neighbour 5 than float32 can tell apart: these are "
+        "exact in float32 only. Have the embeddings collapsed?\n"
+    )
 
 
 # Self, by id

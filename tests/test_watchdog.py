@@ -1,7 +1,8 @@
 """Who is missed, and when: the watchdog's judgement from what processes publish; the real thing is in test_pods.py."""
 
 from grafit_jax import cluster, watchdog
-from grafit_jax.watchdog import Others, Place
+from grafit_jax.pulse import Place
+from grafit_jax.watchdog import Others
 
 HERE = Place(7, "takes a step")
 
@@ -55,11 +56,11 @@ def test_a_process_that_does_not_move_is_stuck_and_says_where_all_are():
     assert known.stuck(131.5) == (
         "nothing has moved for 30 s: process 0 is after step 8 (takes a step); process 1 is after step 7 (takes a step)"
     )
-    # A move is another step, another thing done, or another batch of it.
+    # A move is another step, another thing done, or another part of it.
     known.hear({0: (132, Place(8, "takes a step"))}, Place(7, "saves"), 132)
     assert known.stuck(162) is None and known.stuck(162.5) is not None
-    known.hear({0: (133, Place(8, "takes a step"))}, Place(7, "saves", batch=1), 162)
-    assert known.stuck(192) is None and "process 1 is after step 7 (saves, batch 1)" in (known.stuck(192.5) or "")
+    known.hear({0: (133, Place(8, "takes a step"))}, Place(7, "saves", part=1), 162)
+    assert known.stuck(192) is None and "process 1 is after step 7 (saves, part 1)" in (known.stuck(192.5) or "")
     patient = others(stuck_seconds=0.0)
     patient.hear({}, HERE, 101)
     assert patient.stuck(1e9) is None

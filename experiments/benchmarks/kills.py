@@ -26,7 +26,7 @@ import sklearn.datasets  # noqa: F401 - so that no process has to import it
 import tensorboardX  # noqa: F401
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, train, watchdog, workdir
+from grafit_jax import experiment, pulse, train, workdir
 from grafit_jax.checkpoint import Checkpoints
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -54,7 +54,7 @@ class Process:
                 with open(said, "a") as out:
                     os.dup2(out.fileno(), 1)
                     os.dup2(out.fileno(), 2)
-                watchdog.at = lambda step, doing: os.write(telling, f"{step} {doing}\n".encode())  # type: ignore[assignment]
+                pulse.at = lambda step, doing: os.write(telling, f"{step} {doing}\n".encode())  # type: ignore[assignment]
                 work()
                 status = 0
             except BaseException:
@@ -106,9 +106,9 @@ class Process:
 
 def _evaluate(path: pathlib.Path) -> None:
     """As experiments/evaluate.py does."""
-    watchdog.at(0, "restores")
+    pulse.at(0, "restores")
     run, state = experiment.restore_newest(path)
-    watchdog.at(int(state.step), "evaluates")
+    pulse.at(int(state.step), "evaluates")
     experiment.evaluate(run, state)
 
 

@@ -81,6 +81,23 @@ def test_every_image_is_embedded_once_whatever_their_number(batch_size, eight_de
     assert parallel.num_devices() == 8
 
 
+def test_embeddings_leave_the_devices_batch_by_batch(monkeypatch):
+    run = experiment.load(small_config(**{"eval.batch_size": 16}))
+    state, _ = experiment.initial(run)
+    held = []
+
+    def in_order(images, size):
+        for start in range(0, len(images), size):
+            held.append(sum(x.nbytes for x in jax.live_arrays()))
+            yield images[start : start + size]
+
+    monkeypatch.setattr(evaluation.sources, "in_order", in_order)
+    images = np.concatenate([run.records["test"].image] * 2)[: 40 * 16]
+    rows = run.embed_fn(experiment.variables(state), images)
+    assert len(held) == 40 and held[-1] <= held[3]
+    assert all(x.base is None and len(x) == len(images) for x in rows.values())  # on the host once
+
+
 def test_a_process_without_an_image_of_its_own_goes_along(monkeypatch):
     run = experiment.load(small_config())
     state, _ = experiment.initial(run)

@@ -1,6 +1,9 @@
 """Who is missed, and when: the watchdog's judgement from what processes publish; the real thing is in test_pods.py."""
 
-from grafit_jax import cluster, watchdog
+import numpy as np
+import pytest
+
+from grafit_jax import cluster, kmeans, metrics, neighbors, probe, pulse, watchdog
 from grafit_jax.pulse import Place
 from grafit_jax.watchdog import Others
 
@@ -64,6 +67,23 @@ def test_a_process_that_does_not_move_is_stuck_and_says_where_all_are():
     patient = others(stuck_seconds=0.0)
     patient.hear({}, HERE, 101)
     assert patient.stuck(1e9) is None
+
+
+@pytest.mark.parametrize(
+    ("work", "beats"),
+    [
+        (lambda x: neighbors.search(np.tile(x, (3, 1)), x, 3), 4),  # for a block of 256 queries
+        (lambda x: metrics.average_precision(np.tile(x, (3, 1)), np.ones(900, int), x, np.ones(300, int)), 4),
+        (lambda x: kmeans.kmeans(x, 4, max_iterations=2), 4 + 2),  # for a first centre and for an iteration
+        (lambda x: probe.fit(x, np.arange(300) % 2, 2, 0.1), 3),
+    ],
+    ids=["search", "average precision", "k-means", "probe"],
+)
+def test_what_takes_long_has_a_beat(work, beats):
+    x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    pulse.at(7, "evaluates")
+    work(x)
+    assert pulse.here().part >= beats and pulse.here() == Place(7, "evaluates", part=pulse.here().part)
 
 
 def test_an_error_after_the_watchdog_has_said_why_the_process_ends_adds_no_traceback(monkeypatch, capsys):

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 
 from grafit_jax import cluster
 from grafit_jax.errors import UserError
-from grafit_jax.preemption import EXIT_PREEMPTED, Preempted
+from grafit_jax.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
 
 # How a mistake ends on every command line.
 EXIT_MISTAKE = 2
@@ -46,6 +46,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         except Preempted as error:
             print(error, file=sys.stderr)
             cluster.exit_with(EXIT_PREEMPTED)
+        except KeyboardInterrupt:
+            print("\nended by Ctrl-C", file=sys.stderr)
+            cluster.exit_with(EXIT_INTERRUPTED)
         except Exception as error:
             cluster.abandon(error)
             raise

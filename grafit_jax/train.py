@@ -59,16 +59,20 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
       Preempted: it was asked to stop, and has saved itself.
     """
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
-    workdir.check(path, config, allowed)
-    pulse.at(0, "loads its data")
-    run = experiment.load(config, path=path)
-    if not (path / "config.json").is_file():  # a run that goes on has no need of the file
-        experiment.check_start(run)
-    with workdir.lock(path):
-        return _train(run, path, allowed)
+    with preemption.watch() as stop:
+        with stop.at_once():
+            pulse.at(0, "loads its data")
+            workdir.check(path, config, allowed)
+            run = experiment.load(config, path=path)
+            if not (path / "config.json").is_file():  # a run that goes on has no need of the file
+                experiment.check_start(run)
+        with workdir.lock(path):
+            return _train(run, path, allowed, stop)
 
 
-def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str]) -> dict[str, float]:
+def _train(
+    run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str], stop: preemption.Stop
+) -> dict[str, float]:
     config = run.config
     workdir.claim(path, config, allowed)
     fingerprints = experiment.fingerprints(run)
@@ -80,22 +84,36 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
     if parallel.all_agree((path / "metrics.json").is_file()):  # complete: nothing that is there is touched
         metrics = json.loads((path / "metrics.json").read_text())
         if not parallel.all_agree((path / webpage.NAME).is_file()):  # it was killed before that was written
-            _leave_page(run, path, metrics["step"])
+            with stop.at_once():
+                _leave_page(run, path, metrics["step"])
         return metrics
 
     # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
-    pulse.at(0, "restores")
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
-    state, memory, begun = _restored(run, checkpoints) or (*experiment.initial(run), {})
+    with stop.at_once():
+        pulse.at(0, "restores")
+        restored = _restored(run, checkpoints)
+        pulse.at(0, "makes its first state")
+        state, memory, begun = restored or (*experiment.initial(run), {})
+        feed = make_feed(run, int(state.step))
     step = start = int(state.step)
     if start:
         _say(f"{path} goes on after step {start} of {run.total_steps}")
-    feed = make_feed(run, start)
 
     # 3. What was logged after that checkpoint is cut.
     log = workdir.cut_log(path, start)
     tensorboard = _tensorboard(path, start)
     metrics = next((_evaluation(line) for line in reversed(log) if _evaluation(line)), {})
+
+    def is_evaluated(epoch: int) -> bool:
+        return config.eval.every_epochs > 0 and epoch % config.eval.every_epochs == 0
+
+    def evaluate() -> dict[str, float]:
+        pulse.at(step, "evaluates")
+        with stop.at_once():
+            metrics = _evaluated(run, state, path)
+        _to_tensorboard(tensorboard, "eval", metrics)
+        return metrics
 
     # 4. The pmapped step.
     call = make_call(run, feed)
@@ -118,9 +136,13 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
     with contextlib.ExitStack() as at_the_end:  # also of an interrupted run: a checkpoint on its way is waited for
         for close in (bar.close, functools.partial(_close, tensorboard), checkpoints.close):
             at_the_end.callback(close)
-        asked_to_stop = at_the_end.enter_context(preemption.watch())
+        # An evaluation that was cut short, after the save of its step; all see the same log, but perhaps not yet.
+        first_epoch, within = divmod(start, run.steps_per_epoch)
+        due = 0 < start < run.total_steps and not within and is_evaluated(first_epoch)
+        if due and not parallel.all_agree(metrics.get("step") == start):
+            metrics = evaluate()
         checked = start
-        for epoch in range(start // run.steps_per_epoch, config.train.epochs):
+        for epoch in range(first_epoch, config.train.epochs):
             progress, begun = Progress(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
             pulse.at(step, "reads a batch")
@@ -130,15 +152,15 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
                 progress.add(sums)
                 step += feed.steps_per_call
                 bar.update(feed.steps_per_call * config.train.batch_size)
-                stop = asked_to_stop(step)
-                if step < end and (stop or _is_due(step, feed.steps_per_call, config.checkpoint.every_steps)):
+                stopping = stop(step)
+                if step < end and (stopping or _is_due(step, feed.steps_per_call, config.checkpoint.every_steps)):
                     pulse.at(step, "saves")
                     record = progress.record()
                     _stop_if_not_finite(progress.means(), checked, step, checkpoints)
                     checked = step
                     checkpoints.save(step, state, memory, record=facts | {"progress": record})
-                    if stop:
-                        raise preemption.Preempted(step)
+                    if stopping:
+                        raise stop.preempted(step)
                 pulse.at(step, "reads a batch")
             record = progress.record()
             line = progress.means() | {
@@ -158,22 +180,25 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
             workdir.write_broken(path, run.records)
 
             last = epoch + 1 == config.train.epochs
+            judged = last or is_evaluated(epoch + 1)
             evaluated = None
             try:
-                if last or (config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0):
-                    evaluated = metrics = _evaluated(run, state, path)
-                    _to_tensorboard(tensorboard, "eval", metrics)
+                if judged and not stopping:
+                    evaluated = metrics = evaluate()
             finally:  # whatever becomes of an evaluation, the epochs are kept
-                if stop or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
+                cut_short = judged and evaluated is None
+                if stopping or cut_short or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
                     pulse.at(step, "saves")
                     checkpoints.save(step, state, memory, evaluated, facts)
-            if stop and not last:
-                raise preemption.Preempted(step)
+            if stopping:
+                raise stop.preempted(step)
 
     # 6. The result, on the final weights. run.json first: metrics.json says that a run is complete.
     # The last evaluation may have been cut short, after the last save; all see the same log, but perhaps not yet.
     if not parallel.all_agree(metrics.get("step") == run.total_steps):
-        metrics = _evaluated(run, state, path)
+        pulse.at(step, "evaluates")
+        with stop.at_once():
+            metrics = _evaluated(run, state, path)
     log = workdir.cut_log(path, run.total_steps)
     run_facts = standing | {
         "train_seconds": sum(line.get("seconds", 0.0) for line in log),
@@ -186,7 +211,8 @@ def _train(run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str
     workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")
     workdir.put(path, "metrics.json", json.dumps(metrics) + "\n")
     pulse.at(run.total_steps, "writes its page")
-    webpage.leave(run, state, path)
+    with stop.at_once():
+        webpage.leave(run, state, path)
     return metrics
 
 
@@ -339,7 +365,6 @@ def _stop_if_all_skipped(line: dict[str, Any], first: int, last: int) -> None:
 
 def _evaluated(run: experiment.Experiment, state: TrainState, path: pathlib.Path) -> dict[str, float]:
     """The metrics of a state, which are in the log from now on."""
-    pulse.at(int(state.step), "evaluates")
     metrics = experiment.evaluate(run, state)
     values = {f"eval/{name}": value for name, value in metrics.items() if name != "step"}
     workdir.append_log(path, values | {"step": metrics["step"]})

@@ -1,11 +1,13 @@
 """What a run is put through: SIGTERM, damaged checkpoints, a second run, numbers that are none."""
 
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from grafit_jax import checkpoint, experiment, integrity, parallel, preemption, train, workdir
+from grafit_jax import checkpoint, evaluation, experiment, integrity, parallel, preemption, train, workdir
 from grafit_jax import memory as memory_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
@@ -22,27 +24,31 @@ from helpers.command_lines import a_moment, command, shell_environment
 from helpers.runs import assert_close, before_calls, log_of, small_config
 
 
-def stopping_after(monkeypatch, calls):
-    """SIGTERM in the middle of the call of that number, counted over all runs."""
-    before_calls(monkeypatch, dict.fromkeys(calls, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+def stopping_after(monkeypatch, calls, number=signal.SIGTERM):
+    """A signal in the middle of the call of that number, counted over all runs."""
+    before_calls(monkeypatch, dict.fromkeys(calls, lambda: os.kill(os.getpid(), number)))
 
 
 # Asked to stop.
 
 
-@pytest.mark.parametrize("method", ["grafit", "selfcon"])
-def test_a_run_that_is_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(tmp_path, monkeypatch, method, trains):
+@pytest.mark.parametrize(("method", "number"), [("grafit", signal.SIGINT), ("selfcon", signal.SIGTERM)])
+def test_a_run_that_is_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(
+    tmp_path, monkeypatch, method, number, trains
+):
     config = small_config(method, **{"queue.size": 128, "checkpoint.every_epochs": 2})
     expected = trains(config, tmp_path / "whole")
-    before = signal.getsignal(signal.SIGTERM)
-    stopping_after(monkeypatch, {5, 16, 17})  # of 14 steps an epoch: twice within one, and at the second step after
+    before = signal.getsignal(number)
+    # Of 14 steps an epoch: twice within one, and at the second step after.
+    stopping_after(monkeypatch, {5, 16, 17}, number)
     for step in (5, 16, 17):
-        with pytest.raises(preemption.Preempted, match=rf"stopped by SIGTERM after step {step}, which is saved: start"):
+        said = rf"stopped by {number.name} after step {step}, which is saved: start the same"
+        with pytest.raises(preemption.Preempted, match=said):
             trains(config, tmp_path / "stopped")
         assert not (tmp_path / "stopped" / "metrics.json").exists()
     assert trains(config, tmp_path / "stopped") == expected
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_a_run_asked_to_stop_at_the_end_of_an_epoch_has_it_in_its_log(tmp_path, monkeypatch, trains):
@@ -52,6 +58,35 @@ def test_a_run_asked_to_stop_at_the_end_of_an_epoch_has_it_in_its_log(tmp_path, 
     with pytest.raises(preemption.Preempted, match="after step 14"):
         trains(config, tmp_path / "stopped")
     assert [line["step"] for line in log_of(tmp_path / "stopped")] == [14]
+    assert trains(config, tmp_path / "stopped") == expected
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("method", "batch", "doing", "saved"),
+    [
+        ("grafit", 2, "makes its first state", None),  # of the pass that fills its memory
+        ("baseline", 3, "evaluates", 14),  # of the evaluation after the first epoch of two
+        ("baseline", 8, "evaluates", 28),  # of the last one
+    ],
+)
+def test_a_pass_over_images_is_cut_short_and_nothing_is_lost(
+    tmp_path, monkeypatch, method, batch, doing, saved, trains
+):
+    config = small_config(method, **{"eval.every_epochs": 1, "checkpoint.every_epochs": 9, "eval.batch_size": 450})
+    expected = trains(config, tmp_path / "whole")
+    in_order, batches = evaluation.sources.in_order, itertools.count(1)
+
+    def interrupted(images, size):
+        for images_of_batch in in_order(images, size):
+            if next(batches) == batch:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield images_of_batch
+
+    monkeypatch.setattr(evaluation.sources, "in_order", interrupted)
+    with pytest.raises(preemption.Preempted, match=f"stopped by SIGINT while it {doing}: start the same command again"):
+        trains(config, tmp_path / "stopped")
+    assert Checkpoints(tmp_path / "stopped", read_only=True).latest_step() == saved
     assert trains(config, tmp_path / "stopped") == expected
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
 
@@ -70,8 +105,8 @@ def test_of_several_processes_every_step_is_asked_for_whatever_a_call_takes(monk
             "reached_preemption_sync_point",
             lambda step, asked=asked, stop_at=stop_at: asked.append(step) or step == stop_at,
         )
-        with preemption.watch() as reached:
-            assert [reached(step) for step in calls] == expected
+        with preemption.watch() as stop:
+            assert [stop(step) for step in calls] == expected
         assert asked == list(range(1, calls[-1] + 1))  # by all processes alike, so none may stop asking within a call
 
 
@@ -91,13 +126,33 @@ def test_sigterm_to_a_command_line_ends_it_with_its_own_status(tmp_path):
     assert last.startswith("stopped by SIGTERM after step ") and last.endswith("start the same command again to go on")
 
 
-def test_sigterm_is_remembered_and_its_handler_given_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with preemption.watch() as asked_to_stop:
-        assert not asked_to_stop(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked_to_stop(2) and asked_to_stop(3)
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered_and_its_handler_given_back(number):
+    before = signal.getsignal(number)
+    with preemption.watch() as stop:
+        assert not stop(1)
+        os.kill(os.getpid(), number)
+        assert stop(2) and stop(3)
+        with pytest.raises(preemption.Preempted, match=f"stopped by {number.name} while it "), stop.at_once():
+            raise AssertionError("not begun any more")
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_process_at_once(tmp_path):
+    code = (
+        "import time\nfrom grafit_jax import preemption, pulse\npulse.at(3, 'takes a step')\n"
+        "with preemption.watch():\n    print('ready', flush=True)\n    time.sleep(600)\n"
+    )
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": shell_environment()}
+    with subprocess.Popen([sys.executable, "-c", code], **pipe) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        said = [process.stderr.readline() for _ in range(2)]
+        assert said[1] == "Ctrl-C: the run takes a step, and then saves itself; Ctrl-C again ends it at once\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert "ended by a second Ctrl-C" in process.stderr.read()
 
 
 @pytest.mark.parametrize(("every", "saved"), [(0, [14, 28]), (5, [5, 10, 14, 15, 20, 25, 28]), (14, [14, 28])])

@@ -32,6 +32,8 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
     ("views.autoaugment", "key_views.autoaugment"), (False, True, "maskcon")
 )
 _LARGEST = 2**32
+# Where the data lie on disk.
+PLACES = ("data.data_dir", "data.categories")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -431,11 +433,14 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     return config
 
 
+def without_places(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """`flatten`, without where the data lie on disk, which makes no difference."""
+    return {key: value for key, value in flatten(config).items() if key not in PLACES}
+
+
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
     """'key: old -> new' for every key that differs; where the data lie on disk makes no difference."""
-    a, b = flatten(old), flatten(new)
+    a, b = without_places(old), without_places(new)
     return [
-        f"{key}: {a.get(key)!r} -> {b.get(key)!r}"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and key not in ("data.data_dir", "data.categories")
+        f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
     ]

@@ -4,6 +4,7 @@ The axis goes over the devices of all processes, one process after the other. Ar
 its devices. So everything but the step and `gather` is as on one host.
 """
 
+import hashlib
 import math
 from typing import Any
 
@@ -44,6 +45,15 @@ def is_first() -> bool:
 def all_agree(yes: bool) -> bool:
     """Whether every process says yes. All have to call it."""
     return yes if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(yes))))
+
+
+def unlike_first(text: str) -> list[int]:
+    """The processes whose text is another one than that of process 0. All have to call it."""
+    if jax.process_count() == 1:
+        return []
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    return np.flatnonzero(np.any(digests != digests[0], axis=1)).tolist()
 
 
 def own(rows: Any) -> Any:

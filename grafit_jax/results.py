@@ -20,8 +20,6 @@ Result = dict[str, Any]
 SCHEMA = 1
 # Whose neighbours are found by the pixels themselves: the control without a network, and without a config of its own.
 RAW_PIXELS = "raw_pixels"
-# Where data lie on a disk is no part of a result.
-_PLACES = ("data.data_dir", "data.categories")
 # What changes no training.
 _NOT_TRAINING = ("eval.", "checkpoint.")
 # By what test images are judged, which results in one table have to share; their size a table can say.
@@ -52,7 +50,7 @@ def digest(run: Mapping[str, Any], config: Mapping[str, Any], metrics: Mapping[s
     """64 hexadecimal digits of a SHA-256 over canonical JSON: sorted keys, no spaces; tuples and lists are the same."""
     whole = {
         "run": {key: value for key, value in run.items() if key != "digest"},
-        "config": {key: value for key, value in config.items() if key not in _PLACES},
+        "config": {key: value for key, value in config.items() if key not in config_lib.PLACES},
         "metrics": metrics,
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -206,7 +204,7 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     values = {
         key: tuple(v) if isinstance(v, list) else v
         for key, v in values.items()
-        if key not in _PLACES and not key.startswith(_NOT_TRAINING)
+        if key not in config_lib.PLACES and not key.startswith(_NOT_TRAINING)
     }
     if values["method"] == RAW_PIXELS or not methods.get(values["method"]).clusters:
         values = {key: v for key, v in values.items() if not key.startswith("clusters.")}

@@ -63,7 +63,10 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
         with stop.at_once():
             pulse.at(0, "loads its data")
             workdir.check(path, config, allowed)
+            _check_hosts("keys of the config", json.dumps(config_lib.without_places(config)))
             run = experiment.load(config, path=path)
+            for split, fingerprint in sorted(experiment.fingerprints(run).items()):
+                _check_hosts(f"images or labels of split {split}, or another order of them", fingerprint)
             if not (path / "config.json").is_file():  # a run that goes on has no need of the file
                 experiment.check_start(run)
         with workdir.lock(path):
@@ -337,6 +340,16 @@ def _leave_page(run: experiment.Experiment, path: pathlib.Path, step: int) -> No
 def _is_due(step: int, taken: int, every: int) -> bool:
     """Whether the last `taken` steps have passed a multiple of `every` (0: never)."""
     return every > 0 and step // every > (step - taken) // every
+
+
+def _check_hosts(what: str, text: str) -> None:
+    """Raises UserError unless all processes have the same; what each finds alone would make a result of no data set."""
+    others = parallel.unlike_first(text)
+    if others:
+        raise UserError(
+            f"process {', '.join(map(str, others))} of {jax.process_count()} found other {what} than process 0: want "
+            "the same command, and the same data in the same order, on all hosts."
+        )
 
 
 def _say(message: str) -> None:

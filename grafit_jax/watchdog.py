@@ -116,7 +116,7 @@ class _Watchdog:
             time.sleep(self.interval)
 
     def _judge(self) -> None:
-        while True:
+        while not pulse.here().ended:  # which has said why by itself
             now = time.monotonic()
             self._others.hear(self._published, pulse.here(), now)
             stuck = self._others.stuck(now)

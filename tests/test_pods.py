@@ -12,6 +12,7 @@ import pytest
 from grafit_jax import config as config_lib
 from grafit_jax import train
 from grafit_jax.checkpoint import Checkpoints
+from grafit_jax.data import sources
 from helpers import image_files, pods
 from helpers.command_lines import ROOT
 from helpers.devices import use_devices
@@ -95,6 +96,28 @@ def test_three_processes_with_an_uneven_data_set_end_with_the_one_that_dies_and_
         ), text
     assert pods.finish(pods.start(tmp_path / "three", 3, 2, logs=tmp_path)) == [0, 0, 0], said(tmp_path, 3)
     assert_same_run(one, tmp_path / "three")
+
+
+@pytest.mark.slow
+def test_processes_that_find_the_same_data_in_another_order_are_refused_before_anything_is_written(tmp_path):
+    digits = sources.load(**config_of_pods().data)
+    for i, order in enumerate((slice(None), slice(None, None, -1))):
+        (tmp_path / str(i) / "data").mkdir(parents=True)
+        for split, r in digits.items():
+            arrays = {"image": r.image[order], "label": r.labels[""][order], "coarse_label": r.coarse_label[order]}
+            np.savez(tmp_path / str(i) / "data" / f"{split}.npz", **arrays)
+    folders = [tmp_path / "0", tmp_path / "1"]
+    processes = pods.start(
+        tmp_path / "run", 2, 1, "--config.data.source=npz:data", "--config.views.mean=(0.3,)",
+        "--config.views.std=(0.3,)", logs=tmp_path, folders=folders,
+    )  # fmt: skip
+    assert pods.finish(processes) == [2, 2], said(tmp_path, 2)
+    for text in said(tmp_path, 2):
+        assert text.splitlines()[-1] == (
+            "error: process 1 of 2 found other images or labels of split test, or another order of them than process "
+            "0: want the same command, and the same data in the same order, on all hosts."
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_process_that_is_stopped_is_missed(tmp_path, long):

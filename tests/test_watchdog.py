@@ -1,9 +1,13 @@
 """Who is missed, and when: the watchdog's judgement from what processes publish; the real thing is in test_pods.py."""
 
+import hashlib
+
+import jax
 import numpy as np
 import pytest
 
-from grafit_jax import cluster, kmeans, metrics, neighbors, probe, pulse, watchdog
+from grafit_jax import cluster, kmeans, metrics, neighbors, parallel, probe, pulse, train, watchdog
+from grafit_jax.errors import UserError
 from grafit_jax.pulse import Place
 from grafit_jax.watchdog import Others
 
@@ -84,6 +88,18 @@ def test_what_takes_long_has_a_beat(work, beats):
     pulse.at(7, "evaluates")
     work(x)
     assert pulse.here().part >= beats and pulse.here() == Place(7, "evaluates", part=pulse.here().part)
+
+
+def test_of_several_processes_those_that_differ_from_the_first_are_named(monkeypatch, capsys):
+    texts = ["a", "a", "b", "a", "c"]
+    digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in texts]
+    monkeypatch.setattr(jax, "process_count", lambda: 5)
+    monkeypatch.setattr(parallel.multihost_utils, "process_allgather", lambda own: np.stack([own, *digests[1:]]))
+    assert parallel.unlike_first("a") == [2, 4]
+    with pytest.raises(
+        UserError, match=r"process 2, 4 of 5 found other keys of the config than process 0: want the sa"
+    ):
+        train._check_hosts("keys of the config", "a")
 
 
 def test_an_error_after_the_watchdog_has_said_why_the_process_ends_adds_no_traceback(monkeypatch, capsys):

@@ -6,14 +6,17 @@ import subprocess
 from helpers.command_lines import ROOT, a_moment, command, shell_environment
 
 SMALL = [
-    "--config=configs/digits.py:method=grafit", "--config.model.trunk=resnet8", "--config.model.stem=patch2",
+    f"--config={ROOT}/configs/digits.py:method=grafit", "--config.model.trunk=resnet8", "--config.model.stem=patch2",
     "--config.model.hidden=32", "--config.model.dim=16", "--config.train.batch_size=96", "--config.train.epochs=3",
     "--config.optimizer.learning_rate=0.002", "--config.checkpoint.every_steps=5",
 ]  # fmt: skip
 
 
-def start(workdir, count, devices, *extra, logs):
-    """`count` processes with `devices` CPU devices each; what they say is in logs/I.log."""
+def start(workdir, count, devices, *extra, logs, folders=None):
+    """`count` processes with `devices` CPU devices each, in the repository or, of each, in the folder that is given.
+
+    What they say is in logs/I.log.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -25,7 +28,8 @@ def start(workdir, count, devices, *extra, logs):
             processes.append(
                 subprocess.Popen(
                     command("train", *SMALL, f"--workdir={workdir}", "--heartbeat_seconds=20", *joined, *extra),
-                    stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT,
+                    stdout=log, stderr=subprocess.STDOUT, env=environment,
+                    cwd=folders[i] if folders else ROOT,
                 )
             )  # fmt: skip
     return processes

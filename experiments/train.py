@@ -21,7 +21,10 @@ _PROFILE = flags.DEFINE_bool("profile", False, "trace one step into WORKDIR/prof
 
 
 _ALLOWED = flags.DEFINE_list(
-    "allow_config_change", [], "keys, as train.epochs, that a run that goes on may have other than it was started with"
+    "allow_config_change",
+    [],
+    "keys that a run that goes on may have other than it was started with. With train.epochs a complete run goes on "
+    "too: the learning rate and tau are then those of the new length from that step on, so the rate rises again.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "one of several hosts, which JAX detects: TPU, SLURM, Kubernetes"

@@ -108,7 +108,8 @@ def load(
     config_lib.validate(config, num_devices=parallel.num_all_devices() if training else 1)
     records = records or sources.load(**config.data)
     train = records["train"]
-    hierarchy.check_trainable(train)
+    method = methods.get(config.method)
+    hierarchy.check_trainable(train, neighbours=method.memory)
     batch_size = config.train.batch_size
     if batch_size > len(train):
         raise UserError(
@@ -122,7 +123,6 @@ def load(
     if training:
         _check_memory(train, config)
     augment.check_channels(train.image.shape[-1], config.views.mean, config.views.std)
-    method = methods.get(config.method)
     clusters = _clusters(config, records, path) if method.clusters else None
     num_classes = len(train.coarse_names) if clusters is None else len(clusters.centre)
     network = methods.build_network(method, config.model, num_classes=num_classes, axis_name=parallel.AXIS)

@@ -84,8 +84,8 @@ def _train(
         clusterfit.save(path, run.clusters)
     workdir.put(path, "data.json", json.dumps(fingerprints) + "\n")
     workdir.write_broken(path, run.records)
-    if parallel.all_agree((path / "metrics.json").is_file()):  # complete: nothing that is there is touched
-        metrics = json.loads((path / "metrics.json").read_text())
+    metrics = _complete(path, run)
+    if metrics:  # nothing that is there is touched
         if not parallel.all_agree((path / webpage.NAME).is_file()):  # it was killed before that was written
             with stop.at_once():
                 _leave_page(run, path, metrics["step"])
@@ -98,7 +98,7 @@ def _train(
         restored = _restored(run, checkpoints)
         pulse.at(0, "makes its first state")
         state, memory, begun = restored or (*experiment.initial(run), {})
-        feed = make_feed(run, int(state.step))
+        feed = make_feed(run)
     step = start = int(state.step)
     if start:
         _say(f"{path} goes on after step {start} of {run.total_steps}")
@@ -118,8 +118,8 @@ def _train(
         _to_tensorboard(tensorboard, "eval", metrics)
         return metrics
 
-    # 4. The pmapped step.
-    call = make_call(run, feed)
+    # 4. The pmapped step, of so many steps: the last call of an epoch may have fewer.
+    call_of = functools.cache(functools.partial(make_call, run, feed))
     # What the numbers in a checkpoint, and the result, stand on.
     standing = environment.describe()
     standing |= {"data_fingerprint": fingerprints, "data_content": experiment.contents(run.records)}
@@ -151,12 +151,13 @@ def _train(
             pulse.at(step, "reads a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
                 pulse.at(step, "takes a step")
-                state, memory, sums = call(state, memory, inputs)
+                taken = min(feed.steps_per_call, end - step)
+                state, memory, sums = call_of(taken)(state, memory, inputs)
                 progress.add(sums)
-                step += feed.steps_per_call
-                bar.update(feed.steps_per_call * config.train.batch_size)
+                step += taken
+                bar.update(taken * config.train.batch_size)
                 stopping = stop(step)
-                if step < end and (stopping or _is_due(step, feed.steps_per_call, config.checkpoint.every_steps)):
+                if step < end and (stopping or _is_due(step, taken, config.checkpoint.every_steps)):
                     pulse.at(step, "saves")
                     record = progress.record()
                     _stop_if_not_finite(progress.means(), checked, step, checkpoints)
@@ -211,6 +212,8 @@ def _train(
         "curve": over_epochs.curve(log),
     }
     sealed = seal(run_facts, config_lib.flatten(config), metrics)
+    # Of a complete run that has gone on it is another one from now on.
+    workdir.put(path, "config.json", config_lib.to_json(config) + "\n")
     workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")
     workdir.put(path, "metrics.json", json.dumps(metrics) + "\n")
     pulse.at(run.total_steps, "writes its page")
@@ -261,31 +264,35 @@ def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AX
     )
 
 
-def make_feed(run: experiment.Experiment, start: int = 0) -> pipeline.Resident | pipeline.Streamed:
-    """Where the batches of a run come from that goes on after step `start`."""
+def make_feed(run: experiment.Experiment) -> pipeline.Resident | pipeline.Streamed:
+    """Where the batches of a run come from."""
     config, records = run.config, run.training
     batches = {"seed": config.seed, "batch_size": config.train.batch_size}
     if config.data.stream:
         return pipeline.Streamed(records, shuffle_buffer=config.train.shuffle_buffer, crops=run.crops, **batches)
-    # The rest of an epoch is a whole number of calls too.
-    steps = math.gcd(run.steps_per_epoch, start)
-    steps_per_call = _steps_per_call(config.train.steps_per_call, steps)
+    steps_per_call = _steps_per_call(config.train.steps_per_call, run.steps_per_epoch)
     return pipeline.Resident(records, steps_per_call=steps_per_call, **batches)
 
 
-def make_call(run: experiment.Experiment, feed: pipeline.Resident | pipeline.Streamed):
-    """The pmapped step of a run over what `feed` gives: `(state, memory, inputs) -> (state, memory, metrics)`."""
-    return train_step.pmap_steps(
-        make_step(run), batch_of=feed.batch_of, in_axes=feed.in_axes, steps_per_call=feed.steps_per_call
-    )
+def make_call(run: experiment.Experiment, feed: pipeline.Resident | pipeline.Streamed, steps: int | None = None):
+    """The pmapped step of a run over what `feed` gives: `(state, memory, inputs) -> (state, memory, metrics)`.
+
+    It takes as many steps as the feed has in a call, or `steps`, where an epoch has no more left.
+    """
+    steps = feed.steps_per_call if steps is None else steps
+    return train_step.pmap_steps(make_step(run), batch_of=feed.batch_of, in_axes=feed.in_axes, steps_per_call=steps)
 
 
 def _steps_per_call(wanted: int, steps: int) -> int:
-    """The largest divisor of `steps` that is at most `wanted` (0: chosen for the device)."""
-    if wanted == 0:
-        # On CPU a step takes long enough for a call of its own, and convolutions are slow inside of a loop.
-        wanted = 1 if jax.default_backend() == "cpu" else _STEPS_PER_CALL
-    return max(n for n in range(1, min(wanted, steps) + 1) if steps % n == 0)
+    """How many of an epoch's `steps` a call takes: `wanted`, or what is best for the device, for 0."""
+    if wanted:
+        return min(wanted, steps)
+    # On CPU a step takes long enough for a call of its own, and convolutions are slow inside of a loop.
+    if jax.default_backend() == "cpu":
+        return 1
+    # Calls of one length are compiled once; but a prime number of steps makes no calls of one step.
+    divisor = max(n for n in range(1, min(_STEPS_PER_CALL, steps) + 1) if steps % n == 0)
+    return divisor if 2 * divisor >= min(_STEPS_PER_CALL, steps) else -(-steps // -(-steps // _STEPS_PER_CALL))
 
 
 class Progress:
@@ -320,6 +327,23 @@ def _restored(run: experiment.Experiment, checkpoints: Checkpoints) -> tuple[Any
     memory = experiment.initial_memory(run, state, placeholder=True)
     found = checkpoints.restore_newest(state, memory)
     return found and (found[0], found[1], found[2].get("progress", {}))
+
+
+def _complete(path: pathlib.Path, run: experiment.Experiment) -> dict[str, float]:
+    """The metrics of a run that is complete; empty where it is not, or goes on to more epochs than it was."""
+    if not parallel.all_agree((path / "metrics.json").is_file()):
+        return {}
+    metrics = json.loads((path / "metrics.json").read_text())
+    if metrics["step"] > run.total_steps:
+        raise UserError(
+            f"{path} is complete after {metrics['step'] // run.steps_per_epoch} epochs, and train.epochs = "
+            f"{run.config.train.epochs}: want as many or more, or another --workdir."
+        )
+    if metrics["step"] == run.total_steps:
+        _say(f"{path} is complete: nothing is trained")
+        return metrics
+    _say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
+    return {}
 
 
 def _leave_page(run: experiment.Experiment, path: pathlib.Path, step: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from grafit_jax import checkpoint, evaluation, experiment, integrity, parallel, preemption, train, workdir
+from grafit_jax import checkpoint, evaluation, experiment, integrity, parallel, preemption, report, train, workdir
 from grafit_jax import memory as memory_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
@@ -62,6 +62,18 @@ def test_a_run_asked_to_stop_at_the_end_of_an_epoch_has_it_in_its_log(tmp_path, 
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
 
 
+def test_calls_of_several_steps_with_fewer_left_make_the_run_of_single_steps(tmp_path, monkeypatch, trains):
+    config = small_config("baseline", **{"checkpoint.every_epochs": 1})
+    trains(config, tmp_path / "single")
+    config.train.steps_per_call = 5  # of 14: calls of 5, 5 and 4 steps
+    stopping_after(monkeypatch, {5})  # in the midst of the second epoch
+    with pytest.raises(preemption.Preempted, match="after step 24, which is saved"):
+        trains(config, tmp_path / "scanned")
+    trains(config, tmp_path / "scanned")
+    for one, other in zip(log_of(tmp_path / "single"), log_of(tmp_path / "scanned"), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("method", "batch", "doing", "saved"),
     [
@@ -89,6 +101,26 @@ def test_a_pass_over_images_is_cut_short_and_nothing_is_lost(
     assert Checkpoints(tmp_path / "stopped", read_only=True).latest_step() == saved
     assert trains(config, tmp_path / "stopped") == expected
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+
+
+def test_a_complete_run_goes_on_to_more_epochs_and_its_result_stays_meanwhile(train_run, monkeypatch, trains):
+    config = workdir.read_config(train_run)
+    config.train.epochs = 3
+    with pytest.raises(UserError, match=r"train\.epochs: 2 -> 3.*--allow_config_change=train\.epochs"):
+        trains(config, train_run)
+    stopping_after(monkeypatch, {3})
+    with pytest.raises(preemption.Preempted, match="after step 31, which is saved"):
+        trains(config, train_run, allowed=["train.epochs"])
+    old = report.collect(train_run)
+    assert (old["metrics"]["step"], old["config"]["train.epochs"]) == (28, 2)
+    assert trains(config, train_run, allowed=["train.epochs"])["step"] == 42
+    new = report.collect(train_run)
+    assert (new["metrics"]["step"], new["config"]["train.epochs"]) == (42, 3)
+    assert [line["step"] for line in log_of(train_run)] == [14, 14, 28, 28, 42, 42]
+    config.train.epochs = 1
+    with pytest.raises(UserError, match=r"is complete after 3 epochs, and train\.epochs = 1: want as many or more, or"):
+        trains(config, train_run, allowed=["train.epochs"])
+    assert report.collect(train_run) == new
 
 
 def test_of_several_processes_every_step_is_asked_for_whatever_a_call_takes(monkeypatch):

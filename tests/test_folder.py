@@ -154,6 +154,13 @@ def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, c
     assert len(warned) == 7 and f"(number 1): {paths[order[0]]} (no JPEG" in warned[0]
     epoch_of(images, seed=1, batch_size=8)
     assert len(images.broken) == 7 and capsys.readouterr().err == ""  # each is told of once
+    # Nine can be read, of which each of two batches has some of the other; seven are less than a batch.
+    few = images[np.isin(np.arange(37), [*left[:9], *broken])]
+    ids = epoch_of(few, seed=0, batch_size=8)[0].reshape(-1, 8)
+    assert len(ids) == 2 and all(len({*batch}) == 8 for batch in ids)
+    with pytest.raises(UserError, match=r"7 of 14 images cannot be read any more"):
+        epoch_of(images[np.isin(np.arange(37), [*left[:7], *broken])], seed=0, batch_size=8)
+    capsys.readouterr()
     # Of all in order, theirs are black, and named.
     in_order = np.concatenate(list(images.in_order(8)))
     assert images.unread == {*broken} and not in_order[broken].any()

@@ -33,8 +33,10 @@ def test_fine_to_coarse_lengths():
 
 
 def test_trainable():
-    hierarchy.check_trainable(make([0, 1, 2, 2], [0, 0, 2, 2]))  # no image of coarse class 1 does no harm
-    hierarchy.check_trainable(make(None, [0, 0]))
+    # No image of coarse class 1 does no harm.
+    hierarchy.check_trainable(make([0, 1, 2, 2], [0, 0, 2, 2]), neighbours=True)
+    hierarchy.check_trainable(make(None, [0, 0]), neighbours=True)
+    hierarchy.check_trainable(make(None, [0, 1, 1, 2]), neighbours=False)  # as for cross-entropy
 
 
 @pytest.mark.parametrize(
@@ -42,13 +44,16 @@ def test_trainable():
     [
         ([], "holds 0 images, want at least 2"),
         ([1], "holds 1 images, want at least 2"),
-        ([0, 1, 1, 2], r"coarse label 0 \(x\) has a single training image, and so have 1 others, want at least 2"),
-        ([0, 0, 1, 2, 2], r"coarse label 1 \(y\) has a single training image, want at least 2: add images or leave"),
+        ([0, 1, 1, 2], r"coarse label 0 \(x\) has a single training image, and so have 1 others, want at least 2 for"),
+        (
+            [0, 0, 1, 2, 2],
+            r"coarse label 1 \(y\) has a single training image, want at least 2 for the k-NN loss: add images or leave",
+        ),
     ],
 )
 def test_not_trainable(coarse_label, message):
     with pytest.raises(UserError, match=message):
-        hierarchy.check_trainable(make(None, coarse_label))
+        hierarchy.check_trainable(make(None, coarse_label), neighbours=True)
 
 
 @pytest.mark.parametrize("classes", [(0, 2), (2, 0), [2, 0]])

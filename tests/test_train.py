@@ -410,9 +410,15 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("wanted", "steps", "got"), [(5, 14, 2), (7, 14, 7), (100, 14, 14), (3, 13, 1), (0, 14, 1)])
-def test_steps_of_a_call_divide_the_epoch(wanted, steps, got):
-    assert train._steps_per_call(wanted, steps) == got
+@pytest.mark.parametrize(
+    ("wanted", "steps", "on_cpu", "on_accelerators"),
+    # As it is asked for; else a divisor of at least 50, or calls of about the same length, at most 100.
+    [(5, 14, 5, 5), (100, 14, 14, 14), (0, 14, 1, 14), (0, 390, 1, 78), (0, 101, 1, 51), (0, 389, 1, 98), (0, 1, 1, 1)],
+)
+def test_steps_of_a_call(wanted, steps, on_cpu, on_accelerators, monkeypatch):
+    assert train._steps_per_call(wanted, steps) == on_cpu
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert train._steps_per_call(wanted, steps) == on_accelerators
 
 
 def test_an_epochs_time_goes_on_until_its_last_step_is_done(monkeypatch):

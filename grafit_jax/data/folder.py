@@ -112,7 +112,7 @@ class FolderImages:
 
         A file that cannot be read ends the run, or is passed over: then the images past the last full batch move up,
         and after them those of the epoch's beginning once more, so that an epoch has its number of full batches, of
-        readable images under their own ids, whatever becomes of a file.
+        readable images under their own ids, none twice in a batch, whatever becomes of a file.
 
         Args:
           batch_size: B, of this host.
@@ -123,7 +123,7 @@ class FolderImages:
           crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, 3].
 
         Raises:
-          UserError: a file that cannot be read, or too few that can.
+          UserError: a file that cannot be read, or fewer that can than a batch has.
         """
         index, count = shard
         # RandomState's stream is frozen (NEP 19), so the order stays the same with every version of NumPy.
@@ -134,14 +134,13 @@ class FolderImages:
         decode = self._square if crops is None else functools.partial(self._cropped, crops, seed)
         decoded = itertools.chain.from_iterable(
             self._decoded(rows, decode, ahead=2 * batch_size, skip=self._skip)
-            for rows in (used[first * batch_size :], spare, used)
+            for rows in (used[first * batch_size :], spare, *((used, spare) * num_batches))
         )
         for _ in range(first, num_batches):
-            batch = list(itertools.islice(decoded, batch_size))
-            if len(batch) < batch_size:
+            batch = dict(itertools.islice(decoded, batch_size))
+            if len(batch) < batch_size:  # or one of them comes again, which would write its slot of the memory twice
                 raise self.gone(len(self.broken))
-            ids, pixels = zip(*batch, strict=True)
-            yield np.array(ids, np.int32), np.stack(pixels)
+            yield np.array([*batch], np.int32), np.stack([*batch.values()])
 
     def gone(self, number: int) -> UserError:
         """What to raise where so many of them cannot be read that nothing is left to go on with."""

@@ -74,12 +74,12 @@ def check_level(level: str, known: Sequence[str], coarse: str, where: str) -> No
         )
 
 
-def check_trainable(records: Records) -> None:
-    """Checks that the k-NN loss and the classifier have something to learn from.
+def check_trainable(records: Records, *, neighbours: bool) -> None:
+    """Checks that there is something to learn from.
 
     Raises:
-      UserError: fewer than two images, or a coarse class with a single image, which can never have a
-        positive.
+      UserError: fewer than two images, or, where `neighbours` are learned from (the k-NN loss), a coarse class with a
+        single image, which can never have a positive.
     """
     if len(records) < 2:
         raise UserError(
@@ -87,11 +87,11 @@ def check_trainable(records: Records) -> None:
             "data.coarse_classes and data.holdout."
         )
     alone = np.flatnonzero(np.bincount(records.coarse_label) == 1)
-    if len(alone):
+    if neighbours and len(alone):
         others = f", and so have {len(alone) - 1} others" if len(alone) > 1 else ""
         raise UserError(
             f"coarse label {alone[0]} ({records.coarse_names[alone[0]]}) has a single training image{others}, want at "
-            "least 2: add images or leave the class out (data.coarse_classes)."
+            "least 2 for the k-NN loss: add images or leave the class out (data.coarse_classes)."
         )
 
 

@@ -39,7 +39,7 @@ class Resident:
     """The training set on every device: the host hands over an order, made on the devices, once an epoch.
 
     Attributes:
-      steps_per_call: batches that a step function takes out of one `inputs`, in a scan.
+      steps_per_call: batches that a step function takes out of one `inputs`, in a scan; of the last one, what is left.
       in_axes: the data are the same on all devices, the order is each one's own.
       waited: 0.0 seconds: the host is not in the way.
     """
@@ -56,7 +56,7 @@ class Resident:
         """What the calls of an epoch take from its step `first` on: the same for each, the state's step tells where."""
         steps = len(self._records) // self._batch_size
         order = epoch_order(self._seed, epoch, len(self._records), steps, self._batch_size)
-        return itertools.repeat((self._data, order), (steps - first) // self.steps_per_call)
+        return itertools.repeat((self._data, order), -(-(steps - first) // self.steps_per_call))
 
     @staticmethod
     def batch_of(inputs: tuple[DeviceData, Array], step: Array) -> Batch:

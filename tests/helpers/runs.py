@@ -62,8 +62,8 @@ def before_calls(monkeypatch, events):
     """Does `events[n]()` before the step function is called for the n-th time, counted over all runs."""
     make_call, count = train.make_call, [0]
 
-    def made(run, feed):
-        call = make_call(run, feed)
+    def made(run, feed, *steps):
+        call = make_call(run, feed, *steps)
 
         def counted(*args):
             count[0] += 1

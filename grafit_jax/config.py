@@ -55,6 +55,7 @@ def default() -> ml_collections.ConfigDict:
     # Of omniglot: within (or empty) = the same characters in both splits | unseen = TFDS's own splits, other alphabets.
     d.variant = ""
     d.categories = ""  # categories.json of i_naturalist2018, for all but species; empty = in the data set's own folder
+    d.test_split = ""  # of folder: and csv:, what the test split is called; empty = test, else val, else validation
     d.broken = "fatal"  # a file of folder: or csv: that cannot be read is an error; skip: it is left out, and listed
 
     c.model = m = ml_collections.ConfigDict()

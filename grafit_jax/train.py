@@ -329,7 +329,7 @@ def _restored(run: experiment.Experiment, checkpoints: Checkpoints) -> tuple[Any
     return found and (found[0], found[1], found[2].get("progress", {}))
 
 
-def _complete(path: pathlib.Path, run: experiment.Experiment) -> dict[str, float]:
+def _complete(path: pathlib.Path, run: experiment.Experiment) -> dict[str, Any]:
     """The metrics of a run that is complete; empty where it is not, or goes on to more epochs than it was."""
     if not parallel.all_agree((path / "metrics.json").is_file()):
         return {}

@@ -78,9 +78,11 @@ def test_links_hidden_files_suffixes_and_accents(tmp_path, capsys):
 
 
 LAYOUTS = {
-    "nothing": ({}, r"has the folders none: want one train split, called train\."),
-    "no test": ({"train/x": 1}, r"has the folders train: want one test split, called test or val or validation\."),
-    "two tests": ({"train/x": 1, "val/x": 1, "test/x": 1}, "has test and val: want one test split"),
+    "nothing": ({}, r"has the folders none: want a train split, called train\."),
+    "no test": (
+        {"train/x": 1},
+        r"has the folders train: want a test split, called test or val or validation, or data\.holdout, a share of tr",
+    ),
     "empty split": ({"train/x": 1, "test/x": 0}, "found no image for test: want at least one"),
     "no classes": (
         {"train": 1, "test/x": 1},
@@ -104,6 +106,36 @@ def test_a_layout_that_does_not_fit_is_told_in_one_line(tmp_path, layout):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"none is no folder: want one that holds train/ and test/"):
         load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_of_several_test_splits_one_is_taken_and_the_others_are_told_of(tmp_path, capsys, kind):
+    image_files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, "val/x": 3, "val/y": 1, "test/x": 1, "test/y": 1})
+    source = f"folder:{tmp_path}"
+    if kind == "csv":
+        files = sorted(tmp_path.rglob("*.png"))
+        rows = [(file, file.parts[-2], file.parts[-3]) for file in files]
+        source = f"csv:{image_files.write_csv(tmp_path / 't.csv', rows, header=('path', 'coarse', 'split'))}"
+    for test_split, taken, left_out, number in (("", "test", "val", 2), ("val", "val", "test", 4)):
+        assert len(sources.load(source=source, test_split=test_split)["test"]) == number
+        assert capsys.readouterr().err == (
+            f"warning: {source}: the test split is {taken}, and {left_out} is left out (data.test_split={left_out} "
+            "takes it)\n"
+        )
+    with pytest.raises(UserError, match=r"train.*: want a test split, called validation\."):
+        sources.load(source=source, test_split="validation")
+    with pytest.raises(
+        UserError, match=r"data\.test_split = 'dev' with .*: want one of test, val, validation, with im"
+    ):
+        sources.load(source=source, test_split="dev")
+
+
+def test_a_share_of_training_needs_no_test_split(tmp_path):
+    image_files.write_tree(tmp_path, {"train/x/a": 6, "train/x/b": 6, "train/y/c": 6})
+    records = sources.load(source=f"folder:{tmp_path}", holdout=0.5)
+    assert {split: np.bincount(r.label).tolist() for split, r in records.items()} == {
+        "train": [3, 3, 3], "test": [3, 3, 3],
+    }  # fmt: skip
 
 
 def test_what_may_be_meant_is_warned_of(tmp_path, capsys):
@@ -166,13 +198,16 @@ def test_a_csv_is_the_folder_that_it_lists(tmp_path):
 
 CSV_MISTAKES = {
     "header": ([], ("path", "class", "split"), r"has the columns 'path', 'class', 'split': want path, coarse, split"),
-    "semicolons": ([], ("path;coarse;split",), r"has the columns 'path;coarse;split': want"),
+    "semicolons": (
+        [],
+        ("path;coarse;split",),
+        r"has ';' between its columns: want commas; save it as a CSV with comma",
+    ),
     "twice": ([], ("path", "coarse", "split", "coarse"), r"each once, with commas"),
     "split": ([("a.png", "x", "", "dev")], None, r"line 4: split is 'dev': want one of train, test, val, validation"),
     "empty": ([("a.png", "", "", "test")], None, r"line 4: coarse is empty"),
     "short": ([("a.png", "x")], None, r"line 4 has 2 values: want 4"),
     "again": ([("d/../0.png", "x", "", "train")], None, r"line 4: d/\.\./0\.png stands in line 2 already"),
-    "both tests": ([("1.png", "x", "", "val")], None, r"has test and val: want one test split"),
     "mixed": ([("2.png", "x", "f", "train")], None, r"2\.png has a fine class and .*0\.png has none"),
 }
 

@@ -175,7 +175,16 @@ class FolderImages:
 
 
 def read(
-    kind: str, name: str, coarse_classes: tuple[int, ...], *, stream: bool, image_size: int, fit: str, broken: str
+    kind: str,
+    name: str,
+    coarse_classes: tuple[int, ...],
+    *,
+    stream: bool,
+    image_size: int,
+    fit: str,
+    broken: str,
+    test_split: str = "",
+    need_test: bool = True,
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
     """The columns image, coarse_label, filename, broken and, where there is one, label of each split, and label names.
 
@@ -189,6 +198,7 @@ def read(
       image_size: S > 0 makes images S x S; 0 leaves them as they are, if all have one size.
       fit: how; see `crops.FITS`.
       broken: what to do with a file that cannot be read: "fatal" raises, "skip" leaves it out.
+      test_split, need_test: see `listing.list_images`.
 
     Raises:
       UserError: a layout or CSV that is not as docs/own_images.md has it, or what `broken` = "fatal" is about.
@@ -201,7 +211,7 @@ def read(
             "images are resized as they are read (such as 256 for crops of 224)."
         )
     path = pathlib.Path(os.path.abspath(os.path.expanduser(name)))
-    listed = listing.list_images(kind, path)
+    listed = listing.list_images(kind, path, test_split=test_split, need_test=need_test)
     root = str(path if kind == "folder" else path.parent)
 
     coarse_names = tuple(sorted({e.coarse for split in listed.values() for e in split}))

@@ -5,14 +5,17 @@ import dataclasses
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from grafit_jax.data import images
 from grafit_jax.errors import UserError, reading, warn
 from grafit_jax.reading import LONGEST
 
-# What a split may be called, in folders and in a CSV.
+# What a split may be called, in folders and in a CSV; of several test splits the first is taken.
 _SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test"}
+TEST_SPLITS = tuple(name for name, split in _SPLIT_OF.items() if split == "test")
+# The names of splits that there are, and what to say is there -> split -> what it is called.
+_Splits = Callable[[Iterable[str], str], dict[str, str]]
 # What programs write into a CSV where there is no value.
 _MISSING = ("nan", "na", "n/a", "none", "null")
 
@@ -26,26 +29,33 @@ class Example:
     fine: str | None
 
 
-def list_images(kind: str, path: pathlib.Path) -> dict[str, list[Example]]:
+def list_images(
+    kind: str, path: pathlib.Path, *, test_split: str = "", need_test: bool = True
+) -> dict[str, list[Example]]:
     """The images of "train" and "test".
 
     Args:
       kind: "folder": DIR/<split>/<coarse>/[<fine>/], sorted by class and name; or "csv": rows with the columns path,
         coarse, split and, if fine classes are known, fine, in their order.
       path: the folder or the CSV, absolute.
+      test_split: what "test" is called there: one of `TEST_SPLITS`. Empty: the first of these that there is.
+      need_test: whether there has to be a test split; else "test" may be missing.
 
     Raises:
       UserError: a layout or CSV that is not as described.
     """
-    listed = _list_folder(path) if kind == "folder" else _list_csv(path)
+
+    def splits(names: Iterable[str], found: str) -> dict[str, str]:
+        return _one_of_each([*names], f"{kind}:{path}", found, test_split, need_test=need_test)
+
+    listed = _list_folder(path, splits) if kind == "folder" else _list_csv(path, splits)
     _check(listed, f"{kind}:{path}")
     return listed
 
 
 def _check(listed: dict[str, list[Example]], where: str) -> None:
     """Errors and warnings about what was listed as a whole."""
-    for split in ("train", "test"):
-        examples = listed[split]
+    for split, examples in listed.items():
         if not examples:
             raise UserError(f"{where}: found no image for {split}: want at least one.")
         known = {e.fine is not None: e for e in examples}
@@ -54,7 +64,7 @@ def _check(listed: dict[str, list[Example]], where: str) -> None:
                 f"{where}, split {split}: {known[True].file} has a fine class and {known[False].file} has none: want "
                 "one for all images of a split or for none."
             )
-    train, test = ({e.coarse for e in listed[split]} for split in ("train", "test"))
+    train, test = ({e.coarse for e in listed.get(split, ())} for split in ("train", "test"))
     if only := sorted(test - train):
         warn(f"{where}: {len(only)} coarse classes occur in test alone, such as {only[0]}: nothing is trained on them")
     if len(train) == 1:
@@ -62,7 +72,7 @@ def _check(listed: dict[str, list[Example]], where: str) -> None:
             f"{where}: all training images are of one coarse class ({min(train)}): its label teaches nothing, and the "
             "instance loss alone learns (method byol)"
         )
-    shared = {e.file for e in listed["train"]} & {e.file for e in listed["test"]}
+    shared = {e.file for e in listed["train"]} & {e.file for e in listed.get("test", ())}
     if shared:
         warn(f"{where}: {len(shared)} images are in both splits, such as {min(shared)}: results on them mean little")
 
@@ -70,29 +80,35 @@ def _check(listed: dict[str, list[Example]], where: str) -> None:
 # The layout of folders.
 
 
-def _list_folder(root: pathlib.Path) -> dict[str, list[Example]]:
+def _list_folder(root: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     """The images of DIR/<split>/<coarse>/[<fine>/], sorted by class and name."""
     if not os.path.isdir(root):
         raise UserError(f"folder:{root} is no folder: want one that holds train/ and test/.")
     walk = _Walk(root)
     folders, _ = walk.entries(str(root), ())
     found = {name: path for name, path in folders if name in _SPLIT_OF}
-    by_split = _one_of_each(found, f"folder:{root}", f"the folders {', '.join(n for n, _ in folders) or 'none'}")
+    by_split = splits(found, f"the folders {', '.join(n for n, _ in folders) or 'none'}")
     listed = {split: walk.split(found[name], split) for split, name in by_split.items()}
     walk.tell()
     return listed
 
 
-def _one_of_each(names: Iterable[str], where: str, found: str) -> dict[str, str]:
-    """split -> what it is called here; UserError unless each has one name."""
-    by_split = {split: [name for name in names if _SPLIT_OF[name] == split] for split in ("train", "test")}
-    for split, called in by_split.items():
-        if len(called) != 1:
-            raise UserError(
-                f"{where} has {' and '.join(called) if called else found}: want one {split} split, called "
-                f"{' or '.join(name for name, of in _SPLIT_OF.items() if of == split)}."
-            )
-    return {split: called[0] for split, called in by_split.items()}
+def _one_of_each(names: Sequence[str], where: str, found: str, test_split: str, *, need_test: bool) -> dict[str, str]:
+    """split -> what it is called here; UserError where one is missing that is needed."""
+    called = {"train": ["train"], "test": [test_split] if test_split else TEST_SPLITS}
+    by_split = {}
+    for split, choice in called.items():
+        there = [name for name in choice if name in names]
+        if there:
+            by_split[split] = there[0]
+        elif split == "train" or test_split or need_test:
+            remedy = "" if split == "train" or test_split else ", or data.holdout, a share of train to test on"
+            raise UserError(f"{where} has {found}: want a {split} split, called {' or '.join(choice)}{remedy}.")
+    left_out = [name for name in names if name not in by_split.values()]
+    if left_out:
+        taken = f"the test split is {by_split['test']}" if "test" in by_split else "no test split is taken"
+        warn(f"{where}: {taken}, and {', '.join(left_out)} is left out (data.test_split={left_out[0]} takes it)")
+    return by_split
 
 
 class _Walk:
@@ -183,14 +199,15 @@ def _composed(name: str) -> str:
 # The CSV.
 
 
-def _list_csv(path: pathlib.Path) -> dict[str, list[Example]]:
+def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     """The images of a CSV with the columns path, coarse, split and, if fine labels are known, fine; in its order."""
     rows = _read_csv(path)
     names = dict.fromkeys(row["split"] for _, row in rows)
     for line, row in rows:
         if row["split"] not in _SPLIT_OF:
             raise UserError(f"{path}, line {line}: split is {row['split']!r}: want one of {', '.join(_SPLIT_OF)}.")
-    by_split = _one_of_each(names, f"csv:{path}", f"the splits {', '.join(names) or 'none'}")
+    by_split = splits(names, f"the splits {', '.join(names) or 'none'}")
+    split_called = {name: split for split, name in by_split.items()}
     listed: dict[str, list[Example]] = {split: [] for split in by_split}
     first: dict[tuple[str, str], int] = {}
     missing: list[int] = []
@@ -198,7 +215,9 @@ def _list_csv(path: pathlib.Path) -> dict[str, list[Example]]:
         for key in ("path", "coarse"):
             if not row[key]:
                 raise UserError(f"{path}, line {line}: {key} is empty: want one for every image.")
-        split, file = _SPLIT_OF[row["split"]], os.path.normpath(path.parent / row["path"])
+        if row["split"] not in split_called:
+            continue
+        split, file = split_called[row["split"]], os.path.normpath(path.parent / row["path"])
         if (split, file) in first:
             raise UserError(
                 f"{path}, line {line}: {row['path']} stands in line {first[split, file]} already: list an image once "
@@ -229,6 +248,8 @@ def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
         header = [name.strip() for name in next(reader, [])]
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     missing = [name for name in ("path", "coarse", "split") if name not in header]
+    if missing and len(header) == 1 and (other := next((c for c in ";\t|" if c in header[0]), None)):
+        raise UserError(f"{path} has {other!r} between its columns: want commas; save it as a CSV with commas.")
     if missing or len(set(header)) < len(header):
         raise UserError(
             f"{path} has the columns {', '.join(map(repr, header)) or 'none'}: want path, coarse, split and, if fine "

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grafit_jax.data import catalog, folder, hierarchy, tfds_source
+from grafit_jax.data import catalog, folder, hierarchy, listing, tfds_source
 from grafit_jax.data.folder import FolderImages
 from grafit_jax.data.tfds_source import StreamedImages
 from grafit_jax.errors import UserError
@@ -156,6 +156,7 @@ def load(
     train_level: str = "",
     categories: str = "",
     broken: str = "fatal",
+    test_split: str = "",
 ) -> dict[str, Records]:
     """The splits "train" and "test" of a source, always in the same order.
 
@@ -174,7 +175,7 @@ def load(
       coarse_classes: keep only the images of these coarse classes, whichever level is trained on; see
         `hierarchy.select`. Empty: all.
       holdout: above 0, "test" is this share of the training split, drawn once and for all and evenly over the fine
-        classes, and "train" is the rest; the test split stays unseen.
+        classes, and "train" is the rest; the test split stays unseen, and of files there need be none.
       image_size: above 0, images are resized to this many pixels a side (bilinear, antialiased) while they are decoded;
         for "tfds:NAME" and files, which need it where the images vary in size.
       fit: how they become square then; see `crops.FITS`.
@@ -184,6 +185,7 @@ def load(
       categories: the file categories.json, of a data set of the catalog whose levels are in one. Empty: that file in
         the data set's own folder.
       broken: what to do with a file that cannot be read: "fatal" or "skip"; for "folder:DIR" and "csv:FILE".
+      test_split: of these, what the test split is called; see `listing.list_images`.
 
     Returns:
       {"train": Records, "test": Records}, with the same classes and the same numbers of channels.
@@ -209,6 +211,11 @@ def load(
             raise UserError(f"data.{key} = {value!r} is for prepared TFDS data sets (tfds:NAME), not for {source}.")
     if broken != "fatal" and not files:
         raise UserError(f"data.broken = {broken!r} is for image files (folder:DIR, csv:FILE), not for {source}.")
+    if test_split and (not files or test_split not in listing.TEST_SPLITS):
+        raise UserError(
+            f"data.test_split = {test_split!r} with {source}: want one of {', '.join(listing.TEST_SPLITS)}, with image "
+            "files (folder:DIR, csv:FILE)."
+        )
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
@@ -222,16 +229,18 @@ def load(
         records = _npz(pathlib.Path(os.path.expanduser(name)))
     elif files and name:
         columns, label_names, coarse_names = folder.read(
-            kind, name, coarse_classes, stream=stream, image_size=image_size, fit=fit, broken=broken
-        )
+            kind, name, coarse_classes, stream=stream, image_size=image_size, fit=fit, broken=broken,
+            test_split=test_split, need_test=not holdout,
+        )  # fmt: skip
         records = _assemble(columns, label_names, coarse_names, source)
     else:
         raise UserError(f"source = {source!r}: want digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE.")
 
     records = {split: _checked(r, f"{source}, split {split}") for split, r in records.items()}
-    channels = [r.image.shape[-1] for r in records.values()]
-    if channels[0] != channels[1]:
-        raise UserError(f"{source}: {channels[0]} channels in train and {channels[1]} in test: want the same number.")
+    channels = {split: r.image.shape[-1] for split, r in records.items()}
+    if len({*channels.values()}) > 1:
+        found = " and ".join(f"{number} channels in {split}" for split, number in channels.items())
+        raise UserError(f"{source}: {found}: want the same number.")
     hierarchy.check_nested([r.levels for r in records.values()])
     if coarse_classes:
         records = hierarchy.select(records, coarse_classes)

@@ -42,9 +42,13 @@ def main(argv):
         run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
         metrics = experiment.evaluate(run, state, probe=_PROBE.value)
     elif _FEATURES.value is not None and _WORKDIR.value is None:
+        queries = features.load(pathlib.Path(_FEATURES.value))
+        gallery = None if _GALLERY.value is None else features.load(pathlib.Path(_GALLERY.value))
+        if gallery is not None:
+            features.check_alike(_FEATURES.value, queries.made_by, _GALLERY.value, gallery.made_by)
         metrics = evaluation.evaluate_features(
-            features.load(pathlib.Path(_FEATURES.value)),
-            None if _GALLERY.value is None else features.load(pathlib.Path(_GALLERY.value)),
+            queries,
+            gallery,
             leave_out=_LEAVE_OUT.value,
             ks=[int(k) for k in _K.value],
             knn_k=_KNN_K.value,

@@ -45,6 +45,9 @@ def main(argv):
         run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
     if _GALLERY.value is not None:
         gallery = features.load(pathlib.Path(_GALLERY.value))
+        if _QUERY.value:
+            made_by = experiment.made_by(run, state, _LAYER.value)
+            features.check_alike(_GALLERY.value, gallery.made_by, "the newest checkpoint", made_by)
         images = None if gallery.filename is None else lookup.FileImages(gallery.filename.tolist())
     else:
         gallery = experiment.embed(run, state, _SPLIT.value, _LAYER.value)

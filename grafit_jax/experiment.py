@@ -373,7 +373,14 @@ def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> 
         coarse_label=named.pop("coarse", None),
         further=named,
         filename=None if records.filename is None else records.filename[read],
+        made_by=made_by(experiment, state, layer),
     )
+
+
+def made_by(experiment: Experiment, state: TrainState, layer: str) -> dict[str, Any]:
+    """What tells the embeddings of this network and layer from those of others."""
+    config = config_lib.without_places(experiment.config)
+    return {"layer": layer, "step": int(state.step), "config": config, "data": fingerprints(experiment)}
 
 
 def restore_newest(

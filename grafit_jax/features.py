@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import itertools
+import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ _COLUMNS = ("id", "label", "coarse_label", "filename")
 # Behind the names of further levels: genus_label.
 _LEVEL = "_label"
 _FORMATS = (".npz", ".parquet", ".npy")
+_MADE_BY = "made_by"
 _WANT = "write it anew with experiments/embed.py"
 
 
@@ -30,6 +33,7 @@ class Features:
       coarse_label: the same of coarse labels.
       filename: [N] strings, where the images lie, or None.
       further: the same as label of further levels, by name, from coarse to fine.
+      made_by: layer, step, config and data of the network that they are of, as JSON has them; empty if not known.
     """
 
     embedding: np.ndarray
@@ -38,6 +42,7 @@ class Features:
     coarse_label: np.ndarray | None = None
     filename: np.ndarray | None = None
     further: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -59,31 +64,34 @@ def save(path: pathlib.Path, features: Features) -> None:
     _check_format(path)
     columns = {name: getattr(features, name) for name in _COLUMNS if getattr(features, name) is not None}
     columns |= {level + _LEVEL: labels for level, labels in features.further.items()}
+    made_by = json.dumps(features.made_by)
     with writing(path):
         if path.suffix == ".npz":
-            np.savez(path, embedding=features.embedding, **columns)
+            np.savez(path, embedding=features.embedding, **columns, **{_MADE_BY: np.array(made_by)})
         elif path.suffix == ".npy":
             np.save(path, features.embedding)
             with open(path.with_suffix(".csv"), "w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(columns)
                 writer.writerows(zip(*columns.values(), strict=True))
+            path.with_suffix(".json").write_text(made_by)
         else:
             import pyarrow
             import pyarrow.parquet
 
             values = pyarrow.array(features.embedding.reshape(-1))
             embedding = pyarrow.FixedSizeListArray.from_arrays(values, features.embedding.shape[1])
-            pyarrow.parquet.write_table(pyarrow.table(columns | {"embedding": embedding}), path)
+            table = pyarrow.table(columns | {"embedding": embedding})
+            pyarrow.parquet.write_table(table.replace_schema_metadata({_MADE_BY: made_by}), path)
 
 
 def load(path: pathlib.Path) -> Features:
     """Reads and checks features.
 
-    .npz: arrays `embedding` [N, D] and, each where it is known, `label`, `coarse_label`, `id`, `filename`, all [N], and
-    `LEVEL_label` for further levels, such as `genus_label`.
-    .parquet: the same as columns, `embedding` a list. .npy: the embeddings, with the other columns in a .csv of that
-    name. Without ids the row numbers serve.
+    .npz: arrays `embedding` [N, D] and, each where it is known, `label`, `coarse_label`, `id`, `filename`, all [N],
+    `LEVEL_label` for further levels, such as `genus_label`, and `made_by`, JSON.
+    .parquet: the same as columns, `embedding` a list, `made_by` in the metadata. .npy: the embeddings, with the other
+    columns in a .csv and `made_by` in a .json of that name. Without ids the row numbers serve.
 
     Raises:
       UserError: a file that is not there, not readable, without embeddings, or with columns that do not fit them.
@@ -91,6 +99,9 @@ def load(path: pathlib.Path) -> Features:
     _check_format(path)
     with reading(path, _WANT):
         columns = {".npz": _read_npz, ".parquet": _read_parquet, ".npy": _read_npy}[path.suffix](path)
+        made_by = json.loads(str(columns.pop(_MADE_BY, "{}")))
+        if not isinstance(made_by, dict):
+            raise ValueError(f"{_MADE_BY} is no object")
     if "embedding" not in columns:
         found = ", ".join(sorted(columns)) or "nothing"
         raise UserError(f"{path} holds {found} but no embedding: want embedding [N, D] and {', '.join(_COLUMNS)} [N].")
@@ -108,7 +119,28 @@ def load(path: pathlib.Path) -> Features:
     if "id" in columns:
         neighbors.check_ids(f"{path}: id", columns["id"])
     further = {name.removesuffix(_LEVEL): columns.pop(name) for name in [*columns] if name not in _COLUMNS}
-    return Features(embedding, **({"id": np.arange(len(embedding))} | columns), further=further)
+    return Features(embedding, **({"id": np.arange(len(embedding))} | columns), further=further, made_by=made_by)
+
+
+def check_alike(name: str, found: Mapping[str, Any], other: str, wanted: Mapping[str, Any]) -> None:
+    """Raises UserError where two `made_by` are known and are of two models, between which no cosine means anything."""
+
+    def flat(made_by: Mapping[str, Any]) -> dict[str, Any]:
+        made_by = json.loads(json.dumps(made_by))  # tuples are lists there
+        groups = {key: value for key, value in made_by.items() if isinstance(value, dict)}
+        rest = {key: value for key, value in made_by.items() if key not in groups}
+        return rest | {f"{group} {key}": value for group, values in groups.items() for key, value in values.items()}
+
+    a, b = flat(found), flat(wanted)
+    if not a or not b:
+        return
+    differences = [f"{key} {a.get(key)!r}, not {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"{name} was made by another model than {other}: {'; '.join(differences[:3])}{more}: want embeddings of "
+            f"one network and layer; {_WANT}."
+        )
 
 
 def _is_column(name: str) -> bool:
@@ -121,7 +153,7 @@ def _check_format(path: pathlib.Path) -> None:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    return read_npz(path, lambda name: name == "embedding" or _is_column(name), (), _WANT)
+    return read_npz(path, lambda name: name in ("embedding", _MADE_BY) or _is_column(name), (), _WANT)
 
 
 def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -134,6 +166,7 @@ def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
             raise UserError(f"{path}: {name} has {table[name].null_count} empty values: want one for every row.")
     columns = {name: table[name].to_numpy() for name in known}
     columns = {name: values.astype(str) if values.dtype == object else values for name, values in columns.items()}
+    columns[_MADE_BY] = np.array((table.schema.metadata or {}).get(_MADE_BY.encode(), b"{}").decode())
     if "embedding" in table.column_names:
         columns["embedding"] = np.stack(table["embedding"].to_numpy()) if len(table) else np.zeros((0, 0))
     return columns
@@ -142,6 +175,8 @@ def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as binary:
         columns: dict[str, np.ndarray] = {"embedding": np.lib.format.read_array(binary, allow_pickle=False)}
+    if path.with_suffix(".json").exists():
+        columns[_MADE_BY] = np.array(path.with_suffix(".json").read_text())
     if path.with_suffix(".csv").exists():
         with open(path.with_suffix(".csv"), newline="") as file:
             header, *rows = csv.reader(file)

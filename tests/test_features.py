@@ -1,5 +1,7 @@
 """Embeddings on disk: what is written comes back in every format, and files that cannot be used are named."""
 
+import json
+
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -16,13 +18,27 @@ def some(n=12, dim=5, **columns):
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".npy"])
 def test_what_is_saved_is_loaded(tmp_path, suffix):
-    written = some(label=np.array(list("abcabcabcabc")), filename=np.array([f"a, b/{i}.jpg" for i in range(12)]))
+    written = some(label=np.array(list("abcabcabcabc")), filename=np.array([f"a, b/{i}.jpg" for i in range(12)]),
+                   made_by={"layer": "trunk", "config": {"views.size": 8}})  # fmt: skip
     features.save(tmp_path / "deep" / f"f{suffix}", written)
     read = features.load(tmp_path / "deep" / f"f{suffix}")
     assert read.coarse_label is None
     for name in ("embedding", "id", "label", "filename"):
         np.testing.assert_array_equal(getattr(read, name), getattr(written, name), err_msg=name)
-    assert read.embedding.dtype == np.float32
+    assert read.embedding.dtype == np.float32 and read.made_by == written.made_by
+
+
+def test_embeddings_of_two_models_are_told_apart():
+    one = {"layer": "trunk", "step": 28, "config": {"views.size": 8, "eval.recall_at": (1, 2)}, "data": {"test": "1f"}}
+    features.check_alike("a.npz", one, "b.npz", json.loads(json.dumps(one)))
+    features.check_alike("a.npz", {}, "b.npz", one)  # of which nothing is known
+    other = one | {"layer": "projector", "config": one["config"] | {"views.size": 16}, "data": {"test": "2e"}}
+    message = (
+        r"a\.npz was made by another model than b\.npz: config views\.size 8, not 16; data test '1f', not '2e'; layer "
+        r"'trunk', not 'projector': want embeddings of one network and layer; write it anew with exp"
+    )
+    with pytest.raises(UserError, match=message):
+        features.check_alike("a.npz", one, "b.npz", other)
 
 
 def test_parquet_with_empty_values_is_refused(tmp_path):

@@ -141,6 +141,14 @@ def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
         line.split()[2] for line in found
     ]
 
+    # A gallery of another layer has as many dimensions, perhaps; a query of the workdir's network finds nothing in it.
+    PIL.Image.new("L", (8, 8), 99).save(tmp_path / "query.png")
+    query = f"--workdir={trained_once}", f"--query={tmp_path}/query.png", f"--gallery={tmp_path}/test.npz"
+    assert cli("search", *query).returncode == 0
+    done = cli("search", *query, "--layer=projector")
+    assert done.returncode == 2 and "test.npz was made by another model than" in done.stderr
+    assert "layer 'trunk', not 'projector': want embeddings of one network and layer" in done.stderr
+
     done = cli("evaluate", f"--workdir={trained_once}", "--k=1,50")
     assert done.returncode == 2 and "found --k with --workdir" in done.stderr
     for arguments, message in (

@@ -120,7 +120,7 @@ TRANSFER = {
 LARGE_SIZE = "384"
 # (data set, method, trunk, how it is published) -> top-1.
 _LARGE, _LATER = f"at larger test images (ours: {LARGE_SIZE} px)", "in a later paper"
-_UNSAID = "(how is not said: fine-tuned, or on fine labels from scratch)"
+_UNSAID = "(one of two readings)"
 _SEED = {
     ("inat19", "grafit", "regnet_y_8gf", _LARGE): 84.1,
     ("cifar100", "grafit", "resnet50", _UNSAID): 83.7,

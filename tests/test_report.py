@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from grafit_jax import pages, report, reproduction, tables, targets, train
+from grafit_jax import pages, report, reproduction, results, tables, targets, train
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from helpers.command_lines import ROOT
@@ -120,18 +120,21 @@ def test_recorded_rows_share_everything_but_method_and_seed(name):
     # overrides say, and the two protocols in how theirs are.
     own = {
         "method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm",
-        "clusters.workdir", "clusters.k", "model.pretrained", "queue.size", "ema.final",
+        "clusters.workdir", "clusters.k", "model.pretrained", "queue.size", "ema.final", "model.head_init",
     }  # fmt: skip
     trained = [r for r in recorded if r["method"] != tables.RAW_PIXELS]
     shared = [
-        {k: v for k, v in r["config"].items() if k not in own | {*rows[r["row"]].overrides} and k[:10] != "key_views."}
+        {k: v for k, v in results.comparable(r["config"]).items()
+         if k not in own | {*rows[r["row"]].overrides} and k[:10] != "key_views."}
         for r in trained
-    ]
+    ]  # fmt: skip
     whole = max(shared, key=len)
     assert all(all(whole[k] == v for k, v in config.items()) for config in shared) and whole
     for protocol in ("paper", "maskcon"):
         of_it = [r for r in trained if r["protocol"] == protocol and not rows[r["row"]].overrides]
-        theirs = ("loss.temperature", "model.head_batch_norm", "queue.size", "ema.final", "key_views.flip")
+        theirs = (
+            "loss.temperature", "model.head_batch_norm", "model.head_init", "queue.size", "ema.final", "key_views.flip",
+        )  # fmt: skip
         assert len({tuple(r["config"].get(key) for key in theirs) for r in of_it}) <= 1
 
 

@@ -531,4 +531,10 @@ def test_a_table_fits_a_terminal():
         "    three",
         "bb  four     yyyyyy",
     ]
+    # A word is not broken while another column has spaces to be broken at.
+    assert report.plain_table(["h"] * 2, [["twelve_chars", "a b c d"]], width=17).splitlines()[1:] == [
+        "twelve_chars  a b",
+        "              c d",
+    ]
+    assert report.plain_table(["h"], [["twelve_chars"]], width=6).splitlines()[1:] == ["twelve", "_chars"]
     assert all(len(line) <= 120 for line in targets.plain({}).splitlines() if line.startswith("  "))

@@ -43,8 +43,9 @@ def main(argv):
         metrics = experiment.evaluate(run, state, probe=_PROBE.value)
     elif _FEATURES.value is not None and _WORKDIR.value is None:
         queries = features.load(pathlib.Path(_FEATURES.value))
-        gallery = None if _GALLERY.value is None else features.load(pathlib.Path(_GALLERY.value))
-        if gallery is not None:
+        gallery = None
+        if _GALLERY.value is not None:
+            gallery = features.load(pathlib.Path(_GALLERY.value))
             features.check_alike(_FEATURES.value, queries.made_by, _GALLERY.value, gallery.made_by)
         metrics = evaluation.evaluate_features(
             queries,

@@ -67,7 +67,7 @@ def save(path: pathlib.Path, features: Features) -> None:
     made_by = json.dumps(features.made_by)
     with writing(path):
         if path.suffix == ".npz":
-            np.savez(path, embedding=features.embedding, **columns, **{_MADE_BY: np.array(made_by)})
+            np.savez(path, embedding=features.embedding, made_by=np.array(made_by), **columns)
         elif path.suffix == ".npy":
             np.save(path, features.embedding)
             with open(path.with_suffix(".csv"), "w", newline="") as file:

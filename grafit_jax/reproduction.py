@@ -1,5 +1,6 @@
 """The runs of a table: which of them are there, what the others take, and their results."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -190,15 +191,13 @@ def result(point: Point, known: Recorded) -> Result:
 
 
 def complete(wanted: Iterable[Point]) -> list[Result]:
-    """The results of the runs that are complete already, recorded or not; files of something else are passed over."""
-
-    def is_complete(point: Point) -> bool:
-        try:
-            return state(point, {}) == "complete"
-        except UserError:
-            return False
-
-    return [result(point, {}) for point in wanted if is_complete(point)]
+    """The results of the runs that are complete already, recorded or not; what cannot be read is passed over."""
+    found = []
+    for point in wanted:
+        with contextlib.suppress(UserError):  # `all_results` tells of it
+            if state(point, {}) == "complete":
+                found.append(result(point, {}))
+    return found
 
 
 def _train(point: Point) -> None:

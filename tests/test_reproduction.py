@@ -79,6 +79,9 @@ def test_a_run_is_missing_begun_complete_or_recorded(wanted):
     with pytest.raises(UserError, match=r"clusterfit holds files of something else \(thesis\.tex, …\): take an empty"):
         reproduction.state(clusterfit, {})
     assert [r["row"] for r in reproduction.complete(points)] == ["baseline"]
+    metrics = baseline.directory / "metrics.json"
+    metrics.write_text(metrics.read_text().replace("0.125", "0.126"))
+    assert reproduction.complete(points) == []
 
 
 def test_a_run_that_others_start_from_is_trained_though_it_is_recorded(wanted):

@@ -27,6 +27,7 @@ classes 0-9.
 """
 
 from grafit_jax import config as config_lib
+from grafit_jax.data import augment
 from grafit_jax.errors import UserError
 
 _IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}
@@ -100,7 +101,7 @@ def get_config(arg=None):
     else:
         c.update_from_flattened_dict(DATASETS[arg.dataset])
     if c.data.image_size:
-        c.data.image_size = max(c.data.image_size, round(8 / 7 * arg.size))  # what is cropped at the test
+        c.data.image_size = max(c.data.image_size, augment.resize_for(arg.size))  # what is cropped at the test
     c.data.train_level = _FINEST.get(arg.dataset, "fine")
     PRESETS[arg.preset](c)
     return c

@@ -59,7 +59,7 @@ def main(argv):
     if _ALL.value and flags.FLAGS["table"].present:
         raise UserError(f"found --all and --table={_TABLE.value}: want one of them.")
     if _BUDGET.value is not None and _JOBS.value > 1:
-        raise UserError(f"found --budget_minutes with --jobs={_JOBS.value}: want one run at a time.")
+        raise UserError(f"found --budget_minutes with --jobs={_JOBS.value}: use --jobs=1 with a budget.")
     names = tables.at(_SCALE.value or "cpu") if _ALL.value else [tables.find(_TABLE.value, _SCALE.value)]
     kept = pages.recorded(root) if _RECORD.value or _DRY_RUN.value or _BUDGET.value is not None else {}
     known = [result for of_table in kept.values() for result in of_table]

@@ -40,7 +40,7 @@ STUDIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "gpu": ("CIFAR-100, 20 → 100, 50 epochs of a ResNet-18", ("cifar100_gpu",)),
 }
 _PAPER = ("cifar100", "omniglot", "gpu")
-_ALL = ("cifar100", "omniglot", "maskcon", "gpu")
+_ALL = tuple(STUDIES)
 _ABLATED = ("cifar100",)
 # The controls in the README's summary.
 IN_SHORT = ("baseline", "baseline_mlp", "snca")
@@ -195,8 +195,7 @@ def in_short(recorded: Mapping[str, Sequence[Result]]) -> str:
         for study in claim.studies:
             title, tables = STUDIES[study]
             compared = _compared(claim, _runs(tables, recorded))
-            known = {layers: [d for d in found.items() if d[1] is not None] for layers, found in compared.items()}
-            said = [f"{_standing(dict(found))} ({layers})" for layers, found in known.items() if found]
+            said = [f"{_standing(found)} ({layers})" for layers, found in compared.items() if any(found.values())]
             if said:
                 places.append(f"{title}: {', '.join(said)}")
         if places:

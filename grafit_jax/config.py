@@ -29,7 +29,7 @@ _ENTRIES: Mapping[str, tuple[Any]] = {
 }
 # Keys that are not of one type, and what they may be.
 _CHOICES: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
-    ("views.autoaugment", "key_views.autoaugment"), (False, True, "maskcon")
+    ("views.autoaugment", "key_views.autoaugment"), augment.AUTOAUGMENT
 )
 _LARGEST = 2**32
 # Where the data lie on disk.
@@ -310,7 +310,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         size = config.eval.size or config.views.size
         fits = config.eval.resize == 0 or config.eval.resize >= size
         want(fits, "eval.resize", f"0 (8/7 of the size) or at least the size, {size} pixels")
-        kept = config.eval.resize or round(8 / 7 * size)
+        kept = config.eval.resize or augment.resize_for(size)
         enough = config.data.image_size == 0 or config.data.image_size >= kept
         want(enough, "data.image_size", f"0 (as they are) or at least {kept}, what is cropped in evaluation")
     want(not patches or config.eval.size % 2 == 0, "eval.size", "an even number for the stem patch2")

@@ -157,7 +157,7 @@ def load(
 def _eval_views(config: ml_collections.ConfigDict, views: augment.Views) -> augment.Views:
     """How evaluation sees an image. `config` is the config's `eval`."""
     size = config.size or views.size
-    resize = 0 if config.crop == "whole" else config.resize or round(size * 8 / 7)
+    resize = 0 if config.crop == "whole" else config.resize or augment.resize_for(size)
     return dataclasses.replace(views, size=size, resize=resize)
 
 

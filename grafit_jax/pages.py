@@ -148,11 +148,8 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
         "published_rows": targets.page(of_tables),
         "claims": claims.render(of_tables),
         "claims_in_short": claims.in_short(of_tables),
-        "over_epochs": _over_epochs(of_tables),
-    }
-    for name, table in TABLES.items():
-        weights = " --pretrained=resnet18.safetensors" if table.pretrained else ""
-        found[name] = f"Not run: `python experiments/reproduce.py --table={name}{weights} --record`."
+        "over_epochs": _over_epochs(of_tables) or _not_run("cifar100_epochs"),
+    } | {name: _not_run(name) for name in TABLES}
     for path in _files(root):
         with reading(path, _RECORD):
             if path.stem in TABLES:
@@ -169,7 +166,11 @@ def _over_epochs(of_tables: Mapping[str, Sequence[Result]]) -> str:
     for name, found in of_tables.items():
         if text := over_epochs.render(found):
             parts.append(f"`{name}`:\n\n![Fine metrics over the epochs, {name}]({_followed(name)})\n\n{text}")
-    return "\n\n".join(parts) or "Not run: `python experiments/reproduce.py --table=cifar100_epochs --record`."
+    return "\n\n".join(parts)
+
+
+def _not_run(name: str) -> str:
+    return f"Not run: `{targets.command(name)} --record`."
 
 
 def _followed(name: str) -> str:

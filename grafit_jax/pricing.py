@@ -24,7 +24,7 @@ def price(point: Point, known: Iterable[Result]) -> Price:
 
     Measured: the mean over recorded runs of the same config, whatever their seed. By arithmetic: epochs x training
     images x forward passes, at the pace of recorded runs of the same network at the same size; those with as many
-    passes of an image, if there are any. How many training images there are is told by a recorded run on the same data.
+    passes of an image, if there are any. The number of training images is that of a recorded run on the same data.
     """
     if point.row.name == RAW_PIXELS:
         return Price(0.0, "no training")
@@ -69,10 +69,10 @@ def _elsewhere(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class Budget:
-    """A time in which runs are to end: says which of them are not to be started any more.
+    """A time limit for several runs: refuses the runs that would not end in time.
 
-    Around its training a run compiles, evaluates and writes: for that it is given a quarter more than any run before it
-    took, and the first one a minute and a half. A run that goes on from a checkpoint is priced whole.
+    For compilation, evaluation and writing a run is allowed 1.25 times what the slowest run so far needed; the first
+    run is allowed 90 seconds. A resumed run is priced as if it started from the beginning.
     """
 
     def __init__(

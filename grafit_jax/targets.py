@@ -201,11 +201,10 @@ def _coarse_to_fine() -> Iterable[Target]:
 
 def _fine_labels() -> Target:
     """The other reading of the seed's CIFAR-100, besides fine-tuning: k-NN top-1 after training on fine labels."""
-    ((key, top1),) = ((key, top1) for key, top1 in _SEED.items() if key[0] == "cifar100")
     return Target(
         "cifar100_fine", ("grafit_fine",), "CIFAR-100, trained on the 100 fine labels", "resnet50, 32 px, from scratch",
-        {"knn_top1": top1}, "seed", _on_h100(hours("resnet50, 32 px", "grafit", images=50_000, epochs=600, views=8)),
-        "cifar100", how=key[-1],
+        {"knn_top1": _SEED["cifar100", "grafit", "resnet50", _UNSAID]}, "seed",
+        _on_h100(hours("resnet50, 32 px", "grafit", images=50_000, epochs=600, views=8)), "cifar100", how=_UNSAID,
     )  # fmt: skip
 
 
@@ -268,14 +267,19 @@ def _percents(values: Iterable[float | None]) -> str:
     return " / ".join("–" if value is None else f"{value:.4g}" for value in values)
 
 
+def command(table: str) -> str:
+    """The command line that trains a table; resnet18.safetensors stands for the file of pretrained weights."""
+    weights = " --pretrained=resnet18.safetensors" if table.endswith("_pretrained") else ""
+    return f"python experiments/reproduce.py --table={table}{weights}"
+
+
 def plain(recorded: Recorded) -> str:
     """Every target, for a terminal of 120 columns: under a line for each table, and what trains it, its rows."""
     groups: dict[str, list[list[str]]] = {}
     for target in sorted(TARGETS, key=lambda target: [t.table for t in TARGETS].index(target.table)):
-        weights = " --pretrained=resnet18.safetensors" if target.table.endswith("_pretrained") else ""
         heading = (
             f"{target.table}: {target.title}; {_metrics(target)}; protocol {target.protocol}; data {target.data}\n"
-            f"$ python experiments/reproduce.py --table={target.table}{weights}"
+            f"$ {command(target.table)}"
         )
         groups.setdefault(heading, []).append(_cells(target, recorded))
     parts = [f"{heading}\n{report.plain_table(_HEADER, rows, width=118)}" for heading, rows in groups.items()]

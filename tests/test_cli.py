@@ -23,7 +23,7 @@ MISTAKES = {
     "sweep --config=configs/digits.py:method=byol": "that agrees with the command line, {{method=byol}}",
     "reproduce --table=cifar100_cpuu": "unknown table 'cifar100_cpuu' (did you mean 'cifar100_cpu'?)",
     "reproduce --table=omniglot --scale=paper": "found --scale=paper: want one of cpu, at which",
-    "reproduce --budget_minutes=9 --jobs=2": "found --budget_minutes with --jobs=2: want one run at a time.",
+    "reproduce --budget_minutes=9 --jobs=2": "found --budget_minutes with --jobs=2: use --jobs=1 with a budget.",
     "reproduce --seeds=0,x": "want numbers, as 0,1,2",
 }
 

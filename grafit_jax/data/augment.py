@@ -38,6 +38,13 @@ _BLUR_REACH = 3  # standard deviations; beyond lie 0.3 % of a Gaussian
 
 # What `plain_view` takes of an image.
 EVAL_CROPS = ("whole", "centre")
+# `Views.autoaugment`.
+AUTOAUGMENT = (False, True, "maskcon")
+
+
+def resize_for(size: int) -> int:
+    """The usual length of the shorter side, in pixels, of which the middle `size` are seen: 256 for 224."""
+    return round(8 / 7 * size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +114,7 @@ class Views:
         want(self.randaugment_ops >= 0, "randaugment_ops", "0 or more")
         want(0 <= self.randaugment_magnitude <= policies.MAX_MAGNITUDE, "randaugment_magnitude", "0 to 30")
         want(0 <= self.perspective <= 1, "perspective", "a share of half a side, 0 to 1")
-        want(self.autoaugment in (True, False, "maskcon"), "autoaugment", 'True, False or "maskcon"')
+        want(self.autoaugment in AUTOAUGMENT, "autoaugment", 'True, False or "maskcon"')
         want(len(self.blur) == 2 and 0 <= self.blur[0] <= self.blur[1], "blur", "0 <= low <= high")
         for name in ("flip", "jitter_prob", "grey", "perspective_prob", "blur_prob", "erase"):
             want(0 <= getattr(self, name) <= 1, name, "a probability")

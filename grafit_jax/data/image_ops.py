@@ -89,7 +89,7 @@ def shear_y(image: Array, amount: Array, fill: float) -> Array:
     y = y + amount * x
     top = jnp.floor(y - 0.5)
     d = y - 0.5 - top
-    # PIL's cubic has the slope -1 where others have -0.5. Beyond the border the image goes on with its border pixels.
+    # PIL's transform uses the cubic kernel with a = -1, not the usual -0.5, and repeats pixels beyond the border.
     weights = (-d * (1 - d) ** 2, 1 - 2 * d**2 + d**3, d + d**2 - d**3, -(d**2) * (1 - d))
     rows = (jnp.clip(top + i, 0, height - 1).astype(jnp.int32) for i in (-1, 0, 1, 2))
     taps = (w[..., None] * jnp.take_along_axis(image, row[..., None], 0) for w, row in zip(weights, rows, strict=True))

@@ -1,11 +1,10 @@
 """Recorded results as text: tables in Markdown, and their places in README.md and docs."""
 
-import contextlib
-import fcntl
 import json
-import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+import filelock
 
 from grafit_jax import claims, over_epochs, report, reproduction, results, targets, workdir
 from grafit_jax.errors import UserError, reading
@@ -129,15 +128,9 @@ def _merged(root: pathlib.Path, name: str, new: Sequence[Result]) -> list[Result
     return results.merge(old, new, [row.name for row in TABLES[name].rows], str(path))
 
 
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Waits until no other process of this host is in here: what it has read it may write."""
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
+def _alone(folder: pathlib.Path) -> filelock.BaseFileLock:
+    """A lock that waits until no other process reads the results in `folder`, to write them again."""
+    return filelock.FileLock(folder / ".lock")
 
 
 def blocks(root: pathlib.Path) -> dict[str, str]:

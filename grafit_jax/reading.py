@@ -1,6 +1,7 @@
 """Files that may be damaged, or somebody else's: JSON and npz, of which nothing is ever unpickled."""
 
 import json
+import math
 import os
 import pathlib
 import zipfile
@@ -67,6 +68,8 @@ def read_npz(
     return arrays
 
 
-def _memory() -> int:
-    """Bytes of the host's memory."""
+def _memory() -> float:
+    """Bytes of the host's memory; infinite on Windows, which does not say so."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,13 +1,13 @@
 """Runs the points of a sweep, on this machine or as jobs of SLURM. Its state is what lies in the runs' directories.
 
-Who runs a point holds the lock of its log, and so does the process of the run, which inherits it: a point is locked for
-as long as anybody is at it, and the system lets go of the lock when all of them are dead. An attempt that has ended by
-itself has a last line in the log that says how; an attempt without it was killed.
+A sweep that runs a point holds the point's sweep lock, and the run itself holds the lock of its workdir, also when its
+sweep was killed: a point runs as long as one of them is held, and the system frees both when their processes die. Of
+two runs on one workdir the second one ends without training (`workdir.lock`). An attempt that has ended by itself
+leaves a last line in the log with its exit status; an attempt without that line was killed.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import pathlib
 import re
@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import IO, Literal
 
-from grafit_jax import workdir
+import filelock
+
+from grafit_jax import locks, workdir
 from grafit_jax.cli import EXIT_MISTAKE
 from grafit_jax.errors import UserError, warn
 from grafit_jax.preemption import EXIT_PREEMPTED
@@ -50,9 +52,10 @@ class Standing:
 
 def standing(run: pathlib.Path) -> Standing:
     """How far the point is whose run is in `run`."""
-    at_it = workdir.is_locked(run / workdir.LOG) or workdir.is_locked(run / workdir.LOCK)
     left = _left(run)
-    return Standing("running") if at_it and left.state != "complete" else left
+    if left.state != "complete" and any(locks.is_held(run / name) for name in (workdir.SWEEP_LOCK, workdir.LOCK)):
+        return Standing("running")
+    return left
 
 
 def is_complete(run: pathlib.Path) -> bool:
@@ -87,17 +90,18 @@ def _last_lines(log: pathlib.Path) -> list[str]:
 
 @dataclasses.dataclass
 class Attempt:
-    """A point that is being run: its process, and the log whose lock says so."""
+    """A point that is being run: its process, the log that this writes to, and the sweep lock."""
 
     run: pathlib.Path
     process: subprocess.Popen
     log: IO[bytes]
+    lock: filelock.BaseFileLock
 
     def finish(self) -> Standing:
         """Waits for the process and says how it ended."""
         status = self.process.wait()
         # A run that was started by hand may have come first: then this was no attempt.
-        if not (status == EXIT_MISTAKE and workdir.is_locked(self.run / workdir.LOCK)):
+        if not (status == EXIT_MISTAKE and locks.is_held(self.run / workdir.LOCK)):
             try:
                 self.log.write(f"\n{_ENDED}{status}\n".encode())
                 self.log.flush()
@@ -105,34 +109,37 @@ class Attempt:
                 warn(f"how {self.run} has ended ({status}) cannot be written to its log ({error}).")
         with contextlib.suppress(OSError):  # what could not be written above
             self.log.close()
+        self.lock.release()
         return standing(self.run)
 
 
-def hold(run: pathlib.Path) -> IO[bytes] | None:
-    """The log of a run with its lock; None while somebody is at that run; UserError for a disk that takes neither."""
-    with contextlib.ExitStack() as undo:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            log = undo.enter_context((run / workdir.LOG).open("ab"))
-        except OSError as error:
-            raise UserError(
-                f"{run} cannot be made ({error}): runs that were started go on to their end; make room, or make it "
-                "writable, then start the sweep again."
-            ) from error
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            warn(f"{run} is on a file system without locks ({error.strerror}): see that no other sweep uses it.")
-        if workdir.is_locked(run / workdir.LOCK):  # by a run that was started by hand
-            return None
-        undo.pop_all()
-    return log
+def hold(run: pathlib.Path) -> filelock.BaseFileLock | None:
+    """The sweep lock of a point; None while the point is being run; UserError where the lock cannot be created."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = locks.take(run / workdir.SWEEP_LOCK)
+    except OSError as error:
+        raise _cannot_be_created(run, error) from error
+    if lock is not None and locks.is_held(run / workdir.LOCK):  # a run started by hand, or whose sweep was killed
+        lock.release()
+        return None
+    return lock
 
 
-def start(run: pathlib.Path, words: Sequence[str], log: IO[bytes]) -> Attempt:
-    """Starts a run by a command line, with its log held."""
+def _cannot_be_created(run: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"{run} cannot be created ({error}): runs that have started continue to their end; make room, or make it "
+        "writable, then start the sweep again."
+    )
+
+
+def start(run: pathlib.Path, words: Sequence[str], lock: filelock.BaseFileLock) -> Attempt:
+    """Starts a run by a command line, with the point's lock held; UserError where its log cannot be created."""
+    try:
+        log = (run / workdir.LOG).open("ab")
+    except OSError as error:
+        lock.release()
+        raise _cannot_be_created(run, error) from error
     process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
@@ -141,7 +148,7 @@ def start(run: pathlib.Path, words: Sequence[str], log: IO[bytes]) -> Attempt:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},  # the log's last line is to be the last thing that was said
         process_group=0,  # its own: Ctrl-C is for the sweep, which asks its runs to save themselves
     )
-    return Attempt(run, process, log)
+    return Attempt(run, process, log, lock)
 
 
 def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
@@ -165,21 +172,21 @@ def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
                 name = waiting.popleft()
                 run = directory / name
                 try:
-                    log = hold(run)
-                except UserError as error:  # told of at once: the others may take hours
+                    lock = hold(run)
+                    if lock is None:
+                        passed_over.append(name)
+                        continue
+                    left = _left(run)
+                    # Another sweep has tried this point since we began; do not retry it.
+                    if left.state == "complete" or (left.state == "failed" and _size(run / workdir.LOG) > began[name]):
+                        lock.release()
+                        continue
+                    attempt = start(run, commands[name], lock)
+                except UserError as error:  # said at once: the others may take hours
                     warn(f"{error} No more runs are started.")
                     full = error
                     waiting.clear()
                     break
-                if log is None:
-                    passed_over.append(name)
-                    continue
-                left = _left(run)
-                # What failed since we began, failed in other hands: once is enough.
-                if left.state == "complete" or (left.state == "failed" and _size(run / workdir.LOG) > began[name]):
-                    log.close()
-                    continue
-                attempt = start(run, commands[name], log)
                 running[pool.submit(attempt.finish)] = (name, attempt)
                 if stop():  # which came when it was not yet among those that are asked
                     attempt.process.terminate()

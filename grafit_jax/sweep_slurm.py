@@ -20,12 +20,13 @@ class Job:
     attempt: sweep_runs.Attempt | None = dataclasses.field(default=None, init=False)
 
     def __call__(self) -> str:
-        log = sweep_runs.hold(self.run)
-        if log is None:
-            return f"{self.run} is run by somebody else"
+        lock = sweep_runs.hold(self.run)
+        if lock is None:
+            return f"{self.run} is run by another process"
         if sweep_runs.is_complete(self.run):
+            lock.release()
             return f"{self.run} is complete"
-        self.attempt = sweep_runs.start(self.run, self.words, log)
+        self.attempt = sweep_runs.start(self.run, self.words, lock)
         ended = self.attempt.finish()
         if ended.state == "failed":
             raise RuntimeError(f"{self.run} failed: {ended.why}")

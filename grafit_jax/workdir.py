@@ -1,7 +1,6 @@
 """What a run leaves on disk beside its checkpoints: config.json, metrics.jsonl, metrics.json, run.json, broken.txt."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -14,63 +13,57 @@ import jax
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import parallel
+from grafit_jax import locks, parallel
 from grafit_jax.data.sources import Records
-from grafit_jax.errors import UserError, warn
+from grafit_jax.errors import UserError
 from grafit_jax.reading import read_json
 
 # The images that a run does without.
 BROKEN = "broken.txt"
 # The folder of a workdir that traces are in, which may be there before the run is.
 PROFILE = "profile"
-# Whose lock the run that is at work has.
+# The lock that a run holds while it works, and a file that says which process that is.
 LOCK = "lock"
-# What the process of a run has said, where experiments/sweep.py started it.
+_HOLDER = "lock.holder"
+# Seconds to wait for it: another process may hold it for a moment, to see whether it is free.
+_MOMENT = 0.5
+# Held by a sweep that runs this point, and what the run's process prints.
+SWEEP_LOCK = "sweep.lock"
 LOG = "train.log"
-# What may be there before config.json is.
-_BEFORE = (PROFILE, LOCK, LOG, "config.json.tmp")
+# Files that may exist before config.json does.
+_BEFORE = (PROFILE, LOCK, _HOLDER, SWEEP_LOCK, LOG, "config.json.tmp")
 _METRICS = "metrics.jsonl"
 
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps `workdir` to this run until it ends, however it ends: the system lets go of the lock of a dead process.
+    """Keeps `workdir` to this run until it ends, however it ends: see `locks`.
 
     Raises:
-      UserError: another run has it.
+      UserError: another run uses it.
     """
     with contextlib.ExitStack() as held:
         holder = None
         if parallel.is_first():
             with _writable(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context((workdir / LOCK).open("a+"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-            except OSError as error:
-                warn(f"{workdir} is on a file system without locks ({error.strerror}): see that no other run uses it.")
-            else:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
+                taken = locks.take(workdir / LOCK, timeout=_MOMENT)
+                if taken is None:
+                    holder = _holder(workdir)
+                else:
+                    held.callback(taken.release)
+                    (workdir / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         if not parallel.all_agree(holder is None):
-            raise UserError(f"{workdir} is used by {holder or 'another run'}: take another --workdir, or let that end.")
+            raise UserError(f"{workdir} is used by {holder or 'another run'}: use another --workdir, or wait.")
         yield
 
 
-def is_locked(path: pathlib.Path) -> bool:
-    """Whether somebody holds the lock of a file; False for a file that is not there."""
+def _holder(workdir: pathlib.Path) -> str:
+    """The process that holds the lock, by the file that it has written since."""
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
+        return (workdir / _HOLDER).read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"
 
 
 @contextlib.contextmanager

@@ -15,12 +15,23 @@ import numpy as np
 import optax
 import pytest
 
-from grafit_jax import checkpoint, evaluation, experiment, integrity, parallel, preemption, report, train, workdir
+from grafit_jax import (
+    checkpoint,
+    evaluation,
+    experiment,
+    integrity,
+    locks,
+    parallel,
+    preemption,
+    report,
+    train,
+    workdir,
+)
 from grafit_jax import memory as memory_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
 from grafit_jax.state import TrainState
-from helpers.command_lines import a_moment, command, shell_environment
+from helpers.command_lines import ROOT, a_moment, command, shell_environment
 from helpers.runs import assert_close, before_calls, log_of, small_config
 
 
@@ -341,22 +352,46 @@ def test_a_lock_is_held_until_its_run_ends(tmp_path):
     run = tmp_path / "run"
     for _ in range(2):
         with workdir.lock(run):
-            assert workdir.is_locked(run / "lock")
+            assert locks.is_held(run / "lock")
             with pytest.raises(UserError, match=rf"is used by process {os.getpid()} on "), workdir.lock(run):
                 pass
-        assert not workdir.is_locked(run / "lock")
+        assert not locks.is_held(run / "lock")
 
 
 def test_a_workdir_is_one_runs_until_that_ends(tmp_path, trains):
     config = small_config("baseline", **{"train.epochs": 1})
     with (
         workdir.lock(tmp_path / "run"),
-        pytest.raises(UserError, match=rf"run is used by process {os.getpid()} on \S+: take another --workdir, or"),
+        pytest.raises(UserError, match=rf"run is used by process {os.getpid()} on \S+: use another --workdir, or"),
     ):
         trains(config, tmp_path / "run")
-    # A lock file that a dead run has left is no lock.
-    assert (tmp_path / "run" / "lock").read_text().startswith(f"process {os.getpid()} on ")
+    # Files that a dead run has left are no lock.
+    assert (tmp_path / "run" / "lock").exists()
+    assert (tmp_path / "run" / "lock.holder").read_text().startswith(f"process {os.getpid()} on ")
     trains(config, tmp_path / "run")
+
+
+_WITHOUT_POSIX = """
+import importlib, os, pkgutil, sys
+sys.modules.update(dict.fromkeys(("fcntl", "resource", "termios", "pwd", "grp")))
+del os.sysconf, os.fork
+import grafit_jax
+names = [m.name for m in pkgutil.walk_packages(grafit_jax.__path__, "grafit_jax.")]
+for name in names:
+    importlib.import_module(name)
+from grafit_jax import reading
+print(len(names), reading._memory())
+"""
+
+
+@pytest.mark.slow
+def test_the_package_imports_on_a_system_without_posix_modules():
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_POSIX], capture_output=True, text=True, cwd=ROOT, env=shell_environment()
+    )
+    assert done.returncode == 0, done.stderr
+    number, memory = done.stdout.split()
+    assert int(number) > 50 and memory == "inf"
 
 
 def test_a_config_changes_where_it_is_allowed_to(tmp_path, trains):

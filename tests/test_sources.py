@@ -264,7 +264,10 @@ MINUS = np.where(LABEL == 3, -1, LABEL)
         ),
         ({"image": np.zeros((20, 2, 2), np.uint8)}, r"images are uint8 \[20, 2, 2\], want uint8 \[N, H, W, C\]"),
         ({"image": np.zeros((20, 3, 8, 8), np.uint8)}, "with 8 channels, want 1 or 3, and the channels last"),
-        ({"image": np.zeros((20, 3, 2, 3), np.uint8)}, "1 channels in train and 3 in test: want the same number"),
+        (
+            {"image": np.zeros((20, 3, 2, 3), np.uint8)},
+            "1 channels in train and 3 channels in test: want the same",
+        ),
         ({"image": np.zeros((0, 3, 2, 1), np.uint8)}, "split test: no image, want at least one"),
         ({"label": LABEL[:19]}, r"split test: label is int64 \[19\], want integers \[20\]"),
         ({"label": LABEL.astype(float)}, r"label is float64 \[20\], want integers \[20\]"),

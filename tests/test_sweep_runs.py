@@ -1,5 +1,6 @@
 """Sweeps at work: who runs what, what is left alone, and how it ends, with real processes, locks and signals."""
 
+import errno
 import fcntl
 import json
 import os
@@ -9,10 +10,11 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from grafit_jax import sweep_runs, workdir
+from grafit_jax import locks, sweep_runs, workdir
 from grafit_jax.errors import UserError
 from grafit_jax.sweep_runs import Standing
 from helpers.command_lines import ROOT, a_moment, command, shell_environment
@@ -59,7 +61,7 @@ def test_how_far_a_point_is_follows_from_what_lies_in_its_directory(tmp_path, lo
     if log is not None:
         (tmp_path / workdir.LOG).write_text(log, encoding="utf-8")
     assert sweep_runs.standing(tmp_path) == expected
-    for name in (workdir.LOG, workdir.LOCK) if log is not None else ():
+    for name in (workdir.SWEEP_LOCK, workdir.LOCK) if log is not None else ():
         with hold(tmp_path / name):
             assert sweep_runs.standing(tmp_path) == Standing("running")
         assert sweep_runs.standing(tmp_path) == expected
@@ -91,21 +93,19 @@ def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path
 
 def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, monkeypatch):
     points = commands(tmp_path, theirs=DONE, by_hand=DONE, ours=DONE)
-    with hold(tmp_path / "theirs" / workdir.LOG), hold(tmp_path / "by_hand" / workdir.LOCK):
+    with hold(tmp_path / "theirs" / workdir.SWEEP_LOCK), hold(tmp_path / "by_hand" / workdir.LOCK):
         assert sweep_runs.run_all(points, tmp_path, jobs=1) is False
         assert states(tmp_path, points) == {"theirs": "running", "by_hand": "running", "ours": "complete"}
 
     # They let go, having failed or not ended, while we are at our own.
-    log = hold(tmp_path / "left" / workdir.LOG)
-    failing = hold(tmp_path / "failing" / workdir.LOG)
+    left, failing = (hold(tmp_path / name / workdir.SWEEP_LOCK) for name in ("left", "failing"))
     start = sweep_runs.start
 
     def started(run, *rest):
         if run.name == "slow":
-            failing.write("no luck\n\nexit status 1\n")
-            failing.close()
-            log.write("begun")
-            log.close()
+            for name, lock, log in (("left", left, "begun"), ("failing", failing, "no luck\n\nexit status 1\n")):
+                (tmp_path / name / workdir.LOG).write_text(log)
+                lock.close()
         return start(run, *rest)
 
     points = commands(tmp_path, left=stub(ONCE + write_metrics()), failing=stub(ONCE), slow=DONE)
@@ -113,6 +113,28 @@ def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, monkeyp
     sweep_runs.run_all(points, tmp_path, jobs=1)
     assert states(tmp_path, points) == {"left": "complete", "failing": "failed", "slow": "complete"}
     assert not (tmp_path / "failing" / "trace").exists()  # nobody has tried it again
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path):
+    path = tmp_path / "lock"
+    held = hold(path)
+    assert locks.take(path) is None
+    threading.Timer(0.1, held.close).start()
+    lock = locks.take(path, timeout=30.0)
+    assert lock is not None and locks.is_held(path)
+    lock.release()
+    assert not locks.is_held(path) and not locks.is_held(tmp_path / "missing")
+
+
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock = locks.take(tmp_path / "lock")
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'lock'} is on a file system without locks (")
+    lock.release()
+    assert not locks.is_held(tmp_path / "lock")
 
 
 def test_who_only_looks_at_a_point_keeps_nobody_from_it(tmp_path, monkeypatch):
@@ -141,11 +163,11 @@ def test_a_disk_that_takes_no_more_is_told_of_in_one_line(tmp_path, capsys):
     # What runs goes on to its end, nothing more is started, and the sweep has failed.
     (tmp_path / "b").touch()
     points = commands(tmp_path, a=DONE, b=DONE, c=DONE)
-    with pytest.raises(UserError, match=r"/b cannot be made \(.*\): .* then start the sweep again\."):
+    with pytest.raises(UserError, match=r"/b cannot be created \(.*\): .* then start the sweep again\."):
         sweep_runs.run_all(points, tmp_path, jobs=2)
     assert states(tmp_path, ["a", "c"]) == {"a": "complete", "c": "not started"}
     assert re.search(
-        r"warning: .*/b cannot be made .* No more runs are started\.\na: complete\n", capsys.readouterr().err
+        r"warning: .*/b cannot be created .* No more runs are started\.\na: complete\n", capsys.readouterr().err
     )
 
 
@@ -217,6 +239,31 @@ def test_two_sweepers_on_one_directory_never_run_the_same_point_twice(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_whose_sweep_was_killed_is_not_started_again(tmp_path):
+    # The run works under the lock of its workdir, as train.py does, until it is told to end.
+    os.mkfifo(tmp_path / "end")
+    code = "import fcntl\nlock = (run / 'lock').open('a')\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
+    code += ONCE + "(run.parent / 'end').read_bytes()\n" + write_metrics(map=0.5)
+    points = commands(tmp_path, a=stub(code))
+    sweeper = subprocess.Popen(
+        [sys.executable, "-c", _SWEEPER], text=True, env=shell_environment(), cwd=ROOT, stdin=subprocess.PIPE
+    )
+    sweeper.stdin.write(json.dumps([points, str(tmp_path)]) + "\n")
+    sweeper.stdin.flush()
+    while sweeper.poll() is None and not (tmp_path / "a" / "trace").is_file():
+        a_moment(sweeper)
+    sweeper.kill()
+    assert sweeper.wait() == -signal.SIGKILL
+    assert sweep_runs.run_all(points, tmp_path, jobs=1) is False
+    assert states(tmp_path, points) == {"a": "running"}
+    (tmp_path / "end").write_bytes(b"")
+    with (tmp_path / "a" / workdir.LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert states(tmp_path, points) == {"a": "complete"}
+    assert (tmp_path / "a" / "trace").read_text() == "run\n"
+
+
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_in_the_middle_goes_on_and_finishes_with_the_right_table(tmp_path):
     # What a training compiles is the same for all of them.
     points = [{"eval.knn_temperature": t, "seed": seed} for t in (0.05, 5.0) for seed in (0, 1)]
@@ -239,8 +286,8 @@ def test_a_sweep_that_is_killed_in_the_middle_goes_on_and_finishes_with_the_righ
     for process in at_work:
         os.killpg(process, signal.SIGKILL)
     for name in at_work.values():
-        with (directory / name / workdir.LOG).open() as log:
-            fcntl.flock(log, fcntl.LOCK_EX)  # until the system has let go of it
+        with (directory / name / workdir.LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # waits until the system has freed it
         assert sweep_runs.standing(directory / name).state in ("stopped", "complete")
     kept = (directory / done / workdir.LOG).read_text()
 

@@ -28,12 +28,13 @@ def test_a_job_is_a_process_of_its_own_and_says_how_its_run_ended(tmp_path):
 
 def test_a_job_leaves_alone_what_is_complete_or_in_other_hands(tmp_path):
     job = pickle.loads(pickle.dumps(sweep_slurm.Job(tmp_path / "a", stub("sys.exit('never')")(tmp_path / "a"))))
-    log = sweep_runs.hold(tmp_path / "a")
-    assert job().endswith("is run by somebody else")
-    log.close()
+    lock = sweep_runs.hold(tmp_path / "a")
+    assert job().endswith("is run by another process")
+    lock.release()
     (tmp_path / "a" / "metrics.json").write_text("{}")
     assert job().endswith("is complete")
-    assert (tmp_path / "a" / workdir.LOG).read_text() == ""
+    assert not (tmp_path / "a" / workdir.LOG).exists()
+    assert sweep_runs.hold(tmp_path / "a") is not None  # the job has released the lock
 
 
 def test_before_its_time_is_up_a_job_lets_its_run_save_itself_and_is_queued_again(tmp_path):

@@ -1,0 +1,51 @@
+"""Locks on files: held by one process at a time, and freed by the system when that process dies."""
+
+import pathlib
+
+import filelock
+
+from grafit_jax.errors import warn
+
+
+def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock | None:
+    """Takes the lock of a file, which is created.
+
+    Args:
+      path: the file.
+      timeout: seconds to wait for the lock.
+
+    Returns:
+      the lock, to be released by its `release()`; None if another process holds it. On a file system without locks
+      there is a warning, and nothing is held.
+
+    Raises:
+      OSError: the file cannot be created.
+    """
+    path.open("ab").close()
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=timeout)
+    except filelock.Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        warn(f"{path} is on a file system without locks ({error}): make sure that no other process uses that folder.")
+    return lock
+
+
+def is_held(path: pathlib.Path) -> bool:
+    """Whether a process holds the lock of a file; False for a file that is missing or cannot be opened."""
+    if not path.is_file():
+        return False
+    lock = _lock(path)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+    lock.release()
+    return False
+
+
+def _lock(path: pathlib.Path) -> filelock.BaseFileLock:
+    return filelock.FileLock(path, thread_local=False)  # taken in one thread, released in another

@@ -10,10 +10,13 @@ or hangs, and the same command on all goes on; 2: a mistake, told in one line.
 import json
 import pathlib
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from grafit_jax import cli, cluster, parallel, profiling, train
+from grafit_jax import config as config_lib
+from grafit_jax.errors import warn
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or will be", required=True)
@@ -58,9 +61,19 @@ def main(argv):
         operations, trace = train.profile(_CONFIG.value, pathlib.Path(_WORKDIR.value))
         print(f"{profiling.table(operations)}\n\ntrace, for XProf or TensorBoard: {trace}")
         return
+    if jax.default_backend() == "cpu" and _CONFIG.value.model.dtype == "bfloat16":
+        _warn_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
     metrics = train.train(_CONFIG.value, pathlib.Path(_WORKDIR.value), allowed=_ALLOWED.value)
     if parallel.is_first():
         print(json.dumps(metrics))
+
+
+def _warn_of_preset(file):
+    """Names the presets of a config file that a CPU can train."""
+    presets = getattr(config_lib.load_module(pathlib.Path(file)), "PRESETS", ())
+    known = " or ".join(f"preset={name}" for name in presets if name.startswith("cpu"))
+    remedy = f"use {known} of {file}" if known else f"{file} has no preset for a CPU"
+    warn(f"found only a CPU, and a config for accelerators (model.dtype = bfloat16), which may take days: {remedy}.")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from grafit_jax import cluster
+from grafit_jax import cluster, progress
 from grafit_jax.errors import UserError
 from grafit_jax.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
 
@@ -40,7 +40,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn of what is meant to be
         use_compilation_cache()
         try:
-            main(argv)
+            with progress.activity():
+                main(argv)
         except UserError as error:
             _exit(error)
         except Preempted as error:

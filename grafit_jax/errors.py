@@ -5,6 +5,8 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
+import tqdm
+
 
 class UserError(ValueError):
     """A user's mistake, told in one line: what was found, what is wanted, and the remedy.
@@ -20,7 +22,7 @@ class UserError(ValueError):
 
 def warn(message: str) -> None:
     """Tells on stderr, in one line, what may be a mistake and may be meant: found and expected."""
-    print(f"warning: {' '.join(message.splitlines())}", file=sys.stderr)
+    tqdm.tqdm.write(f"warning: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
 @contextlib.contextmanager

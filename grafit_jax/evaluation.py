@@ -69,8 +69,10 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
 
         nothing = [np.zeros((0, *images.shape[1:]), np.uint8)]  # a process without a part of its own goes along
         ahead: collections.deque[tuple[int, Any]] = collections.deque()  # the devices are one batch ahead of the host
-        for i, batch in enumerate(sources.in_order(mine, block) if len(mine) else nothing):
-            pulse.beat()
+        batches = pulse.parts(
+            sources.in_order(mine, block) if len(mine) else nothing, "embedding images", -(-len(mine) // block) or 1
+        )
+        for i, batch in enumerate(batches):
             if len(batch) < block:
                 batch = np.pad(batch, [(0, block - len(batch))] + [(0, 0)] * (batch.ndim - 1))
             batch = batch.reshape(num_devices, per_device, *batch.shape[1:])

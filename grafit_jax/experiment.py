@@ -1,6 +1,7 @@
 """From a config and its records to the parts of a run: network, optimiser, state, memory."""
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -168,9 +169,8 @@ def _clusters(config: ml_collections.ConfigDict, records: dict[str, Records], pa
     source = pathlib.Path(config.clusters.workdir).expanduser()
     clusterfit.check_source(source, records, config.clusters.k)
     run, state = restore_newest(source, records=records)
-    pulse.at(0, "embeds what it clusters")
     features = run.embed_fn(variables(state), records["train"].image)["trunk"]
-    pulse.at(0, "clusters")
+    pulse.at(0, "clustering")
     return kmeans(features, config.clusters.k, seed=config.seed, cosine=config.clusters.cosine)
 
 
@@ -244,6 +244,12 @@ def _fresh(experiment: Experiment, trunk: dict[str, Any] | None) -> TrainState:
         trunk=trunk,
         head_init=experiment.config.model.head_init,
     )
+
+
+def num_parameters(experiment: Experiment) -> int:
+    """Of the online network; nothing is computed."""
+    state = jax.eval_shape(lambda: _fresh(experiment, None))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
 
 
 def check_start(experiment: Experiment) -> None:

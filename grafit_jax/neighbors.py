@@ -147,8 +147,7 @@ def blocks(
     best: dict[int, Any] = {}
     pipeline = steps()
     ready = next(pipeline)
-    for ahead in itertools.chain(pipeline, [None]):
-        pulse.beat()
+    for ahead in pulse.parts(itertools.chain(pipeline, [None]), "searching neighbours", len(parts) * len(query_blocks)):
         block, part, local_own, results = ready
         ready = ahead
         first, second = (np.asarray(x).reshape(-1, x.shape[-1])[: block.stop - block.start] for x in results)

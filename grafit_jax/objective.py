@@ -1,10 +1,12 @@
 """A method's loss, put together from `losses`: Eq. 4 of the paper, and the mixtures of protocol "maskcon"."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from grafit_jax import losses
@@ -108,3 +110,23 @@ class Objective:
 def total(per_example: Array) -> tuple[Array, Array]:
     """(sum, count)."""
     return jnp.sum(per_example.astype(jnp.float32)), jnp.asarray(per_example.size, jnp.float32)
+
+
+def guessing(method: Method, labels: np.ndarray, num_classes: int, queue_size: int) -> dict[str, float]:
+    """The means of the terms that have a softmax, where that is uniform: nothing is told apart.
+
+    Args:
+      method: whose terms.
+      labels: int [N], those that are trained on.
+      num_classes: C.
+      queue_size: K.
+    """
+    if method.supervised == "knn":
+        same = np.bincount(labels)[labels] - 1
+        with_positive = same[same > 0]
+        return {"knn_loss": float(np.mean(np.log((len(labels) - 1) / with_positive)))} if len(with_positive) else {}
+    terms = {"cross_entropy": math.log(num_classes)} if method.supervised == "cross_entropy" else {}
+    if method.queue:
+        of_queue = (method.supervised, method.instance)
+        terms |= {name: math.log(queue_size + 1) for name in ("supcon", "maskcon", "info_nce") if name in of_queue}
+    return terms

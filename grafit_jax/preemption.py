@@ -27,7 +27,7 @@ class Preempted(Exception):
 
     def __init__(self, step: int | None = None, number: int = signal.SIGTERM):
         """After a step that it has saved; None: in the midst of what `pulse` tells, of which nothing is to be kept."""
-        when = f"while it {pulse.here().doing}" if step is None else f"after step {step}, which is saved"
+        when = f"while {pulse.here().doing}" if step is None else f"after step {step}, which is saved"
         super().__init__(f"stopped by {signal.Signals(number).name} {when}: {_AGAIN}")
 
 
@@ -116,7 +116,9 @@ def _count(signals: socket.socket) -> None:
             try:
                 heard = signals.recv(1)
             except TimeoutError:
-                _say(f"\nCtrl-C: the run {pulse.here().doing}, and then saves itself; Ctrl-C again ends it at once\n")
+                _say(
+                    f"\nCtrl-C: still {pulse.here().doing}; the run is saved after that; Ctrl-C again ends it at once\n"
+                )
                 signals.settimeout(None)
                 continue
             if not heard:  # the watch is over

@@ -1,19 +1,33 @@
-"""Where this process is in what it does, and that it goes on: what takes long has a beat, which the watchdog hears."""
+"""What this process is doing, and that it makes progress: heard by the watchdog, by Ctrl-C and by `console`."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The steps that a process has taken, what it does and how far with it; `ended` if it is not going on."""
+    """Where a process is.
+
+    Attributes:
+      step: training steps taken.
+      doing: what it does, as "reading a batch".
+      ended: it has said why it ends.
+      part: how many of the `parts` of what it does are done; `parts` is 0 where that is not known.
+      beats: grows with every sign of progress.
+    """
 
     step: int = 0
-    doing: str = "is starting"
+    doing: str = "starting"
     ended: bool = False
     part: int = 0
+    parts: int = 0
+    beats: int = 0
 
     def __str__(self) -> str:
-        return f"after step {self.step} ({self.doing}{f', part {self.part}' if self.part else ''})"
+        return f"after step {self.step} ({self.doing}{f', part {self.part} of {self.parts}' if self.parts else ''})"
 
 
 _here = Place()
@@ -25,18 +39,27 @@ def here() -> Place:
 
 
 def at(step: int, doing: str) -> None:
-    """Notes where this process is, as "reads a batch"; costs nothing."""
+    """Notes what this process begins to do; costs nothing."""
     _be(Place(step, doing))
 
 
 def beat() -> None:
-    """Notes that what this process does goes on: an evaluation may take longer than a step that hangs."""
-    _be(dataclasses.replace(_here, part=_here.part + 1))
+    """Notes progress: an evaluation may take longer than a step that hangs."""
+    _be(dataclasses.replace(_here, beats=_here.beats + 1))
+
+
+def parts(items: Iterable[_T], doing: str, number: int) -> Iterator[_T]:
+    """`items`, of which there are `number`, each noted as a part of what this process does meanwhile."""
+    before = _here
+    for part, item in enumerate(items):
+        _be(dataclasses.replace(before, doing=doing, part=part, parts=number, beats=_here.beats + 1))
+        yield item
+    _be(dataclasses.replace(before, beats=_here.beats + 1))
 
 
 def ends(reason: str) -> None:
-    """Notes that this process is not going on, and why."""
-    _be(dataclasses.replace(_here, doing=reason, ended=True, part=0))
+    """Notes that this process ends, and why."""
+    _be(Place(_here.step, reason, ended=True))
 
 
 def _be(place: Place) -> None:

@@ -34,6 +34,25 @@ _WANT = (
 )
 
 
+def by_layer_and_level(
+    metrics: Mapping[str, float], layer: str, finest: str
+) -> dict[tuple[str, str], dict[str, float]]:
+    """(layer, level) -> metric -> value, of metrics as a run writes them.
+
+    Args:
+      metrics: named [LAYER/][LEVEL/]METRIC.
+      layer: the one that metrics without a layer are of.
+      finest: the level that metrics without a level are of.
+    """
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for key, value in metrics.items():
+        *path, metric = key.split("/")
+        of_layer = path.pop(0) if path and path[0] in LAYERS else layer
+        if metric != "step":
+            found.setdefault((of_layer, path[0] if path else finest), {})[metric] = value
+    return found
+
+
 def seal(run: Mapping[str, Any], config: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
     """The facts of a run (run.json) with the schema of its result, and the digest over the whole of it.
 

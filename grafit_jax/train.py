@@ -17,12 +17,14 @@ import tqdm
 
 from grafit_jax import (
     clusterfit,
+    console,
     environment,
     experiment,
     over_epochs,
     parallel,
     preemption,
     profiling,
+    progress,
     pulse,
     train_step,
     workdir,
@@ -61,7 +63,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
     with preemption.watch() as stop:
         with stop.at_once():
-            pulse.at(0, "loads its data")
+            pulse.at(0, "loading data")
             workdir.check(path, config, allowed)
             _check_hosts("keys of the config", json.dumps(config_lib.without_places(config)))
             run = experiment.load(config, path=path)
@@ -89,19 +91,21 @@ def _train(
         if not parallel.all_agree((path / webpage.NAME).is_file()):  # it was killed before that was written
             with stop.at_once():
                 _leave_page(run, path, metrics["step"])
+        console.result(run, metrics, path / webpage.NAME)
         return metrics
 
     # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     with stop.at_once():
-        pulse.at(0, "restores")
+        pulse.at(0, "restoring")
+        console.start(run)
         restored = _restored(run, checkpoints)
-        pulse.at(0, "makes its first state")
+        pulse.at(0, "creating the first state")
         state, memory, begun = restored or (*experiment.initial(run), {})
         feed = make_feed(run)
     step = start = int(state.step)
     if start:
-        _say(f"{path} goes on after step {start} of {run.total_steps}")
+        progress.say(f"{path} resumes after step {start} of {run.total_steps}")
 
     # 3. What was logged after that checkpoint is cut.
     log = workdir.cut_log(path, start)
@@ -112,7 +116,7 @@ def _train(
         return config.eval.every_epochs > 0 and epoch % config.eval.every_epochs == 0
 
     def evaluate() -> dict[str, float]:
-        pulse.at(step, "evaluates")
+        pulse.at(step, "evaluating")
         with stop.at_once():
             metrics = _evaluated(run, state, path)
         _to_tensorboard(tensorboard, "eval", metrics)
@@ -144,30 +148,31 @@ def _train(
         due = 0 < start < run.total_steps and not within and is_evaluated(first_epoch)
         if due and not parallel.all_agree(metrics.get("step") == start):
             metrics = evaluate()
-        checked = start
+        checked, estimate = start, progress.Estimate(run.total_steps)
         for epoch in range(first_epoch, config.train.epochs):
-            progress, begun = Progress(**begun), {}
+            epoch_progress, begun = Progress(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
-            pulse.at(step, "reads a batch")
+            pulse.at(step, "reading a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
-                pulse.at(step, "takes a step")
+                pulse.at(step, "taking a step" if step > start else "compiling and taking the first step")
                 taken = min(feed.steps_per_call, end - step)
                 state, memory, sums = call_of(taken)(state, memory, inputs)
-                progress.add(sums)
+                epoch_progress.add(sums)
                 step += taken
                 bar.update(taken * config.train.batch_size)
+                estimate(step, sums)
                 stopping = stop(step)
                 if step < end and (stopping or _is_due(step, taken, config.checkpoint.every_steps)):
-                    pulse.at(step, "saves")
-                    record = progress.record()
-                    _stop_if_not_finite(progress.means(), checked, step, checkpoints)
+                    pulse.at(step, "saving")
+                    record = epoch_progress.record()
+                    _stop_if_not_finite(epoch_progress.means(), checked, step, checkpoints)
                     checked = step
                     checkpoints.save(step, state, memory, record=facts | {"progress": record})
                     if stopping:
                         raise stop.preempted(step)
-                pulse.at(step, "reads a batch")
-            record = progress.record()
-            line = progress.means() | {
+                pulse.at(step, "reading a batch")
+            record = epoch_progress.record()
+            line = epoch_progress.means() | {
                 "step": step,
                 "epoch": epoch + 1,
                 "learning_rate": float(run.learning_rate(step - 1)),
@@ -177,6 +182,8 @@ def _train(
             }
             _stop_if_not_finite(line, checked, step, checkpoints)
             _stop_if_all_skipped(line, step - run.steps_per_epoch, step)
+            if epoch == 0:
+                console.warn_of_guessing(run, line)
             checked = step
             bar.set_postfix(loss=f"{line['loss']:.3f}")
             workdir.append_log(path, line)
@@ -192,7 +199,7 @@ def _train(
             finally:  # whatever becomes of an evaluation, the epochs are kept
                 cut_short = judged and evaluated is None
                 if stopping or cut_short or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
-                    pulse.at(step, "saves")
+                    pulse.at(step, "saving")
                     checkpoints.save(step, state, memory, evaluated, facts)
             if stopping:
                 raise stop.preempted(step)
@@ -200,7 +207,7 @@ def _train(
     # 6. The result, on the final weights. run.json first: metrics.json says that a run is complete.
     # The last evaluation may have been cut short, after the last save; all see the same log, but perhaps not yet.
     if not parallel.all_agree(metrics.get("step") == run.total_steps):
-        pulse.at(step, "evaluates")
+        pulse.at(step, "evaluating")
         with stop.at_once():
             metrics = _evaluated(run, state, path)
     log = workdir.cut_log(path, run.total_steps)
@@ -216,9 +223,10 @@ def _train(
     workdir.put(path, "config.json", config_lib.to_json(config) + "\n")
     workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")
     workdir.put(path, "metrics.json", json.dumps(metrics) + "\n")
-    pulse.at(run.total_steps, "writes its page")
+    pulse.at(run.total_steps, "writing report.html")
     with stop.at_once():
         webpage.leave(run, state, path)
+    console.result(run, metrics, path / webpage.NAME)
     return metrics
 
 
@@ -340,15 +348,15 @@ def _complete(path: pathlib.Path, run: experiment.Experiment) -> dict[str, Any]:
             f"{run.config.train.epochs}: want as many or more, or another --workdir."
         )
     if metrics["step"] == run.total_steps:
-        _say(f"{path} is complete: nothing is trained")
+        progress.say(f"{path} is complete: nothing is trained")
         return metrics
-    _say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
+    progress.say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
     return {}
 
 
 def _leave_page(run: experiment.Experiment, path: pathlib.Path, step: int) -> None:
     """The page of a run that is complete, if its weights after the last step are still there."""
-    pulse.at(step, "writes its page")
+    pulse.at(step, "writing report.html")
     found = None
     try:
         checkpoints = Checkpoints(path, read_only=True)
@@ -374,11 +382,6 @@ def _check_hosts(what: str, text: str) -> None:
             f"process {', '.join(map(str, others))} of {jax.process_count()} found other {what} than process 0: want "
             "the same command, and the same data in the same order, on all hosts."
         )
-
-
-def _say(message: str) -> None:
-    if parallel.is_first():
-        print(message, file=sys.stderr)
 
 
 def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints: Checkpoints) -> None:

@@ -24,7 +24,7 @@ BROKEN = "broken.txt"
 PROFILE = "profile"
 # The lock that a run holds while it works, and a file that says which process that is.
 LOCK = "lock"
-_HOLDER = "lock.holder"
+_HOLDER = ".holder"
 # Seconds to wait for it: another process may hold it for a moment, to see whether it is free.
 _MOMENT = 0.5
 # Held by a sweep that runs this point, and what the run's process prints.

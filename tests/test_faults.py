@@ -367,7 +367,7 @@ def test_a_workdir_is_one_runs_until_that_ends(tmp_path, trains):
         trains(config, tmp_path / "run")
     # Files that a dead run has left are no lock.
     assert (tmp_path / "run" / "lock").exists()
-    assert (tmp_path / "run" / "lock.holder").read_text().startswith(f"process {os.getpid()} on ")
+    assert (tmp_path / "run" / ".holder").read_text().startswith(f"process {os.getpid()} on ")
     trains(config, tmp_path / "run")
 
 

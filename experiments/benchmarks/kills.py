@@ -7,6 +7,7 @@ second.
 
 import collections
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -37,9 +38,9 @@ _SMALL = {
 # The longest that a process may take from one thing to the next before this study is given up.
 _PATIENCE = 300.0
 # Seconds: a kill comes at most so long after what it is meant for has begun. A save goes on in the background.
-_LATEST = {"restores": 0.5, "takes a step": 0.05, "saves": 0.3, "evaluates": 0.3}
+_LATEST = {"restoring": 0.5, "taking a step": 0.05, "saving": 0.3, "evaluating": 0.3}
 # So many times less one, at most, a process may begin that thing before.
-_PASSED_OVER = {"restores": 1, "takes a step": 12, "saves": 6, "evaluates": 2}
+_PASSED_OVER = {"restoring": 1, "taking a step": 12, "saving": 6, "evaluating": 2}
 
 
 class Process:
@@ -88,7 +89,7 @@ class Process:
         Returns:
           what it was at in the end.
         """
-        place = (0, "starts")
+        place = (0, "starting")
         for place in self.rest():
             if place[1] == doing:
                 if not passed_over:
@@ -106,9 +107,9 @@ class Process:
 
 def _evaluate(path: pathlib.Path) -> None:
     """As experiments/evaluate.py does."""
-    pulse.at(0, "restores")
+    pulse.at(0, "restoring")
     run, state = experiment.restore_newest(path)
-    pulse.at(int(state.step), "evaluates")
+    pulse.at(int(state.step), "evaluating")
     experiment.evaluate(run, state)
 
 
@@ -125,7 +126,9 @@ def _assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
         log = [{k: v for k, v in line.items() if "second" not in k} for line in lines]
         found.append((jax.tree.map(np.asarray, restored[:2]), (path / "metrics.json").read_text(), log))
     jax.tree.map(np.testing.assert_array_equal, found[0][0], found[1][0])
-    assert found[0][1:] == found[1][1:], "metrics or log differ"
+    assert found[0][1] == found[1][1], f"metrics differ: {found[0][1]} and {found[1][1]}"
+    for ours, theirs in itertools.zip_longest(found[0][2], found[1][2]):
+        assert ours == theirs, f"log lines differ: {ours} and {theirs}"
 
 
 def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[str, Any]:
@@ -135,7 +138,7 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
     that nobody has killed, and the next one begins.
 
     Args:
-      doing: "restores", "takes a step", "saves" or "evaluates".
+      doing: "restoring", "taking a step", "saving" or "evaluating".
       kills: how many; the run that is killed last goes on to its end.
       seed: of the moments.
       folder: where the runs are.
@@ -161,10 +164,10 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
         if hits.total() == kills:
             _finish(functools.partial(train.train, config, path), said, going_on)
         else:
-            reading = doing in ("restores", "evaluates") and bool(_steps(path)) and draw.random() < 0.5
+            reading = doing in ("restoring", "evaluating") and bool(_steps(path)) and draw.random() < 0.5
             # A run that is killed whenever it restores has nothing to restore: every other time it comes on.
-            come_on = doing == "restores" and not reading and (not _steps(path) or draw.random() < 0.5)
-            at_what = "takes a step" if come_on else doing
+            come_on = doing == "restoring" and not reading and (not _steps(path) or draw.random() < 0.5)
+            at_what = "taking a step" if come_on else doing
             work = functools.partial(_evaluate, path) if reading else functools.partial(train.train, config, path)
             process = Process(work, said)
             passed_over = 0 if reading else draw.randrange(_PASSED_OVER[at_what])
@@ -174,7 +177,7 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
             if status == -signal.SIGKILL:
                 hits[at] += 1
                 half_written += any((path / "checkpoints").glob("*tmp*"))
-                if not reading and at not in ("starts", "restores"):
+                if not reading and at not in ("starting", "restoring"):
                     lost.append(step - max(_steps(path), default=0))
                 continue
             _expect(status == 0, f"{going_on} failed", said)
@@ -186,7 +189,7 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
         equal += 1
         shutil.rmtree(path)
     return {
-        "work": f"SIGKILL meant for when a run {doing}",
+        "work": f"SIGKILL while {doing}",
         "kills": hits.total(),
         "hits": dict(hits),
         "half_written": half_written,

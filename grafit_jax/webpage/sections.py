@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from grafit_jax.data.sources import Records
-from grafit_jax.results import HEADLINE, LAYERS
+from grafit_jax.results import HEADLINE, LAYERS, by_layer_and_level
 from grafit_jax.webpage import analysis, markup
 from grafit_jax.webpage import curves as svg
 from grafit_jax.webpage.markup import Cell, text
@@ -44,11 +44,8 @@ def metrics(runs: Sequence[Run], test: Records) -> Part:
     """metrics.json as a table: a row for every layer and level, of every run."""
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for run in runs:
-        for key, value in run.result["metrics"].items():
-            *path, metric = key.split("/")
-            layer = path.pop(0) if path and path[0] in LAYERS else run.layer
-            if metric != "step":
-                found.setdefault((layer, path[0] if path else test.finest, run.name), {})[metric] = value
+        for (layer, level), values in by_layer_and_level(run.result["metrics"], run.layer, test.finest).items():
+            found[layer, level, run.name] = values
     columns = sorted(dict.fromkeys(m for row in found.values() for m in row), key=lambda m: not _is_percent(m))
     levels = [*test.levels][::-1]
     order = sorted(found, key=lambda key: (LAYERS.index(key[0]), levels.index(key[1]) if key[1] in levels else 0))

@@ -1,0 +1,128 @@
+"""What a command shows on stderr while it works: what takes long, and how long a training will take."""
+
+import contextlib
+import dataclasses
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import tqdm
+
+from grafit_jax import parallel, pulse
+
+# Seconds after which something that takes long is shown; in a log file, a line for every so many.
+_PATIENCE, _LOG_EVERY = 4.0, 30.0
+# Seconds of training that an estimate is made from.
+_SAMPLE = 10.0
+
+
+def say(message: str) -> None:
+    """A line, or several, by the first process alone; bars stay whole."""
+    if parallel.is_first():
+        tqdm.tqdm.write(message, file=sys.stderr)
+
+
+# What takes long.
+
+
+@contextlib.contextmanager
+def activity() -> Iterator[None]:
+    """Shows what this process does, by `pulse`, whenever one thing takes more than a few seconds."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_show, args=(ended,), name="activity", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _show(ended: threading.Event) -> None:
+    shown = _Activity()
+    while not ended.wait(1.0):
+        shown.look(pulse.here(), time.time())
+    shown.close()
+
+
+class _Activity:
+    """What is shown of the places that a process is seen at: a bar on a terminal, else a line now and then."""
+
+    def __init__(self):
+        self._place, self._since, self._said = pulse.Place(), math.inf, math.inf
+        self._bar: tqdm.tqdm | None = None
+
+    def look(self, place: pulse.Place, now: float) -> None:
+        """Called about once a second."""
+        before, self._place = self._place, place
+        if (place.step, place.doing, place.parts) != (before.step, before.doing, before.parts):
+            self.close()
+            self._since = self._said = now
+        # Before it does anything, a process may not be asked whether it is the first: JAX must not start yet.
+        elif now - self._since < _PATIENCE or place == pulse.Place() or not parallel.is_first():
+            return
+        elif sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = self._new_bar()
+            self._bar.n = place.part
+            self._bar.refresh()
+        elif now - self._said >= _LOG_EVERY:
+            self._said = now
+            part = f", part {place.part} of {place.parts}" if place.parts else ""
+            say(f"{place.doing}{part}, for {now - self._since:.0f} s")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _new_bar(self) -> tqdm.tqdm:
+        total = self._place.parts or None
+        format_ = "{desc} {n_fmt}/{total_fmt} |{bar}| [{elapsed}<{remaining}]" if total else "{desc} [{elapsed}]"
+        bar = tqdm.tqdm(total=total, desc=self._place.doing, bar_format=format_, leave=False, dynamic_ncols=True)
+        bar.start_t = self._since
+        return bar
+
+
+# How long it will take.
+
+
+@dataclasses.dataclass
+class Estimate:
+    """Says once, after the first steps, how long the others will take.
+
+    Attributes:
+      total: steps of the run.
+    """
+
+    total: int
+    _began: tuple[int, float] | None = None
+    _said: bool = False
+
+    def __call__(self, step: int, sums: Any) -> None:
+        """After every call of the step function. `sums`: what it has returned; waited for twice at most."""
+        if self._said:
+            return
+        if self._began is None:  # compiled by now
+            jax.block_until_ready(sums)
+            self._began = (step, time.perf_counter())
+            return
+        first, began = self._began
+        if time.perf_counter() - began < _SAMPLE:
+            return
+        jax.block_until_ready(sums)
+        seconds = (time.perf_counter() - began) / (step - first)
+        self._said = True
+        left = _duration(seconds * (self.total - step))
+        say(f"about {left} to go, at {seconds:.2g} s a step, evaluations not counted")
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min" if minutes else "1 min"
+    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"

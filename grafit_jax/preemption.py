@@ -116,9 +116,7 @@ def _count(signals: socket.socket) -> None:
             try:
                 heard = signals.recv(1)
             except TimeoutError:
-                _say(
-                    f"\nCtrl-C: still {pulse.here().doing}; the run is saved after that; Ctrl-C again ends it at once\n"
-                )
+                _say(f"\nCtrl-C: still {pulse.here().doing}, and saves after that; Ctrl-C again ends it at once\n")
                 signals.settimeout(None)
                 continue
             if not heard:  # the watch is over

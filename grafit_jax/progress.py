@@ -14,6 +14,8 @@ import tqdm
 
 from grafit_jax import parallel, pulse
 
+# Seconds between two looks.
+_EVERY = 1.0
 # Seconds after which something that takes long is shown; in a log file, a line for every so many.
 _PATIENCE, _LOG_EVERY = 4.0, 30.0
 # Seconds of training that an estimate is made from.
@@ -44,7 +46,7 @@ def activity() -> Iterator[None]:
 
 def _show(ended: threading.Event) -> None:
     shown = _Activity()
-    while not ended.wait(1.0):
+    while not ended.wait(_EVERY):
         shown.look(pulse.here(), time.time())
     shown.close()
 

@@ -150,29 +150,29 @@ def _train(
             metrics = evaluate()
         checked, estimate = start, progress.Estimate(run.total_steps)
         for epoch in range(first_epoch, config.train.epochs):
-            epoch_progress, begun = Progress(**begun), {}
+            epoch_means, begun = EpochMeans(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
             pulse.at(step, "reading a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
                 pulse.at(step, "taking a step" if step > start else "compiling and taking the first step")
                 taken = min(feed.steps_per_call, end - step)
                 state, memory, sums = call_of(taken)(state, memory, inputs)
-                epoch_progress.add(sums)
+                epoch_means.add(sums)
                 step += taken
                 bar.update(taken * config.train.batch_size)
                 estimate(step, sums)
                 stopping = stop(step)
                 if step < end and (stopping or _is_due(step, taken, config.checkpoint.every_steps)):
                     pulse.at(step, "saving")
-                    record = epoch_progress.record()
-                    _stop_if_not_finite(epoch_progress.means(), checked, step, checkpoints)
+                    record = epoch_means.record()
+                    _stop_if_not_finite(epoch_means.means(), checked, step, checkpoints)
                     checked = step
                     checkpoints.save(step, state, memory, record=facts | {"progress": record})
                     if stopping:
                         raise stop.preempted(step)
                 pulse.at(step, "reading a batch")
-            record = epoch_progress.record()
-            line = epoch_progress.means() | {
+            record = epoch_means.record()
+            line = epoch_means.means() | {
                 "step": step,
                 "epoch": epoch + 1,
                 "learning_rate": float(run.learning_rate(step - 1)),
@@ -303,7 +303,7 @@ def _steps_per_call(wanted: int, steps: int) -> int:
     return divisor if 2 * divisor >= min(_STEPS_PER_CALL, steps) else -(-steps // -(-steps // _STEPS_PER_CALL))
 
 
-class Progress:
+class EpochMeans:
     """What the steps of an epoch have come to so far: one mean for every metric, from sums and counts of many calls."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None, seconds: float = 0.0):

@@ -67,10 +67,11 @@ def test_every_image_is_embedded_once_whatever_their_number(batch_size, eight_de
     run = experiment.load(small_config(**{"eval.batch_size": batch_size}))
     state, _ = experiment.initial(run)
     images = run.records["test"].image[:81]
-    pulse.at(5, "evaluates")
+    pulse.at(5, "evaluating")
     got = run.embed_fn(experiment.variables(state), images)
     # Each batch is a move: what takes long does not hang.
-    assert pulse.here() == pulse.Place(5, "evaluates", part=-(-81 // (-(-batch_size // 8) * 8)))
+    number = -(-81 // (-(-batch_size // 8) * 8))
+    assert pulse.here() == pulse.Place(5, "evaluating", beats=number + 1)
 
     variables = jax.device_get(experiment.variables(state))
     from grafit_jax.data import augment

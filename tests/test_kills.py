@@ -17,7 +17,7 @@ print(json.dumps(kills.study(doing, kills=int(number), seed=0, folder=pathlib.Pa
 """
 
 
-@pytest.mark.parametrize("doing", ["restores", "takes a step", "saves", "evaluates"])
+@pytest.mark.parametrize("doing", ["restoring", "taking a step", "saving", "evaluating"])
 def test_runs_killed_again_and_again_end_as_one_that_was_not(doing, long, tmp_path):
     # A process of its own, since the runs are forked from one that has not begun to compute.
     number = 50 if long else 6
@@ -34,4 +34,4 @@ def test_runs_killed_again_and_again_end_as_one_that_was_not(doing, long, tmp_pa
     assert found["hits"][doing] >= 1
     # Every three steps there is a save, of which the newest two may still have been on their way.
     assert found["most_lost"] <= 9
-    assert not long or doing != "saves" or found["half_written"] >= 5
+    assert not long or doing != "saving" or found["half_written"] >= 5

@@ -72,7 +72,7 @@ def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(one
     }
     shutil.copytree(tmp_path / "two", tmp_path / "six")
     assert pods.finish(pods.start(tmp_path / "two", 2, 4, logs=tmp_path)) == [0, 0], said(tmp_path, 2)
-    assert f"goes on after step {stopped[0]} of 27" in said(tmp_path, 2)[0]
+    assert f"resumes after step {stopped[0]} of 27" in said(tmp_path, 2)[0]
     assert_same_run(one, tmp_path / "two")
     # Only the first one says and writes.
     assert json.loads(said(tmp_path, 2)[0].splitlines()[-1]) and "{" not in said(tmp_path, 2)[1]
@@ -146,6 +146,6 @@ def test_a_process_that_waits_for_a_file_for_ever_is_found_stuck(tmp_path, long)
     places = [re.search(rf"nothing has moved for {stuck_seconds} s: process 0 is (.*); process 1 is (.*?); start", text)
               for text in said(tmp_path, 2)]  # fmt: skip
     found = next(place for place in places if place)
-    assert "(reads a batch)" in found[1] + found[2]
+    assert "(reading a batch)" in found[1] + found[2]
     # And what it waits for, by the functions that it is in.
     assert any(place and "decode" in text for place, text in zip(places, said(tmp_path, 2), strict=True))

@@ -432,7 +432,7 @@ def test_an_epochs_time_goes_on_until_its_last_step_is_done(monkeypatch):
             return np.array([2.0, 1.0])
 
     monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
-    progress = train.Progress({"loss": [4.0, 1.0]}, seconds=50.0)
+    progress = train.EpochMeans({"loss": [4.0, 1.0]}, seconds=50.0)
     for now in (101.0, 102.0):
         clock[0] = now
         progress.add({"loss": Late()})

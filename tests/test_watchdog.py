@@ -11,7 +11,7 @@ from grafit_jax.errors import UserError
 from grafit_jax.pulse import Place
 from grafit_jax.watchdog import Others
 
-HERE = Place(7, "takes a step")
+HERE = Place(7, "taking a step")
 
 
 def others(count=3, index=1, silent_seconds=10.0, stuck_seconds=30.0):
@@ -21,22 +21,22 @@ def others(count=3, index=1, silent_seconds=10.0, stuck_seconds=30.0):
 def test_a_process_that_publishes_nothing_new_is_missed_with_where_it_was():
     known = others()
     for now in (101, 106, 111):  # process 2 stops after its second sign of life, whatever the store still says of it
-        known.hear({0: (now, Place(now, "saves")), 2: (min(now, 106), Place(6, "reads a batch"))}, HERE, now)
+        known.hear({0: (now, Place(now, "saving")), 2: (min(now, 106), Place(6, "reading a batch"))}, HERE, now)
         assert known.missing(now) is None
-    known.hear({0: (116, Place(9, "saves")), 2: (106, Place(6, "reads a batch"))}, HERE, 116)
+    known.hear({0: (116, Place(9, "saving")), 2: (106, Place(6, "reading a batch"))}, HERE, 116)
     assert known.missing(116) is None  # for exactly ten seconds
-    assert known.missing(116.5) == "process 2 of 3 is not heard of, last after step 6 (reads a batch)"
+    assert known.missing(116.5) == "process 2 of 3 is not heard of, last after step 6 (reading a batch)"
 
 
 def test_a_process_that_never_came_is_missed_and_so_is_the_one_that_holds_the_store():
     known = others(index=0)
     known.hear({1: (1, HERE)}, HERE, 109)
     assert known.missing(110) is None
-    assert known.missing(111) == "process 2 of 3 is not heard of, last after step 0 (is starting)"
+    assert known.missing(111) == "process 2 of 3 is not heard of, last after step 0 (starting)"
     known = others()
     known.hear({0: (1, HERE), 2: (1, HERE)}, HERE, 105)
     known.hear({}, HERE, 116)  # the store does not answer
-    assert known.missing(116) == "process 0 of 3 is not heard of, last after step 7 (takes a step)"
+    assert known.missing(116) == "process 0 of 3 is not heard of, last after step 7 (taking a step)"
 
 
 def test_oneself_is_not_missed_however_old_ones_own_entry_is():
@@ -58,16 +58,17 @@ def test_a_process_that_says_that_it_ends_is_told_of_before_it_is_missed_but_not
 def test_a_process_that_does_not_move_is_stuck_and_says_where_all_are():
     known = others(count=2)
     for now in (101, 116, 131):
-        known.hear({0: (now, Place(8, "takes a step"))}, HERE, now)
+        known.hear({0: (now, Place(8, "taking a step"))}, HERE, now)
         assert known.stuck(now) is None
     assert known.stuck(131.5) == (
-        "nothing has moved for 30 s: process 0 is after step 8 (takes a step); process 1 is after step 7 (takes a step)"
+        "nothing has moved for 30 s: process 0 is after step 8 (taking a step); "
+        "process 1 is after step 7 (taking a step)"
     )
-    # A move is another step, another thing done, or another part of it.
-    known.hear({0: (132, Place(8, "takes a step"))}, Place(7, "saves"), 132)
+    # A move is another step, another thing done, or a beat.
+    known.hear({0: (132, Place(8, "taking a step"))}, Place(7, "saving"), 132)
     assert known.stuck(162) is None and known.stuck(162.5) is not None
-    known.hear({0: (133, Place(8, "takes a step"))}, Place(7, "saves", part=1), 162)
-    assert known.stuck(192) is None and "process 1 is after step 7 (saves, part 1)" in (known.stuck(192.5) or "")
+    known.hear({0: (133, Place(8, "taking a step"))}, Place(7, "saving", beats=1), 162)
+    assert known.stuck(192) is None and "process 1 is after step 7 (saving)" in (known.stuck(192.5) or "")
     patient = others(stuck_seconds=0.0)
     patient.hear({}, HERE, 101)
     assert patient.stuck(1e9) is None
@@ -85,9 +86,9 @@ def test_a_process_that_does_not_move_is_stuck_and_says_where_all_are():
 )
 def test_what_takes_long_has_a_beat(work, beats):
     x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
-    pulse.at(7, "evaluates")
+    pulse.at(7, "evaluating")
     work(x)
-    assert pulse.here().part >= beats and pulse.here() == Place(7, "evaluates", part=pulse.here().part)
+    assert pulse.here().beats >= beats and pulse.here() == Place(7, "evaluating", beats=pulse.here().beats)
 
 
 def test_of_several_processes_those_that_differ_from_the_first_are_named(monkeypatch, capsys):

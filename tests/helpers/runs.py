@@ -45,7 +45,7 @@ def small_config(method="grafit", **overrides):
 
 def means(totals):
     """One mean for every metric of the calls of an epoch."""
-    progress = train.Progress()
+    progress = train.EpochMeans()
     for of_call in totals:
         progress.add(of_call)
     progress.record()

@@ -58,7 +58,7 @@ def main(argv):
     )
     if _PROFILE.value:
         profiling.show_kernels()
-        operations, trace = train.profile(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+        operations, trace = profiling.profile_step(_CONFIG.value, pathlib.Path(_WORKDIR.value))
         print(f"{profiling.table(operations)}\n\ntrace, for XProf or TensorBoard: {trace}")
         return
     if jax.default_backend() == "cpu" and _CONFIG.value.model.dtype == "bfloat16":

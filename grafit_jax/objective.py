@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from typing import Any
 
 import jax
@@ -110,6 +111,30 @@ class Objective:
 def total(per_example: Array) -> tuple[Array, Array]:
     """(sum, count)."""
     return jnp.sum(per_example.astype(jnp.float32)), jnp.asarray(per_example.size, jnp.float32)
+
+
+class EpochMeans:
+    """What the steps of an epoch have come to so far: one mean for every metric, from sums and counts of many calls."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None, seconds: float = 0.0):
+        """Of an epoch that goes on: `record` as it was."""
+        self._sums, self._seconds = dict(sums or {}), seconds
+        self._began, self._totals = time.perf_counter(), list[Totals]()
+
+    def add(self, totals: Totals) -> None:
+        self._totals.append(totals)  # fetched later: a step does not wait for the host
+
+    def record(self) -> dict[str, Any]:
+        """For JSON, with the seconds that the epoch's steps took until they were done, which is waited for."""
+        for totals in jax.device_get(self._totals):
+            for name, values in totals.items():
+                self._sums[name] = [a + float(b) for a, b in zip(self._sums.get(name, (0.0, 0.0)), values, strict=True)]
+        self._totals = []
+        return {"sums": self._sums, "seconds": self._seconds + time.perf_counter() - self._began}
+
+    def means(self) -> dict[str, float]:
+        """Of what has been recorded."""
+        return {name: value / count if count else 0.0 for name, (value, count) in self._sums.items()}
 
 
 def guessing(method: Method, labels: np.ndarray, num_classes: int, queue_size: int) -> dict[str, float]:

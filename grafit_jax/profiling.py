@@ -1,6 +1,7 @@
 """Where the time of a compiled step goes: one call is traced, and its operations are added up."""
 
 import collections
+import copy
 import dataclasses
 import os
 import pathlib
@@ -9,8 +10,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import ml_collections
 
-from grafit_jax import report
+from grafit_jax import experiment, report, train, workdir
+from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError
 
 # What an instruction, or the fusion around it, is called after: the first of these that it contains.
@@ -52,6 +55,29 @@ class Operation:
 def show_kernels() -> None:
     """For GPUs, before JAX uses one: kernels run one by one, since of a CUDA graph a trace sees only the whole."""
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_command_buffer="
+
+
+def profile_step(
+    config: ml_collections.ConfigDict, path: pathlib.Path, records: dict[str, Records] | None = None
+) -> tuple[list[Operation], pathlib.Path]:
+    """Traces one step of a run that starts, and trains nothing.
+
+    Returns:
+      its operations, the longest first, and the trace file, under `path`/profile.
+
+    Raises:
+      UserError: a config or data set that cannot work.
+    """
+    config = copy.deepcopy(config)
+    config.train.steps_per_call = 1
+    run = experiment.load(config, records, path=path)
+    feed = train.make_feed(run)
+    state, memory = experiment.initial(run)
+    inputs = next(iter(feed.epoch(0)))
+    step = train.make_call(run, feed).lower(state, memory, inputs).compile()
+    state, memory, _ = jax.block_until_ready(step(state, memory, inputs))  # the first call warms up
+    traced = trace(lambda: step(state, memory, inputs), path / workdir.PROFILE)
+    return operations(traced, step.as_text()), traced
 
 
 def trace(call: Callable[[], Any], directory: pathlib.Path) -> pathlib.Path:

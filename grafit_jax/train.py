@@ -1,13 +1,11 @@
 """The loop: resume, train, log, evaluate, save."""
 
 import contextlib
-import copy
 import functools
 import json
 import math
 import pathlib
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +21,6 @@ from grafit_jax import (
     over_epochs,
     parallel,
     preemption,
-    profiling,
     progress,
     pulse,
     train_step,
@@ -32,9 +29,8 @@ from grafit_jax import (
 from grafit_jax import config as config_lib
 from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
-from grafit_jax.data.sources import Records
 from grafit_jax.errors import UserError, warn
-from grafit_jax.objective import Totals
+from grafit_jax.objective import EpochMeans
 from grafit_jax.results import seal
 from grafit_jax.state import TrainState
 from grafit_jax.webpage import write as webpage
@@ -230,29 +226,6 @@ def _train(
     return metrics
 
 
-def profile(
-    config: ml_collections.ConfigDict, path: pathlib.Path, records: dict[str, Records] | None = None
-) -> tuple[list[profiling.Operation], pathlib.Path]:
-    """Traces one step of a run that starts, and trains nothing.
-
-    Returns:
-      its operations, the longest first, and the trace file, under `path`/profile.
-
-    Raises:
-      UserError: a config or data set that cannot work.
-    """
-    config = copy.deepcopy(config)
-    config.train.steps_per_call = 1
-    run = experiment.load(config, records, path=path)
-    feed = make_feed(run)
-    state, memory = experiment.initial(run)
-    inputs = next(iter(feed.epoch(0)))
-    step = make_call(run, feed).lower(state, memory, inputs).compile()
-    state, memory, _ = jax.block_until_ready(step(state, memory, inputs))  # the first call warms up
-    trace = profiling.trace(lambda: step(state, memory, inputs), path / workdir.PROFILE)
-    return profiling.operations(trace, step.as_text()), trace
-
-
 def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AXIS) -> train_step.Step:
     """The training step of a run, for one device."""
     config = run.config
@@ -301,30 +274,6 @@ def _steps_per_call(wanted: int, steps: int) -> int:
     # Calls of one length are compiled once; but a prime number of steps makes no calls of one step.
     divisor = max(n for n in range(1, min(_STEPS_PER_CALL, steps) + 1) if steps % n == 0)
     return divisor if 2 * divisor >= min(_STEPS_PER_CALL, steps) else -(-steps // -(-steps // _STEPS_PER_CALL))
-
-
-class EpochMeans:
-    """What the steps of an epoch have come to so far: one mean for every metric, from sums and counts of many calls."""
-
-    def __init__(self, sums: dict[str, list[float]] | None = None, seconds: float = 0.0):
-        """Of an epoch that goes on: `record` as it was."""
-        self._sums, self._seconds = dict(sums or {}), seconds
-        self._began, self._totals = time.perf_counter(), list[Totals]()
-
-    def add(self, totals: Totals) -> None:
-        self._totals.append(totals)  # fetched later: a step does not wait for the host
-
-    def record(self) -> dict[str, Any]:
-        """For JSON, with the seconds that the epoch's steps took until they were done, which is waited for."""
-        for totals in jax.device_get(self._totals):
-            for name, values in totals.items():
-                self._sums[name] = [a + float(b) for a, b in zip(self._sums.get(name, (0.0, 0.0)), values, strict=True)]
-        self._totals = []
-        return {"sums": self._sums, "seconds": self._seconds + time.perf_counter() - self._began}
-
-    def means(self) -> dict[str, float]:
-        """Of what has been recorded."""
-        return {name: value / count if count else 0.0 for name, (value, count) in self._sums.items()}
 
 
 def _restored(run: experiment.Experiment, checkpoints: Checkpoints) -> tuple[Any, Any, dict[str, Any]] | None:

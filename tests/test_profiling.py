@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import profiling, train, workdir
+from grafit_jax import profiling, workdir
 from grafit_jax.errors import UserError
 from helpers.runs import small_config
 
@@ -65,7 +65,7 @@ def test_a_traced_product_takes_the_time_that_it_takes(tmp_path):
 
 def test_a_steps_profile_names_the_networks_parts_and_leaves_the_workdir_free(tmp_path):
     config = small_config()
-    found, path = train.profile(config, tmp_path)
+    found, path = profiling.profile_step(config, tmp_path)
     assert path.is_relative_to(tmp_path / workdir.PROFILE)
     convolutions = [o.name for o in found if o.kind == "convolution"]
     for direction in ("Network.embed/trunk", "jvp(Network)/Network.embed/trunk", "transpose(jvp(Network))/Network"):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from grafit_jax import checkpoint, experiment, parallel, train, workdir
+from grafit_jax import checkpoint, experiment, objective, parallel, train, workdir
 from grafit_jax import config as config_lib
 from grafit_jax import memory as memory_lib
 from grafit_jax.checkpoint import Checkpoints
@@ -431,12 +431,12 @@ def test_an_epochs_time_goes_on_until_its_last_step_is_done(monkeypatch):
             clock[0] += 7
             return np.array([2.0, 1.0])
 
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
-    progress = train.EpochMeans({"loss": [4.0, 1.0]}, seconds=50.0)
+    monkeypatch.setattr(objective.time, "perf_counter", lambda: clock[0])
+    epoch_means = objective.EpochMeans({"loss": [4.0, 1.0]}, seconds=50.0)
     for now in (101.0, 102.0):
         clock[0] = now
-        progress.add({"loss": Late()})
+        epoch_means.add({"loss": Late()})
     # By hand: 50 s before, 2 s until the second step is on its way, 7 s each until they are done.
-    assert progress.record() == {"sums": {"loss": [8.0, 3.0]}, "seconds": 50.0 + 2.0 + 14.0}
+    assert epoch_means.record() == {"sums": {"loss": [8.0, 3.0]}, "seconds": 50.0 + 2.0 + 14.0}
     clock[0] += 1
-    assert progress.record()["seconds"] == 67.0 and progress.means() == {"loss": 8 / 3}
+    assert epoch_means.record()["seconds"] == 67.0 and progress.means() == {"loss": 8 / 3}

@@ -141,7 +141,7 @@ def compare(
 def outside_convolutions(config) -> dict[str, Any]:
     """The share of a step's operations that is not convolutions, from a trace."""
     with tempfile.TemporaryDirectory() as directory:
-        operations, _ = train.profile(config, pathlib.Path(directory), data())
+        operations, _ = profiling.profile_step(config, pathlib.Path(directory), data())
     kinds = {o.kind: profiling.share(operations, o.kind) for o in operations}
     return {
         "work": f"share outside of convolutions, {config.model.trunk}, batch {config.train.batch_size}",

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from grafit_jax import config as config_lib
-from grafit_jax import results, train
+from grafit_jax import objective, results, train
 
 
 def finish(path, config, metrics, **facts):
@@ -45,11 +45,11 @@ def small_config(method="grafit", **overrides):
 
 def means(totals):
     """One mean for every metric of the calls of an epoch."""
-    progress = train.EpochMeans()
+    epoch_means = objective.EpochMeans()
     for of_call in totals:
-        progress.add(of_call)
-    progress.record()
-    return progress.means()
+        epoch_means.add(of_call)
+    epoch_means.record()
+    return epoch_means.means()
 
 
 def log_of(path):

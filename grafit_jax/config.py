@@ -126,7 +126,7 @@ def default() -> ml_collections.ConfigDict:
     t.epochs = 600
     t.batch_size = 1024  # over all devices
     t.skip_not_finite = False  # True: a step with a loss or gradient that is not finite is left out and counted
-    t.steps_per_call = 0  # steps in one lax.scan; 0 = an epoch on accelerators, 1 on CPU, where XLA's loops are slow
+    t.steps_per_call = 0  # steps in one lax.scan; 0 = up to 100 on accelerators, 1 on CPU, where XLA's loops are slow
     t.shuffle_buffer = 10_000  # images, still encoded, that a streamed order is drawn from
     # True: streamed images are cropped on the host as they are in their files, T times of one decode; False: on the
     # device, from squares of data.image_size.

@@ -439,4 +439,4 @@ def test_an_epochs_time_goes_on_until_its_last_step_is_done(monkeypatch):
     # By hand: 50 s before, 2 s until the second step is on its way, 7 s each until they are done.
     assert epoch_means.record() == {"sums": {"loss": [8.0, 3.0]}, "seconds": 50.0 + 2.0 + 14.0}
     clock[0] += 1
-    assert epoch_means.record()["seconds"] == 67.0 and progress.means() == {"loss": 8 / 3}
+    assert epoch_means.record()["seconds"] == 67.0 and epoch_means.means() == {"loss": 8 / 3}

@@ -19,7 +19,8 @@ EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 # Seconds without an end, after which a user is told what is waited for.
 _PATIENCE = 2.0
-_AGAIN = "start the same command again to go on"
+_AGAIN = "start the same command again to resume"
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Preempted(Exception):
@@ -28,7 +29,7 @@ class Preempted(Exception):
     def __init__(self, step: int | None = None, number: int = signal.SIGTERM):
         """After a step that it has saved; None: in the midst of what `pulse` tells, of which nothing is to be kept."""
         when = f"while {pulse.here().doing}" if step is None else f"after step {step}, which is saved"
-        super().__init__(f"stopped by {signal.Signals(number).name} {when}: {_AGAIN}")
+        super().__init__(f"stopped by {_NAMES[signal.Signals(number)]} {when}: {_AGAIN}")
 
 
 class Stop:

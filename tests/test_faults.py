@@ -35,6 +35,9 @@ from helpers.command_lines import ROOT, a_moment, command, shell_environment
 from helpers.runs import assert_close, before_calls, log_of, small_config
 
 
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
 def stopping_after(monkeypatch, calls, number=signal.SIGTERM):
     """A signal in the middle of the call of that number, counted over all runs."""
     before_calls(monkeypatch, dict.fromkeys(calls, lambda: os.kill(os.getpid(), number)))
@@ -53,7 +56,7 @@ def test_a_run_that_is_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(
     # Of 14 steps an epoch: twice within one, and at the second step after.
     stopping_after(monkeypatch, {5, 16, 17}, number)
     for step in (5, 16, 17):
-        said = rf"stopped by {number.name} after step {step}, which is saved: start the same"
+        said = rf"stopped by {NAMES[number]} after step {step}, which is saved: start the same"
         with pytest.raises(preemption.Preempted, match=said):
             trains(config, tmp_path / "stopped")
         assert not (tmp_path / "stopped" / "metrics.json").exists()
@@ -105,7 +108,7 @@ def test_a_pass_over_images_is_cut_short_and_nothing_is_lost(tmp_path, monkeypat
             yield images_of_batch
 
     monkeypatch.setattr(evaluation.sources, "in_order", interrupted)
-    with pytest.raises(preemption.Preempted, match="by SIGINT while embedding images: start the same command again"):
+    with pytest.raises(preemption.Preempted, match="by Ctrl-C while embedding images: start the same command again"):
         trains(config, tmp_path / "stopped")
     assert Checkpoints(tmp_path / "stopped", read_only=True).latest_step() == saved
     assert trains(config, tmp_path / "stopped") == expected
@@ -164,7 +167,7 @@ def test_sigterm_to_a_command_line_ends_it_with_its_own_status(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     last = (tmp_path / "said").read_text().splitlines()[-1]
-    assert last.startswith("stopped by SIGTERM after step ") and last.endswith("start the same command again to go on")
+    assert last.startswith("stopped by SIGTERM after step ") and last.endswith("start the same command again to resume")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -174,7 +177,7 @@ def test_a_signal_is_remembered_and_its_handler_given_back(number):
         assert not stop(1)
         os.kill(os.getpid(), number)
         assert stop(2) and stop(3)
-        with pytest.raises(preemption.Preempted, match=f"stopped by {number.name} while "), stop.at_once():
+        with pytest.raises(preemption.Preempted, match=f"stopped by {NAMES[number]} while "), stop.at_once():
             raise AssertionError("not begun any more")
     assert signal.getsignal(number) is before
 

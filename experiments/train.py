@@ -3,8 +3,9 @@
 python experiments/train.py --config=configs/cifar100.py:method=grafit,preset=cpu --workdir=runs/grafit [--profile]
 
 On several hosts: the same command on each of them, with --distributed (docs/pods.md). Exit status 0: the run is
-complete; 75: it was asked to stop by SIGTERM and has saved itself, and the same command goes on; 69: another host died
-or hangs, and the same command on all goes on; 2: a mistake, told in one line.
+complete; 75: it was stopped by Ctrl-C or SIGTERM and has saved itself, and the same command resumes it; 130: a second
+Ctrl-C has ended it at once; 69: another host died or hangs, and the same command on all resumes it; 2: a mistake, told
+in one line.
 """
 
 import json
@@ -61,7 +62,7 @@ def main(argv):
         operations, trace = profiling.profile_step(_CONFIG.value, pathlib.Path(_WORKDIR.value))
         print(f"{profiling.table(operations)}\n\ntrace, for XProf or TensorBoard: {trace}")
         return
-    if jax.default_backend() == "cpu" and _CONFIG.value.model.dtype == "bfloat16":
+    if parallel.is_first() and jax.default_backend() == "cpu" and _CONFIG.value.model.dtype == "bfloat16":
         _warn_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
     metrics = train.train(_CONFIG.value, pathlib.Path(_WORKDIR.value), allowed=_ALLOWED.value)
     if parallel.is_first():

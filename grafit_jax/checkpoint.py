@@ -95,6 +95,18 @@ class Checkpoints:
         with self._writing():
             self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics or None)
 
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """The metrics of a checkpoint that was saved before its evaluation: it may be the best. All have to call it."""
+        file = self._folder / str(step) / "metrics" / "metrics"
+        if parallel.is_first() and file.parents[1].is_dir():
+            with self._writing():
+                file.parent.mkdir(exist_ok=True)
+                temporary = file.with_suffix(".tmp")
+                temporary.write_text(json.dumps(metrics))
+                os.replace(temporary, file)
+        parallel.all_agree(True)  # the others wait until it is done
+        self._manager.reload()
+
     def restore_newest(self, state: Any, memory: Memory | None = None) -> tuple[Any, Memory | None, dict] | None:
         """(state, memory, record) of the newest checkpoint that is not damaged; None if there is none.
 

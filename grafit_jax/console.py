@@ -40,7 +40,7 @@ def warn_of_guessing(run: experiment.Experiment, line: Mapping[str, float]) -> N
     train = run.training
     guesses = objective.guessing(run.method, train.coarse_label, len(train.coarse_names), run.config.queue.size)
     for name, guess in guesses.items():
-        if parallel.is_first() and line.get(name, 0.0) >= guess:
+        if parallel.is_first() and line.get(name, 0.0) >= guess > 0:  # of one class it is 0, and so is every loss
             warn(
                 f"found {name} = {line[name]:.3f} after epoch {line['epoch']}, and guessing gives {guess:.3f}: nothing "
                 "is learned yet; if it stays so, use another optimizer.learning_rate, and check the labels."

@@ -64,7 +64,9 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         def fetch(first, outputs):
             for name, of_devices in outputs.items():
                 x = np.asarray(of_devices).reshape(block, -1)
-                found = rows.setdefault(name, np.empty((len(mine), x.shape[1]), x.dtype))[first : first + block]
+                if name not in rows:
+                    rows[name] = np.empty((len(mine), x.shape[1]), x.dtype)
+                found = rows[name][first : first + block]
                 found[:] = x[: len(found)]
 
         nothing = [np.zeros((0, *images.shape[1:]), np.uint8)]  # a process without a part of its own goes along

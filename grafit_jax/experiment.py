@@ -1,6 +1,7 @@
 """From a config and its records to the parts of a run: network, optimiser, state, memory."""
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from grafit_jax import clusterfit, evaluation, methods, parallel, pulse, schedules, workdir
+from grafit_jax import clusterfit, evaluation, integrity, methods, parallel, pulse, schedules, workdir
 from grafit_jax import config as config_lib
 from grafit_jax import memory as memory_lib
 from grafit_jax import state as state_lib
@@ -30,6 +31,8 @@ from grafit_jax.state import TrainState
 
 # Folded into the seed's key for the draws that are not views.
 _MEMORY_KEY = 0x6D656D
+# How evaluation sees an image.
+_SEEN = ("eval.size", "eval.crop", "eval.resize")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,11 +255,17 @@ def num_parameters(experiment: Experiment) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
 
 
-def check_start(experiment: Experiment) -> None:
-    """Raises UserError unless what the trunk starts from is there and fits; nothing is computed."""
+def check_start(experiment: Experiment) -> str:
+    """What tells the weights that the trunk starts from others, if it does not start from scratch; for all hosts.
+
+    Raises:
+      UserError: they are missing or do not fit.
+    """
     trunk = pretrained_trunk(experiment.config)
-    if trunk is not None:
-        jax.eval_shape(lambda: _fresh(experiment, trunk))
+    if trunk is None:
+        return ""
+    jax.eval_shape(lambda: _fresh(experiment, trunk))
+    return json.dumps(integrity.digests(trunk), sort_keys=True)
 
 
 def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
@@ -386,6 +395,9 @@ def embed(experiment: Experiment, state: TrainState, split: str, layer: str) -> 
 def made_by(experiment: Experiment, state: TrainState, layer: str) -> dict[str, Any]:
     """What tells the embeddings of this network and layer from those of others."""
     config = config_lib.without_places(experiment.config)
+    config = {
+        key: value for key, value in config.items() if key in _SEEN or not key.startswith(("eval.", "checkpoint."))
+    }
     return {"layer": layer, "step": int(state.step), "config": config, "data": fingerprints(experiment)}
 
 

@@ -19,6 +19,7 @@ _COLUMNS = ("id", "label", "coarse_label", "filename")
 _LEVEL = "_label"
 _FORMATS = (".npz", ".parquet", ".npy")
 _MADE_BY = "made_by"
+_MADE_BY_NPY = ".made_by.json"
 _WANT = "write it anew with experiments/embed.py"
 
 
@@ -74,7 +75,7 @@ def save(path: pathlib.Path, features: Features) -> None:
                 writer = csv.writer(file)
                 writer.writerow(columns)
                 writer.writerows(zip(*columns.values(), strict=True))
-            path.with_suffix(".json").write_text(made_by)
+            path.with_suffix(_MADE_BY_NPY).write_text(made_by)
         else:
             import pyarrow
             import pyarrow.parquet
@@ -91,7 +92,7 @@ def load(path: pathlib.Path) -> Features:
     .npz: arrays `embedding` [N, D] and, each where it is known, `label`, `coarse_label`, `id`, `filename`, all [N],
     `LEVEL_label` for further levels, such as `genus_label`, and `made_by`, JSON.
     .parquet: the same as columns, `embedding` a list, `made_by` in the metadata. .npy: the embeddings, with the other
-    columns in a .csv and `made_by` in a .json of that name. Without ids the row numbers serve.
+    columns in a .csv and `made_by` in a .made_by.json of that name. Without ids the row numbers serve.
 
     Raises:
       UserError: a file that is not there, not readable, without embeddings, or with columns that do not fit them.
@@ -134,12 +135,13 @@ def check_alike(name: str, found: Mapping[str, Any], other: str, wanted: Mapping
     a, b = flat(found), flat(wanted)
     if not a or not b:
         return
-    differences = [f"{key} {a.get(key)!r}, not {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
+    # Of an older version, one of them may lack keys.
+    differences = [f"{key} {a[key]!r}, not {b[key]!r}" for key in sorted(a.keys() & b.keys()) if a[key] != b[key]]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
-            f"{name} was made by another model than {other}: {'; '.join(differences[:3])}{more}: want embeddings of "
-            f"one network and layer; {_WANT}."
+            f"{name} was made by another model or layer than {other} ({'; '.join(differences[:3])}{more}): want "
+            f"embeddings of one network and --layer; {_WANT}."
         )
 
 
@@ -175,8 +177,8 @@ def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as binary:
         columns: dict[str, np.ndarray] = {"embedding": np.lib.format.read_array(binary, allow_pickle=False)}
-    if path.with_suffix(".json").exists():
-        columns[_MADE_BY] = np.array(path.with_suffix(".json").read_text())
+    if path.with_suffix(_MADE_BY_NPY).exists():
+        columns[_MADE_BY] = np.array(path.with_suffix(_MADE_BY_NPY).read_text())
     if path.with_suffix(".csv").exists():
         with open(path.with_suffix(".csv"), newline="") as file:
             header, *rows = csv.reader(file)

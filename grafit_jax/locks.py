@@ -6,6 +6,9 @@ import filelock
 
 from grafit_jax.errors import warn
 
+# Seconds for which another process may hold a lock only to see whether it is free, in `is_held`.
+MOMENT = 0.03
+
 
 def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock | None:
     """Takes the lock of a file, which is created.
@@ -38,7 +41,7 @@ def is_held(path: pathlib.Path) -> bool:
         return False
     lock = _lock(path)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=MOMENT)
     except filelock.Timeout:
         return True
     except (OSError, NotImplementedError):
@@ -48,4 +51,5 @@ def is_held(path: pathlib.Path) -> bool:
 
 
 def _lock(path: pathlib.Path) -> filelock.BaseFileLock:
-    return filelock.FileLock(path, thread_local=False)  # taken in one thread, released in another
+    # Taken in one thread, released in another. A soft lock would outlive its process.
+    return filelock.FileLock(path, poll_interval=MOMENT / 6, thread_local=False, fallback_to_soft=False)

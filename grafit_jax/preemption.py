@@ -23,8 +23,11 @@ _AGAIN = "start the same command again to resume"
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
-class Preempted(Exception):
-    """The run was asked to stop, and all that it had to save is saved."""
+class Preempted(BaseException):
+    """The run was asked to stop, and all that it had to save is saved.
+
+    Like KeyboardInterrupt no Exception: a signal may come while a file is read, which is not damaged by that.
+    """
 
     def __init__(self, step: int | None = None, number: int = signal.SIGTERM):
         """After a step that it has saved; None: in the midst of what `pulse` tells, of which nothing is to be kept."""
@@ -72,6 +75,8 @@ class Stop:
             if self.number:
                 raise self.preempted()
             yield
+            if self.number:  # raised by the handler where nothing can be raised, as in a finaliser
+                raise self.preempted()
         finally:
             self._at_once = False
 

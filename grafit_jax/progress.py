@@ -1,7 +1,6 @@
 """What a command shows on stderr while it works: what takes long, and how long a training will take."""
 
 import contextlib
-import dataclasses
 import math
 import sys
 import threading
@@ -41,12 +40,21 @@ def activity() -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(timeout=2.0)  # an interrupted bar may have left its lock held
+
+
+# Set when this process has said why it ends.
+_quiet = threading.Event()
+
+
+def quiet() -> None:
+    """Shows nothing any more: the last words of a process stay the last."""
+    _quiet.set()
 
 
 def _show(ended: threading.Event) -> None:
     shown = _Activity()
-    while not ended.wait(_EVERY):
+    while not (ended.wait(_EVERY) or _quiet.is_set()):
         shown.look(pulse.here(), time.time())
     shown.close()
 
@@ -65,7 +73,7 @@ class _Activity:
             self.close()
             self._since = self._said = now
         # Before it does anything, a process may not be asked whether it is the first: JAX must not start yet.
-        elif now - self._since < _PATIENCE or place == pulse.Place() or not parallel.is_first():
+        elif now - self._since < _PATIENCE or place.doing == pulse.Place.doing or not parallel.is_first():
             return
         elif sys.stderr.isatty():
             if self._bar is None:
@@ -93,34 +101,42 @@ class _Activity:
 # How long it will take.
 
 
-@dataclasses.dataclass
 class Estimate:
-    """Says once, after the first steps, how long the others will take.
+    """Says once, after some steps, how long the others will take."""
 
-    Attributes:
-      total: steps of the run.
-    """
+    def __init__(self, total: int):
+        """`total`: steps of the run."""
+        self._total, self._said = total, False
+        self._since: tuple[int, float] | None = None  # the step and the time from which on steps are timed
+        self._steps, self._seconds = 0, 0.0  # timed before that
 
-    total: int
-    _began: tuple[int, float] | None = None
-    _said: bool = False
+    def __call__(self, step: int, sums: Any, *, compiled: bool) -> None:
+        """After every call of the step function.
 
-    def __call__(self, step: int, sums: Any) -> None:
-        """After every call of the step function. `sums`: what it has returned; waited for twice at most."""
+        Args:
+          step: after the call.
+          sums: what it has returned.
+          compiled: whether it was compiled in this call, which is not timed.
+        """
         if self._said:
             return
-        if self._began is None:  # compiled by now
+        if self._since is None or compiled:
             jax.block_until_ready(sums)
-            self._began = (step, time.perf_counter())
-            return
-        first, began = self._began
-        if time.perf_counter() - began < _SAMPLE:
-            return
-        jax.block_until_ready(sums)
-        seconds = (time.perf_counter() - began) / (step - first)
-        self._said = True
-        left = _duration(seconds * (self.total - step))
-        say(f"about {left} to go, at {seconds:.2g} s a step, evaluations not counted")
+            self._since = (step, time.perf_counter())
+        elif self._seconds + time.perf_counter() - self._since[1] >= _SAMPLE:
+            jax.block_until_ready(sums)
+            self.pause(step)
+            self._said = True
+            per_step = self._seconds / self._steps
+            left = _duration(per_step * (self._total - step))
+            say(f"about {left} to go, at {per_step:.2g} s a step, evaluations not counted")
+
+    def pause(self, step: int) -> None:
+        """When the steps are done, and something else begins: an evaluation, a save."""
+        if self._since is not None:
+            first, began = self._since
+            self._steps, self._seconds = self._steps + step - first, self._seconds + time.perf_counter() - began
+            self._since = None
 
 
 def _duration(seconds: float) -> str:

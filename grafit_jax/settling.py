@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from grafit_jax import pulse
+from grafit_jax import parallel, pulse
 from grafit_jax.errors import warn
 
 # Candidates beyond the k asked for: where the last of them is clearly behind the k-th, the k nearest are among them.
@@ -74,7 +74,7 @@ class Settle:
 
     def warn(self) -> None:
         """Tells of the queries that have not been settled."""
-        if self.unsettled:
+        if self.unsettled and parallel.is_first():
             warn(
                 f"of {self.unsettled} of {len(self._queries)} queries more rows are as near as the neighbour {self._k} "
                 "than float32 can tell apart: these are exact in float32 only. Have the embeddings collapsed?"

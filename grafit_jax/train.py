@@ -57,18 +57,22 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
       Preempted: it was asked to stop, and has saved itself.
     """
     # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
-    with preemption.watch() as stop:
+    with preemption.watch() as stop, contextlib.ExitStack() as held:
         with stop.at_once():
             pulse.at(0, "loading data")
             workdir.check(path, config, allowed)
             _check_hosts("keys of the config", json.dumps(config_lib.without_places(config)))
+            # A folder that is there may be another run's, which may be loading its data too.
+            if is_there := parallel.all_agree(path.is_dir()):
+                held.enter_context(workdir.lock(path))
             run = experiment.load(config, path=path)
             for split, fingerprint in sorted(experiment.fingerprints(run).items()):
                 _check_hosts(f"images or labels of split {split}, or another order of them", fingerprint)
-            if not (path / "config.json").is_file():  # a run that goes on has no need of the file
-                experiment.check_start(run)
-        with workdir.lock(path):
-            return _train(run, path, allowed, stop)
+            if not parallel.all_agree((path / "config.json").is_file()):  # a run that resumes has no need of the file
+                _check_hosts("weights in model.pretrained", experiment.check_start(run))
+        if not is_there:
+            held.enter_context(workdir.lock(path))
+        return _train(run, path, allowed, stop)
 
 
 def _train(
@@ -96,8 +100,10 @@ def _train(
         pulse.at(0, "restoring")
         console.start(run)
         restored = _restored(run, checkpoints)
-        pulse.at(0, "creating the first state")
-        state, memory, begun = restored or (*experiment.initial(run), {})
+        if restored is None:
+            pulse.at(0, "creating the first state")
+            restored = (*experiment.initial(run), {})
+        state, memory, begun = restored
         feed = make_feed(run)
     step = start = int(state.step)
     if start:
@@ -144,19 +150,22 @@ def _train(
         due = 0 < start < run.total_steps and not within and is_evaluated(first_epoch)
         if due and not parallel.all_agree(metrics.get("step") == start):
             metrics = evaluate()
-        checked, estimate = start, progress.Estimate(run.total_steps)
+            checkpoints.add_metrics(start, metrics)
+        checked, estimate, lengths = start, progress.Estimate(run.total_steps), set[int]()
         for epoch in range(first_epoch, config.train.epochs):
             epoch_means, begun = EpochMeans(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
             pulse.at(step, "reading a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
-                pulse.at(step, "taking a step" if step > start else "compiling and taking the first step")
                 taken = min(feed.steps_per_call, end - step)
+                compiles = taken not in lengths
+                lengths.add(taken)
+                pulse.at(step, "compiling and taking a step" if compiles else "taking a step")
                 state, memory, sums = call_of(taken)(state, memory, inputs)
                 epoch_means.add(sums)
                 step += taken
                 bar.update(taken * config.train.batch_size)
-                estimate(step, sums)
+                estimate(step, sums, compiled=compiles)
                 stopping = stop(step)
                 if step < end and (stopping or _is_due(step, taken, config.checkpoint.every_steps)):
                     pulse.at(step, "saving")
@@ -167,7 +176,9 @@ def _train(
                     if stopping:
                         raise stop.preempted(step)
                 pulse.at(step, "reading a batch")
+            pulse.at(step, "waiting for the devices")
             record = epoch_means.record()
+            estimate.pause(step)
             line = epoch_means.means() | {
                 "step": step,
                 "epoch": epoch + 1,
@@ -287,18 +298,25 @@ def _restored(run: experiment.Experiment, checkpoints: Checkpoints) -> tuple[Any
 
 
 def _complete(path: pathlib.Path, run: experiment.Experiment) -> dict[str, Any]:
-    """The metrics of a run that is complete; empty where it is not, or goes on to more epochs than it was."""
+    """The metrics of a run that is complete; empty where it is not, or resumes for more epochs than it had."""
     if not parallel.all_agree((path / "metrics.json").is_file()):
         return {}
     metrics = json.loads((path / "metrics.json").read_text())
-    if metrics["step"] > run.total_steps:
+    epochs, before = run.config.train.epochs, workdir.read_config(path).train.epochs
+    if epochs < before:
         raise UserError(
-            f"{path} is complete after {metrics['step'] // run.steps_per_epoch} epochs, and train.epochs = "
-            f"{run.config.train.epochs}: want as many or more, or another --workdir."
+            f"{path} is complete after {before} epochs, and train.epochs = {epochs}: want as many or more, or another "
+            "--workdir."
         )
-    if metrics["step"] == run.total_steps:
+    if epochs == before:
         progress.say(f"{path} is complete: nothing is trained")
         return metrics
+    newest = Checkpoints(path, read_only=True).latest_step() or 0
+    if newest < metrics["step"]:
+        raise UserError(
+            f"{path} is complete after step {metrics['step']}, and its newest checkpoint is of step {newest}: want the "
+            "checkpoint of its end, to train on from; or another --workdir."
+        )
     progress.say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
     return {}
 

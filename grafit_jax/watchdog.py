@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from grafit_jax import pulse
+from grafit_jax import progress, pulse
 from grafit_jax.pulse import Place
 
 # How a process ends for another one's sake: EX_UNAVAILABLE of sysexits.h.
@@ -176,6 +176,7 @@ def _stop(reason: str, *, dump: bool) -> None:
     """Ends this process for another one's sake; `dump`: with what each of its threads waits for."""
     global _has_spoken
     _has_spoken = True
+    progress.quiet()
     hint = ", or with a larger --stuck_seconds if it was only slow" if dump else ""
     with contextlib.suppress(Exception):  # stderr may be gone
         if dump:

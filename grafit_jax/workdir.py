@@ -25,13 +25,11 @@ PROFILE = "profile"
 # The lock that a run holds while it works, and a file that says which process that is.
 LOCK = "lock"
 _HOLDER = ".holder"
-# Seconds to wait for it: another process may hold it for a moment, to see whether it is free.
-_MOMENT = 0.5
 # Held by a sweep that runs this point, and what the run's process prints.
 SWEEP_LOCK = "sweep.lock"
 LOG = "train.log"
 # Files that may exist before config.json does.
-_BEFORE = (PROFILE, LOCK, _HOLDER, SWEEP_LOCK, LOG, "config.json.tmp")
+_BEFORE = (PROFILE, LOCK, SWEEP_LOCK, LOG, "config.json.tmp")
 _METRICS = "metrics.jsonl"
 
 
@@ -47,7 +45,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         if parallel.is_first():
             with _writable(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
-                taken = locks.take(workdir / LOCK, timeout=_MOMENT)
+                taken = locks.take(workdir / LOCK, timeout=locks.MOMENT)
                 if taken is None:
                     holder = _holder(workdir)
                 else:

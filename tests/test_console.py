@@ -1,5 +1,6 @@
 """What a command says on stderr: what a run starts, what takes long, how long it will take, and its result."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -99,6 +100,10 @@ def test_guessing_is_what_the_losses_are_of_a_network_that_tells_nothing_apart(n
 def test_a_loss_of_guessing_is_warned_of(capsys):
     run = experiment.load(small_config("grafit_fc"))
     console.warn_of_guessing(run, {"cross_entropy": 0.69, "loss": 5.0, "epoch": 1})
+    one_class = run.records["train"].levels["coarse"]._replace(names=("all",))
+    train = dataclasses.replace(run.records["train"], levels={"coarse": one_class})
+    of_one = dataclasses.replace(run, records=run.records | {"train": train})
+    console.warn_of_guessing(of_one, {"cross_entropy": 0.0, "loss": 5.0, "epoch": 1})
     assert capsys.readouterr().err == ""
     console.warn_of_guessing(run, {"cross_entropy": 0.7, "loss": 5.0, "epoch": 1})
     assert capsys.readouterr().err == (
@@ -114,13 +119,22 @@ def test_an_estimate_is_made_once_from_steps_that_are_done(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     estimate = progress.Estimate(total=1000)
-    for step, at in ((10, 150.0), (11, 152.0), (14, 159.9)):  # the first steps compile, for 50 s
+
+    def call(step, at, *, compiled=False):
         now[0] = at
-        estimate(step, jnp.ones(()))
+        estimate(step, jnp.ones(()), compiled=compiled)
+
+    call(10, 150.0, compiled=True)
+    call(11, 152.0)
+    now[0] = 154.0
+    estimate.pause(12)
+    call(14, 300.0)  # after an evaluation
+    call(15, 302.0)
+    call(16, 350.0, compiled=True)  # a call of another length
+    call(18, 355.9)
     assert capsys.readouterr().err == ""
-    now[0] = 162.0
-    estimate(16, jnp.ones(()))  # 6 steps in 12 s, 984 to go
-    estimate(17, jnp.ones(()))
+    call(19, 356.0)  # 2 steps in 4 s and 3 in 6 s; 981 to go
+    call(20, 358.0)
     assert capsys.readouterr().err == "about 33 min to go, at 2 s a step, evaluations not counted\n"
 
 
@@ -164,7 +178,7 @@ def test_before_anything_is_done_nothing_is_shown_and_jax_is_not_started(monkeyp
     monkeypatch.setattr(progress.parallel, "is_first", lambda: pytest.fail("asked which process this is"))
     shown = progress._Activity()
     for now in range(100):
-        shown.look(pulse.Place(), now)
+        shown.look(pulse.Place(beats=now % 9), now)
     assert capsys.readouterr().err == ""
 
 
@@ -176,11 +190,16 @@ def test_what_a_command_does_is_looked_at_until_it_ends(monkeypatch, capsys):
     with progress.activity():
         while not looked:
             pass
-    number = len(looked)
-    assert looked[0] == pulse.Place(5, "evaluating") and not any(
-        thread.name == "activity" for thread in progress.threading.enumerate()
-    )
-    assert len(looked) == number
+    assert looked[0] == pulse.Place(5, "evaluating")
+    assert not any(thread.name == "activity" for thread in progress.threading.enumerate())
+
+
+def test_after_the_last_words_of_a_process_nothing_is_shown(monkeypatch):
+    monkeypatch.setattr(progress, "_quiet", progress.threading.Event())
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    monkeypatch.setattr(progress._Activity, "look", lambda self, place, now: pytest.fail("looked"))
+    progress.quiet()
+    progress._show(progress.threading.Event())
 
 
 # A preset for an accelerator.

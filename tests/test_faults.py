@@ -34,7 +34,6 @@ from grafit_jax.state import TrainState
 from helpers.command_lines import ROOT, a_moment, command, shell_environment
 from helpers.runs import assert_close, before_calls, log_of, small_config
 
-
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
@@ -113,6 +112,42 @@ def test_a_pass_over_images_is_cut_short_and_nothing_is_lost(tmp_path, monkeypat
     assert Checkpoints(tmp_path / "stopped", read_only=True).latest_step() == saved
     assert trains(config, tmp_path / "stopped") == expected
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+
+
+def test_a_signal_while_a_checkpoint_is_read_does_not_make_it_a_damaged_one(train_run, monkeypatch, trains):
+    digests = checkpoint.integrity.digests
+
+    def interrupted(tree):
+        monkeypatch.setattr(checkpoint.integrity, "digests", digests)
+        os.kill(os.getpid(), signal.SIGINT)
+        return digests(tree)
+
+    (train_run / "metrics.json").unlink()
+    monkeypatch.setattr(checkpoint.integrity, "digests", interrupted)
+    with pytest.raises(preemption.Preempted, match="by Ctrl-C while restoring"):
+        trains(workdir.read_config(train_run), train_run)
+    assert {path.name for path in (train_run / "checkpoints").iterdir()} == {"14", "28"}
+
+
+def test_the_best_checkpoint_is_known_also_if_its_evaluation_came_after_a_stop(tmp_path, monkeypatch, trains):
+    config = small_config("baseline", **{"train.epochs": 3, "eval.every_epochs": 1, "checkpoint.keep": 1})
+    evaluate, quality = experiment.evaluate, {14: 0.9, 28: 0.2, 42: 0.1}
+    monkeypatch.setattr(experiment, "evaluate", lambda *run: evaluate(*run) | {"map": quality[int(run[1].step)]})
+    stopping_after(monkeypatch, {14})
+    with pytest.raises(preemption.Preempted, match="after step 14, which is saved"):
+        trains(config, tmp_path / "run")
+    trains(config, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"14", "42"}
+
+
+def test_a_complete_run_without_its_last_checkpoint_trains_no_further(train_run, trains):
+    config = workdir.read_config(train_run)
+    config.train.epochs = 3
+    shutil.rmtree(train_run / "checkpoints" / "28")
+    log = (train_run / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="is complete after step 28, and its newest checkpoint is of step 14: want the"):
+        trains(config, train_run, allowed=["train.epochs"])
+    assert (train_run / "metrics.jsonl").read_text() == log
 
 
 def test_a_complete_run_goes_on_to_more_epochs_and_its_result_stays_meanwhile(train_run, monkeypatch, trains):

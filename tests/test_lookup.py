@@ -146,8 +146,8 @@ def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
     query = f"--workdir={trained_once}", f"--query={tmp_path}/query.png", f"--gallery={tmp_path}/test.npz"
     assert cli("search", *query).returncode == 0
     done = cli("search", *query, "--layer=projector")
-    assert done.returncode == 2 and "test.npz was made by another model than" in done.stderr
-    assert "layer 'trunk', not 'projector': want embeddings of one network and layer" in done.stderr
+    assert done.returncode == 2 and "test.npz was made by another model or layer than" in done.stderr
+    assert "layer 'trunk', not 'projector'): want embeddings of one network and --layer" in done.stderr
 
     done = cli("evaluate", f"--workdir={trained_once}", "--k=1,50")
     assert done.returncode == 2 and "found --k with --workdir" in done.stderr

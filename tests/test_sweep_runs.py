@@ -115,20 +115,27 @@ def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, monkeyp
     assert not (tmp_path / "failing" / "trace").exists()  # nobody has tried it again
 
 
-def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path):
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path, monkeypatch):
     path = tmp_path / "lock"
     held = hold(path)
-    assert locks.take(path) is None
+    assert locks.take(path) is None and locks.is_held(path)
+    monkeypatch.setattr(locks, "MOMENT", 30.0)
     threading.Timer(0.1, held.close).start()
-    lock = locks.take(path, timeout=30.0)
-    assert lock is not None and locks.is_held(path)
+    assert not locks.is_held(path)
+    held = hold(path)
+    threading.Timer(0.1, held.close).start()
+    with workdir.lock(tmp_path):
+        monkeypatch.undo()
+        assert locks.is_held(path)
+    lock = locks.take(path)
     lock.release()
     assert not locks.is_held(path) and not locks.is_held(tmp_path / "missing")
 
 
-def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys, number):
     def refuse(file, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     lock = locks.take(tmp_path / "lock")

@@ -55,7 +55,7 @@ class Process:
                 with open(said, "a") as out:
                     os.dup2(out.fileno(), 1)
                     os.dup2(out.fileno(), 2)
-                pulse.at = lambda step, doing: os.write(telling, f"{step} {doing}\n".encode())  # type: ignore[assignment]
+                pulse.at = functools.partial(_tell, telling)  # type: ignore[assignment]
                 work()
                 status = 0
             except BaseException:
@@ -103,6 +103,10 @@ class Process:
         """Its exit status, once it has ended."""
         os.close(self._told)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _tell(telling: int, step: int, doing: str) -> None:
+    os.write(telling, f"{step} {doing.removeprefix('compiling and ')}\n".encode())
 
 
 def _evaluate(path: pathlib.Path) -> None:
@@ -177,7 +181,7 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
             if status == -signal.SIGKILL:
                 hits[at] += 1
                 half_written += any((path / "checkpoints").glob("*tmp*"))
-                if not reading and at not in ("starting", "restoring"):
+                if not reading and at not in ("starting", "loading data", "restoring", "creating the first state"):
                     lost.append(step - max(_steps(path), default=0))
                 continue
             _expect(status == 0, f"{going_on} failed", said)

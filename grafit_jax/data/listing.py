@@ -106,8 +106,8 @@ def _one_of_each(names: Sequence[str], where: str, found: str, test_split: str, 
             raise UserError(f"{where} has {found}: want a {split} split, called {' or '.join(choice)}{remedy}.")
     left_out = [name for name in names if name not in by_split.values()]
     if left_out:
-        taken = f"the test split is {by_split['test']}" if "test" in by_split else "no test split is taken"
-        warn(f"{where}: {taken}, and {', '.join(left_out)} is left out (data.test_split={left_out[0]} takes it)")
+        taken, others = by_split["test"], ", ".join(left_out)
+        warn(f"{where}: the test split is {taken}, and {others} is left out (data.test_split={left_out[0]} takes it)")
     return by_split
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from grafit_jax.errors import UserError
+
 # Rows of a block, and what a device makes of a block at a time (float32: 32 MB).
 _BLOCK_ROWS = 1024
 _BLOCK_SIZE = 2**23
@@ -47,13 +49,23 @@ def all_agree(yes: bool) -> bool:
     return yes if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(yes))))
 
 
-def unlike_first(text: str) -> list[int]:
-    """The processes whose text is another one than that of process 0. All have to call it."""
+def check_same(what: str, text: str) -> None:
+    """Raises UserError unless all processes give the same text: what differs makes a wrong result. All have to call it.
+
+    Args:
+      what: what the text tells from others, for the message.
+      text: of any length.
+    """
     if jax.process_count() == 1:
-        return []
+        return
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     digests = multihost_utils.process_allgather(digest)
-    return np.flatnonzero(np.any(digests != digests[0], axis=1)).tolist()
+    others = np.flatnonzero(np.any(digests != digests[0], axis=1)).tolist()
+    if others:
+        raise UserError(
+            f"process {', '.join(map(str, others))} of {jax.process_count()} found other {what} than process 0: want "
+            "the same command, and the same data in the same order, on all hosts."
+        )
 
 
 def own(rows: Any) -> Any:

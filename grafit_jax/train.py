@@ -61,15 +61,15 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
         with stop.at_once():
             pulse.at(0, "loading data")
             workdir.check(path, config, allowed)
-            _check_hosts("keys of the config", json.dumps(config_lib.without_places(config)))
+            parallel.check_same("keys of the config", json.dumps(config_lib.without_places(config)))
             # A folder that is there may be another run's, which may be loading its data too.
             if is_there := parallel.all_agree(path.is_dir()):
                 held.enter_context(workdir.lock(path))
             run = experiment.load(config, path=path)
             for split, fingerprint in sorted(experiment.fingerprints(run).items()):
-                _check_hosts(f"images or labels of split {split}, or another order of them", fingerprint)
+                parallel.check_same(f"images or labels of split {split}, or another order of them", fingerprint)
             if not parallel.all_agree((path / "config.json").is_file()):  # a run that resumes has no need of the file
-                _check_hosts("weights in model.pretrained", experiment.check_start(run))
+                parallel.check_same("weights in model.pretrained", experiment.check_start(run))
         if not is_there:
             held.enter_context(workdir.lock(path))
         return _train(run, path, allowed, stop)
@@ -339,16 +339,6 @@ def _leave_page(run: experiment.Experiment, path: pathlib.Path, step: int) -> No
 def _is_due(step: int, taken: int, every: int) -> bool:
     """Whether the last `taken` steps have passed a multiple of `every` (0: never)."""
     return every > 0 and step // every > (step - taken) // every
-
-
-def _check_hosts(what: str, text: str) -> None:
-    """Raises UserError unless all processes have the same; what each finds alone would make a result of no data set."""
-    others = parallel.unlike_first(text)
-    if others:
-        raise UserError(
-            f"process {', '.join(map(str, others))} of {jax.process_count()} found other {what} than process 0: want "
-            "the same command, and the same data in the same order, on all hosts."
-        )
 
 
 def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints: Checkpoints) -> None:

@@ -1,5 +1,6 @@
 """What a run is put through: SIGTERM, damaged checkpoints, a second run, numbers that are none."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 
 from grafit_jax import (
     checkpoint,
+    errors,
     evaluation,
     experiment,
     integrity,
@@ -215,6 +217,19 @@ def test_a_signal_is_remembered_and_its_handler_given_back(number):
         with pytest.raises(preemption.Preempted, match=f"stopped by {NAMES[number]} while "), stop.at_once():
             raise AssertionError("not begun any more")
     assert signal.getsignal(number) is before
+
+
+def test_what_is_done_at_once_is_cut_short_and_what_it_reads_is_not_to_blame(tmp_path):
+    with preemption.watch() as stop, pytest.raises(preemption.Preempted), stop.at_once():
+        with errors.reading(tmp_path / "whole.npz", "want another file"):
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("not cut short")
+
+
+def test_a_signal_that_is_swallowed_on_its_way_is_remembered_at_the_end():
+    with preemption.watch() as stop, pytest.raises(preemption.Preempted), stop.at_once():
+        with contextlib.suppress(preemption.Preempted):  # as Python does in a finaliser
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.slow

@@ -220,16 +220,16 @@ def test_a_signal_is_remembered_and_its_handler_given_back(number):
 
 
 def test_what_is_done_at_once_is_cut_short_and_what_it_reads_is_not_to_blame(tmp_path):
-    with preemption.watch() as stop, pytest.raises(preemption.Preempted), stop.at_once():
-        with errors.reading(tmp_path / "whole.npz", "want another file"):
-            os.kill(os.getpid(), signal.SIGINT)
-            pytest.fail("not cut short")
+    reading = errors.reading(tmp_path / "whole.npz", "want another file")
+    with preemption.watch() as stop, pytest.raises(preemption.Preempted), stop.at_once(), reading:
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("not cut short")
 
 
 def test_a_signal_that_is_swallowed_on_its_way_is_remembered_at_the_end():
-    with preemption.watch() as stop, pytest.raises(preemption.Preempted), stop.at_once():
-        with contextlib.suppress(preemption.Preempted):  # as Python does in a finaliser
-            os.kill(os.getpid(), signal.SIGINT)
+    swallowed = contextlib.suppress(preemption.Preempted)  # as Python does in a finaliser
+    with preemption.watch() as stop, pytest.raises(preemption.Preempted), stop.at_once(), swallowed:
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.slow

@@ -226,10 +226,10 @@ def _train(
         "curve": over_epochs.curve(log),
     }
     sealed = seal(run_facts, config_lib.flatten(config), metrics)
-    # Of a complete run that has gone on it is another one from now on.
-    workdir.put(path, "config.json", config_lib.to_json(config) + "\n")
     workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")
     workdir.put(path, "metrics.json", json.dumps(metrics) + "\n")
+    # Last, since the epochs in it tell a complete run that has trained on from one that was killed before this.
+    workdir.put(path, "config.json", config_lib.to_json(config) + "\n")
     pulse.at(run.total_steps, "writing report.html")
     with stop.at_once():
         webpage.leave(run, state, path)
@@ -311,7 +311,9 @@ def _complete(path: pathlib.Path, run: experiment.Experiment) -> dict[str, Any]:
     if epochs == before:
         progress.say(f"{path} is complete: nothing is trained")
         return metrics
-    newest = Checkpoints(path, read_only=True).latest_step() or 0
+    checkpoints = Checkpoints(path, read_only=True)
+    newest = checkpoints.latest_step() or 0
+    checkpoints.close()
     if newest < metrics["step"]:
         raise UserError(
             f"{path} is complete after step {metrics['step']}, and its newest checkpoint is of step {newest}: want the "

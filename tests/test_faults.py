@@ -153,7 +153,7 @@ def test_a_complete_run_without_its_last_checkpoint_trains_no_further(train_run,
 
 
 def test_a_complete_run_goes_on_to_more_epochs_and_its_result_stays_meanwhile(train_run, monkeypatch, trains):
-    config = workdir.read_config(train_run)
+    config, before = workdir.read_config(train_run), (train_run / "config.json").read_text()
     config.train.epochs = 3
     with pytest.raises(UserError, match=r"train\.epochs: 2 -> 3.*--allow_config_change=train\.epochs"):
         trains(config, train_run)
@@ -166,6 +166,10 @@ def test_a_complete_run_goes_on_to_more_epochs_and_its_result_stays_meanwhile(tr
     new = report.collect(train_run)
     assert (new["metrics"]["step"], new["config"]["train.epochs"]) == (42, 3)
     assert [line["step"] for line in log_of(train_run)] == [14, 14, 28, 28, 42, 42]
+    # Killed before the last of its files was written.
+    (train_run / "config.json").write_text(before)
+    assert trains(config, train_run, allowed=["train.epochs"])["step"] == 42
+    assert report.collect(train_run) == new
     config.train.epochs = 1
     with pytest.raises(UserError, match=r"is complete after 3 epochs, and train\.epochs = 1: want as many or more, or"):
         trains(config, train_run, allowed=["train.epochs"])

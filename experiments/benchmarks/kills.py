@@ -38,7 +38,7 @@ _SMALL = {
 # The longest that a process may take from one thing to the next before this study is given up.
 _PATIENCE = 300.0
 # Seconds: a kill comes at most so long after what it is meant for has begun. A save goes on in the background.
-_LATEST = {"restoring": 0.5, "taking a step": 0.05, "saving": 0.3, "evaluating": 0.3}
+_LATEST = {"restoring": 0.5, "taking a step": 0.003, "saving": 0.3, "evaluating": 0.3}
 # So many times less one, at most, a process may begin that thing before.
 _PASSED_OVER = {"restoring": 1, "taking a step": 12, "saving": 6, "evaluating": 2}
 

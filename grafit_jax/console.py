@@ -7,6 +7,9 @@ from grafit_jax import experiment, objective, parallel, results
 from grafit_jax.errors import warn
 from grafit_jax.progress import say
 
+# Steps after which a network should know more than nothing.
+_FIRST_STEPS = 100
+
 
 def start(run: experiment.Experiment) -> None:
     """Says what a run trains, on what, and for how long."""
@@ -31,12 +34,16 @@ def start(run: experiment.Experiment) -> None:
 
 
 def warn_of_guessing(run: experiment.Experiment, line: Mapping[str, float]) -> None:
-    """A warning if a loss, as the mean of an epoch, is one that a network has which tells no classes or images apart.
+    """A warning if a loss is one that a network has which tells no classes or images apart, after one epoch.
+
+    After the first of at least 100 steps, or the one in which they are complete: fewer of a warm-up teach nothing.
 
     Args:
       run: the run.
-      line: the means of an epoch, by name.
+      line: the means of an epoch, by name, and the step at its end.
     """
+    if not line["step"] - run.steps_per_epoch < _FIRST_STEPS <= line["step"]:
+        return
     train = run.training
     guesses = objective.guessing(run.method, train.coarse_label, len(train.coarse_names), run.config.queue.size)
     for name, guess in guesses.items():

@@ -189,8 +189,7 @@ def _train(
             }
             _stop_if_not_finite(line, checked, step, checkpoints)
             _stop_if_all_skipped(line, step - run.steps_per_epoch, step)
-            if epoch == 0:
-                console.warn_of_guessing(run, line)
+            console.warn_of_guessing(run, line)
             checked = step
             bar.set_postfix(loss=f"{line['loss']:.3f}")
             workdir.append_log(path, line)

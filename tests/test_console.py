@@ -97,17 +97,23 @@ def test_guessing_is_what_the_losses_are_of_a_network_that_tells_nothing_apart(n
     assert {"knn" if term == "knn_loss" else term for term in guesses} == terms
 
 
-def test_a_loss_of_guessing_is_warned_of(capsys):
-    run = experiment.load(small_config("grafit_fc"))
-    console.warn_of_guessing(run, {"cross_entropy": 0.69, "loss": 5.0, "epoch": 1})
+def test_a_loss_of_guessing_is_warned_of_once_a_hundred_steps_were_taken(capsys):
+    run = experiment.load(small_config("grafit_fc"))  # of 14 steps an epoch
     one_class = run.records["train"].levels["coarse"]._replace(names=("all",))
     train = dataclasses.replace(run.records["train"], levels={"coarse": one_class})
     of_one = dataclasses.replace(run, records=run.records | {"train": train})
-    console.warn_of_guessing(of_one, {"cross_entropy": 0.0, "loss": 5.0, "epoch": 1})
-    assert capsys.readouterr().err == ""
-    console.warn_of_guessing(run, {"cross_entropy": 0.7, "loss": 5.0, "epoch": 1})
+    means = {"cross_entropy": 0.7, "loss": 5.0, "epoch": 8}
+    for of_run, line in (
+        (run, means | {"cross_entropy": 0.69, "step": 112}),
+        (of_one, means | {"cross_entropy": 0.0, "step": 112}),
+        (run, means | {"step": 98}),
+        (run, means | {"step": 126}),
+    ):
+        console.warn_of_guessing(of_run, line)
+        assert capsys.readouterr().err == ""
+    console.warn_of_guessing(run, means | {"step": 112})
     assert capsys.readouterr().err == (
-        "warning: found cross_entropy = 0.700 after epoch 1, and guessing gives 0.693: nothing is learned yet; "
+        "warning: found cross_entropy = 0.700 after epoch 8, and guessing gives 0.693: nothing is learned yet; "
         "if it stays so, use another optimizer.learning_rate, and check the labels.\n"
     )
 

@@ -5,6 +5,7 @@ import math
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,25 @@ def say(message: str) -> None:
     """A line, or several, by the first process alone; bars stay whole."""
     if parallel.is_first():
         tqdm.tqdm.write(message, file=sys.stderr)
+
+
+_bars = weakref.WeakSet[tqdm.tqdm]()
+
+
+def bar(total: int, initial: int, description: str) -> tqdm.tqdm:
+    """The bar of a training, in images; of the first process alone."""
+    shown = tqdm.tqdm(
+        total=total,
+        initial=initial,
+        unit="img",
+        unit_scale=True,
+        desc=description,
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else _LOG_EVERY,
+        disable=not parallel.is_first(),
+    )
+    _bars.add(shown)
+    return shown
 
 
 # What takes long.
@@ -50,6 +70,8 @@ _quiet = threading.Event()
 def quiet() -> None:
     """Shows nothing any more: the last words of a process stay the last."""
     _quiet.set()
+    for shown in _bars:
+        shown.disable = True
 
 
 def _show(ended: threading.Event) -> None:

@@ -5,13 +5,11 @@ import functools
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
-import tqdm
 
 from grafit_jax import (
     clusterfit,
@@ -132,16 +130,7 @@ def _train(
     facts = {"config": config_lib.flatten(config), "run": standing}
 
     # 5. Epoch by epoch: train, log, evaluate, save. A checkpoint within an epoch tells what its steps have come to.
-    bar = tqdm.tqdm(
-        total=run.total_steps * config.train.batch_size,
-        initial=start * config.train.batch_size,
-        unit="img",
-        unit_scale=True,
-        desc=config.method,
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30.0,  # seconds: a log file wants fewer lines than a terminal
-        disable=not parallel.is_first(),
-    )
+    bar = progress.bar(run.total_steps * config.train.batch_size, start * config.train.batch_size, config.method)
     with contextlib.ExitStack() as at_the_end:  # also of an interrupted run: a checkpoint on its way is waited for
         for close in (bar.close, functools.partial(_close, tensorboard), checkpoints.close):
             at_the_end.callback(close)

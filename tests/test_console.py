@@ -200,12 +200,17 @@ def test_what_a_command_does_is_looked_at_until_it_ends(monkeypatch, capsys):
     assert not any(thread.name == "activity" for thread in progress.threading.enumerate())
 
 
-def test_after_the_last_words_of_a_process_nothing_is_shown(monkeypatch):
+def test_after_the_last_words_of_a_process_nothing_is_shown(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_quiet", progress.threading.Event())
     monkeypatch.setattr(progress, "_EVERY", 0.0)
     monkeypatch.setattr(progress._Activity, "look", lambda self, place, now: pytest.fail("looked"))
+    bar = progress.bar(100, 0, "grafit")
     progress.quiet()
+    capsys.readouterr()
     progress._show(progress.threading.Event())
+    bar.update(50)
+    bar.close()
+    assert capsys.readouterr().err == ""
 
 
 # A preset for an accelerator.

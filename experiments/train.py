@@ -27,8 +27,8 @@ _PROFILE = flags.DEFINE_bool("profile", False, "trace one step into WORKDIR/prof
 _ALLOWED = flags.DEFINE_list(
     "allow_config_change",
     [],
-    "keys that a run that goes on may have other than it was started with. With train.epochs a complete run goes on "
-    "too: the learning rate and tau are then those of the new length from that step on, so the rate rises again.",
+    "config keys that may change on resume. With train.epochs a complete run trains on, too: from that step on the "
+    "learning rate and tau follow the schedules of the new length, so the rate rises again.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "one of several hosts, which JAX detects: TPU, SLURM, Kubernetes"

@@ -18,6 +18,9 @@ from grafit_jax.features import Features
 from grafit_jax.models import Network
 from grafit_jax.probe import probe as fit_probe
 
+# What to do about embeddings that a network gives that has diverged.
+_DIVERGED = "lower optimizer.learning_rate or raise loss.temperature, in a new --workdir"
+
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
@@ -117,9 +120,11 @@ def evaluate_network(
     for split, r in records.items():
         rows = embed_fn(variables, r.image)
         read = readable(rows)
-        _check_outputs(split, rows, read)
         every = read.all()  # then without a copy of them
         embedded[split] = {name: x if every else x[read] for name, x in rows.items() if name != "unread"}
+        for name in ("trunk", "projector"):
+            if name in rows:
+                neighbors.check_embeddings(f"{name} of split {split}", embedded[split][name], remedy=_DIVERGED)
         labels[split] = {level: label[read] for level, label in r.labels.items()}
     result: dict[str, float] = {}
     for i, name in enumerate(n for n in config.features if n in embedded["test"]):
@@ -139,18 +144,6 @@ def evaluate_network(
         prefix = "" if level == records["test"].finest else f"{level}/"
         result[f"{prefix}top1"] = float(np.mean(embedded["test"]["class"][:, 0] == label))
     return result
-
-
-def _check_outputs(split: str, rows: Mapping[str, np.ndarray], read: np.ndarray) -> None:
-    """Raises UserError for embeddings that only a network gives that has diverged."""
-    for name in {"trunk", "projector"} & rows.keys():
-        lengths = np.einsum("nd,nd->n", rows[name], rows[name], dtype=np.float64)
-        wrong = np.sum(~((lengths > 0) & np.isfinite(lengths)) & read)
-        if wrong:
-            raise UserError(
-                f"{wrong} of {np.sum(read)} embeddings of split {split} ({name}) are zero or not finite: the network "
-                "has diverged; lower optimizer.learning_rate or raise loss.temperature, in a new --workdir."
-            )
 
 
 def evaluate_features(

@@ -256,7 +256,7 @@ def num_parameters(experiment: Experiment) -> int:
 
 
 def check_start(experiment: Experiment) -> str:
-    """What tells the weights that the trunk starts from others, if it does not start from scratch; for all hosts.
+    """Checks the pretrained weights; returns their digests where several hosts have to compare them, else "".
 
     Raises:
       UserError: they are missing or do not fit.
@@ -265,7 +265,7 @@ def check_start(experiment: Experiment) -> str:
     if trunk is None:
         return ""
     jax.eval_shape(lambda: _fresh(experiment, trunk))
-    return json.dumps(integrity.digests(trunk), sort_keys=True)
+    return json.dumps(integrity.digests(trunk), sort_keys=True) if jax.process_count() > 1 else ""
 
 
 def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:

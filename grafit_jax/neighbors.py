@@ -347,8 +347,11 @@ def has_own_row(query_ids: ArrayLike | None, gallery_ids: ArrayLike | None) -> b
     return query_ids is not None and bool(np.any(np.isin(np.asarray(gallery_ids), np.asarray(query_ids))))
 
 
-def check_embeddings(name: str, embeddings: ArrayLike, *, zeros: bool = False) -> None:
-    """Raises UserError unless `embeddings` is [n, D] with n >= 1, finite, and without zero vectors or with `zeros`."""
+def check_embeddings(name: str, embeddings: ArrayLike, *, zeros: bool = False, remedy: str = "") -> None:
+    """Raises UserError unless `embeddings` is [n, D] with n >= 1, finite, and without zero vectors or with `zeros`.
+
+    `remedy`: what to do about rows that are not finite or zero, in place of removing them.
+    """
     if np.ndim(embeddings) != 2 or 0 in np.shape(embeddings):
         raise UserError(f"{name} has shape {np.shape(embeddings)}: want [n, D] with at least one row and column.")
     if _is_traced(embeddings):
@@ -363,12 +366,13 @@ def check_embeddings(name: str, embeddings: ArrayLike, *, zeros: bool = False) -
         rows = doubtful[~finite]
         raise UserError(
             f"{name} has {len(rows)} rows with NaN or infinite values, the first is row {rows[0]}: "
-            "the network that made them has diverged; use an earlier checkpoint or remove these rows."
+            f"the network that made them has diverged; {remedy or 'use an earlier checkpoint or remove these rows'}."
         )
     rows = doubtful[~values[doubtful].any(axis=1)]
     if len(rows) and not zeros:
         raise UserError(
-            f"{name} has {len(rows)} zero vectors, the first is row {rows[0]}: their cosine is undefined; remove them."
+            f"{name} has {len(rows)} zero vectors, the first is row {rows[0]}: their cosine is undefined; "
+            f"{remedy or 'remove them'}."
         )
 
 

@@ -117,7 +117,7 @@ class EpochMeans:
     """What the steps of an epoch have come to so far: one mean for every metric, from sums and counts of many calls."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None, seconds: float = 0.0):
-        """Of an epoch that goes on: `record` as it was."""
+        """Resumes an epoch by the arguments that `record` returned, or starts one."""
         self._sums, self._seconds = dict(sums or {}), seconds
         self._began, self._totals = time.perf_counter(), list[Totals]()
 
@@ -138,7 +138,7 @@ class EpochMeans:
 
 
 def guessing(method: Method, labels: np.ndarray, num_classes: int, queue_size: int) -> dict[str, float]:
-    """The means of the terms that have a softmax, where that is uniform: nothing is told apart.
+    """The mean of each softmax loss for a network that guesses: all probabilities are equal.
 
     Args:
       method: whose terms.

@@ -17,7 +17,7 @@ from grafit_jax import pulse
 EXIT_PREEMPTED = 75
 # How a process ends by a second Ctrl-C, as a shell tells of it.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-# Seconds without an end, after which a user is told what is waited for.
+# Seconds after Ctrl-C until a line says what the process is waiting for.
 _PATIENCE = 2.0
 _AGAIN = "start the same command again to resume"
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}

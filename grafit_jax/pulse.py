@@ -1,4 +1,4 @@
-"""What this process is doing, and that it makes progress: heard by the watchdog, by Ctrl-C and by `console`."""
+"""What this process is doing, and that it makes progress: read by the watchdog, by Ctrl-C and by `progress`."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator

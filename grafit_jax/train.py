@@ -304,8 +304,8 @@ def _complete(path: pathlib.Path, run: experiment.Experiment) -> dict[str, Any]:
     checkpoints.close()
     if newest < metrics["step"]:
         raise UserError(
-            f"{path} is complete after step {metrics['step']}, and its newest checkpoint is of step {newest}: want the "
-            "checkpoint of its end, to train on from; or another --workdir."
+            f"{path} is complete after step {metrics['step']}: found step {newest} as its newest checkpoint, expected "
+            "that last step, to train on from; use another --workdir."
         )
     progress.say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
     return {}

@@ -183,7 +183,7 @@ def _stop(reason: str, *, dump: bool) -> None:
             faulthandler.dump_traceback(all_threads=True)
         print(
             f"\nerror: process {jax.process_index()} stops {pulse.here()}: {reason}; start the same command again on "
-            f"all hosts{hint}, and it goes on from the newest checkpoint.",
+            f"all hosts{hint}: it resumes from the newest checkpoint.",
             file=sys.stderr,
             flush=True,
         )

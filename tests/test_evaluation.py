@@ -7,6 +7,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
 from grafit_jax import evaluation, experiment, parallel, pulse
+from grafit_jax.errors import UserError
 from grafit_jax.evaluation import Embedded
 from helpers.runs import small_config
 
@@ -50,6 +51,24 @@ def test_queries_without_another_image_of_their_class_are_left_out_and_counted()
     got = evaluation.evaluate(test, test, ks=(1,), knn_k=1, knn_temperature=0.05)
     assert (got["recall@1"], got["map"], got["queries_without_positive"]) == (1.0, 1.0, 1)
     assert (got["coarse/recall@1"], got["coarse/map"], got["coarse/queries_without_positive"]) == (1.0, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(np.nan, "2 rows with NaN or infinite values, the first is row 3"), (0.0, "2 zero vectors, the first is row 3")],
+)
+def test_embeddings_of_a_network_that_has_diverged_name_the_remedy_for_its_training(value, said):
+    records = experiment.load(small_config()).records
+
+    def embed(variables, images):
+        rows = np.ones((len(images), 4), np.float32)
+        rows[[3, 7]] = value if images is records["test"].image else 1
+        return {"trunk": np.ones((len(images), 4), np.float32), "projector": rows}
+
+    with pytest.raises(
+        UserError, match=rf"projector of split test has {said}.*; lower optimizer\.learning_rate or raise"
+    ):
+        evaluation.evaluate_network(embed, None, records, small_config().eval)
 
 
 def test_without_fine_labels_the_coarse_metrics_remain():

@@ -147,7 +147,7 @@ def test_a_complete_run_without_its_last_checkpoint_trains_no_further(train_run,
     config.train.epochs = 3
     shutil.rmtree(train_run / "checkpoints" / "28")
     log = (train_run / "metrics.jsonl").read_text()
-    with pytest.raises(UserError, match="is complete after step 28, and its newest checkpoint is of step 14: want the"):
+    with pytest.raises(UserError, match="is complete after step 28: found step 14 as its newest checkpoint, expected"):
         trains(config, train_run, allowed=["train.epochs"])
     assert (train_run / "metrics.jsonl").read_text() == log
 

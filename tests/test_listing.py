@@ -78,10 +78,10 @@ def test_links_hidden_files_suffixes_and_accents(tmp_path, capsys):
 
 
 LAYOUTS = {
-    "nothing": ({}, r"has the folders none: want a train split, called train\."),
+    "nothing": ({}, r": found no folders; expected a train split, called train\."),
     "no test": (
         {"train/x": 1},
-        r"has the folders train: want a test split, called test or val or validation, or data\.holdout, a share of tr",
+        r": found the folders train; expected a test split, called test or val or validation; or use data\.holdout to",
     ),
     "empty split": ({"train/x": 1, "test/x": 0}, "found no image for test: want at least one"),
     "no classes": (
@@ -122,10 +122,10 @@ def test_of_several_test_splits_one_is_taken_and_the_others_are_told_of(tmp_path
             f"warning: {source}: the test split is {taken}, and {left_out} is left out (data.test_split={left_out} "
             "takes it)\n"
         )
-    with pytest.raises(UserError, match=r"train.*: want a test split, called validation\."):
+    with pytest.raises(UserError, match=r"found .*train.*; expected a test split, called validation\."):
         sources.load(source=source, test_split="validation")
     with pytest.raises(
-        UserError, match=r"data\.test_split = 'dev' with .*: want one of test, val, validation, with im"
+        UserError, match=r"found data\.test_split = 'dev' with .*; expected one of test, val, validation, with im"
     ):
         sources.load(source=source, test_split="dev")
 

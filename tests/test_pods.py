@@ -91,7 +91,7 @@ def test_three_processes_with_an_uneven_data_set_end_with_the_one_that_dies_and_
     for i, text in enumerate(said(tmp_path, 3)[:2]):
         assert re.fullmatch(
             rf"error: process {i} stops after step \d+ \([a-z ]+\): process 2 of 3 is not heard of, last after step "
-            r"\d+ \([a-z ]+\); start the same command again on all hosts, and it goes on from the newest checkpoint\.",
+            r"\d+ \([a-z ]+\); start the same command again on all hosts: it resumes from the newest checkpoint\.",
             text.splitlines()[-1],
         ), text
     assert pods.finish(pods.start(tmp_path / "three", 3, 2, logs=tmp_path)) == [0, 0, 0], said(tmp_path, 3)

@@ -266,7 +266,7 @@ MINUS = np.where(LABEL == 3, -1, LABEL)
         ({"image": np.zeros((20, 3, 8, 8), np.uint8)}, "with 8 channels, want 1 or 3, and the channels last"),
         (
             {"image": np.zeros((20, 3, 2, 3), np.uint8)},
-            "1 channels in train and 3 channels in test: want the same",
+            "found 1 channels in train and 3 channels in test; expected the same number",
         ),
         ({"image": np.zeros((0, 3, 2, 1), np.uint8)}, "split test: no image, want at least one"),
         ({"label": LABEL[:19]}, r"split test: label is int64 \[19\], want integers \[20\]"),

@@ -87,7 +87,7 @@ def _list_folder(root: pathlib.Path, splits: _Splits) -> dict[str, list[Example]
     walk = _Walk(root)
     folders, _ = walk.entries(str(root), ())
     found = {name: path for name, path in folders if name in _SPLIT_OF}
-    by_split = splits(found, f"the folders {', '.join(n for n, _ in folders) or 'none'}")
+    by_split = splits(found, f"the folders {', '.join(n for n, _ in folders)}" if folders else "no folders")
     listed = {split: walk.split(found[name], split) for split, name in by_split.items()}
     walk.tell()
     return listed
@@ -102,8 +102,8 @@ def _one_of_each(names: Sequence[str], where: str, found: str, test_split: str, 
         if there:
             by_split[split] = there[0]
         elif split == "train" or test_split or need_test:
-            remedy = "" if split == "train" or test_split else ", or data.holdout, a share of train to test on"
-            raise UserError(f"{where} has {found}: want a {split} split, called {' or '.join(choice)}{remedy}.")
+            remedy = "" if split == "train" or test_split else "; or use data.holdout to test on a share of train"
+            raise UserError(f"{where}: found {found}; expected a {split} split, called {' or '.join(choice)}{remedy}.")
     left_out = [name for name in names if name not in by_split.values()]
     if left_out:
         taken, others = by_split["test"], ", ".join(left_out)
@@ -206,7 +206,7 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     for line, row in rows:
         if row["split"] not in _SPLIT_OF:
             raise UserError(f"{path}, line {line}: split is {row['split']!r}: want one of {', '.join(_SPLIT_OF)}.")
-    by_split = splits(names, f"the splits {', '.join(names) or 'none'}")
+    by_split = splits(names, f"the splits {', '.join(names)}" if names else "no splits")
     split_called = {name: split for split, name in by_split.items()}
     listed: dict[str, list[Example]] = {split: [] for split in by_split}
     first: dict[tuple[str, str], int] = {}

@@ -1,6 +1,7 @@
 """Images and their labels from where they lie: scikit-learn's digits, a TFDS data set, npz files, one's own images."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -118,6 +119,10 @@ class Records:
 
         Of streamed images the names and sizes of their files or of their data set stand for them.
         """
+        return self._fingerprint
+
+    @functools.cached_property  # a pass over all images, which a run and its checks ask for several times
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         levels = [(level.label, "<i4") for level in reversed([*self.levels.values()])]
         for array, dtype in ((self.image, "u1"), *levels):
@@ -213,8 +218,8 @@ def load(
         raise UserError(f"data.broken = {broken!r} is for image files (folder:DIR, csv:FILE), not for {source}.")
     if test_split and (not files or test_split not in listing.TEST_SPLITS):
         raise UserError(
-            f"data.test_split = {test_split!r} with {source}: want one of {', '.join(listing.TEST_SPLITS)}, with image "
-            "files (folder:DIR, csv:FILE)."
+            f"found data.test_split = {test_split!r} with {source}; expected one of {', '.join(listing.TEST_SPLITS)}, "
+            "with image files (folder:DIR, csv:FILE)."
         )
     if source == "digits":
         records = _digits()
@@ -240,7 +245,7 @@ def load(
     channels = {split: r.image.shape[-1] for split, r in records.items()}
     if len({*channels.values()}) > 1:
         found = " and ".join(f"{number} channels in {split}" for split, number in channels.items())
-        raise UserError(f"{source}: {found}: want the same number.")
+        raise UserError(f"{source}: found {found}; expected the same number.")
     hierarchy.check_nested([r.levels for r in records.values()])
     if coarse_classes:
         records = hierarchy.select(records, coarse_classes)

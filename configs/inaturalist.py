@@ -19,7 +19,7 @@ ClusterFit starts from a finished baseline: `method=clusterfit,from=runs/inat_ba
 """
 
 from grafit_jax import config as config_lib
-from grafit_jax.data import taxonomy
+from grafit_jax.data.datasets import taxonomy
 
 DATASETS = {"2018": "tfds:i_naturalist2018", "2019": "tfds:inaturalist2019"}
 

@@ -27,8 +27,8 @@ classes 0-9.
 """
 
 from grafit_jax import config as config_lib
-from grafit_jax.data import augment
 from grafit_jax.errors import UserError
+from grafit_jax.views import augment
 
 _IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}
 # As ImageNet's photos are seen by the trunk that is fine-tuned.

@@ -17,10 +17,13 @@ import subprocess
 import sys
 
 from absl import flags
-from benchmarks import steps
+from benchmarks import growth, steps
+from study import render
 
-from grafit_jax import cli, environment, pages, report
+from grafit_jax.commands import cli
 from grafit_jax.errors import UserError
+from grafit_jax.report.tables import plain_table
+from grafit_jax.runs import provenance
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills", "saves")
@@ -40,7 +43,7 @@ def main(argv):
             raise UserError(f"suite {_SUITE.value} has no entry {name!r}: want some of {', '.join(entries)}.")
     if _HERE.value:
         for name in names:
-            print(json.dumps({"entry": name, **entries[name](), "environment": environment.describe()}))
+            print(json.dumps({"entry": name, **entries[name](), "environment": provenance.describe()}))
         return
     if _RECORD.value and _ENTRIES.value:
         raise UserError("--record keeps a whole suite, measured in one go: leave out --entries.")
@@ -57,10 +60,10 @@ def main(argv):
         raise UserError(f"failed: {', '.join(failed)}; their own messages stand above.")
     if _RECORD.value:  # at the end alone, since a file that git does not know makes the revision "-dirty"
         recorded = _recorded_name(lines)
-        pages.record_benchmark(_ROOT, recorded, lines)
+        render.record_benchmark(_ROOT, recorded, lines)
         if grown := [line for line in lines if "curve_s" in line]:
-            report.growth_plot(_ROOT / "docs" / f"{recorded}.png", grown)
-    print(pages.render_benchmark(lines, report.plain_table), file=sys.stderr)
+            growth.growth_plot(_ROOT / "docs" / f"{recorded}.png", grown)
+    print(render.render_benchmark(lines, plain_table), file=sys.stderr)
 
 
 def _run_apart(name: str) -> subprocess.CompletedProcess:

@@ -7,8 +7,10 @@ import pathlib
 
 from absl import flags
 
-from grafit_jax import cli, experiment, features
+from grafit_jax import experiment
+from grafit_jax.commands import cli
 from grafit_jax.data import sources
+from grafit_jax.retrieval import embeddings
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "a workdir of experiments/train.py; its newest checkpoint", required=True
@@ -22,7 +24,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory, where 
 def main(argv):
     run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
     embedded = experiment.embed(run, state, _SPLIT.value, _LAYER.value)
-    features.save(pathlib.Path(_OUT.value), embedded)
+    embeddings.save(pathlib.Path(_OUT.value), embedded)
     print(f"{_OUT.value}: {len(embedded)} embeddings of {embedded.embedding.shape[1]} dimensions")
 
 

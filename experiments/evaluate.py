@@ -15,8 +15,11 @@ import pathlib
 
 from absl import flags
 
-from grafit_jax import cli, config, evaluation, experiment, features, workdir
+from grafit_jax import config, evaluation, experiment
+from grafit_jax.commands import cli
 from grafit_jax.errors import UserError, writing
+from grafit_jax.retrieval import embeddings
+from grafit_jax.runs import workdir
 
 _DEFAULTS = config.default().eval
 
@@ -42,11 +45,11 @@ def main(argv):
         run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
         metrics = experiment.evaluate(run, state, probe=_PROBE.value)
     elif _FEATURES.value is not None and _WORKDIR.value is None:
-        queries = features.load(pathlib.Path(_FEATURES.value))
+        queries = embeddings.load(pathlib.Path(_FEATURES.value))
         gallery = None
         if _GALLERY.value is not None:
-            gallery = features.load(pathlib.Path(_GALLERY.value))
-            features.check_alike(_FEATURES.value, queries.made_by, _GALLERY.value, gallery.made_by)
+            gallery = embeddings.load(pathlib.Path(_GALLERY.value))
+            embeddings.check_alike(_FEATURES.value, queries.made_by, _GALLERY.value, gallery.made_by)
         metrics = evaluation.evaluate_features(
             queries,
             gallery,

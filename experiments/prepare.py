@@ -12,8 +12,8 @@ import pathlib
 
 from absl import flags
 
-from grafit_jax import cli
-from grafit_jax.data import cars196, inaturalist2019
+from grafit_jax.commands import cli
+from grafit_jax.data.datasets import cars196, inaturalist2019
 
 _DATASETS = {"cars196": cars196.prepare, "inaturalist2019": inaturalist2019.prepare}
 _DATASET = flags.DEFINE_enum("dataset", None, sorted(_DATASETS), "which one", required=True)

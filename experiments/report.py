@@ -9,8 +9,8 @@ import pathlib
 
 from absl import flags
 
-from grafit_jax import cli
-from grafit_jax.webpage import write
+from grafit_jax.commands import cli
+from grafit_jax.report import write
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of experiments/train.py", required=True)
 _COMPARE = flags.DEFINE_list("compare", [], "others, at most two, tested on the same images")

@@ -26,10 +26,11 @@ import sys
 
 import jax
 from absl import flags
+from study import pricing, published, render, reproduction, tables
 
-from grafit_jax import cli, pages, pricing, reproduction, tables, targets
+from grafit_jax.commands import cli
 from grafit_jax.errors import UserError
-from grafit_jax.preemption import EXIT_PREEMPTED
+from grafit_jax.runs.preemption import EXIT_PREEMPTED
 
 _LIST = flags.DEFINE_bool("list", False, "every row of the paper: its value, ours, what it needs")
 _TABLE = flags.DEFINE_string("table", "quickstart", "which table, or which family of tables")
@@ -52,7 +53,7 @@ cli.want_numbers("seeds")
 def main(argv):
     root = pathlib.Path(__file__).resolve().parent.parent
     if _LIST.value:
-        print(targets.plain(pages.recorded(root)))
+        print(published.plain(render.recorded(root)))
         return
     if _AGAIN.value and not _RECORD.value:
         raise UserError("found --again without --record: want both, or take another --workdir.")
@@ -61,12 +62,12 @@ def main(argv):
     if _BUDGET.value is not None and _JOBS.value > 1:
         raise UserError(f"found --budget_minutes with --jobs={_JOBS.value}: use --jobs=1 with a budget.")
     names = tables.at(_SCALE.value or "cpu") if _ALL.value else [tables.find(_TABLE.value, _SCALE.value)]
-    kept = pages.recorded(root) if _RECORD.value or _DRY_RUN.value or _BUDGET.value is not None else {}
+    kept = render.recorded(root) if _RECORD.value or _DRY_RUN.value or _BUDGET.value is not None else {}
     known = [result for of_table in kept.values() for result in of_table]
     recorded = reproduction.index(known) if _RECORD.value and not _AGAIN.value else {}
     chosen = {name: _points(name, root) for name in names}
     for name, wanted in chosen.items() if _RECORD.value else ():
-        pages.check_record(root, name, wanted)
+        render.check_record(root, name, wanted)
     if _DRY_RUN.value:
         print(pricing.plan(chosen, recorded, known, jobs=_JOBS.value))
         return
@@ -88,7 +89,7 @@ def main(argv):
             if _RECORD.value:
                 _record(root, name, result, failed)
         if found:
-            print(f"\n{pages.render(tables.TABLES[name], found)}\n{targets.compare(name, found)}")
+            print(f"\n{render.render(tables.TABLES[name], found)}\n{published.compare(name, found)}")
             _draw(name, root)
     for run, reason in failed.items():
         print(f"failed: {run}: {reason}", file=sys.stderr)
@@ -102,7 +103,7 @@ def main(argv):
 def _record(root, name, result, failed):
     """Adds a result to what is recorded; where that cannot be, the tables that are still to come do not suffer."""
     try:
-        pages.record(root, name, result)
+        render.record(root, name, result)
     except (UserError, OSError) as error:
         failed[reproduction.run_directory(_folder(name), result["row"], result["seed"])] = f"not recorded: {error}"
 

@@ -13,9 +13,11 @@ from typing import Any
 
 from absl import flags
 
-from grafit_jax import cli, experiment, features, lookup
+from grafit_jax import experiment
+from grafit_jax.commands import cli, search
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
+from grafit_jax.retrieval import embeddings as files
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of experiments/train.py")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory, where it is not the one of the training")
@@ -44,11 +46,11 @@ def main(argv):
     if _WORKDIR.value is not None:
         run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
     if _GALLERY.value is not None:
-        gallery = features.load(pathlib.Path(_GALLERY.value))
+        gallery = files.load(pathlib.Path(_GALLERY.value))
         if _QUERY.value:
             made_by = experiment.made_by(run, state, _LAYER.value)
-            features.check_alike(_GALLERY.value, gallery.made_by, "the newest checkpoint", made_by)
-        images = None if gallery.filename is None else lookup.FileImages(gallery.filename.tolist())
+            files.check_alike(_GALLERY.value, gallery.made_by, "the newest checkpoint", made_by)
+        images = None if gallery.filename is None else search.FileImages(gallery.filename.tolist())
     else:
         gallery = experiment.embed(run, state, _SPLIT.value, _LAYER.value)
         images = run.records[_SPLIT.value].image
@@ -56,17 +58,17 @@ def main(argv):
         raise UserError(f"{_GALLERY.value} names no files to draw: leave out --out, or search with --workdir alone.")
 
     if _IDS.value:
-        names, rows = _IDS.value, lookup.rows_of(gallery, _IDS.value)
-        similarity, index = lookup.nearest(gallery, _K.value, rows=rows)
+        names, rows = _IDS.value, search.rows_of(gallery, _IDS.value)
+        similarity, index = search.nearest(gallery, _K.value, rows=rows)
         queries = [images[row] for row in rows] if _OUT.value is not None else []
     else:
         names, rows = _QUERY.value, None
-        queries = [lookup.read_query(run, pathlib.Path(name)) for name in names]
-        embeddings = lookup.embed_images(run, state, queries, _LAYER.value)
-        similarity, index = lookup.nearest(gallery, _K.value, embeddings=embeddings)
-    print(lookup.table(names, gallery, similarity, index))
+        queries = [search.read_query(run, pathlib.Path(name)) for name in names]
+        embeddings = search.embed_images(run, state, queries, _LAYER.value)
+        similarity, index = search.nearest(gallery, _K.value, embeddings=embeddings)
+    print(search.table(names, gallery, similarity, index))
     if _OUT.value is not None:
-        lookup.picture(pathlib.Path(_OUT.value), queries, images, gallery, index, rows=rows)
+        search.picture(pathlib.Path(_OUT.value), queries, images, gallery, index, rows=rows)
         print(f"picture: {_OUT.value}")
 
 

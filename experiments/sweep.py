@@ -16,8 +16,9 @@ import sys
 
 from absl import flags
 from ml_collections import config_flags
+from sweeps import expansion, runner, slurm, summary
 
-from grafit_jax import cli, sweep_results, sweep_runs, sweep_slurm, sweeps
+from grafit_jax.commands import cli
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -43,27 +44,27 @@ def main(argv):
     seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
     if _SLURM.value and _SUBMIT.value != "slurm":
         raise UserError(f"found --slurm with --submit={_SUBMIT.value}: want it with --submit=slurm.")
-    sweep = sweeps.expand(file, arg, overrides, seeds)
-    sweep_results.check_metric(_METRIC.value, sweep)
-    sweeps.check_directory(sweep, directory)
-    points = sweeps.shard(sweep.points, _SHARD.value)
-    standings = {point.name: sweep_runs.standing(directory / point.name) for point in sweep.points}
+    sweep = expansion.expand(file, arg, overrides, seeds)
+    summary.check_metric(_METRIC.value, sweep)
+    expansion.check_directory(sweep, directory)
+    points = expansion.shard(sweep.points, _SHARD.value)
+    standings = {point.name: runner.standing(directory / point.name) for point in sweep.points}
     if _DRY_RUN.value:
-        sweep_results.show(sweep, directory, standings, _METRIC.value)
+        summary.show(sweep, directory, standings, _METRIC.value)
         print("\n".join(f"{point.name}: {standings[point.name]}" for point in points))
         return
     python = "python" if _SUBMIT.value == "print" else sys.executable
-    commands = {point.name: sweeps.command(point, directory, python=python, root=_ROOT) for point in points}
+    commands = {point.name: expansion.command(point, directory, python=python, root=_ROOT) for point in points}
     if _SUBMIT.value == "local":
-        stopped = sweep_runs.run_all(commands, directory, jobs=_JOBS.value or 1)
-        sys.exit(sweep_results.conclude(sweep, directory, [*commands], _METRIC.value, stopped=stopped))
+        stopped = runner.run_all(commands, directory, jobs=_JOBS.value or 1)
+        sys.exit(summary.conclude(sweep, directory, [*commands], _METRIC.value, stopped=stopped))
     to_do = {name: words for name, words in commands.items() if standings[name].state not in ("complete", "running")}
     if _SUBMIT.value == "print":
         for words in to_do.values():
             print(shlex.join(words))
         return
-    options = sweep_slurm.parameters(_SLURM.value)
-    jobs = sweep_slurm.submit(to_do, directory, directory / sweeps.SLURM, options, jobs=_JOBS.value)
+    options = slurm.parameters(_SLURM.value)
+    jobs = slurm.submit(to_do, directory, directory / expansion.SLURM, options, jobs=_JOBS.value)
     for name, job in zip(to_do, jobs, strict=True):
         print(f"{name}: job {job.job_id}")
 

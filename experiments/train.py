@@ -15,9 +15,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from grafit_jax import cli, cluster, parallel, profiling, train
 from grafit_jax import config as config_lib
+from grafit_jax import parallel, train
+from grafit_jax.commands import cli, profiling
 from grafit_jax.errors import warn
+from grafit_jax.runs import multihost
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or will be", required=True)
@@ -49,7 +51,7 @@ _STUCK = flags.DEFINE_integer(
 
 
 def main(argv):
-    cluster.start(
+    multihost.start(
         distributed=_DISTRIBUTED.value,
         coordinator=_COORDINATOR.value,
         num_processes=_NUM_PROCESSES.value,

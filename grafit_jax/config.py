@@ -13,12 +13,12 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import methods
-from grafit_jax.data import augment
-from grafit_jax.data.crops import FITS
 from grafit_jax.errors import UserError
 from grafit_jax.models import heads
-from grafit_jax.models.pretrained import WEIGHTS
 from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
+from grafit_jax.models.weights import WEIGHTS
+from grafit_jax.views import augment
+from grafit_jax.views.crops import FITS
 
 # Like what the entries are of a tuple that is empty by default.
 _ENTRIES: Mapping[str, tuple[Any]] = {

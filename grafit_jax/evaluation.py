@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grafit_jax import metrics, neighbors, parallel, pulse
-from grafit_jax.data import augment, sources
-from grafit_jax.data.folder import FolderImages
-from grafit_jax.data.sources import Records
+from grafit_jax import parallel, pulse
+from grafit_jax.data.readers.folder import FolderImages
+from grafit_jax.data.records import Records, in_order
 from grafit_jax.errors import UserError
-from grafit_jax.features import Features
 from grafit_jax.models import Network
-from grafit_jax.probe import probe as fit_probe
+from grafit_jax.retrieval import metrics, neighbors
+from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.retrieval.probe import probe as fit_probe
+from grafit_jax.views import augment
 
 # What to do about embeddings that a network gives that has diverged.
 _DIVERGED = "lower optimizer.learning_rate or raise loss.temperature, in a new --workdir"
@@ -75,7 +76,7 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         nothing = [np.zeros((0, *images.shape[1:]), np.uint8)]  # a process without a part of its own goes along
         ahead: collections.deque[tuple[int, Any]] = collections.deque()  # the devices are one batch ahead of the host
         batches = pulse.parts(
-            sources.in_order(mine, block) if len(mine) else nothing, "embedding images", -(-len(mine) // block) or 1
+            in_order(mine, block) if len(mine) else nothing, "embedding images", -(-len(mine) // block) or 1
         )
         for i, batch in enumerate(batches):
             if len(batch) < block:

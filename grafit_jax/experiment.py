@@ -14,20 +14,22 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from grafit_jax import clusterfit, evaluation, integrity, methods, parallel, pulse, schedules, workdir
 from grafit_jax import config as config_lib
+from grafit_jax import evaluation, methods, parallel, pulse, schedules
 from grafit_jax import memory as memory_lib
 from grafit_jax import state as state_lib
-from grafit_jax.checkpoint import Checkpoints
-from grafit_jax.data import augment, hierarchy, sources
-from grafit_jax.data.crops import Crops
-from grafit_jax.data.sources import Records
+from grafit_jax.data import hierarchy, sources
+from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
-from grafit_jax.features import Features
-from grafit_jax.kmeans import Clusters, kmeans
 from grafit_jax.memory import Memory
-from grafit_jax.models import Network, pretrained
+from grafit_jax.models import Network, weights
+from grafit_jax.retrieval.clustering import Clusters, kmeans
+from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.runs import clusterfit, integrity, workdir
+from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.state import TrainState
+from grafit_jax.views import augment
+from grafit_jax.views.crops import Crops
 
 # Folded into the seed's key for the draws that are not views.
 _MEMORY_KEY = 0x6D656D
@@ -281,7 +283,7 @@ def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None
             f"model.pretrained = {m.pretrained} is not there: want a run's workdir, or a .safetensors or .pth file of "
             "weights."
         )
-    return pretrained.load_trunk(path, m.trunk, stem=m.stem)
+    return weights.load_trunk(path, m.trunk, stem=m.stem)
 
 
 def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:

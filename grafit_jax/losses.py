@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from grafit_jax.cosine import matmul, unit
+from grafit_jax.similarity import matmul, unit
 
 # Memory rows scored at a time: no [B, N] array is ever held. 4,096 rows keep a block of a 128-example batch in cache.
 _BLOCK_ROWS = 4096

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from grafit_jax.cosine import unit
+from grafit_jax.similarity import unit
 
 
 @flax.struct.dataclass

@@ -11,27 +11,16 @@ from typing import Any
 import jax
 import ml_collections
 
-from grafit_jax import (
-    clusterfit,
-    console,
-    environment,
-    experiment,
-    over_epochs,
-    parallel,
-    preemption,
-    progress,
-    pulse,
-    train_step,
-    workdir,
-)
 from grafit_jax import config as config_lib
-from grafit_jax.checkpoint import Checkpoints
+from grafit_jax import experiment, parallel, pulse, train_step
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError, warn
 from grafit_jax.objective import EpochMeans
-from grafit_jax.results import seal
+from grafit_jax.report import write as webpage
+from grafit_jax.runs import clusterfit, console, preemption, progress, provenance, results, workdir
+from grafit_jax.runs.checkpoint import Checkpoints
+from grafit_jax.runs.results import seal
 from grafit_jax.state import TrainState
-from grafit_jax.webpage import write as webpage
 
 # Of a scan on accelerators, at most: a run that is asked to stop does so between two of them.
 _STEPS_PER_CALL = 100
@@ -125,7 +114,7 @@ def _train(
     # 4. The pmapped step, of so many steps: the last call of an epoch may have fewer.
     call_of = functools.cache(functools.partial(make_call, run, feed))
     # What the numbers in a checkpoint, and the result, stand on.
-    standing = environment.describe()
+    standing = provenance.describe()
     standing |= {"data_fingerprint": fingerprints, "data_content": experiment.contents(run.records)}
     facts = {"config": config_lib.flatten(config), "run": standing}
 
@@ -211,7 +200,7 @@ def _train(
         "views_per_image": run.method.views_per_image(config.views.num_views),
         "train_images": len(run.records["train"]),
         "test_images": len(run.records["test"]),
-        "curve": over_epochs.curve(log),
+        "curve": results.curve(log),
     }
     sealed = seal(run_facts, config_lib.flatten(config), metrics)
     workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")

@@ -10,14 +10,14 @@ from jax import Array, lax
 
 from grafit_jax import memory as memory_lib
 from grafit_jax import parallel
-from grafit_jax.data import augment
-from grafit_jax.data.mixing import mix
 from grafit_jax.memory import Memory
 from grafit_jax.methods import Method
 from grafit_jax.models import Network
 from grafit_jax.objective import Objective, Totals
 from grafit_jax.parallel import AXIS
 from grafit_jax.state import TrainState, target_part
+from grafit_jax.views import augment
+from grafit_jax.views.mixing import mix
 
 Step = Callable[[TrainState, Memory | None, dict[str, Array], Array], tuple[TrainState, Memory | None, Totals]]
 

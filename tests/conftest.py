@@ -83,7 +83,7 @@ def eight_devices(monkeypatch):
 def no_pages():
     """Trainings leave no report.html, which takes as long as they do. Yields the functions that are replaced."""
     from grafit_jax import train
-    from grafit_jax.webpage import write
+    from grafit_jax.report import write
 
     places = (write, "leave"), (train, "_leave_page")
     own = [(module, name, getattr(module, name)) for module, name in places]

@@ -80,7 +80,7 @@ class Checkouts:
     def run(self, mutant: Mutant) -> tuple[str, str]:
         """("killed", "SURVIVED" or "ERROR", what to say of it)."""
         path = self._free.get()
-        source = path / "grafit_jax" / mutant.file
+        source = path / mutant.file
         text, began = source.read_text(), time.perf_counter()
         try:
             source.write_text(text.replace(mutant.old, mutant.new))
@@ -118,9 +118,9 @@ def check(checkouts: Checkouts, mutants: list[Mutant]) -> None:
     """Ends the program with one line unless the faults can be applied and the tests pass without them."""
     path = checkouts.paths[0]
     for m in mutants:
-        count = (path / "grafit_jax" / m.file).read_text().count(m.old)
+        count = (path / m.file).read_text().count(m.old)
         if count != 1:
-            sys.exit(f"{m.name!r}: old text found {count} times in grafit_jax/{m.file}; expected once; update the list")
+            sys.exit(f"{m.name!r}: old text found {count} times in {m.file}; expected once; update the list")
     _, imported = checkouts.python(path, "-c", "import grafit_jax; print(grafit_jax.__file__)", limit=LIMIT)
     if last_line(imported) != str(path / "grafit_jax" / "__init__.py"):
         sys.exit(f"the copy in {path} is not what is tested: found {last_line(imported)}")

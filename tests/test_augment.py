@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from grafit_jax import config as config_lib
-from grafit_jax.data import augment, image_ops, policies
 from grafit_jax.errors import UserError
+from grafit_jax.views import augment, auto_augment, image_ops
 from helpers.pixels import LEVEL, RGB, from_pil, pil
 
 KEY = jax.random.key(7)
@@ -38,7 +38,7 @@ def patch(monkeypatch):
     maker.cache_clear()
 
     def replace(name, function):
-        module = next(m for m in (augment, image_ops, policies) if hasattr(m, name))
+        module = next(m for m in (augment, image_ops, auto_augment) if hasattr(m, name))
         monkeypatch.setattr(module, name, function)
 
     yield replace
@@ -322,7 +322,8 @@ def test_operations_come_in_the_documented_order(patch):
         return lambda *a, **k: order.append(name) or original(*a, **k)
 
     stages = [
-        (image_ops, "crop"), (image_ops, "perspective"), (policies, "autoaugment"), (policies, "randaugment_op"),
+        (image_ops, "crop"), (image_ops, "perspective"), (auto_augment, "autoaugment"),
+        (auto_augment, "randaugment_op"),
         (augment, "_jitter"), (image_ops, "gaussian_blur"), (augment, "normalise"), (augment, "erase_mask"),
     ]  # fmt: skip
     for module, name in stages:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax.data import augment, crops
+from grafit_jax.views import augment, crops
 
 KEY = jax.random.key(7)
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks import gpu, memory, steps, train
+from study import render
 
-from grafit_jax import experiment, losses, pages, parallel, report
+from grafit_jax import experiment, losses, parallel
+from grafit_jax.report.tables import plain_table
 from helpers.command_lines import ROOT, shell_environment
 
 
@@ -79,7 +81,7 @@ def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table(cli):
     assert done.returncode == 0, done.stderr
     [line] = map(json.loads, done.stdout.splitlines())
     assert line["entry"] == "import" and 0 < line["seconds"] < 60 and line["environment"]["revision"]
-    assert done.stderr.endswith(pages.render_benchmark([line], report.plain_table) + "\n")
+    assert done.stderr.endswith(render.render_benchmark([line], plain_table) + "\n")
 
 
 def test_part_of_a_suite_is_not_recorded_and_what_there_is_not_is_named(cli):

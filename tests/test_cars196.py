@@ -5,7 +5,8 @@ import PIL.Image
 import pytest
 import scipy.io
 
-from grafit_jax.data import cars196, catalog, sources
+from grafit_jax.data import sources
+from grafit_jax.data.datasets import cars196, catalog
 from grafit_jax.errors import UserError
 from helpers.pixels import pil_resized, random_images
 from helpers.tfds_data import in_files, make_builder

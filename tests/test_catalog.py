@@ -5,7 +5,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from grafit_jax.data import catalog, sources
+from grafit_jax.data import sources
+from grafit_jax.data.datasets import catalog
+from grafit_jax.data.readers import tfds
 from grafit_jax.errors import UserError
 from helpers.pixels import pil_resized, random_images
 from helpers.tfds_data import in_files, make_builder, prepare
@@ -193,7 +195,7 @@ def check_products(products, records, wanted):
     assert [records.label_names[y] for y in records.label] == [str(product) for product, _ in wanted]
     assert [records.coarse_names[y] for y in records.coarse_label] == [SUPER[super_class(p)] for p, _ in wanted]
     resized = np.stack([pil_resized(image, 8) for _, image in wanted])
-    image = records.image.read() if isinstance(records.image, sources.StreamedImages) else records.image
+    image = records.image.read() if isinstance(records.image, tfds.StreamedImages) else records.image
     assert np.abs(image - resized).max() <= 1
 
 

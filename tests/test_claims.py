@@ -4,9 +4,9 @@ import math
 
 import pytest
 from scipy import stats
+from study import claims, published, tables
+from study.claims import Claim, Difference
 
-from grafit_jax import claims, tables, targets
-from grafit_jax.claims import Claim, Difference
 from grafit_jax.errors import UserError
 
 
@@ -119,7 +119,7 @@ def test_every_claim_is_of_rows_that_a_study_has_and_its_verdict_follows():
     of_studies = {table for _, of_study in claims.STUDIES.values() for table in of_study}
     assert of_studies <= {*tables.at("cpu"), "cifar100_gpu"}
     # One paper's method is never held against the other's under its name.
-    assert targets.METHOD not in {c.ahead for group in claims.CLAIMS.values() for c in group}
+    assert published.METHOD not in {c.ahead for group in claims.CLAIMS.values() for c in group}
 
     text = claims.render({"study_omniglot": runs(grafit=[50, 51], baseline=[40, 41], snca_plus=[60, 61])})
     lines = {

@@ -1,8 +1,7 @@
 """The command lines as a user meets them: a mistake is one line on stderr, status 2, nothing on stdout, no workdir."""
 
 import pytest
-
-from grafit_jax import pricing, reproduction
+from study import pricing, reproduction
 
 # Script and flags -> what its one line says.
 MISTAKES = {

@@ -5,13 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+from study import render, reproduction, tables
 
-from grafit_jax import clusterfit, evaluation, experiment, pages, reproduction, tables, train, workdir
 from grafit_jax import config as config_lib
+from grafit_jax import evaluation, experiment, train
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.evaluation import Embedded
-from grafit_jax.kmeans import kmeans
+from grafit_jax.retrieval.clustering import kmeans
+from grafit_jax.runs import clusterfit, workdir
 from helpers.runs import small_config
 
 K = 7
@@ -201,4 +203,4 @@ def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
     )
     assert workdir.read_config(runs / "clusterfit_seed1").clusters.workdir == f"{runs}/baseline_seed1"
     assert reproduction.result(point, {}) == results[0] and len(order) == 2
-    assert "(cross-entropy on clusters of `baseline`'s features)" in pages.render(table, results)
+    assert "(cross-entropy on clusters of `baseline`'s features)" in render.render(table, results)

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import console, experiment, losses, objective, parallel, progress, pulse, results
-from grafit_jax.clusterfit import relabel
-from grafit_jax.kmeans import Clusters
+from grafit_jax import experiment, losses, objective, parallel, pulse
 from grafit_jax.methods import METHODS
+from grafit_jax.retrieval.clustering import Clusters
+from grafit_jax.runs import console, progress, results
+from grafit_jax.runs.clusterfit import relabel
 from helpers.runs import small_config
 
 

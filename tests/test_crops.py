@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from grafit_jax import experiment, train
-from grafit_jax.data import augment, crops, images, sources, tfds_source
-from grafit_jax.data.crops import Crops
+from grafit_jax.data import sources
+from grafit_jax.data.readers import decode, tfds
 from grafit_jax.errors import UserError
+from grafit_jax.views import augment, crops
+from grafit_jax.views.crops import Crops
 from helpers import image_files
 from helpers.runs import small_config
 from helpers.tfds_data import make_builder
@@ -70,22 +72,22 @@ def test_parts_of_a_file_are_resized_as_by_hand(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (45, 33, 3), np.uint8)
     path = image_files.write(tmp_path / name, noise)
     boxes = np.float32([[0, 0, 45, 33], [3.25, 7.5, 12.5, 20.75], [40, 28, 5, 5]])
-    got = images.decode_boxes(path, 12, lambda height, width: boxes)
+    got = decode.decode_boxes(path, 12, lambda height, width: boxes)
     assert got.shape == (3, 12, 12, 3) and got.dtype == np.uint8
     for part, box in zip(got, boxes, strict=True):
-        assert np.max(np.abs(part - resized(images.decode(path), box, 12))) <= 1.01
+        assert np.max(np.abs(part - resized(decode.decode(path), box, 12))) <= 1.01
 
 
 def test_a_jpeg_is_decoded_as_finely_as_its_smallest_part_needs(tmp_path, monkeypatch):
     path = image_files.write(tmp_path / "i.jpg", image_files.pixels(0, 480, 640), quality=95)
-    fine, sizes = images.decode(path), []
-    upright = images._upright
-    monkeypatch.setattr(images, "_upright", lambda image: sizes.append(image.size) or upright(image))
-    whole = images.decode_boxes(path, 30, crops.whole)[0]
+    fine, sizes = decode.decode(path), []
+    upright = decode._upright
+    monkeypatch.setattr(decode, "_upright", lambda image: sizes.append(image.size) or upright(image))
+    whole = decode.decode_boxes(path, 30, crops.whole)[0]
     assert sizes[-1] == (80, 60)  # which is 2 x 30 pixels at least
     assert np.max(np.abs(whole - resized(fine, (0, 0, 480, 640), 30))) < 6
     quarter = lambda height, width: np.float32([[height / 4, width / 4, height / 8, width / 8]])  # noqa: E731
-    part = images.decode_boxes(path, 30, quarter)[0]
+    part = decode.decode_boxes(path, 30, quarter)[0]
     assert sizes[-1] == (640, 480)
     assert np.max(np.abs(part - resized(fine, (120, 160, 60, 80), 30))) <= 1.01
 
@@ -138,7 +140,7 @@ def test_a_stream_of_crops_has_the_order_of_the_images_and_their_own_boxes(strea
 def test_squares_are_of_the_middle_or_of_the_whole(streamed, fit, request):
     stream, whole = streamed
     source = {"source": "tfds:tiny_hierarchy", "data_dir": request.getfixturevalue("tiny")}
-    if not isinstance(stream, tfds_source.StreamedImages):
+    if not isinstance(stream, tfds.StreamedImages):
         source = {"source": request.getfixturevalue("folder")}
     kept, in_files = (sources.load(**source, image_size=8, fit=fit, stream=s)["train"].image for s in (False, True))
     box = {"squash": (0, 0, 40, 30), "centre": (5, 0, 30, 30)}[fit]

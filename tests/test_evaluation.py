@@ -93,7 +93,7 @@ def test_every_image_is_embedded_once_whatever_their_number(batch_size, eight_de
     assert pulse.here() == pulse.Place(5, "evaluating", beats=number + 1)
 
     variables = jax.device_get(experiment.variables(state))
-    from grafit_jax.data import augment
+    from grafit_jax.views import augment
 
     expected = run.network.apply(variables, augment.plain_view(images, views=run.views), train=False, method="embed")
     np.testing.assert_allclose(got["trunk"], expected.features, atol=1e-5)
@@ -111,7 +111,7 @@ def test_embeddings_leave_the_devices_batch_by_batch(monkeypatch):
             held.append(sum(x.nbytes for x in jax.live_arrays()))
             yield images[start : start + size]
 
-    monkeypatch.setattr(evaluation.sources, "in_order", in_order)
+    monkeypatch.setattr(evaluation, "in_order", in_order)
     images = np.concatenate([run.records["test"].image] * 2)[: 40 * 16]
     rows = run.embed_fn(experiment.variables(state), images)
     assert len(held) == 40 and held[-1] <= held[3]

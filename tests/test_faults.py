@@ -16,22 +16,11 @@ import numpy as np
 import optax
 import pytest
 
-from grafit_jax import (
-    checkpoint,
-    errors,
-    evaluation,
-    experiment,
-    integrity,
-    locks,
-    parallel,
-    preemption,
-    report,
-    train,
-    workdir,
-)
+from grafit_jax import errors, evaluation, experiment, parallel, train
 from grafit_jax import memory as memory_lib
-from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.errors import UserError
+from grafit_jax.runs import checkpoint, integrity, locks, preemption, results, workdir
+from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.state import TrainState
 from helpers.command_lines import ROOT, a_moment, command, shell_environment
 from helpers.runs import assert_close, before_calls, log_of, small_config
@@ -160,20 +149,20 @@ def test_a_complete_run_goes_on_to_more_epochs_and_its_result_stays_meanwhile(tr
     stopping_after(monkeypatch, {3})
     with pytest.raises(preemption.Preempted, match="after step 31, which is saved"):
         trains(config, train_run, allowed=["train.epochs"])
-    old = report.collect(train_run)
+    old = results.collect(train_run)
     assert (old["metrics"]["step"], old["config"]["train.epochs"]) == (28, 2)
     assert trains(config, train_run, allowed=["train.epochs"])["step"] == 42
-    new = report.collect(train_run)
+    new = results.collect(train_run)
     assert (new["metrics"]["step"], new["config"]["train.epochs"]) == (42, 3)
     assert [line["step"] for line in log_of(train_run)] == [14, 14, 28, 28, 42, 42]
     # Killed before the last of its files was written.
     (train_run / "config.json").write_text(before)
     assert trains(config, train_run, allowed=["train.epochs"])["step"] == 42
-    assert report.collect(train_run) == new
+    assert results.collect(train_run) == new
     config.train.epochs = 1
     with pytest.raises(UserError, match=r"is complete after 3 epochs, and train\.epochs = 1: want as many or more, or"):
         trains(config, train_run, allowed=["train.epochs"])
-    assert report.collect(train_run) == new
+    assert results.collect(train_run) == new
 
 
 def test_of_several_processes_every_step_is_asked_for_whatever_a_call_takes(monkeypatch):
@@ -239,7 +228,8 @@ def test_a_signal_that_is_swallowed_on_its_way_is_remembered_at_the_end():
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_process_at_once(tmp_path):
     code = (
-        "import time\nfrom grafit_jax import preemption, pulse\npulse.at(3, 'taking a step')\n"
+        "import time\nfrom grafit_jax import pulse\nfrom grafit_jax.runs import preemption\n"
+        "pulse.at(3, 'taking a step')\n"
         "with preemption.watch():\n    print('ready', flush=True)\n    time.sleep(600)\n"
     )
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": shell_environment()}
@@ -434,8 +424,8 @@ import grafit_jax
 names = [m.name for m in pkgutil.walk_packages(grafit_jax.__path__, "grafit_jax.")]
 for name in names:
     importlib.import_module(name)
-from grafit_jax import reading
-print(len(names), reading._memory())
+from grafit_jax.data.readers import files
+print(len(names), files._memory())
 """
 
 

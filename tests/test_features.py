@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from grafit_jax import evaluation, features, metrics
+from grafit_jax import evaluation
 from grafit_jax.errors import UserError
-from grafit_jax.features import Features
+from grafit_jax.retrieval import embeddings, metrics
+from grafit_jax.retrieval.embeddings import Features
 
 
 def some(n=12, dim=5, **columns):
@@ -20,8 +21,8 @@ def some(n=12, dim=5, **columns):
 def test_what_is_saved_is_loaded(tmp_path, suffix):
     written = some(label=np.array(list("abcabcabcabc")), filename=np.array([f"a, b/{i}.jpg" for i in range(12)]),
                    made_by={"layer": "trunk", "config": {"views.size": 8}})  # fmt: skip
-    features.save(tmp_path / "deep" / f"f{suffix}", written)
-    read = features.load(tmp_path / "deep" / f"f{suffix}")
+    embeddings.save(tmp_path / "deep" / f"f{suffix}", written)
+    read = embeddings.load(tmp_path / "deep" / f"f{suffix}")
     assert read.coarse_label is None
     for name in ("embedding", "id", "label", "filename"):
         np.testing.assert_array_equal(getattr(read, name), getattr(written, name), err_msg=name)
@@ -30,33 +31,33 @@ def test_what_is_saved_is_loaded(tmp_path, suffix):
 
 def test_embeddings_of_two_models_are_told_apart():
     one = {"layer": "trunk", "step": 28, "config": {"views.size": 8, "eval.recall_at": (1, 2)}, "data": {"test": "1f"}}
-    features.check_alike("a.npz", one, "b.npz", json.loads(json.dumps(one)))
-    features.check_alike("a.npz", {}, "b.npz", one)  # of which nothing is known
+    embeddings.check_alike("a.npz", one, "b.npz", json.loads(json.dumps(one)))
+    embeddings.check_alike("a.npz", {}, "b.npz", one)  # of which nothing is known
     other = one | {"layer": "projector", "config": one["config"] | {"views.size": 16}, "data": {"test": "2e"}}
     message = (
         r"a\.npz was made by another model or layer than b\.npz \(config views\.size 8, not 16; data test '1f', not "
         r"'2e'; layer 'trunk', not 'projector'\): want embeddings of one network and --layer; write it anew with exp"
     )
     with pytest.raises(UserError, match=message):
-        features.check_alike("a.npz", one, "b.npz", other)
+        embeddings.check_alike("a.npz", one, "b.npz", other)
     # A key that one of two versions does not know tells nothing.
-    features.check_alike("a.npz", one, "b.npz", one | {"config": one["config"] | {"model.new": 1}})
+    embeddings.check_alike("a.npz", one, "b.npz", one | {"config": one["config"] | {"model.new": 1}})
 
 
 def test_parquet_with_empty_values_is_refused(tmp_path):
     rows = pyarrow.table({"embedding": [[1.0, 2.0], [3.0, 4.0]], "label": ["a", None]})
     pyarrow.parquet.write_table(rows, tmp_path / "f.parquet")
     with pytest.raises(UserError, match=r"f\.parquet: label has 1 empty values: want one for every row"):
-        features.load(tmp_path / "f.parquet")
+        embeddings.load(tmp_path / "f.parquet")
 
 
 def test_embeddings_alone_get_row_numbers_as_ids(tmp_path):
     np.savez(tmp_path / "f.npz", embedding=np.eye(3, dtype=np.float64))
-    read = features.load(tmp_path / "f.npz")
+    read = embeddings.load(tmp_path / "f.npz")
     np.testing.assert_array_equal(read.id, [0, 1, 2])
     assert read.levels == {} and read.embedding.dtype == np.float32
     np.save(tmp_path / "f.npy", np.eye(3))
-    np.testing.assert_array_equal(features.load(tmp_path / "f.npy").id, [0, 1, 2])
+    np.testing.assert_array_equal(embeddings.load(tmp_path / "f.npy").id, [0, 1, 2])
 
 
 E = np.eye(4, 3) + 1
@@ -81,23 +82,23 @@ E = np.eye(4, 3) + 1
 def test_files_that_cannot_be_used_are_told_in_one_line(tmp_path, arrays, message):
     np.savez(tmp_path / "f.npz", **arrays)
     with pytest.raises(UserError, match=message) as error:
-        features.load(tmp_path / "f.npz")
+        embeddings.load(tmp_path / "f.npz")
     assert "\n" not in str(error.value) and isinstance(error.value, ValueError)
 
 
 def test_files_that_are_not_there_or_not_what_they_say(tmp_path):
     for suffix in (".npz", ".parquet", ".npy"):
         with pytest.raises(UserError, match=rf"found no file .*none\{suffix}"):
-            features.load(tmp_path / f"none{suffix}")
+            embeddings.load(tmp_path / f"none{suffix}")
         (tmp_path / f"text{suffix}").write_text("no numbers here")
         with pytest.raises(UserError, match=rf"text\{suffix} cannot be read \(.+\): write it anew"):
-            features.load(tmp_path / f"text{suffix}")
-    for call in (features.load, lambda path: features.save(path, some())):
+            embeddings.load(tmp_path / f"text{suffix}")
+    for call in (embeddings.load, lambda path: embeddings.save(path, some())):
         with pytest.raises(UserError, match=r"f\.txt ends in \.txt: want one of \.npz, \.parquet, \.npy"):
             call(tmp_path / "f.txt")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*take another --out"):
-        features.save(tmp_path / "file" / "f.npz", some())
+        embeddings.save(tmp_path / "file" / "f.npz", some())
 
 
 # Evaluation of embeddings from anywhere

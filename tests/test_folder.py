@@ -8,10 +8,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax import evaluation, experiment, features
+from grafit_jax import evaluation, experiment
 from grafit_jax.data import sources
-from grafit_jax.data.folder import FolderImages
+from grafit_jax.data.readers.folder import FolderImages
+from grafit_jax.data.records import in_order
 from grafit_jax.errors import UserError
+from grafit_jax.retrieval import embeddings
 from helpers import image_files
 from helpers.image_files import load, named, spoil
 from helpers.runs import small_config
@@ -48,7 +50,7 @@ def test_broken_files_end_the_run_or_are_left_out_and_listed(tmp_path, stream, c
         assert len(r) == len(r.label) == len(r.coarse_label) == left
         assert [line.split(" (")[0] for line in r.broken] == [b for b in broken if f"/{split}/" in b]
         assert named(r) == {f: tuple(f.split("/")[-3:-1]) for f in whole if f"/{split}/" in f and f not in broken}
-        rows = np.concatenate(list(sources.in_order(r.image, 4)))
+        rows = np.concatenate(list(in_order(r.image, 4)))
         for file, image in zip(r.filename, rows, strict=True):
             want = PIL.Image.fromarray(whole[file]).resize((5, 5), PIL.Image.Resampling.BILINEAR)
             np.testing.assert_array_equal(image, want)
@@ -271,10 +273,10 @@ def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, mon
     monkeypatch.setattr(evaluation, "evaluate", seen)
     experiment.evaluate(run, state)
     assert len(galleries[0].embedding) == len(galleries[0].labels["coarse"]) == 39
-    features = experiment.embed(run, state, "train", "trunk")
-    assert features.id.tolist() == [f"train/{row}" for row in range(40) if row != 3]
-    assert features.filename.tolist() == [path for path in paths[:40] if path != paths[3]]
-    assert features.coarse_label.tolist() == ["x"] * 19 + ["y"] * 20 and len(features.embedding) == 39
+    embeddings = experiment.embed(run, state, "train", "trunk")
+    assert embeddings.id.tolist() == [f"train/{row}" for row in range(40) if row != 3]
+    assert embeddings.filename.tolist() == [path for path in paths[:40] if path != paths[3]]
+    assert embeddings.coarse_label.tolist() == ["x"] * 19 + ["y"] * 20 and len(embeddings.embedding) == 39
     for path in paths[:40]:
         spoil(path)
     with pytest.raises(UserError, match=rf"^40 of 40 images cannot be read any more, such as {paths[3]}: look at"):
@@ -299,7 +301,7 @@ def test_command_lines_from_a_folder_to_the_files_of_the_neighbours(tmp_path, cl
     ).exists()
     done = cli("embed", f"--workdir={workdir}", f"--out={tmp_path}/test.npz")
     assert done.returncode == 0, done.stderr[-2000:]
-    embedded = features.load(tmp_path / "test.npz")
+    embedded = embeddings.load(tmp_path / "test.npz")
     assert embedded.filename.tolist() == sorted(f for f in written if "/test/" in f)
     assert embedded.label.tolist() == [f.split("/")[-2] for f in embedded.filename]
     done = cli("search", f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--k=2", f"--out={tmp_path}/near.png")

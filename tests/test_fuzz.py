@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 from hypothesis import strategies as st
+from study import layout, render
 
-from grafit_jax import clusterfit, methods, pages, report, results, workdir
 from grafit_jax import config as config_lib
+from grafit_jax import methods
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
+from grafit_jax.runs import clusterfit, results, workdir
 from helpers import fuzzing
 from helpers.command_lines import ROOT
 from helpers.runs import small_config
@@ -160,8 +162,8 @@ def test_damaged_facts_of_a_run_are_named(times, tmp_path):
     digits = sources.load(source="digits")
 
     def read():
-        result = report.collect(tmp_path)
-        report.markdown_table([result], {"map": "mAP"}, {})
+        result = results.collect(tmp_path)
+        layout.markdown_table([result], {"map": "mAP"}, {})
         workdir.check_data(tmp_path, whole["data.json"])
 
     def check(drawn):
@@ -202,7 +204,7 @@ def test_damaged_records_are_named(times, tmp_path):
         shutil.rmtree(folder)
         folder.mkdir()
         (folder / f"{name}.json").write_bytes(text)
-        found = fuzzing.outcome(pages.blocks, tmp_path)
+        found = fuzzing.outcome(render.blocks, tmp_path)
         if isinstance(found, UserError):
             assert f"{name}.json" in str(found)
         return found

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from grafit_jax import clusterfit, features, reading
-from grafit_jax.data import cars196, inaturalist2019, sources, taxonomy
+from grafit_jax.data import sources
+from grafit_jax.data.datasets import cars196, inaturalist2019, taxonomy
+from grafit_jax.data.readers import files
 from grafit_jax.errors import UserError
+from grafit_jax.retrieval import embeddings
+from grafit_jax.runs import clusterfit
 from helpers import fuzzing, image_files
 
 RNG = np.random.default_rng(0)
@@ -99,7 +102,7 @@ def test_npz_data_are_as_wanted_or_refused(times, tmp_path):
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
 def test_features_are_as_wanted_or_refused(times, tmp_path, suffix):
     path = tmp_path / f"f{suffix}"
-    features.save(path, features.Features(**EMBEDDED, further={"genus": np.arange(5)}))
+    embeddings.save(path, embeddings.Features(**EMBEDDED, further={"genus": np.arange(5)}))
     whole, table = path.read_bytes(), tmp_path / "f.csv"
     rows = table.read_bytes() if table.exists() else b"id,label\n0,a\n1,a\n2,b\n3,b\n4,c\n"
 
@@ -107,7 +110,7 @@ def test_features_are_as_wanted_or_refused(times, tmp_path, suffix):
         data, text = drawn
         path.write_bytes(data)
         table.write_bytes(text)
-        found = fuzzing.outcome(features.load, path)
+        found = fuzzing.outcome(embeddings.load, path)
         if not isinstance(found, UserError):
             assert found.embedding.dtype == np.float32 and np.isfinite(found.embedding).all()
             assert all(len(labels) == len(found) == len(found.id) for labels in found.levels.values())
@@ -156,10 +159,10 @@ def test_arrays_of_objects_are_never_unpickled(tmp_path):
     for name in EMBEDDED:
         (tmp_path / "f.npz").write_bytes(npz(EMBEDDED | {name: hostile}))
         with pytest.raises(UserError, match=r"f\.npz cannot be read \(Object arrays"):
-            features.load(tmp_path / "f.npz")
+            embeddings.load(tmp_path / "f.npz")
     np.save(tmp_path / "f.npy", hostile)
     with pytest.raises(UserError, match=r"f\.npy cannot be read \(Object arrays"):
-        features.load(tmp_path / "f.npy")
+        embeddings.load(tmp_path / "f.npy")
     for name in CLUSTERS:
         (tmp_path / "clusters.npz").write_bytes(npz(CLUSTERS | {name: hostile}))
         with pytest.raises(UserError, match=r"clusters\.npz cannot be read \(Object arrays"):
@@ -175,14 +178,14 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     (tmp_path / "test.npz").write_bytes(bomb)
     (tmp_path / "train.npz").write_bytes(npz(ARRAYS))
     assert len(sources.load(source=f"npz:{tmp_path}")["test"]) == 6
-    monkeypatch.setattr(reading, "_memory", lambda: 2**20)
+    monkeypatch.setattr(files, "_memory", lambda: 2**20)
     unpacked = []
     monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda *_: unpacked.append(1))
     with pytest.raises(UserError, match=r"test\.npz holds arrays of 0\.0 GiB, and this host has 0\.0 GiB: write it"):
-        reading.read_npz(tmp_path / "test.npz", ARRAYS.__contains__, ARRAYS, "write it")
+        files.read_npz(tmp_path / "test.npz", ARRAYS.__contains__, ARRAYS, "write it")
     assert not unpacked
     with pytest.raises(UserError, match="cannot be read"):  # what is not wanted does not count
-        reading.read_npz(tmp_path / "test.npz", lambda name: name == "label", (), "write it")
+        files.read_npz(tmp_path / "test.npz", lambda name: name == "label", (), "write it")
     assert unpacked
 
 

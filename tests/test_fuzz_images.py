@@ -7,8 +7,9 @@ import PIL.Image
 import pytest
 from hypothesis import strategies as st
 
-from grafit_jax.data import crops, images
-from grafit_jax.data.images import Unreadable
+from grafit_jax.data.readers import decode
+from grafit_jax.data.readers.decode import Unreadable
+from grafit_jax.views import crops
 from helpers import fuzzing, image_files
 
 LAW = crops.Crops(4, ((2, (0.05, 1.0), (0.5, 2.0)), (1, (1, 1), (1, 1))))
@@ -20,7 +21,7 @@ def test_an_image_of_any_shape_is_cropped(tmp_path, height, width):
     for name in ("i.png", "i.jpg"):
         path = image_files.write(tmp_path / name, pixels)
         for id_ in range(5):
-            made = images.decode_boxes(path, 4, functools.partial(LAW.boxes, 0, id_))
+            made = decode.decode_boxes(path, 4, functools.partial(LAW.boxes, 0, id_))
             assert made.shape == (3, 4, 4, 3) and np.abs(made.astype(int) - 77).max() <= 2
 
 
@@ -35,7 +36,7 @@ def test_crops_of_a_damaged_image_are_pixels_or_it_is_unreadable(times, tmp_path
         data, id_ = drawn
         path.write_bytes(data)
         try:
-            assert images.decode_boxes(path, 4, functools.partial(LAW.boxes, 0, id_)).shape == (3, 4, 4, 3)
+            assert decode.decode_boxes(path, 4, functools.partial(LAW.boxes, 0, id_)).shape == (3, 4, 4, 3)
         except Unreadable as error:
             assert str(error).startswith(f"{path} (") and len(str(error).splitlines()) == 1
 

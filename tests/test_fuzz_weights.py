@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from grafit_jax.errors import UserError
-from grafit_jax.models import pretrained
+from grafit_jax.models import weights
 from helpers import fuzzing, state_dicts
 
 TENSORS = {"conv1.weight": np.ones((2, 3, 1, 1), np.float32), "bn1.bias": np.arange(3.0), "n": np.array(3)}
@@ -31,11 +31,11 @@ HEADER = (
 
 def checked(path, data):
     path.write_bytes(data)
-    found = fuzzing.outcome(pretrained.read, path)
+    found = fuzzing.outcome(weights.read, path)
     if not isinstance(found, UserError):
         assert all(isinstance(key, str) and isinstance(value, np.ndarray) for key, value in found.items())
         # Whatever they are, a network is made of its own tensors alone.
-        assert isinstance(fuzzing.outcome(pretrained.convert, "resnet18", found), UserError)
+        assert isinstance(fuzzing.outcome(weights.convert, "resnet18", found), UserError)
     return found
 
 
@@ -136,7 +136,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, hostile, 
         path.write_bytes(saved(torch, content, _use_new_zipfile_serialization=form == "zip"))
     for wrong in ("w.pth", "w.pt", "w.safetensors"):
         path.rename(path := tmp_path / wrong)
-        assert "cannot be read" in str(fuzzing.outcome(pretrained.read, path))
+        assert "cannot be read" in str(fuzzing.outcome(weights.read, path))
     assert not canary.exists()
     pickle.loads(pickle.dumps(HOSTILE[hostile](canary)))
     assert canary.exists()
@@ -155,9 +155,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, hostile, 
 )
 def test_values_that_no_network_has(value, message):
     with pytest.raises(UserError, match=message):
-        pretrained.convert("resnet18", state_dicts.state_dict("resnet18") | {"bn1.bias": value})
+        weights.convert("resnet18", state_dicts.state_dict("resnet18") | {"bn1.bias": value})
 
 
 def test_a_classifier_without_classes():
     with pytest.raises(UserError, match=r"fc\.bias is \[\]"):
-        pretrained.convert("resnet18", state_dicts.state_dict("resnet18") | {"fc.bias": np.float32(1)})
+        weights.convert("resnet18", state_dicts.state_dict("resnet18") | {"fc.bias": np.float32(1)})

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from grafit_jax.data import hierarchy
-from grafit_jax.data.sources import Records, two_levels
+from grafit_jax.data.records import Records, two_levels
 from grafit_jax.errors import UserError
 
 

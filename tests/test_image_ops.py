@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from grafit_jax.data import image_ops
+from grafit_jax.views import image_ops
 from helpers.pixels import LEVEL, RGB, from_pil, pil, unit
 
 # Crop

@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax.data import images
-from grafit_jax.data.images import Unreadable
+from grafit_jax.data.readers import decode
+from grafit_jax.data.readers.decode import Unreadable
 from helpers import image_files
 from helpers.image_files import square
 
@@ -16,7 +16,7 @@ RGB = image_files.pixels(0, 40, 30)
 
 def test_a_png_comes_back_as_it_was_written_and_resized_as_pil_resizes(tmp_path):
     path = image_files.write(tmp_path / "i.png", RGB)
-    np.testing.assert_array_equal(images.decode(path), RGB)
+    np.testing.assert_array_equal(decode.decode(path), RGB)
     resized = PIL.Image.fromarray(RGB).resize((8, 8), PIL.Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(square(path, 8), resized)
 
@@ -24,7 +24,7 @@ def test_a_png_comes_back_as_it_was_written_and_resized_as_pil_resizes(tmp_path)
 @pytest.mark.parametrize("name", ["i.bmp", "i.gif", "i.tif", "i.webp", "i.ppm", "i.JPG"])
 def test_formats(tmp_path, name):
     path = image_files.write(tmp_path / name, RGB, **({"lossless": True} if name == "i.webp" else {}))
-    got = images.decode(path)
+    got = decode.decode(path)
     np.testing.assert_array_equal(got, PIL.Image.open(path).convert("RGB"))
     assert got.shape == (40, 30, 3) and np.mean(np.abs(got.astype(int) - RGB)) < (20 if name == "i.gif" else 4)
 
@@ -33,37 +33,37 @@ def test_modes(tmp_path):
     rgb = PIL.Image.fromarray(RGB)
     grey = np.asarray(rgb.convert("L"))
     np.testing.assert_array_equal(
-        images.decode(image_files.write(tmp_path / "L.png", grey)), np.repeat(grey[..., None], 3, 2)
+        decode.decode(image_files.write(tmp_path / "L.png", grey)), np.repeat(grey[..., None], 3, 2)
     )
     bilevel = np.asarray(rgb.convert("1"))
-    got = images.decode(image_files.write(tmp_path / "1.png", bilevel))
+    got = decode.decode(image_files.write(tmp_path / "1.png", bilevel))
     np.testing.assert_array_equal(got, np.repeat(bilevel[..., None] * np.uint8(255), 3, 2))
     rgb.quantize(7).save(tmp_path / "P.png")
-    np.testing.assert_array_equal(images.decode(tmp_path / "P.png"), rgb.quantize(7).convert("RGB"))
+    np.testing.assert_array_equal(decode.decode(tmp_path / "P.png"), rgb.quantize(7).convert("RGB"))
     # CMYK without a profile: each of C, M, Y darkens with K, (255 - c)(255 - k) / 255.
     cmyk = np.random.default_rng(1).integers(0, 256, (9, 7, 4), np.uint8)
     PIL.Image.fromarray(cmyk, "CMYK").save(tmp_path / "c.tif")
     want = (255.0 - cmyk[..., :3]) * (255.0 - cmyk[..., 3:]) / 255
-    assert np.max(np.abs(images.decode(tmp_path / "c.tif") - want)) <= 1
+    assert np.max(np.abs(decode.decode(tmp_path / "c.tif") - want)) <= 1
     rgb.convert("CMYK").save(tmp_path / "c.jpg", quality=95)
-    assert np.mean(np.abs(images.decode(tmp_path / "c.jpg").astype(int) - RGB)) < 4
+    assert np.mean(np.abs(decode.decode(tmp_path / "c.jpg").astype(int) - RGB)) < 4
 
 
 def test_transparency_lies_on_white(tmp_path):
     rgba = np.random.default_rng(2).integers(0, 256, (9, 7, 4), np.uint8)
     rgba[0, 0] = (10, 20, 30, 0)
     alpha = rgba[..., 3:] / 255.0
-    got = images.decode(image_files.write(tmp_path / "i.png", rgba))
+    got = decode.decode(image_files.write(tmp_path / "i.png", rgba))
     assert np.max(np.abs(got - (rgba[..., :3] * alpha + 255 * (1 - alpha)))) <= 1
     assert got[0, 0].tolist() == [255, 255, 255]
-    np.testing.assert_array_equal(images.decode(image_files.write(tmp_path / "la.png", rgba[..., 2:]))[0, 0], [255] * 3)
+    np.testing.assert_array_equal(decode.decode(image_files.write(tmp_path / "la.png", rgba[..., 2:]))[0, 0], [255] * 3)
     palette = PIL.Image.new("P", (2, 1), 0)
     palette.putpalette([200, 0, 0, 0, 100, 0])
     palette.putpixel((1, 0), 1)
     palette.save(tmp_path / "p.png", transparency=0)
-    assert images.decode(tmp_path / "p.png").tolist() == [[[255, 255, 255], [0, 100, 0]]]
+    assert decode.decode(tmp_path / "p.png").tolist() == [[[255, 255, 255], [0, 100, 0]]]
     PIL.Image.fromarray(np.array([[[9, 9, 9], [1, 2, 3]]], np.uint8)).save(tmp_path / "t.png", transparency=(9, 9, 9))
-    assert images.decode(tmp_path / "t.png").tolist() == [[[255, 255, 255], [1, 2, 3]]]
+    assert decode.decode(tmp_path / "t.png").tolist() == [[[255, 255, 255], [1, 2, 3]]]
 
 
 def test_16_bits_are_scaled_not_cut_off(tmp_path):
@@ -71,10 +71,10 @@ def test_16_bits_are_scaled_not_cut_off(tmp_path):
     want = np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, 2)
     assert want[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
     (tmp_path / "grey.png").write_bytes(image_files.png16(values))
-    np.testing.assert_array_equal(images.decode(tmp_path / "grey.png"), want)
-    np.testing.assert_array_equal(images.decode(image_files.write(tmp_path / "grey.tif", values)), want)
+    np.testing.assert_array_equal(decode.decode(tmp_path / "grey.png"), want)
+    np.testing.assert_array_equal(decode.decode(image_files.write(tmp_path / "grey.tif", values)), want)
     (tmp_path / "rgb.png").write_bytes(image_files.png16(np.repeat(values[..., None], 3, 2)))
-    assert np.max(np.abs(images.decode(tmp_path / "rgb.png").astype(int) - want)) <= 1
+    assert np.max(np.abs(decode.decode(tmp_path / "rgb.png").astype(int) - want)) <= 1
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))
     resized = square(image_files.write(tmp_path / "ramp.tif", ramp), 4)[0, :, 0]
     # Triangles around pixels 7.5, 23.5, 39.5 and 55.5 of 0..63; the outer two are cut by the border, to 9.02 and 53.98.
@@ -97,16 +97,16 @@ def test_an_image_lies_as_its_exif_says(tmp_path, orientation):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     path = image_files.write(tmp_path / "i.png", RGB, exif=exif)
-    np.testing.assert_array_equal(images.decode(path), upright(RGB))
+    np.testing.assert_array_equal(decode.decode(path), upright(RGB))
     photo = image_files.write(tmp_path / "i.jpg", RGB, exif=exif, quality=95)
-    assert np.mean(np.abs(images.decode(photo).astype(int) - upright(RGB))) < 4
+    assert np.mean(np.abs(decode.decode(photo).astype(int) - upright(RGB))) < 4
 
 
 def test_of_an_animation_the_first_frame(tmp_path):
     frames = [PIL.Image.fromarray(np.full((4, 4, 3), value, np.uint8)) for value in (0, 255)]
     for name in ("i.gif", "i.webp", "i.tif", "i.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        assert images.decode(tmp_path / name).max() < 5, name
+        assert decode.decode(tmp_path / name).max() < 5, name
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path, monk
     want = np.asarray(PIL.Image.fromarray(photo).resize((80, 80), PIL.Image.Resampling.BILINEAR))
     assert np.mean(np.abs(small.astype(int) - want)) < 1.5
     square(path, 500)
-    images.decode(path)
+    decode.decode(path)
     assert len(seen) == 1  # of the others there is nothing to spare
 
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_decoded_is_named_in_one_line(tmp_path, name):
     path = tmp_path / name
     image_files.write(path, np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
     spoil(path)
-    for decoder in (images.decode, lambda path: square(path, 1), lambda path: square(path, 8)):
+    for decoder in (decode.decode, lambda path: square(path, 1), lambda path: square(path, 8)):
         with pytest.raises(Unreadable, match=reason) as error:
             decoder(path)
         assert str(error.value).startswith(f"{path} (") and "\n" not in str(error.value)
@@ -167,7 +167,7 @@ def test_images_come_in_the_order_of_their_files_with_errors_in_their_places(tmp
     ]
     (tmp_path / "7.png").write_text("no image")
     for ahead in (0, 3, 100):
-        got = list(images.decode_all((functools.partial(square, path, 4) for path in paths), ahead))
+        got = list(decode.decode_all((functools.partial(square, path, 4) for path in paths), ahead))
         assert isinstance(got[7], Unreadable) and len(got) == 23
         for i in {*range(23)} - {7}:
             np.testing.assert_array_equal(got[i], square(paths[i], 4))
@@ -175,7 +175,7 @@ def test_images_come_in_the_order_of_their_files_with_errors_in_their_places(tmp
 
 def test_decoding_is_no_further_ahead_than_asked(tmp_path):
     path, taken = image_files.write(tmp_path / "i.png"), []
-    decoded = images.decode_all((taken.append(i) or functools.partial(images.decode, path) for i in range(20)), 4)
+    decoded = decode.decode_all((taken.append(i) or functools.partial(decode.decode, path) for i in range(20)), 4)
     for i in range(5):
         next(decoded)
         assert len(taken) == i + 5

@@ -6,7 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax.data import inaturalist2019, sources, taxonomy
+from grafit_jax.data import sources
+from grafit_jax.data.datasets import inaturalist2019, taxonomy
 from grafit_jax.errors import UserError
 from helpers.pixels import pil_resized, random_images
 from helpers.tfds_data import in_files, prepare

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from grafit_jax import kmeans as kmeans_lib
 from grafit_jax import parallel
 from grafit_jax.errors import UserError
-from grafit_jax.kmeans import kmeans
+from grafit_jax.retrieval import clustering as kmeans_lib
+from grafit_jax.retrieval.clustering import kmeans
 from helpers import twins
 from helpers.devices import use_devices
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from grafit_jax import experiment, losses, objective, train, train_step
-from grafit_jax.cosine import unit
-from grafit_jax.data import sources
+from grafit_jax.data.records import Level
+from grafit_jax.similarity import unit
 from helpers.runs import small_config
 
 # On this budget, over versions of jax, Grafit is 14 to 18 points above the baseline (54), with its target not stopped
@@ -37,7 +37,7 @@ def learned(method, *, shuffle=False):
     run = experiment.load(config)
     records = run.records["train"]
     if shuffle:
-        mixed = sources.Level(np.random.default_rng(0).permutation(records.coarse_label), records.coarse_names)
+        mixed = Level(np.random.default_rng(0).permutation(records.coarse_label), records.coarse_names)
         records = dataclasses.replace(records, levels={**records.levels, "coarse": mixed})
         run = dataclasses.replace(run, records=run.records | {"train": records})
     state, memory = experiment.initial(run)

@@ -8,25 +8,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
+from study import layout, reproduction, tables
 
-from grafit_jax import (
-    evaluation,
-    experiment,
-    features,
-    metrics,
-    neighbors,
-    report,
-    reproduction,
-    results,
-    tables,
-    train,
-    workdir,
-)
+from grafit_jax import evaluation, experiment, train
 from grafit_jax.data import hierarchy, sources
-from grafit_jax.data.sources import Level, Records
+from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
 from grafit_jax.evaluation import Embedded
-from grafit_jax.features import Features
+from grafit_jax.retrieval import embeddings, metrics, neighbors
+from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.runs import results, workdir
 from helpers.command_lines import ROOT
 from helpers.runs import small_config
 
@@ -182,8 +173,8 @@ def test_embeddings_on_disk_keep_their_further_levels(tmp_path, suffix):
     test = noisy(np.random.default_rng(1), 40)
     names = {name: np.array([f"{name} {y}" for y in labels]) for name, labels in test.labels.items()}
     written = Features(test.embedding, np.arange(40), label=names.pop(""), further=names)
-    features.save(tmp_path / f"f{suffix}", written)
-    read = features.load(tmp_path / f"f{suffix}")
+    embeddings.save(tmp_path / f"f{suffix}", written)
+    read = embeddings.load(tmp_path / f"f{suffix}")
     assert list(read.further) == ["order", "family", "genus"] and read.coarse_label is None
     np.testing.assert_array_equal(read.coarser, names["genus"])
     got = evaluation.evaluate_features(read, None, leave_out=False, ks=(1,), knn_k=3, knn_temperature=0.1)
@@ -211,7 +202,7 @@ def result(method, level, seed=0, **metrics):
 
 
 def test_rows_are_train_levels_and_columns_test_levels():
-    columns = report.level_columns(("family", "genus", "species"))
+    columns = layout.level_columns(("family", "genus", "species"))
     assert columns == {
         "family/knn_top1": "k-NN, family", "genus/knn_top1": "k-NN, genus", "knn_top1": "k-NN, species",
         "family/map": "mAP, family", "genus/map": "mAP, genus", "map": "mAP, species",
@@ -226,7 +217,7 @@ def test_a_method_has_a_row_for_each_level_that_it_was_trained_on():
         result("baseline", "fine", **{"knn_top1": 0.11, "coarse/knn_top1": 0.12, "map": 0.13, "coarse/map": 0.14}),
         result("baseline", "fine", 1, **{"knn_top1": 0.21, "coarse/knn_top1": 0.12, "map": 0.13, "coarse/map": 0.14}),
     ]
-    assert report.markdown_table(results, table.columns, {}, table.facts).splitlines() == [
+    assert layout.markdown_table(results, table.columns, {}, table.facts).splitlines() == [
         "| method | trained at | k-NN, coarse | k-NN, fine | mAP, coarse | mAP, fine "
         "| seeds | views an image | training |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -247,7 +238,7 @@ def trained(monkeypatch):
         (directory / "metrics.json").write_text("{}")
 
     monkeypatch.setattr(train, "train", pretend)
-    monkeypatch.setattr(report, "collect", lambda directory: {"at": directory.name, "method": "baseline"})
+    monkeypatch.setattr(results, "collect", lambda directory: {"at": directory.name, "method": "baseline"})
     monkeypatch.setattr(results, "check", lambda result, where: result)
     return runs
 
@@ -291,7 +282,7 @@ def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(t
         for v, start in ((0.5, ""), (0.75, f"{tmp_path}/grafit"), (0.25, f"{tmp_path}/grafit_seed12"))
     ]
     table = tables.TABLES["transfer"]
-    assert report.markdown_table(shown, {"top1": "top-1"}, {}, table.facts).splitlines()[2:] == [
+    assert layout.markdown_table(shown, {"top1": "top-1"}, {}, table.facts).splitlines()[2:] == [
         "| `baseline` | from `scratch` | 50.0 | 1 | - | - |",
         "| `baseline` | from `grafit` | 50.0 ± 35.4 | 2 | - | - |",  # of two seeds
     ]

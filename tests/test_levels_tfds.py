@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from grafit_jax.data import catalog, sources
+from grafit_jax.data import sources
+from grafit_jax.data.datasets import catalog
+from grafit_jax.data.readers import tfds
 from grafit_jax.errors import UserError
 from helpers.pixels import pil_resized, random_images
 from helpers.tfds_data import in_files, prepare
@@ -69,7 +71,7 @@ def test_data_sets_without_coarse_labels_are_trained_on_the_fine_ones(tmp_path, 
 
 def test_a_level_that_is_not_there_is_told_before_images_are_read(tmp_path, monkeypatch):
     prepare(tmp_path, "food101", {s: examples_of(i, [3, 100]) for i, s in enumerate(("train", "validation"))})
-    monkeypatch.setattr(sources.StreamedImages, "read", None)
+    monkeypatch.setattr(tfds.StreamedImages, "read", None)
     with pytest.raises(UserError, match=r"'genus' is no level of tfds:food101: want fine, or leave it empty for fine"):
         sources.load(source="tfds:food101", data_dir=str(tmp_path), image_size=8, train_level="genus")
 

@@ -6,9 +6,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax import experiment, features, lookup, report
+from grafit_jax import experiment
+from grafit_jax.commands import search
 from grafit_jax.errors import UserError
-from grafit_jax.features import Features
+from grafit_jax.report import pictures
+from grafit_jax.retrieval import embeddings
+from grafit_jax.retrieval.embeddings import Features
 from helpers import image_files
 from helpers.runs import small_config
 
@@ -21,10 +24,10 @@ def angles(*degrees, **columns):
 
 def test_table_golden():
     gallery = angles(0, 10, 25, 90, label=np.array(list("aaba")), filename=np.array(["w", "x", "y", "z"]))
-    rows = lookup.rows_of(gallery, ["g/25", "g/0"])
-    similarity, index = lookup.nearest(gallery, 2, rows=rows)
+    rows = search.rows_of(gallery, ["g/25", "g/0"])
+    similarity, index = search.nearest(gallery, 2, rows=rows)
     # From 25: 10 is 15 away, 0 is 25 away; from 0: 10 and 25. cos 15, 25, 10 = 0.9659, 0.9063, 0.9848.
-    assert lookup.table(["g/25", "g/0"], gallery, similarity, index).splitlines() == [
+    assert search.table(["g/25", "g/0"], gallery, similarity, index).splitlines() == [
         "query  rank  id    similarity  label  filename",
         "g/25   1     g/10  0.9659      a      x",
         "g/25   2     g/0   0.9063      a      w",
@@ -37,20 +40,20 @@ def test_an_unknown_id_is_named_with_the_nearest():
     with pytest.raises(
         UserError, match=r"unknown id 'g/11' \(did you mean 'g/1.?'\?\): the gallery has 'g/0' to 'g/90'"
     ):
-        lookup.rows_of(angles(0, 10, 90), ["g/0", "g/11"])
+        search.rows_of(angles(0, 10, 90), ["g/0", "g/11"])
 
 
 def test_frames_say_what_is_known():
     fine, coarse = np.array([0, 0, 1, 2]), np.array([0, 0, 0, 1])
-    assert [report.relation(fine, coarse, 0, i) for i in (1, 2, 3)] == ["fine", "coarse", "neither"]
-    assert [report.relation(None, coarse, 0, i) for i in (1, 2, 3)] == ["coarse", "coarse", "neither"]
-    assert report.relation(None, None, 0, 1) == "unknown"
+    assert [pictures.relation(fine, coarse, 0, i) for i in (1, 2, 3)] == ["fine", "coarse", "neither"]
+    assert [pictures.relation(None, coarse, 0, i) for i in (1, 2, 3)] == ["coarse", "coarse", "neither"]
+    assert pictures.relation(None, None, 0, 1) == "unknown"
 
 
 @pytest.mark.parametrize("k", [1, 3, 6, 10])
 def test_all_of_a_pictures_legend_is_in_it(tmp_path, k):
     near = [(np.zeros((4, 4, 3), np.uint8), "query"), *[(np.zeros((4, 4, 3), np.uint8), "fine")] * k]
-    report.contact_sheet(tmp_path / "near.png", {"gallery": [near]})
+    pictures.contact_sheet(tmp_path / "near.png", {"gallery": [near]})
     dark = np.asarray(PIL.Image.open(tmp_path / "near.png").convert("L")) < 200
     assert dark.any() and not dark[:, [0, -1]].any() and not dark[[0, -1]].any()
 
@@ -59,27 +62,27 @@ def test_all_of_a_pictures_legend_is_in_it(tmp_path, k):
 def test_images_of_every_mode_are_read(tmp_path, mode, channels):
     path = tmp_path / ("i.tif" if mode == "CMYK" else "i.png")
     PIL.Image.new("RGB", (7, 5), (255, 255, 255)).convert(mode).save(path)
-    image = lookup.read_image(path, channels)
+    image = search.read_image(path, channels)
     assert image.shape == (5, 7, channels) and image.dtype == np.uint8 and image.min() > 250
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(UserError, match=r"an image cannot be read: .*none\.png \(.*No such file"):
-        lookup.read_image(tmp_path / "none.png", 3)
+        search.read_image(tmp_path / "none.png", 3)
     whole = tmp_path / "i.png"
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:200])
     (tmp_path / "text.png").write_text("no image")
     for name in ("cut.png", "text.png"):
         with pytest.raises(UserError, match=rf"an image cannot be read: .*{name} \(.*\); want PNG, JPEG or the like"):
-            lookup.read_image(tmp_path / name, 3)
+            search.read_image(tmp_path / name, 3)
 
 
 def test_a_layer_that_a_method_has_not_is_named():
     run_ = experiment.load(small_config("baseline", **{"model.sync_batch_norm": False}))
     for call in (
         lambda: experiment.embed(run_, None, "test", "projector"),
-        lambda: lookup.embed_images(run_, None, [], "projector"),
+        lambda: search.embed_images(run_, None, [], "projector"),
     ):
         with pytest.raises(UserError, match="method baseline has no projector: take --layer=trunk"):
             call()
@@ -97,8 +100,8 @@ def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path):
     state = experiment.initial_state(run_)
     gallery = experiment.embed(run_, state, "test", "trunk")
     assert gallery.filename[4] in written
-    query = lookup.read_query(run_, gallery.filename[4])
-    got = lookup.embed_images(run_, state, [query], "trunk")
+    query = search.read_query(run_, gallery.filename[4])
+    got = search.embed_images(run_, state, [query], "trunk")
     np.testing.assert_allclose(got[0], gallery.embedding[4], atol=1e-5)
 
 
@@ -109,8 +112,8 @@ def test_a_photo_of_a_test_image_finds_that_image(trained_once, tmp_path):
     images = run_.records["test"].image
     for row in (0, 500):
         PIL.Image.fromarray(images[row, ..., 0]).save(tmp_path / f"{row}.png")
-    read = [lookup.read_image(tmp_path / f"{row}.png", 1) for row in (0, 500)]
-    similarity, index = lookup.nearest(gallery, 1, embeddings=lookup.embed_images(run_, state, read, "trunk"))
+    read = [search.read_image(tmp_path / f"{row}.png", 1) for row in (0, 500)]
+    similarity, index = search.nearest(gallery, 1, embeddings=search.embed_images(run_, state, read, "trunk"))
     np.testing.assert_array_equal(index[:, 0], [0, 500])
     np.testing.assert_allclose(similarity, 1, atol=1e-5)
     assert gallery.id[500] == "test/500" and set(gallery.coarse_label) == {"closed loop", "no loop"}
@@ -120,7 +123,7 @@ def test_a_photo_of_a_test_image_finds_that_image(trained_once, tmp_path):
 def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
     done = cli("embed", f"--workdir={trained_once}", f"--out={tmp_path}/test.npz")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert features.load(tmp_path / "test.npz").embedding.shape == (898, 64)
+    assert embeddings.load(tmp_path / "test.npz").embedding.shape == (898, 64)
 
     done = cli("evaluate", f"--features={tmp_path}/test.npz", "--k=1,5", f"--out={tmp_path}/metrics.json")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from grafit_jax import metrics
 from grafit_jax.errors import UserError
+from grafit_jax.retrieval import metrics
 from helpers import twins
 from helpers.devices import use_devices
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import errors, metrics, neighbors, settling
+from grafit_jax import errors
+from grafit_jax.retrieval import metrics, neighbors, rerank
 from helpers import twins
 
 
@@ -118,7 +119,7 @@ def test_tight_embeddings_of_many_dimensions_are_settled_among_the_candidates(mo
     rng = np.random.default_rng(12)
     low = rng.normal(size=(8, 1024))
     gallery, queries = (1 + 0.03 * rng.normal(size=(n, 8)) @ low for n in (6000, 20))
-    monkeypatch.delattr(settling.Settle, "_among_all")
+    monkeypatch.delattr(rerank.Settle, "_among_all")
     assert_search(queries.astype(np.float32), gallery.astype(np.float32), 30)
 
 
@@ -130,7 +131,7 @@ def test_collapsed_embeddings_are_settled_for_as_many_queries_as_there_is_time_f
     queries = (1 + 0.3 * rng.normal(size=(50, 40))).astype(np.float32)
     assert_search(queries, gallery, 5)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(settling, "_PRODUCTS", 33 * gallery.size)
+    monkeypatch.setattr(rerank, "_PRODUCTS", 33 * gallery.size)
     index = neighbors.search(queries, gallery, 5)[1]
     np.testing.assert_array_equal(index[:33], twins.search(queries[:33], gallery, 5)[1])
     assert capsys.readouterr().err == (

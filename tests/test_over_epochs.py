@@ -4,8 +4,9 @@ import json
 
 import PIL.Image
 import pytest
+from study import curves
 
-from grafit_jax import over_epochs
+from grafit_jax.runs import results
 
 LOG = [
     {"step": 10, "epoch": 1, "loss": 2.0},
@@ -17,11 +18,11 @@ LOG = [
 
 
 def test_a_curve_is_of_the_fine_metrics_at_both_layers():
-    assert over_epochs.curve(LOG) == [
+    assert results.curve(LOG) == [
         {"epoch": 1, "map": 0.25, "projector/map": 0.5},
         {"epoch": 3, "map": 0.125, "knn_top1": 0.5},
     ]
-    assert over_epochs.curve([]) == []
+    assert results.curve([]) == []
 
 
 def result(row, seed, *curve, features=("trunk", "projector")):
@@ -33,12 +34,12 @@ def test_lines_are_means_over_seeds_at_epochs_that_all_have():
         result("a", 0, {"epoch": 5, "map": 0.2}, {"epoch": 10, "map": 0.4, "projector/map": 0.7}),
         result("a", 1, {"epoch": 10, "map": 0.5, "projector/map": 0.8}),
     ]
-    assert over_epochs.means(runs, "map", "trunk") == pytest.approx({10: 45.0})
-    assert over_epochs.means(runs, "map", "projector") == pytest.approx({10: 75.0})
+    assert curves.means(runs, "map", "trunk") == pytest.approx({10: 45.0})
+    assert curves.means(runs, "map", "projector") == pytest.approx({10: 75.0})
     # Where the projector is the headline, its metrics have the plain names.
     swapped = result("a", 0, {"epoch": 1, "map": 0.1, "trunk/map": 0.3}, features=("projector", "trunk"))
-    assert over_epochs.means([swapped], "map", "trunk") == pytest.approx({1: 30.0})
-    assert over_epochs.means([{"config": {}, "run": {}}], "map", "trunk") == {}  # recorded before there were curves
+    assert curves.means([swapped], "map", "trunk") == pytest.approx({1: 30.0})
+    assert curves.means([{"config": {}, "run": {}}], "map", "trunk") == {}  # recorded before there were curves
 
 
 def test_the_end_stands_beside_the_best_epoch_which_is_called_an_oracle(tmp_path):
@@ -50,13 +51,13 @@ def test_the_end_stands_beside_the_best_epoch_which_is_called_an_oracle(tmp_path
         result("grafit", 0, *({**at(e, v), "projector/map": v + 0.1} for e, v in ((1, 0.1), (3, 0.4)))),
         result("once", 0, at(3, 0.4)),
     ]
-    header, _, *rows = over_epochs.render(found).splitlines()
+    header, _, *rows = curves.render(found).splitlines()
     assert "mAP at the end | mAP, best epoch (oracle) |" in header
     assert rows[0].startswith("| `baseline` | trunk | 30.0 | 35.0 (epoch 2) |")
     assert rows[1].startswith("| `grafit` | trunk | 40.0 | 40.0 (epoch 3) |")
     assert rows[2].startswith("| `grafit` | projector | 50.0 | 50.0 (epoch 3) | – | – |")
-    assert len(rows) == 3 and over_epochs.render(found[2:]) == ""
-    over_epochs.picture(tmp_path / "p.png", found)
+    assert len(rows) == 3 and curves.render(found[2:]) == ""
+    curves.picture(tmp_path / "p.png", found)
     with PIL.Image.open(tmp_path / "p.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(2**17)) > 50
 

@@ -5,6 +5,7 @@ import pytest
 
 from grafit_jax import experiment, parallel, train
 from grafit_jax.data import pipeline, sources
+from grafit_jax.data.records import Records, two_levels
 from grafit_jax.errors import UserError
 from helpers.runs import assert_close, small_config
 from helpers.tfds_data import make_builder
@@ -130,7 +131,7 @@ def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():
                 taken.append(i)
                 yield np.arange(16), np.zeros((16, 4, 4, 3), np.uint8)
 
-    records = sources.Records(Slow(), sources.two_levels(None, np.zeros(96, np.int32), (), ("x",)))
+    records = Records(Slow(), two_levels(None, np.zeros(96, np.int32), (), ("x",)))
     feed = pipeline.Streamed(records, seed=0, batch_size=16, shuffle_buffer=1)
     seen = []
     for _ in feed.epoch(0):

@@ -11,8 +11,8 @@ import pytest
 
 from grafit_jax import config as config_lib
 from grafit_jax import train
-from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import sources
+from grafit_jax.runs.checkpoint import Checkpoints
 from helpers import image_files, pods
 from helpers.command_lines import ROOT
 from helpers.devices import use_devices

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from grafit_jax.data import policies
+from grafit_jax.views import auto_augment
 from helpers.pixels import RGB, from_pil, pil, unit
 
 # RandAugment
 
 
-randaugment_op = jax.jit(policies.randaugment_op, static_argnames="magnitude")
+randaugment_op = jax.jit(auto_augment.randaugment_op, static_argnames="magnitude")
 
 
 def op(name, image, *, sign=False, magnitude=9):
-    return np.asarray(randaugment_op(unit(image), policies.OPS.index(name), sign, magnitude=magnitude))
+    return np.asarray(randaugment_op(unit(image), auto_augment.OPS.index(name), sign, magnitude=magnitude))
 
 
 def pil_op(name, image, level):
@@ -65,10 +65,10 @@ def maskcon_op(name, image, level):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", policies.OPS)
+@pytest.mark.parametrize("name", auto_augment.OPS)
 def test_randaugment_ops_as_pil(name, channels):
     image = np.ascontiguousarray(RGB[:, :30, :channels])  # not square, so that swapped sides show
-    exact = name in ("identity", *policies.GEOMETRIC, "posterize", "solarize", "equalize")
+    exact = name in ("identity", *auto_augment.GEOMETRIC, "posterize", "solarize", "equalize")
     for magnitude in (5, 9, 30):
         for sign in (False, True):
             level = magnitude / 30 * (-1 if sign else 1)
@@ -76,13 +76,13 @@ def test_randaugment_ops_as_pil(name, channels):
             got = op(name, image, sign=sign, magnitude=magnitude)
             close = np.abs(got - want) <= (1e-5 if exact else 1.9 / 255)
             # PIL finds the pixel in 16-bit fixed point, here it is float32: a few lie on the border of two.
-            allowed = 0.005 if name in policies.GEOMETRIC else 0
+            allowed = 0.005 if name in auto_augment.GEOMETRIC else 0
             assert np.mean(~close) <= allowed, (magnitude, sign, np.abs(got - want).max())
 
 
 def test_the_oracle_tells_the_operations_apart():
     """Else the comparison with PIL above could not fail."""
-    results = [from_pil(pil_op(name, RGB, 0.9)) for name in (*policies.OPS, "invert")]
+    results = [from_pil(pil_op(name, RGB, 0.9)) for name in (*auto_augment.OPS, "invert")]
     for i, first in enumerate(results):
         for second in results[:i]:
             assert np.mean(np.abs(first - second) > 2 / 255) > 0.02
@@ -98,7 +98,7 @@ def test_constant_image_stays_under_levels_operations():
 
 APPLIED, SKIPPED = 0.05, 0.95  # draws below and above every probability of the table but the one 0
 IMAGE = np.ascontiguousarray(RGB[:, :30])
-autoaugment = jax.jit(policies.autoaugment, static_argnames="maskcon")
+autoaugment = jax.jit(auto_augment.autoaugment, static_argnames="maskcon")
 
 
 def by_draws(image, place, draws, signs, *, maskcon=False):
@@ -113,8 +113,8 @@ def by_draws(image, place, draws, signs, *, maskcon=False):
 def test_autoaugment_operations_as_pil(slot, channels, maskcon):
     image = np.ascontiguousarray(IMAGE[..., :channels])
     oracle = maskcon_op if maskcon else pil_op
-    exact = ("identity", *policies.GEOMETRIC, "posterize", "solarize", "equalize", "invert")
-    for place, pair in enumerate(policies.CIFAR10):
+    exact = ("identity", *auto_augment.GEOMETRIC, "posterize", "solarize", "equalize", "invert")
+    for place, pair in enumerate(auto_augment.CIFAR10):
         name, probability, magnitude = pair[slot]
         draws = [APPLIED if i == slot else SKIPPED for i in (0, 1)]
         for sign in (False, True):
@@ -124,7 +124,7 @@ def test_autoaugment_operations_as_pil(slot, channels, maskcon):
             rounded = name not in exact or (maskcon and name == "shear_y")
             far = np.abs(got - want) > (1.9 / 255 if rounded else 1e-5)
             # As above: a level and a half by PIL's two roundings, and a few pixels on the border of two.
-            assert far.mean() <= (0.005 if name in policies.GEOMETRIC else 0), (place, pair[slot], sign)
+            assert far.mean() <= (0.005 if name in auto_augment.GEOMETRIC else 0), (place, pair[slot], sign)
 
 
 def test_autoaugment_applies_nothing_above_the_probabilities():
@@ -142,10 +142,10 @@ def test_autoaugment_as_torchvision(draws, signs, torchvision):
         transform.get_params = lambda _, place=place: (place, draws, [not sign for sign in signs])
         want = from_pil(transform(pil(IMAGE)))
         levels = np.abs(by_draws(IMAGE, place, draws, signs) - want) * 255
-        case = (place, policies.CIFAR10[place], levels.max())
+        case = (place, auto_augment.CIFAR10[place], levels.max())
         if SKIPPED in draws:
-            name = policies.CIFAR10[place][draws.index(APPLIED)][0]
-            assert np.mean(levels > 1.9) <= (0.005 if name in policies.GEOMETRIC else 0), case
+            name = auto_augment.CIFAR10[place][draws.index(APPLIED)][0]
+            assert np.mean(levels > 1.9) <= (0.005 if name in auto_augment.GEOMETRIC else 0), case
         else:
             # PIL rounds between the two, which the second can enlarge: `equalize` sorts other pixels together.
             assert levels.mean() < 1.2 and np.mean(levels > 3.5) < 0.01, case
@@ -154,14 +154,14 @@ def test_autoaugment_as_torchvision(draws, signs, torchvision):
 def test_autoaugment_table_as_torchvision(torchvision):
     t = torchvision.transforms
     theirs = t.AutoAugment(t.AutoAugmentPolicy.CIFAR10).policies
-    ours = [tuple((name.replace("_", ""), p, m) for name, p, m in pair) for pair in policies.CIFAR10]
+    ours = [tuple((name.replace("_", ""), p, m) for name, p, m in pair) for pair in auto_augment.CIFAR10]
     assert ours == [tuple((name.lower(), p, m) for name, p, m in pair) for pair in theirs]
 
 
 @pytest.mark.parametrize("maskcon", [False, True], ids=["torchvision", "maskcon"])
 def test_autoaugment_probabilities_bound_the_draws(maskcon):
     """Each operation is applied just below its probability, and not just above."""
-    for place, pair in enumerate(policies.CIFAR10_MASKCON if maskcon else policies.CIFAR10):
+    for place, pair in enumerate(auto_augment.CIFAR10_MASKCON if maskcon else auto_augment.CIFAR10):
         for slot, (name, probability, magnitude) in enumerate(pair):
             if magnitude == 0 or probability == 0:  # changes nothing, or is never applied
                 continue
@@ -174,7 +174,7 @@ def test_autoaugment_probabilities_bound_the_draws(maskcon):
 
 def test_one_probability_of_maskcons_table_is_its_own():
     """Of its utils.py: equalize, again with 0.8, where AutoAugment's paper and torchvision have 0.6."""
-    pairs = zip(policies.CIFAR10, policies.CIFAR10_MASKCON, strict=True)
+    pairs = zip(auto_augment.CIFAR10, auto_augment.CIFAR10_MASKCON, strict=True)
     theirs, ours = zip(*((a, b) for a, b in pairs if a != b), strict=True)
     assert theirs == ((("equalize", 0.2, None), ("equalize", 0.6, None)),)
     assert ours == ((("equalize", 0.2, None), ("equalize", 0.8, None)),)
@@ -182,7 +182,7 @@ def test_one_probability_of_maskcons_table_is_its_own():
 
 def test_autoaugment_of_each_image_by_its_own_draws():
     u = jnp.asarray(np.random.default_rng(2).random((64, 5), np.float32))
-    together = jax.jit(jax.vmap(policies.autoaugment, (None, 0)))(unit(IMAGE), u)
+    together = jax.jit(jax.vmap(auto_augment.autoaugment, (None, 0)))(unit(IMAGE), u)
     for image, draws in zip(together, u, strict=True):
         np.testing.assert_allclose(image, autoaugment(unit(IMAGE), draws), atol=1e-5)
     assert len(np.unique(np.asarray(together).reshape(64, -1), axis=0)) > 20

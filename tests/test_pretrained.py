@@ -15,7 +15,7 @@ import safetensors.numpy
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, models, train
 from grafit_jax.errors import UserError
-from grafit_jax.models import pretrained
+from grafit_jax.models import weights
 from helpers import state_dicts
 from helpers.runs import small_config
 
@@ -47,7 +47,7 @@ def test_logits_are_those_of_torchvision(name, tmp_path, torch, torchvision):
     numpy_dict = {key: value.numpy() for key, value in net.state_dict().items()}
     safetensors.numpy.save_file(numpy_dict, tmp_path / "net.safetensors")
     for file in ("net.pth", "net.safetensors"):
-        assert_same_logits(name, pretrained.read(tmp_path / file), net, torch)
+        assert_same_logits(name, weights.read(tmp_path / file), net, torch)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -61,12 +61,12 @@ def assert_same_logits(name, tensors, net, torch):
     with torch.no_grad():
         want = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     assert 0.1 < np.abs(want).max() < 10
-    np.testing.assert_allclose(logits(name, pretrained.convert(name, tensors), images), want, atol=1e-4)
+    np.testing.assert_allclose(logits(name, weights.convert(name, tensors), images), want, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_logits_golden(name):
-    variables = pretrained.convert(name, state_dicts.state_dict(name))
+    variables = weights.convert(name, state_dicts.state_dict(name))
     np.testing.assert_allclose(logits(name, variables, state_dicts.images()), GOLDEN[name], atol=1e-4)
 
 
@@ -75,7 +75,7 @@ def test_variables_are_those_of_the_module():
     image = jnp.zeros((1, 64, 64, 3))
     fresh = jax.eval_shape(lambda: network.init(jax.random.key(0), image))
     assert sum(x.size for x in jax.tree.leaves(fresh["params"])) == 25_557_032
-    converted = pretrained.convert("resnet50", state_dicts.state_dict("resnet50", num_classes=1000))
+    converted = weights.convert("resnet50", state_dicts.state_dict("resnet50", num_classes=1000))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(lambda x: (x.shape, x.dtype), converted)
     with pytest.raises(UserError, match="unknown trunk 'resnet51'"):
         models.build("resnet51")
@@ -100,14 +100,14 @@ def test_a_tensor_that_does_not_fit_is_named(change, message):
     tensors = state_dicts.state_dict("resnet18")
     change(tensors)
     with pytest.raises(UserError, match=message) as error:
-        pretrained.convert("resnet18", tensors)
+        weights.convert("resnet18", tensors)
     assert "\n" not in str(error.value)
 
 
 def test_another_networks_file_is_told_from_the_one_wanted(tmp_path):
     safetensors.numpy.save_file(state_dicts.state_dict("resnet34"), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"w\.safetensors: tensor layer1\.2\.bn1\.bias is not one of resnet18"):
-        pretrained.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
+        weights.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
 
 
 @pytest.mark.parametrize(
@@ -131,21 +131,21 @@ def test_a_regnets_tensor_that_does_not_fit_is_named(change, message):
     tensors = state_dicts.state_dict("regnet_y_400mf")
     change(tensors)
     with pytest.raises(UserError, match=message):
-        pretrained.convert("regnet_y_400mf", tensors)
+        weights.convert("regnet_y_400mf", tensors)
 
 
 def test_a_regnets_small_stem_has_a_fresh_convolution_and_the_files_batch_norm(tmp_path):
     tensors = state_dicts.state_dict("regnet_y_400mf")
     tensors["stem.0.weight"] = tensors["stem.0.weight"][:, :1]
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
-    trunk = pretrained.load_trunk(tmp_path / "w.safetensors", "regnet_y_400mf", stem="cifar")
+    trunk = weights.load_trunk(tmp_path / "w.safetensors", "regnet_y_400mf", stem="cifar")
     known = {"BatchNorm_0"} | {f"YBlock_{i}" for i in range(16)}
     assert set(trunk["params"]) == set(trunk["batch_stats"]) == known
     np.testing.assert_array_equal(trunk["params"]["BatchNorm_0"]["bias"], tensors["stem.1.bias"])
     want = tensors["trunk_output.block3.block3-5.f.se.fc1.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(trunk["params"]["YBlock_9"]["SqueezeExcitation_0"]["Conv_0"]["kernel"], want)
     with pytest.raises(UserError, match=r"tensor stem\.0\.weight is \[32, 1, 3, 3\]"):
-        pretrained.load_trunk(tmp_path / "w.safetensors", "regnet_y_400mf", stem="imagenet")
+        weights.load_trunk(tmp_path / "w.safetensors", "regnet_y_400mf", stem="imagenet")
 
 
 def test_half_precision_and_wrapped_names(tmp_path):
@@ -155,7 +155,7 @@ def test_half_precision_and_wrapped_names(tmp_path):
         for k, v in tensors.items()
     }
     safetensors.numpy.save_file({f"module.{k}": v for k, v in half.items()}, tmp_path / "half.safetensors")
-    variables = pretrained.convert("resnet18", pretrained.read(tmp_path / "half.safetensors"))
+    variables = weights.convert("resnet18", weights.read(tmp_path / "half.safetensors"))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
     kernel = variables["params"]["trunk"]["BasicBlock_2"]["Conv_2"]["kernel"]
     want = half["layer2.0.downsample.0.weight"].astype(np.float32)[:, :, 0, 0].T
@@ -165,18 +165,18 @@ def test_half_precision_and_wrapped_names(tmp_path):
 def test_wrapped_pth(tmp_path, torch):
     tensor = torch.arange(3.0).to(torch.bfloat16)
     torch.save({"state_dict": {"module.a": tensor, "n": torch.tensor(2)}, "epoch": 3}, tmp_path / "w.pth")
-    got = pretrained.read(tmp_path / "w.pth")
+    got = weights.read(tmp_path / "w.pth")
     assert {k: v.tolist() for k, v in got.items()} == {"a": [0.0, 1.0, 2.0], "n": 2}
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     with pytest.raises(UserError, match=r"none\.pth holds no state dict"):
-        pretrained.read(tmp_path / "none.pth")
+        weights.read(tmp_path / "none.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"<html>404</html>", b"PK\x03\x04 cut short", b"\x80\x02}q\x00("])
 def test_a_pth_that_is_none_is_told_in_one_line(tmp_path, content, torch):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"w\.pth cannot be read \(.+\): want a state dict of tensors alone") as error:
-        pretrained.read(tmp_path / "w.pth")
+        weights.read(tmp_path / "w.pth")
     assert "\n" not in str(error.value)
 
 
@@ -192,7 +192,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         ("w.pth", r"w\.pth needs PyTorch to be read: `pip install torch`, or write it as \.safetensors"),
     ):
         with pytest.raises(UserError, match=message) as error:
-            pretrained.read(tmp_path / name)
+            weights.read(tmp_path / name)
         assert "\n" not in str(error.value)
 
 
@@ -240,7 +240,7 @@ def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path):
 def test_the_imagenet_stem_comes_from_the_file(tmp_path):
     tensors = state_dicts.state_dict("resnet18")
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
-    trunk = pretrained.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
+    trunk = weights.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
     kernel = trunk["params"]["Conv_0"]["kernel"]
     np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
     # Next to our own module's variables nothing is missing and nothing too much.

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from grafit_jax import evaluation, experiment, features, parallel, probe, workdir
-from grafit_jax.checkpoint import Checkpoints
+from grafit_jax import evaluation, experiment, parallel
 from grafit_jax.errors import UserError
-from grafit_jax.features import Features
+from grafit_jax.retrieval import embeddings, probe
+from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.runs import workdir
+from grafit_jax.runs.checkpoint import Checkpoints
 from helpers.devices import use_devices
 from helpers.runs import small_config
 
@@ -186,7 +188,7 @@ def test_a_workdirs_probe_is_of_its_trunk(tmp_path, cli):
     assert "projector/knn_top1" in got
     # The same from the embeddings in files.
     for split, embedded in (("train", train), ("test", test)):
-        features.save(tmp_path / f"{split}.npz", embedded)
+        embeddings.save(tmp_path / f"{split}.npz", embedded)
     paths = (f"--features={tmp_path}/test.npz", f"--gallery={tmp_path}/train.npz")
     evaluated = cli("evaluate", *paths, "--probe", "--knn_k=5")
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import profiling, workdir
+from grafit_jax.commands import profiling
 from grafit_jax.errors import UserError
+from grafit_jax.runs import workdir
 from helpers.runs import small_config
 
 # As GPUs and TPUs have them: library calls, a fusion without a name of its own, a loop.

@@ -6,10 +6,15 @@ import shutil
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
+from study import layout, published, recording, render, reproduction, tables
 
-from grafit_jax import pages, report, reproduction, results, tables, targets, train
+from grafit_jax import train
 from grafit_jax.data import sources
+from grafit_jax.data.records import Records, two_levels
 from grafit_jax.errors import UserError
+from grafit_jax.report import pictures
+from grafit_jax.report.tables import plain_table
+from grafit_jax.runs import results
 from helpers.command_lines import ROOT
 
 TINY = """
@@ -34,14 +39,14 @@ def result(method, seed=0, **metrics):
 
 
 def test_a_tables_cells_are_means_and_sample_deviations_in_percent():
-    results = [
+    recorded = [
         result("grafit", map=0.5, r=0.25),
         result("grafit", 1, map=0.6, r=0.25),
         {"method": "raw_pixels", "seed": 0, "metrics": {"map": 0.123}, "run": {}},
     ]
-    del results[0]["run"]["train_seconds"]  # of the others the mean is shown
+    del recorded[0]["run"]["train_seconds"]  # of the others the mean is shown
     # mean of 50 and 60, and sqrt((5^2 + 5^2) / 1) = 7.07
-    assert report.markdown_table(results, {"map": "mAP", "r": "R@1"}, {"grafit": " (ours)"}).splitlines() == [
+    assert layout.markdown_table(recorded, {"map": "mAP", "r": "R@1"}, {"grafit": " (ours)"}).splitlines() == [
         "| method | mAP | R@1 | seeds | views an image | training |",
         "|---|---|---|---|---|---|",
         "| `grafit` (ours) | 55.0 ± 7.1 | 25.0 ± 0.0 | 2 | 2 | 90 s |",
@@ -56,7 +61,7 @@ def test_a_benchmark_renders_its_own_numbers():
     grown |= {"seconds_at_zero": 0.75, "environment": facts}
     shares = {"work": "s", "share": 0.25, "shares": {"copy": 0.25, "convolution": 0.75}, "environment": facts}
     alone = {"work": "v", "seconds": 0.0361, "peak_gigabytes": 0.26, "environment": facts}
-    got = pages.render_benchmark([line | {"goal": 1.2}, grown, shares, line | {"goal_s": 8.0}, alone])
+    got = render.render_benchmark([line | {"goal": 1.2}, grown, shares, line | {"goal_s": 8.0}, alone])
     assert got.splitlines() == [
         "| work | seconds | peer | its seconds | ratio | goal | memory |",
         "|---|---|---|---|---|---|---|",
@@ -72,17 +77,17 @@ def test_a_benchmark_renders_its_own_numbers():
         "",
         "1 x cpu, 2 cores; Python 3.11, jax 1; revision abc.",
     ]
-    plain = pages.render_benchmark([alone | {"goal": None}], report.plain_table).splitlines()
+    plain = render.render_benchmark([alone | {"goal": None}], plain_table).splitlines()
     assert plain == ["work  seconds  memory", "v     0.0361   0.3 GB", "", got.splitlines()[-1]]
 
 
 def test_a_block_is_replaced_and_nothing_else():
     text = "before\n<!-- a -->\nold\n<!-- /a -->\n<!-- ab -->\nkept\n<!-- /ab -->\n"
-    got = report.replace_block(text, "a", r"new \1 | line")
+    got = layout.replace_block(text, "a", r"new \1 | line")
     assert got == text.replace("old", r"new \1 | line")
-    assert report.replace_block(got, "a", "old") == text
+    assert layout.replace_block(got, "a", "old") == text
     with pytest.raises(UserError, match="no block <!-- b --> "):
-        report.replace_block(text, "b", "")
+        layout.replace_block(text, "b", "")
 
 
 def test_pages_show_what_is_recorded(tmp_path):
@@ -93,28 +98,28 @@ def test_pages_show_what_is_recorded(tmp_path):
         copy = shutil.copytree if (ROOT / page).is_dir() else shutil.copy
         copy(ROOT / page, target)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    shown = pages.blocks(tmp_path).keys()
+    shown = render.blocks(tmp_path).keys()
     assert shown >= {*tables.TABLES, "claims", "maskcon_rows", "benchmark_retrieval", "benchmark_train"}
     texts = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
     assert [name for name in shown if f"<!-- {name} -->" not in texts] == []
-    pages.write_pages(tmp_path)
+    render.write_pages(tmp_path)
     for page in ("README.md", *documents):
         said = "run experiments/reproduce.py --record"
         assert (tmp_path / page).read_text() == (ROOT / page).read_text(), said
     # And a page that says something else is put right.
     for page in ("README.md", "docs/performance.md"):
         (tmp_path / page).write_text((ROOT / page).read_text().replace("grafit", "other"))
-    pages.write_pages(tmp_path)
+    render.write_pages(tmp_path)
     assert "| `grafit` (k-NN" in (tmp_path / "README.md").read_text()
     assert "| grafit step, resnet18" in (tmp_path / "docs" / "performance.md").read_text()
 
 
-RECORDED = [name for name in tables.TABLES if pages.results_path(ROOT, name).exists()]
+RECORDED = [name for name in tables.TABLES if render.results_path(ROOT, name).exists()]
 
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_rows_share_everything_but_method_and_seed(name):
-    recorded = json.loads(pages.results_path(ROOT, name).read_text())
+    recorded = json.loads(render.results_path(ROOT, name).read_text())
     rows = {row.name: row for row in tables.TABLES[name].rows}
     # Every row of a table was trained with the same data, views and budget. Its config may differ in what the row's own
     # overrides say, and the two protocols in how theirs are.
@@ -124,7 +129,7 @@ def test_recorded_rows_share_everything_but_method_and_seed(name):
     }  # fmt: skip
     trained = [r for r in recorded if r["method"] != tables.RAW_PIXELS]
     shared = [
-        {k: v for k, v in results.comparable(r["config"]).items()
+        {k: v for k, v in recording.comparable(r["config"]).items()
          if k not in own | {*rows[r["row"]].overrides} and k[:10] != "key_views."}
         for r in trained
     ]  # fmt: skip
@@ -139,7 +144,7 @@ def test_recorded_rows_share_everything_but_method_and_seed(name):
 
 
 def test_rows_to_reach_say_cell_by_cell_what_is_measured_ready_or_blocked():
-    rows = lambda recorded: targets.render(recorded).splitlines()[2:]  # noqa: E731
+    rows = lambda recorded: published.render(recorded).splitlines()[2:]  # noqa: E731
     pretrained, scratch, cars, *_ = before = rows({})
     assert len(before) == 8
     assert pretrained == (
@@ -169,7 +174,7 @@ def test_rows_of_two_protocols_are_told_apart():
 
     table = tables.TABLES["maskcon_cpu"]
     found = [of("grafit", "", True), of("grafit_maskcon", "w.pth", "maskcon")]
-    assert report.markdown_table(found, {"map": "mAP"}, {}, table.facts).splitlines()[2:] == [
+    assert layout.markdown_table(found, {"map": "mAP"}, {}, table.facts).splitlines()[2:] == [
         "| `grafit` | paper | from scratch | torchvision's, black | 50.0 | 1 | 2 | 90 s |",
         "| `grafit_maskcon` | maskcon | pretrained | MaskCon's, grey | 50.0 | 1 | 2 | 90 s |",
     ]
@@ -191,7 +196,7 @@ def test_a_table_says_what_its_trunks_start_from(tmp_path, name, file, message):
 
 def test_a_run_that_is_not_complete_is_no_result(tmp_path):
     with pytest.raises(UserError, match=r"holds no finished run \(no metrics\.json\)"):
-        report.collect(tmp_path)
+        results.collect(tmp_path)
 
 
 @pytest.mark.slow
@@ -229,14 +234,14 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
 def test_gallery_frames_tell_fine_from_coarse_and_leave_the_query_out(tmp_path, monkeypatch):
     # Images numbered by their pixels, on a circle: each one's nearest are its neighbours in number.
     n = 12
-    records = sources.Records(
+    records = Records(
         image=np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8),
-        levels=sources.two_levels(np.arange(n) % 3, (np.arange(n) % 3 == 2).astype(int), "abc", ["ab", "c"]),
+        levels=two_levels(np.arange(n) % 3, (np.arange(n) % 3 == 2).astype(int), "abc", ["ab", "c"]),
     )  # fmt: skip
     angle = np.arange(n) * 2 * np.pi / n + np.arange(n) * 1e-3
     drawn = []
-    monkeypatch.setattr(report, "_draw", lambda ax, image, frame: drawn.append((int(image[0, 0, 0]), frame)))
-    report.gallery(tmp_path / "g.png", records, {"x": np.stack([np.cos(angle), np.sin(angle)], 1)}, rows=3, k=2)
+    monkeypatch.setattr(pictures, "_draw", lambda ax, image, frame: drawn.append((int(image[0, 0, 0]), frame)))
+    pictures.gallery(tmp_path / "g.png", records, {"x": np.stack([np.cos(angle), np.sin(angle)], 1)}, rows=3, k=2)
     rows = [drawn[i : i + 3] for i in range(0, len(drawn), 3)]
     assert [query % 3 for (query, _), *_ in rows] == [0, 1, 2]  # a query of each class
     for (query, _), *near in rows:

@@ -9,11 +9,14 @@ import sys
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from study import layout, pricing, published, recording, reproduction, tables
 
 from grafit_jax import config as config_lib
-from grafit_jax import methods, pricing, report, reproduction, results, tables, targets, train, workdir
+from grafit_jax import methods, train
 from grafit_jax.errors import UserError
-from grafit_jax.preemption import Preempted
+from grafit_jax.report.tables import plain_table
+from grafit_jax.runs import results, workdir
+from grafit_jax.runs.preemption import Preempted
 from helpers import runs
 from helpers.command_lines import ROOT
 from helpers.runs import small_config
@@ -39,7 +42,7 @@ def recorded(method="grafit", seed=0, *, row=None, seconds=60.0, metrics=None, d
     facts = {"train_seconds": seconds, "train_images": 100, "views_per_image": views, "device": device}
     values = metrics or {"map": 0.5}
     own = {"row": row or method, "method": method, "seed": seed, "config": config, "metrics": values}
-    return own | {"protocol": results.protocol(method), "run": results.seal(facts, config, values)}
+    return own | {"protocol": recording.protocol(method), "run": results.seal(facts, config, values)}
 
 
 @pytest.fixture
@@ -190,7 +193,7 @@ def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp
     ]  # fmt: skip
     assert failed[points[2].directory] == "starts from baseline, which failed"
     # Asked to stop, it starts no more.
-    monkeypatch.setattr(reproduction.sweep_runs, "run_all", lambda commands, directory, jobs: True)
+    monkeypatch.setattr(reproduction.runner, "run_all", lambda commands, directory, jobs: True)
     assert reproduction.train_all(points, known, {}, {}, root=ROOT, jobs=2) is True
 
 
@@ -267,8 +270,8 @@ def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
     assert [row.split()[1:5] for row in rows[1:3]] == [["clusterfit", "1", "1", "?"], ["baseline", "0", "1", "?"]]
     assert rows[-1] == "total: 0.00 hours of training for 0 runs, and 2 runs of which no recorded one tells"
     # Of a published row the arithmetic of its FLOP is all there is.
-    assert targets.time("cifar100_paper", "grafit") == "2 hours on one H100"
-    assert targets.time("imagenet", "grafit_coarse") == "170 hours on one H100, 2 levels together"
+    assert published.time("cifar100_paper", "grafit") == "2 hours on one H100"
+    assert published.time("imagenet", "grafit_coarse") == "170 hours on one H100, 2 levels together"
     rows = pricing.plan({"cifar100_paper": wanted(only=["grafit"])}, {}, []).splitlines()
     assert rows[1].endswith("no recorded run of this network on these data; by its FLOP 2 hours on one H100")
 
@@ -360,7 +363,7 @@ def test_tables_are_found_by_name_or_by_family_and_scale():
 def test_the_study_has_every_method_and_ablation_with_its_seeds():
     of_paper = {name for name, m in methods.METHODS.items() if m.protocol == "paper" and m.projector != "identity"}
     of_maskcon = {name for name, m in methods.METHODS.items() if m.protocol == "maskcon"}
-    assert set(targets.OF_PAPER) == of_paper
+    assert set(published.OF_PAPER) == of_paper
     for table, wanted in (("study_cifar100", of_paper), ("study_omniglot", of_paper | of_maskcon)):
         seeds = {row.name: row.seeds for row in tables.TABLES[table].rows}
         assert seeds.keys() == wanted and min(seeds.values()) == 2
@@ -373,7 +376,7 @@ def test_the_study_has_every_method_and_ablation_with_its_seeds():
     points = reproduction.points(tables.TABLES["study_ablations"], pathlib.Path("runs"), root=ROOT, seeds=[0])
     grafit = points[0]
     for point in points[1:]:
-        changes = results.differences(grafit.flat, point.flat)
+        changes = recording.differences(grafit.flat, point.flat)
         value = point.name.rpartition("_")[2]
         if value.replace(".", "").isdigit():  # its name says what the one key is changed to
             (change,) = changes
@@ -413,15 +416,15 @@ def test_every_row_of_every_table_is_a_valid_config(name):
 
 
 def test_every_published_row_has_its_runs():
-    published = [t for t in targets.TARGETS if t.standing]
+    of_paper = [t for t in published.TARGETS if t.standing]
     # The seed's three of transfer, of which CIFAR-100 can be read in two ways.
-    assert len(published) == 3 + 1 + 19 + 8 + 1 and all(t.rows for t in targets.TARGETS)
-    readings = {t.table: dict(t.published) for t in published if 83.7 in t.published.values()}
+    assert len(of_paper) == 3 + 1 + 19 + 8 + 1 and all(t.rows for t in published.TARGETS)
+    readings = {t.table: dict(t.published) for t in of_paper if 83.7 in t.published.values()}
     assert readings == {"transfer_cifar100": {"top1": 83.7}, "cifar100_fine": {"knn_top1": 83.7}}
-    listed = targets.plain({})
+    listed = published.plain({})
     for table in readings:
         assert f"$ python experiments/reproduce.py --table={table}\n" in listed
-    for target in targets.TARGETS:
+    for target in published.TARGETS:
         table = tables.TABLES[target.table]
         rows = {row.name: row for row in table.rows}
         assert rows.keys() >= set(target.rows), target.table
@@ -431,11 +434,11 @@ def test_every_published_row_has_its_runs():
                 table, pathlib.Path("runs"), root=ROOT, seeds=[0], only=[row],
                 source=reproduction.Source(pretrained="w.pth" if table.pretrained else ""),
             )  # fmt: skip
-            assert results.protocol(seen[0].config.method) == target.protocol
+            assert recording.protocol(seen[0].config.method) == target.protocol
             assert seen[0].config.data.source.partition(":")[2] in target.data
     # The paper's own tables: nine methods, and no cell that is confirmed.
     for name, levels in (("cifar100_paper", 1), ("imagenet", 2), ("inaturalist2018", 7), ("inaturalist2019", 7)):
-        of_table = [t for t in targets.TARGETS if t.table == name and not t.standing]
+        of_table = [t for t in published.TARGETS if t.table == name and not t.standing]
         assert len(of_table) == 9 and {len(t.rows) for t in of_table} == {levels}
         assert {value for t in of_table for value in t.published.values()} == {None}
 
@@ -451,8 +454,8 @@ def test_what_is_transferred_is_trained_once_and_tested_at_the_size_that_is_publ
     trunks = {p.directory: p for p in reproduction.missing(wanted, {}) if p not in wanted}
     assert [path.name for path in trunks] == ["baseline_fine", "grafit_fine", "grafit_fine_regnet_y_8gf"]
     # The first two are table imagenet's own.
-    of_imagenet = {point.directory: results.key(point.flat) for point in points("imagenet")}
-    assert all(of_imagenet[path] == results.key(point.flat) for path, point in [*trunks.items()][:2])
+    of_imagenet = {point.directory: recording.key(point.flat) for point in points("imagenet")}
+    assert all(of_imagenet[path] == recording.key(point.flat) for path, point in [*trunks.items()][:2])
     size = {point.name: point.config.eval.size for point in wanted}
     assert size["flowers_grafit_regnet_y_8gf_384"] == 384 and size["flowers_grafit_regnet_y_8gf"] == 0
     # So no run stands beside both of the published numbers, nor in one row with its seed.
@@ -460,8 +463,8 @@ def test_what_is_transferred_is_trained_once_and_tested_at_the_size_that_is_publ
         {**of_rows(**{point.name: [{"top1": 0.99}]})[0], "method": "baseline", "config": point.flat, "run": {}}
         for point in points("transfer_flowers")
     ]
-    assert len(report.markdown_table(runs, {"top1": "top-1"}, {}, tables._TUNED.facts).splitlines()) == 2 + 4
-    lines = [line.split() for line in targets.compare("transfer_flowers", runs).splitlines()]
+    assert len(layout.markdown_table(runs, {"top1": "top-1"}, {}, tables._TUNED.facts).splitlines()) == 2 + 4
+    lines = [line.split() for line in published.compare("transfer_flowers", runs).splitlines()]
     assert [(line[0], line[2], line[-1]) for line in lines if line and "regnet" in line[0]] == [
         ("flowers_grafit_regnet_y_8gf_384", "99.1", "-0.10"), ("flowers_grafit_regnet_y_8gf", "99", "+0.00")
     ]  # fmt: skip
@@ -469,9 +472,11 @@ def test_what_is_transferred_is_trained_once_and_tested_at_the_size_that_is_publ
 
 def test_hours_are_arithmetic():
     # 1,281,167 images x 600 epochs x 4 views x (3 + 1 forwards) x 8.2 GFLOP = 1.0e20 FLOP; at 3.3e14 a second 85 hours.
-    assert targets.hours("resnet50", "grafit", images=1_281_167, epochs=600, views=4) == pytest.approx(84.9, abs=0.05)
+    assert published.hours("resnet50", "grafit", images=1_281_167, epochs=600, views=4) == pytest.approx(84.9, abs=0.05)
     # One view, and no target network: 3 of those 16 forwards.
-    assert targets.hours("resnet50", "baseline", images=1_281_167, epochs=600, views=4) == pytest.approx(15.9, abs=0.05)
+    assert published.hours("resnet50", "baseline", images=1_281_167, epochs=600, views=4) == pytest.approx(
+        15.9, abs=0.05
+    )
 
 
 def of_rows(**metrics):
@@ -479,20 +484,20 @@ def of_rows(**metrics):
 
 
 def test_a_target_is_measured_ready_or_blocked(monkeypatch):
-    one = targets.Target("t", ("a",), "T", "net", {"map": 50.0}, "seed", "1 hour", "d")
-    many = targets.Target(
+    one = published.Target("t", ("a",), "T", "net", {"map": 50.0}, "seed", "1 hour", "d")
+    many = published.Target(
         "t", ("a_x", "a_y"), "T", "net", {"map": None, "knn_top1": None}, "", "1 hour", "d", ("x", "y")
     )
-    assert targets.state(one, {}) == "ready, not run"
-    assert targets.state(many, {}) == "blocked: needs x, and y"
+    assert published.state(one, {}) == "ready, not run"
+    assert published.state(many, {}) == "blocked: needs x, and y"
     found = {"t": of_rows(a=[{"map": 0.5}, {"map": 0.6}], a_x=[{"map": 0.1, "knn_top1": 0.2}], a_y=[{"map": 0.1}])}
-    assert targets.ours(one, found) == [{"map": pytest.approx(55.0)}]
-    assert targets.state(one, found) == "measured"
-    assert targets.state(many, found) == "blocked: needs x, and y"  # a_y lacks one of its metrics
-    ready = targets.Target("t", many.rows, "T", "net", many.published, "", "1 hour", "d")
-    assert targets.state(ready, found) == "ready, 1 of 2 rows measured"
-    monkeypatch.setattr(targets, "TARGETS", (one, many))
-    assert targets.plain(found).splitlines() == [
+    assert published.ours(one, found) == [{"map": pytest.approx(55.0)}]
+    assert published.state(one, found) == "measured"
+    assert published.state(many, found) == "blocked: needs x, and y"  # a_y lacks one of its metrics
+    ready = published.Target("t", many.rows, "T", "net", many.published, "", "1 hour", "d")
+    assert published.state(ready, found) == "ready, 1 of 2 rows measured"
+    monkeypatch.setattr(published, "TARGETS", (one, many))
+    assert published.plain(found).splitlines() == [
         "t: T; mAP; protocol paper; data d",
         "  $ python experiments/reproduce.py --table=t",
         "  row  trunk  paper      ours  takes   state",
@@ -503,7 +508,7 @@ def test_a_target_is_measured_ready_or_blocked(monkeypatch):
         "  row           trunk  paper  ours    takes   state",
         "  a x 2 levels  net    –      1 of 2  1 hour  blocked: needs x, and y",
     ]
-    assert targets.page(found).splitlines()[2:] == [
+    assert published.page(found).splitlines()[2:] == [
         "| `t` | a | T | paper | net | mAP | 50 [seed] | 55 | d; 1 hour | measured |",
         "| `t` | a x 2 levels | T | paper | net | mAP / k-NN | – | 1 of 2 | d; 1 hour | blocked: needs x, and y |",
     ]
@@ -511,7 +516,7 @@ def test_a_target_is_measured_ready_or_blocked(monkeypatch):
 
 def test_ours_stands_beside_the_papers_with_the_difference():
     recalls = [{f"recall@{k}": v for k, v in ((1, 0.6), (2, 0.72), (5, r5), (10, 0.9))} for r5 in (0.82, 0.83)]
-    text = targets.compare("maskcon_cifar100", of_rows(maskcon=recalls, grafit_maskcon=recalls))
+    text = published.compare("maskcon_cifar100", of_rows(maskcon=recalls, grafit_maskcon=recalls))
     assert text.splitlines()[1:] == [
         "row             metric  paper                                 ours   difference",
         "grafit_maskcon  R@1     60.57 [seed] with a pretrained trunk  60.00  -0.57",
@@ -519,25 +524,25 @@ def test_ours_stands_beside_the_papers_with_the_difference():
         "grafit_maskcon  R@5     82.32 [seed] with a pretrained trunk  82.50  +0.18",
         "grafit_maskcon  R@10    89.21 [seed] with a pretrained trunk  90.00  +0.79",
     ]
-    text = targets.compare("maskcon_cifar100_pretrained", of_rows(grafit_maskcon=recalls))
+    text = published.compare("maskcon_cifar100_pretrained", of_rows(grafit_maskcon=recalls))
     assert text.splitlines()[2] == "grafit_maskcon  R@1     60.57 [seed]  60.00  -0.57"
-    unconfirmed = targets.compare("study_cifar100", of_rows(grafit=[{"map": 0.5, "knn_top1": 0.5}]))
+    unconfirmed = published.compare("study_cifar100", of_rows(grafit=[{"map": 0.5, "knn_top1": 0.5}]))
     assert "no published cell is confirmed" in unconfirmed
-    assert targets.compare("quickstart", of_rows(grafit=[{"map": 0.5}])) == ""
+    assert published.compare("quickstart", of_rows(grafit=[{"map": 0.5}])) == ""
 
 
 def test_a_table_fits_a_terminal():
     rows = [["a", "one two three", "x"], ["bb", "four", "y" * 6]]
-    assert report.plain_table(["h", "long", "z"], rows, width=19).splitlines() == [
+    assert plain_table(["h", "long", "z"], rows, width=19).splitlines() == [
         "h   long     z",
         "a   one two  x",
         "    three",
         "bb  four     yyyyyy",
     ]
     # A word is not broken while another column has spaces to be broken at.
-    assert report.plain_table(["h"] * 2, [["twelve_chars", "a b c d"]], width=17).splitlines()[1:] == [
+    assert plain_table(["h"] * 2, [["twelve_chars", "a b c d"]], width=17).splitlines()[1:] == [
         "twelve_chars  a b",
         "              c d",
     ]
-    assert report.plain_table(["h"], [["twelve_chars"]], width=6).splitlines()[1:] == ["twelve", "_chars"]
-    assert all(len(line) <= 120 for line in targets.plain({}).splitlines() if line.startswith("  "))
+    assert plain_table(["h"], [["twelve_chars"]], width=6).splitlines()[1:] == ["twelve", "_chars"]
+    assert all(len(line) <= 120 for line in published.plain({}).splitlines() if line.startswith("  "))

@@ -6,10 +6,11 @@ import json
 import re
 
 import pytest
+from study import recording, render, reproduction, tables
 
 from grafit_jax import config as config_lib
-from grafit_jax import pages, reproduction, results, tables, workdir
 from grafit_jax.errors import UserError
+from grafit_jax.runs import results, workdir
 from helpers.runs import small_config
 
 PRINTS = {"train": "ab", "test": "cd"}
@@ -22,7 +23,8 @@ def entry(method="grafit", seed=0, *, row=None, value=0.5, prints=PRINTS, conten
     facts = {"train_seconds": 90.0, "train_images": 10, "views_per_image": 2, "data_fingerprint": prints}
     facts |= {} if content is None else {"data_content": content}
     return {
-        "row": row or method, "protocol": results.protocol(method), "method": method, "seed": seed, "metrics": metrics,
+        "row": row or method, "protocol": recording.protocol(method), "method": method, "seed": seed,
+        "metrics": metrics,
         "run": results.seal(facts, config, metrics), "config": config, "command": "python experiments/train.py",
     }  # fmt: skip
 
@@ -40,10 +42,10 @@ def test_a_digest_is_of_canonical_json():
 
 def test_what_was_written_is_read(tmp_path):
     found = [entry(), entry("maskcon", 3)]
-    assert results.read(written(tmp_path / "t.json", found)) == found
+    assert recording.read(written(tmp_path / "t.json", found)) == found
     # Where its data lay is no part of a result.
     found[0]["config"]["data.data_dir"] = "/elsewhere"
-    assert results.read(written(tmp_path / "t.json", found)) == found
+    assert recording.read(written(tmp_path / "t.json", found)) == found
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_what_is_not_as_its_run_wrote_it_is_refused(tmp_path, change, message):
     found = [entry("baseline"), entry()]
     change(found[1])
     with pytest.raises(UserError, match=message) as caught:
-        results.read(written(tmp_path / "t.json", found))
+        recording.read(written(tmp_path / "t.json", found))
     assert str(tmp_path / "t.json") in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -75,15 +77,15 @@ def test_results_are_merged_by_row_and_seed():
     first, second, other = entry(seed=2), entry(seed=0), entry("baseline")
     newer = entry(seed=2, value=0.75)
     rows = ("baseline", "grafit")
-    assert results.merge([], [first], rows, "F") == [first]
-    merged = results.merge([first], [second, other], rows, "F")
+    assert recording.merge([], [first], rows, "F") == [first]
+    merged = recording.merge([first], [second, other], rows, "F")
     assert merged == [other, second, first]  # in the table's order, then by seed
-    assert results.merge(merged, [newer], rows, "F") == [other, second, newer]
+    assert recording.merge(merged, [newer], rows, "F") == [other, second, newer]
     with pytest.raises(UserError, match=r"F has the row byol, and the table has baseline, grafit: remove it\."):
-        results.merge([entry("byol")], [first], rows, "F")
+        recording.merge([entry("byol")], [first], rows, "F")
     changed = entry(seed=2, **{"train.epochs": 3, "loss.temperature": 0.1})
     with pytest.raises(UserError) as caught:
-        results.merge(merged, [changed], rows, "F")
+        recording.merge(merged, [changed], rows, "F")
     assert "F has grafit, seed 2, of another config (loss.temperature: 0.05 -> 0.1; train.epochs: 2 -> 3): remove" in (
         str(caught.value)
     )
@@ -99,51 +101,51 @@ def test_configs_are_the_same_where_they_train_the_same():
         {key: value for key, value in config.items() if key != "train.host_crops"},  # from before there was that key
     ]
     for other in same:
-        assert results.differences(config, other) == [] and results.key(config) == results.key(other)
+        assert recording.differences(config, other) == [] and recording.key(config) == recording.key(other)
     for key, value in (("seed", 1), ("method", "byol"), ("train.host_crops", True), ("data.source", "npz:D")):
         other = config | {key: value}
-        assert results.differences(config, other) == [f"{key}: {config[key]!r} -> {value!r}"]
-        assert results.key(config) != results.key(other)
+        assert recording.differences(config, other) == [f"{key}: {config[key]!r} -> {value!r}"]
+        assert recording.key(config) != recording.key(other)
     # Of the run that clusters come from, the name counts and not the place.
     clustered = entry("clusterfit", **{"clusters.workdir": "/a/baseline", "clusters.k": 9})["config"]
-    assert results.differences(clustered, clustered | {"clusters.workdir": "b/baseline"}) == []
-    assert results.differences(clustered, clustered | {"clusters.workdir": "/a/baseline_seed1"}) == [
+    assert recording.differences(clustered, clustered | {"clusters.workdir": "b/baseline"}) == []
+    assert recording.differences(clustered, clustered | {"clusters.workdir": "/a/baseline_seed1"}) == [
         "clusters.workdir: 'baseline' -> 'baseline_seed1'"
     ]
-    assert results.differences(clustered, clustered | {"clusters.k": 8}) == ["clusters.k: 9 -> 8"]
+    assert recording.differences(clustered, clustered | {"clusters.k": 8}) == ["clusters.k: 9 -> 8"]
 
 
 def test_a_table_does_not_mix_protocols_or_data():
     two = [entry(), entry("maskcon"), entry("supcon")]
-    results.check_together(two, "T", says_protocol=True)
-    results.check_together([entry(), entry("byol")], "T", says_protocol=False)
+    recording.check_together(two, "T", says_protocol=True)
+    recording.check_together([entry(), entry("byol")], "T", says_protocol=False)
     with pytest.raises(UserError, match=r"T mixes protocols maskcon and paper and has no column that says so: want"):
-        results.check_together(two, "T", says_protocol=False)
+        recording.check_together(two, "T", says_protocol=False)
     clusters = entry("clusterfit", prints=PRINTS | {"clusters": "12"})  # whose labels are its own matter
-    results.check_together([entry(), clusters], "T", says_protocol=False)
+    recording.check_together([entry(), clusters], "T", says_protocol=False)
     other = entry("byol", 4, prints=PRINTS | {"test": "ef"})
     with pytest.raises(UserError, match=r"T mixes .* different images or labels \(grafit, seed 0; byol, seed 4\): mea"):
-        results.check_together([entry(), other], "T", says_protocol=True)
+        recording.check_together([entry(), other], "T", says_protocol=True)
     # The same images in another order: told by their content, where both results have it.
     other_order = {"prints": {"train": "12", "test": "34"}}
     content = {"train": "aa", "test": "bb"}
     here, there = entry(content=content), entry("byol", 4, content=content, **other_order)
-    results.check_together([here, there], "T", says_protocol=True)
-    results.check_together([entry("baseline"), there, here], "T", says_protocol=True)  # older, as `here`
+    recording.check_together([here, there], "T", says_protocol=True)
+    recording.check_together([entry("baseline"), there, here], "T", says_protocol=True)  # older, as `here`
     for results_of in (
         [here, entry("byol", 4, content=content | {"test": "cc"}, **other_order)],
         [entry(), there],  # the first one is older
         [here, entry("byol", 4, content={}, **other_order)],  # of images that stay in files
     ):
         with pytest.raises(UserError, match=r"different images or labels \(grafit, seed 0; byol, seed 4\)"):
-            results.check_together(results_of, "T", says_protocol=True)
+            recording.check_together(results_of, "T", says_protocol=True)
     # Judged by other rules, whatever else is the same.
     for change in ({"eval.knn_k": 5}, {"eval.crop": "centre"}):
         with pytest.raises(UserError, match=rf"T mixes results of different {next(iter(change))} .*evaluate all rows"):
-            results.check_together([entry(), entry("byol", **change)], "T", says_protocol=True)
+            recording.check_together([entry(), entry("byol", **change)], "T", says_protocol=True)
     # Photos that are kept larger are the same photos: the table says how large.
     large = entry("byol", 4, prints=PRINTS | {"test": "ef"}, **{"data.image_size": 384})
-    results.check_together([entry(), large], "T", says_protocol=True)
+    recording.check_together([entry(), large], "T", says_protocol=True)
 
 
 CONFIG_FILE = """
@@ -165,7 +167,7 @@ def house(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("<!-- t -->\n<!-- /t -->\n")
     (tmp_path / "c.py").write_text(CONFIG_FILE)
     rows = tuple(tables.Row(name, "c.py", f"method={name}") for name in ("baseline", "grafit"))
-    monkeypatch.setattr(pages, "TABLES", {"t": tables.Table(rows, {"map": "mAP"})})
+    monkeypatch.setattr(render, "TABLES", {"t": tables.Table(rows, {"map": "mAP"})})
     return tmp_path
 
 
@@ -182,10 +184,10 @@ def complete(method, seed=0, **arguments):
 
 
 def test_a_table_is_recorded_in_pieces_and_shown(house):
-    pages.record(house, "t", complete("grafit", 0, value=0.5))
-    pages.record(house, "t", complete("grafit", 1, value=0.6))
-    pages.record(house, "t", complete("baseline", value=0.25))
-    assert [(r["row"], r["seed"]) for r in pages.recorded(house)["t"]] == [
+    render.record(house, "t", complete("grafit", 0, value=0.5))
+    render.record(house, "t", complete("grafit", 1, value=0.6))
+    render.record(house, "t", complete("baseline", value=0.25))
+    assert [(r["row"], r["seed"]) for r in render.recorded(house)["t"]] == [
         ("baseline", 0), ("grafit", 0), ("grafit", 1),
     ]  # fmt: skip
     shown = (house / "README.md").read_text()
@@ -198,35 +200,35 @@ def test_a_table_is_recorded_in_pieces_and_shown(house):
         complete("maskcon", 2, row="grafit"),
     ):
         with pytest.raises(UserError, match=re.escape(str(house / "experiments" / "results" / "t.json"))):
-            pages.record(house, "t", wrong)
+            render.record(house, "t", wrong)
     path = house / "experiments" / "results" / "t.json"
     assert path.read_text() == before
     # A result in the place of another one is as its run wrote it, and is refused all the same.
     for change in ({"row": "baseline"}, {"row": "other"}):
         path.write_text(json.dumps([complete("grafit", 0) | change]))
         with pytest.raises(UserError, match=re.escape(str(path))):
-            pages.recorded(house)
+            render.recorded(house)
     path.write_text(json.dumps([complete("grafit", 0, **{"train.epochs": 9})]))
     with pytest.raises(UserError, match=r"seed 0, was not trained by the config of that row \(train\.epochs:"):
-        pages.blocks(house)
+        render.blocks(house)
 
 
 def test_a_trunk_from_scratch_has_no_place_among_pretrained_ones(house, monkeypatch):
-    pages.record(house, "t", complete("grafit", 0))
-    monkeypatch.setattr(pages, "TABLES", {"t": dataclasses.replace(pages.TABLES["t"], pretrained=True)})
+    render.record(house, "t", complete("grafit", 0))
+    monkeypatch.setattr(render, "TABLES", {"t": dataclasses.replace(render.TABLES["t"], pretrained=True)})
     with pytest.raises(UserError, match=r"t\.json, row grafit, seed 0, is of a trunk from scratch"):
-        pages.recorded(house)
+        render.recorded(house)
 
 
 def test_a_studys_tables_are_of_the_same_images_before_one_is_written(house, monkeypatch):
     # A second table of the same study, on other images.
-    monkeypatch.setattr(pages, "TABLES", dict.fromkeys(("t", "u"), pages.TABLES["t"]))
-    monkeypatch.setattr(pages.claims, "STUDIES", {"s": ("S", ("t", "u"))})
-    monkeypatch.setattr(pages.claims, "CLAIMS", {"of the method": ()})
+    monkeypatch.setattr(render, "TABLES", dict.fromkeys(("t", "u"), render.TABLES["t"]))
+    monkeypatch.setattr(render.claims, "STUDIES", {"s": ("S", ("t", "u"))})
+    monkeypatch.setattr(render.claims, "CLAIMS", {"of the method": ()})
     (house / "README.md").write_text("<!-- t -->\n<!-- /t -->\n<!-- u -->\n<!-- /u -->\n")
-    pages.record(house, "t", complete("grafit", 0))
+    render.record(house, "t", complete("grafit", 0))
     with pytest.raises(UserError, match="t and u mixes results on different images"):
-        pages.record(house, "u", complete("baseline", 0, prints={"train": "x", "test": "y"}))
+        render.record(house, "u", complete("baseline", 0, prints={"train": "x", "test": "y"}))
     assert not (house / "experiments" / "results" / "u.json").exists()
 
 
@@ -235,13 +237,13 @@ def test_what_cannot_be_recorded_is_told_before_it_is_trained(house):
         row = tables.Row("grafit", "c.py", "method=grafit")
         return reproduction.Point(row, 0, house / "runs" / "grafit", "", small_config(**overrides))
 
-    pages.record(house, "t", complete("grafit"))
-    pages.check_record(house, "t", [point()])
+    render.record(house, "t", complete("grafit"))
+    render.check_record(house, "t", [point()])
     with pytest.raises(UserError, match=r"t\.json has grafit, seed 0, of another config \(train\.epochs: 2 -> 3\)"):
-        pages.check_record(house, "t", [point(**{"train.epochs": 3})])
+        render.check_record(house, "t", [point(**{"train.epochs": 3})])
     (house / "README.md").write_text("nothing")
     with pytest.raises(UserError, match=r"no block <!-- t --> … <!-- /t --> found: put these two lines"):
-        pages.check_record(house, "t", [point()])
+        render.check_record(house, "t", [point()])
 
 
 def test_the_config_of_a_complete_run_stays_as_it_was_sealed(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, methods, parallel, schedules, train
-from grafit_jax.data import augment
 from grafit_jax.errors import UserError
+from grafit_jax.views import augment
 from helpers import twins
 from helpers.command_lines import ROOT
 from helpers.runs import means, small_config

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grafit_jax.data import sources
-from grafit_jax.data.sources import Records, two_levels
+from grafit_jax.data.records import Records, two_levels
 from grafit_jax.errors import UserError
 
 

@@ -5,9 +5,10 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from sweeps import expansion, summary
 
-from grafit_jax import sweep_results, sweeps, workdir
 from grafit_jax.errors import UserError
+from grafit_jax.runs import workdir
 from helpers import runs
 from helpers.sweep_files import write_file
 
@@ -29,13 +30,13 @@ VARYING = ("method", "w", "t")
 
 
 def test_seeds_are_grouped_and_the_best_mean_is_first():
-    groups = sweep_results.groups(COLLECTED, "map")
+    groups = summary.groups(COLLECTED, "map")
     assert [(g.values["method"], g.values["w"], len(g.results)) for g in groups] == [
         ("maskcon", 0.5, 2), ("coins", 0.2, 1), ("maskcon", 0.2, 1), ("maskcon", 0.8, 1)
     ]  # fmt: skip
     assert [g.mean for g in groups[:3]] == pytest.approx([0.5, 0.4, 0.3]) and math.isnan(groups[3].mean)
     assert [g.spread for g in groups] == pytest.approx([0.1 * math.sqrt(2), 0, 0, 0])
-    assert sweep_results.table(groups, VARYING, "map").splitlines() == [
+    assert summary.table(groups, VARYING, "map").splitlines() == [
         "| method | w | t | **fine mAP** | R@1 | fine k-NN | seeds | views an image | training |",
         "|---|---|---|---|---|---|---|---|---|",
         "| `maskcon` | 0.5 | 0.1 | 50.0 ± 14.1 | - | 15.0 ± 7.1 | 2 | 2 | 30 s |",
@@ -43,28 +44,28 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
         "| `maskcon` | 0.2 | 0.1 | 30.0 | - | 90.0 | 1 | 2 | 30 s |",
         "| `maskcon` | 0.8 | 0.1 | - | - | 50.0 | 1 | 2 | 30 s |",
     ]
-    by_knn = sweep_results.groups(COLLECTED, "knn_top1")
+    by_knn = summary.groups(COLLECTED, "knn_top1")
     assert [g.mean for g in by_knn] == pytest.approx([0.9, 0.8, 0.5, 0.15])
-    assert sweep_results.table(by_knn, VARYING, "knn_top1").startswith("| method | w | t | **fine k-NN** | fine mAP |")
+    assert summary.table(by_knn, VARYING, "knn_top1").startswith("| method | w | t | **fine k-NN** | fine mAP |")
     with pytest.raises(
         UserError, match=r"no result has the metric 'mapp' \(did you mean 'map'\?\): want --metric= one"
     ):
-        sweep_results.groups(COLLECTED, "mapp")
+        summary.groups(COLLECTED, "mapp")
     with pytest.raises(UserError, match=r"want --metric= one of map, knn_top1\."):  # counts are not on offer
-        sweep_results.groups([({"w": 1}, result(map=0.1, knn_top1=0.2, **{"coarse/queries_without_positive": 3}))], "x")
-    assert sweep_results.groups([], "map") == []
-    assert len(sweep_results.table([], VARYING, "map").splitlines()) == 2  # the heading alone
+        summary.groups([({"w": 1}, result(map=0.1, knn_top1=0.2, **{"coarse/queries_without_positive": 3}))], "x")
+    assert summary.groups([], "map") == []
+    assert len(summary.table([], VARYING, "map").splitlines()) == 2  # the heading alone
 
 
 def test_a_metric_that_no_run_will_have_is_told_before_one_is_started(tmp_path):
-    sweep = sweeps.expand(write_file(tmp_path, [{"method": "byol"}, {"eval.recall_at": (1, 4)}]), "", {})
+    sweep = expansion.expand(write_file(tmp_path, [{"method": "byol"}, {"eval.recall_at": (1, 4)}]), "", {})
     for known in ("map", "knn_top1", "recall@4", "recall@10", "coarse/map", "projector/recall@1"):
-        sweep_results.check_metric(known, sweep)
+        summary.check_metric(known, sweep)
     for wrong, near in (("mapp", "map"), ("recall@3", "recall@"), ("coarse/queries_without_positive", "")):
         with pytest.raises(
             UserError, match=rf"found --metric={wrong}.*{near}.*: want one of map, knn_top1, top1, recall@1"
         ):
-            sweep_results.check_metric(wrong, sweep)
+            summary.check_metric(wrong, sweep)
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def drawn(monkeypatch, tmp_path):
 
     def draw(collected, varying=VARYING, metric="map"):
         path = tmp_path / "sweep.png"
-        sweep_results.plot(path, sweep_results.groups(collected, metric), varying, metric)
+        summary.plot(path, summary.groups(collected, metric), varying, metric)
         assert path.read_bytes().startswith(b"\x89PNG")
         (ax,) = plt.gcf().axes
         return ax
@@ -110,8 +111,8 @@ def test_over_one_number_a_line_for_all_else_is_drawn(drawn):
 
 
 def test_over_several_keys_parallel_coordinates_are_drawn(drawn):
-    groups = sweep_results.groups(COLLECTED[:2] + COLLECTED[4:], "map")
-    ticks, places = sweep_results.coordinates(groups, VARYING)
+    groups = summary.groups(COLLECTED[:2] + COLLECTED[4:], "map")
+    ticks, places = summary.coordinates(groups, VARYING)
     assert ticks == [["coins", "maskcon"], ["0.2", "0.5"], ["none", "0.1"]]
     assert places.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 1]]
     ax = drawn(COLLECTED)
@@ -135,7 +136,7 @@ def test_little_can_be_drawn_too(drawn, collected):
 
 def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path, capsys):
     points = [{"w": w} for w in (0.0, 0.5, 1.0)]
-    sweep = sweeps.expand(write_file(tmp_path, points), "", {})
+    sweep = expansion.expand(write_file(tmp_path, points), "", {})
     directory = tmp_path / "runs"
     names = [point.name for point in sweep.points]
 
@@ -143,7 +144,7 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
         runs.finish(directory / point.name, point.config, {"map": value, "step": 3})
 
     def end(wanted=names, metric="map", stopped=False):
-        return sweep_results.conclude(sweep, directory, wanted, metric, stopped=stopped), capsys.readouterr().out
+        return summary.conclude(sweep, directory, wanted, metric, stopped=stopped), capsys.readouterr().out
 
     finish(sweep.points[0], 0.25)
     (directory / names[1]).mkdir()

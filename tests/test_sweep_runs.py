@@ -13,10 +13,11 @@ import sys
 import threading
 
 import pytest
+from sweeps import runner
+from sweeps.runner import Standing
 
-from grafit_jax import locks, sweep_runs, workdir
 from grafit_jax.errors import UserError
-from grafit_jax.sweep_runs import Standing
+from grafit_jax.runs import locks, workdir
 from helpers.command_lines import ROOT, a_moment, command, shell_environment
 from helpers.sweep_files import stub, write_file, write_images, write_metrics
 
@@ -38,7 +39,7 @@ def hold(path):
 
 
 def states(path, names):
-    return {name: sweep_runs.standing(path / name).state for name in names}
+    return {name: runner.standing(path / name).state for name in names}
 
 
 @pytest.mark.parametrize(
@@ -60,13 +61,13 @@ def states(path, names):
 def test_how_far_a_point_is_follows_from_what_lies_in_its_directory(tmp_path, log, expected):
     if log is not None:
         (tmp_path / workdir.LOG).write_text(log, encoding="utf-8")
-    assert sweep_runs.standing(tmp_path) == expected
+    assert runner.standing(tmp_path) == expected
     for name in (workdir.SWEEP_LOCK, workdir.LOCK) if log is not None else ():
         with hold(tmp_path / name):
-            assert sweep_runs.standing(tmp_path) == Standing("running")
-        assert sweep_runs.standing(tmp_path) == expected
+            assert runner.standing(tmp_path) == Standing("running")
+        assert runner.standing(tmp_path) == expected
     (tmp_path / "metrics.json").write_text("{}")
-    assert sweep_runs.standing(tmp_path) == Standing("complete")
+    assert runner.standing(tmp_path) == Standing("complete")
 
 
 def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path):
@@ -78,8 +79,8 @@ def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path
         lazy=stub("pass"),
     )
     for again in (1, 2):
-        assert sweep_runs.run_all(points, tmp_path, jobs=2) is False
-        assert {name: str(sweep_runs.standing(tmp_path / name)) for name in points} == {
+        assert runner.run_all(points, tmp_path, jobs=2) is False
+        assert {name: str(runner.standing(tmp_path / name)) for name in points} == {
             "bad": "failed (no luck)",
             "good": "complete",
             "killed": "failed (killed by signal 9)",
@@ -94,12 +95,12 @@ def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path
 def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, monkeypatch):
     points = commands(tmp_path, theirs=DONE, by_hand=DONE, ours=DONE)
     with hold(tmp_path / "theirs" / workdir.SWEEP_LOCK), hold(tmp_path / "by_hand" / workdir.LOCK):
-        assert sweep_runs.run_all(points, tmp_path, jobs=1) is False
+        assert runner.run_all(points, tmp_path, jobs=1) is False
         assert states(tmp_path, points) == {"theirs": "running", "by_hand": "running", "ours": "complete"}
 
     # They let go, having failed or not ended, while we are at our own.
     left, failing = (hold(tmp_path / name / workdir.SWEEP_LOCK) for name in ("left", "failing"))
-    start = sweep_runs.start
+    start = runner.start
 
     def started(run, *rest):
         if run.name == "slow":
@@ -109,8 +110,8 @@ def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, monkeyp
         return start(run, *rest)
 
     points = commands(tmp_path, left=stub(ONCE + write_metrics()), failing=stub(ONCE), slow=DONE)
-    monkeypatch.setattr(sweep_runs, "start", started)
-    sweep_runs.run_all(points, tmp_path, jobs=1)
+    monkeypatch.setattr(runner, "start", started)
+    runner.run_all(points, tmp_path, jobs=1)
     assert states(tmp_path, points) == {"left": "complete", "failing": "failed", "slow": "complete"}
     assert not (tmp_path / "failing" / "trace").exists()  # nobody has tried it again
 
@@ -146,22 +147,22 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
 
 def test_who_only_looks_at_a_point_keeps_nobody_from_it(tmp_path, monkeypatch):
     looks = [None]  # holds the lock for a moment, to see whether it is free
-    hold_log = sweep_runs.hold
-    monkeypatch.setattr(sweep_runs, "hold", lambda run: looks.pop() if looks else hold_log(run))
-    assert sweep_runs.run_all(commands(tmp_path, a=DONE), tmp_path, jobs=1) is False
+    hold_log = runner.hold
+    monkeypatch.setattr(runner, "hold", lambda run: looks.pop() if looks else hold_log(run))
+    assert runner.run_all(commands(tmp_path, a=DONE), tmp_path, jobs=1) is False
     assert states(tmp_path, ["a"]) == {"a": "complete"} and not looks
 
 
 def test_a_run_that_was_started_by_hand_in_the_same_moment_is_no_failure(tmp_path):
     # As train.py refuses a workdir that is used, after its lock was found to be free.
-    attempt = sweep_runs.start(tmp_path, stub("sys.exit(2)")(tmp_path), sweep_runs.hold(tmp_path))
+    attempt = runner.start(tmp_path, stub("sys.exit(2)")(tmp_path), runner.hold(tmp_path))
     with hold(tmp_path / workdir.LOCK):
         assert attempt.finish() == Standing("running")
-    assert sweep_runs.standing(tmp_path) == Standing("stopped")
+    assert runner.standing(tmp_path) == Standing("stopped")
 
 
 def test_a_disk_that_takes_no_more_is_told_of_in_one_line(tmp_path, capsys):
-    attempt = sweep_runs.start(tmp_path, stub("sys.exit(1)")(tmp_path), sweep_runs.hold(tmp_path))
+    attempt = runner.start(tmp_path, stub("sys.exit(1)")(tmp_path), runner.hold(tmp_path))
     attempt.log = pathlib.Path("/dev/full").open("ab")  # noqa: SIM115
     assert attempt.finish() == Standing("stopped")  # as if it had been killed: it is tried again
     assert re.fullmatch(
@@ -171,7 +172,7 @@ def test_a_disk_that_takes_no_more_is_told_of_in_one_line(tmp_path, capsys):
     (tmp_path / "b").touch()
     points = commands(tmp_path, a=DONE, b=DONE, c=DONE)
     with pytest.raises(UserError, match=r"/b cannot be created \(.*\): .* then start the sweep again\."):
-        sweep_runs.run_all(points, tmp_path, jobs=2)
+        runner.run_all(points, tmp_path, jobs=2)
     assert states(tmp_path, ["a", "c"]) == {"a": "complete", "c": "not started"}
     assert re.search(
         r"warning: .*/b cannot be created .* No more runs are started\.\na: complete\n", capsys.readouterr().err
@@ -189,12 +190,12 @@ def test_being_asked_to_stop_asks_the_runs_and_starts_no_more(tmp_path, number):
     asks = f"(run.parent / 'ready').read_bytes()\nos.kill(os.getppid(), {int(number)})\n"
     ready = "(run.parent / 'ready').write_bytes(b'')\n"
     points = commands(tmp_path, first=stub(masked + asks + saves), second=stub(masked + ready + saves), third=DONE)
-    assert sweep_runs.run_all(points, tmp_path, jobs=2) is True
+    assert runner.run_all(points, tmp_path, jobs=2) is True
     assert states(tmp_path, points) == {"first": "stopped", "second": "stopped", "third": "not started"}
     for name in ("first", "second"):
         assert (tmp_path / name / workdir.LOG).read_text() == "True SIGTERM\n\nexit status 75\n"
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-    assert sweep_runs.run_all(commands(tmp_path, first=DONE), tmp_path, jobs=1) is False
+    assert runner.run_all(commands(tmp_path, first=DONE), tmp_path, jobs=1) is False
     assert states(tmp_path, points)["first"] == "complete"
 
 
@@ -202,11 +203,14 @@ def test_being_asked_to_stop_asks_the_runs_and_starts_no_more(tmp_path, number):
 
 _SWEEPER = """
 import json, pathlib, sys
-from grafit_jax import sweep_runs
+from sweeps import runner
 print("ready", flush=True)
 commands, directory = json.loads(sys.stdin.readline())
-sweep_runs.run_all(commands, pathlib.Path(directory), jobs=2)
+runner.run_all(commands, pathlib.Path(directory), jobs=2)
 """
+
+
+_ENVIRONMENT = shell_environment() | {"PYTHONPATH": str(ROOT / "experiments")}
 
 
 # Leaves the number of the sweep that runs it.
@@ -229,7 +233,7 @@ def test_two_sweepers_on_one_directory_never_run_the_same_point_twice(tmp_path):
     points |= commands(tmp_path, bad=stub(BY + "sys.exit('no luck')"))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     sweepers = [
-        subprocess.Popen([sys.executable, "-c", _SWEEPER], text=True, env=shell_environment(), cwd=ROOT, **pipes)
+        subprocess.Popen([sys.executable, "-c", _SWEEPER], text=True, env=_ENVIRONMENT, cwd=ROOT, **pipes)
         for _ in range(2)
     ]
     for sweeper in sweepers:
@@ -253,7 +257,7 @@ def test_a_run_whose_sweep_was_killed_is_not_started_again(tmp_path):
     code += ONCE + "(run.parent / 'end').read_bytes()\n" + write_metrics(map=0.5)
     points = commands(tmp_path, a=stub(code))
     sweeper = subprocess.Popen(
-        [sys.executable, "-c", _SWEEPER], text=True, env=shell_environment(), cwd=ROOT, stdin=subprocess.PIPE
+        [sys.executable, "-c", _SWEEPER], text=True, env=_ENVIRONMENT, cwd=ROOT, stdin=subprocess.PIPE
     )
     sweeper.stdin.write(json.dumps([points, str(tmp_path)]) + "\n")
     sweeper.stdin.flush()
@@ -261,7 +265,7 @@ def test_a_run_whose_sweep_was_killed_is_not_started_again(tmp_path):
         a_moment(sweeper)
     sweeper.kill()
     assert sweeper.wait() == -signal.SIGKILL
-    assert sweep_runs.run_all(points, tmp_path, jobs=1) is False
+    assert runner.run_all(points, tmp_path, jobs=1) is False
     assert states(tmp_path, points) == {"a": "running"}
     (tmp_path / "end").write_bytes(b"")
     with (tmp_path / "a" / workdir.LOCK).open("a") as lock:
@@ -295,7 +299,7 @@ def test_a_sweep_that_is_killed_in_the_middle_goes_on_and_finishes_with_the_righ
     for name in at_work.values():
         with (directory / name / workdir.LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # waits until the system has freed it
-        assert sweep_runs.standing(directory / name).state in ("stopped", "complete")
+        assert runner.standing(directory / name).state in ("stopped", "complete")
     kept = (directory / done / workdir.LOG).read_text()
 
     again = subprocess.run(words, capture_output=True, text=True, env=shell_environment(), cwd=ROOT)

@@ -6,10 +6,11 @@ import shlex
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from sweeps import expansion
 
 from grafit_jax import config as config_lib
-from grafit_jax import sweeps, workdir
 from grafit_jax.errors import UserError
+from grafit_jax.runs import workdir
 from helpers.command_lines import ROOT
 from helpers.runs import finish
 from helpers.sweep_files import write_file
@@ -19,7 +20,7 @@ GRID = [{"method": m, "w": w} for m in ("baseline", "grafit") for w in (0.2, 0.5
 
 
 def expand(tmp_path, points, arg="", overrides=(), seeds=None):
-    return sweeps.expand(write_file(tmp_path, points), arg, dict(overrides), seeds)
+    return expansion.expand(write_file(tmp_path, points), arg, dict(overrides), seeds)
 
 
 def names(sweep):
@@ -37,12 +38,12 @@ def config_of(words):
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda p: p.stem)
 def test_every_sweep_of_the_repository_expands_and_its_commands_say_what_its_configs_are(path, tmp_path):
-    sweep = sweeps.expand(str(path), "", {"optimizer.weight_decay": 0.25})
+    sweep = expansion.expand(str(path), "", {"optimizer.weight_decay": 0.25})
     assert len(sweep.points) > 1 and len(set(names(sweep))) == len(sweep.points)
-    sweeps.check_directory(sweep, tmp_path / "new")
+    expansion.check_directory(sweep, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     for point in sweep.points:
-        words = shlex.split(shlex.join(sweeps.command(point, tmp_path, python="py", root=ROOT)))
+        words = shlex.split(shlex.join(expansion.command(point, tmp_path, python="py", root=ROOT)))
         config, target = config_of(words[1:])
         assert config.optimizer.weight_decay == 0.25
         assert (config_lib.differences(config, point.config), target) == ([], str(tmp_path / point.name))
@@ -71,7 +72,7 @@ def test_keys_without_a_dot_are_arguments_and_those_with_one_are_config_keys(tmp
         "--config.optimizer.learning_rate=0.25",
     )
     for point in (first, second):
-        line = shlex.join(sweeps.command(point, tmp_path / "a b", python="py", root=ROOT))
+        line = shlex.join(expansion.command(point, tmp_path / "a b", python="py", root=ROOT))
         config, target = config_of(shlex.split(line)[1:])
         assert config_lib.differences(config, point.config) == [] and target == str(tmp_path / "a b" / point.name)
 
@@ -95,7 +96,7 @@ def test_a_name_is_what_differs_and_the_seed_if_it_is_not_0(tmp_path):
     assert names(expand(tmp_path, signed)) == ["views.mean=0.5", "views.mean=-0.5"]
     long = names(expand(tmp_path, [{"source": "npz:" + "x" * 300 + end} for end in "ab"]))
     assert len(set(long)) == 2 and all(len(name) < 230 for name in long)
-    assert sweeps._name({"source": ".."}, ["source"]) == "source=.."  # never a way out of the directory
+    assert expansion._name({"source": ".."}, ["source"]) == "source=.."  # never a way out of the directory
 
 
 def test_seeds_multiply_every_point_and_take_the_place_of_its_own(tmp_path):
@@ -154,18 +155,18 @@ def test_a_file_without_a_sweep_is_refused(tmp_path):
     file = tmp_path / "single.py"
     file.write_text((ROOT / "configs" / "digits.py").read_text().partition("def sweep")[0])
     with pytest.raises(UserError, match=r"single.py has no sweep\(\): want a function that yields dicts"):
-        sweeps.expand(str(file), "", {})
+        expansion.expand(str(file), "", {})
 
 
 def test_shards_are_a_partition(tmp_path):
     points = expand(tmp_path, [{"w": i / 10} for i in range(10)]).points
     for n in (1, 3, 10, 12):
-        parts = [sweeps.shard(points, f"{i}/{n}") for i in range(n)]
+        parts = [expansion.shard(points, f"{i}/{n}") for i in range(n)]
         assert sorted(p.name for part in parts for p in part) == sorted(p.name for p in points)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     for wrong in ("3/3", "-1/3", "1", "0/0", "a/b", "", "1/3/5", "1 /3", "1/3\n"):
         with pytest.raises(UserError, match=r"want i/n, part i of n, with i from 0 to n - 1"):
-            sweeps.shard(points, wrong)
+            expansion.shard(points, wrong)
 
 
 def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp_path):
@@ -174,40 +175,40 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
     directory = tmp_path / "runs"
     runs = [directory / point.name for point in sweep.points]
     workdir.claim(runs[0], sweep.points[0].config)
-    for there in (sweeps.PLOT, sweeps.SLURM, ".DS_Store", f"{runs[1].name},seed=3"):
+    for there in (expansion.PLOT, expansion.SLURM, ".DS_Store", f"{runs[1].name},seed=3"):
         (directory / there).mkdir()
     runs[2].mkdir()
     (runs[2] / workdir.LOG).write_text("exit status 1\n")
     (runs[2] / "config.json.tmp").write_text("{")  # of a run that was killed while it wrote
     for ours in (sweep, part):  # the runs of the points that were left out are no strangers
-        sweeps.check_directory(ours, directory)
+        expansion.check_directory(ours, directory)
 
     (runs[3] / "holiday").mkdir(parents=True)
     with pytest.raises(UserError, match=r"w=0.5 holds files of something else \(holiday"):
-        sweeps.check_directory(sweep, directory)
+        expansion.check_directory(sweep, directory)
     (runs[3] / "holiday").rmdir()
     (directory / "photos").mkdir()
     with pytest.raises(UserError, match=r"holds what is no run of this sweep \(photos\): take another --workdir"):
-        sweeps.check_directory(sweep, directory)
+        expansion.check_directory(sweep, directory)
     (directory / "photos").rmdir()
     other = expand(tmp_path, GRID, overrides={"train.epochs": 9})
     with pytest.raises(
         UserError, match=r"method=baseline,w=0.2 holds the run of another config \(train.epochs: 1 -> 9"
     ):
-        sweeps.check_directory(other, directory)
+        expansion.check_directory(other, directory)
     (runs[0] / "metrics.json").write_text('{"map": "high"}')
     (runs[0] / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"baseline,w=0.2 has 'high' as map: want what experiments/train.py wrote"):
-        sweeps.check_directory(sweep, directory)
+        expansion.check_directory(sweep, directory)
     (runs[0] / "config.json").write_text('{"schema": 7}')
     with pytest.raises(UserError, match=r"config.json cannot be read as a config of this version"):
-        sweeps.check_directory(sweep, directory)
+        expansion.check_directory(sweep, directory)
 
 
 def test_the_command_line_prints_a_line_for_each_point_that_is_to_be_run(tmp_path, cli):
     file = write_file(tmp_path, GRID)
     target = tmp_path / "a b"
-    sweep = sweeps.expand(file, "", {"train.epochs": 3})
+    sweep = expansion.expand(file, "", {"train.epochs": 3})
     finish(target / sweep.points[0].name, sweep.points[0].config, {"map": 0.5})
     done = cli(
         "sweep", f"--config={file}", "--config.train.epochs=3", f"--workdir={target}", "--shard=0/2", "--submit=print"

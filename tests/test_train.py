@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from grafit_jax import checkpoint, experiment, objective, parallel, train, workdir
 from grafit_jax import config as config_lib
+from grafit_jax import experiment, objective, parallel, train
 from grafit_jax import memory as memory_lib
-from grafit_jax.checkpoint import Checkpoints
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.memory import Memory
+from grafit_jax.runs import checkpoint, workdir
+from grafit_jax.runs.checkpoint import Checkpoints
 from helpers.command_lines import ROOT, a_moment, command, shell_environment
 from helpers.devices import use_devices
 from helpers.runs import before_calls, small_config

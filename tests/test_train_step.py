@@ -10,10 +10,10 @@ import pytest
 
 from grafit_jax import experiment, methods, parallel, train
 from grafit_jax import state as state_lib
-from grafit_jax.data import augment
 from grafit_jax.memory import Memory
 from grafit_jax.models import Outputs
 from grafit_jax.objective import Objective
+from grafit_jax.views import augment
 from helpers import twins
 from helpers.devices import use_devices
 from helpers.runs import assert_close, means, small_config

@@ -10,7 +10,7 @@ import pytest
 
 from grafit_jax import experiment, parallel, train
 from grafit_jax import state as state_lib
-from grafit_jax.data import augment
+from grafit_jax.views import augment
 from helpers import twins
 from helpers.devices import use_devices
 from helpers.runs import assert_close, means, small_config

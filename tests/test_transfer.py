@@ -13,12 +13,13 @@ import scipy.special
 import scipy.stats
 
 from grafit_jax import experiment, losses, methods, parallel, train
-from grafit_jax.checkpoint import Checkpoints
-from grafit_jax.data import augment, sources
-from grafit_jax.data.mixing import mix
+from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from grafit_jax.models import Outputs
 from grafit_jax.objective import Objective
+from grafit_jax.runs.checkpoint import Checkpoints
+from grafit_jax.views import augment
+from grafit_jax.views.mixing import mix
 from helpers.runs import small_config
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from grafit_jax import models
-from grafit_jax.models import pretrained, regnet, resnet, trunks
+from grafit_jax.models import regnet, resnet, trunks, weights
 from grafit_jax.models.layers import batch_norm, stage_of
 from helpers import state_dicts, twins
 from helpers.runs import assert_close
@@ -152,7 +152,7 @@ def cross_entropy(network, labels, images):
 @pytest.mark.slow
 def test_one_step_moves_every_parameter_and_lowers_the_loss(name):
     # Not from a fresh network: the zero scales that end a ResNet's blocks would let nothing else in them move.
-    variables = pretrained.convert(name, state_dicts.state_dict(name))
+    variables = weights.convert(name, state_dicts.state_dict(name))
     params, batch_stats = variables["params"], variables["batch_stats"]
     loss = cross_entropy(models.build(name, num_classes=10), jnp.array([3, 8]), state_dicts.images())
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -182,10 +182,10 @@ def test_gradients_are_those_of_torchvision(torch, torchvision):
     # Gradients in the places of their tensors, and the running averages after the pass.
     want = {key: value.numpy() for key, value in net.state_dict().items()}
     want |= {key: value.grad.numpy() for key, value in net.named_parameters()}
-    want = pretrained.convert(name, want)
+    want = weights.convert(name, want)
 
     with jax.enable_x64(True):
-        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), pretrained.convert(name, tensors))
+        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), weights.convert(name, tensors))
         network = models.build(name, num_classes=10, dtype=jnp.float64)
         gradient = jax.jit(jax.value_and_grad(cross_entropy(network, jnp.array(labels), images), has_aux=True))
         (loss, stats), grads = jax.device_get(gradient(variables["params"], variables["batch_stats"]))

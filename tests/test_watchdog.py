@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from grafit_jax import cluster, kmeans, metrics, neighbors, parallel, probe, pulse, watchdog
+from grafit_jax import parallel, pulse
 from grafit_jax.errors import UserError
 from grafit_jax.pulse import Place
-from grafit_jax.watchdog import Others
+from grafit_jax.retrieval import clustering, metrics, neighbors, probe
+from grafit_jax.runs import multihost, watchdog
+from grafit_jax.runs.watchdog import Others
 
 HERE = Place(7, "taking a step")
 
@@ -79,7 +81,7 @@ def test_a_process_that_does_not_move_is_stuck_and_says_where_all_are():
     [
         (lambda x: neighbors.search(np.tile(x, (3, 1)), x, 3), 4),  # for a block of 256 queries
         (lambda x: metrics.average_precision(np.tile(x, (3, 1)), np.ones(900, int), x, np.ones(300, int)), 4),
-        (lambda x: kmeans.kmeans(x, 4, max_iterations=2), 4 + 2),  # for a first centre and for an iteration
+        (lambda x: clustering.kmeans(x, 4, max_iterations=2), 4 + 2),  # for a first centre and for an iteration
         (lambda x: probe.fit(x, np.arange(300) % 2, 2, 0.1), 3),
     ],
     ids=["search", "average precision", "k-means", "probe"],
@@ -106,13 +108,13 @@ def test_an_error_after_the_watchdog_has_said_why_the_process_ends_adds_no_trace
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(watchdog, "_has_spoken", False)
     monkeypatch.setattr(watchdog, "leave", lambda status: None)  # still waiting for the others
-    monkeypatch.setattr(cluster, "exit_with", lambda status, reason: None)
+    monkeypatch.setattr(multihost, "exit_with", lambda status, reason: None)
 
     def fail():
         try:
             raise RuntimeError("connection closed by peer")
         except RuntimeError as error:
-            cluster.abandon(error)
+            multihost.abandon(error)
         return capsys.readouterr().err
 
     assert fail().splitlines()[-1] == "RuntimeError: connection closed by peer"

@@ -14,11 +14,13 @@ import PIL.Image
 import pytest
 from sklearn.decomposition import PCA
 
-from grafit_jax import experiment, metrics, report, workdir
-from grafit_jax.data import sources
-from grafit_jax.data.folder import FolderImages
+from grafit_jax import experiment
+from grafit_jax.data.readers.folder import FolderImages
+from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
-from grafit_jax.webpage import analysis, curves, page, pictures, write
+from grafit_jax.report import analysis, curves, page, pictures, thumbnails, write
+from grafit_jax.retrieval import metrics
+from grafit_jax.runs import results, workdir
 from helpers import pages
 from helpers.image_files import write as write_image
 from helpers.runs import finish, small_config
@@ -129,20 +131,20 @@ def test_a_chart_draws_its_values_to_scale_and_says_them():
 
 def test_thumbnails_keep_their_proportions_and_small_images_their_pixels():
     small = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 1), np.uint8)
-    got = pictures.thumbnails(small, np.array([2, 0]), 64)
+    got = thumbnails.thumbnails(small, np.array([2, 0]), 64)
     assert [*got] == [0, 2]
-    uri = pictures.data_uri(got[2])
+    uri = thumbnails.data_uri(got[2])
     assert uri.startswith("data:image/png") and np.array_equal(np.asarray(opened(uri)), small[2, ..., 0])
     large = np.full((1, 100, 50, 3), [[10, 200, 30]], np.uint8)
-    image = pictures.thumbnails(large, np.array([0]), 64)[0]
+    image = thumbnails.thumbnails(large, np.array([0]), 64)[0]
     assert image.size == (32, 64) and image.getpixel((3, 3)) == (10, 200, 30)
-    uri = pictures.data_uri(image)
+    uri = thumbnails.data_uri(image)
     assert uri.startswith("data:image/webp") and opened(uri).size == (32, 64)
 
 
 def test_a_sheet_has_every_image_in_its_cell():
     images = [PIL.Image.new("L", (4, 2), 10 * (i + 1)) for i in range(5)]
-    uri, columns = pictures.sheet(images)
+    uri, columns = thumbnails.sheet(images)
     whole = opened(uri)
     assert columns == 3 and whole.size == (12, 8)
     assert [whole.getpixel((4 * (i % 3) + 1, 4 * (i // 3) + 1)) for i in range(5)] == [10, 20, 30, 40, 50]
@@ -153,7 +155,7 @@ def test_images_are_read_from_their_files(tmp_path):
     files = np.array([write_image(tmp_path / f"{i}.png") for i in range(4)])
     lazy = FolderImages(str(tmp_path), files, 8, "squash", skip=False)
     read = lazy.read()
-    got = pictures.thumbnails(lazy, np.array([1, 3]), 64)
+    got = thumbnails.thumbnails(lazy, np.array([1, 3]), 64)
     assert [*got] == [1, 3] and all(np.array_equal(np.asarray(got[i]), read[i]) for i in got)
 
 
@@ -271,11 +273,11 @@ def test_the_gallery_frames_neighbours_as_the_picture_does():
     ids = np.arange(len(test)) + 100
     runs = [pages.run(test, noise=1.0), pages.run(test, "other", noise=3.0, seed=1)]
     found = pages.Page(compose(test, *runs, ids=ids))
-    queries = report.queries_of(test.label, 12)
+    queries = pictures.queries_of(test.label, 12)
     assert test.label[queries].tolist() == [0, 1, 2, 3, 4, 5]
     asked = [a["alt"] for _, a, _ in found.all("img", class_="asked")]
     assert [re.search(r"test/(\d+)", alt)[1] for alt in asked] == [str(ids[q]) for q in queries]
-    frames = iter([a["class"] for _, a, _ in found.all("li") if a.get("class") in report.FRAMES])
+    frames = iter([a["class"] for _, a, _ in found.all("li") if a.get("class") in pictures.FRAMES])
     said = iter([a["alt"] for _, a, _ in found.all("img") if a.get("class") != "asked"])
     captions = iter([c[2] for c in found.all("figcaption") if "same fine class" in c[2]])
     kinds = set()
@@ -286,10 +288,10 @@ def test_the_gallery_frames_neighbours_as_the_picture_does():
             cosine = unit @ unit[query]
             cosine[query] = -2
             for rank, row in enumerate(np.argsort(-cosine)[:10], 1):
-                kind = report.relation(test.label, test.coarse_label, query, row)
+                kind = pictures.relation(test.label, test.coarse_label, query, row)
                 alt = next(said)
                 assert next(frames) == kind and alt.startswith(f"{rank}: ") and alt.endswith(f"test/{ids[row]}")
-                assert report.FRAMES[kind].meaning in alt
+                assert pictures.FRAMES[kind].meaning in alt
                 here.append(kind)
             assert next(captions) == f"{run.name}: {here.count('fine')} of 10 of the same fine class"
             kinds |= {*here}
@@ -299,7 +301,7 @@ def test_the_gallery_frames_neighbours_as_the_picture_does():
 
 
 def levels(**labels):
-    return {name: sources.Level(label, tuple("abcdefgh")) for name, label in labels.items()}
+    return {name: Level(label, tuple("abcdefgh")) for name, label in labels.items()}
 
 
 FINE = np.tile(np.arange(8), 3)
@@ -327,7 +329,7 @@ FINE = np.tile(np.arange(8), 3)
 )  # fmt: skip
 def test_pages_of_all_kinds_of_labels_and_images(changes, said, unsaid):
     base = {"levels": levels(coarse=FINE // 4, fine=FINE), "image": np.ones((24, 6, 5, 3), np.uint8)} | changes
-    test = sources.Records(**base)
+    test = Records(**base)
     embedding = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
     run = dataclasses.replace(pages.run(pages.odd_records()), embedding=embedding)
     text = compose(test, run)
@@ -370,7 +372,7 @@ def finished(trained_once, pages_left, tmp_path):
 
 def test_a_training_leaves_its_page(finished):
     found = pages.Page((finished / "report.html").read_text())
-    logged = report.collect(finished)["metrics"]
+    logged = results.collect(finished)["metrics"]
     tile = [t[2] for t in found.all("dd")]
     assert tile == [f"{100 * logged[key]:.1f}" for key in ("map", "recall@1", "knn_top1")]
     assert found.all("p", class_="run")[0][2] == finished.name
@@ -423,7 +425,7 @@ def test_mistakes_are_told_with_the_remedy(finished, tmp_path, cli):
     (tmp_path / "foreign" / "config.json").unlink()
     config = workdir.read_config(finished)
     config.data.holdout = 0.3
-    finish(tmp_path / "elsewhere", config, report.collect(finished)["metrics"])
+    finish(tmp_path / "elsewhere", config, results.collect(finished)["metrics"])
     (tmp_path / "elsewhere" / "data.json").unlink()
     out = tmp_path / "page.html"
     with pytest.raises(UserError, match=r"unfinished holds no finished run .*: let experiments/train.py end first"):

@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax.webpage import analysis, page
-from grafit_jax.webpage.shown import Seen
+from grafit_jax.report import analysis, page
+from grafit_jax.report.shown import Seen
 from helpers import pages
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")

@@ -11,8 +11,9 @@ import numpy as np
 import PIL.Image
 
 from benchmarks import timing
-from grafit_jax.data import images, tfds_source
-from grafit_jax.data.crops import Crops
+from grafit_jax.data.readers import decode as images
+from grafit_jax.data.readers import tfds
+from grafit_jax.views.crops import Crops
 
 _SIZE = 224
 _LAW = ((0.2, 1.0), (3 / 4, 4 / 3))
@@ -69,14 +70,14 @@ def _crops(width: int, height: int, count: int, num_views: int) -> dict[str, Any
 
 def _dataset(files: list[str], crops: Crops):
     """As `tfds_source` decodes and crops, in one thread."""
-    tf, _ = tfds_source.import_tfds()
+    tf, _ = tfds.import_tfds()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1
 
     def decode(row, file):
-        return tfds_source.cropped(crops, 0, row, tf.io.decode_jpeg(tf.io.read_file(file), channels=3))
+        return tfds.cropped(crops, 0, row, tf.io.decode_jpeg(tf.io.read_file(file), channels=3))
 
     dataset = tf.data.Dataset.from_tensor_slices((np.arange(len(files)), files))
     return dataset.map(decode).with_options(options)

@@ -8,7 +8,8 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
 from configs import digits
-from grafit_jax import cli, experiment, train
+from grafit_jax import experiment, train
+from grafit_jax.commands import cli
 
 if __name__ == "__main__":
     cli.use_compilation_cache()

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from benchmarks import steps, timing, train
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, profiling
-from grafit_jax.data import augment
+from grafit_jax import experiment
+from grafit_jax.commands import profiling
+from grafit_jax.views import augment
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Dense bfloat16 products, FLOP/s, of the vendors' data sheets: what a device is called after -> its peak.

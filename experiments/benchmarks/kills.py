@@ -27,8 +27,9 @@ import sklearn.datasets  # noqa: F401 - so that no process has to import it
 import tensorboardX  # noqa: F401
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, pulse, train, workdir
-from grafit_jax.checkpoint import Checkpoints
+from grafit_jax import experiment, pulse, train
+from grafit_jax.runs import workdir
+from grafit_jax.runs.checkpoint import Checkpoints
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _SMALL = {

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import timing
-from grafit_jax import metrics, neighbors
+from grafit_jax.retrieval import metrics, neighbors
 
 _DIM = 128
 

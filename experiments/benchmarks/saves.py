@@ -16,7 +16,7 @@ import jax
 
 from benchmarks import steps, timing
 from grafit_jax import experiment, train
-from grafit_jax.checkpoint import Checkpoints
+from grafit_jax.runs.checkpoint import Checkpoints
 
 # What all saves of a run may add to it, in the issue.
 _GOAL = 0.02

@@ -12,9 +12,10 @@ from absl import flags
 
 from benchmarks import timing
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, profiling, train
+from grafit_jax import experiment, train
+from grafit_jax.commands import profiling
 from grafit_jax.data import sources
-from grafit_jax.data.sources import Records, two_levels
+from grafit_jax.data.records import Records, two_levels
 
 SOURCE = flags.DEFINE_string("data_source", "", "images of steps: npz:DIR, tfds:NAME; empty: random ones like CIFAR's")
 # What a slot of the memory is for, unless an entry says otherwise: CIFAR-100's images.

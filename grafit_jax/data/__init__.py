@@ -1,1 +1,1 @@
-"""Records from their sources, the label hierarchy, batches on the devices, and views."""
+"""Records from their sources, the label hierarchy, and batches on the devices."""

@@ -11,7 +11,7 @@ import numpy as np
 from grafit_jax.errors import UserError
 
 if TYPE_CHECKING:  # sources imports this module
-    from grafit_jax.data.sources import Level, Records
+    from grafit_jax.data.records import Level, Records
 
 
 def fine_to_coarse(

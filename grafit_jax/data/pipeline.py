@@ -16,8 +16,8 @@ import numpy as np
 from jax import Array
 
 from grafit_jax import parallel
-from grafit_jax.data.crops import Crops
-from grafit_jax.data.sources import Records
+from grafit_jax.data.records import Records
+from grafit_jax.views.crops import Crops
 
 # Folded into the seed's key for the order of an epoch; views fold in the step, memory.init its own number.
 _ORDER_KEY = 0x6F7264

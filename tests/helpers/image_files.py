@@ -7,7 +7,9 @@ import zlib
 import numpy as np
 import PIL.Image
 
-from grafit_jax.data import crops, images, sources
+from grafit_jax.data import sources
+from grafit_jax.data.readers import decode
+from grafit_jax.views import crops
 
 
 def pixels(seed, height=6, width=5):
@@ -86,4 +88,4 @@ def spoil(path):
 
 def square(path, size):
     """A whole image file as uint8 [S, S, 3]."""
-    return images.decode_boxes(path, size, crops.whole)[0]
+    return decode.decode_boxes(path, size, crops.whole)[0]

@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
-from grafit_jax.data import sources
-from grafit_jax.webpage.shown import Run
+from grafit_jax.data.records import Records, two_levels
+from grafit_jax.report.shown import Run
 
 # What a class may be called, at worst, and as it is read on a page.
 ODD = ("<script>window.ran = 1</script>", "</script><b>", "\"quotes\" & 'more'", "Ærø 猫", "lone \udc80", "plain")
@@ -18,7 +18,7 @@ def records(label, coarse, label_names=ODD, coarse_names=("left & right", "</sty
     """A split of noise, 8 x 9 in colour."""
     n = len(coarse)
     image = np.random.default_rng(0).integers(0, 256, (n, 8, 9, 3), np.uint8)
-    made = sources.Records(image, sources.two_levels(label, np.asarray(coarse), label_names, coarse_names))
+    made = Records(image, two_levels(label, np.asarray(coarse), label_names, coarse_names))
     return dataclasses.replace(made, **changes)
 
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from grafit_jax import config as config_lib
-from grafit_jax import objective, results, train
+from grafit_jax import objective, train
+from grafit_jax.runs import results
 
 
 def finish(path, config, metrics, **facts):

@@ -1,0 +1,31 @@
+"""The plot of entries whose time was measured over their size."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """A PNG with a panel for each of a benchmark's growth entries: seconds over the size, and the straight line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(lines), figsize=(2.6 * len(lines), 2.4), squeeze=False)
+    for ax, line in zip(axes[0], lines, strict=True):
+        sizes = np.asarray(line["sizes"])
+        ax.plot(sizes, line["seconds_at_zero"] + line["seconds_per_unit"] * sizes, color="#9e9e9e", linewidth=1)
+        ax.plot(sizes, line["curve_s"], "o", color="#1565c0", markersize=4)
+        ax.set_xlabel(line["work"].removeprefix("seconds over "), fontsize=8)
+        ax.set_xlim(0, None)
+        ax.set_ylim(0, 1.15 * max(line["curve_s"]))
+        ax.tick_params(labelsize=7)
+        ax.locator_params(nbins=5)
+        ax.ticklabel_format(axis="x", style="plain")
+    axes[0, 0].set_ylabel("seconds a step", fontsize=8)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

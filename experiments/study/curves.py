@@ -1,0 +1,87 @@
+"""Metrics over the length of training, of the methods of a table: in words, and as one picture.
+
+Claims are read at the end of training. A best epoch is chosen on test data: an oracle, shown for information only.
+"""
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from grafit_jax.report.tables import markdown
+from grafit_jax.runs.results import HEADLINE, LAYERS, Result, at_layer
+
+
+def means(runs: Sequence[Result], metric: str, layer: str) -> dict[int, float]:
+    """Epoch -> percent, the mean over the seeds of a row; of epochs at which all of them were evaluated there."""
+    found = []
+    for run in runs:
+        key = at_layer(run["config"], metric, layer)
+        found.append({int(at["epoch"]): 100 * at[key] for at in run["run"].get("curve", ()) if key in at})
+    epochs = set.intersection(*map(set, found)) if found else set()
+    return {epoch: float(np.mean([of_run[epoch] for of_run in found])) for epoch in sorted(epochs)}
+
+
+def _lines(found: Sequence[Result]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
+    """(row, layer) -> metric -> epoch -> percent, of what was evaluated more than once."""
+    by_row: dict[str, list[Result]] = {}
+    for run in found:
+        by_row.setdefault(run["row"], []).append(run)
+    lines = {
+        (row, layer): {metric: means(runs, metric, layer) for metric in HEADLINE}
+        for row, runs in by_row.items()
+        for layer in LAYERS
+    }
+    return {place: of_metric for place, of_metric in lines.items() if any(len(v) > 1 for v in of_metric.values())}
+
+
+def render(found: Sequence[Result]) -> str:
+    """In Markdown: every row and layer at the end of training, and its best epoch; "" where nothing was followed."""
+    rows = []
+    for (row, layer), of_metric in _lines(found).items():
+        cells = []
+        for values in of_metric.values():
+            best = max(values, key=values.__getitem__, default=0)
+            cells += [f"{values[max(values)]:.1f}", f"{values[best]:.1f} (epoch {best})"] if values else ["–", "–"]
+        rows.append([f"`{row}`", layer, *cells])
+    if not rows:
+        return ""
+    header = [f"{heading}{what}" for heading in HEADLINE.values() for what in (" at the end", ", best epoch (oracle)")]
+    return markdown(["method", "layer", *header], rows)
+
+
+def picture(path: pathlib.Path, found: Sequence[Result]) -> None:
+    """A PNG: a row of panels for each layer, a panel for each metric, a line for each row of the table."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = _lines(found)
+    names = list(dict.fromkeys(row for row, _ in lines))
+    styles = dict(zip(names, ("-", "--", ":", "-.") * len(names), strict=False))
+    colours = {name: f"C{i % 10}" for i, name in enumerate(names)}
+    layers = [layer for layer in LAYERS if any(place[1] == layer for place in lines)]
+    figure, axes = plt.subplots(
+        len(layers), len(HEADLINE), figsize=(9, 2.6 * len(layers)), squeeze=False, sharex=True, sharey="col"
+    )
+    for row_of_axes, layer in zip(axes, layers, strict=True):
+        for ax, (metric, heading) in zip(row_of_axes, HEADLINE.items(), strict=True):
+            for row in names:
+                values = lines.get((row, layer), {}).get(metric, {})
+                if values:
+                    style = {"linestyle": styles[row], "color": colours[row], "marker": "o", "markersize": 2.5}
+                    ax.plot([*values], [*values.values()], label=row, **style)
+            ax.set_title(f"fine {heading}, {layer}", fontsize=9)
+            ax.tick_params(labelsize=7)
+            ax.grid(alpha=0.3)
+    for ax in axes[-1]:
+        ax.set_xlabel("epoch", fontsize=8)
+    handles, labels = max((ax.get_legend_handles_labels() for ax in axes.flat), key=lambda found: len(found[1]))
+    columns = 5
+    figure.legend(handles, labels, loc="upper center", ncols=min(len(names), columns), fontsize=8, frameon=False)
+    inches = 0.15 + 0.2 * math.ceil(len(names) / columns)
+    figure.tight_layout(rect=(0, 0, 1, 1 - inches / figure.get_figheight()))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

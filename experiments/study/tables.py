@@ -1,0 +1,413 @@
+"""The tables of `experiments/reproduce.py`: which runs each is made of, and how it is shown."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from grafit_jax import methods
+from grafit_jax.errors import UserError
+from study import layout, published
+from study.recording import RAW_PIXELS
+
+# Whose features ClusterFit clusters.
+CLUSTERED = "baseline"
+# Behind the name of a row that a table keeps of an older recipe.
+AS_IT_WAS = "_torchvision"
+
+_NOTES = {
+    "selfcon": " (MoCo, no labels)",
+    "supcon": " (SupCon over the queue)",
+    "supce": " (coarse cross-entropy)",
+    "grafit_maskcon": " (w supcon + (1 − w) selfcon)",
+    "coins": " (w supce + (1 − w) selfcon)",
+    "maskcon": " (soft labels over the queue)",
+    "raw_pixels": " (no training)",
+    "baseline": " (coarse cross-entropy)",
+    "baseline_mlp": " (control: cross-entropy through Grafit's projector)",
+    "byol": " (no labels)",
+    "grafit": " (k-NN + instance loss)",
+    "grafit_no_projector": " (the losses see the trunk's features)",
+    "grafit_fc": " (cross-entropy + instance loss)",
+    "snca": " (k-NN loss alone, through a linear projector)",
+    "snca_plus": " (k-NN loss alone)",
+    "clusterfit": " (cross-entropy on clusters of `baseline`'s features)",
+    "clusterfit_plus": " (the same through Grafit's projector)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table: the runs of one config, one for every seed.
+
+    Attributes:
+      name: of the row; with the seed it names the runs' directories.
+      config: the config file, from the root of the repository.
+      arg: what stands behind its colon, without the seed.
+      seeds: how many.
+      start: whose run of the same seed it starts from, given to the config file as `from`.
+      overrides: dotted key -> value, of the config that comes out.
+    """
+
+    name: str
+    config: str
+    arg: str
+    seeds: int = 1
+    start: "Row | None" = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table: rows of runs, and what is shown of them.
+
+    Attributes:
+      rows: in their order.
+      columns: metric -> heading; the headline first.
+      gallery: two rows whose neighbours are drawn side by side, or none.
+      facts: heading -> what a run's config says, in columns behind the methods' names.
+      notes: method -> what is said behind its name.
+      pretrained: whether its trunks start from a file of weights, which is given when it is run.
+      folder: where its runs lie in `runs`, unless it is said; tables of one folder share the runs of rows of one name.
+        Empty: the table's name.
+    """
+
+    rows: tuple[Row, ...]
+    columns: Mapping[str, str]
+    gallery: tuple[str, ...] = ()
+    facts: Mapping[str, Callable[[Mapping[str, Any]], str]] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, str] = dataclasses.field(default_factory=lambda: _NOTES)
+    pretrained: bool = False
+    folder: str = ""
+
+
+def by_method(
+    config: str, arg: str, seeds: Mapping[str, int] | Iterable[str], levels: Iterable[str] = ("",)
+) -> tuple[Row, ...]:
+    """A row for every method; where levels are named, for every method at every level that it is trained on.
+
+    Args:
+      config: the config file.
+      arg: what stands behind its colon before the method; empty, or with a comma at its end.
+      seeds: method -> how many seeds, or the methods alone, for one seed each.
+      levels: as the config file's argument `level`.
+    """
+    seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(seeds, 1)
+
+    def row(method: str, level: str) -> Row:
+        if method == RAW_PIXELS:
+            return Row(RAW_PIXELS, config, arg.rstrip(","))
+        start = row(CLUSTERED, level) if methods.get(method).clusters else None
+        name, suffix = (f"{method}_{level}", f",level={level}") if level else (method, "")
+        return Row(name, config, f"{arg}method={method}{suffix}", seeds.get(method, 1), start)
+
+    return tuple(row(method, level) for level in levels for method in seeds)
+
+
+_COLUMNS = {
+    "map": "**fine mAP, trunk**",
+    "recall@1": "R@1, trunk",
+    "knn_top1": "fine k-NN, trunk",
+    "coarse/knn_top1": "coarse k-NN, trunk",
+}
+_WITH_PROJECTOR = _COLUMNS | {
+    "projector/map": "fine mAP, projector",
+    "projector/recall@1": "R@1, projector",
+    "projector/knn_top1": "fine k-NN, projector",
+}
+_RECALL = {f"recall@{k}": f"R@{k}, trunk" for k in (1, 2, 5, 10)} | {"map": "mAP, trunk"}
+_RECALL_WITH_PROJECTOR = _RECALL | {
+    "knn_top1": "fine k-NN, trunk",
+    "projector/recall@1": "R@1, projector",
+    "projector/map": "mAP, projector",
+    "projector/knn_top1": "fine k-NN, projector",
+}
+# Rows of the two protocols are told apart, and so is what a trunk started from.
+_FACTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "protocol": lambda config: methods.get(config["method"]).protocol,
+    "trunk starts": lambda config: "pretrained" if config["model.pretrained"] else "from scratch",
+}
+_AUTOAUGMENT = {True: "torchvision's, black", "maskcon": "MaskCon's, grey", False: "-"}
+_OF_CIFAR100: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    **_FACTS,
+    "AutoAugment": lambda config: _AUTOAUGMENT[config["views.autoaugment"]],
+}
+
+
+def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda config: f"{config[key]:g}"
+
+
+_OF_MIXTURES = {"w": _number("loss.weight"), "t": _number("loss.soft_temperature"), "epochs": _number("train.epochs")}
+_OF_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
+_MASKCON = (*_OF_MASKCON, "snca_plus", "grafit")
+# Seeds of the study: three where a claim hangs on a difference.
+_OF_PAPER = dict.fromkeys(published.OF_PAPER, 2) | {"baseline": 3, "baseline_mlp": 3, "grafit": 3}
+_COARSE = {"coarse/recall@1": "coarse R@1", "coarse/map": "coarse mAP"}
+_STUDY = _WITH_PROJECTOR | {f"recall@{k}": f"R@{k}" for k in (2, 5, 10)} | _COARSE
+
+
+def row_of(path: str) -> str:
+    """The row whose run lies there, whatever its seed."""
+    return re.sub(r"_seed\d+$", "", pathlib.Path(path).name)
+
+
+def _transfer() -> tuple[Row, ...]:
+    """Trunks trained on coarse labels of one half of CIFAR-100's classes, fine-tuned on fine ones of the other half."""
+    trunks = by_method("configs/cifar100.py", "preset=cpu_half,", ("baseline", "grafit"))
+    tuned = [
+        Row(f"from_{trunk.name}", "configs/transfer.py", "dataset=cifar100,preset=cpu", start=trunk) for trunk in trunks
+    ]
+    return (dataclasses.replace(tuned[0], name="from_scratch", start=None), *tuned)
+
+
+_CIFAR100 = by_method("configs/cifar100.py", "preset=cpu_short,", _OF_PAPER)
+# What an ablation changes, by the letter that the paper has for it.
+_LETTERS = {
+    "views.num_views": "T",
+    "loss.instance_weight": "λ",
+    "loss.temperature": "σ",
+    "memory.momentum": "memory momentum",
+    "ema.base": "EMA rate",
+}
+
+
+def _changed(row: Row, name: str, *, seeds: int = 1, **overrides: Any) -> Row:
+    """The row under another name, with keys of its config changed: `a__b` is a.b."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return dataclasses.replace(row, name=name, seeds=seeds, overrides=dotted)
+
+
+def _maskcon_cpu() -> tuple[Row, ...]:
+    """By the recipe as it is, and as it was: AutoAugment as in torchvision, heads that start as Flax's do."""
+    seeds = dict.fromkeys((*_MASKCON, "baseline_mlp"), 1)
+    seeds |= dict.fromkeys(("supce", "grafit_maskcon", "maskcon", "grafit", "baseline_mlp"), 2)
+    rows = by_method("configs/maskcon.py", "dataset=cifar100,preset=cpu,", seeds)
+    return (*rows, *_as_it_was(rows, seeds=2))
+
+
+def _as_it_was(rows: tuple[Row, ...], *, seeds: int) -> tuple[Row, ...]:
+    return tuple(
+        _changed(row, f"{row.name}{AS_IT_WAS}", seeds=seeds, views__autoaugment=True, model__head_init="lecun")
+        for row in rows
+    )
+
+
+def _maskcon_gpu(dataset: str) -> tuple[Row, ...]:
+    """The published setting from scratch; of CIFAR-100 also half of its epochs, with w and t from elsewhere.
+
+    A fork of MaskCon's code gives w = 1, t = 0.05 for `maskcon` on CIFAR-100, and w = 0.8 for Grafit on a part of it.
+    """
+    rows = by_method("configs/maskcon.py", f"dataset={dataset},", _MASKCON)
+    if dataset != "cifar100":
+        return rows
+    by_name = {row.name: row for row in rows}
+    short = (
+        _changed(by_name["maskcon"], "maskcon_100", train__epochs=100, loss__weight=1.0, loss__soft_temperature=0.05),
+        _changed(by_name["grafit_maskcon"], "grafit_maskcon_100", train__epochs=100, loss__weight=0.8),
+    )
+    return (*rows, *short, *_as_it_was((by_name["grafit_maskcon"],), seeds=1))
+
+
+def _gpu() -> tuple[Row, ...]:
+    """All methods in minutes on a GPU, and Grafit with one thing changed at a time."""
+    rows = by_method("configs/cifar100.py", "preset=r18_short,", published.OF_PAPER)
+    grafit = rows[-1]
+    return (
+        *rows,
+        _changed(grafit, "grafit_lambda_4", loss__instance_weight=4.0),
+        _changed(grafit, "grafit_projector_norm", model__projector_norm=True),
+        _changed(grafit, "grafit_fine", data__train_level="fine"),
+        _changed(grafit, "grafit_200", train__epochs=200),
+    )
+
+
+def _ablations() -> tuple[Row, ...]:
+    """Grafit with one thing changed at a time; first as it is, last without labels.
+
+    With one coarse class for all images the k-NN loss is 0, whatever the network, and so is its gradient: `byol` is
+    what is left.
+    """
+    grafit, byol = (next(row for row in _CIFAR100 if row.name == name) for name in ("grafit", "byol"))
+
+    def change(name: str, **overrides: Any) -> Row:
+        return _changed(grafit, f"grafit_{name}", **overrides)
+
+    return (
+        grafit,
+        change("views_4", views__num_views=4),
+        change("lambda_0.3", loss__instance_weight=0.3),
+        change("lambda_3", loss__instance_weight=3.0),
+        change("sigma_0.02", loss__temperature=0.02),
+        change("sigma_0.1", loss__temperature=0.1),
+        change("memory_0", memory__momentum=0.0),
+        change("memory_0.9", memory__momentum=0.9),
+        change("ema_off", ema__base=0.0, ema__final=0.0),
+        change("projector_off", method="grafit_no_projector", model__dim=64),
+        byol,
+    )
+
+
+def _to(dataset: str) -> tuple[Row, ...]:
+    """Trunks trained on the fine labels of ImageNet [ours], fine-tuned on a data set (PAPER.md section 4)."""
+
+    def row(method: str, trunk: str, size: str = "") -> Row:
+        name, changes = (
+            (f"{method}_fine", {}) if trunk == "resnet50" else (f"{method}_fine_{trunk}", {"model.trunk": trunk})
+        )
+        start = Row(name, "configs/imagenet.py", f"level=fine,method={method}", overrides=changes)
+        arg = f"dataset={dataset},trunk={trunk}{size and f',size={size}'}"
+        return Row(published.transfer_row(dataset, method, trunk, size), "configs/transfer.py", arg, start=start)
+
+    small = (row("baseline", "resnet50"), row("grafit", "resnet50"))
+    if dataset in published.LARGE:
+        return (*small, row("grafit", "regnet_y_8gf"), row("grafit", "regnet_y_8gf", published.LARGE_SIZE))
+    return small
+
+
+_TUNED = Table(
+    (),
+    {"top1": "**top-1**", "knn_top1": "fine k-NN, trunk", "recall@1": "R@1, trunk", "map": "fine mAP, trunk"},
+    facts={
+        "trunk": lambda config: config["model.trunk"],
+        "trunk starts": lambda config: f"from `{row_of(config['model.pretrained']) or 'scratch'}`",
+        "test images": lambda config: f"{config['eval.size'] or config['views.size']} px",
+    },
+    notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
+)
+
+TABLES = {
+    "quickstart": Table(
+        by_method("configs/digits.py", "", (RAW_PIXELS, "baseline", "baseline_mlp", "grafit")),
+        _COLUMNS,
+        gallery=("baseline", "grafit"),
+    ),
+    "cifar100_cpu": Table(
+        by_method(
+            "configs/cifar100.py",
+            "preset=cpu,",
+            {"baseline": 1, "baseline_mlp": 2, "snca_plus": 1, "byol": 1, "grafit_fc": 1, "grafit": 2},
+        ),
+        _WITH_PROJECTOR,
+    ),
+    "cifar100_cpu_long": Table(
+        by_method("configs/cifar100.py", "preset=cpu_long,", ("baseline_mlp", "grafit")), _WITH_PROJECTOR
+    ),
+    "cifar100_epochs": Table(
+        by_method("configs/cifar100.py", "preset=cpu_epochs,", ("baseline", "baseline_mlp", "grafit")), _WITH_PROJECTOR
+    ),
+    # Train level x test level.
+    "cifar100_levels": Table(
+        by_method("configs/cifar100.py", "preset=cpu_short,", ("baseline", "clusterfit", "grafit"), ("coarse", "fine")),
+        layout.level_columns(("coarse", "fine")),
+        facts={"trained at": lambda config: config["data.train_level"]},
+        notes=_NOTES | {"baseline": " (cross-entropy)"},
+    ),
+    "omniglot": Table(
+        by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _WITH_PROJECTOR
+    ),
+    "transfer": dataclasses.replace(_TUNED, rows=_transfer(), facts={"trunk starts": _TUNED.facts["trunk starts"]}),
+    **{
+        # One folder for all, that of table imagenet, whose trunks they start from.
+        f"transfer_{dataset}": dataclasses.replace(_TUNED, rows=_to(dataset), folder="imagenet")
+        for dataset in published.TRANSFER
+    },
+    "cifar100_gpu": Table(
+        _gpu(),
+        _STUDY,
+        facts={
+            "trained at": lambda config: config["data.train_level"] or "coarse",
+            "epochs": _number("train.epochs"),
+            "λ": _number("loss.instance_weight"),
+            "projector ends in": lambda config: "batch norm" if config.get("model.projector_norm") else "linear layer",
+        },
+    ),
+    "cifar100_fine": Table(by_method("configs/cifar100.py", "preset=paper,", ("grafit",), ("fine",)), _WITH_PROJECTOR),
+    "cifar100_paper": Table(by_method("configs/cifar100.py", "preset=paper,", published.OF_PAPER), _STUDY),
+    "imagenet": Table(
+        by_method("configs/imagenet.py", "", published.OF_PAPER, ("coarse", "fine")),
+        layout.level_columns(("coarse", "fine")),
+        facts={"trained at": lambda config: config["data.train_level"]},
+    ),
+    **{
+        f"inaturalist{year}": Table(
+            by_method("configs/inaturalist.py", f"year={year},", published.OF_PAPER, published.LEVELS),
+            layout.level_columns(published.LEVELS),
+            facts={"trained at": lambda config: config["data.train_level"]},
+        )
+        for year in (2018, 2019)
+    },
+    "maskcon_cpu": Table(
+        _maskcon_cpu(),
+        _RECALL_WITH_PROJECTOR,
+        facts=_OF_CIFAR100,
+        folder="study/cifar100_maskcon",
+    ),
+    "study_cifar100": Table(_CIFAR100, _STUDY, folder="study/cifar100"),
+    "study_omniglot": Table(
+        by_method("configs/omniglot.py", "", _OF_PAPER | dict.fromkeys(_OF_MASKCON, 2)),
+        _STUDY,
+        facts={"protocol": _FACTS["protocol"]},
+        folder="study/omniglot",
+    ),
+    "study_ablations": Table(
+        _ablations(),
+        _STUDY,
+        facts={heading: _number(key) for key, heading in _LETTERS.items()},
+        folder="study/cifar100",
+    ),
+    **{
+        published.table_name(dataset, pretrained=pretrained): Table(
+            by_method("configs/maskcon.py", f"dataset={dataset},", _MASKCON) if pretrained else _maskcon_gpu(dataset),
+            _RECALL,
+            facts={**(_OF_CIFAR100 if dataset == "cifar100" else _FACTS), **_OF_MIXTURES},
+            pretrained=pretrained,
+        )
+        for dataset in published.MASKCON
+        for pretrained in (False, True)
+    },
+}
+
+# What `--table` and `--scale` find: family -> scale -> table. Of protocol "maskcon" a trunk from scratch is at scale
+# gpu, and one that starts pretrained, as the published ones, at scale paper.
+FAMILIES: Mapping[str, Mapping[str, str]] = {
+    "cifar100": {"cpu": "study_cifar100", "gpu": "cifar100_gpu", "paper": "cifar100_paper"},
+    "cifar100_epochs": {"cpu": "cifar100_epochs"},
+    "omniglot": {"cpu": "study_omniglot"},
+    "ablations": {"cpu": "study_ablations"},
+    **{name: {"paper": name} for name in ("imagenet", "inaturalist2018", "inaturalist2019")},
+    **{f"transfer_{dataset}": {"paper": f"transfer_{dataset}"} for dataset in published.TRANSFER},
+    "transfer_cifar100": {"cpu": "transfer", "paper": "transfer_cifar100"},
+    **{
+        f"maskcon_{dataset}": {
+            **({"cpu": "maskcon_cpu"} if dataset == "cifar100" else {}),
+            "gpu": published.table_name(dataset, pretrained=False),
+            "paper": published.table_name(dataset, pretrained=True),
+        }
+        for dataset in published.MASKCON
+    },
+}
+SCALES = ("cpu", "gpu", "paper")
+
+
+def find(name: str, scale: str | None = None) -> str:
+    """The table of that name, or of that family at a scale (the smallest one that it has, if none is given).
+
+    Raises:
+      UserError: a name or a scale that there is not.
+    """
+    if name in TABLES and (scale is None or name in at(scale)):
+        return name
+    if name not in FAMILIES:
+        known = (*TABLES, *FAMILIES) if scale is None else FAMILIES
+        raise UserError(f"unknown table {name!r}{methods.did_you_mean(name, known)}: want one of {', '.join(known)}.")
+    scales = FAMILIES[name]
+    if scale is not None and scale not in scales:
+        raise UserError(f"found --scale={scale}: want one of {', '.join(scales)}, at which there is a table {name}.")
+    return scales[scale or next(iter(scales))]
+
+
+def at(scale: str) -> list[str]:
+    """The tables of all families at a scale."""
+    return [scales[scale] for scales in FAMILIES.values() if scale in scales]

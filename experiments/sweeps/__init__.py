@@ -1,0 +1,1 @@
+"""The points of a sweep, and how they are run, on this machine or by SLURM."""

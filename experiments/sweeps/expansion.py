@@ -1,0 +1,222 @@
+"""What `sweep()` of a config file comes to: points, each with a name, a config and a command line.
+
+A point is a dict. A key without a dot is an argument of the file's `get_config` (`method`, `w`, `seed`), a key with a
+dot is a key of the config (`optimizer.learning_rate`). What the command line says holds for all points: those that say
+otherwise are left out.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from grafit_jax import config as config_lib
+from grafit_jax import methods
+from grafit_jax.errors import UserError
+from grafit_jax.runs import results, workdir
+
+# Beside the runs in a sweep's directory.
+PLOT = "sweep.png"
+SLURM = "slurm"
+_LONGEST = 200  # bytes of a name, of which a file system takes 255
+
+Values = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A run of a sweep.
+
+    Attributes:
+      name: of its directory: what tells it from the other points, with the seed if it is not 0.
+      values: as `sweep()` says, with the seed.
+      flags: of experiments/train.py, without the workdir.
+      config: what these flags come to.
+    """
+
+    name: str
+    values: Values
+    flags: tuple[str, ...]
+    config: ml_collections.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The points of a sweep.
+
+    Attributes:
+      points: those that the command line leaves, in the order of `sweep()`.
+      varying: the keys that tell all points of the file apart, but for the seed.
+      names: of all points of the file.
+    """
+
+    points: tuple[Point, ...]
+    varying: tuple[str, ...]
+    names: frozenset[str]
+
+
+def expand(file: str, arg: str, overrides: Values, seeds: Sequence[int] | None = None) -> Sweep:
+    """The sweep of a config file; every point's config is built and checked.
+
+    Args:
+      file: the config file.
+      arg: what stands behind its colon on the command line, for all points.
+      overrides: config keys that the command line sets, for all points.
+      seeds: of every point, in place of those that the file says.
+
+    Raises:
+      UserError: a file without `sweep()`, no points, two that are the same, a point that is no valid config.
+    """
+    module = config_lib.load_module(pathlib.Path(file))
+    if not hasattr(module, "sweep"):
+        raise UserError(f"{file} has no sweep(): want a function that yields dicts, as in configs/maskcon.py.")
+    everything = [_checked(values, file) for values in module.sweep() or ()]
+    if seeds is not None:
+        everything = _with_seeds(everything, seeds)
+    if not everything:
+        raise UserError(f'sweep() of {file} yields no points: want dicts, such as {{"method": "grafit"}}.')
+    varying = _varying(everything)
+    names = [_name(values, varying) for values in everything]
+    _refuse_pairs((name.casefold() for name in names), everything, file, "have the one name")
+
+    given = dict(part.partition("=")[::2] for part in arg.split(",") if part)
+    kept = [
+        (name, values)
+        for name, values in zip(names, everything, strict=True)
+        if all(_agrees(values, key, text) for key, text in given.items())
+        and all(values.get(key, value) == value for key, value in overrides.items())
+    ]
+    if not kept:
+        said = _shown({**given, **overrides})
+        raise UserError(
+            f"{file}: found no point of sweep() that agrees with the command line, {said}: leave out what a point "
+            f"says itself, as in {_shown(everything[0])}."
+        )
+    points = tuple(_point(module, file, name, values, arg, given, overrides) for name, values in kept)
+    configs = (tuple(config_lib.flatten(point.config).items()) for point in points)
+    _refuse_pairs(configs, [point.values for point in points], file, "make the one config")
+    return Sweep(points, varying, frozenset(names))
+
+
+def _checked(values: Any, file: str) -> Values:
+    if not isinstance(values, dict) or not all(isinstance(key, str) and key for key in values):
+        raise UserError(f'sweep() of {file} yields {values!r}: want a dict, such as {{"method": "grafit"}}.')
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _with_seeds(points: Iterable[Values], seeds: Sequence[int]) -> list[Values]:
+    """Every point with every seed; points that differed in their seeds alone become one."""
+    bases: list[Values] = []
+    for values in points:
+        base = {key: value for key, value in values.items() if key != "seed"}
+        if "seed" not in values or base not in bases:
+            bases.append(base)
+    return [{**base, "seed": seed} for base in bases for seed in seeds]
+
+
+def _varying(points: Sequence[Values]) -> tuple[str, ...]:
+    """The keys that are not the same in all points, in order of appearance; the seed is not one of them."""
+    keys = dict.fromkeys(key for values in points for key in values if key != "seed")
+    return tuple(key for key in keys if any(values.get(key) != points[0].get(key) for values in points))
+
+
+def _name(values: Values, varying: Iterable[str]) -> str:
+    parts = [f"{key}={_shown_safely(values[key])}" for key in varying if key in values]
+    if not parts or values.get("seed"):
+        parts.append(f"seed={values.get('seed', 0)}")
+    name = ",".join(parts)
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _shown_safely(value: Any) -> str:
+    """A value as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", str(value)).strip("_")
+
+
+def _refuse_pairs(keys: Iterable[Hashable], points: Iterable[Values], file: str, what: str) -> None:
+    """Raises a UserError for two points with the same key."""
+    seen: dict[Hashable, Values] = {}
+    for key, values in zip(keys, points, strict=True):
+        if key in seen:
+            raise UserError(
+                f"sweep() of {file}: the points {_shown(seen[key])} and {_shown(values)} {what}: want each point once."
+            )
+        seen[key] = values
+
+
+def _shown(values: Values) -> str:
+    return "{" + ", ".join(f"{key}={value}" for key, value in values.items()) + "}"
+
+
+def _agrees(values: Values, key: str, text: str) -> bool:
+    return key not in values or config_lib.typed(key, text, like=values[key]) == values[key]
+
+
+def _point(module: Any, file: str, name: str, values: Values, arg: str, given: Values, overrides: Values) -> Point:
+    own = {key: value for key, value in values.items() if key not in given and key not in overrides}
+    whole_arg = ",".join(filter(None, [arg, *(f"{key}={value}" for key, value in own.items() if "." not in key)]))
+    keys = {key: value for key, value in own.items() if "." in key} | dict(overrides)
+    try:
+        config = module.get_config(*filter(None, [whole_arg]))
+        known = config_lib.flatten(config)
+        for key in keys:
+            if key not in known:
+                raise UserError(f"unknown config key {key!r}{methods.did_you_mean(key, known)}.")
+        with config.ignore_type():
+            config.update_from_flattened_dict(keys)
+        # How many devices a run will have is not known here, and asking JAX would take them.
+        config_lib.validate(config, num_devices=1)
+    except UserError as error:
+        raise UserError(f"sweep() of {file}, point {_shown(values)}: {error}") from error
+    flags = [f"--config={file}:{whole_arg}" if whole_arg else f"--config={file}"]
+    return Point(name, values, (*flags, *(f"--config.{key}={value}" for key, value in keys.items())), config)
+
+
+def shard(points: Sequence[Point], text: str) -> tuple[Point, ...]:
+    """Part i of n of the points, by `text` "i/n" with i from 0: every n-th one."""
+    if not re.fullmatch(r"[0-9]{1,6}/[0-9]{1,6}", text) or not int(text.split("/")[0]) < int(text.split("/")[1]):
+        raise UserError(f"found --shard={text}: want i/n, part i of n, with i from 0 to n - 1, as 0/4.")
+    i, n = map(int, text.split("/"))
+    return tuple(points[i::n])
+
+
+def command(point: Point, directory: pathlib.Path, *, python: str, root: pathlib.Path) -> list[str]:
+    """The words of the command line that trains a point, whatever starts it."""
+    script = os.path.relpath(root / "experiments" / "train.py")
+    return [python, script, *point.flags, f"--workdir={directory / point.name}"]
+
+
+def check_directory(sweep: Sweep, directory: pathlib.Path) -> None:
+    """Sees that `directory` holds runs of this sweep and nothing else, or can be made.
+
+    Raises:
+      UserError: it holds something else, or a run is of another config than its point, or its result is damaged.
+    """
+    known = {_without_seed(name) for name in sweep.names}
+    there = directory.iterdir() if directory.is_dir() else ()
+    strange = sorted(
+        path.name
+        for path in there
+        if path.name not in (PLOT, SLURM) and path.name[0] != "." and _without_seed(path.name) not in known
+    )
+    if strange:
+        raise UserError(
+            f"{directory} holds what is no run of this sweep ({', '.join(strange[:3])}{', …' * (len(strange) > 3)}): "
+            f"take another --workdir; the runs here are called as {sweep.points[0].name}."
+        )
+    for point in sweep.points:
+        run = directory / point.name
+        workdir.check(run, point.config)
+        if (run / "metrics.json").is_file():
+            results.collect(run)
+
+
+def _without_seed(name: str) -> str:
+    return re.sub(r",seed=\d+$|^seed=\d+$", "", name)

@@ -1,0 +1,108 @@
+"""The points of a sweep as jobs of SLURM, through submitit."""
+
+import ast
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from grafit_jax.errors import UserError
+from sweeps import runner
+
+
+@dataclasses.dataclass
+class Job:
+    """A point as a job: submitit calls it, and `checkpoint` before the time is up or when it is preempted."""
+
+    run: pathlib.Path
+    words: Sequence[str]
+    attempt: runner.Attempt | None = dataclasses.field(default=None, init=False)
+
+    def __call__(self) -> str:
+        lock = runner.hold(self.run)
+        if lock is None:
+            return f"{self.run} is run by another process"
+        if runner.is_complete(self.run):
+            lock.release()
+            return f"{self.run} is complete"
+        self.attempt = runner.start(self.run, self.words, lock)
+        ended = self.attempt.finish()
+        if ended.state == "failed":
+            raise RuntimeError(f"{self.run} failed: {ended.why}")
+        return f"{self.run} is {ended.state}"
+
+    def checkpoint(self) -> Any:
+        """Lets the run save itself and end; what goes on with it then. Called within `__call__`, by a signal."""
+        import submitit
+
+        if self.attempt is not None:
+            process = self.attempt.process
+            process.terminate()
+            # `__call__` is in process.wait(), which cannot be entered twice.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(Job(self.run, self.words))
+
+
+def parameters(texts: Sequence[str]) -> dict[str, Any]:
+    """What submitit is told of the jobs, from "key=value" each: numbers as numbers, all else as text."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"found {text!r} in --slurm: want key=value, as timeout_min=240,slurm_partition=gpu.")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def submit(
+    commands: runner.Commands,
+    directory: pathlib.Path,
+    folder: pathlib.Path,
+    options: dict[str, Any],
+    *,
+    jobs: int | None,
+    cluster: str = "slurm",
+) -> list[Any]:
+    """Queues a job for every point, as one array of jobs.
+
+    Args:
+      commands: of the points.
+      directory: of their runs.
+      folder: where submitit keeps its scripts and what the jobs say.
+      options: what submitit is told of the jobs: timeout_min, gpus_per_node, slurm_partition, …
+      jobs: how many may run at a time; None for what submitit takes.
+      cluster: "slurm", or another of submitit's executors.
+
+    Returns:
+      submitit's jobs.
+
+    Raises:
+      UserError: submitit is not installed, this is no SLURM cluster, or it does not know an option.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError(
+            "--submit=slurm needs submitit, which is not installed: pip install -e '.[slurm]', or take --submit=print."
+        ) from error
+    if jobs is not None:
+        options = options | {"slurm_array_parallelism": jobs}
+    # A job is unpickled by a Python that finds `sweeps` where this one has.
+    modules = [str(pathlib.Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor.update_parameters(**{"name": "grafit"} | options)
+        if not commands:  # an array of no jobs is an error
+            return []
+        with executor.batch():
+            return [executor.submit(Job(directory / name, words)) for name, words in commands.items()]
+    except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"submitit cannot submit to {cluster} ({reason}): see --slurm, or take --submit=print."
+        ) from error

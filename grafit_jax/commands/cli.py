@@ -1,0 +1,108 @@
+"""What the command lines share: one line for a user's mistake, and a cache of compiled programs."""
+
+import os
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import jax
+from absl import app, flags, logging
+
+from grafit_jax.errors import UserError
+from grafit_jax.runs import multihost, progress
+from grafit_jax.runs.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
+
+# How a mistake ends on every command line.
+EXIT_MISTAKE = 2
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """`app.run(main)`, with mistakes of the user (flags, configs, data) told in one line on stderr, exit status 2."""
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise UserError(f"found {rest[1]!r} where a flag should be: want --name=value.")
+            if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+                flags.FLAGS.config.to_dict()  # a config file that is missing is told of on first use, so use it now
+            return rest
+        # What absl and ml_collections raise for an unknown flag or key, or a value of another type.
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            if _is_a_bug(error):
+                raise
+            _exit(error)
+
+    def guarded(argv):
+        logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn of what is meant to be
+        use_compilation_cache()
+        try:
+            with progress.activity():
+                main(argv)
+        except UserError as error:
+            _exit(error)
+        except Preempted as error:
+            print(error, file=sys.stderr)
+            multihost.exit_with(EXIT_PREEMPTED)
+        except KeyboardInterrupt:
+            print("\nended by Ctrl-C", file=sys.stderr)
+            multihost.exit_with(EXIT_INTERRUPTED)
+        except Exception as error:
+            multihost.abandon(error)
+            raise
+
+    app.run(guarded, flags_parser=parse)
+
+
+def want_numbers(flag: str) -> None:
+    """Refuses a list flag with an entry that is not a whole number."""
+    flags.register_validator(
+        flag, lambda values: values is None or _are_numbers(values), "want numbers, as 0,1,2, none twice"
+    )
+
+
+def _are_numbers(values: Sequence[str]) -> bool:
+    numbers = all(v.isdecimal() and v.isascii() and len(v) < 10 for v in values)
+    return bool(values) and numbers and len(set(values)) == len(values)
+
+
+def use_compilation_cache() -> None:
+    """Compiled programs are kept over runs in $JAX_COMPILATION_CACHE_DIR, else ~/.cache/grafit_jax."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path.home() / ".cache" / "grafit_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _exit(error: BaseException) -> NoReturn:
+    message = f"error: {_message(error)}"
+    print(message, file=sys.stderr)
+    multihost.exit_with(EXIT_MISTAKE, message)
+
+
+def _is_a_bug(error: BaseException) -> bool:
+    """Whether it comes out of a config file's own code, which deserves its traceback."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return not isinstance(error, flags.Error | UserError | OSError) and not re.search(
+        r"[/\\](absl|ml_collections)[/\\]", last
+    )
+
+
+def _message(error: BaseException) -> str:
+    """What went wrong, in one line, out of what the flag libraries have wrapped it in."""
+    cause: BaseException | None = error
+    original = None
+    while cause is not None:
+        original = cause if isinstance(cause, UserError) else original
+        cause = cause.__cause__ or cause.__context__
+    text = str(original or error).replace("\\n", " ")
+    if missing := re.search(r"Failed loading config file.*No such file or directory: '(.+)'", text, re.DOTALL):
+        return f"found no config file {missing[1]}: want --config=FILE.py[:key=value,…]."
+    if unknown := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
+        return f"unknown config key {unknown[2]!r} (did you mean {unknown[1]!r}?)."
+    if isinstance(error, KeyError | AttributeError):
+        return f"unknown config key {text.strip(chr(34) + chr(39))!r}."
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""Particular data sets: their levels of labels, splits and variants."""

@@ -1,0 +1,1 @@
+"""Images and labels from TFDS, folders, CSV, npz and JSON files."""

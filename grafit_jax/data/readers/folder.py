@@ -1,0 +1,306 @@
+"""Images of one's own, from a folder or a CSV: whole in the host's memory, or streamed from their files.
+
+docs/own_images.md says how they are to lie, and what becomes of odd ones.
+"""
+
+import collections
+import functools
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from grafit_jax.data import hierarchy
+from grafit_jax.data.readers import decode as images
+from grafit_jax.data.readers import listing
+from grafit_jax.data.readers.decode import Unreadable
+from grafit_jax.errors import UserError, warn
+from grafit_jax.views.crops import FITS, Crops
+
+BROKEN = ("fatal", "skip")
+# So many files one after the other are not broken: their disk is gone.
+_IN_A_ROW = 100
+_DISK = "look at the disk that they are on"
+_READ_BATCH = 500
+# Bars of what is over sooner than this many seconds stay away.
+_BAR_DELAY = 5.0
+
+
+class FolderImages:
+    """The images of a split that stay in their files, each made S x S as it is read.
+
+    Attributes:
+      shape: (N, S, S, 3).
+      dtype: uint8.
+      broken: files that could not be read after all, and were passed over.
+      unread: rows that `in_order` had no image for.
+    """
+
+    def __init__(self, root: str, files: np.ndarray, image_size: int, fit: str, *, skip: bool):
+        """The images of `files`, str [N], under the folder `root`, made square as `fit`, of `crops.FITS`, says.
+
+        `skip`: an epoch passes over what is unreadable.
+        """
+        self._root, self._files, self._image_size, self._fit, self._skip = root, files, image_size, fit, skip
+        self.shape = (len(files), image_size, image_size, 3)
+        self.dtype = np.dtype(np.uint8)
+        self.broken: list[str] = []
+        self.unread: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, rows: Any) -> Any:
+        """One image, uint8 [S, S, 3], of an integer; some of them, `FolderImages` in their order, of bool [N]."""
+        if np.ndim(rows):
+            some = FolderImages(self._root, self._files[rows], self._image_size, self._fit, skip=self._skip)
+            some.broken = self.broken  # one list of a split's
+            return some
+        return next(self._decoded([rows], self._square, ahead=0))[1]
+
+    def identity(self) -> bytes:
+        """What tells them from the images of another data set, without reading them: names and sizes in bytes."""
+        names = [os.path.relpath(file, self._root) for file in self._files]
+        made = (self._image_size, self._fit) if self._fit != "squash" else self._image_size
+        return repr(([*zip(names, map(_bytes, self._files), strict=True)], made)).encode()
+
+    def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
+        """uint8 [B, S, S, 3], every image once in the order of its id; the last batch may be smaller.
+
+        Where a file that cannot be read is to be passed over, its row is black, and in `unread`.
+
+        Raises:
+          UserError: a file that cannot be read, where that is fatal.
+        """
+        self.unread.clear()
+        decoded = self._decoded(range(len(self)), self._square, ahead=2 * batch_size, skip=self._skip)
+        following = next(decoded, None)
+        for start in range(0, len(self), batch_size):
+            batch = np.zeros((min(batch_size, len(self) - start), *self.shape[1:]), np.uint8)
+            for row in range(start, start + len(batch)):
+                if following is not None and following[0] == row:
+                    batch[row - start] = following[1]
+                    following = next(decoded, None)
+                else:
+                    self.unread.add(row)
+            yield batch
+
+    def read(self) -> np.ndarray:
+        """All of them, uint8 [N, S, S, 3]."""
+        pixels = np.empty(self.shape, np.uint8)
+        for number, batch in enumerate(self.in_order(_READ_BATCH)):
+            pixels[number * _READ_BATCH :][: len(batch)] = batch
+        return pixels
+
+    def shuffled(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        buffer_size: int = 0,
+        shard: tuple[int, int] = (0, 1),
+        crops: Crops | None = None,
+        first: int = 0,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One epoch as (id int32 [B], image uint8 [B, S, S, 3]), in an order that `seed` alone decides.
+
+        A file that cannot be read ends the run, or is passed over: then the images past the last full batch move up,
+        and after them those of the epoch's beginning once more, so that an epoch has its number of full batches, of
+        readable images under their own ids, none twice in a batch, whatever becomes of a file.
+
+        Args:
+          batch_size: B, of this host.
+          seed: of the epoch.
+          buffer_size: not used: files are read in any order, so all of them are shuffled.
+          shard: (i, n): the i-th of n parts of the split, as alike in size and in classes as can be: one host's.
+          first: batches to leave out at the beginning, which are not decoded.
+          crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, 3].
+
+        Raises:
+          UserError: a file that cannot be read, or fewer that can than a batch has.
+        """
+        index, count = shard
+        # RandomState's stream is frozen (NEP 19), so the order stays the same with every version of NumPy.
+        order = np.random.RandomState(seed).permutation(np.arange(len(self), dtype=np.int32)[index::count])
+        num_batches = len(order) // batch_size
+        used, spare = np.split(order, [num_batches * batch_size])
+        # The later ones are not begun unless the earlier ones run out.
+        decode = self._square if crops is None else functools.partial(self._cropped, crops, seed)
+        decoded = itertools.chain.from_iterable(
+            self._decoded(rows, decode, ahead=2 * batch_size, skip=self._skip)
+            for rows in (used[first * batch_size :], spare, *((used, spare) * num_batches))
+        )
+        for _ in range(first, num_batches):
+            batch = dict(itertools.islice(decoded, batch_size))
+            if len(batch) < batch_size:  # or one of them comes again, which would write its slot of the memory twice
+                raise self.gone(len(self.broken))
+            yield np.array([*batch], np.int32), np.stack([*batch.values()])
+
+    def gone(self, number: int) -> UserError:
+        """What to raise where so many of them cannot be read that nothing is left to go on with."""
+        file = (self.broken or self._files)[0]
+        return UserError(f"{number} of {len(self)} images cannot be read any more, such as {file}: {_DISK}.")
+
+    def _square(self, row: int) -> np.ndarray:
+        return _square(self._files[row], self._image_size, self._fit)
+
+    def _cropped(self, crops: Crops, seed: int, row: int) -> np.ndarray:
+        return images.decode_boxes(self._files[row], crops.size, functools.partial(crops.boxes, seed, row))
+
+    def _decoded(
+        self, rows: Iterable[int], decode: Callable[[int], np.ndarray], *, ahead: int, skip: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, what `decode` makes of it) of these rows; of those that can be read, with `skip`."""
+        rows, in_a_row = list(rows), 0
+        decoded = images.decode_all((functools.partial(decode, row) for row in rows), ahead)
+        for row, image in zip(rows, decoded, strict=True):
+            if isinstance(image, Unreadable):
+                if not skip:
+                    raise UserError(f"an image cannot be read any more: {image}." if self._skip else _fatal(image))
+                in_a_row += 1
+                if in_a_row == _IN_A_ROW:
+                    raise UserError(f"{in_a_row} images in a row cannot be read any more, such as {image}: {_DISK}.")
+                if self._files[row] not in self.broken:
+                    self.broken.append(str(self._files[row]))
+                    warn(f"passed over an image that cannot be read (number {len(self.broken)}): {image}")
+            else:
+                in_a_row = 0
+                yield row, image
+
+
+def read(
+    kind: str,
+    name: str,
+    coarse_classes: tuple[int, ...],
+    *,
+    stream: bool,
+    image_size: int,
+    fit: str,
+    broken: str,
+    test_split: str = "",
+    need_test: bool = True,
+) -> tuple[dict[str, dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
+    """The columns image, coarse_label, filename, broken and, where there is one, label of each split, and label names.
+
+    Names are sorted and shared by the splits. A fine name under two coarse ones is two classes, "coarse/fine".
+
+    Args:
+      kind: "folder" or "csv".
+      name: the folder with train/ and test/ (or val/, validation/), or the CSV file.
+      coarse_classes: images of other coarse classes are not decoded; see `hierarchy.select`. Empty: all.
+      stream: the training images are `FolderImages`.
+      image_size: S > 0 makes images S x S; 0 leaves them as they are, if all have one size.
+      fit: how; see `crops.FITS`.
+      broken: what to do with a file that cannot be read: "fatal" raises, "skip" leaves it out.
+      test_split, need_test: see `listing.list_images`.
+
+    Raises:
+      UserError: a layout or CSV that is not as docs/own_images.md has it, or what `broken` = "fatal" is about.
+    """
+    if broken not in BROKEN:
+        raise UserError(f"data.broken = {broken!r}: want one of {', '.join(BROKEN)}.")
+    if stream and not image_size:
+        raise UserError(
+            f"data.stream is on with {kind}:{name} and data.image_size is 0: set it to the pixels of a side to which "
+            "images are resized as they are read (such as 256 for crops of 224)."
+        )
+    path = pathlib.Path(os.path.abspath(os.path.expanduser(name)))
+    listed = listing.list_images(kind, path, test_split=test_split, need_test=need_test)
+    root = str(path if kind == "folder" else path.parent)
+
+    coarse_names = tuple(sorted({e.coarse for split in listed.values() for e in split}))
+    if coarse_classes:
+        hierarchy.check_classes(coarse_classes, coarse_names)
+    fine_names = _fine_names({(e.coarse, e.fine) for split in listed.values() for e in split if e.fine is not None})
+    coarse_number = {coarse: i for i, coarse in enumerate(coarse_names)}
+    fine_number = {key: i for i, key in enumerate(fine_names)}
+    columns: dict[str, dict[str, Any]] = {}
+    for split, examples in listed.items():
+        if coarse_classes:
+            examples = [e for e in examples if coarse_number[e.coarse] in coarse_classes]
+        in_files = stream and split == "train"
+        found = _images([e.file for e in examples], image_size, fit, root=root, stream=in_files, skip=broken == "skip")
+        examples = [e for e, readable in zip(examples, found.pop("readable"), strict=True) if readable]
+        columns[split] = found | {
+            "coarse_label": np.array([coarse_number[e.coarse] for e in examples], np.int32),
+            "filename": np.array([e.file for e in examples], str),
+        }
+        fine = [fine_number[e.coarse, e.fine] for e in examples if e.fine is not None]
+        if len(fine) == len(examples):  # all or none: `listing` has seen to it
+            columns[split]["label"] = np.array(fine, np.int32)
+    return columns, tuple(fine_names.values()), coarse_names
+
+
+def _square(file: str, image_size: int, fit: str) -> np.ndarray:
+    """uint8 [S, S, 3]; or as it is, for image_size 0."""
+    return images.decode_boxes(file, image_size, FITS[fit])[0] if image_size else images.decode(file)
+
+
+def _images(files: Sequence[str], image_size: int, fit: str, *, root: str, stream: bool, skip: bool) -> dict[str, Any]:
+    """image, whether each file is `readable` (bool [N]), and the `broken` ones with their reasons.
+
+    With `stream` and `skip` all files are decoded once, at the size of a pixel, which saves most of a JPEG's time: ids
+    are rows of the readable ones, so these have to be known first.
+    """
+    if stream and not skip:
+        streamed = FolderImages(root, np.array(files, str), image_size, fit, skip=False)
+        return {"image": streamed, "readable": np.ones(len(files), bool), "broken": ()}
+    pixels: np.ndarray | None = None
+    readable, broken = np.zeros(len(files), bool), []
+    size = 1 if stream else image_size
+    decoded = images.decode_all((functools.partial(_square, file, size, fit) for file in files), ahead=2 * _READ_BATCH)
+    bar = tqdm.tqdm(decoded, total=len(files), desc="reading images", unit="img", delay=_BAR_DELAY, leave=False)
+    for row, image in enumerate(bar):
+        if isinstance(image, Unreadable):
+            if not skip:
+                raise UserError(_fatal(image))
+            broken.append(str(image))
+            continue
+        if pixels is None:
+            pixels, first = np.empty((0 if stream else len(files), *image.shape), np.uint8), files[row]
+        if not stream and image.shape != pixels.shape[1:]:
+            (h, w, _), (first_h, first_w, _) = image.shape, pixels.shape[1:]
+            raise UserError(
+                f"{files[row]} has {w} x {h} pixels and {first} has {first_w} x {first_h}: set data.image_size to the "
+                "pixels of a side to resize them to (such as 224)."
+            )
+        if not stream:
+            pixels[row] = image
+        readable[row] = True
+    if broken:
+        warn(f"left out {len(broken)} of {len(files)} images that cannot be read, such as {broken[0]}")
+    if not np.any(readable):
+        raise UserError(f"found no image that can be read among {len(files)}, such as {broken[0]}: look at the files.")
+    if stream:
+        kept: Any = FolderImages(root, np.array(files, str)[readable], image_size, fit, skip=True)
+    else:
+        assert pixels is not None
+        kept = pixels if np.all(readable) else pixels[readable]
+    return {"image": kept, "readable": readable, "broken": tuple(broken)}
+
+
+def _fatal(error: Unreadable) -> str:
+    return f"an image cannot be read: {error}; repair or remove it, or pass over such files by data.broken=skip."
+
+
+def _bytes(file: str) -> int:
+    try:
+        return os.path.getsize(file)
+    except OSError:  # what is wrong with it, its decoder will say
+        return -1
+
+
+def _fine_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(coarse, fine) -> the name of the fine class, sorted by that."""
+    keys = list(keys)
+    times = collections.Counter(fine for _, fine in keys)
+    named = {(coarse, fine): fine if times[fine] == 1 else f"{coarse}/{fine}" for coarse, fine in keys}
+    return dict(sorted(named.items(), key=lambda item: (item[1], item[0])))

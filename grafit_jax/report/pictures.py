@@ -1,0 +1,128 @@
+"""Pictures of queries and their nearest images, in frames that say whether the labels agree."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from grafit_jax.data.records import Records
+from grafit_jax.errors import UserError
+from grafit_jax.retrieval import neighbors
+
+
+class Frame(NamedTuple):
+    """What is around an image, and what that says of it.
+
+    Attributes:
+      hue: the colour's name.
+      colour: as matplotlib and CSS take it.
+      style: of the line, likewise.
+      width: of the line, in points.
+      symbol: for those who do not see colours.
+      meaning: how the image stands to its query.
+    """
+
+    hue: str
+    colour: str
+    style: str
+    width: float
+    symbol: str
+    meaning: str
+
+
+FRAMES = {
+    "query": Frame("black", "black", "solid", 2.5, "", "query"),
+    "fine": Frame("green", "#2e7d32", "solid", 1.8, "✓", "same fine class"),
+    "coarse": Frame("amber", "#ef9a00", "dashed", 1.8, "~", "same coarse class only"),
+    "neither": Frame("red", "#c62828", "dotted", 1.8, "✗", "neither"),
+    "unknown": Frame("grey", "#9e9e9e", "solid", 1.0, "?", "without labels"),
+}
+_LEGEND = [
+    f"{frame.hue}, {frame.style}: {frame.meaning}" for frame in (FRAMES[name] for name in ("fine", "coarse", "neither"))
+]
+
+# An image [H, W, C] and its frame.
+Thumbnail = tuple[np.ndarray, str]
+
+
+def gallery(
+    path: pathlib.Path, records: Records, embeddings: Mapping[str, np.ndarray], *, rows: int = 6, k: int = 10
+) -> None:
+    """A PNG of queries and their k nearest other images, side by side for every entry of `embeddings`.
+
+    The queries are drawn once for all, one of each of the first `rows` classes of a seeded order: not chosen by what
+    comes out.
+    """
+    if records.label is None:
+        raise UserError("the gallery compares fine labels, and this split has none.")
+    queries = queries_of(records.label, rows)
+    sheets = {}
+    for name, embedding in embeddings.items():
+        near = neighbors.search(embedding[queries], embedding, k, query_ids=queries, gallery_ids=records.id)[1]
+        sheets[name] = [
+            [(records.image[query], "query")]
+            + [(records.image[i], relation(records.label, records.coarse_label, query, i)) for i in row]
+            for query, row in zip(queries, near, strict=True)
+        ]
+    contact_sheet(path, sheets)
+
+
+def queries_of(label: np.ndarray, rows: int) -> np.ndarray:
+    """Rows of queries, one of each of the first `rows` classes of a seeded order, by class."""
+    draw = np.random.default_rng(0)
+    classes = np.sort(draw.permutation(np.unique(label))[:rows])
+    return np.array([draw.choice(np.flatnonzero(label == c)) for c in classes])
+
+
+def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: int, other: int) -> str:
+    """The frame of `other` among the neighbours of `query`: fine, coarse or neither; unknown without labels."""
+    if label is not None and label[query] == label[other]:
+        return "fine"
+    if coarse_label is not None and coarse_label[query] == coarse_label[other]:
+        return "coarse"
+    return "unknown" if label is None and coarse_label is None else "neither"
+
+
+def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thumbnail]]]) -> None:
+    """A PNG of rows of thumbnails, the query first, with the sheets side by side under their names.
+
+    A solid green frame marks a neighbour of the same fine class, a dashed amber one the same coarse class alone, a
+    dotted red one neither, a grey one what has no labels.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    width, height = max(len(row) for rows in sheets.values() for row in rows), max(map(len, sheets.values()))
+    columns = width * len(sheets) + len(sheets) - 1
+    inches = max(0.62 * (columns + 1), 2.4)
+    legend: list[str] = []  # lines
+    if any(frame in ("fine", "neither") for rows in sheets.values() for row in rows for _, frame in row):
+        legend = ["    ".join(_LEGEND)] if inches > 5.5 else _LEGEND
+    figsize = (inches, 0.72 * height + 0.85 + 0.15 * len(legend))
+    figure, axes = plt.subplots(height, columns, figsize=figsize, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for number, (name, rows) in enumerate(sheets.items()):
+        left = number * (width + 1)
+        for row, thumbnails in zip(axes, rows, strict=True):
+            for ax, thumbnail in zip(row[left:], thumbnails, strict=False):
+                _draw(ax, *thumbnail)
+        axes[0, left].set_title("query", fontsize=8)
+        axes[0, left + (width + 1) // 2].set_title(f"{name}: nearest first", fontsize=9)
+    figure.text(0.5, 0.012, "\n".join(legend), ha="center", fontsize=8)
+    figure.tight_layout(rect=(0, (0.02 + 0.15 * len(legend)) / figsize[1], 1, 1), pad=0.3)
+    figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.05)
+    plt.close(figure)
+
+
+def _draw(ax, image: np.ndarray, frame: str) -> None:
+    _, colour, style, width, *_ = FRAMES[frame]
+    ax.axis("on")
+    ax.set(xticks=[], yticks=[])
+    grey = image.shape[-1] == 1
+    ax.imshow(image[..., 0] if grey else image, cmap="gray_r" if grey else None, vmin=0, vmax=255)
+    for spine in ax.spines.values():
+        spine.set(edgecolor=colour, linestyle=style, linewidth=width)

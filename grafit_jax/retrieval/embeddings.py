@@ -1,0 +1,190 @@
+"""Embeddings with their labels on disk: .npz, .parquet, or .npy with a .csv beside it."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from grafit_jax.data.readers.files import LONGEST, read_npz
+from grafit_jax.errors import UserError, reading, writing
+from grafit_jax.retrieval import neighbors
+
+_COLUMNS = ("id", "label", "coarse_label", "filename")
+# Behind the names of further levels: genus_label.
+_LEVEL = "_label"
+_FORMATS = (".npz", ".parquet", ".npy")
+_MADE_BY = "made_by"
+_MADE_BY_NPY = ".made_by.json"
+_WANT = "write it anew with experiments/embed.py"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """Embeddings of a set of images.
+
+    Attributes:
+      embedding: float32 [N, D].
+      id: [N], integers or strings, none twice: what an image is told apart by.
+      label: [N] fine labels, integers or strings, or None where they are not known.
+      coarse_label: the same of coarse labels.
+      filename: [N] strings, where the images lie, or None.
+      further: the same as label of further levels, by name, from coarse to fine.
+      made_by: layer, step, config and data of the network that they are of, as JSON has them; empty if not known.
+    """
+
+    embedding: np.ndarray
+    id: np.ndarray
+    label: np.ndarray | None = None
+    coarse_label: np.ndarray | None = None
+    filename: np.ndarray | None = None
+    further: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    @property
+    def levels(self) -> dict[str, np.ndarray]:
+        """The labels that are known, as `metrics.retrieval_metrics` takes them."""
+        found = {"": self.label, "coarse": self.coarse_label, **self.further}
+        return {name: labels for name, labels in found.items() if labels is not None}
+
+    @property
+    def coarser(self) -> np.ndarray | None:
+        """The labels of the next coarser level than the finest."""
+        return [self.coarse_label, *self.further.values()][-1]
+
+
+def save(path: pathlib.Path, features: Features) -> None:
+    """Writes features in the format that the file's ending names; see `load`."""
+    _check_format(path)
+    columns = {name: getattr(features, name) for name in _COLUMNS if getattr(features, name) is not None}
+    columns |= {level + _LEVEL: labels for level, labels in features.further.items()}
+    made_by = json.dumps(features.made_by)
+    with writing(path):
+        if path.suffix == ".npz":
+            np.savez(path, embedding=features.embedding, made_by=np.array(made_by), **columns)
+        elif path.suffix == ".npy":
+            np.save(path, features.embedding)
+            with open(path.with_suffix(".csv"), "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows(zip(*columns.values(), strict=True))
+            path.with_suffix(_MADE_BY_NPY).write_text(made_by)
+        else:
+            import pyarrow
+            import pyarrow.parquet
+
+            values = pyarrow.array(features.embedding.reshape(-1))
+            embedding = pyarrow.FixedSizeListArray.from_arrays(values, features.embedding.shape[1])
+            table = pyarrow.table(columns | {"embedding": embedding})
+            pyarrow.parquet.write_table(table.replace_schema_metadata({_MADE_BY: made_by}), path)
+
+
+def load(path: pathlib.Path) -> Features:
+    """Reads and checks features.
+
+    .npz: arrays `embedding` [N, D] and, each where it is known, `label`, `coarse_label`, `id`, `filename`, all [N],
+    `LEVEL_label` for further levels, such as `genus_label`, and `made_by`, JSON.
+    .parquet: the same as columns, `embedding` a list, `made_by` in the metadata. .npy: the embeddings, with the other
+    columns in a .csv and `made_by` in a .made_by.json of that name. Without ids the row numbers serve.
+
+    Raises:
+      UserError: a file that is not there, not readable, without embeddings, or with columns that do not fit them.
+    """
+    _check_format(path)
+    with reading(path, _WANT):
+        columns = {".npz": _read_npz, ".parquet": _read_parquet, ".npy": _read_npy}[path.suffix](path)
+        made_by = json.loads(str(columns.pop(_MADE_BY, "{}")))
+        if not isinstance(made_by, dict):
+            raise ValueError(f"{_MADE_BY} is no object")
+    if "embedding" not in columns:
+        found = ", ".join(sorted(columns)) or "nothing"
+        raise UserError(f"{path} holds {found} but no embedding: want embedding [N, D] and {', '.join(_COLUMNS)} [N].")
+    embedding = columns.pop("embedding")
+    if embedding.dtype.kind not in "fiu":
+        raise UserError(f"{path}: embedding is of {embedding.dtype}: want numbers.")
+    with np.errstate(over="ignore"):
+        embedding = embedding.astype(np.float32)
+    neighbors.check_embeddings(f"{path}: embedding", embedding)
+    for name, values in columns.items():
+        if values.shape != (len(embedding),):
+            raise UserError(f"{path}: {name} has shape {values.shape}: want one for each of {len(embedding)} rows.")
+        if values.dtype.kind not in "biuU":
+            raise UserError(f"{path}: {name} is of {values.dtype}: want integers or strings.")
+    if "id" in columns:
+        neighbors.check_ids(f"{path}: id", columns["id"])
+    further = {name.removesuffix(_LEVEL): columns.pop(name) for name in [*columns] if name not in _COLUMNS}
+    return Features(embedding, **({"id": np.arange(len(embedding))} | columns), further=further, made_by=made_by)
+
+
+def check_alike(name: str, found: Mapping[str, Any], other: str, wanted: Mapping[str, Any]) -> None:
+    """Raises UserError where two `made_by` are known and are of two models, between which no cosine means anything."""
+
+    def flat(made_by: Mapping[str, Any]) -> dict[str, Any]:
+        made_by = json.loads(json.dumps(made_by))  # tuples are lists there
+        groups = {key: value for key, value in made_by.items() if isinstance(value, dict)}
+        rest = {key: value for key, value in made_by.items() if key not in groups}
+        return rest | {f"{group} {key}": value for group, values in groups.items() for key, value in values.items()}
+
+    a, b = flat(found), flat(wanted)
+    if not a or not b:
+        return
+    # Of an older version, one of them may lack keys.
+    differences = [f"{key} {a[key]!r}, not {b[key]!r}" for key in sorted(a.keys() & b.keys()) if a[key] != b[key]]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"{name} was made by another model or layer than {other} ({'; '.join(differences[:3])}{more}): want "
+            f"embeddings of one network and --layer; {_WANT}."
+        )
+
+
+def _is_column(name: str) -> bool:
+    return name in _COLUMNS or (name.endswith(_LEVEL) and name != _LEVEL)
+
+
+def _check_format(path: pathlib.Path) -> None:
+    if path.suffix not in _FORMATS:
+        raise UserError(f"{path} ends in {path.suffix or 'nothing'}: want one of {', '.join(_FORMATS)}.")
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    return read_npz(path, lambda name: name in ("embedding", _MADE_BY) or _is_column(name), (), _WANT)
+
+
+def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    known = [name for name in table.column_names if _is_column(name)]
+    for name in {"embedding", *known} & {*table.column_names}:
+        if table[name].null_count:
+            raise UserError(f"{path}: {name} has {table[name].null_count} empty values: want one for every row.")
+    columns = {name: table[name].to_numpy() for name in known}
+    columns = {name: values.astype(str) if values.dtype == object else values for name, values in columns.items()}
+    columns[_MADE_BY] = np.array((table.schema.metadata or {}).get(_MADE_BY.encode(), b"{}").decode())
+    if "embedding" in table.column_names:
+        columns["embedding"] = np.stack(table["embedding"].to_numpy()) if len(table) else np.zeros((0, 0))
+    return columns
+
+
+def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as binary:
+        columns: dict[str, np.ndarray] = {"embedding": np.lib.format.read_array(binary, allow_pickle=False)}
+    if path.with_suffix(_MADE_BY_NPY).exists():
+        columns[_MADE_BY] = np.array(path.with_suffix(_MADE_BY_NPY).read_text())
+    if path.with_suffix(".csv").exists():
+        with open(path.with_suffix(".csv"), newline="") as file:
+            header, *rows = csv.reader(file)
+        if max(map(len, itertools.chain(*rows)), default=0) > LONGEST:
+            raise ValueError(f"a value in its .csv has more than {LONGEST} characters")
+        for name, values in zip(header, zip(*rows, strict=True), strict=True):
+            if _is_column(name):
+                columns[name] = np.array(values)
+    return columns

@@ -1,0 +1,1 @@
+"""A run on disk and on its machines: checkpoints, files, locks, signals, several hosts."""

@@ -1,0 +1,217 @@
+"""What a run leaves on disk beside its checkpoints: config.json, metrics.jsonl, metrics.json, run.json, broken.txt."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+from grafit_jax import config as config_lib
+from grafit_jax import parallel
+from grafit_jax.data.readers.files import read_json
+from grafit_jax.data.records import Records
+from grafit_jax.errors import UserError
+from grafit_jax.runs import locks
+
+# The images that a run does without.
+BROKEN = "broken.txt"
+# The folder of a workdir that traces are in, which may be there before the run is.
+PROFILE = "profile"
+# The lock that a run holds while it works, and a file that says which process that is.
+LOCK = "lock"
+_HOLDER = ".holder"
+# Held by a sweep that runs this point, and what the run's process prints.
+SWEEP_LOCK = "sweep.lock"
+LOG = "train.log"
+# Files that may exist before config.json does.
+_BEFORE = (PROFILE, LOCK, SWEEP_LOCK, LOG, "config.json.tmp")
+_METRICS = "metrics.jsonl"
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps `workdir` to this run until it ends, however it ends: see `locks`.
+
+    Raises:
+      UserError: another run uses it.
+    """
+    with contextlib.ExitStack() as held:
+        holder = None
+        if parallel.is_first():
+            with _writable(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+                taken = locks.take(workdir / LOCK, timeout=locks.MOMENT)
+                if taken is None:
+                    holder = _holder(workdir)
+                else:
+                    held.callback(taken.release)
+                    (workdir / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        if not parallel.all_agree(holder is None):
+            raise UserError(f"{workdir} is used by {holder or 'another run'}: use another --workdir, or wait.")
+        yield
+
+
+def _holder(workdir: pathlib.Path) -> str:
+    """The process that holds the lock, by the file that it has written since."""
+    try:
+        return (workdir / _HOLDER).read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"
+
+
+@contextlib.contextmanager
+def _writable(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to workdir {workdir} ({error}): make room, make it writable, or take another --workdir."
+        ) from error
+
+
+def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str] = ()) -> None:
+    """Sees that `workdir` can be the run of this config, and leaves it as it is.
+
+    Args:
+      workdir: of a run, or to be.
+      config: what is wanted now.
+      allowed: keys that may differ from the config that the run was started with.
+
+    Raises:
+      UserError: it cannot be written, holds another config's run, or files that are not of a run.
+    """
+    with _writable(workdir):
+        if workdir.exists():
+            _check_found(workdir, config, allowed)
+        there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+        # A file that is gone at once: a read-only workdir is found out now, not after the first epoch.
+        # On some file systems it has a name meanwhile, which others in the same directory pass over.
+        with tempfile.TemporaryFile(dir=there, prefix="."):
+            pass
+
+
+def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str]) -> None:
+    found = sorted(p.name for p in workdir.iterdir() if p.name not in _BEFORE and p.name[0] != ".")
+    if "config.json" in found:
+        differences = config_lib.differences(read_config(workdir), config)
+        changed = [line for line in differences if line.partition(":")[0] not in allowed]
+        if changed:
+            keys = ",".join(line.partition(":")[0] for line in changed)
+            raise UserError(
+                f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, the config "
+                f"of that run, or, if it is to go on changed, experiments/train.py --allow_config_change={keys}."
+            )
+    elif found:
+        raise UserError(
+            f"{workdir} holds files of something else ({', '.join(found[:3])}, …): take an empty --workdir."
+        )
+
+
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str] = ()) -> None:
+    """Makes `workdir` the run of this config, or finds it to be that already; arguments and UserError as `check`."""
+    check(workdir, config, allowed)
+    if (workdir / "metrics.json").is_file():  # complete, and sealed with the config that it has
+        return
+    with _writable(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(workdir / "config.json", config_lib.to_json(config) + "\n")
+
+
+def check_data(workdir: pathlib.Path, fingerprints: dict[str, str]) -> None:
+    """Raises UserError if the run's data are not those it started with: ids are rows, so others would mix up all."""
+    path = workdir / "data.json"
+    want = "want the fingerprints of the data that the run was started with; remove it if they are still the same"
+    started = read_json(path, dict, want) if path.is_file() else fingerprints
+    changed = sorted(split for split in fingerprints if started.get(split) != fingerprints[split])
+    if changed:
+        raise UserError(
+            f"{workdir} was started with other images or labels than are found now (split {', '.join(changed)}): "
+            "give it back its data, or take another --workdir."
+        )
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of the run in `workdir`; UserError if there is none."""
+    path = workdir / "config.json"
+    if not os.path.isfile(path):
+        raise UserError(f"{workdir} holds no run (no config.json): give the --workdir of experiments/train.py.")
+    try:
+        return config_lib.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise UserError(
+            f"{path} cannot be read as a config of this version ({error}): give back the run's own."
+        ) from error
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """All of the text or nothing: a reader, or a crash, never finds half a file. By the first process alone."""
+    if not parallel.is_first():
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def put(workdir: pathlib.Path, name: str, text: str) -> None:
+    """`write` of a file of a run; UserError where that is not possible."""
+    with _writable(workdir):
+        write(workdir / name, text)
+
+
+def write_broken(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:
+    """Lists the images that could not be read, those of the start and those of later epochs; no file without any.
+
+    Of several processes the others list those that they have read themselves, in broken_I.txt.
+    """
+    broken = [
+        f"{split}: {file}" for split, r in records.items() for file in (*r.broken, *getattr(r.image, "broken", ()))
+    ]
+    if not broken:
+        return
+    text = "".join(f"{line}\n" for line in broken)
+    if parallel.is_first():
+        put(workdir, BROKEN, text)
+    else:
+        with _writable(workdir):
+            (workdir / f"broken_{jax.process_index()}.txt").write_text(text)
+
+
+def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
+    """By the first process alone."""
+    if not parallel.is_first():
+        return
+    with _writable(workdir), (workdir / _METRICS).open("a") as f:
+        f.write(json.dumps(line) + "\n")
+
+
+def cut_log(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """Drops what was logged after `step`, the checkpoint a run goes on from, and returns the rest.
+
+    Lines that are damaged go too: a kill cuts the last one short, and no line is worth a run that does not go on.
+    """
+    lines = [entry for entry in read_log(workdir) if entry["step"] <= step]
+    put(workdir, _METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def read_log(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What was logged, an entry an epoch and an evaluation, without lines that are damaged."""
+    path = workdir / _METRICS
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [entry for entry in map(_entry, text.splitlines()) if entry is not None]
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the log, numbers by their names; None for one that is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(entry, dict) and "step" in entry and all(isinstance(v, int | float) for v in entry.values())
+    return entry if whole else None

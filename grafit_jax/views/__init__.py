@@ -1,0 +1,1 @@
+"""The views of an image, made on the device from uint8."""

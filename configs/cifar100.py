@@ -23,7 +23,7 @@ ClusterFit starts from a finished baseline of the same preset: `method=clusterfi
 in a cluster [ours]. SNCA with its own recipe: configs/snca.py.
 """
 
-from grafit_jax import config as config_lib
+from grafit_jax import config_files
 
 _JITTER = (0.4, 0.4, 0.2, 0.1)  # BYOL's
 
@@ -119,11 +119,7 @@ PRESETS = {
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="grafit", preset="r18", seed=0, level="", **{"from": ""})
-    config_lib.choose(arg.preset, "preset", PRESETS)
-    c = config_lib.default()
-    c.method = arg.method
-    c.seed = arg.seed
+    c, arg = config_files.start(arg, PRESETS, method="grafit", preset="r18", seed=0, level="", **{"from": ""})
     c.data.source = "tfds:cifar100"
     c.data.train_level = arg.level
     c.clusters.workdir = arg["from"]

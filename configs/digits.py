@@ -7,14 +7,11 @@ images for training. Numbers to expect: the first table of the README. All metho
 starts from a finished baseline: `method=clusterfit,from=runs/baseline`; about 30 images in a cluster.
 """
 
-from grafit_jax import config as config_lib
+from grafit_jax import config_files
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="grafit", seed=0, **{"from": ""})
-    c = config_lib.default()
-    c.method = arg.method
-    c.seed = arg.seed
+    c, arg = config_files.start(arg, method="grafit", seed=0, **{"from": ""})
     c.data.source = "digits"
     c.clusters.workdir = arg["from"]
     c.clusters.k = 30

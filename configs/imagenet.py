@@ -15,7 +15,7 @@ cluster [ours]. The paper's coarse -> fine cells are not confirmed; no number to
 published at 79.6 top-1, by a linear classifier after fine-tuning.
 """
 
-from grafit_jax import config as config_lib
+from grafit_jax import config_files
 
 
 def _paper(c):
@@ -30,25 +30,13 @@ PRESETS = {"paper": _paper, "short": _short}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="grafit", level="coarse", preset="paper", seed=0, **{"from": ""})
-    config_lib.choose(arg.preset, "preset", PRESETS)
-    c = config_lib.default()
-    c.method = arg.method
-    c.seed = arg.seed
+    c, arg = config_files.start(arg, PRESETS, method="grafit", level="coarse", preset="paper", seed=0, **{"from": ""})
     c.data.source = "tfds:imagenet2012"
-    c.data.train_level = config_lib.choose(arg.level, "level", ("coarse", "fine"))
-    c.data.stream = True
-    c.train.host_crops = True
-    c.data.image_size = 256  # of a photo's middle, for evaluation and for the memory before the first step
-    c.data.fit = "centre"
-    c.eval.crop = "centre"
+    c.data.train_level = config_files.choose(arg.level, "level", ("coarse", "fine"))
+    c.update_from_flattened_dict(config_files.PHOTOS)
     c.model.trunk = "resnet50"
-    c.model.stem = "imagenet"
     c.model.dtype = "bfloat16"
     c.views.num_views = 4
-    c.views.size = 224
-    c.views.mean = (0.485, 0.456, 0.406)
-    c.views.std = (0.229, 0.224, 0.225)
     c.views.crop_scale = (0.08, 1.0)
     c.views.randaugment_ops = 2
     c.views.erase = 0.25

@@ -18,7 +18,7 @@ ClusterFit starts from a finished baseline: `method=clusterfit,from=runs/inat_ba
 [ours]. The paper's cells of train level x test level are not confirmed; no number to expect.
 """
 
-from grafit_jax import config as config_lib
+from grafit_jax import config_files
 from grafit_jax.data.datasets import taxonomy
 
 DATASETS = {"2018": "tfds:i_naturalist2018", "2019": "tfds:inaturalist2019"}
@@ -36,25 +36,15 @@ PRESETS = {"paper": _paper, "short": _short}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, year="2018", level="genus", method="grafit", preset="paper", seed=0, **{"from": ""})
-    config_lib.choose(arg.preset, "preset", PRESETS)
-    c = config_lib.default()
-    c.method = arg.method
-    c.seed = arg.seed
-    c.data.source = DATASETS[config_lib.choose(arg.year, "year", DATASETS)]
-    c.data.train_level = config_lib.choose(arg.level, "level", taxonomy.LEVELS)
-    c.data.stream = True
-    c.train.host_crops = True
-    c.data.image_size = 256  # of a photo's middle, for evaluation and for the memory before the first step
-    c.data.fit = "centre"
-    c.eval.crop = "centre"
+    c, arg = config_files.start(
+        arg, PRESETS, year="2018", level="genus", method="grafit", preset="paper", seed=0, **{"from": ""}
+    )
+    c.data.source = DATASETS[config_files.choose(arg.year, "year", DATASETS)]
+    c.data.train_level = config_files.choose(arg.level, "level", taxonomy.LEVELS)
+    c.update_from_flattened_dict(config_files.PHOTOS)
     c.model.trunk = "resnet50"
-    c.model.stem = "imagenet"
     c.model.dtype = "bfloat16"
     c.views.num_views = 4
-    c.views.size = 224
-    c.views.mean = (0.485, 0.456, 0.406)
-    c.views.std = (0.229, 0.224, 0.225)
     c.views.crop_scale = (0.08, 1.0)
     c.views.randaugment_ops = 2
     c.views.erase = 0.25

@@ -29,11 +29,10 @@ Preset cpu (cifar100 alone): a small net from scratch, 6 epochs, at most 12 minu
 README gives them for another method they are that method's defaults here: `RELEASED`.
 """
 
-from grafit_jax import config as config_lib
-from grafit_jax import methods
+from grafit_jax import config_files, methods
+from grafit_jax.config_files import IMAGENET
 from grafit_jax.errors import UserError
 
-_IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}
 _AUTOAUGMENT = {"views.autoaugment": "maskcon"}  # on the query; the key is cropped and flipped alone
 _PHOTOS = {
     "data.image_size": 256,  # what is kept of a photo, before crops of 224 [ours]
@@ -47,7 +46,7 @@ DATASETS = {
     "cifar100": {"data.source": "tfds:cifar100", **_AUTOAUGMENT},
     "imagenet32": {
         "data.source": "tfds:imagenet_resized/32x32",
-        **_IMAGENET,
+        **IMAGENET,
         **_AUTOAUGMENT,
         "queue.size": 16384,
         "train.epochs": 100,
@@ -56,13 +55,13 @@ DATASETS = {
     },
     "cars": {
         "data.source": "tfds:cars196",
-        **_IMAGENET,
+        **IMAGENET,
         **_PHOTOS,
         "views.jitter": (0.4, 0.4, 0.4, 0.1),
         "views.grey": 0.2,
         "views.blur": (0.1, 2.0),
     },
-    "sop": {"data.source": "tfds:stanford_online_products", **_IMAGENET, **_PHOTOS},
+    "sop": {"data.source": "tfds:stanford_online_products", **IMAGENET, **_PHOTOS},
 }
 # (w, t) of MaskCon's README, by data set and the method that they are given with; t is nothing to CoIns. Of other
 # methods, and of CIFAR-100, none is given.
@@ -104,17 +103,13 @@ def get_config(arg=None):
         "dataset": "cifar100", "method": "grafit_maskcon", "preset": "full", "split": "split1", "seed": 0,
         "w": 0.5, "t": 0.05,
     }  # fmt: skip
-    asked = config_lib.parse_arg(arg, **defaults)
+    asked = config_files.parse_arg(arg, **defaults)
     if (asked.dataset, asked.method) in RELEASED and (asked.dataset, asked.split) != ("sop", "split2"):
         defaults["w"], defaults["t"] = RELEASED[asked.dataset, asked.method]
-    arg = config_lib.parse_arg(arg, **defaults)
-    config_lib.choose(arg.dataset, "dataset", DATASETS)
-    config_lib.choose(arg.preset, "preset", PRESETS)
+    c, arg = config_files.start(arg, PRESETS, **defaults)
+    config_files.choose(arg.dataset, "dataset", DATASETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":
         raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
-    c = config_lib.default()
-    c.method = arg.method
-    c.seed = arg.seed
     c.loss.weight = arg.w
     c.loss.soft_temperature = arg.t
     if methods.get(arg.method).protocol == "maskcon":

@@ -20,8 +20,7 @@ same trunk and budget; theirs are sigma, heads without batch norm, a constant ke
 the images [ours].
 """
 
-from grafit_jax import config as config_lib
-from grafit_jax import methods
+from grafit_jax import config_files, methods
 
 
 def _cpu(c):
@@ -58,16 +57,12 @@ PRESETS = {"cpu": _cpu}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(
-        arg, method="grafit", preset="cpu", variant="within", level="coarse", seed=0, **{"from": ""}
+    c, arg = config_files.start(
+        arg, PRESETS, method="grafit", preset="cpu", variant="within", level="coarse", seed=0, **{"from": ""}
     )
-    config_lib.choose(arg.preset, "preset", PRESETS)
-    c = config_lib.default()
-    c.method = arg.method
-    c.seed = arg.seed
     c.data.source = "tfds:omniglot"
-    c.data.variant = config_lib.choose(arg.variant, "variant", ("within", "unseen"))
-    c.data.train_level = config_lib.choose(arg.level, "level", ("coarse", "fine"))
+    c.data.variant = config_files.choose(arg.variant, "variant", ("within", "unseen"))
+    c.data.train_level = config_files.choose(arg.level, "level", ("coarse", "fine"))
     PRESETS[arg.preset](c)
     method = methods.get(arg.method)
     if method.clusters:

@@ -11,21 +11,15 @@ Presets (both ours, not the paper's):
   cpu  a small net at 32 px, 50 epochs, images in memory: a few minutes for some thousand images on 2 cores.
 """
 
-from grafit_jax import config as config_lib
+from grafit_jax import config_files
 from grafit_jax.errors import UserError
 
 
 def _gpu(c):
-    c.data.stream = True
-    c.train.host_crops = True
-    c.data.image_size = 256  # of a photo's middle, for evaluation and for the memory before the first step
-    c.data.fit = "centre"
-    c.eval.crop = "centre"
+    c.update_from_flattened_dict(config_files.PHOTOS)
     c.model.trunk = "resnet50"
-    c.model.stem = "imagenet"
     c.model.dtype = "bfloat16"
     c.views.num_views = 4
-    c.views.size = 224
     c.train.epochs = 100
     c.train.batch_size = 256
     c.eval.batch_size = 256
@@ -50,16 +44,11 @@ PRESETS = {"gpu": _gpu, "cpu": _cpu}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, dir="", csv="", method="grafit", preset="gpu", seed=0)
-    config_lib.choose(arg.preset, "preset", PRESETS)
+    c, arg = config_files.start(arg, PRESETS, dir="", csv="", method="grafit", preset="gpu", seed=0)
     if arg.dir and arg.csv:
         raise UserError(f"found dir={arg.dir} and csv={arg.csv}: want one of them.")
-    c = config_lib.default()
-    c.method = arg.method
-    c.seed = arg.seed
     c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir or 'images'}"
-    c.views.mean = (0.485, 0.456, 0.406)
-    c.views.std = (0.229, 0.224, 0.225)
+    c.update_from_flattened_dict(config_files.IMAGENET)
     c.views.jitter = (0.4, 0.4, 0.4, 0.1)
     c.views.grey = 0.2
     c.ema.base = 0.99

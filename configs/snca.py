@@ -12,27 +12,19 @@ That is what SNCA's code says; ours are the trunk of imagenet and a random memor
 confirmed for either: no number to expect. `method=snca_plus` runs the same through Grafit's projector.
 """
 
-from grafit_jax import config as config_lib
+from grafit_jax import config_files
 
 
 def _imagenet(c):
     c.data.source = "tfds:imagenet2012"
-    c.data.stream = True
+    c.update_from_flattened_dict(config_files.PHOTOS)
     c.model.trunk = "resnet50"
-    c.model.stem = "imagenet"
-    c.views.size = 224
-    c.views.mean = (0.485, 0.456, 0.406)
-    c.views.std = (0.229, 0.224, 0.225)
     c.optimizer.learning_rate = 0.1
     c.optimizer.weight_decay = 1e-4
     c.views.crop_scale = (0.08, 1.0)
     c.optimizer.step_epochs = (40, 80, 120)
     c.memory.step_epochs = (80, 120)
     c.memory.step_momentum = (0.8, 0.9)
-    c.train.host_crops = True
-    c.data.image_size = 256
-    c.data.fit = "centre"
-    c.eval.crop = "centre"
     c.train.epochs = 130
     c.train.batch_size = 256
     c.checkpoint.every_epochs = 1
@@ -55,11 +47,8 @@ DATASETS = {"imagenet": _imagenet, "cifar100": _cifar100}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, dataset="cifar100", method="snca", seed=0)
-    config_lib.choose(arg.dataset, "dataset", DATASETS)
-    c = config_lib.default()
-    c.method = arg.method
-    c.seed = arg.seed
+    c, arg = config_files.start(arg, dataset="cifar100", method="snca", seed=0)
+    config_files.choose(arg.dataset, "dataset", DATASETS)
     c.model.dim = 128
     c.optimizer.schedule = "step"
     c.optimizer.step_factor = 0.1

@@ -26,26 +26,22 @@ Preset cpu (cifar100 alone): the 50 fine classes of coarse classes 10-19 at 32 p
 classes 0-9.
 """
 
-from grafit_jax import config as config_lib
+from grafit_jax import config_files
+from grafit_jax.config_files import IMAGENET, PHOTOS
 from grafit_jax.errors import UserError
 from grafit_jax.views import augment
 
-_IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}
 # As ImageNet's photos are seen by the trunk that is fine-tuned.
 _AT_224 = {
-    **_IMAGENET,
+    **IMAGENET,
     "model.stem": "imagenet",
     "views.size": 224,
     "mixing.cutmix": 1.0,
     "eval.batch_size": 100,
 }
 _PHOTOS = {
+    **PHOTOS,
     **_AT_224,
-    "data.stream": True,
-    "train.host_crops": True,
-    "data.image_size": 256,  # of a photo's middle, for evaluation
-    "data.fit": "centre",
-    "eval.crop": "centre",
 }
 DATASETS = {
     "flowers": {"data.source": "tfds:oxford_flowers102", "train.epochs": 300, **_PHOTOS},
@@ -82,14 +78,13 @@ PRESETS = {"full": _full, "cpu": _cpu}
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, dataset="cifar100", preset="full", trunk="resnet50", size=0, seed=0, **{"from": ""})
-    config_lib.choose(arg.dataset, "dataset", DATASETS)
-    config_lib.choose(arg.preset, "preset", PRESETS)
+    c, arg = config_files.start(
+        arg, PRESETS, dataset="cifar100", preset="full", trunk="resnet50", size=0, seed=0, **{"from": ""}
+    )
+    config_files.choose(arg.dataset, "dataset", DATASETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":
         raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
-    c = config_lib.default()
     c.method = "baseline"  # a linear classifier on the trunk's features
-    c.seed = arg.seed
     c.model.trunk = arg.trunk
     c.model.pretrained = arg["from"]
     c.optimizer.learning_rate = 0.01

@@ -15,8 +15,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from grafit_jax import config as config_lib
-from grafit_jax import parallel, train
+from grafit_jax import config_files, parallel, train
 from grafit_jax.commands import cli, profiling
 from grafit_jax.errors import warn
 from grafit_jax.runs import multihost
@@ -73,7 +72,7 @@ def main(argv):
 
 def _warn_of_preset(file):
     """Names the presets of a config file that a CPU can train."""
-    presets = getattr(config_lib.load_module(pathlib.Path(file)), "PRESETS", ())
+    presets = getattr(config_files.load_module(pathlib.Path(file)), "PRESETS", ())
     known = " or ".join(f"preset={name}" for name in presets if name.startswith("cpu"))
     remedy = f"use {known} of {file}" if known else f"{file} has no preset for a CPU"
     warn(f"found only a CPU, and a config for accelerators (model.dtype = bfloat16), which may take days: {remedy}.")

@@ -1,24 +1,15 @@
-"""Every key of a config with its default, the typed arguments of config files, and the checks before a run."""
+"""Every key of a config with its default."""
 
-import ast
-import importlib.util
-import itertools
+import dataclasses
 import json
 import math
-import pathlib
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from grafit_jax import methods
-from grafit_jax.errors import UserError
-from grafit_jax.models import heads
-from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
-from grafit_jax.models.weights import WEIGHTS
+from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.views import augment
-from grafit_jax.views.crops import FITS
 
 # Like what the entries are of a tuple that is empty by default.
 _ENTRIES: Mapping[str, tuple[Any]] = {
@@ -154,243 +145,38 @@ def default() -> ml_collections.ConfigDict:
 
 
 def _augmentations() -> ml_collections.ConfigDict:
-    """What is done to a view; see data/augment.py."""
-    a = ml_collections.ConfigDict()
-    a.crop_scale = (0.2, 1.0)
-    a.crop_ratio = (0.75, 4 / 3)
-    a.flip = 0.5
-    a.jitter = (0.0, 0.0, 0.0, 0.0)
-    a.jitter_prob = 0.8
-    a.grey = 0.0
-    a.randaugment_ops = 0
-    a.randaugment_magnitude = 9
-    a.erase = 0.0
-    # AutoAugment's policy for CIFAR-10: True as in torchvision | "maskcon" as in MaskCon's code.
-    a.autoaugment = ml_collections.FieldReference(False, field_type=object)
-    a.perspective = 0.0
-    a.perspective_prob = 0.5
-    a.blur = (0.0, 0.0)
-    a.blur_prob = 0.5
+    """What is done to a view, with the defaults of `augment.Views`, which says what each means."""
+    fields = dataclasses.fields(augment.Views)
+    a = ml_collections.ConfigDict({f.name: f.default for f in fields if f.default is not dataclasses.MISSING})
+    del a.resize  # of evaluation: see `eval`
+    a.autoaugment = ml_collections.FieldReference(a.autoaugment, field_type=object)  # False, True or text
     return a
 
 
-def load_module(path: pathlib.Path) -> types.ModuleType:
-    """A config file."""
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def load_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
-    """The config that a config file makes of `arg`, which stands behind the colon on a command line."""
-    return load_module(path).get_config(arg)
-
-
-def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-    """The `key=value,key=value` behind the colon of `--config=file.py:…`, typed like `defaults`.
-
-    Raises:
-      UserError: a key that is not in `defaults` (with the nearest known one), or a value of another type.
-    """
-    values = dict(defaults)
-    for part in filter(None, (arg or "").split(",")):
-        key, equals, text = part.partition("=")
-        if not equals and key not in defaults:
-            raise UserError(
-                f"config argument {part!r} is no key=value: want a key of {', '.join(defaults)}; a value that holds a "
-                "comma has to be given behind its own flag, as --config.data.source=VALUE."
-            )
-        if key not in defaults:
-            raise UserError(
-                f"unknown config argument {key!r}{methods.did_you_mean(key, defaults)}: want key=value with a key of "
-                f"{', '.join(defaults)}."
-            )
-        if not equals:
-            raise UserError(f"config argument {part!r} has no value: write {key}=VALUE.")
-        values[key] = typed(key, text, defaults[key])
-    return ml_collections.ConfigDict(values)
-
-
-def typed(key: str, text: str, like: Any) -> Any:
-    """The value of an argument of type `like`'s, from text; UserError for text of another type."""
-    if isinstance(like, str):
-        return text
-    try:
-        value = ast.literal_eval(text.title() if isinstance(like, bool) else text)
-        if isinstance(like, float) and type(value) is int:
-            value = float(value)
-        if type(value) is type(like):
-            return value
-    # Nested brackets run out of stack, {[]: 1} does not hash, and 10**400 is no float.
-    except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
-        pass
-    raise UserError(f"config argument {key}={text}: want a value of type {type(like).__name__}, like {like!r}.")
-
-
-def choose(name: str, what: str, known: Iterable[str]) -> str:
-    """`name`, if it is among the `known` ones; else a UserError that says what there is."""
-    known = tuple(known)
-    if name not in known:
-        raise UserError(f"unknown {what} {name!r}{methods.did_you_mean(name, known)}: want one of {', '.join(known)}.")
-    return name
-
-
-def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
-    """Raises a UserError for what can be seen to be wrong before data or devices are touched."""
-    _check_keys(config)
-    _check_types(config)
-    method = methods.get(config.method)
-    choose(config.model.trunk, "trunk", TRUNKS)
-    choose(config.model.stem, "stem", STEMS)
-    if config.model.pretrained.endswith(WEIGHTS):
-        choose(config.model.trunk, "trunk with pretrained weights", TORCHVISION)
-    choose(config.model.dtype, "model.dtype", ("float32", "bfloat16"))
-    if config.model.projector_norm and method.projector != "mlp":
-        raise UserError(f"model.projector_norm is on, and {method.name} has no projector of two layers: leave it off.")
-    choose(config.model.head_init, "model.head_init", heads.INITS)
-    choose(config.memory.init, "memory.init", ("embed", "random"))
-    choose(config.data.broken, "data.broken", ("fatal", "skip"))
-    choose(config.optimizer.schedule, "optimizer.schedule", ("cosine", "step"))
-    if not config.eval.features:
-        raise UserError("eval.features is empty: name trunk, projector or both, the headline first.")
-    for name in config.eval.features:
-        choose(name, "entry of eval.features", ("trunk", "projector"))
-    if config.eval.features[0] == "projector" and not method.projector:
-        raise UserError(f"eval.features starts with projector, but {method.name} has none: put trunk first.")
-
-    def want(condition: bool, key: str, wanted: str) -> None:
-        if not condition:
-            value = config
-            for part in key.split("."):
-                value = value[part]
-            raise UserError(f"{key} = {value}: want {wanted}.")
-
-    if method.instance == "predict":
-        want(config.views.num_views >= 2, "views.num_views", "T >= 2, since Eq. 1 compares one view with another")
-    if len(set(config.eval.features)) < len(config.eval.features):
-        raise UserError(f"eval.features = {config.eval.features} names one twice: name each once.")
-    want(config.seed >= 0, "seed", "0 or more")
-    want(config.data.image_size >= 0, "data.image_size", "0 (as they are) or the pixels of a side")
-    want(config.model.hidden >= 1, "model.hidden", "at least 1")
-    want(config.model.dim >= 1, "model.dim", "at least 1")
-    patches = config.model.stem == "patch2"
-    want(not patches or config.views.size % 2 == 0, "views.size", "an even number for the stem patch2")
-    want(config.loss.temperature > 0, "loss.temperature", "sigma > 0 (the paper's is 0.05)")
-    want(config.eval.knn_temperature > 0, "eval.knn_temperature", "sigma > 0 (SNCA's is 0.05)")
-    want(0 <= config.memory.momentum < 1, "memory.momentum", "a value in [0, 1) (the paper's is 0.5)")
-    for key, steps in (("memory", config.memory.step_epochs), ("optimizer", config.optimizer.step_epochs)):
-        ascending = all(a < b for a, b in itertools.pairwise((0, *steps)))
-        want(ascending, f"{key}.step_epochs", "epochs > 0 in ascending order, as (40, 80)")
-    want(all(0 <= m < 1 for m in config.memory.step_momentum), "memory.step_momentum", "values in [0, 1)")
-    want(
-        len(config.memory.step_momentum) == len(config.memory.step_epochs),
-        "memory.step_momentum",
-        f"a value for each of memory.step_epochs, {config.memory.step_epochs}",
-    )
-    if config.optimizer.schedule == "step":
-        want(len(config.optimizer.step_epochs) > 0, "optimizer.step_epochs", "at least one epoch with schedule step")
-    want(0 < config.optimizer.step_factor <= 1, "optimizer.step_factor", "a value in (0, 1]")
-    if method.clusters:
-        want(bool(config.clusters.workdir), "clusters.workdir", "the workdir of a finished baseline")
-        want(config.clusters.k >= 2, "clusters.k", "at least 2 clusters")
-    want(0 <= config.ema.base <= 1, "ema.base", "a value in [0, 1] (BYOL's is 0.996)")
-    want(0 <= config.ema.final <= 1, "ema.final", "a value in [0, 1] (BYOL's is 1)")
-    want(0 <= config.loss.label_smoothing < 1, "loss.label_smoothing", "a value in [0, 1)")
-    if method.supervised != "cross_entropy":
-        smoothed = config.loss.label_smoothing
-        want(smoothed == 0, "loss.label_smoothing", f"0, since {method.name} trains no cross-entropy")
-    want(0 < config.optimizer.layer_decay <= 1, "optimizer.layer_decay", "a factor in (0, 1]")
-    want(config.eval.size >= 0, "eval.size", "0 (as views.size) or the pixels of a side")
-    choose(config.eval.crop, "eval.crop", augment.EVAL_CROPS)
-    if config.eval.crop == "whole":
-        want(config.eval.resize == 0, "eval.resize", "0, since eval.crop is whole; or eval.crop = centre")
-    else:
-        size = config.eval.size or config.views.size
-        fits = config.eval.resize == 0 or config.eval.resize >= size
-        want(fits, "eval.resize", f"0 (8/7 of the size) or at least the size, {size} pixels")
-        kept = config.eval.resize or augment.resize_for(size)
-        enough = config.data.image_size == 0 or config.data.image_size >= kept
-        want(enough, "data.image_size", f"0 (as they are) or at least {kept}, what is cropped in evaluation")
-    want(not patches or config.eval.size % 2 == 0, "eval.size", "an even number for the stem patch2")
-    for key in ("mixup", "cutmix"):
-        want(config.mixing[key] >= 0, f"mixing.{key}", "alpha > 0, or 0 for none")
-        if method.supervised != "cross_entropy" or method.instance:
-            want(config.mixing[key] == 0, f"mixing.{key}", f"0, since {method.name} does not train cross-entropy alone")
-    want(config.loss.instance_weight >= 0, "loss.instance_weight", "lambda >= 0 (the paper's is 1)")
-    want(0 <= config.loss.weight <= 1, "loss.weight", "w in [0, 1]")
-    want(config.loss.soft_temperature > 0, "loss.soft_temperature", "t > 0 (MaskCon's is 0.05)")
-    if method.queue:
-        want(
-            config.queue.size >= config.train.batch_size,
-            "queue.size",
-            f"K of at least a batch, which has {config.train.batch_size} keys (MaskCon's is 8192)",
-        )
-    want(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "a value > 0")
-    want(config.optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
-    want(0 <= config.optimizer.momentum < 1, "optimizer.momentum", "a value in [0, 1)")
-    want(config.optimizer.warmup_epochs >= 0, "optimizer.warmup_epochs", "0 or more")
-    want(config.train.epochs >= 1, "train.epochs", "at least 1")
-    want(config.train.batch_size >= 1, "train.batch_size", "at least 1")
-    want(config.train.steps_per_call >= 0, "train.steps_per_call", "0 (chosen for the device) or more")
-    if config.data.stream:
-        want(
-            config.train.steps_per_call <= 1,
-            "train.steps_per_call",
-            "0 or 1 with data.stream: each step is handed its batch",
-        )
-    want(config.data.stream or not config.train.host_crops, "train.host_crops", "False unless data.stream is on")
-    choose(config.data.fit, "fit", FITS)
-    want(config.train.shuffle_buffer >= 1, "train.shuffle_buffer", "at least 1")
-    want(config.eval.batch_size >= 1, "eval.batch_size", "at least 1")
-    positive = all(k >= 1 for k in config.eval.recall_at)
-    want(len(config.eval.recall_at) > 0 and positive, "eval.recall_at", "whole numbers k >= 1")
-    want(config.eval.every_epochs >= 0, "eval.every_epochs", "0 (at the end alone) or more")
-    want(config.eval.knn_k >= 1, "eval.knn_k", "at least 1")
-    want(config.checkpoint.every_epochs >= 1, "checkpoint.every_epochs", "at least 1")
-    want(config.checkpoint.every_steps >= 0, "checkpoint.every_steps", "0 (at the end of epochs alone) or more")
-    want(config.checkpoint.keep >= 1, "checkpoint.keep", "at least 1")
-    if config.train.batch_size % num_devices:
-        below = config.train.batch_size // num_devices * num_devices
-        near = f"{below} or {below + num_devices}" if below else str(num_devices)
-        raise UserError(
-            f"train.batch_size = {config.train.batch_size} does not divide over {num_devices} devices: take {near}."
-        )
-
-
-def _check_keys(config: ml_collections.ConfigDict) -> None:
+def check_schema(config: ml_collections.ConfigDict) -> None:
+    """Raises a UserError for keys that are not known, or values that no run can take where the default's stand."""
     known, found = flatten(default()), flatten(config)
     for key in found:
         if key not in known:
-            raise UserError(f"unknown config key {key!r}{methods.did_you_mean(key, known)}.")
-    for key in known:
+            raise UserError(f"unknown config key {key!r}{did_you_mean(key, known)}.")
+    for key, like in known.items():
         if key not in found:
             raise UserError(f"config key {key!r} is missing: start from grafit_jax.config.default().")
+        wanted = _wanted(key, found[key], like)
+        if wanted:
+            raise UserError(f"{key} = {found[key]!r}: want {wanted}.")
 
 
-def _check_types(config: ml_collections.ConfigDict) -> None:
-    """Raises a UserError for a value of another kind than the default's, or one that no run can take."""
-    found = flatten(config)
-    for key, default_value in flatten(default()).items():
-        if key in _CHOICES:
-            if not any(type(found[key]) is type(choice) and found[key] == choice for choice in _CHOICES[key]):
-                raise UserError(f"{key} = {found[key]!r}: want one of {', '.join(map(repr, _CHOICES[key]))}.")
-            continue
-        likes, values = (default_value,), (found[key],)
-        if isinstance(default_value, tuple):
-            likes = default_value[:1] or _ENTRIES[key]
-            if not isinstance(values[0], tuple):
-                raise UserError(f"{key} = {values[0]!r}: want a tuple, such as {default_value or likes}.")
-            values = values[0]
-        for value in values:
-            wanted = _wanted(value, likes[0])
-            if wanted:
-                raise UserError(f"{key} = {found[key]!r}: want {wanted}.")
-
-
-def _wanted(value: Any, like: Any) -> str | None:
+def _wanted(key: str, value: Any, like: Any) -> str | None:
     """What is wanted in place of a value where one like `like` should be; None where it is one."""
+    if key in _CHOICES:
+        known = any(type(value) is type(choice) and value == choice for choice in _CHOICES[key])
+        return None if known else f"one of {', '.join(map(repr, _CHOICES[key]))}"
+    if isinstance(like, tuple):
+        entries = like or _ENTRIES[key]
+        if not isinstance(value, tuple):
+            return f"a tuple, such as {entries}"
+        return next(filter(None, (_wanted(key, entry, entries[0]) for entry in value)), None)
     if type(value) is not type(like) and not (type(value) is int and isinstance(like, float)):
         return f"a {type(like).__name__}, such as {like!r}"
     if isinstance(value, float) and not math.isfinite(value):
@@ -429,8 +215,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         config.update_from_flattened_dict(
             {k: tuple(v) if isinstance(v, list) else v for k, v in flatten(json.loads(text)).items()}
         )
-    _check_keys(config)
-    _check_types(config)
+    check_schema(config)
     return config
 
 

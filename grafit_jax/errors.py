@@ -1,9 +1,10 @@
 """The one exception for what a user can put right, and warnings of what may be meant."""
 
 import contextlib
+import difflib
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import tqdm
 
@@ -18,6 +19,12 @@ class UserError(ValueError):
     def __init__(self, message: str):
         # What is told of, such as a file's name, may hold line breaks.
         super().__init__(" ".join(message.splitlines()))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)', or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, [*known], n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def warn(message: str) -> None:

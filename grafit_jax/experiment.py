@@ -15,7 +15,7 @@ import optax
 from jax.typing import ArrayLike
 
 from grafit_jax import config as config_lib
-from grafit_jax import evaluation, methods, parallel, pulse, schedules
+from grafit_jax import config_checks, evaluation, methods, parallel, pulse, schedules
 from grafit_jax import memory as memory_lib
 from grafit_jax import state as state_lib
 from grafit_jax.data import hierarchy, sources
@@ -111,7 +111,7 @@ def load(
     Raises:
       UserError: anything about config or data that would go wrong later.
     """
-    config_lib.validate(config, num_devices=parallel.num_all_devices() if training else 1)
+    config_checks.validate(config, num_devices=parallel.num_all_devices() if training else 1)
     records = records or sources.load(**config.data)
     train = records["train"]
     method = methods.get(config.method)

@@ -1,13 +1,12 @@
 """The methods of PAPER.md sections 2 and 3: which heads each has, and which losses it trains."""
 
 import dataclasses
-import difflib
 import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.models import Network, build_trunk
 from grafit_jax.models.heads import MLP, Identity, Linear
 
@@ -107,12 +106,6 @@ def get(name: str) -> Method:
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}{did_you_mean(name, METHODS)}: want one of {', '.join(METHODS)}.")
     return METHODS[name]
-
-
-def did_you_mean(name: str, known) -> str:
-    """' (did you mean ...?)', or nothing where no known name is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def build_network(method: Method, config, *, num_classes: int, axis_name: str | None = None) -> Network:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from study import render, reproduction, tables
 
-from grafit_jax import config as config_lib
-from grafit_jax import evaluation, experiment, train
+from grafit_jax import config_checks, evaluation, experiment, train
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.evaluation import Embedded
@@ -24,7 +23,7 @@ from helpers.runs import small_config
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="baseline", seed=0, **{{"from": ""}})
+    arg = config_files.parse_arg(arg, method="baseline", seed=0, **{{"from": ""}})
     options = {{"train.epochs": 1, "seed": arg.seed, "clusters.workdir": arg["from"], "clusters.k": {K}}}
     return small_config(arg.method, **options)
 """
@@ -179,7 +178,7 @@ def test_mistakes_cost_nothing(baseline, tmp_path, monkeypatch):
             train.train(config_of(baseline, **overrides), path)
         assert not path.exists()
     # Only ClusterFit asks for them.
-    config_lib.validate(small_config("baseline"), num_devices=1)
+    config_checks.validate(small_config("baseline"), num_devices=1)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from study import layout, render
 
 from grafit_jax import config as config_lib
-from grafit_jax import methods
+from grafit_jax import config_checks, config_files, methods
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from grafit_jax.runs import clusterfit, results, workdir
@@ -33,13 +33,13 @@ PAIRS = st.tuples(st.sampled_from([*TYPED]), WORDS | st.text(max_size=8)).map("=
 
 def test_arguments_are_of_their_types_or_refused(times):
     def check(arg):
-        parsed = fuzzing.outcome(config_lib.parse_arg, arg, **TYPED)
+        parsed = fuzzing.outcome(config_files.parse_arg, arg, **TYPED)
         if not isinstance(parsed, UserError):
             assert {key: type(value) for key, value in parsed.items()} == {k: type(v) for k, v in TYPED.items()}
 
     for arg in ("w=" + "9" * 400, "seed={[]:1}", "seed=" + "-" * 9000 + "1", "seed=\n", "e=" + "(" * 300, "w=\0"):
         with pytest.raises(UserError, match="want a value of type"):
-            config_lib.parse_arg(arg, **TYPED)
+            config_files.parse_arg(arg, **TYPED)
         check(arg)
     fuzzing.hold(check, ARGS | PAIRS, 60 * times)
 
@@ -47,9 +47,9 @@ def test_arguments_are_of_their_types_or_refused(times):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_a_config_file_makes_a_config_of_an_argument_or_refuses_it(path, times):
     def check(arg):
-        config = fuzzing.outcome(config_lib.load_file, path, arg)
+        config = fuzzing.outcome(config_files.load_file, path, arg)
         if not isinstance(config, UserError):
-            fuzzing.outcome(config_lib.validate, config, num_devices=8)
+            fuzzing.outcome(config_checks.validate, config, num_devices=8)
 
     fuzzing.hold(check, ARGS | PAIRS, 10 * times)
 
@@ -67,7 +67,7 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
                 config.update_from_flattened_dict({key: value})
             except OverflowError:  # ml_collections makes a float of what is in a float's place
                 return
-        if fuzzing.outcome(config_lib.validate, config, num_devices=8) is None:
+        if fuzzing.outcome(config_checks.validate, config, num_devices=8) is None:
             found, like = config_lib.flatten(config)[key], KNOWN[key]
             assert kind(found) == kind(like), f"{key} = {found!r}"
             assert "nan" not in repr(found) and "inf" not in repr(found), f"{key} = {found!r}"
@@ -84,7 +84,7 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
             config.update_from_flattened_dict({key: None if isinstance(like, str | tuple) else "x"})
         wanted = "one of" if key.endswith(".autoaugment") else "a"
         with pytest.raises(UserError, match=rf"{key} = (None|'x'): want {wanted} "):
-            config_lib.validate(config, num_devices=8)
+            config_checks.validate(config, num_devices=8)
     fuzzing.hold(check, st.tuples(st.sampled_from([*KNOWN]), strange, st.sampled_from([*methods.METHODS])), 150 * times)
 
 
@@ -105,7 +105,7 @@ def test_values_that_no_run_can_take(overrides, message):
     with config.ignore_type():
         config.update_from_flattened_dict(overrides)
     with pytest.raises(UserError, match=message):
-        config_lib.validate(config, num_devices=8)
+        config_checks.validate(config, num_devices=8)
 
 
 def test_a_damaged_config_is_read_or_refused(times, tmp_path):
@@ -114,7 +114,7 @@ def test_a_damaged_config_is_read_or_refused(times, tmp_path):
         config = fuzzing.outcome(workdir.read_config, tmp_path)
         if not isinstance(config, UserError):
             config.data.data_dir = "elsewhere"  # as evaluation sets it
-            fuzzing.outcome(config_lib.validate, config, num_devices=8)
+            fuzzing.outcome(config_checks.validate, config, num_devices=8)
 
     for text in (b"null", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"model": 5}', b'{"a": 1}', b'{"seed": "x"}'):
         (tmp_path / "config.json").write_bytes(text)
@@ -224,7 +224,7 @@ def test_no_argument_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "__import__('pathlib').Path('canary').touch()"
     for key in TYPED:
-        fuzzing.outcome(config_lib.parse_arg, f"{key}={code}", **TYPED)
+        fuzzing.outcome(config_files.parse_arg, f"{key}={code}", **TYPED)
     (tmp_path / "config.json").write_text(json.dumps({"seed": code}))
     fuzzing.outcome(workdir.read_config, tmp_path)
     assert not pathlib.Path("canary").exists()

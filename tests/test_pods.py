@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from grafit_jax import config as config_lib
-from grafit_jax import train
+from grafit_jax import config_files, train
 from grafit_jax.data import sources
 from grafit_jax.runs.checkpoint import Checkpoints
 from helpers import image_files, pods
@@ -20,7 +20,7 @@ from helpers.runs import assert_close, log_of
 
 
 def config_of_pods():
-    config = config_lib.load_file(ROOT / "configs" / "digits.py", "method=grafit")
+    config = config_files.load_file(ROOT / "configs" / "digits.py", "method=grafit")
     for argument in pods.SMALL[1:]:
         key, _, value = argument.removeprefix("--config.").partition("=")
         old = config_lib.flatten(config)[key]

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from grafit_jax import config as config_lib
-from grafit_jax import experiment, models, train
+from grafit_jax import config_checks, experiment, models, train
 from grafit_jax.errors import UserError
 from grafit_jax.models import weights
 from helpers import state_dicts
@@ -257,4 +256,4 @@ def test_a_file_that_does_not_fit_is_told_before_a_workdir_is_made(tmp_path):
     config = resnet18_config("w.safetensors", **{"model.dim": 8})
     config.model.trunk = "resnet8"
     with pytest.raises(UserError, match=r"trunk with pretrained weights 'resnet8'.*resnet18, resnet34, resnet50"):
-        config_lib.validate(config, num_devices=1)
+        config_checks.validate(config, num_devices=1)

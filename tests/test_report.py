@@ -18,11 +18,12 @@ from grafit_jax.runs import results
 from helpers.command_lines import ROOT
 
 TINY = """
+from grafit_jax import config_files
 from grafit_jax import config as config_lib
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="baseline", seed=0)
+    arg = config_files.parse_arg(arg, method="baseline", seed=0)
     c = config_lib.default()
     c.update_from_flattened_dict({
         "method": arg.method, "seed": arg.seed, "model.trunk": "resnet8", "model.stem": "patch2", "model.hidden": 32,

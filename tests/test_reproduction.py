@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from study import layout, pricing, published, recording, reproduction, tables
 
 from grafit_jax import config as config_lib
-from grafit_jax import methods, train
+from grafit_jax import config_checks, methods, train
 from grafit_jax.errors import UserError
 from grafit_jax.report.tables import plain_table
 from grafit_jax.runs import results, workdir
@@ -29,7 +29,7 @@ from grafit_jax import config as config_lib
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="baseline", seed=0, **{"from": ""})
+    arg = config_files.parse_arg(arg, method="baseline", seed=0, **{"from": ""})
     return small_config(arg.method, **{"seed": arg.seed, "clusters.workdir": arg["from"], "clusters.k": 5})
 """
 NAMES = ("baseline", "clusterfit", "grafit")
@@ -408,7 +408,7 @@ def test_every_row_of_every_table_is_a_valid_config(name):
     source = reproduction.Source("/data", pretrained="resnet18.pth" if table.pretrained else "")
     for point in reproduction.points(table, pathlib.Path("runs"), root=ROOT, seeds=[7], source=source):
         if point.row.name != tables.RAW_PIXELS:
-            config_lib.validate(point.config, num_devices=1)
+            config_checks.validate(point.config, num_devices=1)
             assert point.config.seed == 7
             assert parsed(reproduction.words(point, ROOT)) == (point.flat, str(point.directory))
         for heading, fact in table.facts.items():

@@ -154,7 +154,7 @@ from helpers.runs import small_config
 
 
 def get_config(arg):
-    arg = config_lib.parse_arg(arg, method="grafit", seed=0)
+    arg = config_files.parse_arg(arg, method="grafit", seed=0)
     return small_config(arg.method, seed=arg.seed)
 """
 

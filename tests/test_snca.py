@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from grafit_jax import config as config_lib
-from grafit_jax import experiment, methods, parallel, schedules, train
+from grafit_jax import config_checks, config_files, experiment, methods, parallel, schedules, train
 from grafit_jax.errors import UserError
 from grafit_jax.views import augment
 from helpers import twins
@@ -14,7 +13,7 @@ from helpers.runs import means, small_config
 
 
 def recipe(dataset):
-    return config_lib.load_file(ROOT / "configs" / "snca.py", f"dataset={dataset}")
+    return config_files.load_file(ROOT / "configs" / "snca.py", f"dataset={dataset}")
 
 
 def schedules_of(config, num_images):
@@ -40,7 +39,7 @@ MOMENTA = {
 @pytest.mark.parametrize("data", RATES)
 def test_the_recipe_is_what_snca_does_at_every_step(data):
     config = recipe(data[0])
-    config_lib.validate(config, num_devices=8)
+    config_checks.validate(config, num_devices=8)
     run = schedules_of(config, data[1])
     for step, rate in RATES[data].items():
         np.testing.assert_allclose(run.learning_rate(step), rate, rtol=1e-6, err_msg=str(step))
@@ -126,4 +125,4 @@ def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_e
 )
 def test_mistakes_in_schedules_are_told(overrides, message):
     with pytest.raises(UserError, match=message):
-        config_lib.validate(small_config("snca", **overrides), num_devices=8)
+        config_checks.validate(small_config("snca", **overrides), num_devices=8)

@@ -13,8 +13,7 @@ import jax
 import ml_collections
 
 from benchmarks import steps
-from grafit_jax import config as config_lib
-from grafit_jax import experiment
+from grafit_jax import config_files, experiment
 from grafit_jax.methods import Method
 from grafit_jax.state import TrainState, target_part
 
@@ -104,7 +103,7 @@ def slice_of(name: str, num_devices: int, *, link: float, peak: float) -> dict[s
       link: bytes/s that one link between two chips carries in one direction.
       peak: bfloat16 FLOP/s of a device.
     """
-    config = config_lib.load_file(_ROOT / "configs" / "imagenet.py", "method=grafit")
+    config = config_files.load_file(_ROOT / "configs" / "imagenet.py", "method=grafit")
     config.data.stream = config.train.host_crops = False  # where images come from makes no difference here
     run = experiment.load(config, steps.records(config.train.batch_size))
     state = jax.eval_shape(lambda: experiment.initial_state(run, placeholder=True))

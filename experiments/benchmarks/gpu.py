@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import steps, timing, train
-from grafit_jax import config as config_lib
-from grafit_jax import experiment
+from grafit_jax import config_files, experiment
 from grafit_jax.commands import profiling
 from grafit_jax.views import augment
 
@@ -72,7 +71,7 @@ def step(
 
 def recipe(dtype: str, *, arg: str = "dataset=cifar100,method=grafit_maskcon", **overrides: Any) -> dict[str, Any]:
     """A step of configs/maskcon.py, and the minutes of the whole run at that rate, evaluations not counted."""
-    config = config_lib.load_file(_ROOT / "configs" / "maskcon.py", arg)
+    config = config_files.load_file(_ROOT / "configs" / "maskcon.py", arg)
     config.update_from_flattened_dict({"model.dtype": dtype, "optimizer.warmup_epochs": 0.0, **overrides})
     mine = steps.ours(config, steps.data())
     seconds = timing.best([mine.call], 3)[0] / mine.steps

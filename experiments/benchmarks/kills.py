@@ -26,8 +26,7 @@ import numpy as np
 import sklearn.datasets  # noqa: F401 - so that no process has to import it
 import tensorboardX  # noqa: F401
 
-from grafit_jax import config as config_lib
-from grafit_jax import experiment, pulse, train
+from grafit_jax import config_files, experiment, pulse, train
 from grafit_jax.runs import workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 
@@ -157,7 +156,7 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
     # Of its own, since a kill may leave half an entry behind.
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    config = config_lib.load_file(_ROOT / "configs" / "digits.py", "method=grafit")
+    config = config_files.load_file(_ROOT / "configs" / "digits.py", "method=grafit")
     config.update_from_flattened_dict(_SMALL)
     path, said, draw = folder / "killed", folder / "said.txt", random.Random(f"{doing} {seed}")
     _finish(functools.partial(train.train, config, folder / "whole"), said, "the run that nobody kills")

@@ -16,8 +16,7 @@ import ml_collections
 from jax.experimental import topologies
 
 from benchmarks import steps, timing
-from grafit_jax import config as config_lib
-from grafit_jax import experiment, memory, train
+from grafit_jax import config_files, experiment, memory, train
 from grafit_jax.errors import UserError
 from grafit_jax.models import convolution
 
@@ -40,7 +39,7 @@ def fits(gibibytes: float) -> str:
 
 def step(trunk: str, num_devices: int, *, remat: bool = False, arg: str = "", **overrides: Any) -> dict[str, Any]:
     """A device's part of a step of configs/imagenet.py: its images, its rows of the memory, all of the state."""
-    config = config_lib.load_file(_ROOT / "configs" / "imagenet.py", arg)
+    config = config_files.load_file(_ROOT / "configs" / "imagenet.py", arg)
     whole = config.train.batch_size
     config.update_from_flattened_dict({"model.trunk": trunk, "model.remat": remat, **overrides})
     seconds, plan = _compile(config, whole // num_devices, memory.rows_per_device(_IMAGES, num_devices))

@@ -15,9 +15,9 @@ import numpy as np
 from sweeps import runner
 
 from grafit_jax import config as config_lib
-from grafit_jax import evaluation, experiment, methods, train
+from grafit_jax import config_files, evaluation, experiment, train
 from grafit_jax.data import sources
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.report import pictures
 from grafit_jax.runs import provenance, results, workdir
 from grafit_jax.runs.preemption import Preempted
@@ -100,7 +100,7 @@ def points(
     rows = {row.name: row for row in table.rows}
     unknown = set(only or ()) - {*rows}
     if unknown:
-        near = methods.did_you_mean(min(unknown), [*rows])
+        near = did_you_mean(min(unknown), [*rows])
         raise UserError(f"the table has no {', '.join(sorted(unknown))}{near}: its rows are {', '.join(rows)}.")
 
     def point(row: Row, seed: int) -> Point:
@@ -108,7 +108,7 @@ def points(
         arg = row.arg if row.name == RAW_PIXELS else ",".join(filter(None, (row.arg, f"seed={seed}")))
         if start is not None:
             arg += f",from={start.directory}"
-        config = config_lib.load_file(root / row.config, arg)
+        config = config_files.load_file(root / row.config, arg)
         config.update_from_flattened_dict(dict(row.overrides))
         config.data.data_dir = source.data_dir
         config.data.source = source.data_source or config.data.source

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from grafit_jax import methods
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, did_you_mean
 from study import layout, published
 from study.recording import RAW_PIXELS
 
@@ -401,7 +401,7 @@ def find(name: str, scale: str | None = None) -> str:
         return name
     if name not in FAMILIES:
         known = (*TABLES, *FAMILIES) if scale is None else FAMILIES
-        raise UserError(f"unknown table {name!r}{methods.did_you_mean(name, known)}: want one of {', '.join(known)}.")
+        raise UserError(f"unknown table {name!r}{did_you_mean(name, known)}: want one of {', '.join(known)}.")
     scales = FAMILIES[name]
     if scale is not None and scale not in scales:
         raise UserError(f"found --scale={scale}: want one of {', '.join(scales)}, at which there is a table {name}.")

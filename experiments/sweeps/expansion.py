@@ -16,8 +16,8 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import methods
-from grafit_jax.errors import UserError
+from grafit_jax import config_checks, config_files
+from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.runs import results, workdir
 
 # Beside the runs in a sweep's directory.
@@ -72,7 +72,7 @@ def expand(file: str, arg: str, overrides: Values, seeds: Sequence[int] | None =
     Raises:
       UserError: a file without `sweep()`, no points, two that are the same, a point that is no valid config.
     """
-    module = config_lib.load_module(pathlib.Path(file))
+    module = config_files.load_module(pathlib.Path(file))
     if not hasattr(module, "sweep"):
         raise UserError(f"{file} has no sweep(): want a function that yields dicts, as in configs/maskcon.py.")
     everything = [_checked(values, file) for values in module.sweep() or ()]
@@ -156,7 +156,7 @@ def _shown(values: Values) -> str:
 
 
 def _agrees(values: Values, key: str, text: str) -> bool:
-    return key not in values or config_lib.typed(key, text, like=values[key]) == values[key]
+    return key not in values or config_files.typed(key, text, like=values[key]) == values[key]
 
 
 def _point(module: Any, file: str, name: str, values: Values, arg: str, given: Values, overrides: Values) -> Point:
@@ -168,11 +168,11 @@ def _point(module: Any, file: str, name: str, values: Values, arg: str, given: V
         known = config_lib.flatten(config)
         for key in keys:
             if key not in known:
-                raise UserError(f"unknown config key {key!r}{methods.did_you_mean(key, known)}.")
+                raise UserError(f"unknown config key {key!r}{did_you_mean(key, known)}.")
         with config.ignore_type():
             config.update_from_flattened_dict(keys)
         # How many devices a run will have is not known here, and asking JAX would take them.
-        config_lib.validate(config, num_devices=1)
+        config_checks.validate(config, num_devices=1)
     except UserError as error:
         raise UserError(f"sweep() of {file}, point {_shown(values)}: {error}") from error
     flags = [f"--config={file}:{whole_arg}" if whole_arg else f"--config={file}"]

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from study import layout
 
-from grafit_jax import methods
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.runs import results
 from grafit_jax.runs.preemption import EXIT_PREEMPTED
 from grafit_jax.runs.results import Result
@@ -29,7 +28,7 @@ def check_metric(metric: str, sweep: Sweep) -> None:
     known = ["map", "knn_top1", "top1", *(f"recall@{k}" for k in ks)]
     if metric.rpartition("/")[2] not in known:
         raise UserError(
-            f"found --metric={metric}{methods.did_you_mean(metric, known)}: want one of {', '.join(known)}, or one of "
+            f"found --metric={metric}{did_you_mean(metric, known)}: want one of {', '.join(known)}, or one of "
             "them behind a level or a layer, as coarse/map."
         )
 
@@ -96,7 +95,7 @@ def groups(collected: Sequence[tuple[Values, Result]], metric: str) -> list[Grou
     known = dict.fromkeys(name for _, result in collected for name in result["metrics"] if not name.endswith(_COUNTS))
     if collected and metric not in known:
         raise UserError(
-            f"no result has the metric {metric!r}{methods.did_you_mean(metric, known)}: want --metric= one of "
+            f"no result has the metric {metric!r}{did_you_mean(metric, known)}: want --metric= one of "
             f"{', '.join(known)}."
         )
     by_values: dict[tuple, list[tuple[Values, Result]]] = {}

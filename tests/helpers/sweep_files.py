@@ -6,11 +6,12 @@ import sys
 import numpy as np
 
 FILE = """
+from grafit_jax import config_files
 from grafit_jax import config as config_lib
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, method="baseline", seed=0, source="digits", w=0.5)
+    arg = config_files.parse_arg(arg, method="baseline", seed=0, source="digits", w=0.5)
     c = config_lib.default()
     c.update_from_flattened_dict({
         "method": arg.method, "seed": arg.seed, "data.source": arg.source, "loss.weight": arg.w,

@@ -7,7 +7,7 @@ import pathlib
 
 from absl import flags
 
-from grafit_jax import experiment
+from grafit_jax import model, restore
 from grafit_jax.commands import cli
 from grafit_jax.data import sources
 from grafit_jax.retrieval import embeddings
@@ -22,8 +22,8 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory, where 
 
 
 def main(argv):
-    run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
-    embedded = experiment.embed(run, state, _SPLIT.value, _LAYER.value)
+    run, state = restore.newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
+    embedded = model.embed(run, state, _SPLIT.value, _LAYER.value)
     embeddings.save(pathlib.Path(_OUT.value), embedded)
     print(f"{_OUT.value}: {len(embedded)} embeddings of {embedded.embedding.shape[1]} dimensions")
 

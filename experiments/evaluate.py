@@ -15,8 +15,8 @@ import pathlib
 
 from absl import flags
 
-from grafit_jax import config, evaluation, experiment
-from grafit_jax.commands import cli
+from grafit_jax import config, experiment, restore
+from grafit_jax.commands import cli, evaluate
 from grafit_jax.errors import UserError, writing
 from grafit_jax.retrieval import embeddings
 from grafit_jax.runs import workdir
@@ -42,7 +42,7 @@ def main(argv):
         given = [name for name in _OF_FEATURES if flags.FLAGS[name].present]
         if given:
             raise UserError(f"found --{given[0]} with --workdir, whose config says how it is evaluated: leave it out.")
-        run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
+        run, state = restore.newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
         metrics = experiment.evaluate(run, state, probe=_PROBE.value)
     elif _FEATURES.value is not None and _WORKDIR.value is None:
         queries = embeddings.load(pathlib.Path(_FEATURES.value))
@@ -50,7 +50,7 @@ def main(argv):
         if _GALLERY.value is not None:
             gallery = embeddings.load(pathlib.Path(_GALLERY.value))
             embeddings.check_alike(_FEATURES.value, queries.made_by, _GALLERY.value, gallery.made_by)
-        metrics = evaluation.evaluate_features(
+        metrics = evaluate.evaluate_features(
             queries,
             gallery,
             leave_out=_LEAVE_OUT.value,

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from grafit_jax import experiment
+from grafit_jax import model, restore
 from grafit_jax.commands import cli, search
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
@@ -44,15 +44,15 @@ def main(argv):
     state: Any = None
     images: Any
     if _WORKDIR.value is not None:
-        run, state = experiment.restore_newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
+        run, state = restore.newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
     if _GALLERY.value is not None:
         gallery = files.load(pathlib.Path(_GALLERY.value))
         if _QUERY.value:
-            made_by = experiment.made_by(run, state, _LAYER.value)
+            made_by = model.made_by(run, state, _LAYER.value)
             files.check_alike(_GALLERY.value, gallery.made_by, "the newest checkpoint", made_by)
         images = None if gallery.filename is None else search.FileImages(gallery.filename.tolist())
     else:
-        gallery = experiment.embed(run, state, _SPLIT.value, _LAYER.value)
+        gallery = model.embed(run, state, _SPLIT.value, _LAYER.value)
         images = run.records[_SPLIT.value].image
     if _OUT.value is not None and images is None:
         raise UserError(f"{_GALLERY.value} names no files to draw: leave out --out, or search with --workdir alone.")

@@ -15,8 +15,8 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from grafit_jax import config_files, parallel, train
-from grafit_jax.commands import cli, profiling
+from grafit_jax import config_files, parallel
+from grafit_jax.commands import cli, profiling, train
 from grafit_jax.errors import warn
 from grafit_jax.runs import multihost
 

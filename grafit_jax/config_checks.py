@@ -92,7 +92,6 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     headless = c.eval.features[0] == "projector" and not m.projector
     yield "eval.features", not headless, f"trunk first, since {m.name} has no projector"
     yield "views.size", not (patches and c.views.size % 2), "an even number for the stem patch2"
-    yield "eval.size", not (patches and c.eval.size % 2), "an even number for the stem patch2"
     each = len(c.memory.step_momentum) == len(c.memory.step_epochs)
     yield "memory.step_momentum", each, f"a value for each of memory.step_epochs, {c.memory.step_epochs}"
     stepped = c.optimizer.schedule != "step" or len(c.optimizer.step_epochs) > 0
@@ -109,6 +108,7 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "eval.resize", fits, f"0 (8/7 of the size) or at least the size, {size} pixels"
     enough = not centre or c.data.image_size == 0 or c.data.image_size >= cropped
     yield "data.image_size", enough, f"0 (as they are) or at least {cropped}, what is cropped in evaluation"
+    yield "eval.size", not (patches and c.eval.size % 2), "an even number for the stem patch2"
     short = m.queue and c.queue.size < c.train.batch_size
     yield "queue.size", not short, f"K of at least a batch, which has {c.train.batch_size} keys (MaskCon's is 8192)"
     handed = not c.data.stream or c.train.steps_per_call <= 1

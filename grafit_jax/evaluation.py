@@ -5,17 +5,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from grafit_jax import parallel, pulse
 from grafit_jax.data.readers.folder import FolderImages
 from grafit_jax.data.records import Records, in_order
-from grafit_jax.errors import UserError
 from grafit_jax.models import Network
 from grafit_jax.retrieval import metrics, neighbors
-from grafit_jax.retrieval.embeddings import Features
 from grafit_jax.retrieval.probe import probe as fit_probe
 from grafit_jax.views import augment
 
@@ -56,7 +53,7 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         named = {"trunk": out.features, "projector": out.projection, "class": said}
         return {name: x for name, x in named.items() if x is not None}
 
-    pmapped = jax.pmap(embed, axis_name=parallel.AXIS, in_axes=(None, 0), devices=parallel.devices())
+    pmapped = parallel.pmap(embed, in_axes=(None, 0))
 
     def embed_split(variables, images):
         block, part = per_device * num_devices, parallel.own_part(len(images))
@@ -147,50 +144,6 @@ def evaluate_network(
     return result
 
 
-def evaluate_features(
-    queries: Features,
-    gallery: Features | None,
-    *,
-    leave_out: bool,
-    ks: Sequence[int],
-    knn_k: int,
-    knn_temperature: float,
-    probe: bool = False,
-) -> dict[str, float]:
-    """All metrics of embeddings from anywhere, at every level that both sides have; see `metrics.retrieval_metrics`.
-
-    Args:
-      queries: each is left out of its own neighbours, if there is no gallery.
-      gallery: the images to be found, or None: the queries.
-      leave_out: the ids of both sides mean the same images: a query is left out of its neighbours in the gallery too.
-      ks: of recall@k.
-      knn_k: how many neighbours vote.
-      knn_temperature: of their votes.
-      probe: whether a probe is trained on the gallery's embeddings and tested on the queries'; see `probe.probe`.
-
-    Raises:
-      UserError: no labels to judge by, a probe without a gallery, or as `metrics.retrieval_metrics`.
-    """
-    ids: dict[str, np.ndarray] = {}
-    if gallery is None and probe:
-        raise UserError("found --probe without --gallery: want the training embeddings, which the probe is trained on.")
-    if gallery is None:
-        gallery, leave_out = queries, True
-    if leave_out:
-        # Ids may be strings. As codes of both sides they keep their order.
-        code = np.unique(np.concatenate([queries.id, gallery.id]), return_inverse=True)[1]
-        ids = {"query_ids": code[: len(queries)], "gallery_ids": code[len(queries) :]}
-    if not queries.levels.keys() & gallery.levels.keys():
-        raise UserError("found no labels on both sides to judge by: want label, coarse_label or both.")
-    result = metrics.retrieval_metrics(
-        queries.embedding, queries.levels, gallery.embedding, gallery.levels,
-        ks=ks, knn_k=knn_k, knn_temperature=knn_temperature, **ids,
-    )  # fmt: skip
-    for name in queries.levels.keys() & gallery.levels.keys() if probe else ():
-        result |= _probed(name, gallery.embedding, gallery.levels[name], queries.embedding, queries.levels[name])
-    return result
-
-
 def evaluate(
     test: Embedded, train: Embedded, *, ks: Sequence[int], knn_k: int, knn_temperature: float, probe: bool = False
 ) -> dict[str, float]:
@@ -212,10 +165,10 @@ def evaluate(
             vote = metrics.knn_classify(train.labels[name][near], similarity, knn_temperature)
             result[f"{name}/knn_top1" if name else "knn_top1"] = float(np.mean(np.asarray(vote) == labels))
             if probe:
-                result |= _probed(name, train.embedding, train.labels[name], test.embedding, labels)
+                result |= probed(name, train.embedding, train.labels[name], test.embedding, labels)
     return result
 
 
-def _probed(level: str, *arguments: np.ndarray) -> dict[str, float]:
+def probed(level: str, *arguments: np.ndarray) -> dict[str, float]:
     """What `probe.probe` finds, by the names of metrics."""
     return {f"{level}/probe_{key}" if level else f"probe_{key}": v for key, v in fit_probe(*arguments).items()}

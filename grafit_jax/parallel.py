@@ -6,6 +6,7 @@ its devices. So everything but the step and `gather` is as on one host.
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,6 +67,31 @@ def check_same(what: str, text: str) -> None:
             f"process {', '.join(map(str, others))} of {jax.process_count()} found other {what} than process 0: want "
             "the same command, and the same data in the same order, on all hosts."
         )
+
+
+def pmap(
+    function: Callable[..., Any],
+    *,
+    in_axes: Any,
+    out_axes: Any = 0,
+    donate_argnums: tuple[int, ...] = (),
+    everywhere: bool = False,
+) -> Any:
+    """`function` on all devices at the same time, over the axis AXIS; the arguments are those of `jax.pmap`.
+
+    The only call of `jax.pmap`, which JAX keeps on top of jit and shard_map: nothing else knows how it is done.
+
+    Args:
+      function: of one device's part of the arguments.
+      in_axes: 0 for arguments with a row for each device, None for what all devices have.
+      out_axes: likewise, of the results. None is trusted, not checked: without a pmean it is device 0's.
+      donate_argnums: arguments whose memory is used again.
+      everywhere: on the devices of all processes, which all have to call it; else on those of this process.
+    """
+    own = None if everywhere and jax.process_count() > 1 else devices()
+    return jax.pmap(
+        function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate_argnums, devices=own
+    )
 
 
 def own(rows: Any) -> Any:

@@ -37,6 +37,11 @@ class TrainState:
     rng: Array
     queue: Queue | None = None
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What evaluation applies: the online network, never the target."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
 
 TARGET_PARTS = ("trunk", "projector")
 # Folded into the seed's key for heads that start as PyTorch's; the trunk starts the same either way.

@@ -6,33 +6,41 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, parallel, pulse, train_step
-from grafit_jax.data import pipeline
-from grafit_jax.errors import UserError, warn
+from grafit_jax import experiment, parallel, pulse, restore, train_step
+from grafit_jax.errors import UserError
+from grafit_jax.experiment import Experiment
 from grafit_jax.objective import EpochMeans
-from grafit_jax.report import write as webpage
 from grafit_jax.runs import clusterfit, console, preemption, progress, provenance, results, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
-from grafit_jax.runs.results import seal
+from grafit_jax.runs.metric_writer import MetricWriter
 from grafit_jax.state import TrainState
 
-# Of a scan on accelerators, at most: a run that is asked to stop does so between two of them.
-_STEPS_PER_CALL = 100
+
+class Trained(NamedTuple):
+    """A run that is complete.
+
+    Attributes:
+      run: its parts.
+      metrics: of the final weights.
+      state: after the last step; None where the run was complete already.
+    """
+
+    run: Experiment
+    metrics: dict[str, float]
+    state: TrainState | None
 
 
-def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = ()) -> dict[str, float]:
-    """Trains by `config` in the workdir `path`, or goes on where a run stopped; returns the final metrics.
+def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = ()) -> Trained:
+    """Trains by `config` in the workdir `path`, or goes on where a run stopped.
 
     Leaves config.json, metrics.jsonl (a line an epoch and an evaluation), tensorboard/, checkpoints/, metrics.json (the
-    final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data), report.html
-    (all of it to look at) and, of ClusterFit, clusters.npz; where images could not be read and were left out,
-    broken.txt.
+    final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data) and, of
+    ClusterFit, clusters.npz; where images could not be read and were left out, broken.txt.
 
     Args:
       config: see `config.default`.
@@ -43,8 +51,8 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
       UserError: a config, data set or workdir that cannot work, before training; a loss that is not finite.
       Preempted: it was asked to stop, and has saved itself.
     """
-    # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
     with preemption.watch() as stop, contextlib.ExitStack() as held:
+        # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
         with stop.at_once():
             pulse.at(0, "loading data")
             workdir.check(path, config, allowed)
@@ -52,54 +60,50 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
             # A folder that is there may be another run's, which may be loading its data too.
             if is_there := parallel.all_agree(path.is_dir()):
                 held.enter_context(workdir.lock(path))
-            run = experiment.load(config, path=path)
-            for split, fingerprint in sorted(experiment.fingerprints(run).items()):
+            run = restore.load(config, path)
+            for split, fingerprint in sorted(run.fingerprints().items()):
                 parallel.check_same(f"images or labels of split {split}, or another order of them", fingerprint)
             if not parallel.all_agree((path / "config.json").is_file()):  # a run that resumes has no need of the file
-                parallel.check_same("weights in model.pretrained", experiment.check_start(run))
+                parallel.check_same("weights in model.pretrained", restore.check_start(run))
         if not is_there:
             held.enter_context(workdir.lock(path))
-        return _train(run, path, allowed, stop)
+
+        # 2. The workdir is this run's; of one that is complete nothing is touched.
+        _claim(run, path, allowed)
+        if metrics := _complete(path, run):
+            return Trained(run, metrics, None)
+        state, metrics = _loop(run, path, stop)
+        return Trained(run, metrics, state)
 
 
-def _train(
-    run: experiment.Experiment, path: pathlib.Path, allowed: Sequence[str], stop: preemption.Stop
-) -> dict[str, float]:
-    config = run.config
-    workdir.claim(path, config, allowed)
-    fingerprints = experiment.fingerprints(run)
-    workdir.check_data(path, fingerprints)
+def _claim(run: Experiment, path: pathlib.Path, allowed: Sequence[str]) -> None:
+    workdir.claim(path, run.config, allowed)
+    workdir.check_data(path, run.fingerprints())
     if run.clusters is not None and not clusterfit.is_saved(path):
         clusterfit.save(path, run.clusters)
-    workdir.put(path, "data.json", json.dumps(fingerprints) + "\n")
+    workdir.put(path, "data.json", json.dumps(run.fingerprints()) + "\n")
     workdir.write_broken(path, run.records)
-    metrics = _complete(path, run)
-    if metrics:  # nothing that is there is touched
-        if not parallel.all_agree((path / webpage.NAME).is_file()):  # it was killed before that was written
-            with stop.at_once():
-                _leave_page(run, path, metrics["step"])
-        console.result(run, metrics, path / webpage.NAME)
-        return metrics
 
-    # 2. The newest checkpoint, or a fresh state, and the training set, on the devices.
+
+def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[TrainState, dict[str, float]]:
+    config = run.config
+    # 3. The newest checkpoint, or a fresh state, and the training set, on the devices.
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     with stop.at_once():
         pulse.at(0, "restoring")
-        console.start(run)
-        restored = _restored(run, checkpoints)
-        if restored is None:
+        console.start(config, run.training, run.records["test"], restore.num_parameters(run), run.total_steps)
+        resumed = restore.resumed(run, checkpoints)
+        if resumed is None:
             pulse.at(0, "creating the first state")
-            restored = (*experiment.initial(run), {})
-        state, memory, begun = restored
-        feed = make_feed(run)
+            resumed = (*restore.initial(run), {})
+        state, memory, begun = resumed
+        feed = experiment.make_feed(run)
     step = start = int(state.step)
     if start:
         progress.say(f"{path} resumes after step {start} of {run.total_steps}")
-
-    # 3. What was logged after that checkpoint is cut.
-    log = workdir.cut_log(path, start)
-    tensorboard = _tensorboard(path, start)
-    metrics = next((_evaluation(line) for line in reversed(log) if _evaluation(line)), {})
+    writer = MetricWriter(
+        path, start=start, total_steps=run.total_steps, batch_size=config.train.batch_size, name=config.method
+    )
 
     def is_evaluated(epoch: int) -> bool:
         return config.eval.every_epochs > 0 and epoch % config.eval.every_epochs == 0
@@ -107,29 +111,29 @@ def _train(
     def evaluate() -> dict[str, float]:
         pulse.at(step, "evaluating")
         with stop.at_once():
-            metrics = _evaluated(run, state, path)
-        _to_tensorboard(tensorboard, "eval", metrics)
+            metrics = experiment.evaluate(run, state)
+        writer.evaluation(metrics)
         return metrics
 
     # 4. The pmapped step, of so many steps: the last call of an epoch may have fewer.
-    call_of = functools.cache(functools.partial(make_call, run, feed))
-    # What the numbers in a checkpoint, and the result, stand on.
-    standing = provenance.describe()
-    standing |= {"data_fingerprint": fingerprints, "data_content": experiment.contents(run.records)}
+    call_of = functools.cache(functools.partial(train_step.pmap_steps, run, feed))
+    # Stored with checkpoints and the result.
+    standing = provenance.describe() | {
+        "data_fingerprint": run.fingerprints(),
+        "data_content": experiment.contents(run.records),
+    }
     facts = {"config": config_lib.flatten(config), "run": standing}
 
     # 5. Epoch by epoch: train, log, evaluate, save. A checkpoint within an epoch tells what its steps have come to.
-    bar = progress.bar(run.total_steps * config.train.batch_size, start * config.train.batch_size, config.method)
     with contextlib.ExitStack() as at_the_end:  # also of an interrupted run: a checkpoint on its way is waited for
-        for close in (bar.close, functools.partial(_close, tensorboard), checkpoints.close):
-            at_the_end.callback(close)
+        at_the_end.callback(writer.close)
+        at_the_end.callback(checkpoints.close)
         # An evaluation that was cut short, after the save of its step; all see the same log, but perhaps not yet.
         first_epoch, within = divmod(start, run.steps_per_epoch)
         due = 0 < start < run.total_steps and not within and is_evaluated(first_epoch)
-        if due and not parallel.all_agree(metrics.get("step") == start):
-            metrics = evaluate()
-            checkpoints.add_metrics(start, metrics)
-        checked, estimate, lengths = start, progress.Estimate(run.total_steps), set[int]()
+        if due and not parallel.all_agree(writer.evaluated.get("step") == start):
+            checkpoints.add_metrics(start, evaluate())
+        checked, lengths = start, set[int]()
         for epoch in range(first_epoch, config.train.epochs):
             epoch_means, begun = EpochMeans(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
@@ -142,8 +146,7 @@ def _train(
                 state, memory, sums = call_of(taken)(state, memory, inputs)
                 epoch_means.add(sums)
                 step += taken
-                bar.update(taken * config.train.batch_size)
-                estimate(step, sums, compiled=compiles)
+                writer.steps(step, taken, sums, compiled=compiles)
                 stopping = stop(step)
                 if step < end and (stopping or _is_due(step, taken, config.checkpoint.every_steps)):
                     pulse.at(step, "saving")
@@ -156,7 +159,7 @@ def _train(
                 pulse.at(step, "reading a batch")
             pulse.at(step, "waiting for the devices")
             record = epoch_means.record()
-            estimate.pause(step)
+            writer.pause(step)
             line = epoch_means.means() | {
                 "step": step,
                 "epoch": epoch + 1,
@@ -167,11 +170,9 @@ def _train(
             }
             _stop_if_not_finite(line, checked, step, checkpoints)
             _stop_if_all_skipped(line, step - run.steps_per_epoch, step)
-            console.warn_of_guessing(run, line)
+            console.warn_of_guessing(run.method, run.training, config.queue.size, line, run.steps_per_epoch)
             checked = step
-            bar.set_postfix(loss=f"{line['loss']:.3f}")
-            workdir.append_log(path, line)
-            _to_tensorboard(tensorboard, "train", line)
+            writer.epoch(line)
             workdir.write_broken(path, run.records)
 
             last = epoch + 1 == config.train.epochs
@@ -179,7 +180,7 @@ def _train(
             evaluated = None
             try:
                 if judged and not stopping:
-                    evaluated = metrics = evaluate()
+                    evaluated = evaluate()
             finally:  # whatever becomes of an evaluation, the epochs are kept
                 cut_short = judged and evaluated is None
                 if stopping or cut_short or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
@@ -188,93 +189,31 @@ def _train(
             if stopping:
                 raise stop.preempted(step)
 
-    # 6. The result, on the final weights. run.json first: metrics.json says that a run is complete.
-    # The last evaluation may have been cut short, after the last save; all see the same log, but perhaps not yet.
-    if not parallel.all_agree(metrics.get("step") == run.total_steps):
-        pulse.at(step, "evaluating")
-        with stop.at_once():
-            metrics = _evaluated(run, state, path)
-    log = workdir.cut_log(path, run.total_steps)
-    run_facts = standing | {
+        # 6. The result, on the final weights, whose evaluation may have been cut short after the last save.
+        if not parallel.all_agree(writer.evaluated.get("step") == run.total_steps):
+            evaluate()
+    _write_result(run, path, writer.evaluated, standing)
+    return state, writer.evaluated
+
+
+def _write_result(run: Experiment, path: pathlib.Path, metrics: dict[str, float], standing: dict[str, Any]) -> None:
+    """run.json, then metrics.json, which says that a run is complete."""
+    config, log = run.config, workdir.cut_log(path, run.total_steps)
+    facts = standing | {
         "train_seconds": sum(line.get("seconds", 0.0) for line in log),
         "views_per_image": run.method.views_per_image(config.views.num_views),
         "train_images": len(run.records["train"]),
         "test_images": len(run.records["test"]),
         "curve": results.curve(log),
     }
-    sealed = seal(run_facts, config_lib.flatten(config), metrics)
+    sealed = results.seal(facts, config_lib.flatten(config), metrics)
     workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")
     workdir.put(path, "metrics.json", json.dumps(metrics) + "\n")
     # Last, since the epochs in it tell a complete run that has trained on from one that was killed before this.
     workdir.put(path, "config.json", config_lib.to_json(config) + "\n")
-    pulse.at(run.total_steps, "writing report.html")
-    with stop.at_once():
-        webpage.leave(run, state, path)
-    console.result(run, metrics, path / webpage.NAME)
-    return metrics
 
 
-def make_step(run: experiment.Experiment, *, axis_name: str | None = parallel.AXIS) -> train_step.Step:
-    """The training step of a run, for one device."""
-    config = run.config
-    return train_step.make_train_step(
-        network=run.network,
-        method=run.method,
-        tx=run.tx,
-        views=run.views,
-        key_views=run.key_views,
-        num_views=config.views.num_views,
-        tau=run.tau,
-        loss=config.loss,
-        mixing=config.mixing,
-        memory_momentum=run.memory_momentum,
-        skip_not_finite=config.train.skip_not_finite,
-        axis_name=axis_name,
-    )
-
-
-def make_feed(run: experiment.Experiment) -> pipeline.Resident | pipeline.Streamed:
-    """Where the batches of a run come from."""
-    config, records = run.config, run.training
-    batches = {"seed": config.seed, "batch_size": config.train.batch_size}
-    if config.data.stream:
-        return pipeline.Streamed(records, shuffle_buffer=config.train.shuffle_buffer, crops=run.crops, **batches)
-    steps_per_call = _steps_per_call(config.train.steps_per_call, run.steps_per_epoch)
-    return pipeline.Resident(records, steps_per_call=steps_per_call, **batches)
-
-
-def make_call(run: experiment.Experiment, feed: pipeline.Resident | pipeline.Streamed, steps: int | None = None):
-    """The pmapped step of a run over what `feed` gives: `(state, memory, inputs) -> (state, memory, metrics)`.
-
-    It takes as many steps as the feed has in a call, or `steps`, where an epoch has no more left.
-    """
-    steps = feed.steps_per_call if steps is None else steps
-    return train_step.pmap_steps(make_step(run), batch_of=feed.batch_of, in_axes=feed.in_axes, steps_per_call=steps)
-
-
-def _steps_per_call(wanted: int, steps: int) -> int:
-    """How many of an epoch's `steps` a call takes: `wanted`, or what is best for the device, for 0."""
-    if wanted:
-        return min(wanted, steps)
-    # On CPU a step takes long enough for a call of its own, and convolutions are slow inside of a loop.
-    if jax.default_backend() == "cpu":
-        return 1
-    # Calls of one length are compiled once; but a prime number of steps makes no calls of one step.
-    divisor = max(n for n in range(1, min(_STEPS_PER_CALL, steps) + 1) if steps % n == 0)
-    return divisor if 2 * divisor >= min(_STEPS_PER_CALL, steps) else -(-steps // -(-steps // _STEPS_PER_CALL))
-
-
-def _restored(run: experiment.Experiment, checkpoints: Checkpoints) -> tuple[Any, Any, dict[str, Any]] | None:
-    """State, memory and the progress of a begun epoch, of the newest checkpoint, if there is one."""
-    if checkpoints.latest_step() is None:
-        return None
-    state = experiment.initial_state(run, placeholder=True)
-    memory = experiment.initial_memory(run, state, placeholder=True)
-    found = checkpoints.restore_newest(state, memory)
-    return found and (found[0], found[1], found[2].get("progress", {}))
-
-
-def _complete(path: pathlib.Path, run: experiment.Experiment) -> dict[str, Any]:
+def _complete(path: pathlib.Path, run: Experiment) -> dict[str, Any]:
     """The metrics of a run that is complete; empty where it is not, or resumes for more epochs than it had."""
     if not parallel.all_agree((path / "metrics.json").is_file()):
         return {}
@@ -300,21 +239,6 @@ def _complete(path: pathlib.Path, run: experiment.Experiment) -> dict[str, Any]:
     return {}
 
 
-def _leave_page(run: experiment.Experiment, path: pathlib.Path, step: int) -> None:
-    """The page of a run that is complete, if its weights after the last step are still there."""
-    pulse.at(step, "writing report.html")
-    found = None
-    try:
-        checkpoints = Checkpoints(path, read_only=True)
-        found = checkpoints.restore_newest(experiment.initial_state(run, placeholder=True))
-        checkpoints.close()
-    except Exception as error:  # the run is complete, and keeps being it
-        warn(f"no {path / webpage.NAME} was written ({error}).")
-    same = found is not None and int(found[0].step) == step
-    if parallel.all_agree(same) and found is not None:
-        webpage.leave(run, found[0], path)
-
-
 def _is_due(step: int, taken: int, every: int) -> bool:
     """Whether the last `taken` steps have passed a multiple of `every` (0: never)."""
     return every > 0 and step // every > (step - taken) // every
@@ -337,37 +261,3 @@ def _stop_if_all_skipped(line: dict[str, Any], first: int, last: int) -> None:
             f"every step from {first} to {last} was skipped, its loss or gradient not finite: lower "
             "optimizer.learning_rate or raise loss.temperature, in a new --workdir."
         )
-
-
-def _evaluated(run: experiment.Experiment, state: TrainState, path: pathlib.Path) -> dict[str, float]:
-    """The metrics of a state, which are in the log from now on."""
-    metrics = experiment.evaluate(run, state)
-    values = {f"eval/{name}": value for name, value in metrics.items() if name != "step"}
-    workdir.append_log(path, values | {"step": metrics["step"]})
-    return metrics
-
-
-def _evaluation(line: dict[str, Any]) -> dict[str, float]:
-    """The metrics in a log line, if it is an evaluation's."""
-    found = {k.removeprefix("eval/"): v for k, v in line.items() if k.startswith("eval/")}
-    return found | {"step": line["step"]} if found else {}
-
-
-def _tensorboard(path: pathlib.Path, start: int):
-    import tensorboardX  # here, since it takes a while to import
-
-    return tensorboardX.SummaryWriter(
-        str(path / "tensorboard"), purge_step=start + 1 if start else None, write_to_disk=parallel.is_first()
-    )
-
-
-def _close(tensorboard) -> None:
-    try:
-        tensorboard.close()
-    except OSError as error:  # of a full disk, which the checkpoints tell of too
-        warn(f"what TensorBoard shows is not complete ({error}).")
-
-
-def _to_tensorboard(writer, group: str, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        writer.add_scalar(f"{group}/{name}", value, values["step"])

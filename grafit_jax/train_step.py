@@ -1,4 +1,4 @@
-"""The training step of one device, and the one place where it is pmapped (Promise 2 of the design)."""
+"""The training step: of one device, and mapped over all of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from jax import Array, lax
 
 from grafit_jax import memory as memory_lib
 from grafit_jax import parallel
+from grafit_jax.data.pipeline import Resident, Streamed
+from grafit_jax.experiment import Experiment
 from grafit_jax.memory import Memory
-from grafit_jax.methods import Method
-from grafit_jax.models import Network
 from grafit_jax.objective import Objective, Totals
 from grafit_jax.parallel import AXIS
 from grafit_jax.state import TrainState, target_part
@@ -27,44 +27,25 @@ _KEY_VIEW = 0x6B6579
 _MIX_KEY = 0x6D6978
 
 
-def make_train_step(
-    *,
-    network: Network,
-    method: Method,
-    tx: optax.GradientTransformation,
-    views: augment.Views,
-    key_views: augment.Views | None,
-    num_views: int,
-    tau: Callable[[Array], Array],
-    loss: Any,
-    mixing: Any,
-    memory_momentum: Callable[[Array], Array],
-    skip_not_finite: bool = False,
-    axis_name: str | None = AXIS,
-) -> Step:
-    """The pure per-device function `(state, memory, batch, rng) -> (state, memory, metrics)`.
+def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
+    """The pure per-device function `(state, memory, batch, rng) -> (state, memory, metrics)` of a run.
 
     A batch holds image uint8 [B, H, W, C], label int32 [B] (coarse class or cluster) and id int32 [B], the device's
     own B examples. Where crops are made on the host, an image is [T, S, S, C]: one for each view, those of keys last.
 
     In protocol "paper" the supervised loss sees the first of the T views of an image (appendix B.1), the instance loss
     all, and so does the target network. In protocol "maskcon" the online network sees one view, the query, and the
-    target network another, the key, made by `key_views`. Each network runs once, over all of its views, with the
+    target network another, the key, made by `run.key_views`. Each network runs once, over all of its views, with the
     statistics of that batch: the target, as in BYOL and MaskCon, normalises with its own batch and never with running
     averages, which it does not keep.
 
-    Args:
-      key_views: how keys are seen, for a method with a queue.
-      loss: the config's `loss`.
-      mixing: the config's `mixing`.
-      tau: the step to the rate of the target's moving average.
-      memory_momentum: the step to the share of a memory slot that stays.
-      skip_not_finite: a step whose loss or gradient is not finite changes nothing but the counts of steps, and is
-        counted as `skipped`.
+    With `train.skip_not_finite` a step whose loss or gradient is not finite changes nothing but the counts of steps,
+    and is counted as `skipped`.
     """
-    num_views = num_views if method.instance == "predict" else 1
-    mixed = bool(mixing.mixup or mixing.cutmix)
-    objective = Objective(method, loss, num_views, axis_name)
+    config, network, method = run.config, run.network, run.method
+    num_views = config.views.num_views if method.instance == "predict" else 1
+    mixed = bool(config.mixing.mixup or config.mixing.cutmix)
+    objective = Objective(method, config.loss, num_views, axis_name)
 
     def step(state, memory, batch, rng):
         memory_before = memory
@@ -72,11 +53,11 @@ def make_train_step(
         key = jax.random.fold_in(rng, state.step)
         image = batch["image"]
         for_queries, for_keys = (image[:, :num_views], image[:, num_views:]) if image.ndim == 5 else (image, image)
-        images = _flat_views(for_queries, batch["id"], key, views, num_views)
+        images = _flat_views(for_queries, batch["id"], key, run.views, num_views)
         if mixed:
             partners = jax.random.fold_in(key, _MIX_KEY)
             images, other_label, share = mix(
-                images, batch["label"], batch["id"], partners, **mixing, axis_name=axis_name
+                images, batch["label"], batch["id"], partners, **config.mixing, axis_name=axis_name
             )
             batch = batch | {"other_label": other_label, "share": share}
 
@@ -84,8 +65,8 @@ def make_train_step(
         targets = None
         if method.target:
             seen = images
-            if key_views is not None:
-                seen = _flat_views(for_keys, batch["id"], jax.random.fold_in(key, _KEY_VIEW), key_views, 1)
+            if run.key_views is not None:
+                seen = _flat_views(for_keys, batch["id"], jax.random.fold_in(key, _KEY_VIEW), run.key_views, 1)
             variables = {"params": state.target_params, "batch_stats": target_part(state.batch_stats)}
             out, _ = network.apply(variables, seen, train=True, mutable=["batch_stats"], method="embed")
             targets = out.projection
@@ -109,17 +90,16 @@ def make_train_step(
         # 5. Update theta, then xi <- tau xi + (1 - tau) theta, then memory or queue, scored before it is written.
         # MaskCon's code moves xi before its forward pass: there the first move does nothing, since xi starts as theta,
         # and every other one is the one at the end of the step before, here.
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         target_params, queue = state.target_params, state.queue
         if method.target:
-            rate = tau(state.step)
-            target_params = optax.incremental_update(target_part(params), target_params, 1.0 - rate)
+            target_params = optax.incremental_update(target_part(params), target_params, 1.0 - run.tau(state.step))
         if queue is not None and targets is not None:
             queue = memory_lib.enqueue(queue, targets, batch["label"], step=state.step, axis_name=axis_name)
         if memory is not None:
             memory = memory_lib.update(
-                memory, batch["id"], projection, momentum=memory_momentum(state.step), axis_name=axis_name
+                memory, batch["id"], projection, momentum=run.memory_momentum(state.step), axis_name=axis_name
             )
         terms["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         after = state.replace(
@@ -130,7 +110,7 @@ def make_train_step(
             opt_state=opt_state,
             queue=queue,
         )
-        if not skip_not_finite:
+        if not config.train.skip_not_finite:
             return after, memory, terms
         # Both are the same on all devices: a psum and a norm of what pmean gave.
         finite = jnp.isfinite(terms["loss"][0]) & jnp.isfinite(terms["gradient_norm"][0])
@@ -154,34 +134,28 @@ def _flat_views(images: Array, ids: Array, key: Array, views: augment.Views, num
     return images.reshape(-1, *images.shape[2:])
 
 
-def pmap_steps(
-    step: Step, *, batch_of: Callable[[Any, Array], dict[str, Array]], in_axes: Any, steps_per_call: int
-) -> Callable[..., Any]:
-    """`(state, memory, inputs) -> (state, memory, metrics)`: `steps_per_call` steps in one scan on all devices.
+def pmap_steps(run: Experiment, feed: Resident | Streamed, steps: int | None = None) -> Any:
+    """`(state, memory, inputs) -> (state, memory, metrics)`: steps of a run in one scan, on all devices.
 
-    Each device takes its own part of every batch out of `inputs` by `batch_of(inputs, state.step)`; `inputs` and
-    `in_axes` are those of `data.pipeline`. State and memory are donated.
+    Each device takes its own part of every batch out of `inputs`, which `feed` gives. State and memory are donated.
+    `steps`: how many, where an epoch has no more left than that; else as many as the feed has in a call.
     """
+    step, count = make_train_step(run), feed.steps_per_call if steps is None else steps
 
-    def steps(state, memory, inputs):
+    def call(state, memory, inputs):
         def body(carry, _):
             state, memory = carry
-            state, memory, metrics = step(state, memory, batch_of(inputs, state.step), state.rng)
+            state, memory, metrics = step(state, memory, feed.batch_of(inputs, state.step), state.rng)
             return (state, memory), metrics
 
-        if steps_per_call == 1:
+        if count == 1:
             # No scan of one: XLA's CPU convolutions are some 15 times slower inside of a loop (jax issue 12868).
             (state, memory), metrics = body((state, memory), None)
             return state, memory, metrics
-        (state, memory), metrics = lax.scan(body, (state, memory), length=steps_per_call)
+        (state, memory), metrics = lax.scan(body, (state, memory), length=count)
         return state, memory, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
-    # Replicated results (axis None) are trusted, not checked: everything in state and metrics is a pmean or psum.
-    return jax.pmap(
-        steps,
-        axis_name=AXIS,
-        in_axes=(None, 0, in_axes),
-        out_axes=(None, 0, None),
-        donate_argnums=(0, 1),
-        devices=parallel.devices() if jax.process_count() == 1 else None,  # None: those of all processes
+    # Replicated results (axis None): everything in state and metrics is a pmean or psum.
+    return parallel.pmap(
+        call, in_axes=(None, 0, feed.in_axes), out_axes=(None, 0, None), donate_argnums=(0, 1), everywhere=True
     )

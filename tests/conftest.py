@@ -82,10 +82,10 @@ def eight_devices(monkeypatch):
 @pytest.fixture(scope="session", autouse=True)
 def no_pages():
     """Trainings leave no report.html, which takes as long as they do. Yields the functions that are replaced."""
-    from grafit_jax import train
+    from grafit_jax.commands import train
     from grafit_jax.report import write
 
-    places = (write, "leave"), (train, "_leave_page")
+    places = (write, "leave"), (train, "leave_page")
     own = [(module, name, getattr(module, name)) for module, name in places]
     with pytest.MonkeyPatch.context() as patch:
         for module, name in places:
@@ -170,7 +170,7 @@ def omniglot():
 @pytest.fixture(scope="session")
 def trains():
     """`trains(config, path)`, the training of a run, for tests for which `trained_once` will not do."""
-    from grafit_jax import train
+    from grafit_jax.commands import train
 
     return train.train
 
@@ -178,7 +178,7 @@ def trains():
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory, no_pages):
     """The workdir of a small Grafit run with its page, trained once whatever the number of workers; not to change."""
-    from grafit_jax import train
+    from grafit_jax.commands import train
     from helpers.runs import small_config
 
     shared = tmp_path_factory.getbasetemp()

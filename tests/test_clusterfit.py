@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from study import render, reproduction, tables
 
-from grafit_jax import config_checks, evaluation, experiment, train
+from grafit_jax import config_checks, evaluation, experiment, model, restore
+from grafit_jax.commands import train
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.evaluation import Embedded
@@ -19,6 +20,7 @@ K = 7
 # A config file that gives the small runs of the other tests.
 TINY = f"""
 from grafit_jax import config as config_lib
+from grafit_jax import config_files
 from helpers.runs import small_config
 
 
@@ -41,8 +43,8 @@ def config_of(baseline, method="clusterfit", **overrides):
 
 
 def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_evaluation(baseline):
-    run = experiment.load(config_of(baseline, seed=3))
-    features = experiment.embed(*experiment.restore_newest(baseline), "train", "trunk").embedding
+    run = restore.load(config_of(baseline, seed=3))
+    features = model.embed(*restore.newest(baseline), "train", "trunk").embedding
     expected = kmeans(features, K, seed=3, cosine=True)
     np.testing.assert_array_equal(run.clusters.label, expected.label)
     # Every image is with the centre of the highest cosine.
@@ -55,13 +57,13 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
     np.testing.assert_array_equal(run.training.coarse_label, run.clusters.label)
     np.testing.assert_array_equal(run.training.label, true.label)
     assert run.training.image is run.records["train"].image and len(run.training.coarse_names) == K
-    data, _ = next(iter(train.make_feed(run).epoch(0)))
+    data, _ = next(iter(experiment.make_feed(run).epoch(0)))
     np.testing.assert_array_equal(data.label, run.clusters.label)  # what a batch takes its labels from
 
-    state, memory = experiment.initial(run)
+    state, memory = restore.initial(run)
     assert memory is None and not state.target_params
     got = experiment.evaluate(run, state)
-    embedded = {split: run.embed_fn(experiment.variables(state), r.image)["trunk"] for split, r in run.records.items()}
+    embedded = {split: run.embed_fn(state.variables, r.image)["trunk"] for split, r in run.records.items()}
     test = run.records["test"]
     wanted = evaluation.evaluate(
         Embedded(embedded["test"], {"": test.label, "coarse": test.coarse_label}),
@@ -73,17 +75,17 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
 
 
 def test_euclidean_clusters_are_others(baseline):
-    run = experiment.load(config_of(baseline, **{"clusters.cosine": False}))
-    features = experiment.embed(*experiment.restore_newest(baseline), "train", "trunk").embedding
+    run = restore.load(config_of(baseline, **{"clusters.cosine": False}))
+    features = model.embed(*restore.newest(baseline), "train", "trunk").embedding
     np.testing.assert_array_equal(run.clusters.label, kmeans(features, K).label)
 
 
 @pytest.mark.parametrize(("method", "parts"), [("clusterfit", {"trunk"}), ("clusterfit_plus", {"trunk", "projector"})])
 def test_the_classifier_is_of_clusters_on_the_features_or_on_the_projection(baseline, method, parts):
-    run = experiment.load(config_of(baseline, method))
-    state = experiment.initial_state(run)
+    run = restore.load(config_of(baseline, method))
+    state = restore.initial_state(run)
     assert set(state.params) == parts | {"classifier"}
-    width = 16 if "projector" in parts else run.embed_fn(experiment.variables(state), run.records["test"].image[:1])[
+    width = 16 if "projector" in parts else run.embed_fn(state.variables, run.records["test"].image[:1])[
         "trunk"
     ].shape[1]  # fmt: skip
     assert state.params["classifier"]["kernel"].shape == (width, K)
@@ -112,20 +114,20 @@ def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_mo
     assert {k: data[k] for k in ("train", "test")} == json.loads((source / "data.json").read_text())
 
     monkeypatch.setattr(pipeline, "epoch_order", order)
-    monkeypatch.setattr(experiment, "kmeans", None)
+    monkeypatch.setattr(restore, "kmeans", None)
     shutil.rmtree(source)
     metrics = trains(config, path)
     assert metrics["step"] == 28 and (path / "clusters.npz").read_bytes() == written
     log = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert "cluster_accuracy" in log[0] and "coarse_accuracy" not in log[0]
-    assert experiment.evaluate(*experiment.restore_newest(path)) == metrics
+    assert experiment.evaluate(*restore.newest(path)) == metrics
     assert trains(config, path) == metrics
 
     # Other clusters than it was started with are other labels.
     moved = kmeans_like(started, np.roll(started.label, 1))
     clusterfit.save(path, moved)
     with pytest.raises(UserError, match=r"other images or labels than are found now \(split clusters\)"):
-        experiment.restore_newest(path)
+        restore.newest(path)
     (path / "clusters.npz").write_bytes(written[:100])
     with pytest.raises(UserError, match=r"clusters\.npz cannot be read \(.*\): remove it, and it is made again"):
         trains(config, path)
@@ -136,7 +138,7 @@ def kmeans_like(clusters, label):
 
 
 def test_a_workdir_that_cannot_be_the_runs_is_refused_before_anything_is_clustered(baseline, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "restore_newest", None)
+    monkeypatch.setattr(restore, "newest", None)
     workdir.claim(tmp_path / "run", config_of(baseline))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import collectives
 from benchmarks.collectives import Traffic
 
-from grafit_jax import experiment, train
+from grafit_jax import experiment, restore, train_step
 from helpers.runs import small_config
 
 DEVICES = 8
@@ -36,10 +36,10 @@ def counted(hlo):
 def compiled(config):
     """The run, its state's shapes and the text of its compiled step."""
     run = experiment.load(config)
-    state = jax.eval_shape(lambda: experiment.initial_state(run, placeholder=True))
-    memory = experiment.initial_memory(run, state, placeholder=True)
-    feed = train.make_feed(run)
-    lowered = train.make_call(run, feed).lower(state, memory, next(iter(feed.epoch(0))))
+    state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))
+    memory = restore.initial_memory(run, state, placeholder=True)
+    feed = experiment.make_feed(run)
+    lowered = train_step.pmap_steps(run, feed).lower(state, memory, next(iter(feed.epoch(0))))
     # Only the machine code is made in a hurry: the passes that decide on collectives run as ever.
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return run, state, lowered.compile(quick).as_text()

@@ -5,14 +5,14 @@ import json
 import re
 import sys
 import time
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, losses, objective, parallel, pulse
+from grafit_jax import experiment, losses, objective, parallel, pulse, restore
+from grafit_jax.commands import train
 from grafit_jax.methods import METHODS
 from grafit_jax.retrieval.clustering import Clusters
 from grafit_jax.runs import console, progress, results
@@ -22,8 +22,8 @@ from helpers.runs import small_config
 
 def test_a_start_says_what_it_starts(capsys):
     run = experiment.load(small_config("grafit", **{"train.epochs": 3}))
-    console.start(run)
-    state, _ = experiment.initial(run)
+    console.start(run.config, run.training, run.records["test"], restore.num_parameters(run), run.total_steps)
+    state, _ = restore.initial(run)
     parameters = sum(np.asarray(x).size for x in jax.tree.leaves(state.params))
     assert capsys.readouterr().err == (
         "grafit on digits: 3 epochs, 42 steps of 64 images\n"
@@ -37,17 +37,16 @@ def test_a_start_says_what_it_starts(capsys):
 def test_a_start_names_the_clusters_that_are_trained_on_and_the_size_that_is_seen(capsys):
     run = experiment.load(small_config("baseline", **{"views.size": 16}))
     clusters = Clusters(np.zeros((7, 4), np.float32), np.arange(899) % 7, 0.0, 1)
-    run = types.SimpleNamespace(**{**vars(run), "training": relabel(run.records["train"], clusters), "total_steps": 28})
-    console.start(run)
+    console.start(run.config, relabel(run.records["train"], clusters), run.records["test"], 1234, 28)
     said = capsys.readouterr().err
     assert "of 8 x 8 pixels, seen at 16 x 16\n" in said
     assert "  classes  2 coarse, 10 fine, 7 cluster (trained on)\n" in said
 
 
 def test_the_result_is_a_small_table_in_percent_and_names_the_page(trained_once, capsys):
-    run, _ = experiment.restore_newest(trained_once)
+    run, _ = restore.newest(trained_once)
     metrics = json.loads((trained_once / "metrics.json").read_text())
-    console.result(run, metrics, trained_once / "report.html")
+    train.say_result(run, metrics, trained_once / "report.html")
     title, header, *rows, page = capsys.readouterr().err.strip().splitlines()
     assert title == "grafit after step 28, in percent:" and header.split() == ["mAP", "R@1", "k-NN"]
     expected = []
@@ -59,7 +58,7 @@ def test_the_result_is_a_small_table_in_percent_and_names_the_page(trained_once,
     assert len({len(row) for row in (header, *rows)}) == 1
     assert page == f"page: {trained_once / 'report.html'}"
     # What was not evaluated is a dash, and no page is none.
-    console.result(run, {"map": 0.5, "coarse/knn_top1": 1.0, "step": 28}, trained_once / "no page")
+    train.say_result(run, {"map": 0.5, "coarse/knn_top1": 1.0, "step": 28}, trained_once / "no page")
     said = capsys.readouterr().err.strip().splitlines()
     assert [line.split() for line in said[1:]] == [
         ["mAP", "k-NN"], ["trunk,", "fine", "50.0", "-"], ["trunk,", "coarse", "-", "100.0"],
@@ -101,18 +100,17 @@ def test_guessing_is_what_the_losses_are_of_a_network_that_tells_nothing_apart(n
 def test_a_loss_of_guessing_is_warned_of_once_a_hundred_steps_were_taken(capsys):
     run = experiment.load(small_config("grafit_fc"))  # of 14 steps an epoch
     one_class = run.records["train"].levels["coarse"]._replace(names=("all",))
-    train = dataclasses.replace(run.records["train"], levels={"coarse": one_class})
-    of_one = dataclasses.replace(run, records=run.records | {"train": train})
+    of_one = dataclasses.replace(run.records["train"], levels={"coarse": one_class})
     means = {"cross_entropy": 0.7, "loss": 5.0, "epoch": 8}
-    for of_run, line in (
-        (run, means | {"cross_entropy": 0.69, "step": 112}),
+    for records, line in (
+        (run.training, means | {"cross_entropy": 0.69, "step": 112}),
         (of_one, means | {"cross_entropy": 0.0, "step": 112}),
-        (run, means | {"step": 98}),
-        (run, means | {"step": 126}),
+        (run.training, means | {"step": 98}),
+        (run.training, means | {"step": 126}),
     ):
-        console.warn_of_guessing(of_run, line)
+        console.warn_of_guessing(run.method, records, 0, line, 14)
         assert capsys.readouterr().err == ""
-    console.warn_of_guessing(run, means | {"step": 112})
+    console.warn_of_guessing(run.method, run.training, 0, means | {"step": 112}, 14)
     assert capsys.readouterr().err == (
         "warning: found cross_entropy = 0.700 after epoch 8, and guessing gives 0.693: nothing is learned yet; "
         "if it stays so, use another optimizer.learning_rate, and check the labels.\n"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, train
+from grafit_jax import experiment, restore, train_step
 from grafit_jax.data import sources
 from grafit_jax.data.readers import decode, tfds
 from grafit_jax.errors import UserError
@@ -192,7 +192,7 @@ def test_a_run_has_a_crop_for_each_view_of_its_step(folder, method, laws, eight_
     assert run.crops == Crops(8, laws)
     assert run.views.crop_scale == (1, 1)
     assert run.key_views is None or run.key_views.crop_scale == (1, 1)
-    batch = next(iter(train.make_feed(run).epoch(0)))
+    batch = next(iter(experiment.make_feed(run).epoch(0)))
     assert batch["image"].shape == (8, 2, run.method.views_per_image(2), 8, 8, 3)
 
 
@@ -200,8 +200,8 @@ def test_a_run_has_a_crop_for_each_view_of_its_step(folder, method, laws, eight_
 def test_queries_and_keys_have_their_own_crops(folder):
     config = crops_config(folder, "selfcon", **{"key_views.flip": 0.0, "model.sync_batch_norm": False})
     run = experiment.load(config)
-    state, _ = experiment.initial(run)
-    step = jax.jit(train.make_step(run, axis_name=None))
+    state, _ = restore.initial(run)
+    step = jax.jit(train_step.make_train_step(run, axis_name=None))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, 3), np.uint8)
     label, id_ = jnp.zeros(4, jnp.int32), jnp.arange(4)
 
@@ -220,5 +220,7 @@ def test_queries_and_keys_have_their_own_crops(folder):
 def test_what_is_cropped_on_the_host_has_to_be_streamed(folder):
     with pytest.raises(UserError, match=r"train\.host_crops = True: want False unless data\.stream is on"):
         experiment.load(crops_config(folder, "grafit", **{"data.stream": False}))
-    with pytest.raises(UserError, match=r"unknown fit 'center' \(did you mean 'centre'\?\): want one of squash, cen"):
+    with pytest.raises(
+        UserError, match=r"unknown data\.fit 'center' \(did you mean 'centre'\?\): want one of squash, cen"
+    ):
         experiment.load(crops_config(folder, "grafit", **{"data.fit": "center"}))

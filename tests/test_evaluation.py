@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
-from grafit_jax import evaluation, experiment, parallel, pulse
+from grafit_jax import evaluation, experiment, parallel, pulse, restore
 from grafit_jax.errors import UserError
 from grafit_jax.evaluation import Embedded
 from helpers.runs import small_config
@@ -84,15 +84,15 @@ def test_without_fine_labels_the_coarse_metrics_remain():
 def test_every_image_is_embedded_once_whatever_their_number(batch_size, eight_devices):
     # 81 = 2 * 40 + 1 images over 8 devices: the last batch holds one image and 39 of padding.
     run = experiment.load(small_config(**{"eval.batch_size": batch_size}))
-    state, _ = experiment.initial(run)
+    state, _ = restore.initial(run)
     images = run.records["test"].image[:81]
     pulse.at(5, "evaluating")
-    got = run.embed_fn(experiment.variables(state), images)
+    got = run.embed_fn(state.variables, images)
     # Each batch is a move: what takes long does not hang.
     number = -(-81 // (-(-batch_size // 8) * 8))
     assert pulse.here() == pulse.Place(5, "evaluating", beats=number + 1)
 
-    variables = jax.device_get(experiment.variables(state))
+    variables = jax.device_get(state.variables)
     from grafit_jax.views import augment
 
     expected = run.network.apply(variables, augment.plain_view(images, views=run.views), train=False, method="embed")
@@ -103,7 +103,7 @@ def test_every_image_is_embedded_once_whatever_their_number(batch_size, eight_de
 
 def test_embeddings_leave_the_devices_batch_by_batch(monkeypatch):
     run = experiment.load(small_config(**{"eval.batch_size": 16}))
-    state, _ = experiment.initial(run)
+    state, _ = restore.initial(run)
     held = []
 
     def in_order(images, size):
@@ -113,24 +113,24 @@ def test_embeddings_leave_the_devices_batch_by_batch(monkeypatch):
 
     monkeypatch.setattr(evaluation, "in_order", in_order)
     images = np.concatenate([run.records["test"].image] * 2)[: 40 * 16]
-    rows = run.embed_fn(experiment.variables(state), images)
+    rows = run.embed_fn(state.variables, images)
     assert len(held) == 40 and held[-1] <= held[3]
     assert all(x.base is None and len(x) == len(images) for x in rows.values())  # on the host once
 
 
 def test_a_process_without_an_image_of_its_own_goes_along(monkeypatch):
     run = experiment.load(small_config())
-    state, _ = experiment.initial(run)
+    state, _ = restore.initial(run)
     parts = []  # what it gives to the others, when there are more processes than images
     monkeypatch.setattr(parallel, "own_part", lambda total: slice(total, total))
     monkeypatch.setattr(parallel, "gather", lambda rows, total: parts.append(rows.shape))
-    run.embed_fn(experiment.variables(state), run.records["test"].image[:3])
+    run.embed_fn(state.variables, run.records["test"].image[:3])
     assert parts and {shape[0] for shape in parts} == {0}
 
 
 def test_headline_is_plain_and_the_others_are_prefixed():
     run = experiment.load(small_config(**{"eval.features": ("projector", "trunk")}))
-    state, _ = experiment.initial(run)
+    state, _ = restore.initial(run)
     got = experiment.evaluate(run, state)
     swapped = experiment.load(small_config())
     other = experiment.evaluate(swapped, state)
@@ -143,14 +143,14 @@ def test_what_is_seen_of_test_images_changes_no_start():
         experiment.load(small_config("grafit", **options))
         for options in ({}, {"eval.crop": "centre", "eval.resize": 12})
     )
-    state = experiment.initial_state(whole)
-    memories = [experiment.initial_memory(run, state).embedding for run in (whole, centre)]
+    state = restore.initial_state(whole)
+    memories = [restore.initial_memory(run, state).embedding for run in (whole, centre)]
     np.testing.assert_array_equal(*memories)
     # What is evaluated is the middle 8 of 12 pixels a side.
     image = np.zeros((1, 12, 12, 1), np.uint8)
     image[:, 2:10, 2:10] = 255
     white = np.full((1, 8, 8, 1), 255, np.uint8)
-    variables = experiment.variables(state)
+    variables = state.variables
     seen = centre.embed_fn(variables, image)["trunk"]
     np.testing.assert_allclose(seen, whole.embed_fn(variables, white)["trunk"], atol=1e-5)
     assert np.abs(seen - whole.embed_fn(variables, image)["trunk"]).max() > 1e-3

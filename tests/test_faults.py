@@ -16,8 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from grafit_jax import errors, evaluation, experiment, parallel, train
+from grafit_jax import errors, evaluation, experiment, parallel, restore, train_step
 from grafit_jax import memory as memory_lib
+from grafit_jax.commands import train
 from grafit_jax.errors import UserError
 from grafit_jax.runs import checkpoint, integrity, locks, preemption, results, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
@@ -97,7 +98,7 @@ def test_a_pass_over_images_is_cut_short_and_nothing_is_lost(tmp_path, monkeypat
                 os.kill(os.getpid(), signal.SIGINT)
             yield images_of_batch
 
-    monkeypatch.setattr(evaluation.sources, "in_order", interrupted)
+    monkeypatch.setattr(evaluation, "in_order", interrupted)
     with pytest.raises(preemption.Preempted, match="by Ctrl-C while embedding images: start the same command again"):
         trains(config, tmp_path / "stopped")
     assert Checkpoints(tmp_path / "stopped", read_only=True).latest_step() == saved
@@ -256,15 +257,15 @@ def test_checkpoints_come_after_so_many_steps(tmp_path, monkeypatch, every, save
 # Damaged checkpoints.
 
 
-def restore(path, like, **options):
+def restored(path, like, **options):
     checkpoints = Checkpoints(path, keep=2, **options)
     found = checkpoints.restore_newest(*like)
     checkpoints.close()
     return found
 
 
-def leaves(restored):
-    return [np.asarray(x) for x in jax.tree.leaves(restored[:2])]
+def leaves(found):
+    return [np.asarray(x) for x in jax.tree.leaves(found[:2])]
 
 
 def same(a, b):
@@ -295,10 +296,10 @@ def kinds(step):
 def test_damage_to_any_file_of_a_checkpoint_is_found_out_or_harmless(trained_once, small, tmp_path, capsys):
     source, like = small
     assert kinds(source / "checkpoints" / "28") == kinds(trained_once / "checkpoints" / "28")
-    newest = restore(source, like, read_only=True)
+    newest = restored(source, like, read_only=True)
     shutil.copytree(source, tmp_path / "older")
     shutil.rmtree(tmp_path / "older" / "checkpoints" / "28")
-    older = restore(tmp_path / "older", like)
+    older = restored(tmp_path / "older", like)
     assert not same(older, newest)
     files = sorted(p.relative_to(source) for p in (source / "checkpoints" / "28").rglob("*") if p.is_file())
     assert len(files) > 8
@@ -319,7 +320,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_found_out_or_harmless(trained_onc
                     content[place] ^= 1 << int(rng.integers(8))
             (path / file).write_bytes(content)
             capsys.readouterr()
-            found = restore(path, like)
+            found = restored(path, like)
             assert found is not None, file
             aside, told = path / "checkpoints" / "damaged-28", capsys.readouterr().err
             if same(found, newest):
@@ -339,12 +340,12 @@ def test_damage_to_any_file_of_a_checkpoint_is_found_out_or_harmless(trained_onc
 
 def test_a_reader_passes_a_damaged_checkpoint_over_and_leaves_it(capsys, train_run):
     (train_run / "checkpoints" / "28" / "record" / "metadata").write_text("{")
-    state = experiment.restore_newest(train_run)[1]
+    state = restore.newest(train_run)[1]
     assert int(state.step) == 14 and "28 is damaged (" in capsys.readouterr().err
     assert (train_run / "checkpoints" / "28").is_dir()
     shutil.rmtree(train_run / "checkpoints" / "14")
     with pytest.raises(UserError, match="holds no checkpoint that is whole: train again"):
-        experiment.restore_newest(train_run)
+        restore.newest(train_run)
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained_once, train_run):
@@ -460,8 +461,8 @@ def test_a_config_changes_where_it_is_allowed_to(tmp_path, trains):
 def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path):
     config = small_config(**{"train.skip_not_finite": True, "model.sync_batch_norm": False})
     run = experiment.load(config)
-    step = jax.jit(train.make_step(run, axis_name=None))
-    state, memory = experiment.initial(run)
+    step = jax.jit(train_step.make_train_step(run, axis_name=None))
+    state, memory = restore.initial(run)
     memory = jax.tree.map(lambda x: x[0], memory)
     rng = jax.random.key(0)
     batch = {
@@ -474,7 +475,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path):
     # As without the option.
     with config.unlocked():
         config.train.skip_not_finite = False
-    plain = jax.jit(train.make_step(experiment.load(config), axis_name=None))(state, memory, batch, rng)
+    plain = jax.jit(train_step.make_train_step(experiment.load(config), axis_name=None))(state, memory, batch, rng)
     assert_close((after, updated), plain[:2], atol=1e-6)
     # A single parameter that is not finite spoils the loss: nothing changes but the step.
     broken = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.inf), state.params))

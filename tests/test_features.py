@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from grafit_jax import evaluation
+from grafit_jax.commands.evaluate import evaluate_features
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings, metrics
 from grafit_jax.retrieval.embeddings import Features
@@ -111,7 +111,7 @@ def test_without_a_gallery_a_query_is_left_out_by_its_id():
     embedding = np.repeat(np.random.default_rng(1).normal(size=(10, 4)), 2, axis=0).astype(np.float32)
     order = np.random.default_rng(2).permutation(20)
     given = Features(embedding[order], np.array([f"image {i}" for i in order]), label=np.array([0, 1] * 10)[order])
-    got = evaluation.evaluate_features(given, None, leave_out=False, **OPTIONS)
+    got = evaluate_features(given, None, leave_out=False, **OPTIONS)
     assert got["recall@1"] == 0.0
     expected = metrics.retrieval_metrics(given.embedding, {"": given.label}, **OPTIONS)
     assert got == expected
@@ -119,11 +119,11 @@ def test_without_a_gallery_a_query_is_left_out_by_its_id():
 
 def test_with_a_gallery_rows_are_left_out_only_if_ids_mean_the_same_images():
     test, train = some(6, label=np.arange(6) // 2), some(12, label=np.arange(12) % 3)
-    got = evaluation.evaluate_features(test, train, leave_out=False, **OPTIONS)
+    got = evaluate_features(test, train, leave_out=False, **OPTIONS)
     assert got == metrics.retrieval_metrics(test.embedding, test.levels, train.embedding, train.levels, **OPTIONS)
     np.testing.assert_array_equal(test.embedding, train.embedding[:6])
     assert got["recall@1"] == np.mean(test.label == train.label[:6])  # each finds itself
-    left_out = evaluation.evaluate_features(test, train, leave_out=True, **OPTIONS)
+    left_out = evaluate_features(test, train, leave_out=True, **OPTIONS)
     ids = {"query_ids": np.arange(6), "gallery_ids": np.arange(12)}
     assert left_out == metrics.retrieval_metrics(
         test.embedding, test.levels, train.embedding, train.levels, **ids, **OPTIONS
@@ -136,7 +136,7 @@ def test_levels_are_those_of_both_sides():
         some(6, label=np.arange(6) % 2, coarse_label=np.zeros(6, int)),
         some(12, coarse_label=np.arange(12) % 2),
     )
-    got = evaluation.evaluate_features(test, train, leave_out=False, **OPTIONS)
+    got = evaluate_features(test, train, leave_out=False, **OPTIONS)
     assert set(got) == {f"coarse/{k}" for k in ("recall@1", "recall@2", "map", "knn_top1", "queries_without_positive")}
     with pytest.raises(UserError, match="found no labels on both sides"):
-        evaluation.evaluate_features(some(6, label=np.arange(6)), train, leave_out=False, **OPTIONS)
+        evaluate_features(some(6, label=np.arange(6)), train, leave_out=False, **OPTIONS)

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax import evaluation, experiment
+from grafit_jax import evaluation, experiment, model, restore
 from grafit_jax.data import sources
 from grafit_jax.data.readers.folder import FolderImages
 from grafit_jax.data.records import in_order
@@ -259,9 +259,9 @@ def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, mon
     options = {"data.stream": True, "data.broken": "skip", "queue.size": 64}
     with_queue = experiment.load(own_config(tmp_path / "d", method="selfcon", **options))
     spoil(paths[3])
-    queued = np.asarray(experiment.initial_state(with_queue).queue.label)
+    queued = np.asarray(restore.initial_state(with_queue).queue.label)
     assert np.array_equal(queued, np.resize(np.repeat([0, 1], 20)[1:], 64))  # 39 keys, again from the first
-    state, memory = experiment.initial(run)
+    state, memory = restore.initial(run)
     label = np.asarray(memory.label)[0]
     assert label[3] == -1 and np.array_equal(np.delete(label, 3), np.repeat([0, 1], 20)[1:])
     galleries, evaluate = [], evaluation.evaluate
@@ -273,7 +273,7 @@ def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, mon
     monkeypatch.setattr(evaluation, "evaluate", seen)
     experiment.evaluate(run, state)
     assert len(galleries[0].embedding) == len(galleries[0].labels["coarse"]) == 39
-    embeddings = experiment.embed(run, state, "train", "trunk")
+    embeddings = model.embed(run, state, "train", "trunk")
     assert embeddings.id.tolist() == [f"train/{row}" for row in range(40) if row != 3]
     assert embeddings.filename.tolist() == [path for path in paths[:40] if path != paths[3]]
     assert embeddings.coarse_label.tolist() == ["x"] * 19 + ["y"] * 20 and len(embeddings.embedding) == 39

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, losses, objective, train, train_step
+from grafit_jax import experiment, losses, objective, restore, train_step
 from grafit_jax.data.records import Level
 from grafit_jax.similarity import unit
 from helpers.runs import small_config
@@ -40,9 +40,9 @@ def learned(method, *, shuffle=False):
         mixed = Level(np.random.default_rng(0).permutation(records.coarse_label), records.coarse_names)
         records = dataclasses.replace(records, levels={**records.levels, "coarse": mixed})
         run = dataclasses.replace(run, records=run.records | {"train": records})
-    state, memory = experiment.initial(run)
-    feed = train.make_feed(run)
-    call = train.make_call(run, feed)
+    state, memory = restore.initial(run)
+    feed = experiment.make_feed(run)
+    call = train_step.pmap_steps(run, feed)
     for epoch in range(config.train.epochs):
         for inputs in feed.epoch(epoch):
             state, memory, _ = call(state, memory, inputs)

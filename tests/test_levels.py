@@ -10,7 +10,9 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from study import layout, reproduction, tables
 
-from grafit_jax import evaluation, experiment, train
+from grafit_jax import evaluation, experiment, model, restore
+from grafit_jax.commands import train
+from grafit_jax.commands.evaluate import evaluate_features
 from grafit_jax.data import hierarchy, sources
 from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
@@ -123,9 +125,9 @@ def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_judged_at_bo
     config = small_config("baseline", **{"data.train_level": "fine", "train.epochs": 1, "eval.features": ("trunk",)})
     got = trains(config, tmp_path / "run")
     assert {"map", "knn_top1", "coarse/map", "coarse/knn_top1"} <= got.keys()
-    run, state = experiment.restore_newest(tmp_path / "run")
+    run, state = restore.newest(tmp_path / "run")
     assert state.params["classifier"]["kernel"].shape[-1] == 10
-    embedded = experiment.embed(run, state, "test", "trunk")
+    embedded = model.embed(run, state, "test", "trunk")
     assert set(embedded.coarse_label) == {"closed loop", "no loop"} and embedded.further == {}
 
 
@@ -177,7 +179,7 @@ def test_embeddings_on_disk_keep_their_further_levels(tmp_path, suffix):
     read = embeddings.load(tmp_path / f"f{suffix}")
     assert list(read.further) == ["order", "family", "genus"] and read.coarse_label is None
     np.testing.assert_array_equal(read.coarser, names["genus"])
-    got = evaluation.evaluate_features(read, None, leave_out=False, ks=(1,), knn_k=3, knn_temperature=0.1)
+    got = evaluate_features(read, None, leave_out=False, ks=(1,), knn_k=3, knn_temperature=0.1)
     wanted = metrics.retrieval_metrics(test.embedding, test.labels, ks=(1,), knn_k=3, knn_temperature=0.1)
     assert got == wanted and "family/map" in got
 
@@ -187,7 +189,7 @@ def test_a_runs_embeddings_have_the_names_of_every_level(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
     records = {split: Records(image, levels_of(species), "family") for split in sources.SPLITS}
     run = experiment.load(small_config("baseline"), records)
-    embedded = experiment.embed(run, experiment.initial(run)[0], "test", "trunk")
+    embedded = model.embed(run, restore.initial(run)[0], "test", "trunk")
     assert embedded.label.tolist() == [*"abcdefgh"] * 8 and embedded.coarse_label is None
     assert embedded.further["family"][:8].tolist() == [f"family{i}" for i in PARENTS["family"]]
     assert list(embedded.further) == ["order", "family", "genus"]

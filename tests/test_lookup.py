@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax import experiment
+from grafit_jax import experiment, model, restore
 from grafit_jax.commands import search
 from grafit_jax.errors import UserError
 from grafit_jax.report import pictures
@@ -81,7 +81,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
 def test_a_layer_that_a_method_has_not_is_named():
     run_ = experiment.load(small_config("baseline", **{"model.sync_batch_norm": False}))
     for call in (
-        lambda: experiment.embed(run_, None, "test", "projector"),
+        lambda: model.embed(run_, None, "test", "projector"),
         lambda: search.embed_images(run_, None, [], "projector"),
     ):
         with pytest.raises(UserError, match="method baseline has no projector: take --layer=trunk"):
@@ -97,8 +97,8 @@ def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path):
         **{"views.mean": (0.5,) * 3, "views.std": (0.3,) * 3, "eval.recall_at": (1,), "eval.features": ("trunk",)},
     )
     run_ = experiment.load(config)
-    state = experiment.initial_state(run_)
-    gallery = experiment.embed(run_, state, "test", "trunk")
+    state = restore.initial_state(run_)
+    gallery = model.embed(run_, state, "test", "trunk")
     assert gallery.filename[4] in written
     query = search.read_query(run_, gallery.filename[4])
     got = search.embed_images(run_, state, [query], "trunk")
@@ -107,8 +107,8 @@ def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path):
 
 def test_a_photo_of_a_test_image_finds_that_image(trained_once, tmp_path):
     # The same image from a file as from the data set, through the same network: at similarity 1.
-    run_, state = experiment.restore_newest(trained_once)
-    gallery = experiment.embed(run_, state, "test", "trunk")
+    run_, state = restore.newest(trained_once)
+    gallery = model.embed(run_, state, "test", "trunk")
     images = run_.records["test"].image
     for row in (0, 500):
         PIL.Image.fromarray(images[row, ..., 0]).save(tmp_path / f"{row}.png")

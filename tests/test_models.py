@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, methods
+from grafit_jax import experiment, methods, restore
 from grafit_jax.errors import UserError
 from grafit_jax.models import build_trunk, convolution
 from grafit_jax.models.layers import conv3x3, fold_patches
@@ -165,7 +165,7 @@ def test_a_projector_may_end_in_a_batch_norm_without_scale_and_bias(dtype):
 def test_heads_may_start_as_those_of_pytorch():
     def start(init):
         options = {"model.head_init": init, "model.hidden": 400, "model.head_batch_norm": False}
-        return experiment.initial_state(experiment.load(small_config("grafit_fc", **options)))
+        return restore.initial_state(experiment.load(small_config("grafit_fc", **options)))
 
     theirs, flax = (jax.device_get(start(init).params) for init in ("pytorch", "lecun"))
     jax.tree.map(np.testing.assert_array_equal, theirs["trunk"], flax["trunk"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, parallel, train
+from grafit_jax import experiment, parallel, restore, train_step
 from grafit_jax.data import pipeline, sources
 from grafit_jax.data.records import Records, two_levels
 from grafit_jax.errors import UserError
@@ -97,11 +97,11 @@ def test_fingerprint_of_streamed_images_follows_the_choice_of_images(tiny):
 def test_a_streamed_step_is_the_step_on_resident_data(tiny, eight_devices):
     config = stream_config(tiny)
     run = experiment.load(config)
-    feed = train.make_feed(run)
+    feed = experiment.make_feed(run)
     batches = list(feed.epoch(0))
     assert len(batches) == run.steps_per_epoch == 5
-    state, memory = experiment.initial(run)
-    call = train.make_call(run, feed)
+    state, memory = restore.initial(run)
+    call = train_step.pmap_steps(run, feed)
     for batch in batches[:3]:
         assert batch["image"].shape == (8, 2, 6, 5, 3) and len(batch["image"].sharding.device_set) == 8
         state, memory, _ = call(state, memory, batch)
@@ -109,11 +109,11 @@ def test_a_streamed_step_is_the_step_on_resident_data(tiny, eight_devices):
     with config.unlocked():
         config.data.stream = False
     run = experiment.load(config)
-    feed = train.make_feed(run)
+    feed = experiment.make_feed(run)
     data, _ = next(iter(feed.epoch(0)))
     order = np.stack([np.asarray(batch["id"]) for batch in batches], axis=1)
-    expected, expected_memory = experiment.initial(run)
-    call = train.make_call(run, feed)
+    expected, expected_memory = restore.initial(run)
+    call = train_step.pmap_steps(run, feed)
     for _ in range(3):
         expected, expected_memory, _ = call(expected, expected_memory, (data, order))
     assert_close((state, memory), (expected, expected_memory), rtol=1e-4, atol=1e-5)
@@ -178,7 +178,7 @@ def test_data_too_large_for_the_devices_are_told_of_before_they_are_moved(monkey
     run = experiment.load(small_config())
     monkeypatch.setattr(parallel, "devices", lambda: [Small()])
     with pytest.raises(UserError, match=r"take 0.0 GiB and a device has 0.0 GiB: leave them in their files by data"):
-        experiment._check_memory(run.records["train"], run.config)
+        experiment._check_memory(run.config, run.records["train"])
     with run.config.unlocked():
         run.config.data.stream = True
-    experiment._check_memory(run.records["train"], run.config)
+    experiment._check_memory(run.config, run.records["train"])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_files, train
+from grafit_jax import config_files
+from grafit_jax.commands import train
 from grafit_jax.data import sources
 from grafit_jax.runs.checkpoint import Checkpoints
 from helpers import image_files, pods

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from grafit_jax import config_checks, experiment, models, train
+from grafit_jax import config_checks, experiment, models, restore
+from grafit_jax.commands import train
 from grafit_jax.errors import UserError
 from grafit_jax.models import weights
 from helpers import state_dicts
@@ -216,8 +217,8 @@ def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path):
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
     run = experiment.load(resnet18_config(tmp_path / "w.safetensors"))
     run = dataclasses.replace(run, embed_fn=lambda variables, images: {"projector": np.ones((64, 16))})
-    state = jax.device_get(experiment.initial_state(run))
-    scratch = jax.device_get(experiment.initial_state(run, placeholder=True))
+    state = jax.device_get(restore.initial_state(run))
+    scratch = jax.device_get(restore.initial_state(run, placeholder=True))
     trunk, fresh = state.params["trunk"], scratch.params["trunk"]
     # The first convolution, which torchvision's is too large for, and the head are a fresh network's; all else, also
     # the batch norm behind it (MaskCon's code), is the file's.

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from grafit_jax import evaluation, experiment, parallel
+from grafit_jax import experiment, model, parallel, restore
+from grafit_jax.commands.evaluate import evaluate_features
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings, probe
 from grafit_jax.retrieval.embeddings import Features
@@ -153,8 +154,8 @@ def test_a_probe_of_features_needs_a_gallery_and_is_told_at_every_level():
     options = {"leave_out": False, "ks": (1,), "knn_k": 3, "knn_temperature": 0.05}
     queries = Features(test, np.arange(90), label=test_label, coarse_label=test_label // 2)
     gallery = Features(rows, np.arange(420), label=label, coarse_label=label // 2)
-    plain = evaluation.evaluate_features(queries, gallery, **options)
-    got = evaluation.evaluate_features(queries, gallery, probe=True, **options)
+    plain = evaluate_features(queries, gallery, **options)
+    got = evaluate_features(queries, gallery, probe=True, **options)
     fine = probe.probe(rows, label, test, test_label)
     coarse = probe.probe(rows, label // 2, test, test_label // 2)
     assert got == plain | {
@@ -164,7 +165,7 @@ def test_a_probe_of_features_needs_a_gallery_and_is_told_at_every_level():
         "coarse/probe_l2": coarse["l2"],
     }
     with pytest.raises(UserError, match=r"found --probe without --gallery: want the training embeddings"):
-        evaluation.evaluate_features(queries, None, probe=True, **options)
+        evaluate_features(queries, None, probe=True, **options)
 
 
 @pytest.mark.slow
@@ -172,14 +173,14 @@ def test_a_workdirs_probe_is_of_its_trunk(tmp_path, cli):
     config = small_config("baseline_mlp")
     workdir.claim(tmp_path / "run", config)
     of_run = experiment.load(config)
-    state = experiment.initial_state(of_run)
+    state = restore.initial_state(of_run)
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(0, state, None)
     checkpoints.close()
     evaluated = cli("evaluate", f"--workdir={tmp_path / 'run'}", "--probe")
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     got = json.loads(evaluated.stdout)
-    train, test = (experiment.embed(of_run, state, split, "trunk") for split in ("train", "test"))
+    train, test = (model.embed(of_run, state, split, "trunk") for split in ("train", "test"))
     for level, prefix in (("label", ""), ("coarse_label", "coarse/")):
         expected = probe.probe(train.embedding, getattr(train, level), test.embedding, getattr(test, level))
         assert got[f"{prefix}probe_top1"] == pytest.approx(expected["top1"], abs=0.01)

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 from study import layout, published, recording, render, reproduction, tables
 
-from grafit_jax import train
+from grafit_jax.commands import train
 from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
 from grafit_jax.errors import UserError

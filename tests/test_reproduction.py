@@ -12,7 +12,8 @@ from ml_collections import config_flags
 from study import layout, pricing, published, recording, reproduction, tables
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, methods, train
+from grafit_jax import config_checks, methods
+from grafit_jax.commands import train
 from grafit_jax.errors import UserError
 from grafit_jax.report.tables import plain_table
 from grafit_jax.runs import results, workdir
@@ -26,6 +27,7 @@ CONFIG_FILE = """
 from helpers.runs import small_config
 
 from grafit_jax import config as config_lib
+from grafit_jax import config_files
 
 
 def get_config(arg=None):

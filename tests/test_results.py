@@ -150,6 +150,7 @@ def test_a_table_does_not_mix_protocols_or_data():
 
 CONFIG_FILE = """
 from grafit_jax import config as config_lib
+from grafit_jax import config_files
 from helpers.runs import small_config
 
 

@@ -4,8 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from grafit_jax import config_checks, config_files, experiment, methods, parallel, schedules, train
+from grafit_jax import (
+    config_checks,
+    config_files,
+    experiment,
+    parallel,
+    restore,
+    train_step,
+)
 from grafit_jax.errors import UserError
+from grafit_jax.optimizer import make_schedules
 from grafit_jax.views import augment
 from helpers import twins
 from helpers.command_lines import ROOT
@@ -17,11 +25,8 @@ def recipe(dataset):
 
 
 def schedules_of(config, num_images):
-    """Those of a run on so many images, without any of its other parts."""
-    parts = dict.fromkeys(("network", "views", "key_views", "crops", "eval_views", "tx", "embed_fn"))
-    steps_per_epoch = num_images // config.train.batch_size
-    method = methods.get(config.method)
-    return experiment.Experiment(config=config, records={}, method=method, steps_per_epoch=steps_per_epoch, **parts)
+    """Those of a run on so many images."""
+    return make_schedules(config, steps_per_epoch=num_images // config.train.batch_size)
 
 
 # CIFAR-100: 50,000 // 128 = 390 steps an epoch; epochs 50, 100, 150 begin at 19,500, 39,000, 58,500 of 78,000.
@@ -49,7 +54,9 @@ def test_the_recipe_is_what_snca_does_at_every_step(data):
     expected = {"cifar100": ("resnet18", 200, 128, 5e-4), "imagenet": ("resnet50", 130, 256, 1e-4)}[data[0]]
     assert (config.model.trunk, config.train.epochs, config.train.batch_size, config.optimizer.weight_decay) == expected
     assert config.optimizer.nesterov and config.optimizer.momentum == 0.9
-    assert run.total_steps == {"cifar100": 78_000, "imagenet": 650_520}[data[0]]
+    assert (
+        config.train.epochs * (data[1] // config.train.batch_size) == {"cifar100": 78_000, "imagenet": 650_520}[data[0]]
+    )
     v = config.views
     assert (v.crop_scale, v.flip, v.jitter, v.jitter_prob if any(v.jitter) else None, v.grey) == {
         "cifar100": ((0.2, 1.0), 0.5, (0.4,) * 4, 1.0, 0.2),
@@ -60,11 +67,12 @@ def test_the_recipe_is_what_snca_does_at_every_step(data):
 def test_steps_of_the_learning_rate_after_a_warm_up_and_under_jit():
     # base 0.4, 10 warm-up steps, half of it from step 20 and again from 30.
     wanted = {0: 0.0, 5: 0.2, 10: 0.4, 19: 0.4, 20: 0.2, 29: 0.2, 30: 0.1, 1000: 0.1}
-    got = jax.jit(
-        jax.vmap(lambda s: schedules.step_learning_rate(s, base=0.4, boundaries=(20, 30), factor=0.5, warmup_steps=10))
-    )(np.array(list(wanted)))
+    options = {"optimizer.learning_rate": 0.4, "train.batch_size": 256, "optimizer.warmup_epochs": 10.0}
+    options |= {"optimizer.schedule": "step", "optimizer.step_epochs": (20, 30), "optimizer.step_factor": 0.5}
+    schedules = make_schedules(small_config("snca", **options), steps_per_epoch=1)
+    got = jax.jit(jax.vmap(schedules.learning_rate))(np.array(list(wanted)))
     np.testing.assert_allclose(got, list(wanted.values()), rtol=1e-6)
-    assert schedules.piecewise(10**6, values=(0.5,), boundaries=()) == 0.5
+    assert schedules.memory_momentum(10**6) == 0.5
 
 
 def test_the_optimiser_takes_the_steps():
@@ -84,16 +92,16 @@ def test_the_optimiser_takes_the_steps():
 def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_epoch():
     options = {"model.sync_batch_norm": False, "memory.step_epochs": (1,), "memory.step_momentum": (0.8,)}
     run = experiment.load(small_config("snca", **options))
-    state, memory = jax.device_get(experiment.initial(run))
+    state, memory = jax.device_get(restore.initial(run))
     layer = state.params["projector"]["Dense_0"]
     assert set(state.params) == {"trunk", "projector"} and set(state.params["projector"]) == {"Dense_0"}
     assert set(state.batch_stats) == {"trunk"} and not state.target_params
     assert layer["kernel"].shape[1] == layer["bias"].shape[0] == 16
-    feed = train.make_feed(run)
+    feed = experiment.make_feed(run)
     inputs = next(iter(feed.epoch(1)))
     ids = np.asarray(inputs[1])[0, 0]
     label = run.records["train"].coarse_label
-    call = train.make_call(run, feed)
+    call = train_step.pmap_steps(run, feed)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     apply = jax.jit(lambda images: run.network.apply(variables, images, train=True, mutable=["batch_stats"])[0])
     for step, momentum in ((0, 0.5), (14, 0.8)):  # 14 steps an epoch; each takes the first batch of the order

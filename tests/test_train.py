@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, objective, parallel, train
+from grafit_jax import experiment, objective, parallel, restore
 from grafit_jax import memory as memory_lib
+from grafit_jax.commands import train
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
+from grafit_jax.experiment import Experiment
 from grafit_jax.memory import Memory
 from grafit_jax.runs import checkpoint, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
@@ -155,7 +157,7 @@ def test_a_run_compiles_its_step_once_and_keeps_the_newest_checkpoints_and_the_b
 def test_training_improves_on_the_untrained_network(tmp_path, trains):
     config = small_config("grafit_fc", **{"train.epochs": 15, "optimizer.learning_rate": 0.3})
     run_ = experiment.load(config)
-    before = experiment.evaluate(run_, experiment.initial(run_)[0])
+    before = experiment.evaluate(run_, restore.initial(run_)[0])
     after = trains(config, tmp_path / "run")
     assert after["coarse/knn_top1"] > before["coarse/knn_top1"] + 0.02 and after["coarse/knn_top1"] > 0.9
 
@@ -202,7 +204,7 @@ def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monk
     # Nothing is left to be trained: the run is evaluated and complete, and stays what it is.
     monkeypatch.setattr(experiment, "evaluate", evaluate)
     metrics = trains(config, tmp_path / "run")
-    assert metrics["step"] == 42 and metrics == evaluate(*experiment.restore_newest(tmp_path / "run"))
+    assert metrics["step"] == 42 and metrics == evaluate(*restore.newest(tmp_path / "run"))
     (tmp_path / "run" / "run.json").write_text("as it was")
     (tmp_path / "run" / "metrics.jsonl").unlink()
     assert trains(config, tmp_path / "run") == metrics
@@ -244,7 +246,7 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_on_three(tmp_path, monke
     config = small_config(**{"checkpoint.every_epochs": 1, "eval.features": ("trunk",)})
     eight = trains(config, tmp_path / "run")
     use_devices(monkeypatch, 1)
-    one = experiment.evaluate(*experiment.restore_newest(tmp_path / "run"))
+    one = experiment.evaluate(*restore.newest(tmp_path / "run"))
     assert one.keys() == eight.keys()
     for name, value in eight.items():
         assert one[name] == pytest.approx(value, abs=2e-3), name
@@ -253,8 +255,8 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_on_three(tmp_path, monke
     assert on_eight.shape == (904, 16) and not on_eight[899:].any()
     use_devices(monkeypatch, 3)
     run = experiment.load(config, training=False)
-    state = experiment.initial_state(run, placeholder=True)
-    like = experiment.initial_memory(run, state, placeholder=True)
+    state = restore.initial_state(run, placeholder=True)
+    like = restore.initial_memory(run, state, placeholder=True)
     checkpoints = Checkpoints(tmp_path / "run", read_only=True)
     _, memory, record = checkpoints.restore_newest(state, like)
     checkpoints.close()
@@ -308,11 +310,11 @@ def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(
     workdir.claim(tmp_path / "run", config)
     with monkeypatch.context() as patch:
         use_devices(patch, 1)
-        state = experiment.initial_state(experiment.load(config))
+        state = restore.initial_state(experiment.load(config))
         checkpoints = Checkpoints(tmp_path / "run")
         checkpoints.save(0, state, None)
         checkpoints.close()
-    assert experiment.evaluate(*experiment.restore_newest(tmp_path / "run"))["step"] == 0
+    assert experiment.evaluate(*restore.newest(tmp_path / "run"))["step"] == 0
     with pytest.raises(UserError, match=r"train\.batch_size = 60 does not divide over 8 devices"):
         trains(config, tmp_path / "run")
 
@@ -320,9 +322,9 @@ def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(
 def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, trains):
     config = small_config("baseline", **{"train.epochs": 1})
     trains(config, tmp_path / "run")
-    fingerprints = experiment.fingerprints
-    monkeypatch.setattr(experiment, "fingerprints", lambda run: fingerprints(run) | {"train": "0123456789abcdef"})
-    for again in (lambda: trains(config, tmp_path / "run"), lambda: experiment.restore_newest(tmp_path / "run")):
+    fingerprints = Experiment.fingerprints
+    monkeypatch.setattr(Experiment, "fingerprints", lambda run: fingerprints(run) | {"train": "0123456789abcdef"})
+    for again in (lambda: trains(config, tmp_path / "run"), lambda: restore.newest(tmp_path / "run")):
         with pytest.raises(
             UserError, match=r"was started with other images or labels than are found now \(split train\)"
         ):
@@ -394,15 +396,15 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, trains):
     other["model"]["dim"] = 24
     (path / "config.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match=r"another architecture: .*classifier/kernel.* \(16, 2\) there and \(24, 2\)"):
-        experiment.restore_newest(path)
+        restore.newest(path)
 
 
 def test_evaluation_says_where_there_is_nothing_to_evaluate(tmp_path):
     with pytest.raises(UserError, match=r"holds no run \(no config\.json\)"):
-        experiment.restore_newest(tmp_path)
+        restore.newest(tmp_path)
     workdir.claim(tmp_path / "run", small_config())
     with pytest.raises(UserError, match=r"no checkpoint yet"):
-        experiment.restore_newest(tmp_path / "run")
+        restore.newest(tmp_path / "run")
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
@@ -417,9 +419,9 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
     [(5, 14, 5, 5), (100, 14, 14, 14), (0, 14, 1, 14), (0, 390, 1, 78), (0, 101, 1, 51), (0, 389, 1, 98), (0, 1, 1, 1)],
 )
 def test_steps_of_a_call(wanted, steps, on_cpu, on_accelerators, monkeypatch):
-    assert train._steps_per_call(wanted, steps) == on_cpu
+    assert pipeline._steps_per_call(wanted, steps) == on_cpu
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert train._steps_per_call(wanted, steps) == on_accelerators
+    assert pipeline._steps_per_call(wanted, steps) == on_accelerators
 
 
 def test_an_epochs_time_goes_on_until_its_last_step_is_done(monkeypatch):

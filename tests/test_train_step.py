@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, methods, parallel, train
+from grafit_jax import experiment, methods, parallel, restore, train_step
 from grafit_jax import state as state_lib
 from grafit_jax.memory import Memory
 from grafit_jax.models import Outputs
@@ -23,9 +23,9 @@ METHODS = ("baseline", "baseline_mlp", "snca", "snca_plus", "byol", "grafit_fc",
 
 def start(config):
     run = experiment.load(config)
-    state, memory = experiment.initial(run)
-    feed = train.make_feed(run)
-    return run, state, memory, next(iter(feed.epoch(0))), train.make_call(run, feed)
+    state, memory = restore.initial(run)
+    feed = experiment.make_feed(run)
+    return run, state, memory, next(iter(feed.epoch(0))), train_step.pmap_steps(run, feed)
 
 
 def rows(memory):
@@ -183,9 +183,9 @@ def test_a_method_reports_the_losses_it_has_and_keeps_the_state_it_needs(method)
     batch = {"image": images, "label": np.array([0, 1, 0, 1]), "id": np.arange(4)}
 
     def one_step():
-        state, memory = experiment.initial(run)
+        state, memory = restore.initial(run)
         memory = jax.tree.map(lambda x: x[0], memory)
-        step = train.make_step(run, axis_name=None)
+        step = train_step.make_train_step(run, axis_name=None)
         return step(state, memory, batch, state.rng)
 
     state, memory, metrics = jax.eval_shape(one_step)
@@ -238,13 +238,13 @@ def test_lambda_weighs_the_instance_loss(method, knn_loss):
 def test_two_devices_take_the_mean_of_their_gradients():
     # vmap stands for pmap: its collectives are the same, and it needs no second device.
     run = experiment.load(small_config("baseline"))
-    state = jax.device_get(experiment.initial_state(run))
+    state = jax.device_get(restore.initial_state(run))
     records, ids = run.records["train"], np.arange(16)
     batch = {"image": records.image[ids], "label": records.coarse_label[ids], "id": ids}
 
     def after(devices):
         split = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
-        step = jax.vmap(train.make_step(run), in_axes=(None, None, 0, None), axis_name=parallel.AXIS)
+        step = jax.vmap(train_step.make_train_step(run), in_axes=(None, None, 0, None), axis_name=parallel.AXIS)
         new, _, terms = jax.jit(step)(state, None, split, state.rng)
         return jax.tree.map(lambda x: np.asarray(x)[-1], (new.params, new.batch_stats, terms))
 

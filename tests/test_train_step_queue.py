@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, parallel, train
+from grafit_jax import experiment, parallel, restore, train_step
 from grafit_jax import state as state_lib
 from grafit_jax.views import augment
 from helpers import twins
@@ -39,10 +39,10 @@ def config(method, **options):
 
 def start(config):
     run = experiment.load(config)
-    state, memory = experiment.initial(run)
-    feed = train.make_feed(run)
+    state, memory = restore.initial(run)
+    feed = experiment.make_feed(run)
     assert memory is None
-    return run, state, next(iter(feed.epoch(0))), train.make_call(run, feed)
+    return run, state, next(iter(feed.epoch(0))), train_step.pmap_steps(run, feed)
 
 
 @pytest.fixture(
@@ -185,8 +185,8 @@ def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatc
     run = experiment.load(config("selfcon", **crops, **options))
     records = run.records["train"]
     batch = {"image": records.image[:8], "label": records.coarse_label[:8], "id": np.arange(8)}
-    state = experiment.initial_state(run, placeholder=True)
-    jax.block_until_ready(jax.jit(train.make_step(run, axis_name=None))(state, None, batch, state.rng))
+    state = restore.initial_state(run, placeholder=True)
+    jax.block_until_ready(jax.jit(train_step.make_train_step(run, axis_name=None))(state, None, batch, state.rng))
     (query, one), (key, other) = laws
     assert one == other == 1  # whatever T is
     assert (query.jitter, key.jitter) == ((0.1, 0, 0, 0), (0, 0, 0, 0))
@@ -198,8 +198,8 @@ def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatc
 def test_queue_starts_with_embeddings_of_training_images():
     for size, repeated in ((150, 1), (2000, 3)):  # of 899 images
         run = experiment.load(config("selfcon", **{"queue.size": size}))
-        state = experiment.initial_state(run)
-        embedded = twins.unit(run.embed_fn(experiment.variables(state), run.records["train"].image)["projector"])
+        state = restore.initial_state(run)
+        embedded = twins.unit(run.embed_fn(state.variables, run.records["train"].image)["projector"])
         similarity = np.asarray(state.queue.embedding, np.float64) @ embedded.T
         image = similarity.argmax(1)
         np.testing.assert_allclose(similarity.max(1), 1, atol=1e-5)
@@ -241,5 +241,5 @@ def test_queries_and_keys_have_draws_of_their_own(monkeypatch):
     records, state = run.records["train"], types.SimpleNamespace(step=3)
     batch = {"image": records.image[:8], "label": records.coarse_label[:8], "id": np.arange(8)}
     with pytest.raises(InterruptedError):
-        train.make_step(run, axis_name=None)(state, None, batch, jax.random.PRNGKey(0))
+        train_step.make_train_step(run, axis_name=None)(state, None, batch, jax.random.PRNGKey(0))
     assert not np.array_equal(*keys)

@@ -12,7 +12,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from grafit_jax import experiment, losses, methods, parallel, train
+from grafit_jax import experiment, losses, methods, parallel, restore, train_step
+from grafit_jax.commands import train
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from grafit_jax.models import Outputs
@@ -38,9 +39,9 @@ def assert_same(got, expected):
 
 
 def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_is_new(trained_once):
-    _, theirs = experiment.restore_newest(trained_once)
-    state = experiment.initial_state(experiment.load(fine_tuning(**{"model.pretrained": str(trained_once)})))
-    fresh = experiment.initial_state(experiment.load(fine_tuning()))
+    _, theirs = restore.newest(trained_once)
+    state = restore.initial_state(experiment.load(fine_tuning(**{"model.pretrained": str(trained_once)})))
+    fresh = restore.initial_state(experiment.load(fine_tuning()))
     for kind in ("params", "batch_stats"):
         got, expected = kernels(getattr(state, kind)["trunk"]), kernels(getattr(theirs, kind)["trunk"])
         assert_same(got, expected)
@@ -51,10 +52,10 @@ def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_is_new(traine
 
 
 def test_the_convolution_of_another_stem_stays_fresh(trained_once):
-    _, theirs = experiment.restore_newest(trained_once)
+    _, theirs = restore.newest(trained_once)
     options = {"model.stem": "cifar"}
-    state = experiment.initial_state(experiment.load(fine_tuning(**options, **{"model.pretrained": str(trained_once)})))
-    fresh = experiment.initial_state(experiment.load(fine_tuning(**options)))
+    state = restore.initial_state(experiment.load(fine_tuning(**options, **{"model.pretrained": str(trained_once)})))
+    fresh = restore.initial_state(experiment.load(fine_tuning(**options)))
     ours = state.params["trunk"]
     assert_same(kernels(ours["Conv_0"]), kernels(fresh.params["trunk"]["Conv_0"]))
     others = [name for name in theirs.params["trunk"] if name != "Conv_0"]
@@ -66,7 +67,7 @@ def test_the_convolution_of_another_stem_stays_fresh(trained_once):
 
 def test_workdirs_that_give_no_trunk(trained_once, tmp_path):
     def start(config, **kwargs):
-        return experiment.initial_state(experiment.load(config, **kwargs))
+        return restore.initial_state(experiment.load(config, **kwargs))
 
     with pytest.raises(UserError, match=r"has the trunk resnet8, and model\.trunk = resnet18: want the same"):
         start(fine_tuning(**{"model.pretrained": str(trained_once), "model.trunk": "resnet18"}))
@@ -105,7 +106,7 @@ def test_a_checkpoint_is_read_on_other_devices(trained_once, eight_devices):
     checkpoints = Checkpoints(trained_once, read_only=True)
     state = checkpoints.read_newest("state")
     checkpoints.close()
-    _, theirs = experiment.restore_newest(trained_once)  # on eight devices
+    _, theirs = restore.newest(trained_once)  # on eight devices
     assert parallel.num_devices() == 8
     assert_same(kernels(state["params"]), kernels(theirs.params))
 
@@ -216,12 +217,12 @@ def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):
     run = experiment.load(fine_tuning(**options))
     records, ids = run.records["train"], np.arange(16)
     batch = {"image": records.image[ids], "label": records.coarse_label[ids], "id": ids}
-    state = experiment.initial_state(run)
-    _, _, terms = jax.jit(train.make_step(run, axis_name=None))(state, None, batch, state.rng)
+    state = restore.initial_state(run)
+    _, _, terms = jax.jit(train_step.make_train_step(run, axis_name=None))(state, None, batch, state.rng)
     assert seen == [(0.2, 0.0)]
     key = jax.random.fold_in(state.rng, 0)
     views = augment.random_views(batch["image"], ids, key, views=run.views, num_views=1)[0]
-    out, _ = run.network.apply(experiment.variables(state), views, train=True, mutable=["batch_stats"])
+    out, _ = run.network.apply(state.variables, views, train=True, mutable=["batch_stats"])
     log_p = scipy.special.log_softmax(np.asarray(out.logits, np.float64), axis=1)
     smoothed = 0.9 * np.eye(10) + 0.01
     share, label = np.where(ids % 2 == 0, 1.0, 0.25)[:, None], records.label[ids]
@@ -240,8 +241,8 @@ def test_a_step_mixes_by_either_kind_or_not_at_all(monkeypatch):
     for options in ({}, {"mixing.mixup": 0.2}, {"mixing.cutmix": 0.3}):
         run = experiment.load(fine_tuning(**options, **{"model.sync_batch_norm": False}))
         batch = {"image": run.records["train"].image[:16], "label": np.zeros(16, np.int32), "id": np.arange(16)}
-        state = experiment.initial_state(run)
-        jax.eval_shape(train.make_step(run, axis_name=None), state, None, batch, state.rng)
+        state = restore.initial_state(run)
+        jax.eval_shape(train_step.make_train_step(run, axis_name=None), state, None, batch, state.rng)
     assert seen == [(0.2, 0.0), (0.0, 0.3)]
 
 
@@ -260,25 +261,23 @@ def test_a_mixture_is_scored_by_both_labels():
 @pytest.mark.parametrize(("level", "name"), [("fine", "top1"), ("", "coarse/top1")])
 def test_top1_is_what_the_classifier_says_at_the_level_of_training(level, name):
     run = experiment.load(fine_tuning(**{"data.train_level": level, "eval.size": 12}))
-    state = experiment.initial_state(run)
+    state = restore.initial_state(run)
     metrics = experiment.evaluate(run, state)
     assert [key for key in metrics if "top1" in key and "knn" not in key] == [name]
     test = run.records["test"]
     # At the size of the evaluation, which is not that of training.
     images = augment.plain_view(test.image, views=dataclasses.replace(run.views, size=12))
-    out = run.network.apply(experiment.variables(state), images, train=False)
+    out = run.network.apply(state.variables, images, train=False)
     assert metrics[name] == pytest.approx(np.mean(np.argmax(out.logits, 1) == test.coarse_label))
-    embedded = run.embed_fn(experiment.variables(state), test.image)
+    embedded = run.embed_fn(state.variables, test.image)
     np.testing.assert_allclose(embedded["trunk"], out.features, atol=1e-5)
-    at_8 = run.network.apply(experiment.variables(state), augment.plain_view(test.image, views=run.views), train=False)
+    at_8 = run.network.apply(state.variables, augment.plain_view(test.image, views=run.views), train=False)
     assert np.abs(at_8.features - out.features).max() > 1e-2
 
 
 def test_no_classifier_no_top1():
     run = experiment.load(small_config("byol", **{"eval.features": ("trunk",)}))
-    assert not [
-        k for k in experiment.evaluate(run, experiment.initial_state(run)) if k.endswith("/top1") or k == "top1"
-    ]
+    assert not [k for k in experiment.evaluate(run, restore.initial_state(run)) if k.endswith("/top1") or k == "top1"]
 
 
 @pytest.mark.slow
@@ -289,4 +288,4 @@ def test_fine_tuning_learns_and_goes_on_without_the_run_it_started_from(trained_
     metrics = trains(fine_tuning(**options, **{"model.pretrained": str(start)}), tmp_path / "run")
     shutil.rmtree(start)
     assert metrics["top1"] > 0.5  # of ten classes
-    assert experiment.evaluate(*experiment.restore_newest(tmp_path / "run")) == metrics
+    assert experiment.evaluate(*restore.newest(tmp_path / "run")) == metrics

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 from sklearn.decomposition import PCA
 
-from grafit_jax import experiment
+from grafit_jax import restore
 from grafit_jax.data.readers.folder import FolderImages
 from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
@@ -392,7 +392,7 @@ def test_a_run_that_was_killed_before_its_page_leaves_it_when_started_again(fini
 
 
 def test_what_goes_wrong_with_the_page_is_a_warning(finished, monkeypatch, capsys):
-    run, state = experiment.restore_newest(finished)
+    run, state = restore.newest(finished)
     before = (finished / "report.html").read_bytes()
 
     def broken(*_):

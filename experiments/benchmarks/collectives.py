@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 from benchmarks import steps
-from grafit_jax import config_files, experiment
+from grafit_jax import config_files, experiment, restore
 from grafit_jax.methods import Method
 from grafit_jax.state import TrainState, target_part
 
@@ -106,7 +106,7 @@ def slice_of(name: str, num_devices: int, *, link: float, peak: float) -> dict[s
     config = config_files.load_file(_ROOT / "configs" / "imagenet.py", "method=grafit")
     config.data.stream = config.train.host_crops = False  # where images come from makes no difference here
     run = experiment.load(config, steps.records(config.train.batch_size))
-    state = jax.eval_shape(lambda: experiment.initial_state(run, placeholder=True))
+    state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))
     sent = {part: traffic.sent(num_devices) for part, traffic in of_step(config, run.method, state).items()}
     return {
         "work": f"{name}, {num_devices} devices of {config.train.batch_size // num_devices} images",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import steps, timing, train
-from grafit_jax import config_files, experiment
+from grafit_jax import config_files, experiment, restore
 from grafit_jax.commands import profiling
 from grafit_jax.views import augment
 
@@ -28,12 +28,12 @@ def peak_flops(device_kind: str) -> float | None:
 
 def model_flops(run: experiment.Experiment) -> float:
     """FLOPs of a step's networks: the online one forward and backward (three times forward), the target forward."""
-    config, state = run.config, experiment.initial_state(run, placeholder=True)
+    config, state = run.config, restore.initial_state(run, placeholder=True)
     size, channels = config.views.size, run.records["train"].image.shape[-1]
     # One image, since a count is not to depend on how a batch is cut up.
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     apply = functools.partial(run.network.apply, train=False)
-    shapes = jax.eval_shape(lambda x: x, experiment.variables(state))  # on no device
+    shapes = jax.eval_shape(lambda x: x, state.variables)  # on no device
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # XLA counts nothing in a program for a GPU or a TPU
         cost: Any = jax.jit(apply).lower(shapes, image).cost_analysis()
     return 4 * cost["flops"] * config.train.batch_size * config.views.num_views

@@ -26,7 +26,8 @@ import numpy as np
 import sklearn.datasets  # noqa: F401 - so that no process has to import it
 import tensorboardX  # noqa: F401
 
-from grafit_jax import config_files, experiment, pulse, train
+from grafit_jax import config_files, experiment, pulse, restore
+from grafit_jax.commands import train
 from grafit_jax.runs import workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 
@@ -112,7 +113,7 @@ def _tell(telling: int, step: int, doing: str) -> None:
 def _evaluate(path: pathlib.Path) -> None:
     """As experiments/evaluate.py does."""
     pulse.at(0, "restoring")
-    run, state = experiment.restore_newest(path)
+    run, state = restore.newest(path)
     pulse.at(int(state.step), "evaluating")
     experiment.evaluate(run, state)
 
@@ -121,10 +122,10 @@ def _assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
     """Parameters, memory, metrics and log of two complete runs, to the bit."""
     found = []
     for path in (one, other):
-        run = experiment.load(workdir.read_config(path), path=path)
-        like = experiment.initial_state(run, placeholder=True)
+        run = restore.load(workdir.read_config(path), path)
+        like = restore.initial_state(run, placeholder=True)
         checkpoints = Checkpoints(path, read_only=True)
-        restored = checkpoints.restore_newest(like, experiment.initial_memory(run, like, placeholder=True))
+        restored = checkpoints.restore_newest(like, restore.initial_memory(run, like, placeholder=True))
         assert restored is not None, "no checkpoint is whole"
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         log = [{k: v for k, v in line.items() if "second" not in k} for line in lines]

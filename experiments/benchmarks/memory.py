@@ -16,7 +16,7 @@ import ml_collections
 from jax.experimental import topologies
 
 from benchmarks import steps, timing
-from grafit_jax import config_files, experiment, memory, train
+from grafit_jax import config_files, experiment, memory, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.models import convolution
 
@@ -62,7 +62,7 @@ def _compile(config: ml_collections.ConfigDict, batch_size: int, rows: int) -> t
     config.data.stream, config.train.host_crops, config.train.batch_size = False, False, batch_size
     config.model.sync_batch_norm = False  # one device's program, without its collectives
     run = experiment.load(config, steps.records(max(1000, batch_size), config.data.image_size))
-    state = jax.eval_shape(lambda: experiment.initial_state(run, placeholder=True))
+    state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))
     shape: Any = jax.ShapeDtypeStruct
     image = shape((batch_size, *run.records["train"].image.shape[1:]), jnp.uint8)
     arguments = (
@@ -72,7 +72,9 @@ def _compile(config: ml_collections.ConfigDict, batch_size: int, rows: int) -> t
         state.rng,
     )
     here = jax.sharding.SingleDeviceSharding(_tpu())
-    jitted = jax.jit(train.make_step(run, axis_name=None), donate_argnums=(0, 1), in_shardings=here, out_shardings=here)
+    jitted = jax.jit(
+        train_step.make_train_step(run, axis_name=None), donate_argnums=(0, 1), in_shardings=here, out_shardings=here
+    )
     convolution.PART = sys.maxsize  # parts are for CPUs, and this compiles for another device
     compiled: list[Any] = []
     seconds = timing.seconds(lambda: compiled.append(jitted.lower(*arguments).compile()))

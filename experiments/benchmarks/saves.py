@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from benchmarks import steps, timing
-from grafit_jax import experiment, train
+from grafit_jax import experiment, restore, train_step
 from grafit_jax.runs.checkpoint import Checkpoints
 
 # What all saves of a run may add to it, in the issue.
@@ -32,9 +32,9 @@ def cost(trunk: str, batch_size: int, *, turn: int, rounds: int) -> dict[str, An
       rounds: pairs of turns, of which the median counts.
     """
     run = experiment.load(steps.config(trunk, batch_size), steps.records())
-    feed = train.make_feed(run)
-    call, inputs = train.make_call(run, feed), next(iter(feed.epoch(0)))
-    state, memory = experiment.initial(run)
+    feed = experiment.make_feed(run)
+    call, inputs = train_step.pmap_steps(run, feed), next(iter(feed.epoch(0)))
+    state, memory = restore.initial(run)
     saved, still, added, longest, plain = 0, [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(pathlib.Path(folder))

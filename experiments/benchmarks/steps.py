@@ -12,7 +12,7 @@ from absl import flags
 
 from benchmarks import timing
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, train
+from grafit_jax import experiment, restore, train_step
 from grafit_jax.commands import profiling
 from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
@@ -65,10 +65,10 @@ class Ours:
 
 def ours(config, data: dict[str, Records]) -> Ours:
     run = experiment.load(config, data)
-    feed = train.make_feed(run)
-    compiled = train.make_call(run, feed)
+    feed = experiment.make_feed(run)
+    compiled = train_step.pmap_steps(run, feed)
     inputs = next(iter(feed.epoch(0)))
-    carry = list(experiment.initial(run))
+    carry = list(restore.initial(run))
 
     def call():
         carry[0], carry[1], metrics = compiled(carry[0], carry[1], inputs)

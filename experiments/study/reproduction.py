@@ -15,7 +15,8 @@ import numpy as np
 from sweeps import runner
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_files, evaluation, experiment, train
+from grafit_jax import config_files, evaluation, experiment, restore
+from grafit_jax.commands import train
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.report import pictures
@@ -343,9 +344,9 @@ def draw(table: Table, path: pathlib.Path) -> pathlib.Path:
     """The gallery of the table's two rows, seed 0, as `path`/gallery.png."""
     embeddings = {}
     for name in table.gallery:
-        run_, state = experiment.restore_newest(run_directory(path, name, 0))
+        run_, state = restore.newest(run_directory(path, name, 0))
         test = run_.records["test"]
-        embeddings[name] = run_.embed_fn(experiment.variables(state), test.image)["trunk"]
+        embeddings[name] = run_.embed_fn(state.variables, test.image)["trunk"]
     target = path / "gallery.png"
     pictures.gallery(target, test, embeddings)
     return target

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from grafit_jax import experiment, train
+from grafit_jax import experiment, restore, train_step
 from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
 from grafit_jax.report.tables import plain_table
@@ -72,11 +72,11 @@ def profile_step(
     """
     config = copy.deepcopy(config)
     config.train.steps_per_call = 1
-    run = experiment.load(config, records, path=path)
-    feed = train.make_feed(run)
-    state, memory = experiment.initial(run)
+    run = restore.load(config, path, records=records)
+    feed = experiment.make_feed(run)
+    state, memory = restore.initial(run)
     inputs = next(iter(feed.epoch(0)))
-    step = train.make_call(run, feed).lower(state, memory, inputs).compile()
+    step = train_step.pmap_steps(run, feed).lower(state, memory, inputs).compile()
     state, memory, _ = jax.block_until_ready(step(state, memory, inputs))  # the first call warms up
     traced = trace(lambda: step(state, memory, inputs), path / workdir.PROFILE)
     return operations(traced, step.as_text()), traced

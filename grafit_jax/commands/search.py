@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from grafit_jax import evaluation, experiment
+from grafit_jax import evaluation, model
 from grafit_jax.data.readers.decode import Unreadable, decode, decode_boxes
 from grafit_jax.errors import UserError, writing
 from grafit_jax.experiment import Experiment
@@ -64,9 +64,9 @@ class FileImages(Sequence[np.ndarray]):
 
 def embed_images(run: Experiment, state: TrainState, images: Sequence[np.ndarray], layer: str) -> np.ndarray:
     """float32 [n, D] of images of any sizes, each embedded on its own, at the size of the evaluation."""
-    experiment.check_layer(run, layer)
+    model.check_layer(run, layer)
     embed_fn = evaluation.make_embed_fn(run.network, run.eval_views, batch_size=1)
-    return np.concatenate([embed_fn(experiment.variables(state), image[None])[layer] for image in images])
+    return np.concatenate([embed_fn(state.variables, image[None])[layer] for image in images])
 
 
 def nearest(gallery: Features, k: int, *, rows: np.ndarray | None = None, embeddings: np.ndarray | None = None):

@@ -23,6 +23,8 @@ from grafit_jax.views.crops import Crops
 _ORDER_KEY = 0x6F7264
 # Batches on their way to the devices, or there already, before the step that takes them.
 _AHEAD = 2
+# Of a scan on accelerators, at most: a run that is asked to stop does so between two of them.
+_STEPS_PER_CALL = 100
 
 Batch = dict[str, Array]
 
@@ -48,7 +50,8 @@ class Resident:
     waited = 0.0
 
     def __init__(self, records: Records, *, seed: int, batch_size: int, steps_per_call: int):
-        self.steps_per_call = steps_per_call
+        """`steps_per_call`: 0 is what is best for the device."""
+        self.steps_per_call = _steps_per_call(steps_per_call, len(records) // batch_size)
         self._records, self._seed, self._batch_size = records, seed, batch_size
         self._data = parallel.replicate(DeviceData(records.image, records.coarse_label))
 
@@ -137,3 +140,15 @@ def epoch_order(seed: int, epoch: int, num_examples: int, steps: int, batch_size
     key = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(seed), _ORDER_KEY), epoch)
     ids = jax.random.permutation(key, num_examples)[: steps * batch_size]
     return parallel.shard(parallel.own(ids.reshape(steps, parallel.num_all_devices(), -1).swapaxes(0, 1)))
+
+
+def _steps_per_call(wanted: int, steps: int) -> int:
+    """How many of an epoch's `steps` a call takes: `wanted`, or what is best for the device, for 0."""
+    if wanted:
+        return min(wanted, steps)
+    # On CPU a step takes long enough for a call of its own, and convolutions are slow inside of a loop.
+    if jax.default_backend() == "cpu":
+        return 1
+    # Calls of one length are compiled once; but a prime number of steps makes no calls of one step.
+    divisor = max(n for n in range(1, min(_STEPS_PER_CALL, steps) + 1) if steps % n == 0)
+    return divisor if 2 * divisor >= min(_STEPS_PER_CALL, steps) else -(-steps // -(-steps // _STEPS_PER_CALL))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grafit_jax import evaluation, experiment, parallel
+from grafit_jax import evaluation, parallel, restore
 from grafit_jax.errors import UserError, warn, writing
 from grafit_jax.experiment import Experiment
 from grafit_jax.report.page import compose
@@ -65,12 +65,12 @@ def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, 
         raise UserError(f"found {str(out)!r} as --out: want a file to write, such as {out / NAME}.")
     for each in paths:
         results.collect(each)  # before anything is loaded
-    sides = [_side(*experiment.restore_newest(path, data_dir=data_dir), path)]
+    sides = [_side(*restore.newest(path, data_dir=data_dir), path)]
     test = sides[0].run.records["test"]
     for each in paths[1:]:
         same = workdir.read_config(each).data == workdir.read_config(path).data
         records = sides[0].run.records if same else None
-        run, state = experiment.restore_newest(each, data_dir=data_dir, records=records)
+        run, state = restore.newest(each, data_dir=data_dir, records=records)
         if run.records["test"].fingerprint() != test.fingerprint():
             raise UserError(
                 f"{each} was tested on other images or labels than {path}: want a --compare on the same test split."
@@ -82,7 +82,7 @@ def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, 
 
 
 def _side(run: Experiment, state: TrainState, path: pathlib.Path) -> _Side:
-    return _Side(run, path, run.embed_fn(experiment.variables(state), run.records["test"].image))
+    return _Side(run, path, run.embed_fn(state.variables, run.records["test"].image))
 
 
 def _composed(sides: Sequence[_Side]) -> str:

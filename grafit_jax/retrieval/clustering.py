@@ -222,4 +222,4 @@ def _pmapped(function, in_axes):
 
 @functools.cache
 def _pmapped_on(function, in_axes, devices: tuple[jax.Device, ...]):
-    return jax.pmap(function, axis_name=parallel.AXIS, in_axes=in_axes, devices=devices)
+    return parallel.pmap(function, in_axes=in_axes)

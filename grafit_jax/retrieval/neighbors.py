@@ -234,7 +234,10 @@ def _unit(x):
 
 @functools.cache
 def _pmapped(k: int | None, devices: tuple[jax.Device, ...]):
-    """The k nearest of a block of queries, or with None all similarities and the maxima of their groups."""
+    """The k nearest of a block of queries, or with None all similarities and the maxima of their groups.
+
+    `devices` are those of `parallel`, which it is compiled for.
+    """
 
     def block(query, own, gallery, num_rows):
         similarity = matmul(_unit(query), gallery.T)
@@ -242,7 +245,7 @@ def _pmapped(k: int | None, devices: tuple[jax.Device, ...]):
             return similarity, jnp.max(similarity.reshape(len(query), -1, _GROUP), axis=2)
         return _top_k(similarity, min(k, len(gallery)), own, jnp.arange(len(gallery)), num_rows)
 
-    return jax.pmap(block, axis_name=parallel.AXIS, in_axes=(0, 0, None, None), devices=devices)
+    return parallel.pmap(block, in_axes=(0, 0, None, None))
 
 
 def _top_k(x, k: int, query_ids, ids, num_columns):

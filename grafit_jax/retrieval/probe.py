@@ -147,7 +147,7 @@ def _pmapped(devices: tuple[jax.Device, ...]):
         gradient, loss = lax.scan(body, jnp.zeros_like(weight), blocks)
         return loss, gradient
 
-    return jax.pmap(losses_and_gradient, axis_name=parallel.AXIS, in_axes=(0, None), devices=devices)
+    return parallel.pmap(losses_and_gradient, in_axes=(0, None))
 
 
 def _chosen(rows, label, num_classes, holdout, seed) -> float:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from grafit_jax import config as config_lib
-from grafit_jax import objective, train
+from grafit_jax import objective, train_step
 from grafit_jax.runs import results
 
 
@@ -61,7 +61,7 @@ def log_of(path):
 
 def before_calls(monkeypatch, events):
     """Does `events[n]()` before the step function is called for the n-th time, counted over all runs."""
-    make_call, count = train.make_call, [0]
+    make_call, count = train_step.pmap_steps, [0]
 
     def made(run, feed, *steps):
         call = make_call(run, feed, *steps)
@@ -73,7 +73,7 @@ def before_calls(monkeypatch, events):
 
         return counted
 
-    monkeypatch.setattr(train, "make_call", made)
+    monkeypatch.setattr(train_step, "pmap_steps", made)
 
 
 def assert_close(tree, expected, **tolerance):

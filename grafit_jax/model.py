@@ -1,0 +1,52 @@
+"""What a run leaves for its users: its embeddings, with what tells them from those of others."""
+
+from typing import Any
+
+import numpy as np
+
+from grafit_jax import config as config_lib
+from grafit_jax import evaluation
+from grafit_jax.errors import UserError
+from grafit_jax.experiment import Experiment
+from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.state import TrainState
+
+# How evaluation sees an image.
+_SEEN = ("eval.size", "eval.crop", "eval.resize")
+
+
+def check_layer(run: Experiment, layer: str) -> None:
+    """Raises UserError unless the network has this layer's embeddings, "trunk" or "projector"."""
+    if layer == "projector" and not run.method.projector:
+        raise UserError(f"method {run.config.method} has no projector: take --layer=trunk.")
+
+
+def embed(run: Experiment, state: TrainState, split: str, layer: str) -> Features:
+    """The embeddings of a split with the names of its labels; ids are "split/row"."""
+    check_layer(run, layer)
+    records = run.records[split]
+    embedded = run.embed_fn(state.variables, records.image)
+    read = evaluation.readable(embedded)
+    named = {
+        name: np.array(level.names)[level.label[read]]
+        for name, level in records.levels.items()
+        if level.label is not None
+    }
+    return Features(
+        embedding=embedded[layer][read],
+        id=np.array([f"{split}/{row}" for row in np.flatnonzero(read)]),
+        label=named.pop(records.finest, None),
+        coarse_label=named.pop("coarse", None),
+        further=named,
+        filename=None if records.filename is None else records.filename[read],
+        made_by=made_by(run, state, layer),
+    )
+
+
+def made_by(run: Experiment, state: TrainState, layer: str) -> dict[str, Any]:
+    """What tells the embeddings of this network and layer from those of others."""
+    config = config_lib.without_places(run.config)
+    config = {
+        key: value for key, value in config.items() if key in _SEEN or not key.startswith(("eval.", "checkpoint."))
+    }
+    return {"layer": layer, "step": int(state.step), "config": config, "data": run.fingerprints()}

@@ -1,0 +1,75 @@
+"""The optimiser of a run, and what changes over a run as functions of the step, all from its config."""
+
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import optax
+
+
+class Schedules(NamedTuple):
+    """Functions of the step.
+
+    Attributes:
+      learning_rate: linear from 0 over the warm-up, then half a cosine to 0, or a constant times a factor from each of
+        some epochs on; in proportion to the batch size.
+      memory_momentum: the share of a memory slot that stays.
+      tau: of the target network's moving average, along a cosine (BYOL, section 3.2).
+    """
+
+    learning_rate: optax.Schedule
+    memory_momentum: optax.Schedule
+    tau: optax.Schedule
+
+
+def make_schedules(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -> Schedules:
+    o, m, e = config.optimizer, config.memory, config.ema
+    total_steps = config.train.epochs * steps_per_epoch
+    peak = o.learning_rate * config.train.batch_size / 256
+    warmup_steps = round(o.warmup_epochs * steps_per_epoch)
+    if o.schedule == "step":
+        # Epochs count from the start, also those of the warm-up.
+        drops = {epoch * steps_per_epoch - warmup_steps: o.step_factor for epoch in o.step_epochs}
+        main = optax.piecewise_constant_schedule(peak, drops)
+    else:
+        main = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
+    cosine = optax.cosine_decay_schedule(1.0, total_steps)
+    return Schedules(
+        learning_rate=optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), main], [warmup_steps]),
+        memory_momentum=optax.join_schedules(
+            [optax.constant_schedule(value) for value in (m.momentum, *m.step_momentum)],
+            [epoch * steps_per_epoch for epoch in m.step_epochs],
+        ),
+        tau=lambda step: e.final - (e.final - e.base) * cosine(step),
+    )
+
+
+def make_optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """SGD with momentum and weight decay; `config` is the config's `optimizer`."""
+    parts = [
+        optax.add_decayed_weights(
+            config.weight_decay, mask=lambda params: jax.tree.map(lambda p: config.decay_all or p.ndim > 1, params)
+        ),
+        optax.sgd(learning_rate, momentum=config.momentum, nesterov=config.nesterov),
+    ]
+    if config.layer_decay < 1:
+        parts.append(optax.stateless(lambda updates, _: _layer_rates(updates, config.layer_decay)))
+    return optax.chain(*parts)
+
+
+def _layer_rates(updates: dict[str, Any], decay: float) -> dict[str, Any]:
+    """The updates of the trunk's blocks times `decay`, once for the last, twice for the one before it, and so on.
+
+    The stem counts as the block before the first one.
+    """
+    blocks = sorted({_block(name) for name in updates["trunk"]}, reverse=True)
+    power = {block: power for power, block in enumerate(blocks, 1)}
+    rate = {name: decay ** power[_block(name)] for name in updates["trunk"]}
+    trunk = {name: optax.tree.scale(rate[name], layer) for name, layer in updates["trunk"].items()}
+    return {**updates, "trunk": trunk}
+
+
+def _block(name: str) -> int:
+    """The number of a block of a trunk by the name of its variables, such as YBlock_3; -1 of the stem's layers."""
+    kind, _, number = name.rpartition("_")
+    return int(number) if kind.endswith("Block") else -1

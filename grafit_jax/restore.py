@@ -1,0 +1,218 @@
+"""The states of a run: before its first step, and of its newest checkpoint."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.typing import ArrayLike
+
+from grafit_jax import evaluation, experiment, parallel, pulse
+from grafit_jax import memory as memory_lib
+from grafit_jax import state as state_lib
+from grafit_jax.data.records import Records
+from grafit_jax.errors import UserError
+from grafit_jax.experiment import Experiment
+from grafit_jax.memory import Memory
+from grafit_jax.models import weights
+from grafit_jax.retrieval.clustering import Clusters, kmeans
+from grafit_jax.runs import clusterfit, integrity, workdir
+from grafit_jax.runs.checkpoint import Checkpoints
+from grafit_jax.state import TrainState
+
+# Folded into the seed's key for the draws that are not views.
+_MEMORY_KEY = 0x6D656D
+
+
+def load(
+    config: ml_collections.ConfigDict,
+    path: pathlib.Path | None = None,
+    *,
+    records: dict[str, Records] | None = None,
+    training: bool = True,
+) -> Experiment:
+    """The run of a config, in the workdir `path`: `experiment.load`, with the clusters of ClusterFit.
+
+    They are those that the run was started with, or made of the features of the run that it starts from.
+    """
+    return experiment.load(config, records, clusters=functools.partial(_clusters, config, path), training=training)
+
+
+def _clusters(config: ml_collections.ConfigDict, path: pathlib.Path | None, records: dict[str, Records]) -> Clusters:
+    if path is not None and clusterfit.is_saved(path):
+        return clusterfit.load(path, len(records["train"]))
+    source = pathlib.Path(config.clusters.workdir).expanduser()
+    clusterfit.check_source(source, records, config.clusters.k)
+    run, state = newest(source, records=records)
+    features = run.embed_fn(state.variables, records["train"].image)["trunk"]
+    pulse.at(0, "clustering")
+    return kmeans(features, config.clusters.k, seed=config.seed, cosine=config.clusters.cosine)
+
+
+def initial(run: Experiment) -> tuple[TrainState, Memory | None]:
+    """State and memory before the first step, on their devices."""
+    state = initial_state(run)
+    return state, initial_memory(run, state)
+
+
+def initial_state(run: Experiment, *, placeholder: bool = False) -> TrainState:
+    """The state before the first step, on every device.
+
+    A placeholder has the right shapes, and is made without the file of pretrained weights and without a pass over
+    images for the queue.
+    """
+    state = fresh_state(run, None if placeholder else pretrained_trunk(run.config))
+    if run.method.queue:
+        state = dataclasses.replace(state, queue=_initial_queue(run, state, placeholder=placeholder))
+    return parallel.replicate(state)
+
+
+def fresh_state(run: Experiment, trunk: dict[str, Any] | None) -> TrainState:
+    size, channels = run.views.size, run.records["train"].image.shape[-1]
+    return state_lib.create(
+        run.network,
+        run.tx,
+        image_shape=(size, size, channels),
+        seed=run.config.seed,
+        has_target=run.method.target,
+        trunk=trunk,
+        head_init=run.config.model.head_init,
+    )
+
+
+def num_parameters(run: Experiment) -> int:
+    """Of the online network; nothing is computed."""
+    state = jax.eval_shape(lambda: fresh_state(run, None))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+
+
+def check_start(run: Experiment) -> str:
+    """Checks the pretrained weights; returns their digests where several hosts have to compare them, else "".
+
+    Raises:
+      UserError: they are missing or do not fit.
+    """
+    trunk = pretrained_trunk(run.config)
+    if trunk is None:
+        return ""
+    jax.eval_shape(lambda: fresh_state(run, trunk))
+    return json.dumps(integrity.digests(trunk), sort_keys=True) if jax.process_count() > 1 else ""
+
+
+def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+    """What a trunk starts from, if it does not start from scratch; UserError for a file that does not fit."""
+    m = config.model
+    if not m.pretrained:
+        return None
+    path = pathlib.Path(m.pretrained).expanduser()
+    if os.path.isdir(path):
+        return _trunk_of_run(path, m)
+    if not os.path.exists(path):
+        raise UserError(
+            f"model.pretrained = {m.pretrained} is not there: want a run's workdir, or a .safetensors or .pth file of "
+            "weights."
+        )
+    return weights.load_trunk(path, m.trunk, stem=m.stem)
+
+
+def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The trunk of the newest checkpoint in a workdir; the convolution of a stem of another kind stays fresh."""
+    theirs = workdir.read_config(path).model
+    if theirs.trunk != model.trunk:
+        raise UserError(
+            f"model.pretrained = {path} has the trunk {theirs.trunk}, and model.trunk = {model.trunk}: want the same."
+        )
+    checkpoints = Checkpoints(path, read_only=True)
+    state = checkpoints.read_newest("state")
+    checkpoints.close()
+    if state is None:
+        raise UserError(f"model.pretrained = {path} holds no checkpoint: let experiments/train.py reach its first one.")
+    same_stem = theirs.stem == model.stem
+    return {
+        kind: {name: layer for name, layer in state[kind]["trunk"].items() if same_stem or name != "Conv_0"}
+        for kind in ("params", "batch_stats")
+    }
+
+
+def _embed_whole(run: Experiment, state: TrainState, images: Any) -> dict[str, np.ndarray]:
+    """Embeddings of whole images at the size of training: however test images are seen, a run starts the same."""
+    views = dataclasses.replace(run.eval_views, size=run.views.size, resize=0)
+    if views == run.eval_views:
+        return run.embed_fn(state.variables, images)
+    batch_size = run.config.eval.batch_size
+    return evaluation.make_embed_fn(run.network, views, batch_size=batch_size)(state.variables, images)
+
+
+def _initial_queue(run: Experiment, state: TrainState, *, placeholder: bool) -> memory_lib.Queue:
+    """K keys of training images drawn by the seed: whole images, embedded in evaluation mode [ours]."""
+    config, train = run.config, run.records["train"]
+    size = min(config.queue.size, len(train))
+    drawn = np.zeros(len(train), bool)
+    drawn[np.random.default_rng(config.seed).permutation(len(train))[:size]] = True
+    if placeholder:
+        rows = {"projector": np.zeros((size, config.model.dim), np.float32)}
+    else:
+        rows = _embed_whole(run, state, train.image[drawn])
+    read = evaluation.readable(rows)
+    return memory_lib.fill_queue(rows["projector"][read], train.coarse_label[drawn][read], config.queue.size)
+
+
+def initial_memory(run: Experiment, state: TrainState, *, placeholder: bool = False) -> Memory | None:
+    """The memory before the first step, spread over the devices; None for a method without one.
+
+    A placeholder has the right shapes, and is made without a pass over the training set.
+    """
+    config, train = run.config, run.records["train"]
+    if not run.method.memory:
+        return None
+    label = train.coarse_label
+    if config.memory.init == "random" or placeholder:
+        key = jax.random.fold_in(jax.random.PRNGKey(config.seed), _MEMORY_KEY)
+        embeddings: ArrayLike = memory_lib.random(key, len(train), config.model.dim)
+    else:
+        rows = _embed_whole(run, state, train.image)
+        embeddings = rows["projector"]
+        label = np.where(evaluation.readable(rows), label, -1)  # the others are as padding is
+    memory = memory_lib.create(embeddings, label, parallel.num_all_devices())
+    return parallel.shard(jax.tree.map(parallel.own, memory))
+
+
+def newest(
+    path: pathlib.Path, *, data_dir: str | None = None, records: dict[str, Records] | None = None
+) -> tuple[Experiment, TrainState]:
+    """The run in a workdir with the state of its newest checkpoint.
+
+    Args:
+      path: the workdir.
+      data_dir: where the data lie, if elsewhere by now.
+      records: its data, where they are at hand.
+    """
+    config = workdir.read_config(path)
+    if data_dir is not None:
+        config.data.data_dir = data_dir
+    checkpoints = Checkpoints(path, read_only=True)
+    if checkpoints.latest_step() is None:
+        raise UserError(f"{path} holds no checkpoint yet: let experiments/train.py reach its first one.")
+    run = load(config, path, records=records, training=False)
+    workdir.check_data(path, run.fingerprints())
+    restored = checkpoints.restore_newest(initial_state(run, placeholder=True))
+    checkpoints.close()
+    if restored is None:
+        raise UserError(f"{path} holds no checkpoint that is whole: train again, in another --workdir.")
+    return run, restored[0]
+
+
+def resumed(run: Experiment, checkpoints: Checkpoints) -> tuple[Any, Any, dict[str, Any]] | None:
+    """State, memory and the progress of a begun epoch, of the newest checkpoint, if there is one."""
+    if checkpoints.latest_step() is None:
+        return None
+    state = initial_state(run, placeholder=True)
+    memory = initial_memory(run, state, placeholder=True)
+    found = checkpoints.restore_newest(state, memory)
+    return found and (found[0], found[1], found[2].get("progress", {}))

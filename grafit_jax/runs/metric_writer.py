@@ -1,0 +1,70 @@
+"""Where the metrics of a run go while it trains: metrics.jsonl, TensorBoard, and the bar on a terminal."""
+
+import pathlib
+from typing import Any
+
+from grafit_jax import parallel
+from grafit_jax.errors import warn
+from grafit_jax.runs import progress, workdir
+
+_EVAL = "eval/"
+
+
+class MetricWriter:
+    """By the first process alone; all of them have to call it.
+
+    Attributes:
+      evaluated: the metrics of the last evaluation so far; empty before the first one.
+    """
+
+    def __init__(self, path: pathlib.Path, *, start: int, total_steps: int, batch_size: int, name: str):
+        """For a run in the workdir `path` that resumes after step `start`: what was logged after it is cut."""
+        import tensorboardX  # here, since it takes a while to import
+
+        self._path, self._batch_size = path, batch_size
+        evaluations = [found for line in workdir.cut_log(path, start) if (found := _evaluation(line))]
+        self.evaluated: dict[str, float] = evaluations[-1] if evaluations else {}
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(path / "tensorboard"), purge_step=start + 1 if start else None, write_to_disk=parallel.is_first()
+        )
+        self._bar = progress.bar(total_steps * batch_size, start * batch_size, name)
+        self._estimate = progress.Estimate(total_steps)
+
+    def steps(self, step: int, taken: int, sums: Any, *, compiled: bool) -> None:
+        """After each call of the step function: see `progress.Estimate`."""
+        self._bar.update(taken * self._batch_size)
+        self._estimate(step, sums, compiled=compiled)
+
+    def pause(self, step: int) -> None:
+        """When the steps are done, and something else begins: an evaluation, a save."""
+        self._estimate.pause(step)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """The means of an epoch, with its `step`."""
+        self._bar.set_postfix(loss=f"{line['loss']:.3f}")
+        workdir.append_log(self._path, line)
+        self._to_tensorboard("train", line)
+
+    def evaluation(self, metrics: dict[str, float]) -> None:
+        """The metrics of an evaluation, with its `step`."""
+        self.evaluated = metrics
+        line = {_EVAL + name: value for name, value in metrics.items() if name != "step"}
+        workdir.append_log(self._path, line | {"step": metrics["step"]})
+        self._to_tensorboard("eval", metrics)
+
+    def _to_tensorboard(self, group: str, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{group}/{name}", value, values["step"])
+
+    def close(self) -> None:
+        self._bar.close()
+        try:
+            self._tensorboard.close()
+        except OSError as error:  # of a full disk, which the checkpoints tell of too
+            warn(f"what TensorBoard shows is not complete ({error}).")
+
+
+def _evaluation(line: dict[str, Any]) -> dict[str, float]:
+    """The metrics in a line of the log, if it is an evaluation's."""
+    found = {key.removeprefix(_EVAL): value for key, value in line.items() if key.startswith(_EVAL)}
+    return found | {"step": line["step"]} if found else {}

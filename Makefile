@@ -27,6 +27,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # PyTorch, torchvision and timm, which `make test-all` compares with.
 parity: $(VENV)/installed-test

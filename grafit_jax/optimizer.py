@@ -1,10 +1,15 @@
 """The optimiser of a run, and what changes over a run as functions of the step, all from its config."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
+from jax import Array
+from jax.typing import ArrayLike
 
 
 class Schedules(NamedTuple):
@@ -23,25 +28,33 @@ class Schedules(NamedTuple):
 
 
 def make_schedules(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -> Schedules:
-    o, m, e = config.optimizer, config.memory, config.ema
+    o, m = config.optimizer, config.memory
     total_steps = config.train.epochs * steps_per_epoch
     peak = o.learning_rate * config.train.batch_size / 256
     warmup_steps = round(o.warmup_epochs * steps_per_epoch)
     if o.schedule == "step":
-        # Epochs count from the start, also those of the warm-up.
-        drops = {epoch * steps_per_epoch - warmup_steps: o.step_factor for epoch in o.step_epochs}
-        main = optax.piecewise_constant_schedule(peak, drops)
+        # Epochs count from the start of the run, and the steps of `main` from the end of the warm-up.
+        boundaries = [epoch * steps_per_epoch - warmup_steps for epoch in o.step_epochs]
+        main = _piecewise([o.step_factor**i for i in range(len(boundaries) + 1)], boundaries)
     else:
-        main = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
-    cosine = optax.cosine_decay_schedule(1.0, total_steps)
+        main = functools.partial(_cosine, steps=max(total_steps - warmup_steps, 1))
+    share = optax.join_schedules([lambda step: step / max(warmup_steps, 1), main], [warmup_steps])
+    tau = optax.cosine_decay_schedule(1.0, total_steps)
     return Schedules(
-        learning_rate=optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), main], [warmup_steps]),
-        memory_momentum=optax.join_schedules(
-            [optax.constant_schedule(value) for value in (m.momentum, *m.step_momentum)],
-            [epoch * steps_per_epoch for epoch in m.step_epochs],
-        ),
-        tau=lambda step: e.final - (e.final - e.base) * cosine(step),
+        learning_rate=lambda step: peak * share(step),
+        memory_momentum=_piecewise((m.momentum, *m.step_momentum), [e * steps_per_epoch for e in m.step_epochs]),
+        tau=lambda step: config.ema.final - (config.ema.final - config.ema.base) * tau(step),
     )
+
+
+def _piecewise(values: Sequence[float], boundaries: Sequence[int]) -> optax.Schedule:
+    """values[0] before the first boundary, values[i] from boundaries[i - 1] on."""
+    return optax.join_schedules([optax.constant_schedule(value) for value in values], boundaries)
+
+
+def _cosine(step: ArrayLike, *, steps: int) -> Array:
+    """Half a cosine from 1 to 0; `optax.cosine_decay_schedule` differs in the last bit, and so would every run."""
+    return 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(step / steps, 0.0, 1.0)))
 
 
 def make_optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:

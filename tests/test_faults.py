@@ -425,7 +425,7 @@ import grafit_jax
 names = [m.name for m in pkgutil.walk_packages(grafit_jax.__path__, "grafit_jax.")]
 for name in names:
     importlib.import_module(name)
-from grafit_jax.data.readers import files
+from grafit_jax.data import files
 print(len(names), files._memory())
 """
 

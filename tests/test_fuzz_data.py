@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from grafit_jax.data import sources
+from grafit_jax.data import files, sources
 from grafit_jax.data.datasets import cars196, inaturalist2019, taxonomy
-from grafit_jax.data.readers import files
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings
 from grafit_jax.runs import clusterfit

@@ -13,6 +13,7 @@ import PIL.Image
 from benchmarks import timing
 from grafit_jax.data.readers import decode as images
 from grafit_jax.data.readers import tfds
+from grafit_jax.data.tensorflow import import_tfds
 from grafit_jax.views.crops import Crops
 
 _SIZE = 224
@@ -70,7 +71,7 @@ def _crops(width: int, height: int, count: int, num_views: int) -> dict[str, Any
 
 def _dataset(files: list[str], crops: Crops):
     """As `tfds_source` decodes and crops, in one thread."""
-    tf, _ = tfds.import_tfds()
+    tf, _ = import_tfds()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     options = tf.data.Options()

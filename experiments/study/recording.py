@@ -6,7 +6,7 @@ from typing import Any
 
 from grafit_jax import config as config_lib
 from grafit_jax import methods
-from grafit_jax.data.readers.files import read_json
+from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, reading
 from grafit_jax.runs.results import Result, check
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import filelock
 
-from grafit_jax.data.readers.files import read_json
+from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, reading
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs import workdir

@@ -11,8 +11,8 @@ import numpy as np
 
 from grafit_jax.data import hierarchy
 from grafit_jax.data.datasets import catalog
+from grafit_jax.data.files import read_npz
 from grafit_jax.data.readers import folder, listing, tfds
-from grafit_jax.data.readers.files import read_npz
 from grafit_jax.data.records import InFiles, Level, Records, two_levels
 from grafit_jax.errors import UserError
 

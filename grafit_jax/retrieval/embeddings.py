@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from grafit_jax.data.readers.files import LONGEST, read_npz
+from grafit_jax.data.files import LONGEST, read_npz
 from grafit_jax.errors import UserError, reading, writing
 from grafit_jax.retrieval import neighbors
 

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 from grafit_jax import parallel
-from grafit_jax.data.readers.files import read_json, read_npz
+from grafit_jax.data.files import read_json, read_npz
 from grafit_jax.data.records import Level, Records
 from grafit_jax.data.sources import usual_level
 from grafit_jax.errors import UserError, reading

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grafit_jax import config as config_lib
-from grafit_jax.data.readers.files import read_json
+from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError
 from grafit_jax.runs import workdir
 

@@ -14,7 +14,7 @@ import ml_collections
 
 from grafit_jax import config as config_lib
 from grafit_jax import parallel
-from grafit_jax.data.readers.files import read_json
+from grafit_jax.data.files import read_json
 from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
 from grafit_jax.runs import locks

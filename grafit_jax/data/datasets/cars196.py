@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from grafit_jax.data.readers import tfds as tfds_reader
+from grafit_jax.data import tensorflow
 from grafit_jax.errors import UserError, reading, warn
 
 NUM_CLASSES = 196
@@ -46,12 +46,12 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
     builder = _builder(manual_dir, os.path.expanduser(data_dir) if data_dir else None)
     if not builder.is_prepared():
         _check(manual_dir)
-        tfds_reader.write(builder)
+        tensorflow.write(builder)
     return pathlib.Path(builder.data_dir), {split: builder.info.splits[split].num_examples for split in FILES}
 
 
 def _builder(manual_dir: pathlib.Path, data_dir: str | None):
-    _, tfds = tfds_reader.import_tfds()
+    _, tfds = tensorflow.import_tfds()
     base = tfds.builder_cls("cars196")
 
     def split_generators(self, dl_manager):

@@ -10,9 +10,9 @@ from typing import Any
 
 import PIL.Image
 
+from grafit_jax.data import tensorflow
 from grafit_jax.data.datasets import taxonomy
-from grafit_jax.data.readers import tfds as tfds_reader
-from grafit_jax.data.readers.files import read_json
+from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, reading, warn
 
 IMAGES = "train_val2019"
@@ -57,7 +57,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
                     f"inaturalist2019, split {split}: found {len(of_split)} images, and iNaturalist 2019 has "
                     f"{_NUM_IMAGES[split]}."
                 )
-    folder = tfds_reader.write(builder)
+    folder = tensorflow.write(builder)
     train, test = (builder.info.splits[split].num_examples for split in FILES)
     return folder, {"train": train, "test": test}
 
@@ -91,7 +91,7 @@ def _check_images(examples: list[Example], name: str) -> None:
 
 
 def _builder(examples: dict[str, list[Example]], classes: dict[str, taxonomy.Classes], data_dir: str | None):
-    _, tfds = tfds_reader.import_tfds()
+    _, tfds = tensorflow.import_tfds()
 
     def info(self):
         features = {

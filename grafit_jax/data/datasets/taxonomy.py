@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grafit_jax.data.readers.files import read_json
+from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, warn
 
 # From coarse to fine; all but the last are keys of categories.json, which calls the species `name`.

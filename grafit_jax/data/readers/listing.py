@@ -7,8 +7,8 @@ import pathlib
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
+from grafit_jax.data.files import LONGEST
 from grafit_jax.data.readers import decode
-from grafit_jax.data.readers.files import LONGEST
 from grafit_jax.errors import UserError, reading, warn
 
 # What a split may be called, in folders and in a CSV; of several test splits the first is taken.

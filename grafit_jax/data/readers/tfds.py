@@ -16,6 +16,7 @@ import numpy as np
 
 from grafit_jax.data import hierarchy
 from grafit_jax.data.datasets import catalog, taxonomy
+from grafit_jax.data.tensorflow import import_tfds
 from grafit_jax.errors import UserError, warn
 from grafit_jax.views.crops import FITS, Crops
 
@@ -338,38 +339,6 @@ def _not_prepared(name: str, entry: catalog.Entry, root: str) -> UserError:
     if entry.manual:
         how = f"python experiments/prepare.py --dataset={name} --manual_dir=DIR --data_dir={root}"
     return UserError(f"tfds:{name} is not prepared in {root}: run `{how}`, or set data.data_dir to where it is.")
-
-
-def write(builder) -> pathlib.Path:
-    """Prepares a data set from the files that its builder reads, and returns its folder; one that is there stays.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    tf, tfds = import_tfds()
-    try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(
-            f"cannot write {builder.data_dir} ({' '.join(str(error).split())}): take another --data_dir."
-        ) from error
-    return pathlib.Path(builder.data_dir)
-
-
-def import_tfds():
-    """TensorFlow and TFDS."""
-    # TensorFlow only decodes images here; the first setting silences its start, the second one a remark about oneDNN.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    tf.get_logger().setLevel("ERROR")  # TFDS's ids use something that TensorFlow calls deprecated
-    # The accelerators are JAX's. Refused where TensorFlow is at work already: then it has taken what it takes.
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
-
-    return tf, tfds
 
 
 def _builder(name: str, data_dir: str | None):

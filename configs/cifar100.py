@@ -19,7 +19,7 @@ Presets:
 `level` is the level of labels that is trained on: coarse (20 classes) or fine (100). Every run is judged at both; table
 `cifar100_levels` has train level x test level.
 
-ClusterFit starts from a finished baseline of the same preset: `method=clusterfit,from=runs/baseline`; about 100 images
+ClusterFit starts from a finished baseline of the same preset: `method=clusterfit,init=runs/baseline`; about 100 images
 in a cluster [ours]. SNCA with its own recipe: configs/snca.py.
 """
 
@@ -31,20 +31,20 @@ _JITTER = (0.4, 0.4, 0.2, 0.1)  # BYOL's
 def _paper(c):
     c.model.trunk = "resnet50"
     c.model.dtype = "bfloat16"
-    c.clusters.k = 500
+    c.clusterfit.num_clusters = 500
     c.views.jitter = _JITTER
-    c.views.grey = 0.2
+    c.views.grayscale_prob = 0.2
     c.views.randaugment_ops = 2
-    c.views.erase = 0.25
+    c.views.erase_prob = 0.25
     c.optimizer.weight_decay = 5e-4
 
 
 def _r18(c):
     c.model.dtype = "bfloat16"
-    c.clusters.k = 500
+    c.clusterfit.num_clusters = 500
     c.views.num_views = 4
     c.views.jitter = _JITTER
-    c.views.grey = 0.2
+    c.views.grayscale_prob = 0.2
     c.optimizer.learning_rate = 0.2
     c.optimizer.weight_decay = 5e-4
     c.optimizer.warmup_epochs = 5.0
@@ -64,12 +64,12 @@ def _r18_short(c):
 def _cpu(c):
     c.model.trunk = "resnet8"
     c.model.stem = "patch2"
-    c.model.hidden = 256
-    c.model.dim = 128
-    c.clusters.k = 100
+    c.model.head_hidden_dim = 256
+    c.model.embed_dim = 128
+    c.clusterfit.num_clusters = 100
     c.views.num_views = 2
     c.views.jitter = (0.4, 0.4, 0.4, 0.1)
-    c.views.grey = 0.2
+    c.views.grayscale_prob = 0.2
     c.ema.base = 0.99
     c.optimizer.learning_rate = 0.2
     c.optimizer.weight_decay = 5e-4
@@ -94,14 +94,14 @@ def _cpu_epochs(c):
 def _cpu_half(c):
     _cpu(c)
     c.data.coarse_classes = tuple(range(10))
-    c.clusters.k = 250
+    c.clusterfit.num_clusters = 250
     c.train.epochs = 10
 
 
 def _cpu_long(c):
     _cpu(c)
     c.data.coarse_classes = ()
-    c.clusters.k = 500
+    c.clusterfit.num_clusters = 500
     c.train.epochs = 20
     c.checkpoint.every_epochs = 1
 
@@ -119,10 +119,10 @@ PRESETS = {
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(arg, PRESETS, method="grafit", preset="r18", seed=0, level="", **{"from": ""})
+    c, arg = config_files.start(arg, PRESETS, method="grafit", preset="r18", seed=0, level="", init="")
     c.data.source = "tfds:cifar100"
     c.data.train_level = arg.level
-    c.clusters.workdir = arg["from"]
+    c.clusterfit.source = arg.init
     PRESETS[arg.preset](c)
     return c
 

@@ -4,26 +4,26 @@
 
 About half a minute on 2 cores. Two coarse labels (loop: 0 6 8 9; none: 1 2 3 4 5 7), ten fine ones, half of the
 images for training. Numbers to expect: the first table of the README. All methods share everything else. ClusterFit
-starts from a finished baseline: `method=clusterfit,from=runs/baseline`; about 30 images in a cluster.
+starts from a finished baseline: `method=clusterfit,init=runs/baseline`; about 30 images in a cluster.
 """
 
 from grafit_jax import config_files
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(arg, method="grafit", seed=0, **{"from": ""})
+    c, arg = config_files.start(arg, method="grafit", seed=0, init="")
     c.data.source = "digits"
-    c.clusters.workdir = arg["from"]
-    c.clusters.k = 30
+    c.clusterfit.source = arg.init
+    c.clusterfit.num_clusters = 30
     c.model.trunk = "resnet8"
-    c.model.hidden = 256
-    c.model.dim = 128
+    c.model.head_hidden_dim = 256
+    c.model.embed_dim = 128
     c.views.num_views = 2
     c.views.size = 8
     c.views.mean = (0.306,)
     c.views.std = (0.377,)
     c.views.crop_scale = (0.5, 1.0)
-    c.views.flip = 0.0  # a mirrored digit is another sign
+    c.views.flip_prob = 0.0  # a mirrored digit is another sign
     c.ema.base = 0.99
     c.optimizer.learning_rate = 0.3
     c.optimizer.warmup_epochs = 2.0

@@ -10,7 +10,7 @@ fine. Presets:
          measured: 751,000 steps of 134 TFLOP (four views forward and backward, and forward in the target network) are
          1.0e20 FLOP, 42 hours on a TPU v3-32 at a third of its peak.
   short  the same for 100 epochs: a sixth of that.
-ClusterFit starts from a finished baseline: `method=clusterfit,from=runs/imagenet_baseline`; about 85 images in a
+ClusterFit starts from a finished baseline: `method=clusterfit,init=runs/imagenet_baseline`; about 85 images in a
 cluster [ours]. The paper's coarse -> fine cells are not confirmed; no number to expect. ResNet-50 with fine labels is
 published at 79.6 top-1, by a linear classifier after fine-tuning.
 """
@@ -30,7 +30,7 @@ PRESETS = {"paper": _paper, "short": _short}
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(arg, PRESETS, method="grafit", level="coarse", preset="paper", seed=0, **{"from": ""})
+    c, arg = config_files.start(arg, PRESETS, method="grafit", level="coarse", preset="paper", seed=0, init="")
     c.data.source = "tfds:imagenet2012"
     c.data.train_level = config_files.choose(arg.level, "level", ("coarse", "fine"))
     c.update_from_flattened_dict(config_files.PHOTOS)
@@ -39,12 +39,12 @@ def get_config(arg=None):
     c.views.num_views = 4
     c.views.crop_scale = (0.08, 1.0)
     c.views.randaugment_ops = 2
-    c.views.erase = 0.25
+    c.views.erase_prob = 0.25
     c.train.batch_size = 1024
     c.eval.every_epochs = 50
     c.checkpoint.every_epochs = 1
-    c.clusters.workdir = arg["from"]
-    c.clusters.k = 15_000
+    c.clusterfit.source = arg.init
+    c.clusterfit.num_clusters = 15_000
     PRESETS[arg.preset](c)
     return c
 

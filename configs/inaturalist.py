@@ -5,7 +5,8 @@
 
 `level` is one of kingdom, phylum, class, order, family, genus, species. Data, once:
   2018  tfds build i_naturalist2018, and its categories.json (with real names, from the competition's page) into
-        i_naturalist2018/ of TFDS's data directory, or --config.data.categories=FILE. TFDS itself has the species alone.
+        i_naturalist2018/ of TFDS's data directory, or --config.data.inat_categories_file=FILE. TFDS itself has the
+        species alone.
   2019  a folder with train_val2019/, train2019.json, val2019.json and categories.json (with real names):
         python experiments/prepare.py --dataset=inaturalist2019 --manual_dir=FOLDER
 
@@ -14,7 +15,7 @@ Presets:
          measured, at 134 TFLOP a step and a third of the peak of a TPU v3-32: 256,000 steps and 15 hours for 2018,
          155,000 steps and 9 hours for 2019.
   short  the same for 100 epochs: a sixth of that.
-ClusterFit starts from a finished baseline: `method=clusterfit,from=runs/inat_baseline`; about 44 images in a cluster
+ClusterFit starts from a finished baseline: `method=clusterfit,init=runs/inat_baseline`; about 44 images in a cluster
 [ours]. The paper's cells of train level x test level are not confirmed; no number to expect.
 """
 
@@ -37,7 +38,7 @@ PRESETS = {"paper": _paper, "short": _short}
 
 def get_config(arg=None):
     c, arg = config_files.start(
-        arg, PRESETS, year="2018", level="genus", method="grafit", preset="paper", seed=0, **{"from": ""}
+        arg, PRESETS, year="2018", level="genus", method="grafit", preset="paper", seed=0, init=""
     )
     c.data.source = DATASETS[config_files.choose(arg.year, "year", DATASETS)]
     c.data.train_level = config_files.choose(arg.level, "level", taxonomy.LEVELS)
@@ -47,12 +48,12 @@ def get_config(arg=None):
     c.views.num_views = 4
     c.views.crop_scale = (0.08, 1.0)
     c.views.randaugment_ops = 2
-    c.views.erase = 0.25
+    c.views.erase_prob = 0.25
     c.train.batch_size = 1024
     c.eval.every_epochs = 50
     c.checkpoint.every_epochs = 1
-    c.clusters.workdir = arg["from"]
-    c.clusters.k = {"2018": 10_000, "2019": 6_000}[arg.year]
+    c.clusterfit.source = arg.init
+    c.clusterfit.num_clusters = {"2018": 10_000, "2019": 6_000}[arg.year]
     PRESETS[arg.preset](c)
     return c
 

@@ -58,7 +58,7 @@ DATASETS = {
         **IMAGENET,
         **_PHOTOS,
         "views.jitter": (0.4, 0.4, 0.4, 0.1),
-        "views.grey": 0.2,
+        "views.grayscale_prob": 0.2,
         "views.blur": (0.1, 2.0),
     },
     "sop": {"data.source": "tfds:stanford_online_products", **IMAGENET, **_PHOTOS},
@@ -75,7 +75,7 @@ RELEASED = {
 def _full(c):
     c.model.trunk = "resnet18"
     c.model.stem = "cifar"
-    c.model.hidden = 512
+    c.model.head_hidden_dim = 512
     c.model.dtype = "bfloat16"
     c.optimizer.learning_rate = 0.04  # 0.02 for 128 images a step
     c.train.epochs = 200
@@ -85,8 +85,8 @@ def _full(c):
 def _cpu(c):
     c.model.trunk = "resnet8"
     c.model.stem = "patch2"
-    c.model.hidden = 128
-    c.model.dim = 128
+    c.model.head_hidden_dim = 128
+    c.model.embed_dim = 128
     # Chosen for a net from scratch and few epochs, for grafit_maskcon and grafit alike, on a tenth of the training
     # images: of 0.04, 0.15, 0.5 and 1.0 (0.2 and 0.6).
     c.optimizer.learning_rate = 0.6
@@ -110,8 +110,8 @@ def get_config(arg=None):
     config_files.choose(arg.dataset, "dataset", DATASETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":
         raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
-    c.loss.weight = arg.w
-    c.loss.soft_temperature = arg.t
+    c.loss.maskcon_weight = arg.w
+    c.loss.maskcon_temperature = arg.t
     if methods.get(arg.method).protocol == "maskcon":
         c.model.head_batch_norm = False
         c.model.head_init = "pytorch"

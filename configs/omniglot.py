@@ -14,7 +14,7 @@ Preset cpu: a small net at 28 px, 30 epochs of 105 steps, which take grafit 0.17
 2 cores. Not tuned.
 `level=fine` trains on the characters themselves.
 
-ClusterFit starts from a finished baseline: `method=clusterfit,from=runs/omniglot_baseline`; about 45 images in a
+ClusterFit starts from a finished baseline: `method=clusterfit,init=runs/omniglot_baseline`; about 45 images in a
 cluster [ours]. The methods of protocol "maskcon" (configs/maskcon.py) see the same views, query and key alike, with the
 same trunk and budget; theirs are sigma, heads without batch norm, a constant key momentum, and a queue of a seventh of
 the images [ours].
@@ -26,15 +26,15 @@ from grafit_jax import config_files, methods
 def _cpu(c):
     c.model.trunk = "resnet8"
     c.model.stem = "patch2"
-    c.model.hidden = 256
-    c.model.dim = 128
+    c.model.head_hidden_dim = 256
+    c.model.embed_dim = 128
     c.data.image_size = 28
     c.views.size = 28
     c.views.num_views = 2
     c.views.mean = (0.922, 0.922, 0.922)
     c.views.std = (0.215, 0.215, 0.215)
     c.views.crop_scale = (0.5, 1.0)
-    c.views.flip = 0.0  # a mirrored character is another one
+    c.views.flip_prob = 0.0  # a mirrored character is another one
     c.ema.base = 0.99
     c.optimizer.learning_rate = 0.2
     c.optimizer.weight_decay = 5e-4
@@ -49,7 +49,7 @@ def _maskcon(c):
     c.loss.temperature = 0.1
     c.queue.size = 2048
     c.key_views.crop_scale = c.views.crop_scale
-    c.key_views.flip = c.views.flip
+    c.key_views.flip_prob = c.views.flip_prob
     c.ema.final = c.ema.base
 
 
@@ -58,16 +58,16 @@ PRESETS = {"cpu": _cpu}
 
 def get_config(arg=None):
     c, arg = config_files.start(
-        arg, PRESETS, method="grafit", preset="cpu", variant="within", level="coarse", seed=0, **{"from": ""}
+        arg, PRESETS, method="grafit", preset="cpu", variant="within", level="coarse", seed=0, init=""
     )
     c.data.source = "tfds:omniglot"
     c.data.variant = config_files.choose(arg.variant, "variant", ("within", "unseen"))
     c.data.train_level = config_files.choose(arg.level, "level", ("coarse", "fine"))
     PRESETS[arg.preset](c)
     method = methods.get(arg.method)
-    if method.clusters:
-        c.clusters.workdir = arg["from"]
-        c.clusters.k = 300
+    if method.uses_clusters:
+        c.clusterfit.source = arg.init
+        c.clusterfit.num_clusters = 300
     if method.protocol == "maskcon":
         _maskcon(c)
     return c

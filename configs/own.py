@@ -30,8 +30,8 @@ def _cpu(c):
     c.data.image_size = 40
     c.model.trunk = "resnet8"
     c.model.stem = "patch2"
-    c.model.hidden = 256
-    c.model.dim = 128
+    c.model.head_hidden_dim = 256
+    c.model.embed_dim = 128
     c.views.num_views = 2
     c.views.size = 32
     c.optimizer.learning_rate = 0.2
@@ -50,7 +50,7 @@ def get_config(arg=None):
     c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir or 'images'}"
     c.update_from_flattened_dict(config_files.IMAGENET)
     c.views.jitter = (0.4, 0.4, 0.4, 0.1)
-    c.views.grey = 0.2
+    c.views.grayscale_prob = 0.2
     c.ema.base = 0.99
     PRESETS[arg.preset](c)
     return c

@@ -22,7 +22,7 @@ def _imagenet(c):
     c.optimizer.learning_rate = 0.1
     c.optimizer.weight_decay = 1e-4
     c.views.crop_scale = (0.08, 1.0)
-    c.optimizer.step_epochs = (40, 80, 120)
+    c.optimizer.boundary_epochs = (40, 80, 120)
     c.memory.step_epochs = (80, 120)
     c.memory.step_momentum = (0.8, 0.9)
     c.train.epochs = 130
@@ -35,10 +35,10 @@ def _cifar100(c):
     c.model.trunk = "resnet18"
     c.views.jitter = (0.4, 0.4, 0.4, 0.4)
     c.views.jitter_prob = 1.0
-    c.views.grey = 0.2
+    c.views.grayscale_prob = 0.2
     c.optimizer.learning_rate = 0.2  # 0.1 for 128 images a step
     c.optimizer.weight_decay = 5e-4
-    c.optimizer.step_epochs = (50, 100, 150)
+    c.optimizer.boundary_epochs = (50, 100, 150)
     c.train.epochs = 200
     c.train.batch_size = 128
 
@@ -49,7 +49,7 @@ DATASETS = {"imagenet": _imagenet, "cifar100": _cifar100}
 def get_config(arg=None):
     c, arg = config_files.start(arg, dataset="cifar100", method="snca", seed=0)
     config_files.choose(arg.dataset, "dataset", DATASETS)
-    c.model.dim = 128
+    c.model.embed_dim = 128
     c.optimizer.schedule = "step"
     c.optimizer.step_factor = 0.1
     c.optimizer.warmup_epochs = 0.0

@@ -1,6 +1,6 @@
 """Transfer (PAPER.md sections 1, 4): a trunk fine-tuned on fine labels, judged by its new classifier's top-1.
 
-    python experiments/train.py --config=configs/transfer.py:dataset=flowers,from=runs/imagenet_grafit \\
+    python experiments/train.py --config=configs/transfer.py:dataset=flowers,init=runs/imagenet_grafit \\
         --workdir=runs/flowers --config.data.data_dir=$HOME/tensorflow_datasets
 
 `from` is the workdir of any run, or a .pth or .safetensors file with torchvision's network; left out, the trunk starts
@@ -79,17 +79,17 @@ PRESETS = {"full": _full, "cpu": _cpu}
 
 def get_config(arg=None):
     c, arg = config_files.start(
-        arg, PRESETS, dataset="cifar100", preset="full", trunk="resnet50", size=0, seed=0, **{"from": ""}
+        arg, PRESETS, dataset="cifar100", preset="full", trunk="resnet50", size=0, seed=0, init=""
     )
     config_files.choose(arg.dataset, "dataset", DATASETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":
         raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
     c.method = "baseline"  # a linear classifier on the trunk's features
     c.model.trunk = arg.trunk
-    c.model.pretrained = arg["from"]
+    c.model.pretrained = arg.init
     c.optimizer.learning_rate = 0.01
     c.optimizer.warmup_epochs = 5.0
-    c.eval.features = ("trunk",)
+    c.eval.layers = ("trunk",)
     c.eval.size = arg.size
     if arg.preset == "cpu":
         c.data.source = DATASETS["cifar100"]["data.source"]

@@ -49,7 +49,7 @@ def main(argv):
         gallery = files.load(pathlib.Path(_GALLERY.value))
         if _QUERY.value:
             made_by = model.made_by(run, state, _LAYER.value)
-            files.check_alike(_GALLERY.value, gallery.made_by, "the newest checkpoint", made_by)
+            model.check_alike(_GALLERY.value, gallery.made_by, "the newest checkpoint", made_by)
         images = None if gallery.filename is None else search.FileImages(gallery.filename.tolist())
     else:
         gallery = model.embed(run, state, _SPLIT.value, _LAYER.value)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -16,15 +16,37 @@ _ENTRIES: Mapping[str, tuple[Any]] = {
     "data.coarse_classes": (0,),
     "memory.step_epochs": (40,),
     "memory.step_momentum": (0.8,),
-    "optimizer.step_epochs": (40,),
+    "optimizer.boundary_epochs": (40,),
 }
 # Keys that are not of one type, and what they may be.
 _CHOICES: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
     ("views.autoaugment", "key_views.autoaugment"), augment.AUTOAUGMENT
 )
 _LARGEST = 2**32
+# Old key -> the key that it is called by now; a workdir, result or embedding file with an old one is read all the same.
+RENAMED: Mapping[str, str] = {
+    "clusters.workdir": "clusterfit.source",
+    "clusters.k": "clusterfit.num_clusters",
+    "clusters.cosine": "clusterfit.spherical",
+    "data.fit": "data.resize_mode",
+    "data.broken": "data.on_unreadable",
+    "data.categories": "data.inat_categories_file",
+    "eval.features": "eval.layers",
+    "key_views.erase": "key_views.erase_prob",
+    "key_views.flip": "key_views.flip_prob",
+    "key_views.grey": "key_views.grayscale_prob",
+    "loss.soft_temperature": "loss.maskcon_temperature",
+    "loss.weight": "loss.maskcon_weight",
+    "model.dim": "model.embed_dim",
+    "model.hidden": "model.head_hidden_dim",
+    "optimizer.step_epochs": "optimizer.boundary_epochs",
+    "views.erase": "views.erase_prob",
+    "views.flip": "views.flip_prob",
+    "views.grey": "views.grayscale_prob",
+    "from": "init",  # an argument of config files
+}
 # Where the data lie on disk.
-PLACES = ("data.data_dir", "data.categories")
+PLACES = ("data.data_dir", "data.inat_categories_file")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -41,19 +63,25 @@ def default() -> ml_collections.ConfigDict:
     d.coarse_classes = ()  # keep only the images of these coarse classes; empty = all
     d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
     d.image_size = 0  # > 0: images are resized to this many pixels a side as they are read (not npz); 0 = as they are
-    d.fit = "squash"  # made square as: squash = the whole image, its proportions lost | centre = a square in its middle
+    d.resize_mode = (
+        "squash"  # made square as: squash = the whole image, its proportions lost | centre = a square in its middle
+    )
     # Of stanford_online_products: split1 | split2; empty = all images, in TFDS's own splits.
     # Of omniglot: within (or empty) = the same characters in both splits | unseen = TFDS's own splits, other alphabets.
     d.variant = ""
-    d.categories = ""  # categories.json of i_naturalist2018, for all but species; empty = in the data set's own folder
+    d.inat_categories_file = (
+        ""  # categories.json of i_naturalist2018, for all but species; empty = in the data set's own folder
+    )
     d.test_split = ""  # of folder: and csv:, what the test split is called; empty = test, else val, else validation
-    d.broken = "fatal"  # a file of folder: or csv: that cannot be read is an error; skip: it is left out, and listed
+    d.on_unreadable = (
+        "fatal"  # a file of folder: or csv: that cannot be read is an error; skip: it is left out, and listed
+    )
 
     c.model = m = ml_collections.ConfigDict()
     m.trunk = "resnet18"
     m.stem = "cifar"  # imagenet | cifar | patch2
-    m.hidden = 4096  # of projector and predictor (BYOL)
-    m.dim = 256  # of the embedding (BYOL)
+    m.head_hidden_dim = 4096  # of projector and predictor (BYOL)
+    m.embed_dim = 256  # of the embedding (BYOL)
     m.dtype = "float32"  # of the computation; bfloat16 on accelerators. Parameters, statistics and losses: float32
     m.head_batch_norm = True  # in projector and predictor
     m.projector_norm = False  # True: the projector ends in a batch norm without scale and bias
@@ -80,8 +108,8 @@ def default() -> ml_collections.ConfigDict:
     c.loss.temperature = 0.05  # sigma of Eq. 2
     c.loss.instance_weight = 1.0  # lambda of Eq. 4
     c.loss.label_smoothing = 0.0  # of cross-entropy
-    c.loss.weight = 0.5  # w of protocol "maskcon"
-    c.loss.soft_temperature = 0.05  # t of maskcon
+    c.loss.maskcon_weight = 0.5  # w of protocol "maskcon"
+    c.loss.maskcon_temperature = 0.05  # t of maskcon
 
     c.memory = ml_collections.ConfigDict()
     c.memory.momentum = 0.5
@@ -92,10 +120,10 @@ def default() -> ml_collections.ConfigDict:
     c.queue = ml_collections.ConfigDict()
     c.queue.size = 8192  # K, of protocol "maskcon"
 
-    c.clusters = ml_collections.ConfigDict()  # of clusterfit and clusterfit_plus
-    c.clusters.workdir = ""  # of the finished run, trained on coarse labels, whose trunk's features are clustered
-    c.clusters.k = 0  # how many; ClusterFit's has to be chosen for a data set
-    c.clusters.cosine = True  # by cosine, as everything is compared here; False: Euclidean
+    c.clusterfit = ml_collections.ConfigDict()  # of clusterfit and clusterfit_plus
+    c.clusterfit.source = ""  # of the finished run, trained on coarse labels, whose trunk's features are clustered
+    c.clusterfit.num_clusters = 0  # how many; ClusterFit's has to be chosen for a data set
+    c.clusterfit.spherical = True  # by cosine, as everything is compared here; False: Euclidean
 
     c.ema = ml_collections.ConfigDict()
     c.ema.base = 0.996  # tau at the start
@@ -110,7 +138,7 @@ def default() -> ml_collections.ConfigDict:
     o.warmup_epochs = 10.0
     o.layer_decay = 1.0  # the rate of each block is that of the next one above it times this; heads have the full rate
     o.schedule = "cosine"  # cosine: to 0 at the end | step: times step_factor from each of step_epochs on
-    o.step_epochs = ()
+    o.boundary_epochs = ()
     o.step_factor = 0.1
 
     c.train = t = ml_collections.ConfigDict()
@@ -132,7 +160,7 @@ def default() -> ml_collections.ConfigDict:
     e.size = 0
     e.crop = "whole"
     e.resize = 0  # with centre: 0 = 8/7 of size, as 256 for 224
-    e.features = ("trunk", "projector")  # the first is the headline, the others get their name as a prefix
+    e.layers = ("trunk", "projector")  # the first is the headline, the others get their name as a prefix
     e.recall_at = (1, 2, 5, 10)
     e.knn_k = 30
     e.knn_temperature = 0.05
@@ -158,7 +186,7 @@ def check_schema(config: ml_collections.ConfigDict) -> None:
     known, found = flatten(default()), flatten(config)
     for key in found:
         if key not in known:
-            raise UserError(f"unknown config key {key!r}{did_you_mean(key, known)}.")
+            raise unknown_key(key, known)
     for key, like in known.items():
         if key not in found:
             raise UserError(f"config key {key!r} is missing: start from grafit_jax.config.default().")
@@ -188,6 +216,19 @@ def _wanted(key: str, value: Any, like: Any) -> str | None:
     return None
 
 
+def unknown_key(key: str, known: Iterable[str] = ()) -> UserError:
+    """What to raise for a key that is not known, or only its last part: names the key that it is called by now."""
+    new = [now for old, now in RENAMED.items() if key in (old, old.partition(".")[0]) or old.endswith(f".{key}")]
+    if new and key not in known:
+        return UserError(f"found the config key {key!r}, which is called {' or '.join(new)} now: use that.")
+    return UserError(f"unknown config key {key!r}{did_you_mean(key, known)}.")
+
+
+def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys to values, old keys by their present names."""
+    return {RENAMED.get(key, key): value for key, value in flat.items()}
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys to values."""
     flat: dict[str, Any] = {}
@@ -213,7 +254,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     config = default()
     with config.ignore_type():
         config.update_from_flattened_dict(
-            {k: tuple(v) if isinstance(v, list) else v for k, v in flatten(json.loads(text)).items()}
+            {k: tuple(v) if isinstance(v, list) else v for k, v in renamed(flatten(json.loads(text))).items()}
         )
     check_schema(config)
     return config

@@ -15,7 +15,7 @@ from grafit_jax.models import heads
 from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
 from grafit_jax.models.weights import WEIGHTS
 from grafit_jax.views import augment
-from grafit_jax.views.crops import FITS
+from grafit_jax.views.crops import RESIZE_MODES
 
 _CHOICES: Mapping[str, Iterable[str]] = {
     "model.trunk": TRUNKS,
@@ -23,8 +23,8 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.head_init": heads.INITS,
     "memory.init": ("embed", "random"),
-    "data.broken": ("fatal", "skip"),
-    "data.fit": FITS,
+    "data.on_unreadable": ("fatal", "skip"),
+    "data.resize_mode": RESIZE_MODES,
     "optimizer.schedule": ("cosine", "step"),
     "eval.crop": augment.EVAL_CROPS,
 }
@@ -42,15 +42,15 @@ _ASCENDING: _Rule = (
 _RULES: Mapping[str, _Rule] = {
     "seed": _FROM_0,
     "data.image_size": (lambda v: v >= 0, "0 (as they are) or the pixels of a side"),
-    "model.hidden": _FROM_1,
-    "model.dim": _FROM_1,
+    "model.head_hidden_dim": _FROM_1,
+    "model.embed_dim": _FROM_1,
     "mixing.mixup": (lambda v: v >= 0, "alpha > 0, or 0 for none"),
     "mixing.cutmix": (lambda v: v >= 0, "alpha > 0, or 0 for none"),
     "loss.temperature": (lambda v: v > 0, "sigma > 0 (the paper's is 0.05)"),
     "loss.instance_weight": (lambda v: v >= 0, "lambda >= 0 (the paper's is 1)"),
     "loss.label_smoothing": _BELOW_1,
-    "loss.weight": (lambda v: 0 <= v <= 1, "w in [0, 1]"),
-    "loss.soft_temperature": (lambda v: v > 0, "t > 0 (MaskCon's is 0.05)"),
+    "loss.maskcon_weight": (lambda v: 0 <= v <= 1, "w in [0, 1]"),
+    "loss.maskcon_temperature": (lambda v: v > 0, "t > 0 (MaskCon's is 0.05)"),
     "memory.momentum": (lambda v: 0 <= v < 1, "a value in [0, 1) (the paper's is 0.5)"),
     "memory.step_epochs": _ASCENDING,
     "memory.step_momentum": (lambda v: all(0 <= m < 1 for m in v), "values in [0, 1)"),
@@ -61,7 +61,7 @@ _RULES: Mapping[str, _Rule] = {
     "optimizer.weight_decay": _FROM_0,
     "optimizer.warmup_epochs": _FROM_0,
     "optimizer.layer_decay": (lambda v: 0 < v <= 1, "a factor in (0, 1]"),
-    "optimizer.step_epochs": _ASCENDING,
+    "optimizer.boundary_epochs": _ASCENDING,
     "optimizer.step_factor": _FACTOR,
     "train.epochs": _FROM_1,
     "train.batch_size": _FROM_1,
@@ -70,7 +70,7 @@ _RULES: Mapping[str, _Rule] = {
     "eval.every_epochs": (lambda v: v >= 0, "0 (at the end alone) or more"),
     "eval.batch_size": _FROM_1,
     "eval.size": (lambda v: v >= 0, "0 (as views.size) or the pixels of a side"),
-    "eval.features": (lambda v: 0 < len({*v}) == len(v), "trunk, projector or both, each once, the headline first"),
+    "eval.layers": (lambda v: 0 < len({*v}) == len(v), "trunk, projector or both, each once, the headline first"),
     "eval.recall_at": (lambda v: len(v) > 0 and all(k >= 1 for k in v), "whole numbers k >= 1"),
     "eval.knn_k": _FROM_1,
     "eval.knn_temperature": (lambda v: v > 0, "sigma > 0 (SNCA's is 0.05)"),
@@ -89,15 +89,15 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "views.num_views", several, "T >= 2, since Eq. 1 compares one view with another"
     normed = c.model.projector_norm and m.projector != "mlp"
     yield "model.projector_norm", not normed, f"False, since {m.name} has no projector of two layers"
-    headless = c.eval.features[0] == "projector" and not m.projector
-    yield "eval.features", not headless, f"trunk first, since {m.name} has no projector"
+    headless = c.eval.layers[0] == "projector" and not m.projector
+    yield "eval.layers", not headless, f"trunk first, since {m.name} has no projector"
     yield "views.size", not (patches and c.views.size % 2), "an even number for the stem patch2"
     each = len(c.memory.step_momentum) == len(c.memory.step_epochs)
     yield "memory.step_momentum", each, f"a value for each of memory.step_epochs, {c.memory.step_epochs}"
-    stepped = c.optimizer.schedule != "step" or len(c.optimizer.step_epochs) > 0
-    yield "optimizer.step_epochs", stepped, "at least one epoch with schedule step"
-    yield "clusters.workdir", bool(c.clusters.workdir) or not m.clusters, "the workdir of a finished baseline"
-    yield "clusters.k", c.clusters.k >= 2 or not m.clusters, "at least 2 clusters"
+    stepped = c.optimizer.schedule != "step" or len(c.optimizer.boundary_epochs) > 0
+    yield "optimizer.boundary_epochs", stepped, "at least one epoch with schedule step"
+    yield "clusterfit.source", bool(c.clusterfit.source) or not m.uses_clusters, "the workdir of a finished baseline"
+    yield "clusterfit.num_clusters", c.clusterfit.num_clusters >= 2 or not m.uses_clusters, "at least 2 clusters"
     smoothed = c.loss.label_smoothing > 0 and not classified
     yield "loss.label_smoothing", not smoothed, f"0, since {m.name} trains no cross-entropy"
     for key in ("mixup", "cutmix"):
@@ -109,7 +109,7 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     enough = not centre or c.data.image_size == 0 or c.data.image_size >= cropped
     yield "data.image_size", enough, f"0 (as they are) or at least {cropped}, what is cropped in evaluation"
     yield "eval.size", not (patches and c.eval.size % 2), "an even number for the stem patch2"
-    short = m.queue and c.queue.size < c.train.batch_size
+    short = m.uses_queue and c.queue.size < c.train.batch_size
     yield "queue.size", not short, f"K of at least a batch, which has {c.train.batch_size} keys (MaskCon's is 8192)"
     handed = not c.data.stream or c.train.steps_per_call <= 1
     yield "train.steps_per_call", handed, "0 or 1 with data.stream: each step is handed its batch"
@@ -125,8 +125,8 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         choose(flat[key], key, choices)
     if config.model.pretrained.endswith(WEIGHTS):
         choose(config.model.trunk, "model.trunk with pretrained weights", TORCHVISION)
-    for name in config.eval.features:
-        choose(name, "entry of eval.features", ("trunk", "projector"))
+    for name in config.eval.layers:
+        choose(name, "entry of eval.layers", ("trunk", "projector"))
     rules = ((key, right(flat[key]), wanted) for key, (right, wanted) in _RULES.items())
     for key, right, wanted in itertools.chain(rules, _relations(config, method)):
         if not right:

@@ -33,7 +33,7 @@ PHOTOS = {
     **IMAGENET,
     "data.stream": True,
     "data.image_size": 256,  # of a photo's middle, for evaluation and for the memory before the first step
-    "data.fit": "centre",
+    "data.resize_mode": "centre",
     "train.host_crops": True,
     "model.stem": "imagenet",
     "views.size": 224,
@@ -75,6 +75,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
                 f"config argument {part!r} is no key=value: want a key of {', '.join(defaults)}; a value that holds a "
                 "comma has to be given behind its own flag, as --config.data.source=VALUE."
             )
+        if config_lib.RENAMED.get(key) in defaults:
+            new = config_lib.RENAMED[key]
+            raise UserError(f"found the config argument {key!r}, which is called {new!r} now: use {new}={text}.")
         if key not in defaults:
             raise UserError(
                 f"unknown config argument {key!r}{did_you_mean(key, defaults)}: want key=value with a key of "

@@ -110,7 +110,7 @@ def evaluate_network(
 ) -> dict[str, float]:
     """All metrics of a network. `config` is the config's `eval`; `probe` adds those of a probe on the trunk's features.
 
-    The first of `config.features` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their
+    The first of `config.layers` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their
     name as a prefix (`projector/map`); a projector that the method has not is left out. A classifier gives `top1` of
     the level that is trained on, unless its classes are others (`classified` is False).
     """
@@ -125,7 +125,7 @@ def evaluate_network(
                 neighbors.check_embeddings(f"{name} of split {split}", embedded[split][name], remedy=_DIVERGED)
         labels[split] = {level: label[read] for level, label in r.labels.items()}
     result: dict[str, float] = {}
-    for i, name in enumerate(n for n in config.features if n in embedded["test"]):
+    for i, name in enumerate(n for n in config.layers if n in embedded["test"]):
         train, test = (Embedded(embedded[s][name], labels[s]) for s in ("train", "test"))
         values = evaluate(
             test,

@@ -89,15 +89,15 @@ def load(
 
     # 2. What is trained on.
     train, found = records["train"], None
-    if method.clusters:
+    if method.uses_clusters:
         assert clusters is not None
         found = clusters(records)
         train = clusterfit.relabel(train, found)
-    network = methods.build_network(method, config.model, num_classes=len(train.coarse_names), axis_name=parallel.AXIS)
+    network = methods.build_network(method, config.model, num_classes=len(train.train_names), axis_name=parallel.AXIS)
 
     # 3. How images are seen.
     views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
-    key_views = dataclasses.replace(views, **config.key_views) if method.queue else None
+    key_views = dataclasses.replace(views, **config.key_views) if method.uses_queue else None
     eval_views = _eval_views(config.eval, views)
     crops = None
     if config.train.host_crops:
@@ -127,7 +127,7 @@ def load(
 def _check_records(config: ml_collections.ConfigDict, records: dict[str, Records], method: methods.Method) -> None:
     """Raises UserError for data that cannot be trained on, or evaluated, by the config."""
     train, most = records["train"], max(config.eval.recall_at)
-    hierarchy.check_trainable(train, neighbours=method.memory)
+    hierarchy.check_trainable(train, neighbours=method.uses_memory)
     if config.train.batch_size > len(train):
         raise UserError(
             f"train.batch_size = {config.train.batch_size} is more than the {len(train)} training images: take at most "

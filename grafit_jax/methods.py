@@ -22,7 +22,7 @@ class Method:
         whose own law of views is `key_views`) or None.
       projector: the P_theta that stands on the trunk: "mlp", "linear", "identity" (the losses see the trunk's features)
         or None.
-      clusters: whether cluster ids of another run's features are trained on in place of the coarse labels.
+      uses_clusters: whether cluster ids of another run's features are trained on in place of the coarse labels.
       protocol: "paper" (section 2) or "maskcon" (section 3); results of the two are never compared in one table
         without saying so.
     """
@@ -31,27 +31,27 @@ class Method:
     supervised: str | None
     instance: str | None
     projector: str | None = "mlp"
-    clusters: bool = False
+    uses_clusters: bool = False
     protocol: str = "paper"
 
     @property
-    def memory(self) -> bool:
+    def uses_memory(self) -> bool:
         """Whether there is a slot for every training image."""
         return self.supervised == "knn"
 
     @property
-    def queue(self) -> bool:
+    def uses_queue(self) -> bool:
         """Whether a queue of keys is compared with."""
         return self.instance == "info_nce" or self.supervised in ("supcon", "maskcon")
 
     @property
-    def target(self) -> bool:
+    def uses_target(self) -> bool:
         """Whether there is a target network, which embeds the other views, or the keys."""
-        return self.instance == "predict" or self.queue
+        return self.instance == "predict" or self.uses_queue
 
     def views_per_image(self, num_views: int) -> int:
         """How many views of an image a step makes, where the config says T = `num_views`."""
-        if self.queue:
+        if self.uses_queue:
             return 2  # the query's and the key's
         return num_views if self.instance == "predict" else 1
 
@@ -60,9 +60,9 @@ class Method:
 
         Every view that is trained on goes through the target network too, if there is one; of a key nothing is trained.
         """
-        if self.queue:
+        if self.uses_queue:
             return 3 + 1
-        return self.views_per_image(num_views) * (3 + self.target)
+        return self.views_per_image(num_views) * (3 + self.uses_target)
 
     def weights(self, *, instance_weight: float, weight: float) -> tuple[float, float]:
         """What the supervised and the instance loss are multiplied by.
@@ -80,15 +80,15 @@ METHODS = {
         Method("baseline", "cross_entropy", None, projector=None),
         Method("baseline_mlp", "cross_entropy", None),
         # ClusterFit+ through Grafit's projector, as SNCA+ is [ours].
-        Method("clusterfit", "cross_entropy", None, projector=None, clusters=True),
-        Method("clusterfit_plus", "cross_entropy", None, clusters=True),
+        Method("clusterfit", "cross_entropy", None, projector=None, uses_clusters=True),
+        Method("clusterfit_plus", "cross_entropy", None, uses_clusters=True),
         Method("snca", "knn", None, projector="linear"),
         Method("snca_plus", "knn", None),
         Method("byol", None, "predict"),
         # The classifier stands on the projection [ours], so that Grafit FC differs from Grafit in the loss alone.
         Method("grafit_fc", "cross_entropy", "predict"),
         Method("grafit", "knn", "predict"),
-        # What the projector brings [ours]; model.dim is the trunk's width.
+        # What the projector brings [ours]; model.embed_dim is the trunk's width.
         Method("grafit_no_projector", "knn", "predict", projector="identity"),
         Method("selfcon", None, "info_nce", protocol="maskcon"),
         Method("supcon", "supcon", None, protocol="maskcon"),
@@ -113,11 +113,13 @@ def build_network(method: Method, config, *, num_classes: int, axis_name: str | 
     dtype = jnp.dtype(config.dtype)
     axis_name = axis_name if config.sync_batch_norm else None
 
-    mlp = functools.partial(MLP, config.hidden, config.dim, dtype, axis_name, batch_norm=config.head_batch_norm)
+    mlp = functools.partial(
+        MLP, config.head_hidden_dim, config.embed_dim, dtype, axis_name, batch_norm=config.head_batch_norm
+    )
     projectors = {
         "mlp": mlp(final_norm=config.projector_norm),
-        "linear": Linear(config.dim, dtype),
-        "identity": Identity(config.dim),
+        "linear": Linear(config.embed_dim, dtype),
+        "identity": Identity(config.embed_dim),
         None: None,
     }
 

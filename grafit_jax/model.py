@@ -1,5 +1,7 @@
 """What a run leaves for its users: its embeddings, with what tells them from those of others."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,3 +52,26 @@ def made_by(run: Experiment, state: TrainState, layer: str) -> dict[str, Any]:
         key: value for key, value in config.items() if key in _SEEN or not key.startswith(("eval.", "checkpoint."))
     }
     return {"layer": layer, "step": int(state.step), "config": config, "data": run.fingerprints()}
+
+
+def check_alike(name: str, found: Mapping[str, Any], other: str, wanted: Mapping[str, Any]) -> None:
+    """Raises UserError where two `made_by` are known and are of two models, between which no cosine means anything."""
+
+    def flat(made_by: Mapping[str, Any]) -> dict[str, Any]:
+        plain = json.loads(json.dumps(made_by))  # tuples are lists there
+        plain["config"] = config_lib.renamed(plain.get("config", {}))
+        groups = {key: value for key, value in plain.items() if isinstance(value, dict)}
+        rest = {key: value for key, value in plain.items() if key not in groups}
+        return rest | {f"{group} {key}": value for group, values in groups.items() for key, value in values.items()}
+
+    a, b = flat(found), flat(wanted)
+    if not a or not b:
+        return
+    # Of an older version, one of them may lack keys.
+    differences = [f"{key} {a[key]!r}, not {b[key]!r}" for key in sorted(a.keys() & b.keys()) if a[key] != b[key]]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"{name} was made by another model or layer than {other} ({'; '.join(differences[:3])}{more}): want "
+            "embeddings of one network and --layer; write one of them anew with experiments/embed.py."
+        )

@@ -52,7 +52,7 @@ class Objective:
         label = batch["label"]
         first = jax.tree.map(lambda x: x[: len(label)], out)
         supervised_weight, instance_weight = self.method.weights(
-            instance_weight=self.loss.instance_weight, weight=self.loss.weight
+            instance_weight=self.loss.instance_weight, weight=self.loss.maskcon_weight
         )
         loss, terms = jnp.zeros(len(label)), {}
         if self.method.supervised is not None:
@@ -77,7 +77,7 @@ class Objective:
                 other = losses.cross_entropy(first.logits, batch["other_label"], smoothing=smoothing)
                 term = batch["share"] * term + (1 - batch["share"]) * other
             accuracy = jnp.argmax(first.logits, -1) == label
-            classes = "cluster" if self.method.clusters else "coarse"
+            classes = "cluster" if self.method.uses_clusters else "coarse"
             return term, {"cross_entropy": total(term), f"{classes}_accuracy": total(accuracy)}
         if self.method.supervised == "knn":
             term, weight = losses.knn_loss_and_weight(
@@ -97,8 +97,8 @@ class Objective:
             term = losses.maskcon(
                 *arguments,
                 temperature=temperature,
-                soft_temperature=self.loss.soft_temperature,
-                weight=self.loss.weight,
+                soft_temperature=self.loss.maskcon_temperature,
+                weight=self.loss.maskcon_weight,
             )
         alone = jnp.all(queue.label != label[:, None], axis=1)
         return term, {str(self.method.supervised): total(term), "without_positive": total(alone)}
@@ -151,7 +151,7 @@ def guessing(method: Method, labels: np.ndarray, num_classes: int, queue_size: i
         with_positive = same[same > 0]
         return {"knn_loss": float(np.mean(np.log((len(labels) - 1) / with_positive)))} if len(with_positive) else {}
     terms = {"cross_entropy": math.log(num_classes)} if method.supervised == "cross_entropy" else {}
-    if method.queue:
+    if method.uses_queue:
         of_queue = (method.supervised, method.instance)
         terms |= {name: math.log(queue_size + 1) for name in ("supcon", "maskcon", "info_nce") if name in of_queue}
     return terms

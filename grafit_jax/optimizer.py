@@ -34,7 +34,7 @@ def make_schedules(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -
     warmup_steps = round(o.warmup_epochs * steps_per_epoch)
     if o.schedule == "step":
         # Epochs count from the start of the run, and the steps of `main` from the end of the warm-up.
-        boundaries = [epoch * steps_per_epoch - warmup_steps for epoch in o.step_epochs]
+        boundaries = [epoch * steps_per_epoch - warmup_steps for epoch in o.boundary_epochs]
         main = _piecewise([o.step_factor**i for i in range(len(boundaries) + 1)], boundaries)
     else:
         main = functools.partial(_cosine, steps=max(total_steps - warmup_steps, 1))

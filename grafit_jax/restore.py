@@ -47,12 +47,12 @@ def load(
 def _clusters(config: ml_collections.ConfigDict, path: pathlib.Path | None, records: dict[str, Records]) -> Clusters:
     if path is not None and clusterfit.is_saved(path):
         return clusterfit.load(path, len(records["train"]))
-    source = pathlib.Path(config.clusters.workdir).expanduser()
-    clusterfit.check_source(source, records, config.clusters.k)
+    source = pathlib.Path(config.clusterfit.source).expanduser()
+    clusterfit.check_source(source, records, config.clusterfit.num_clusters)
     run, state = newest(source, records=records)
     features = run.embed_fn(state.variables, records["train"].image)["trunk"]
     pulse.at(0, "clustering")
-    return kmeans(features, config.clusters.k, seed=config.seed, cosine=config.clusters.cosine)
+    return kmeans(features, config.clusterfit.num_clusters, seed=config.seed, cosine=config.clusterfit.spherical)
 
 
 def initial(run: Experiment) -> tuple[TrainState, Memory | None]:
@@ -68,7 +68,7 @@ def initial_state(run: Experiment, *, placeholder: bool = False) -> TrainState:
     images for the queue.
     """
     state = fresh_state(run, None if placeholder else pretrained_trunk(run.config))
-    if run.method.queue:
+    if run.method.uses_queue:
         state = dataclasses.replace(state, queue=_initial_queue(run, state, placeholder=placeholder))
     return parallel.replicate(state)
 
@@ -80,7 +80,7 @@ def fresh_state(run: Experiment, trunk: dict[str, Any] | None) -> TrainState:
         run.tx,
         image_shape=(size, size, channels),
         seed=run.config.seed,
-        has_target=run.method.target,
+        has_target=run.method.uses_target,
         trunk=trunk,
         head_init=run.config.model.head_init,
     )
@@ -156,11 +156,11 @@ def _initial_queue(run: Experiment, state: TrainState, *, placeholder: bool) -> 
     drawn = np.zeros(len(train), bool)
     drawn[np.random.default_rng(config.seed).permutation(len(train))[:size]] = True
     if placeholder:
-        rows = {"projector": np.zeros((size, config.model.dim), np.float32)}
+        rows = {"projector": np.zeros((size, config.model.embed_dim), np.float32)}
     else:
         rows = _embed_whole(run, state, train.image[drawn])
     read = evaluation.readable(rows)
-    return memory_lib.fill_queue(rows["projector"][read], train.coarse_label[drawn][read], config.queue.size)
+    return memory_lib.fill_queue(rows["projector"][read], train.train_label[drawn][read], config.queue.size)
 
 
 def initial_memory(run: Experiment, state: TrainState, *, placeholder: bool = False) -> Memory | None:
@@ -169,12 +169,12 @@ def initial_memory(run: Experiment, state: TrainState, *, placeholder: bool = Fa
     A placeholder has the right shapes, and is made without a pass over the training set.
     """
     config, train = run.config, run.records["train"]
-    if not run.method.memory:
+    if not run.method.uses_memory:
         return None
-    label = train.coarse_label
+    label = train.train_label
     if config.memory.init == "random" or placeholder:
         key = jax.random.fold_in(jax.random.PRNGKey(config.seed), _MEMORY_KEY)
-        embeddings: ArrayLike = memory_lib.random(key, len(train), config.model.dim)
+        embeddings: ArrayLike = memory_lib.random(key, len(train), config.model.embed_dim)
     else:
         rows = _embed_whole(run, state, train.image)
         embeddings = rows["projector"]

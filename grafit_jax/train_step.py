@@ -63,7 +63,7 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
 
         # 2. Targets g_xi(t_j(x)), or keys, outside of what is differentiated.
         targets = None
-        if method.target:
+        if method.uses_target:
             seen = images
             if run.key_views is not None:
                 seen = _flat_views(for_keys, batch["id"], jax.random.fold_in(key, _KEY_VIEW), run.key_views, 1)
@@ -93,7 +93,7 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
         updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         target_params, queue = state.target_params, state.queue
-        if method.target:
+        if method.uses_target:
             target_params = optax.incremental_update(target_part(params), target_params, 1.0 - run.tau(state.step))
         if queue is not None and targets is not None:
             queue = memory_lib.enqueue(queue, targets, batch["label"], step=state.step, axis_name=axis_name)

@@ -24,7 +24,7 @@ def views(**options):
 
 
 NEW = {"autoaugment": True, "perspective": 0.5, "blur": (0.1, 2.0)}
-PLAIN = {"crop_scale": (1.0, 1.0), "flip": 0.0}  # random views that are plain views
+PLAIN = {"crop_scale": (1.0, 1.0), "flip_prob": 0.0}  # random views that are plain views
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def batch(count, size=32, channels=3):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shape_and_dtype_with_everything_on(channels):
-    everything = {"jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2, "randaugment_ops": 2, "erase": 0.25} | NEW
+    everything = {"jitter": (0.4, 0.4, 0.4, 0.1), "grayscale_prob": 0.2, "randaugment_ops": 2, "erase_prob": 0.25} | NEW
     out = make(batch(5, 12, channels), num_views=3, size=16, **everything)
     assert out.shape == (3, 5, 16, 16, channels) and out.dtype == np.float32
     assert np.isfinite(out).all()
@@ -100,7 +100,7 @@ def test_plain_view_of_the_middle_of_what_has_that_size_is_its_pixels():
 @pytest.mark.parametrize(
     "options, found",
     [
-        ({"flip": 1.5}, "views.flip = 1.5"),
+        ({"flip_prob": 1.5}, "views.flip_prob = 1.5"),
         ({"crop_scale": (0.5, 0.2)}, "views.crop_scale = (0.5, 0.2)"),
         ({"crop_ratio": (0.0, 1.0)}, "views.crop_ratio"),
         ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "views.jitter"),
@@ -112,7 +112,7 @@ def test_plain_view_of_the_middle_of_what_has_that_size_is_its_pixels():
         ({"size": 0}, "views.size = 0"),
         ({"size": 9, "resize": 8}, "views.resize = 8"),
         ({"autoaugment": "torchvision"}, "views.autoaugment = torchvision"),
-        ({"erase": -0.1}, "views.erase"),
+        ({"erase_prob": -0.1}, "views.erase_prob"),
         ({"perspective": 1.1}, "views.perspective = 1.1"),
         ({"perspective_prob": -0.5}, "views.perspective_prob = -0.5"),
         ({"blur": (2.0, 1.0)}, "views.blur = (2.0, 1.0)"),
@@ -154,7 +154,7 @@ def test_the_config_has_every_option_with_its_default():
 @pytest.mark.parametrize("flip", [0.0, 0.3, 1.0])
 def test_flip_probability(flip):
     images = np.repeat(np.arange(4, dtype=np.uint8)[None, None, :, None] * 60, 2000, 0).repeat(4, 1)
-    out = make(images, size=4, crop_scale=(1, 1), flip=flip)[0]
+    out = make(images, size=4, crop_scale=(1, 1), flip_prob=flip)[0]
     plain = np.asarray(augment.plain_view(images, views=views(channels=1, size=4)))
     flipped = np.isclose(out, plain[:, :, ::-1], atol=1e-5).all((1, 2, 3))
     kept = np.isclose(out, plain, atol=1e-5).all((1, 2, 3))
@@ -183,8 +183,8 @@ def test_jitter_strengths(place, low, high, patch):
     "options",
     [
         {"jitter": (1.0, 0.0, 0.0, 0.0), "jitter_prob": 0.3},
-        {"grey": 0.3},
-        {"erase": 0.3},
+        {"grayscale_prob": 0.3},
+        {"erase_prob": 0.3},
         {"perspective": 1.0, "perspective_prob": 0.3},  # all eight draws are 0 in one of 5^8 views
         {"blur": (0.5, 1.0), "blur_prob": 0.3},
     ],
@@ -196,7 +196,7 @@ def test_probability_of_an_option(options):
     plain = np.asarray(augment.plain_view(images[:1], views=views(size=8)))
     changed = (np.abs(out - plain) > 1e-4).any((1, 2, 3))
     assert changed.mean() == pytest.approx(0.3, abs=0.04)  # 4 sigma
-    if "grey" in options:
+    if "grayscale_prob" in options:
         np.testing.assert_allclose(out[changed], np.repeat(out[changed][..., :1], 3, -1), atol=1e-6)
 
 
@@ -243,7 +243,7 @@ def test_randaugment_operations_differ_within_a_view(patch):
 
 def test_erased_pixels_are_zero_after_normalisation():
     images = np.full((50, 16, 16, 3), 255, np.uint8)
-    out = make(images, size=16, **PLAIN, erase=1.0, mean=(0.1,) * 3)[0]
+    out = make(images, size=16, **PLAIN, erase_prob=1.0, mean=(0.1,) * 3)[0]
     assert set(np.unique(np.round(out, 4))) == {0.0, np.float32(3.6)}  # (1 - .1) / .25
     share = (out == 0).all(-1).mean((1, 2))
     assert share.min() > 0 and share.max() < 0.4  # of a third at most, sides rounded to whole pixels
@@ -252,7 +252,7 @@ def test_erased_pixels_are_zero_after_normalisation():
 # Statelessness, and what is not asked for
 
 
-FULL = {"jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2, "randaugment_ops": 1, "erase": 0.5} | NEW
+FULL = {"jitter": (0.4, 0.4, 0.4, 0.1), "grayscale_prob": 0.2, "randaugment_ops": 1, "erase_prob": 0.5} | NEW
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_no_draw_is_used_twice():
 
 def test_an_option_leaves_the_draws_of_the_others():
     images = batch(16, 16)
-    without, with_erasing = (make(images, size=16, erase=p) for p in (0.0, 1.0))
+    without, with_erasing = (make(images, size=16, erase_prob=p) for p in (0.0, 1.0))
     kept = with_erasing != 0
     assert 0.5 < kept.mean() < 0.98
     np.testing.assert_allclose(with_erasing[kept], without[kept], atol=1e-5)
@@ -365,7 +365,7 @@ def test_what_is_off_is_not_traced(options, names, patch):
 
 def test_flip_off_is_not_traced():
     def ops(flip):
-        v = views(flip=flip, size=16)
+        v = views(flip_prob=flip, size=16)
         f = jax.make_jaxpr(lambda i: augment.random_views(i, np.arange(2), KEY, views=v, num_views=1))
         return str(f(batch(2, 16)))
 
@@ -374,7 +374,7 @@ def test_flip_off_is_not_traced():
 
 def test_grey_images_under_colour_options():
     images = batch(20, 16, 1)
-    colour_only = {"jitter": (0.0, 0.0, 0.9, 0.5), "jitter_prob": 1.0, "grey": 1.0}
+    colour_only = {"jitter": (0.0, 0.0, 0.9, 0.5), "jitter_prob": 1.0, "grayscale_prob": 1.0}
     plain = augment.plain_view(images, views=views(channels=1, size=16))
     np.testing.assert_allclose(make(images, size=16, **PLAIN, **colour_only)[0], plain, atol=1e-5)
     brighter = make(images, size=16, **PLAIN, jitter=(0.5, 0.0, 0.0, 0.0), jitter_prob=1.0)[0]

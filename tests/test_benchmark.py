@@ -53,7 +53,13 @@ def test_minutes_of_a_whole_run_follow_from_its_steps(monkeypatch):
     few = {split: r.take(np.arange(len(r)) < 300) for split, r in steps.records(300).items()}
     monkeypatch.setattr(steps, "data", lambda: few)
     monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:1])
-    small = {"model.hidden": 16, "model.dim": 8, "queue.size": 128, "eval.recall_at": (1,), "train.epochs": 50}
+    small = {
+        "model.head_hidden_dim": 16,
+        "model.embed_dim": 8,
+        "queue.size": 128,
+        "eval.recall_at": (1,),
+        "train.epochs": 50,
+    }
     line = gpu.recipe("float32", arg="dataset=cifar100,method=grafit_maskcon,preset=cpu", **small)
     assert line["steps_of_the_run"] == 50 * 2  # 300 images are 2 batches of 128
     assert line["run_minutes"] * 60 == pytest.approx(line["seconds"] * 100) and line["goal_s"] == 6.0
@@ -108,7 +114,7 @@ import sys
 sys.modules.update(dict.fromkeys({blocked!r}))
 from benchmarks import steps
 from grafit_jax.data import sources
-config = steps.config("resnet8", 16, **{{"model.hidden": 32}})
+config = steps.config("resnet8", 16, **{{"model.head_hidden_dim": 32}})
 ours = steps.ours(config, sources.load(source="npz:{tmp_path}"))
 ours.call()
 print(ours.steps, steps.peer(config, ours.run.records, "cpu", tuned=True))

@@ -49,7 +49,7 @@ def test_cars_prepared_from_a_folder(cars):
         assert sorted(records.label) == [0, 0, 1, 99, 195]
         assert records.label_names[195] == "smart fortwo Convertible 2012"
         np.testing.assert_array_equal(
-            records.coarse_label, catalog.load_hierarchy("cars196").coarse_of_fine[records.label]
+            records.train_label, catalog.load_hierarchy("cars196").coarse_of_fine[records.label]
         )
         # Each of the images of the folder is there, under its label. JPEG decoders differ by a few levels.
         for file, label in zip(sorted((cars / "manual" / images).iterdir()), (0, 1, 195, 99, 0), strict=True):

@@ -108,8 +108,8 @@ def test_imagenet32(imagenet32):
         np.testing.assert_array_equal(records.label, label)
         assert sorted(label) == sorted(IMAGENET_LABELS[of_tfds])
         np.testing.assert_array_equal(records.image, np.stack(images))
-        np.testing.assert_array_equal(records.coarse_label, table.coarse_of_fine[label])
-        assert records.label_names[0] == "n02119789" and records.coarse_names == tuple(map(str, range(12)))
+        np.testing.assert_array_equal(records.train_label, table.coarse_of_fine[label])
+        assert records.label_names[0] == "n02119789" and records.train_names == tuple(map(str, range(12)))
     same = sources.load(source="tfds:imagenet_resized/32x32", data_dir=str(imagenet32), image_size=32)
     np.testing.assert_array_equal(same["train"].image, loaded["train"].image)
 
@@ -193,7 +193,7 @@ def load_products(products, variant, **options):
 def check_products(products, records, wanted):
     """Against (product, image) pairs in the order that they should have, up to the numbers of the products."""
     assert [records.label_names[y] for y in records.label] == [str(product) for product, _ in wanted]
-    assert [records.coarse_names[y] for y in records.coarse_label] == [SUPER[super_class(p)] for p, _ in wanted]
+    assert [records.train_names[y] for y in records.train_label] == [SUPER[super_class(p)] for p, _ in wanted]
     resized = np.stack([pil_resized(image, 8) for _, image in wanted])
     image = records.image.read() if isinstance(records.image, tfds.StreamedImages) else records.image
     assert np.abs(image - resized).max() <= 1
@@ -250,7 +250,7 @@ def test_split2_takes_the_first_ten_of_many_products():
 
 def test_products_of_a_coarse_class_of_a_variant(products):
     loaded = load_products(products, "split1", coarse_classes=(2,))  # of those that have images: fan, kettle, lamp
-    assert loaded["train"].coarse_names == (SUPER[super_class(5)],)
+    assert loaded["train"].train_names == (SUPER[super_class(5)],)
     assert loaded["train"].label_names == loaded["test"].label_names == ("5", "20")
     assert {split: len(r) for split, r in loaded.items()} == {"train": 12, "test": 12}
 

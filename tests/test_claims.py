@@ -45,7 +45,7 @@ def test_a_difference_is_taken_at_the_layer_that_is_asked_for():
         if headline == "projector":
             metrics = {"trunk/map": trunk / 100, "map": projector / 100}
         features = ["trunk", "projector"] if headline == "trunk" else ["projector", "trunk"]
-        config = {"eval.features": features}
+        config = {"eval.layers": features}
         return {"row": row, "seed": seed, "method": method, "metrics": metrics, "config": config, "run": {}}
 
     study = [

@@ -10,6 +10,12 @@ MISTAKES = {
     "train --config=configs/digits.py --config.optimizer.lerning_rate=1": (
         "unknown config key 'lerning_rate' (did you mean 'learning_rate'?)."
     ),
+    "train --config=configs/digits.py --config.model.hidden=64": (
+        "found the config key 'model.hidden', which is called model.head_hidden_dim now: use that."
+    ),
+    "train --config=configs/digits.py:from=runs/baseline": (
+        "found the config argument 'from', which is called 'init' now: use init=runs/baseline."
+    ),
     "train --config=configs/cifar100.py:preset=cpu --config.data.data_dir={tmp}/empty": (
         "tfds:cifar100 is not prepared in {tmp}/empty: run `tfds build cifar100 --data_dir={tmp}/empty`"
     ),
@@ -51,6 +57,23 @@ def test_a_mistake_in_the_code_of_a_config_file_keeps_its_traceback(tmp_path, pr
     (tmp_path / "broken.py").write_text("def get_config(arg=None):\n    return {}['trunk']\n")
     broken = processes("train", f"--config={tmp_path}/broken.py", f"--workdir={tmp_path}/broken")
     assert broken.returncode == 1 and "return {}['trunk']" in broken.stderr and "KeyError: 'trunk'" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new"),
+    [
+        ("c.model.hidden = 64", "hidden", "model.head_hidden_dim"),
+        ("c.clusters.k = 5", "clusters", "clusterfit.source or clusterfit.num_clusters or clusterfit.spherical"),
+        ('c.update_from_flattened_dict({"views.flip": 0.0})', "flip", "key_views.flip_prob or views.flip_prob"),
+    ],
+)
+def test_an_old_key_in_a_users_config_names_the_new_one(tmp_path, cli, line, old, new):
+    (tmp_path / "mine.py").write_text(
+        "from grafit_jax import config\n\n\ndef get_config(arg=None):\n    c = config.default()\n"
+        f"    {line}\n    return c\n"
+    )
+    done = cli("train", f"--workdir={tmp_path / 'run'}", f"--config={tmp_path}/mine.py")
+    assert_one_line(done, f"found the config key {old!r}, which is called {new} now: use that.", tmp_path / "run")
 
 
 def test_a_table_with_a_row_that_fails_is_told_at_the_end(tmp_path, cli):

@@ -25,8 +25,8 @@ from helpers.runs import small_config
 
 
 def get_config(arg=None):
-    arg = config_files.parse_arg(arg, method="baseline", seed=0, **{{"from": ""}})
-    options = {{"train.epochs": 1, "seed": arg.seed, "clusters.workdir": arg["from"], "clusters.k": {K}}}
+    arg = config_files.parse_arg(arg, method="baseline", seed=0, init="")
+    options = {{"train.epochs": 1, "seed": arg.seed, "clusterfit.source": arg.init, "clusterfit.num_clusters": {K}}}
     return small_config(arg.method, **options)
 """
 
@@ -38,7 +38,11 @@ def baseline(trained_once):
 
 
 def config_of(baseline, method="clusterfit", **overrides):
-    overrides = {"clusters.workdir": str(baseline), "clusters.k": K, "checkpoint.every_epochs": 1} | overrides
+    overrides = {
+        "clusterfit.source": str(baseline),
+        "clusterfit.num_clusters": K,
+        "checkpoint.every_epochs": 1,
+    } | overrides
     return small_config(method, **overrides)
 
 
@@ -53,10 +57,10 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
     assert np.bincount(run.clusters.label, minlength=K).all()
 
     true = experiment.load(small_config("baseline")).records["train"]
-    np.testing.assert_array_equal(run.records["train"].coarse_label, true.coarse_label)
-    np.testing.assert_array_equal(run.training.coarse_label, run.clusters.label)
+    np.testing.assert_array_equal(run.records["train"].train_label, true.train_label)
+    np.testing.assert_array_equal(run.training.train_label, run.clusters.label)
     np.testing.assert_array_equal(run.training.label, true.label)
-    assert run.training.image is run.records["train"].image and len(run.training.coarse_names) == K
+    assert run.training.image is run.records["train"].image and len(run.training.train_names) == K
     data, _ = next(iter(experiment.make_feed(run).epoch(0)))
     np.testing.assert_array_equal(data.label, run.clusters.label)  # what a batch takes its labels from
 
@@ -66,8 +70,8 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
     embedded = {split: run.embed_fn(state.variables, r.image)["trunk"] for split, r in run.records.items()}
     test = run.records["test"]
     wanted = evaluation.evaluate(
-        Embedded(embedded["test"], {"": test.label, "coarse": test.coarse_label}),
-        Embedded(embedded["train"], {"": true.label, "coarse": true.coarse_label}),
+        Embedded(embedded["test"], {"": test.label, "coarse": test.train_label}),
+        Embedded(embedded["train"], {"": true.label, "coarse": true.train_label}),
         ks=(1,), knn_k=30, knn_temperature=0.05,
     )  # fmt: skip
     assert {k: got[k] for k in wanted} == wanted
@@ -75,7 +79,7 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
 
 
 def test_euclidean_clusters_are_others(baseline):
-    run = restore.load(config_of(baseline, **{"clusters.cosine": False}))
+    run = restore.load(config_of(baseline, **{"clusterfit.spherical": False}))
     features = model.embed(*restore.newest(baseline), "train", "trunk").embedding
     np.testing.assert_array_equal(run.clusters.label, kmeans(features, K).label)
 
@@ -143,7 +147,7 @@ def test_a_workdir_that_cannot_be_the_runs_is_refused_before_anything_is_cluster
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")
     for path, message in (
-        (tmp_path / "run", r"another config \(clusters\.k: 7 -> 8\)"),
+        (tmp_path / "run", r"another config \(clusterfit\.num_clusters: 7 -> 8\)"),
         (tmp_path / "thesis", r"files of something else \(chapter1\.tex"),
         (
             tmp_path / "thesis" / "chapter1.tex" / "run",
@@ -151,7 +155,7 @@ def test_a_workdir_that_cannot_be_the_runs_is_refused_before_anything_is_cluster
         ),
     ):
         with pytest.raises(UserError, match=message):
-            train.train(config_of(baseline, **{"clusters.k": 8}), path)
+            train.train(config_of(baseline, **{"clusterfit.num_clusters": 8}), path)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
@@ -166,15 +170,18 @@ def test_mistakes_cost_nothing(baseline, tmp_path, monkeypatch):
     (older / "data.json").unlink()
     monkeypatch.setenv("HOME", str(tmp_path))
     for overrides, message in (
-        ({"clusters.workdir": str(tmp_path / "none")}, r"clusters\.workdir = .*none holds no run \(no config\.json\)"),
-        ({"clusters.workdir": str(unfinished)}, r"unfinished holds no finished run \(no metrics\.json\): let"),
-        ({"clusters.workdir": "~/unfinished"}, rf"{tmp_path}/unfinished holds no finished run"),
-        ({"clusters.workdir": str(older)}, r"older holds no finished run \(no data\.json\): let"),
+        (
+            {"clusterfit.source": str(tmp_path / "none")},
+            r"clusterfit\.source = .*none holds no run \(no config\.json\)",
+        ),
+        ({"clusterfit.source": str(unfinished)}, r"unfinished holds no finished run \(no metrics\.json\): let"),
+        ({"clusterfit.source": "~/unfinished"}, rf"{tmp_path}/unfinished holds no finished run"),
+        ({"clusterfit.source": str(older)}, r"older holds no finished run \(no data\.json\): let"),
         ({"data.train_level": "fine"}, r"was trained on the level coarse, and the level here is fine: want a run of"),
         ({"data.holdout": 0.2}, r"is the run of other images or labels \(split test, train\): want one of the same"),
-        ({"clusters.k": 900}, r"clusters\.k = 900 is more than the 899 training images"),
-        ({"clusters.k": 1}, r"clusters\.k = 1: want at least 2 clusters"),
-        ({"clusters.workdir": ""}, r"clusters\.workdir = : want the workdir of a finished baseline"),
+        ({"clusterfit.num_clusters": 900}, r"clusterfit\.num_clusters = 900 is more than the 899 training images"),
+        ({"clusterfit.num_clusters": 1}, r"clusterfit\.num_clusters = 1: want at least 2 clusters"),
+        ({"clusterfit.source": ""}, r"clusterfit\.source = : want the workdir of a finished baseline"),
     ):
         with pytest.raises(UserError, match=message):
             train.train(config_of(baseline, **overrides), path)
@@ -199,9 +206,9 @@ def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
     assert order == ["baseline_seed1", "clusterfit_seed1"]
     assert [(r["method"], r["seed"]) for r in results] == [("clusterfit", 1)]
     assert results[0]["command"] == (
-        f"python experiments/train.py --config=tiny.py:method=clusterfit,seed=1,from={runs}/baseline_seed1 "
+        f"python experiments/train.py --config=tiny.py:method=clusterfit,seed=1,init={runs}/baseline_seed1 "
         f"--workdir={runs}/clusterfit_seed1"
     )
-    assert workdir.read_config(runs / "clusterfit_seed1").clusters.workdir == f"{runs}/baseline_seed1"
+    assert workdir.read_config(runs / "clusterfit_seed1").clusterfit.source == f"{runs}/baseline_seed1"
     assert reproduction.result(point, {}) == results[0] and len(order) == 2
     assert "(cross-entropy on clusters of `baseline`'s features)" in render.render(table, results)

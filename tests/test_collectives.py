@@ -49,7 +49,7 @@ def compiled(config):
     ("method", "overrides"),
     [
         ("grafit", {}),
-        ("snca_plus", {"model.sync_batch_norm": False, "model.dim": 24}),
+        ("snca_plus", {"model.sync_batch_norm": False, "model.embed_dim": 24}),
         ("coins", {"queue.size": 150, "model.head_batch_norm": False}),
     ],
 )

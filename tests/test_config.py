@@ -1,5 +1,7 @@
 """Configs: typed arguments, unknown names with the nearest known one, and what is refused before a run."""
 
+import json
+
 import pytest
 
 from grafit_jax import config as config_lib
@@ -63,10 +65,14 @@ def test_cifar100_presets_are_what_they_say():
     assert (paper.train.epochs, paper.train.batch_size, paper.loss.temperature) == (600, 1024, 0.05)
     assert (paper.memory.momentum, paper.loss.instance_weight, paper.ema.base) == (0.5, 1.0, 0.996)
     assert (paper.optimizer.weight_decay, paper.model.dtype) == (5e-4, "bfloat16")
-    assert (paper.views.randaugment_ops, paper.views.jitter, paper.views.grey) == (2, (0.4, 0.4, 0.2, 0.1), 0.2)
+    assert (paper.views.randaugment_ops, paper.views.jitter, paper.views.grayscale_prob) == (
+        2,
+        (0.4, 0.4, 0.2, 0.1),
+        0.2,
+    )
     r18, short = module.get_config("preset=r18"), module.get_config("preset=r18_short")
     for config, epochs, views, every in ((r18, 200, 4, 20), (short, 50, 2, 10)):
-        found = config.model.trunk, config.model.hidden, config.model.dtype, config.train.batch_size
+        found = config.model.trunk, config.model.head_hidden_dim, config.model.dtype, config.train.batch_size
         assert found == ("resnet18", 4096, "bfloat16", 256) and config.views.jitter == (0.4, 0.4, 0.2, 0.1)
         assert (config.train.epochs, config.views.num_views, config.eval.every_epochs) == (epochs, views, every)
     with pytest.raises(UserError, match=r"unknown preset 'cpuu' \(did you mean 'cpu'\?\)"):
@@ -82,7 +88,7 @@ def test_photos_of_protocol_paper_and_of_transfer_are_cropped_as_they_are_by_eve
         ("transfer", "dataset=cars"),
     ):
         config = files[name].get_config(arg)
-        assert (config.data.image_size, config.data.fit, config.views.size) == (256, "centre", 224), name
+        assert (config.data.image_size, config.data.resize_mode, config.views.size) == (256, "centre", 224), name
         assert (config.eval.crop, config.eval.resize, config.eval.size) == ("centre", 0, 0), name
         assert name == "transfer" or config.views.crop_scale == (0.08, 1.0), name
     large = files["transfer"].get_config("dataset=cars,size=384")
@@ -96,29 +102,34 @@ def test_photos_of_protocol_paper_and_of_transfer_are_cropped_as_they_are_by_eve
 def test_maskcon_recipe_is_that_of_section_3():
     module = config_files.load_module(ROOT / "configs" / "maskcon.py")
     c = module.get_config("method=maskcon")
-    assert (c.model.trunk, c.model.stem, c.model.hidden, c.model.dim) == ("resnet18", "cifar", 512, 256)
+    assert (c.model.trunk, c.model.stem, c.model.head_hidden_dim, c.model.embed_dim) == ("resnet18", "cifar", 512, 256)
     assert not c.model.head_batch_norm
     # 0.02 for batches of 128, in rates for 256 images.
     o = c.optimizer
     assert (o.learning_rate, o.momentum, o.nesterov, o.weight_decay, o.decay_all) == (0.04, 0.9, False, 5e-4, True)
     assert (o.warmup_epochs, c.train.epochs, c.train.batch_size, c.queue.size) == (5, 200, 128, 8192)
-    assert (c.ema.base, c.ema.final, c.loss.temperature, c.loss.soft_temperature) == (0.99, 0.99, 0.1, 0.05)
-    assert (c.views.size, c.views.crop_scale, c.views.flip, c.views.autoaugment) == (32, (0.2, 1.0), 0.5, "maskcon")
+    assert (c.ema.base, c.ema.final, c.loss.temperature, c.loss.maskcon_temperature) == (0.99, 0.99, 0.1, 0.05)
+    assert (c.views.size, c.views.crop_scale, c.views.flip_prob, c.views.autoaugment) == (
+        32,
+        (0.2, 1.0),
+        0.5,
+        "maskcon",
+    )
     assert c.model.head_init == "pytorch"
     assert c.views.mean == (0.507, 0.487, 0.441) and c.views.std == (0.267, 0.256, 0.276)
     keys = c.key_views
-    assert (keys.crop_scale, keys.flip, keys.autoaugment, keys.perspective) == ((0.2, 1.0), 0.5, False, 0.0)
+    assert (keys.crop_scale, keys.flip_prob, keys.autoaugment, keys.perspective) == ((0.2, 1.0), 0.5, False, 0.0)
     assert c.eval.recall_at == (1, 2, 5, 10, 50, 100) and c.eval.every_epochs == 10
-    assert c.eval.features == ("trunk", "projector") and c.eval.crop == "whole"
+    assert c.eval.layers == ("trunk", "projector") and c.eval.crop == "whole"
 
     cars = module.get_config("dataset=cars,w=0.2,t=0.1")
     v, keys = cars.views, cars.key_views
     assert (v.size, v.perspective, v.perspective_prob, v.jitter, v.jitter_prob) == (
         224, 0.5, 0.5, (0.4, 0.4, 0.4, 0.1), 0.8
     )  # fmt: skip
-    assert (v.grey, v.blur, v.blur_prob, v.autoaugment) == (0.2, (0.1, 2.0), 0.5, False)
-    assert (keys.perspective, keys.jitter, keys.grey, keys.blur) == (0.5, (0.0,) * 4, 0.0, (0.0, 0.0))
-    assert (cars.model.stem, cars.loss.weight, cars.loss.soft_temperature) == ("imagenet", 0.2, 0.1)
+    assert (v.grayscale_prob, v.blur, v.blur_prob, v.autoaugment) == (0.2, (0.1, 2.0), 0.5, False)
+    assert (keys.perspective, keys.jitter, keys.grayscale_prob, keys.blur) == (0.5, (0.0,) * 4, 0.0, (0.0, 0.0))
+    assert (cars.model.stem, cars.loss.maskcon_weight, cars.loss.maskcon_temperature) == ("imagenet", 0.2, 0.1)
 
     sop = module.get_config("dataset=sop,split=split2")
     assert sop.data.variant == "split2" and sop.views.perspective == sop.key_views.perspective == 0.5
@@ -139,7 +150,7 @@ def test_maskcon_recipe_is_that_of_section_3():
         ("dataset=cifar100,method=maskcon", 0.5, 0.05),
     ):
         loss = module.get_config(arg).loss
-        assert (loss.weight, loss.soft_temperature) == (w, t), arg
+        assert (loss.maskcon_weight, loss.maskcon_temperature) == (w, t), arg
 
     # The paper's own methods in the same setting keep their temperature and heads.
     grafit = module.get_config("method=grafit")
@@ -179,8 +190,8 @@ def test_maskcon_recipe_is_that_of_section_3():
         ({"train.epochs": 0}, r"train\.epochs = 0: want at least 1"),
         ({"train.batch_size": 60}, r"train\.batch_size = 60 does not divide over 8 devices: take 56 or 64"),
         ({"train.batch_size": 4}, r"train\.batch_size = 4 does not divide over 8 devices: take 8"),
-        ({"model.dim": 0}, r"model\.dim = 0: want at least 1"),
-        ({"model.hidden": -1}, r"model\.hidden = -1: want at least 1"),
+        ({"model.embed_dim": 0}, r"model\.embed_dim = 0: want at least 1"),
+        ({"model.head_hidden_dim": -1}, r"model\.head_hidden_dim = -1: want at least 1"),
         ({"views.size": 9}, r"views\.size = 9: want an even number for the stem patch2"),
         ({"loss.temperature": float("inf")}, r"loss\.temperature = inf: want a finite number"),
         ({"loss.instance_weight": -1.0}, r"loss\.instance_weight = -1\.0: want lambda >= 0"),
@@ -189,12 +200,12 @@ def test_maskcon_recipe_is_that_of_section_3():
         ({"optimizer.warmup_epochs": -1.0}, r"optimizer\.warmup_epochs = -1\.0: want 0 or more"),
         ({"eval.every_epochs": -1}, r"eval\.every_epochs = -1: want 0"),
         ({"eval.recall_at": (1, 0)}, r"eval\.recall_at = \(1, 0\): want whole numbers k >= 1"),
-        ({"eval.features": ("trunk", "trunk")}, r"eval\.features = .*each once"),
-        ({"eval.features": ()}, r"eval\.features = \(\): want trunk, projector or both"),
-        ({"eval.features": ("trunks",)}, r"'trunks' \(did you mean 'trunk'\?\)"),
+        ({"eval.layers": ("trunk", "trunk")}, r"eval\.layers = .*each once"),
+        ({"eval.layers": ()}, r"eval\.layers = \(\): want trunk, projector or both"),
+        ({"eval.layers": ("trunks",)}, r"'trunks' \(did you mean 'trunk'\?\)"),
         ({"method": "maskcon", "queue.size": 63}, r"queue\.size = 63: want K of at least a batch, which has 64 keys"),
-        ({"loss.weight": 1.1}, r"loss\.weight = 1\.1: want w in \[0, 1\]"),
-        ({"loss.soft_temperature": 0.0}, r"loss\.soft_temperature = 0\.0: want t > 0"),
+        ({"loss.maskcon_weight": 1.1}, r"loss\.maskcon_weight = 1\.1: want w in \[0, 1\]"),
+        ({"loss.maskcon_temperature": 0.0}, r"loss\.maskcon_temperature = 0\.0: want t > 0"),
         ({"ema.final": 1.5}, r"ema\.final = 1\.5: want a value in \[0, 1\]"),
         ({"loss.label_smoothing": 1.0}, r"loss\.label_smoothing = 1\.0: want a value in \[0, 1\)"),
         ({"optimizer.layer_decay": 0.0}, r"optimizer\.layer_decay = 0\.0: want a factor in \(0, 1\]"),
@@ -208,7 +219,7 @@ def test_maskcon_recipe_is_that_of_section_3():
         ({"train.shuffle_buffer": 0}, r"train\.shuffle_buffer = 0: want at least 1"),
         ({"checkpoint.every_epochs": 0}, r"checkpoint\.every_epochs = 0: want at least 1"),
         ({"checkpoint.keep": 0}, r"checkpoint\.keep = 0: want at least 1"),
-        ({"data.broken": "skp"}, r"unknown data\.broken 'skp' \(did you mean 'skip'\?\)"),
+        ({"data.on_unreadable": "skp"}, r"unknown data\.on_unreadable 'skp' \(did you mean 'skip'\?\)"),
         ({"method": "grafit_fc", "mixing.mixup": 0.2}, r"mixup = 0\.2: want 0, since grafit_fc does not train"),
         ({"loss.label_smoothing": 0.1}, r"label_smoothing = 0\.1: want 0, since grafit trains no cross-entropy"),
         ({"seed": -1}, r"seed = -1: want 0 or more"),
@@ -219,7 +230,7 @@ def test_maskcon_recipe_is_that_of_section_3():
         ({"eval.size": -2}, r"eval\.size = -2: want 0"),
         ({"eval.size": 9}, r"eval\.size = 9: want an even number for the stem patch2"),
         (
-            {"method": "baseline", "eval.features": ("trunk",), "mixing.mixup": -1.0},
+            {"method": "baseline", "eval.layers": ("trunk",), "mixing.mixup": -1.0},
             r"mixing\.mixup = -1\.0: want alpha",
         ),
         ({"mixing.cutmix": 1.0}, r"mixing\.cutmix = 1\.0: want 0, since grafit does not train cross-entropy alone"),
@@ -228,7 +239,7 @@ def test_maskcon_recipe_is_that_of_section_3():
             {"model.pretrained": "x.pth"},
             r"trunk with pretrained weights 'resnet8' \(did you mean 'resnet18'",
         ),
-        ({"method": "baseline", "eval.features": ("projector",)}, r"want trunk first, since baseline has no projector"),
+        ({"method": "baseline", "eval.layers": ("projector",)}, r"want trunk first, since baseline has no projector"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_done(overrides, message):
@@ -259,4 +270,38 @@ def test_a_key_that_is_unknown_or_missing_is_named():
         config_checks.validate(config, num_devices=1)
     del config.train.epoch, config.train.epochs
     with pytest.raises(UserError, match=r"config key 'train\.epochs' is missing"):
+        config_checks.validate(config, num_devices=1)
+
+
+def with_old_keys(flat):
+    old = {new: key for key, new in config_lib.RENAMED.items()}
+    return {old.get(key, key): value for key, value in flat.items()}
+
+
+def test_renamed_keys_are_keys_and_old_ones_are_not():
+    known = config_lib.flatten(config_lib.default()).keys()
+    assert {*config_lib.RENAMED.values()} - known == {"init"} and not config_lib.RENAMED.keys() & known
+    assert len({*config_lib.RENAMED.values()}) == len(config_lib.RENAMED)
+
+
+def test_a_config_of_old_keys_is_read_by_their_new_names():
+    config = small_config("clusterfit", **{"clusterfit.num_clusters": 7, "views.flip_prob": 0.25, "model.embed_dim": 9})
+    nested: dict = {}
+    for key, value in with_old_keys(config_lib.flatten(config)).items():
+        *groups, last = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    assert nested["clusters"]["k"] == 7 and nested["views"]["flip"] == 0.25 and nested["model"]["dim"] == 9
+    assert config_lib.differences(config_lib.from_json(json.dumps(nested)), config) == []
+
+
+def test_an_old_key_from_python_names_the_new_one():
+    config = small_config()
+    with config.unlocked():
+        config.model.hidden = 3
+    with pytest.raises(
+        UserError, match=r"found the config key 'model\.hidden', which is called model\.head_hidden_dim now"
+    ):
         config_checks.validate(config, num_devices=1)

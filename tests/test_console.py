@@ -76,7 +76,7 @@ def test_metrics_by_layer_and_level():
 # Losses of guessing.
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.supervised or method.queue])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.supervised or method.uses_queue])
 def test_guessing_is_what_the_losses_are_of_a_network_that_tells_nothing_apart(name):
     labels = jnp.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3])  # the last one has no positive
     same = jnp.ones((10, 4))

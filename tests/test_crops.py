@@ -142,7 +142,9 @@ def test_squares_are_of_the_middle_or_of_the_whole(streamed, fit, request):
     source = {"source": "tfds:tiny_hierarchy", "data_dir": request.getfixturevalue("tiny")}
     if not isinstance(stream, tfds.StreamedImages):
         source = {"source": request.getfixturevalue("folder")}
-    kept, in_files = (sources.load(**source, image_size=8, fit=fit, stream=s)["train"].image for s in (False, True))
+    kept, in_files = (
+        sources.load(**source, image_size=8, resize_mode=fit, stream=s)["train"].image for s in (False, True)
+    )
     box = {"squash": (0, 0, 40, 30), "centre": (5, 0, 30, 30)}[fit]
     for row in (0, 7, len(whole) - 1):
         assert np.max(np.abs(kept[row] - resized(whole[row], box, 8))) <= 1.01
@@ -155,12 +157,12 @@ def test_squares_are_of_the_middle_or_of_the_whole(streamed, fit, request):
 
 @pytest.mark.slow
 def test_view_t_is_made_of_crop_t():
-    views = augment.Views(size=8, mean=(0.0,) * 3, std=(1.0,) * 3, crop_scale=(1, 1), flip=0.0)
+    views = augment.Views(size=8, mean=(0.0,) * 3, std=(1.0,) * 3, crop_scale=(1, 1), flip_prob=0.0)
     made = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8, 3), np.uint8)
     got = augment.random_views(jnp.asarray(made), jnp.arange(5), jax.random.key(0), views=views, num_views=3)
     np.testing.assert_allclose(got, made.swapaxes(0, 1) / np.float32(255), rtol=1e-6)
     # What else is done to a view has the draws that it has without crops on the host.
-    views = dataclasses.replace(views, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), erase=0.5)
+    views = dataclasses.replace(views, flip_prob=0.5, jitter=(0.4, 0.4, 0.4, 0.1), erase_prob=0.5)
     for t in range(3):
         alone = augment.random_views(
             jnp.asarray(made[:, t]), jnp.arange(5), jax.random.key(1), views=views, num_views=3
@@ -198,7 +200,7 @@ def test_a_run_has_a_crop_for_each_view_of_its_step(folder, method, laws, eight_
 
 @pytest.mark.slow
 def test_queries_and_keys_have_their_own_crops(folder):
-    config = crops_config(folder, "selfcon", **{"key_views.flip": 0.0, "model.sync_batch_norm": False})
+    config = crops_config(folder, "selfcon", **{"key_views.flip_prob": 0.0, "model.sync_batch_norm": False})
     run = experiment.load(config)
     state, _ = restore.initial(run)
     step = jax.jit(train_step.make_train_step(run, axis_name=None))
@@ -221,6 +223,6 @@ def test_what_is_cropped_on_the_host_has_to_be_streamed(folder):
     with pytest.raises(UserError, match=r"train\.host_crops = True: want False unless data\.stream is on"):
         experiment.load(crops_config(folder, "grafit", **{"data.stream": False}))
     with pytest.raises(
-        UserError, match=r"unknown data\.fit 'center' \(did you mean 'centre'\?\): want one of squash, cen"
+        UserError, match=r"unknown data\.resize_mode 'center' \(did you mean 'centre'\?\): want one of squash, cen"
     ):
-        experiment.load(crops_config(folder, "grafit", **{"data.fit": "center"}))
+        experiment.load(crops_config(folder, "grafit", **{"data.resize_mode": "center"}))

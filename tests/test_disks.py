@@ -71,7 +71,7 @@ def test_data_that_vanish_end_a_run_which_goes_on_when_they_are_back(tmp_path, m
     data = tmp_path / "data"
     image_files.write_tree(data, {"train/x": 24, "train/y": 24, "test/x": 6, "test/y": 6}, height=8, width=8)
     config = small_config(**{
-        "data.source": f"folder:{data}", "data.stream": True, "data.image_size": 8, "data.broken": broken,
+        "data.source": f"folder:{data}", "data.stream": True, "data.image_size": 8, "data.on_unreadable": broken,
         "train.batch_size": 8, "eval.batch_size": 32, "eval.recall_at": (1,), "checkpoint.every_epochs": 1,
         "views.mean": (0.4,) * 3, "views.std": (0.3,) * 3,
     })  # fmt: skip

@@ -129,7 +129,7 @@ def test_a_process_without_an_image_of_its_own_goes_along(monkeypatch):
 
 
 def test_headline_is_plain_and_the_others_are_prefixed():
-    run = experiment.load(small_config(**{"eval.features": ("projector", "trunk")}))
+    run = experiment.load(small_config(**{"eval.layers": ("projector", "trunk")}))
     state, _ = restore.initial(run)
     got = experiment.evaluate(run, state)
     swapped = experiment.load(small_config())

@@ -90,7 +90,7 @@ def test_calls_of_several_steps_with_fewer_left_make_the_run_of_single_steps(tmp
 def test_a_pass_over_images_is_cut_short_and_nothing_is_lost(tmp_path, monkeypatch, method, batch, saved, trains):
     config = small_config(method, **{"eval.every_epochs": 1, "checkpoint.every_epochs": 9, "eval.batch_size": 450})
     expected = trains(config, tmp_path / "whole")
-    in_order, batches = evaluation.sources.in_order, itertools.count(1)
+    in_order, batches = evaluation.in_order, itertools.count(1)
 
     def interrupted(images, size):
         for images_of_batch in in_order(images, size):
@@ -467,7 +467,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path):
     rng = jax.random.key(0)
     batch = {
         "image": run.records["train"].image[:16],
-        "label": run.records["train"].coarse_label[:16],
+        "label": run.records["train"].train_label[:16],
         "id": np.arange(16),
     }
     after, updated, terms = step(state, memory, batch, rng)

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from grafit_jax import model
 from grafit_jax.commands.evaluate import evaluate_features
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings, metrics
@@ -31,17 +32,22 @@ def test_what_is_saved_is_loaded(tmp_path, suffix):
 
 def test_embeddings_of_two_models_are_told_apart():
     one = {"layer": "trunk", "step": 28, "config": {"views.size": 8, "eval.recall_at": (1, 2)}, "data": {"test": "1f"}}
-    embeddings.check_alike("a.npz", one, "b.npz", json.loads(json.dumps(one)))
-    embeddings.check_alike("a.npz", {}, "b.npz", one)  # of which nothing is known
+    model.check_alike("a.npz", one, "b.npz", json.loads(json.dumps(one)))
+    model.check_alike("a.npz", {}, "b.npz", one)  # of which nothing is known
     other = one | {"layer": "projector", "config": one["config"] | {"views.size": 16}, "data": {"test": "2e"}}
     message = (
         r"a\.npz was made by another model or layer than b\.npz \(config views\.size 8, not 16; data test '1f', not "
-        r"'2e'; layer 'trunk', not 'projector'\): want embeddings of one network and --layer; write it anew with exp"
+        r"'2e'; layer 'trunk', not 'projector'\): want embeddings of one network and --layer; write one of them anew"
     )
     with pytest.raises(UserError, match=message):
-        embeddings.check_alike("a.npz", one, "b.npz", other)
+        model.check_alike("a.npz", one, "b.npz", other)
+    # An old key is the new one.
+    old = one | {"config": one["config"] | {"model.dim": 16}}
+    model.check_alike("a.npz", old, "b.npz", one | {"config": one["config"] | {"model.embed_dim": 16}})
+    with pytest.raises(UserError, match=r"config model\.embed_dim 16, not 8"):
+        model.check_alike("a.npz", old, "b.npz", one | {"config": one["config"] | {"model.embed_dim": 8}})
     # A key that one of two versions does not know tells nothing.
-    embeddings.check_alike("a.npz", one, "b.npz", one | {"config": one["config"] | {"model.new": 1}})
+    model.check_alike("a.npz", one, "b.npz", one | {"config": one["config"] | {"model.new": 1}})
 
 
 def test_parquet_with_empty_values_is_refused(tmp_path):

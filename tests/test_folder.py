@@ -39,15 +39,15 @@ def test_broken_files_end_the_run_or_are_left_out_and_listed(tmp_path, stream, c
     for path in broken:
         spoil(path)
     options = {"image_size": 5, "stream": stream}
-    with pytest.raises(UserError, match=r"an image cannot be read: .*0[01]\.png \(no JPEG.*data\.broken=skip"):
+    with pytest.raises(UserError, match=r"an image cannot be read: .*0[01]\.png \(no JPEG.*data\.on_unreadable=skip"):
         # Streamed files are opened when they are needed.
         records = load(tmp_path, **options)
         list(records["train"].image.in_order(4))
     capsys.readouterr()
-    records = load(tmp_path, broken="skip", **options)
+    records = load(tmp_path, on_unreadable="skip", **options)
     for split, left in (("train", 13), ("test", 8)):
         r = records[split]
-        assert len(r) == len(r.label) == len(r.coarse_label) == left
+        assert len(r) == len(r.label) == len(r.train_label) == left
         assert [line.split(" (")[0] for line in r.broken] == [b for b in broken if f"/{split}/" in b]
         assert named(r) == {f: tuple(f.split("/")[-3:-1]) for f in whole if f"/{split}/" in f and f not in broken}
         rows = np.concatenate(list(in_order(r.image, 4)))
@@ -63,17 +63,20 @@ def test_no_readable_image_at_all(tmp_path):
     for path in image_files.write_tree(tmp_path, {"train/x": 2, "test/x": 1}):
         spoil(path)
     with pytest.raises(UserError, match="found no image that can be read among 2, such as"):
-        load(tmp_path, broken="skip")
+        load(tmp_path, on_unreadable="skip")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"broken": "ignore"}, "data.broken = 'ignore': want one of fatal, skip"),
+        ({"on_unreadable": "ignore"}, "data.on_unreadable = 'ignore': want one of fatal, skip"),
         ({"stream": True}, "data.stream is on with folder:.* and data.image_size is 0: set it"),
         ({"variant": "split1"}, "data.variant = 'split1' is for prepared TFDS data sets"),
         ({"coarse_classes": (0, 7)}, "coarse class 7 is not there: want numbers from 0 to 1"),
-        ({"source": "digits", "broken": "skip"}, r"data.broken = 'skip' is for image files \(folder:DIR, csv:FILE\)"),
+        (
+            {"source": "digits", "on_unreadable": "skip"},
+            r"data.on_unreadable = 'skip' is for image files \(folder:DIR, csv:FILE\)",
+        ),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, options, message):
@@ -103,7 +106,7 @@ def epoch_of(images, seed, batch_size=16, **options):
 @pytest.mark.parametrize("options", [{}, {"coarse_classes": (1,)}, {"holdout": 0.3}])
 @pytest.mark.parametrize("broken", ["fatal", "skip"])
 def test_streamed_records_are_the_records_in_memory(tree, options, broken):
-    whole, streamed = (load(tree, image_size=7, stream=s, broken=broken, **options) for s in (False, True))
+    whole, streamed = (load(tree, image_size=7, stream=s, on_unreadable=broken, **options) for s in (False, True))
     images = streamed["train"].image
     assert isinstance(images, FolderImages) and isinstance(streamed["test"].image, np.ndarray)
     assert images.shape == whole["train"].image.shape and images.dtype == np.uint8 and images.ndim == 4
@@ -111,7 +114,7 @@ def test_streamed_records_are_the_records_in_memory(tree, options, broken):
     assert [len(batch) for batch in images.in_order(25)] == [25] * (len(images) // 25) + [len(images) % 25]
     np.testing.assert_array_equal(images[3], whole["train"].image[3])
     for split in ("train", "test"):
-        for name in ("label", "coarse_label", "filename"):
+        for name in ("label", "train_label", "filename"):
             np.testing.assert_array_equal(getattr(streamed[split], name), getattr(whole[split], name))
         for file, image in zip(whole[split].filename, whole[split].image, strict=True):
             np.testing.assert_array_equal(image, image_files.square(file, 7))
@@ -137,7 +140,7 @@ def test_the_seed_alone_decides_the_order_and_hosts_share_the_split_evenly(tree)
 
 def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, capsys):
     paths = [*image_files.write_tree(tmp_path, {"train/x/a": 20, "train/y/b": 17, "test/x/a": 1})][:37]
-    records = load(tmp_path, image_size=6, stream=True, broken="skip")["train"]
+    records = load(tmp_path, image_size=6, stream=True, on_unreadable="skip")["train"]
     images, pixels = records.image, records.image.read()
     order = epoch_of(images, seed=0, batch_size=8)[0]
     assert len(order) == 32 and capsys.readouterr().err == ""
@@ -183,7 +186,9 @@ def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_fatal_by_default(tmp_pa
     order = epoch_of(images, seed=0, batch_size=8)[0]
     spoil(paths[order[20]])
     seen = []
-    with pytest.raises(UserError, match=rf"an image cannot be read: {paths[order[20]]} \(no JPEG.*data\.broken=skip"):
+    with pytest.raises(
+        UserError, match=rf"an image cannot be read: {paths[order[20]]} \(no JPEG.*data\.on_unreadable=skip"
+    ):
         for ids, _ in images.shuffled(8, seed=0):
             seen += ids.tolist()
     assert seen == order[:16].tolist()
@@ -224,7 +229,7 @@ def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(t
     paths = [*image_files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
     for path in (paths[0], paths[45]):
         spoil(path)
-    config = own_config(tmp_path / "d", **{"data.stream": True, "data.broken": "skip", "train.epochs": 2})
+    config = own_config(tmp_path / "d", **{"data.stream": True, "data.on_unreadable": "skip", "train.epochs": 2})
     expected = trains(config, tmp_path / "whole")
     assert {"coarse/map", "coarse/recall@1"} <= expected.keys() and "map" not in expected  # no fine labels
     listed = (tmp_path / "whole" / "broken.txt").read_text().splitlines()
@@ -254,9 +259,11 @@ def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(t
 
 def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, monkeypatch):
     paths = [*image_files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
-    config = own_config(tmp_path / "d", **{"data.stream": True, "data.broken": "skip", "eval.features": ("trunk",)})
+    config = own_config(
+        tmp_path / "d", **{"data.stream": True, "data.on_unreadable": "skip", "eval.layers": ("trunk",)}
+    )
     run = experiment.load(config)
-    options = {"data.stream": True, "data.broken": "skip", "queue.size": 64}
+    options = {"data.stream": True, "data.on_unreadable": "skip", "queue.size": 64}
     with_queue = experiment.load(own_config(tmp_path / "d", method="selfcon", **options))
     spoil(paths[3])
     queued = np.asarray(restore.initial_state(with_queue).queue.label)
@@ -291,7 +298,8 @@ def test_command_lines_from_a_folder_to_the_files_of_the_neighbours(tmp_path, cl
     workdir = tmp_path / "run"
     done = cli(
         "train", f"--config=configs/own.py:dir={tmp_path / 'd'},preset=cpu", f"--workdir={workdir}",
-        "--config.model.hidden=32", "--config.model.dim=16", "--config.views.size=16", "--config.data.image_size=16",
+        "--config.model.head_hidden_dim=32", "--config.model.embed_dim=16",
+        "--config.views.size=16", "--config.data.image_size=16",
         "--config.train.epochs=2", "--config.train.batch_size=15",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -97,7 +97,7 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
         ({"memory.step_epochs": ("a",)}, r"memory\.step_epochs = \('a',\): want a int, such as 40"),
         ({"data.source": "npz:a\0"}, r"data\.source = 'npz:a\\x00': want text without NUL"),
         ({"data.stream": 1}, r"data\.stream = 1: want a bool, such as False"),
-        ({"model.dim": True}, r"model\.dim = True: want a int, such as 256"),
+        ({"model.embed_dim": True}, r"model\.embed_dim = True: want a int, such as 256"),
     ],
 )
 def test_values_that_no_run_can_take(overrides, message):

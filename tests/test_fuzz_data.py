@@ -82,8 +82,8 @@ def test_npz_data_are_as_wanted_or_refused(times, tmp_path):
         if not isinstance(records, UserError):
             train = records["train"]
             assert train.image.dtype == np.uint8 and train.image.size and len(train.image.shape) == 4
-            assert train.coarse_label.shape == (len(train),) and train.coarse_label.dtype == np.int32
-            assert 0 <= train.coarse_label.min() <= train.coarse_label.max() < len(train.coarse_names)
+            assert train.train_label.shape == (len(train),) and train.train_label.dtype == np.int32
+            assert 0 <= train.train_label.min() <= train.train_label.max() < len(train.train_names)
         return records
 
     whole = members(npz(ARRAYS))
@@ -143,7 +143,7 @@ def test_clusters_are_as_wanted_or_refused(times, tmp_path):
         {"centre": np.zeros(2)}, {"inertia": [1, 2]}, {"iterations": np.inf},
     ):  # fmt: skip
         error = check(npz(CLUSTERS | change))
-        assert isinstance(error, UserError) and "remove it, and it is made again from clusters.workdir" in str(error)
+        assert isinstance(error, UserError) and "remove it, and it is made again from clusterfit.source" in str(error)
     fuzzing.hold(check, damaged_npz(CLUSTERS), 30 * times)
 
 
@@ -199,11 +199,11 @@ def test_a_csv_lists_images_or_is_refused(times, tmp_path, capsys):
 
     def check(data):
         (tmp_path / "l.csv").write_bytes(data)
-        for options in ({"broken": "skip"}, {"stream": True}):
+        for options in ({"on_unreadable": "skip"}, {"stream": True}):
             records = fuzzing.outcome(sources.load, source=f"csv:{tmp_path}/l.csv", image_size=4, **options)
             if not isinstance(records, UserError):
                 train = records["train"]
-                assert len(train.filename) == len(train) == len(train.coarse_label) and len(train.fingerprint()) == 16
+                assert len(train.filename) == len(train) == len(train.train_label) and len(train.fingerprint()) == 16
         return records
 
     assert not isinstance(check(wholes[1]), UserError)

@@ -63,9 +63,9 @@ def test_select(classes):
     assert chosen.image.ravel().tolist() == [0, 2, 3, 4]
     assert chosen.label.tolist() == [2, 0, 1, 2]
     assert chosen.label_names == ("a", "b", "f")
-    assert chosen.coarse_label.tolist() == [1, 0, 1, 1]
-    assert chosen.coarse_names == ("x", "z")
-    assert chosen.label.dtype == chosen.coarse_label.dtype == np.int32
+    assert chosen.train_label.tolist() == [1, 0, 1, 1]
+    assert chosen.train_names == ("x", "z")
+    assert chosen.label.dtype == chosen.train_label.dtype == np.int32
 
 
 def test_select_wants_numbers():
@@ -84,7 +84,7 @@ def test_select_numbers_fine_classes_by_the_whole_hierarchy():
 def test_select_without_fine_labels():
     chosen = select(make(None, [2, 1, 0, 2]), (1, 2))
     assert chosen.label is None
-    assert chosen.coarse_label.tolist() == [1, 0, 1]
+    assert chosen.train_label.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(

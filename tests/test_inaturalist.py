@@ -147,7 +147,7 @@ def load_2018(inat2018, **options):
 def test_2018_has_the_levels_of_the_file(inat2018, tmp_path, capsys, level):
     folder, species = inat2018
     file = write(tmp_path / "c.json", tree_of(species))
-    loaded = load_2018(inat2018, categories=str(file), train_level=level)
+    loaded = load_2018(inat2018, inat_categories_file=str(file), train_level=level)
     said = capsys.readouterr().err
     assert "warning: tfds:i_naturalist2018: found 2 of kingdom (published: 6), " in said and "of species" not in said
     line = {row["name"]: row for row in tree_of(species)}
@@ -174,7 +174,7 @@ def test_2018_finds_the_file_in_the_data_sets_own_folder(inat2018):
     beside = write(folder / "i_naturalist2018" / "categories.json", tree_of(species))
     try:
         loaded = load_2018(inat2018, train_level="class")
-        assert loaded["train"].coarse_names[loaded["train"].coarse_label[0]] == "Aves"
+        assert loaded["train"].train_names[loaded["train"].train_label[0]] == "Aves"
     finally:
         beside.unlink()
 
@@ -184,7 +184,8 @@ def test_2018_says_where_the_file_is_missing(inat2018, options):
     with pytest.raises(
         UserError,
         match=r"found no .*i_naturalist2018/categories\.json, which the levels above species of tfds:i_naturalist2018 "
-        r"are in: put its categories\.json there, or set data\.categories to it, or train on data\.train_level=species",
+        r"are in: put its categories\.json there, or set data\.inat_categories_file to it, or train on "
+        r"data\.train_level=species",
     ) as error:
         load_2018(inat2018, **options)
     assert "\n" not in str(error.value)
@@ -201,18 +202,18 @@ def test_2018_species_that_the_file_lacks(inat2018, tmp_path):
     with pytest.raises(
         UserError, match=r"c\.json lacks 1 of the 8142 species of .*, the first is Morus bassanus: want"
     ):
-        load_2018(inat2018, categories=str(file))
+        load_2018(inat2018, inat_categories_file=str(file))
     with pytest.raises(
         UserError, match=r"'genera' is no level of tfds:i_nat.*: want kingdom or phylum or .* or species"
     ):
-        load_2018(inat2018, categories=str(write(file, tree_of(inat2018[1]))), train_level="genera")
+        load_2018(inat2018, inat_categories_file=str(write(file, tree_of(inat2018[1]))), train_level="genera")
     with pytest.raises(UserError, match=r"found no .*none\.json"):
-        load_2018(inat2018, categories=str(tmp_path / "none.json"), train_level="species")
+        load_2018(inat2018, inat_categories_file=str(tmp_path / "none.json"), train_level="species")
 
 
 def test_a_file_of_categories_is_for_data_sets_that_have_one(tmp_path):
-    with pytest.raises(UserError, match=r"data\.categories = 'c\.json' is for prepared TFDS data sets"):
-        sources.load(source="digits", categories="c.json")
+    with pytest.raises(UserError, match=r"data\.inat_categories_file = 'c\.json' is for prepared TFDS data sets"):
+        sources.load(source="digits", inat_categories_file="c.json")
 
 
 # 2019
@@ -270,7 +271,7 @@ def test_2019_prepared_from_a_folder(inat2019, stream):
             of_level = records.levels[name]
             got = [of_level.names[y].split(" (")[0] for y in of_level.label]
             assert got == [LINES[records.label_names[y]][i] for y in records.label]
-        assert records.coarse_names == ("Nymphalidae", "Prunellidae", "Sulidae", "Moraceae")
+        assert records.train_names == ("Nymphalidae", "Prunellidae", "Sulidae", "Moraceae")
         # Each of the images of the folder is there, under its label. JPEG decoders differ by a few levels.
         for file in (inat2019 / "manual" / "train_val2019").rglob(f"{of_tfds}*.jpg"):
             distance = np.abs(images - pil_resized(np.asarray(PIL.Image.open(file)), 24)).mean(axis=(1, 2, 3))
@@ -281,7 +282,7 @@ def test_2019_prepared_from_a_folder(inat2019, stream):
 def test_2019_is_trained_by_genus_if_nothing_else_is_asked_for(inat2019):
     loaded = load_2019(inat2019, image_size=8, coarse_classes=(2,))
     assert loaded["train"].train_level == sources.usual_level("tfds:inaturalist2019") == "genus"
-    assert loaded["train"].coarse_names == ("Morus (Sulidae)",)
+    assert loaded["train"].train_names == ("Morus (Sulidae)",)
     assert loaded["train"].label_names == ("Morus bassanus",) and [len(r) for r in loaded.values()] == [1, 1]
 
 

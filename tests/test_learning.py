@@ -24,8 +24,8 @@ def learned(method, *, shuffle=False):
         method,
         **{
             "model.stem": "cifar",
-            "model.hidden": 128,
-            "model.dim": 64,
+            "model.head_hidden_dim": 128,
+            "model.embed_dim": 64,
             "views.crop_scale": (0.5, 1.0),
             "ema.base": 0.99,
             "optimizer.learning_rate": 0.3,
@@ -37,7 +37,7 @@ def learned(method, *, shuffle=False):
     run = experiment.load(config)
     records = run.records["train"]
     if shuffle:
-        mixed = Level(np.random.default_rng(0).permutation(records.coarse_label), records.coarse_names)
+        mixed = Level(np.random.default_rng(0).permutation(records.train_label), records.train_names)
         records = dataclasses.replace(records, levels={**records.levels, "coarse": mixed})
         run = dataclasses.replace(run, records=run.records | {"train": records})
     state, memory = restore.initial(run)

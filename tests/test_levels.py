@@ -45,9 +45,9 @@ def make(species, train_level="genus"):
 def test_the_finest_level_and_the_one_that_is_trained_on():
     records = make([7, 0, 2])
     assert records.finest == "species" and records.label.tolist() == [7, 0, 2] and records.label_names == (*"abcdefgh",)
-    assert records.coarse_label.tolist() == [4, 0, 1] and records.coarse_names[4] == "genus4"
+    assert records.train_label.tolist() == [4, 0, 1] and records.train_names[4] == "genus4"
     trained = dataclasses.replace(records, train_level="order")
-    assert trained.coarse_label.tolist() == [1, 0, 0] and trained.coarse_names == ("order0", "order1")
+    assert trained.train_label.tolist() == [1, 0, 0] and trained.train_names == ("order0", "order1")
     assert {name: x.tolist() for name, x in trained.labels.items()} == {
         "order": [1, 0, 0], "family": [2, 0, 0], "genus": [4, 0, 1], "": [7, 0, 2],
     }  # fmt: skip
@@ -72,7 +72,7 @@ def test_classes_are_chosen_at_all_levels_alike_in_all_splits():
     assert train_split.image.ravel().tolist() == [1, 4] and test.image.ravel().tolist() == [0, 1, 2]
     assert train_split.label_names == test.label_names == ("c", "g", "h")
     assert train_split.label.tolist() == [2, 0] and test.label.tolist() == [2, 1, 0]
-    assert test.coarse_names == ("genus1", "genus4") and test.coarse_label.tolist() == [1, 1, 0]
+    assert test.train_names == ("genus1", "genus4") and test.train_label.tolist() == [1, 1, 0]
     assert test.levels["family"].names == ("family0", "family2") and test.levels["order"].names == ("order0", "order1")
     assert train_split.levels["order"].label.tolist() == [1, 0] and test.levels["family"].label.tolist() == [1, 1, 0]
 
@@ -91,16 +91,16 @@ def write_npz(folder, **changes):
 def test_the_fine_level_is_trained_on_if_asked_for():
     fine, usual = (sources.load(source="digits", train_level=level) for level in ("fine", ""))
     for split, records in fine.items():
-        np.testing.assert_array_equal(records.coarse_label, usual[split].label)
-        assert records.coarse_names == tuple("0123456789") and records.train_level == "fine"
-        np.testing.assert_array_equal(records.labels["coarse"], usual[split].coarse_label)
+        np.testing.assert_array_equal(records.train_label, usual[split].label)
+        assert records.train_names == tuple("0123456789") and records.train_level == "fine"
+        np.testing.assert_array_equal(records.labels["coarse"], usual[split].train_label)
         assert usual[split].train_level == sources.usual_level("digits") == "coarse"
-        assert usual[split].coarse_names == ("closed loop", "no loop")
+        assert usual[split].train_names == ("closed loop", "no loop")
 
 
 def test_coarse_classes_mean_the_coarse_level_whatever_is_trained_on():
     records = sources.load(source="digits", coarse_classes=(0,), train_level="fine", holdout=0.2)["test"]
-    assert records.coarse_names == ("0", "6", "8", "9") and set(records.labels["coarse"].tolist()) == {0}
+    assert records.train_names == ("0", "6", "8", "9") and set(records.labels["coarse"].tolist()) == {0}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_level_that_a_data_set_lacks(tmp_path, changes, level, message):
 
 
 def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_judged_at_both(tmp_path, trains):
-    config = small_config("baseline", **{"data.train_level": "fine", "train.epochs": 1, "eval.features": ("trunk",)})
+    config = small_config("baseline", **{"data.train_level": "fine", "train.epochs": 1, "eval.layers": ("trunk",)})
     got = trains(config, tmp_path / "run")
     assert {"map", "knn_top1", "coarse/map", "coarse/knn_top1"} <= got.keys()
     run, state = restore.newest(tmp_path / "run")
@@ -256,7 +256,7 @@ def test_a_table_trains_every_method_at_every_level(tmp_path, trained):
     assert {tuple(c.data.coarse_classes) for _, c in trained} == {(0, 1, 2, 3)}
     assert [r["at"] for r in found] == [name for name, *_ in trained]
     assert "cifar100.py:preset=cpu_short,method=grafit,level=fine,seed=2 --workdir=" in found[-1]["command"]
-    clustered = {name: c.clusters.workdir for name, c in trained if c.method == "clusterfit"}
+    clustered = {name: c.clusterfit.source for name, c in trained if c.method == "clusterfit"}
     assert clustered == {f"clusterfit_{run}": f"{tmp_path}/baseline_{run}" for run in (
         "coarse", "coarse_seed2", "fine", "fine_seed2",
     )}  # fmt: skip
@@ -294,9 +294,9 @@ def test_a_workdir_of_an_earlier_version_has_the_usual_level(tmp_path):
     from grafit_jax import config as config_lib
 
     old = json.loads(config_lib.to_json(small_config()))
-    del old["data"]["train_level"], old["data"]["categories"]
+    del old["data"]["train_level"], old["data"]["inat_categories_file"]
     assert config_lib.differences(config_lib.from_json(json.dumps(old)), small_config()) == []
     # Where categories.json lies makes no difference, and what is trained on does.
-    assert config_lib.differences(small_config(), small_config(**{"data.categories": "c.json"})) == []
+    assert config_lib.differences(small_config(), small_config(**{"data.inat_categories_file": "c.json"})) == []
     changed = config_lib.differences(small_config(), small_config(**{"data.train_level": "fine"}))
     assert changed == ["data.train_level: '' -> 'fine'"]

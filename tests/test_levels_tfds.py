@@ -36,12 +36,12 @@ def test_imagenet_is_trained_on_127_classes_or_on_all(tmp_path):
     table = catalog.load_hierarchy("imagenet127")
     for split, of_tfds in (("train", "train"), ("test", "validation")):
         check_split(tmp_path, "imagenet2012", coarse[split], of_tfds)
-        np.testing.assert_array_equal(coarse[split].coarse_label, table.coarse_of_fine[coarse[split].label])
-        assert len(coarse[split].coarse_names) == 127 and len(fine[split].coarse_names) == 1000
-        np.testing.assert_array_equal(fine[split].coarse_label, fine[split].label)
-        np.testing.assert_array_equal(fine[split].labels["coarse"], coarse[split].coarse_label)
-    dog = coarse["test"].coarse_label[list(coarse["test"].label).index(151)]  # a Chihuahua
-    assert coarse["test"].coarse_names[dog] == "mammal"
+        np.testing.assert_array_equal(coarse[split].train_label, table.coarse_of_fine[coarse[split].label])
+        assert len(coarse[split].train_names) == 127 and len(fine[split].train_names) == 1000
+        np.testing.assert_array_equal(fine[split].train_label, fine[split].label)
+        np.testing.assert_array_equal(fine[split].labels["coarse"], coarse[split].train_label)
+    dog = coarse["test"].train_label[list(coarse["test"].label).index(151)]  # a Chihuahua
+    assert coarse["test"].train_names[dog] == "mammal"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_data_sets_without_coarse_labels_are_trained_on_the_fine_ones(tmp_path, 
         check_split(tmp_path, name, records, *group)
         assert tuple(records.levels) == ("fine",) and tuple(records.labels) == ("",)
         assert records.train_level == sources.usual_level(f"tfds:{name}:1.0.0") == "fine"
-        assert records.coarse_names == records.label_names and len(records.label_names) == int(name[-3:])
+        assert records.train_names == records.label_names and len(records.label_names) == int(name[-3:])
     streamed = sources.load(source=f"tfds:{name}", data_dir=str(tmp_path), image_size=8, stream=True)["train"].image
     np.testing.assert_array_equal(streamed.read(), loaded["train"].image)
     for ids, batch in streamed.shuffled(2, seed=0, buffer_size=9):
@@ -109,9 +109,9 @@ def test_omniglot_within_has_every_character_of_a_split_on_both_sides(drawings, 
         wanted["train" if seen[character] < 14 else "test"].append(row)
         seen[character] += 1
     for split, records in loaded.items():
-        assert records.label_names == ("30", "31") and records.coarse_names == ("4", "9")
+        assert records.label_names == ("30", "31") and records.train_names == ("4", "9")
         np.testing.assert_array_equal(records.label, label[wanted[split]] - 30)
-        np.testing.assert_array_equal(records.coarse_label, 1 - records.label)
+        np.testing.assert_array_equal(records.train_label, 1 - records.label)
         resized = np.stack([pil_resized(images[row], 8) for row in wanted[split]])
         assert np.abs(records.image - resized).max() <= 1
 
@@ -121,9 +121,9 @@ def test_omniglot_unseen_is_tfds_own_split(drawings):
     for split, first in (("train", 0), ("test", 2)):
         records = loaded[split]
         label, images = in_files(drawings, "omniglot", "label", split)
-        assert records.label_names == ("30", "31", "40", "45") and records.coarse_names == ("2", "4", "9")
+        assert records.label_names == ("30", "31", "40", "45") and records.train_names == ("2", "4", "9")
         assert [int(records.label_names[y]) for y in records.label] == label.tolist()
-        assert [int(records.coarse_names[y]) for y in records.coarse_label] == [ALPHABET[y] for y in label]
+        assert [int(records.train_names[y]) for y in records.train_label] == [ALPHABET[y] for y in label]
         assert np.abs(records.image - np.stack([pil_resized(image, 8) for image in images])).max() <= 1
         assert set(records.label) == {first, first + 1}
 
@@ -134,12 +134,12 @@ def test_omniglot_itself(capsys, omniglot):
     for split, drawn in (("train", 14), ("test", 6)):
         records = loaded[split]
         assert np.bincount(records.label).tolist() == [drawn] * 964 and records.image.shape == (964 * drawn, 16, 16, 3)
-        assert len(np.unique(records.coarse_label)) == len(records.coarse_names) == 30
+        assert len(np.unique(records.train_label)) == len(records.train_names) == 30
         assert 0.8 < records.image.mean() / 255 < 0.98  # black on white
     unseen = sources.load(
         source="tfds:omniglot", data_dir=omniglot, image_size=16, variant="unseen", coarse_classes=(), stream=True
     )
     assert [len(r) for r in unseen.values()] == [19280, 13180]
-    alphabets = [set(r.coarse_label.tolist()) for r in unseen.values()]
+    alphabets = [set(r.train_label.tolist()) for r in unseen.values()]
     assert list(map(len, alphabets)) == [30, 20] and not alphabets[0] & alphabets[1]
     assert len(unseen["test"].label_names) == 1623

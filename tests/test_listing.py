@@ -19,10 +19,10 @@ def test_a_tree_golden(tmp_path):
     )
     records = load(tmp_path)
     train_, test = records["train"], records["test"]
-    assert train_.coarse_names == test.coarse_names == ("x", "y")
+    assert train_.train_names == test.train_names == ("x", "y")
     assert train_.label_names == test.label_names == ("a", "b", "c")
-    assert train_.coarse_label.tolist() == [0, 0, 0, 1, 1] and train_.label.tolist() == [0, 0, 2, 1, 1]
-    assert test.coarse_label.tolist() == [0, 1, 1] and test.label.tolist() == [2, 1, 1]
+    assert train_.train_label.tolist() == [0, 0, 0, 1, 1] and train_.label.tolist() == [0, 0, 2, 1, 1]
+    assert test.train_label.tolist() == [0, 1, 1] and test.label.tolist() == [2, 1, 1]
     wanted = ["train/x/a/00.png", "train/x/a/01.png", "train/x/c/00.png", "train/y/b/00.png", "train/y/b/01.png"]
     assert train_.filename.tolist() == [str(tmp_path / name) for name in wanted]
     for r in records.values():
@@ -38,7 +38,7 @@ def test_the_same_fine_name_under_two_coarse_ones_is_two_classes(tmp_path):
     records = load(tmp_path)["train"]
     assert records.label_names == ("x/other", "y/other", "zx", "zy")
     assert [records.label_names[i] for i in records.label] == ["x/other", "zx", "y/other", "zy"]
-    assert records.coarse_label.tolist() == [0, 0, 1, 1]
+    assert records.train_label.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["val", "validation"])
@@ -46,7 +46,7 @@ def test_without_fine_folders_there_are_no_fine_labels(tmp_path, name):
     image_files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, f"{name}/x": 1, f"{name}/y": 1})
     records = load(tmp_path)
     assert records["train"].label is None and records["test"].label is None
-    assert records["test"].coarse_label.tolist() == [0, 1]
+    assert records["test"].train_label.tolist() == [0, 1]
 
 
 def test_fine_labels_of_the_test_split_alone_are_kept(tmp_path):
@@ -69,7 +69,7 @@ def test_links_hidden_files_suffixes_and_accents(tmp_path, capsys):
     (root / "test" / "empty").mkdir()
     image_files.write_tree(root, {".cache/x": 1})
     records = load(root)
-    assert records["train"].coarse_names == ("x", "z", "é")
+    assert records["train"].train_names == ("x", "z", "é")
     assert [name for name, _ in named(records["train"]).values()] == ["x", "z", "z", "é", "é"]
     assert [name for name, _ in named(records["test"]).values()] == ["x", "é"]
     warned = capsys.readouterr().err.splitlines()
@@ -141,7 +141,7 @@ def test_a_share_of_training_needs_no_test_split(tmp_path):
 def test_what_may_be_meant_is_warned_of(tmp_path, capsys):
     image_files.write_tree(tmp_path, {"train/x": 2, "test/x": 1, "test/new": 1})
     records = load(tmp_path)
-    assert records["test"].coarse_names == ("new", "x")
+    assert records["test"].train_names == ("new", "x")
     first, second = capsys.readouterr().err.splitlines()
     assert "1 coarse classes occur in test alone, such as new" in first
     assert "all training images are of one coarse class (x)" in second

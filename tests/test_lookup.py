@@ -94,7 +94,7 @@ def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path):
     config = small_config(
         "baseline",
         **{"data.source": f"folder:{tmp_path}", "data.image_size": 11, "eval.size": 12, "train.batch_size": 8},
-        **{"views.mean": (0.5,) * 3, "views.std": (0.3,) * 3, "eval.recall_at": (1,), "eval.features": ("trunk",)},
+        **{"views.mean": (0.5,) * 3, "views.std": (0.3,) * 3, "eval.recall_at": (1,), "eval.layers": ("trunk",)},
     )
     run_ = experiment.load(config)
     state = restore.initial_state(run_)

@@ -130,7 +130,7 @@ def test_without_a_projector_the_losses_see_the_trunk():
     x = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
 
     def network(dim):
-        model = small_config("grafit_no_projector", **{"model.dim": dim}).model
+        model = small_config("grafit_no_projector", **{"model.embed_dim": dim}).model
         return methods.build_network(methods.get("grafit_no_projector"), model, num_classes=2)
 
     variables = network(64).init(jax.random.key(1), x, train=False)
@@ -139,7 +139,7 @@ def test_without_a_projector_the_losses_see_the_trunk():
     np.testing.assert_array_equal(out.projection, out.features)
     assert out.prediction.shape == (5, 64)
     with pytest.raises(
-        UserError, match=r"model\.dim = 16, and the trunk has 64 features: want the same without a proj"
+        UserError, match=r"model\.embed_dim = 16, and the trunk has 64 features: want the same without a proj"
     ):
         network(16).init(jax.random.key(1), x, train=False)
 
@@ -164,7 +164,7 @@ def test_a_projector_may_end_in_a_batch_norm_without_scale_and_bias(dtype):
 
 def test_heads_may_start_as_those_of_pytorch():
     def start(init):
-        options = {"model.head_init": init, "model.hidden": 400, "model.head_batch_norm": False}
+        options = {"model.head_init": init, "model.head_hidden_dim": 400, "model.head_batch_norm": False}
         return restore.initial_state(experiment.load(small_config("grafit_fc", **options)))
 
     theirs, flax = (jax.device_get(start(init).params) for init in ("pytorch", "lecun"))

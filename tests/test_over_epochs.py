@@ -26,7 +26,7 @@ def test_a_curve_is_of_the_fine_metrics_at_both_layers():
 
 
 def result(row, seed, *curve, features=("trunk", "projector")):
-    return {"row": row, "seed": seed, "config": {"eval.features": features}, "run": {"curve": [*curve]}}
+    return {"row": row, "seed": seed, "config": {"eval.layers": features}, "run": {"curve": [*curve]}}
 
 
 def test_lines_are_means_over_seeds_at_epochs_that_all_have():

@@ -63,7 +63,7 @@ def test_streamed_records_are_the_records_in_memory(tiny, options):
     assert [len(batch) for batch in images.in_order(32)][:-1] == [32] * (len(images) // 32 - (len(images) % 32 == 0))
     for split in ("train", "test"):
         np.testing.assert_array_equal(streamed[split].label, whole[split].label)
-        np.testing.assert_array_equal(streamed[split].coarse_label, whole[split].coarse_label)
+        np.testing.assert_array_equal(streamed[split].train_label, whole[split].train_label)
     np.testing.assert_array_equal(streamed["test"].image, whole["test"].image)  # always in memory
     # A shuffled epoch: every image under its own id, none twice, those past the last full batch left out.
     ids, shuffled = epoch_of(images, seed=3)

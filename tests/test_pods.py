@@ -105,7 +105,7 @@ def test_processes_that_find_the_same_data_in_another_order_are_refused_before_a
     for i, order in enumerate((slice(None), slice(None, None, -1))):
         (tmp_path / str(i) / "data").mkdir(parents=True)
         for split, r in digits.items():
-            arrays = {"image": r.image[order], "label": r.labels[""][order], "coarse_label": r.coarse_label[order]}
+            arrays = {"image": r.image[order], "label": r.labels[""][order], "coarse_label": r.train_label[order]}
             np.savez(tmp_path / str(i) / "data" / f"{split}.npz", **arrays)
     folders = [tmp_path / "0", tmp_path / "1"]
     processes = pods.start(

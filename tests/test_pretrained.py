@@ -254,7 +254,7 @@ def test_a_file_that_does_not_fit_is_told_before_a_workdir_is_made(tmp_path):
     with pytest.raises(UserError, match=r"w\.safetensors is not there"):
         train.train(resnet18_config(tmp_path / "w.safetensors"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    config = resnet18_config("w.safetensors", **{"model.dim": 8})
+    config = resnet18_config("w.safetensors", **{"model.embed_dim": 8})
     config.model.trunk = "resnet8"
     with pytest.raises(UserError, match=r"trunk with pretrained weights 'resnet8'.*resnet18, resnet34, resnet50"):
         config_checks.validate(config, num_devices=1)

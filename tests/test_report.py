@@ -26,9 +26,9 @@ def get_config(arg=None):
     arg = config_files.parse_arg(arg, method="baseline", seed=0)
     c = config_lib.default()
     c.update_from_flattened_dict({
-        "method": arg.method, "seed": arg.seed, "model.trunk": "resnet8", "model.stem": "patch2", "model.hidden": 32,
-        "model.dim": 16, "views.size": 8, "views.mean": (0.3,), "views.std": (0.4,), "train.epochs": 1,
-        "train.batch_size": 64, "eval.features": ("trunk",),
+        "method": arg.method, "seed": arg.seed, "model.trunk": "resnet8", "model.stem": "patch2",
+        "model.head_hidden_dim": 32, "model.embed_dim": 16, "views.size": 8, "views.mean": (0.3,), "views.std": (0.4,),
+        "train.epochs": 1, "train.batch_size": 64, "eval.layers": ("trunk",),
     })
     return c
 """
@@ -120,13 +120,14 @@ RECORDED = [name for name in tables.TABLES if render.results_path(ROOT, name).ex
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_rows_share_everything_but_method_and_seed(name):
-    recorded = json.loads(render.results_path(ROOT, name).read_text())
+    recorded = recording.read(render.results_path(ROOT, name))
     rows = {row.name: row for row in tables.TABLES[name].rows}
     # Every row of a table was trained with the same data, views and budget. Its config may differ in what the row's own
     # overrides say, and the two protocols in how theirs are.
     own = {
         "method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm",
-        "clusters.workdir", "clusters.k", "model.pretrained", "queue.size", "ema.final", "model.head_init",
+        "clusterfit.source", "clusterfit.num_clusters", "model.pretrained", "queue.size", "ema.final",
+        "model.head_init",
     }  # fmt: skip
     trained = [r for r in recorded if r["method"] != tables.RAW_PIXELS]
     shared = [
@@ -139,7 +140,8 @@ def test_recorded_rows_share_everything_but_method_and_seed(name):
     for protocol in ("paper", "maskcon"):
         of_it = [r for r in trained if r["protocol"] == protocol and not rows[r["row"]].overrides]
         theirs = (
-            "loss.temperature", "model.head_batch_norm", "model.head_init", "queue.size", "ema.final", "key_views.flip",
+            "loss.temperature", "model.head_batch_norm", "model.head_init", "queue.size", "ema.final",
+            "key_views.flip_prob",
         )  # fmt: skip
         assert len({tuple(r["config"].get(key) for key in theirs) for r in of_it}) <= 1
 

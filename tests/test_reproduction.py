@@ -31,8 +31,8 @@ from grafit_jax import config_files
 
 
 def get_config(arg=None):
-    arg = config_files.parse_arg(arg, method="baseline", seed=0, **{"from": ""})
-    return small_config(arg.method, **{"seed": arg.seed, "clusters.workdir": arg["from"], "clusters.k": 5})
+    arg = config_files.parse_arg(arg, method="baseline", seed=0, init="")
+    return small_config(arg.method, **{"seed": arg.seed, "clusterfit.source": arg.init, "clusterfit.num_clusters": 5})
 """
 NAMES = ("baseline", "clusterfit", "grafit")
 
@@ -69,14 +69,16 @@ def test_a_run_is_missing_begun_complete_or_recorded(wanted):
     finish(baseline)
     grafit.directory.mkdir(parents=True)
     (grafit.directory / "config.json").write_text(config_lib.to_json(grafit.config))
-    known = reproduction.index([recorded("clusterfit", **{"clusters.workdir": "/theirs/baseline", "clusters.k": 5})])
+    known = reproduction.index(
+        [recorded("clusterfit", **{"clusterfit.source": "/theirs/baseline", "clusterfit.num_clusters": 5})]
+    )
     assert [reproduction.state(point, known) for point in points] == ["complete", "recorded", "begun"]
     assert names(reproduction.missing(points, known)) == ["grafit"]
     assert [r["row"] for r in reproduction.complete(points)] == ["baseline"]
     # A result of another seed or of clusters of another run is not this one's.
-    for changed in ({"seed": 1}, {"clusters.workdir": "/theirs/other", "clusters.k": 5}):
+    for changed in ({"seed": 1}, {"clusterfit.source": "/theirs/other", "clusterfit.num_clusters": 5}):
         other = reproduction.index(
-            [recorded("clusterfit", **{"clusters.workdir": "/baseline", "clusters.k": 5} | changed)]
+            [recorded("clusterfit", **{"clusterfit.source": "/baseline", "clusterfit.num_clusters": 5} | changed)]
         )
         assert reproduction.state(clusterfit, other) == "missing"
     (clusterfit.directory).mkdir()
@@ -90,7 +92,7 @@ def test_a_run_is_missing_begun_complete_or_recorded(wanted):
 
 
 def test_a_run_that_others_start_from_is_trained_though_it_is_recorded(wanted):
-    known = reproduction.index([recorded("baseline", 1, **{"clusters.k": 5})])
+    known = reproduction.index([recorded("baseline", 1, **{"clusterfit.num_clusters": 5})])
     assert names(reproduction.missing(wanted(seeds=[1]), known)) == [
         "baseline_seed1", "clusterfit_seed1", "grafit_seed1",
     ]  # fmt: skip
@@ -114,7 +116,7 @@ def test_only_what_is_missing_is_trained(wanted, monkeypatch):
 
     monkeypatch.setattr(train, "train", pretend)
     points = wanted(seeds=[0, 1])
-    theirs = recorded("grafit", 1, metrics={"map": 0.75}, **{"clusters.k": 5, "eval.batch_size": 7})
+    theirs = recorded("grafit", 1, metrics={"map": 0.75}, **{"clusterfit.num_clusters": 5, "eval.batch_size": 7})
     elsewhere = recorded("grafit", 0, row="grafit_large", **{"eval.size": 16})  # trained alike, measured otherwise
     found = list(reproduction.all_results(points, reproduction.index([theirs, elsewhere]), {}))
     assert order == ["baseline", "baseline_seed1", "clusterfit", "clusterfit_seed1", "grafit"]
@@ -179,7 +181,7 @@ def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp
     monkeypatch.setattr(reproduction, "words", words)
     monkeypatch.setattr(train, "train", None)  # all of it is done, or has failed
     points, failed = wanted(seeds=[0, 1]), {}
-    known = reproduction.index([recorded("grafit", 0, **{"clusters.k": 5})])
+    known = reproduction.index([recorded("grafit", 0, **{"clusterfit.num_clusters": 5})])
     left = {}
     assert reproduction.train_all(points, known, failed, left, root=ROOT, jobs=2) is False
     ran = trace.read_text().split()
@@ -230,7 +232,9 @@ def test_prices_are_measured_or_by_arithmetic(wanted):
     ]
     assert pricing.price(baseline, known) == (40.0, "measured, 2 runs")
     # A run that starts from another one takes the same time whatever their seeds.
-    started = recorded("clusterfit", 3, seconds=70.0, **{"clusters.workdir": "runs/baseline_seed3", "clusters.k": 5})
+    started = recorded(
+        "clusterfit", 3, seconds=70.0, **{"clusterfit.source": "runs/baseline_seed3", "clusterfit.num_clusters": 5}
+    )
     assert pricing.price(clusterfit, [*known, started]) == (70.0, "measured, 1 run")
     # 30 + 50 + 130 s for (2 + 2 + 5) epochs of 100 images that pass forward and backward, which counts as 3 passes:
     # 77.8 ms each; 2 epochs are asked for.
@@ -265,7 +269,7 @@ def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
     last = pricing.plan(asked, {}, known, jobs=2).splitlines()[-1]
     assert last == "total: 3.33 hours of training for 5 runs, 2 at a time in 1.67 hours"
     # Recorded, a baseline is not trained for itself; for clusterfit it is.
-    index = reproduction.index([recorded("baseline", seed, **{"clusters.k": 5}) for seed in (0, 1)])
+    index = reproduction.index([recorded("baseline", seed, **{"clusterfit.num_clusters": 5}) for seed in (0, 1)])
     rows = pricing.plan({"t": wanted(only=["baseline"])}, index, []).splitlines()
     assert rows[1].split() == ["t", "baseline", "1", "0", "-", "there,", "or", "above"]
     rows = pricing.plan({"t": wanted(only=["clusterfit"])}, index, []).splitlines()
@@ -385,7 +389,7 @@ def test_the_study_has_every_method_and_ablation_with_its_seeds():
             assert float(change.rpartition(" -> ")[2]) == float(value), change
         else:
             keys = {change.partition(":")[0] for change in changes}
-            assert keys in ({"ema.base", "ema.final"}, {"method", "model.dim"}, {"method"}), changes
+            assert keys in ({"ema.base", "ema.final"}, {"method", "model.embed_dim"}, {"method"}), changes
     assert points[1].command == (
         "python experiments/train.py --config=configs/cifar100.py:preset=cpu_short,method=grafit,seed=0 "
         "--config.views.num_views=4 --workdir=runs/grafit_views_4"

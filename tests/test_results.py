@@ -94,10 +94,10 @@ def test_results_are_merged_by_row_and_seed():
 def test_configs_are_the_same_where_they_train_the_same():
     config = entry()["config"]
     same = [
-        config | {"data.data_dir": "/x", "data.categories": "c.json"},
-        config | {"clusters.k": 30, "clusters.workdir": "/x"},  # which grafit has no use for
+        config | {"data.data_dir": "/x", "data.inat_categories_file": "c.json"},
+        config | {"clusterfit.num_clusters": 30, "clusterfit.source": "/x"},  # which grafit has no use for
         config | {"views.mean": (0.3,), "loss.instance_weight": 1},
-        config | {"eval.every_epochs": 9, "eval.features": ("trunk",), "checkpoint.keep": 5},  # which train nothing
+        config | {"eval.every_epochs": 9, "eval.layers": ("trunk",), "checkpoint.keep": 5},  # which train nothing
         {key: value for key, value in config.items() if key != "train.host_crops"},  # from before there was that key
     ]
     for other in same:
@@ -107,12 +107,14 @@ def test_configs_are_the_same_where_they_train_the_same():
         assert recording.differences(config, other) == [f"{key}: {config[key]!r} -> {value!r}"]
         assert recording.key(config) != recording.key(other)
     # Of the run that clusters come from, the name counts and not the place.
-    clustered = entry("clusterfit", **{"clusters.workdir": "/a/baseline", "clusters.k": 9})["config"]
-    assert recording.differences(clustered, clustered | {"clusters.workdir": "b/baseline"}) == []
-    assert recording.differences(clustered, clustered | {"clusters.workdir": "/a/baseline_seed1"}) == [
-        "clusters.workdir: 'baseline' -> 'baseline_seed1'"
+    clustered = entry("clusterfit", **{"clusterfit.source": "/a/baseline", "clusterfit.num_clusters": 9})["config"]
+    assert recording.differences(clustered, clustered | {"clusterfit.source": "b/baseline"}) == []
+    assert recording.differences(clustered, clustered | {"clusterfit.source": "/a/baseline_seed1"}) == [
+        "clusterfit.source: 'baseline' -> 'baseline_seed1'"
     ]
-    assert recording.differences(clustered, clustered | {"clusters.k": 8}) == ["clusters.k: 9 -> 8"]
+    assert recording.differences(clustered, clustered | {"clusterfit.num_clusters": 8}) == [
+        "clusterfit.num_clusters: 9 -> 8"
+    ]
 
 
 def test_a_table_does_not_mix_protocols_or_data():
@@ -255,3 +257,16 @@ def test_the_config_of_a_complete_run_stays_as_it_was_sealed(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
     workdir.claim(tmp_path, small_config(**{"data.data_dir": "/moved/again"}))
     assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_result_of_old_keys_is_as_its_run_wrote_it_and_has_the_new_ones():
+    config = config_lib.flatten(small_config("clusterfit", **{"clusterfit.source": "runs/baseline"}))
+    first = {new: old for old, new in config_lib.RENAMED.items()}
+    old = {first.get(key, key): value for key, value in config.items()}
+    metrics = {"map": 0.5, "step": 3}
+    sealed = results.seal({"train_seconds": 1.0}, old, metrics)
+    assert sealed == results.seal({"train_seconds": 1.0}, config, metrics)
+    found = results.check({"run": sealed, "config": old, "metrics": metrics}, "here")
+    assert found["config"] == config
+    with pytest.raises(UserError, match="not what its run wrote"):
+        results.check({"run": sealed, "config": old | {"clusters.k": 99}, "metrics": metrics}, "here")

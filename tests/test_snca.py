@@ -50,7 +50,7 @@ def test_the_recipe_is_what_snca_does_at_every_step(data):
         np.testing.assert_allclose(run.learning_rate(step), rate, rtol=1e-6, err_msg=str(step))
     for step, momentum in MOMENTA[data].items():
         np.testing.assert_allclose(run.memory_momentum(step), momentum, rtol=1e-6, err_msg=str(step))
-    assert (config.method, config.model.dim, config.loss.temperature) == ("snca", 128, 0.05)
+    assert (config.method, config.model.embed_dim, config.loss.temperature) == ("snca", 128, 0.05)
     expected = {"cifar100": ("resnet18", 200, 128, 5e-4), "imagenet": ("resnet50", 130, 256, 1e-4)}[data[0]]
     assert (config.model.trunk, config.train.epochs, config.train.batch_size, config.optimizer.weight_decay) == expected
     assert config.optimizer.nesterov and config.optimizer.momentum == 0.9
@@ -58,7 +58,7 @@ def test_the_recipe_is_what_snca_does_at_every_step(data):
         config.train.epochs * (data[1] // config.train.batch_size) == {"cifar100": 78_000, "imagenet": 650_520}[data[0]]
     )
     v = config.views
-    assert (v.crop_scale, v.flip, v.jitter, v.jitter_prob if any(v.jitter) else None, v.grey) == {
+    assert (v.crop_scale, v.flip_prob, v.jitter, v.jitter_prob if any(v.jitter) else None, v.grayscale_prob) == {
         "cifar100": ((0.2, 1.0), 0.5, (0.4,) * 4, 1.0, 0.2),
         "imagenet": ((0.08, 1.0), 0.5, (0.0,) * 4, None, 0.0),
     }[data[0]]
@@ -68,7 +68,7 @@ def test_steps_of_the_learning_rate_after_a_warm_up_and_under_jit():
     # base 0.4, 10 warm-up steps, half of it from step 20 and again from 30.
     wanted = {0: 0.0, 5: 0.2, 10: 0.4, 19: 0.4, 20: 0.2, 29: 0.2, 30: 0.1, 1000: 0.1}
     options = {"optimizer.learning_rate": 0.4, "train.batch_size": 256, "optimizer.warmup_epochs": 10.0}
-    options |= {"optimizer.schedule": "step", "optimizer.step_epochs": (20, 30), "optimizer.step_factor": 0.5}
+    options |= {"optimizer.schedule": "step", "optimizer.boundary_epochs": (20, 30), "optimizer.step_factor": 0.5}
     schedules = make_schedules(small_config("snca", **options), steps_per_epoch=1)
     got = jax.jit(jax.vmap(schedules.learning_rate))(np.array(list(wanted)))
     np.testing.assert_allclose(got, list(wanted.values()), rtol=1e-6)
@@ -77,7 +77,7 @@ def test_steps_of_the_learning_rate_after_a_warm_up_and_under_jit():
 
 def test_the_optimiser_takes_the_steps():
     # 899 // 448 = 2 steps an epoch: the third step is of epoch 1.
-    options = {"train.batch_size": 448, "optimizer.schedule": "step", "optimizer.step_epochs": (1,)}
+    options = {"train.batch_size": 448, "optimizer.schedule": "step", "optimizer.boundary_epochs": (1,)}
     options |= {"optimizer.momentum": 0.0, "optimizer.nesterov": False, "optimizer.weight_decay": 0.0}
     tx = experiment.load(small_config("snca", **options)).tx
     state, moves = tx.init({"w": np.ones(3)}), []
@@ -100,7 +100,7 @@ def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_e
     feed = experiment.make_feed(run)
     inputs = next(iter(feed.epoch(1)))
     ids = np.asarray(inputs[1])[0, 0]
-    label = run.records["train"].coarse_label
+    label = run.records["train"].train_label
     call = train_step.pmap_steps(run, feed)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     apply = jax.jit(lambda images: run.network.apply(variables, images, train=True, mutable=["batch_stats"])[0])
@@ -123,9 +123,15 @@ def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_e
     ("overrides", "message"),
     [
         ({"optimizer.schedule": "stpe"}, r"unknown optimizer\.schedule 'stpe' \(did you mean 'step'\?\)"),
-        ({"optimizer.schedule": "step"}, r"optimizer\.step_epochs = \(\): want at least one epoch with schedule step"),
-        ({"optimizer.step_epochs": (80, 40)}, r"optimizer\.step_epochs = \(80, 40\): want epochs > 0 in ascending"),
-        ({"optimizer.step_epochs": (0, 40)}, r"optimizer\.step_epochs = \(0, 40\): want epochs > 0"),
+        (
+            {"optimizer.schedule": "step"},
+            r"optimizer\.boundary_epochs = \(\): want at least one epoch with schedule step",
+        ),
+        (
+            {"optimizer.boundary_epochs": (80, 40)},
+            r"optimizer\.boundary_epochs = \(80, 40\): want epochs > 0 in ascending",
+        ),
+        ({"optimizer.boundary_epochs": (0, 40)}, r"optimizer\.boundary_epochs = \(0, 40\): want epochs > 0"),
         ({"optimizer.step_factor": 0.0}, r"optimizer\.step_factor = 0\.0: want a value in \(0, 1\]"),
         ({"memory.step_epochs": (80,)}, r"memory\.step_momentum = \(\): want a value for each of memory\.step_epochs"),
         ({"memory.step_epochs": (2,), "memory.step_momentum": (1.0,)}, r"step_momentum = \(1\.0,\): want values in \["),

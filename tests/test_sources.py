@@ -56,7 +56,7 @@ def test_fingerprint_changes_with_the_data():
     records = make_records()
     image = records.image.copy()
     image[2, 1] += 1
-    label, coarse_label = records.label, records.coarse_label
+    label, coarse_label = records.label, records.train_label
     changes = [
         (records.image, label, coarse_label),
         (image, label, coarse_label),
@@ -127,13 +127,13 @@ def test_digits_halves_are_fixed_for_good(digits):
 
 def test_digits_coarse_classes(digits):
     for records in digits.values():
-        assert records.coarse_names == ("closed loop", "no loop")
+        assert records.train_names == ("closed loop", "no loop")
         assert records.label_names == tuple("0123456789")
-        assert set(zip(records.label.tolist(), records.coarse_label.tolist(), strict=True)) == {
+        assert set(zip(records.label.tolist(), records.train_label.tolist(), strict=True)) == {
             *[(0, 0), (6, 0), (8, 0), (9, 0)],
             *[(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1)],
         }
-        assert records.label.dtype == records.coarse_label.dtype == np.int32
+        assert records.label.dtype == records.train_label.dtype == np.int32
 
 
 def test_digits_of_one_coarse_class(digits):
@@ -144,7 +144,7 @@ def test_digits_of_one_coarse_class(digits):
         assert records.label_names == ("0", "6", "8", "9")
         names = [records.label_names[y] for y in records.label]
         assert names == [str(y) for y in digits[split].label[kept]]
-        assert set(records.coarse_label.tolist()) == {0}
+        assert set(records.train_label.tolist()) == {0}
 
 
 # holdout
@@ -183,7 +183,7 @@ def test_holdout_without_fine_labels_goes_by_coarse_ones(tmp_path):
     for split in sources.SPLITS:
         write_npz(tmp_path, split, label=None, coarse_label=coarse_label)
     held = load_npz(tmp_path, holdout=0.2)
-    assert np.bincount(held["test"].coarse_label).tolist() == [3, 1]
+    assert np.bincount(held["test"].train_label).tolist() == [3, 1]
     assert held["test"].label is None
 
 
@@ -210,11 +210,11 @@ def test_npz_round_trip(tmp_path):
     for split, records in loaded.items():
         np.testing.assert_array_equal(records.image, written[split]["image"])
         np.testing.assert_array_equal(records.label, written[split]["label"])
-        np.testing.assert_array_equal(records.coarse_label, written[split]["coarse_label"])
+        np.testing.assert_array_equal(records.train_label, written[split]["coarse_label"])
         assert records.image.dtype == np.uint8
-        assert records.label.dtype == records.coarse_label.dtype == np.int32
+        assert records.label.dtype == records.train_label.dtype == np.int32
         assert records.label_names == ("0", "1", "2", "3")
-        assert records.coarse_names == ("0", "1")
+        assert records.train_names == ("0", "1")
     assert not np.array_equal(loaded["train"].image, loaded["test"].image)
 
 
@@ -233,7 +233,7 @@ def test_npz_selects_with_one_numbering_for_both_splits(tmp_path):
     assert loaded["train"].label.tolist() == [0] * 5 + [1] * 5
     assert loaded["test"].label.tolist() == [1] * 10
     assert loaded["train"].label_names == loaded["test"].label_names == ("2", "3")
-    assert loaded["test"].coarse_names == ("1",)
+    assert loaded["test"].train_names == ("1",)
 
 
 @pytest.mark.parametrize("withheld", [None, np.full(20, -1)])

@@ -35,16 +35,16 @@ def test_tfds_gives_every_image_in_the_order_of_the_files(tiny):
         image, label, coarse_label = read_files(tiny, split)
         np.testing.assert_array_equal(records.image, image)
         np.testing.assert_array_equal(records.label, label)
-        np.testing.assert_array_equal(records.coarse_label, coarse_label)
+        np.testing.assert_array_equal(records.train_label, coarse_label)
         rng = np.random.default_rng(len(split))
         generated = sorted(rng.integers(0, 256, (6, 5, 3), np.uint8).tobytes() + bytes([i % 6]) for i in range(90))
         pairs = zip(records.image, records.label, strict=True)
         assert sorted(image.tobytes() + bytes([y]) for image, y in pairs) == generated
         assert records.fingerprint() == again[split].fingerprint()
         assert records.label_names == tuple("abcdef")
-        assert records.coarse_names == tuple("xyz")
+        assert records.train_names == tuple("xyz")
         assert records.image.dtype == np.uint8
-        assert records.label.dtype == records.coarse_label.dtype == np.int32
+        assert records.label.dtype == records.train_label.dtype == np.int32
 
 
 def test_tfds_selects_coarse_classes(tiny):
@@ -54,9 +54,9 @@ def test_tfds_selects_coarse_classes(tiny):
         kept = np.isin(label, [0, 1, 4, 5])
         np.testing.assert_array_equal(records.image, image[kept])
         np.testing.assert_array_equal(records.label, np.array([0, 1, -1, -1, 2, 3])[label[kept]])
-        np.testing.assert_array_equal(records.coarse_label, np.array([0, 0, -1, -1, 1, 1])[label[kept]])
+        np.testing.assert_array_equal(records.train_label, np.array([0, 0, -1, -1, 1, 1])[label[kept]])
         assert records.label_names == tuple("abef")
-        assert records.coarse_names == tuple("xz")
+        assert records.train_names == tuple("xz")
 
 
 def test_tfds_decodes_no_image_of_other_classes(tiny, monkeypatch):
@@ -143,10 +143,10 @@ def test_cifar100(cifar100):
     assert {s: r.image.shape for s, r in loaded.items()} == {"train": (50000, 32, 32, 3), "test": (10000, 32, 32, 3)}
     for records, per_class in ((loaded["train"], 500), (loaded["test"], 100)):
         assert np.bincount(records.label).tolist() == [per_class] * 100
-        pairs = np.unique(np.stack([records.coarse_label, records.label]), axis=1)
+        pairs = np.unique(np.stack([records.train_label, records.label]), axis=1)
         assert np.bincount(pairs[0]).tolist() == [5] * 20
-    fish = loaded["test"].coarse_names.index("fish")
-    fine = np.unique(loaded["test"].label[loaded["test"].coarse_label == fish])
+    fish = loaded["test"].train_names.index("fish")
+    fine = np.unique(loaded["test"].label[loaded["test"].train_label == fish])
     assert {loaded["test"].label_names[y] for y in fine} == {"aquarium_fish", "flatfish", "ray", "shark", "trout"}
 
 
@@ -155,12 +155,12 @@ def test_cifar100_of_four_coarse_classes(cifar100):
     assert {s: len(r) for s, r in loaded.items()} == {"train": 10000, "test": 2000}
     for records, per_class in ((loaded["train"], 500), (loaded["test"], 100)):
         assert np.bincount(records.label).tolist() == [per_class] * 20
-        assert np.bincount(records.coarse_label).tolist() == [per_class * 5] * 4
+        assert np.bincount(records.train_label).tolist() == [per_class * 5] * 4
         assert len(records.label_names) == 20
-        assert records.coarse_names == ("aquatic_mammals", "fish", "flowers", "food_containers")
+        assert records.train_names == ("aquatic_mammals", "fish", "flowers", "food_containers")
         whale = records.label[records.label == records.label_names.index("whale")]
         assert len(whale) == per_class
-        assert set(records.coarse_label[records.label == whale[0]].tolist()) == {0}
+        assert set(records.train_label[records.label == whale[0]].tolist()) == {0}
 
 
 def test_tfds_files_that_are_gone_or_damaged_are_told_in_one_line(tmp_path):

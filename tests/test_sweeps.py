@@ -64,7 +64,12 @@ def test_keys_without_a_dot_are_arguments_and_those_with_one_are_config_keys(tmp
     c = first.config
     assert (c.method, c.seed, c.optimizer.learning_rate, c.data.source) == ("grafit", 3, 0.25, "npz:x")
     c = second.config
-    assert (c.method, c.loss.weight, c.views.crop_scale, c.optimizer.nesterov) == ("baseline", 1.0, (0.5, 1.0), False)
+    assert (c.method, c.loss.maskcon_weight, c.views.crop_scale, c.optimizer.nesterov) == (
+        "baseline",
+        1.0,
+        (0.5, 1.0),
+        False,
+    )
     assert c.model.pretrained == "it's a,b" and c.optimizer.learning_rate == 0.1 and c.data.source == "npz:x"
     file = tmp_path / "small.py"
     assert first.flags == (
@@ -79,16 +84,16 @@ def test_keys_without_a_dot_are_arguments_and_those_with_one_are_config_keys(tmp
 
 def test_a_name_is_what_differs_and_the_seed_if_it_is_not_0(tmp_path):
     points = [
-        {"method": "maskcon", "w": 0.5, "loss.soft_temperature": 0.1, "seed": 0},
-        {"method": "maskcon", "w": 0.5, "loss.soft_temperature": 0.1, "seed": 1},
-        {"method": "maskcon", "loss.soft_temperature": 0.2},
-        {"method": "maskcon", "loss.soft_temperature": 0.2, "source": "npz:/a b/../c"},
+        {"method": "maskcon", "w": 0.5, "loss.maskcon_temperature": 0.1, "seed": 0},
+        {"method": "maskcon", "w": 0.5, "loss.maskcon_temperature": 0.1, "seed": 1},
+        {"method": "maskcon", "loss.maskcon_temperature": 0.2},
+        {"method": "maskcon", "loss.maskcon_temperature": 0.2, "source": "npz:/a b/../c"},
     ]
     assert names(expand(tmp_path, points)) == [
-        "w=0.5,loss.soft_temperature=0.1",
-        "w=0.5,loss.soft_temperature=0.1,seed=1",
-        "loss.soft_temperature=0.2",
-        "loss.soft_temperature=0.2,source=npz_a_b_.._c",
+        "w=0.5,loss.maskcon_temperature=0.1",
+        "w=0.5,loss.maskcon_temperature=0.1,seed=1",
+        "loss.maskcon_temperature=0.2",
+        "loss.maskcon_temperature=0.2,source=npz_a_b_.._c",
     ]
     assert names(expand(tmp_path, [{"method": "grafit"}])) == ["seed=0"]
     assert names(expand(tmp_path, [{"seed": 0}, {"seed": 4}])) == ["seed=0", "seed=4"]
@@ -113,7 +118,7 @@ def test_seeds_multiply_every_point_and_take_the_place_of_its_own(tmp_path):
 def test_what_the_command_line_says_holds_for_all_points_and_leaves_out_those_that_say_otherwise(tmp_path):
     assert names(expand(tmp_path, GRID, arg="w=0.50")) == ["method=baseline,w=0.5", "method=grafit,w=0.5"]
     (only,) = expand(tmp_path, GRID, arg="method=grafit,w=0.2", overrides={"train.epochs": 7}).points
-    assert (only.config.method, only.config.loss.weight, only.config.train.epochs) == ("grafit", 0.2, 7)
+    assert (only.config.method, only.config.loss.maskcon_weight, only.config.train.epochs) == ("grafit", 0.2, 7)
     assert only.flags == (f"--config={tmp_path}/small.py:method=grafit,w=0.2", "--config.train.epochs=7")
     points = [{"optimizer.learning_rate": rate} for rate in (0.1, 0.2)]
     (only,) = expand(tmp_path, points, overrides={"optimizer.learning_rate": 0.2}).points

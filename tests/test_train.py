@@ -25,8 +25,8 @@ from helpers.runs import before_calls, small_config
 SMALL = [
     "--config.model.trunk=resnet8",
     "--config.model.stem=patch2",
-    "--config.model.hidden=32",
-    "--config.model.dim=16",
+    "--config.model.head_hidden_dim=32",
+    "--config.model.embed_dim=16",
     "--config.checkpoint.every_epochs=2",
 ]
 
@@ -243,7 +243,7 @@ def test_the_best_checkpoint_stays_the_best_after_a_resume(tmp_path):
 
 
 def test_a_run_on_eight_devices_is_evaluated_on_one_and_on_three(tmp_path, monkeypatch, trains, eight_devices):
-    config = small_config(**{"checkpoint.every_epochs": 1, "eval.features": ("trunk",)})
+    config = small_config(**{"checkpoint.every_epochs": 1, "eval.layers": ("trunk",)})
     eight = trains(config, tmp_path / "run")
     use_devices(monkeypatch, 1)
     one = experiment.evaluate(*restore.newest(tmp_path / "run"))
@@ -262,7 +262,7 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_on_three(tmp_path, monke
     checkpoints.close()
     assert memory.embedding.shape == (3, 300, 16) and memory.embedding.sharding.device_set == {*jax.devices()[:3]}
     np.testing.assert_array_equal(np.asarray(memory.embedding).reshape(900, 16)[:899], on_eight[:899])
-    np.testing.assert_array_equal(np.asarray(memory.label).ravel()[:899], run.records["train"].coarse_label)
+    np.testing.assert_array_equal(np.asarray(memory.label).ravel()[:899], run.records["train"].train_label)
     assert np.asarray(memory.label).ravel()[899] == -1
     assert record["config"]["seed"] == 0 and record["run"]["packages"]["jax"] == jax.__version__
 
@@ -306,7 +306,7 @@ def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(
 def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(
     tmp_path, monkeypatch, trains, eight_devices
 ):
-    config = small_config("baseline", **{"train.batch_size": 60, "eval.features": ("trunk",)})
+    config = small_config("baseline", **{"train.batch_size": 60, "eval.layers": ("trunk",)})
     workdir.claim(tmp_path / "run", config)
     with monkeypatch.context() as patch:
         use_devices(patch, 1)

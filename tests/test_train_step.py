@@ -132,7 +132,7 @@ def by_view(x):
 
 def test_losses_are_the_papers_on_the_outputs_of_the_networks(grafit_step):
     s = grafit_step
-    label, slots = s.run.records["train"].coarse_label, s.memory
+    label, slots = s.run.records["train"].train_label, s.memory
     # Eq. 2-3 on the first view, against the memory as it was before the step.
     first = by_view(s.out.projection)[0]
     expected = twins.knn_loss(first, label[s.ids], slots.embedding[0], slots.label[0], temperature=0.05, own_slot=s.ids)
@@ -229,7 +229,7 @@ def test_lambda_weighs_the_instance_loss(method, knn_loss):
     out = Outputs(features=views, projection=views, prediction=views)
     memory = Memory(embedding=views, label=jnp.array([0, 1]))
     batch = {"label": jnp.array([0]), "id": jnp.array([-1])}
-    loss = types.SimpleNamespace(instance_weight=0.3, weight=1.0, temperature=1.0)
+    loss = types.SimpleNamespace(instance_weight=0.3, maskcon_weight=1.0, temperature=1.0)
     per_example, terms = Objective(methods.get(method), loss, 2, None)(out, views[::-1], batch, memory, None)
     np.testing.assert_allclose(per_example, [knn_loss - 0.3], atol=1e-6)
     np.testing.assert_allclose(terms["instance_loss"], [-1, 1], rtol=1e-6)
@@ -240,7 +240,7 @@ def test_two_devices_take_the_mean_of_their_gradients():
     run = experiment.load(small_config("baseline"))
     state = jax.device_get(restore.initial_state(run))
     records, ids = run.records["train"], np.arange(16)
-    batch = {"image": records.image[ids], "label": records.coarse_label[ids], "id": ids}
+    batch = {"image": records.image[ids], "label": records.train_label[ids], "id": ids}
 
     def after(devices):
         split = {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}

@@ -26,11 +26,11 @@ def config(method, **options):
             "model.head_batch_norm": False,
             "queue.size": QUEUE,
             "loss.temperature": 0.1,
-            "loss.weight": 0.3,
+            "loss.maskcon_weight": 0.3,
             "ema.base": 0.9,
             "ema.final": 0.9,
             "key_views.crop_scale": (1.0, 1.0),
-            "key_views.flip": 0.0,
+            "key_views.flip_prob": 0.0,
             "optimizer.learning_rate": 0.4,
         }
         | options,
@@ -79,7 +79,7 @@ def one_step(request):
 
     out, updated, keys = outputs(state, run.records["train"].image[ids], ids)
     return types.SimpleNamespace(
-        run=run, state=state, ids=ids, label=run.records["train"].coarse_label[ids], out=out, updated=updated,
+        run=run, state=state, ids=ids, label=run.records["train"].train_label[ids], out=out, updated=updated,
         keys=keys, new=jax.device_get(new), metrics=means([sums]),
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
 def test_queue_takes_the_keys_after_scoring_and_the_encoder_follows(one_step):
     s = one_step
     state, new = s.state, s.new
-    if not s.run.method.queue:
+    if not s.run.method.uses_queue:
         assert state.queue is None and new.queue is None and not new.target_params
         return
     expected, label = np.array(state.queue.embedding), np.array(state.queue.label)
@@ -184,7 +184,7 @@ def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatc
     options = {"views.jitter": (0.1, 0, 0, 0), "views.num_views": 5, "model.sync_batch_norm": False}
     run = experiment.load(config("selfcon", **crops, **options))
     records = run.records["train"]
-    batch = {"image": records.image[:8], "label": records.coarse_label[:8], "id": np.arange(8)}
+    batch = {"image": records.image[:8], "label": records.train_label[:8], "id": np.arange(8)}
     state = restore.initial_state(run, placeholder=True)
     jax.block_until_ready(jax.jit(train_step.make_train_step(run, axis_name=None))(state, None, batch, state.rng))
     (query, one), (key, other) = laws
@@ -203,7 +203,7 @@ def test_queue_starts_with_embeddings_of_training_images():
         similarity = np.asarray(state.queue.embedding, np.float64) @ embedded.T
         image = similarity.argmax(1)
         np.testing.assert_allclose(similarity.max(1), 1, atol=1e-5)
-        np.testing.assert_array_equal(run.records["train"].coarse_label[image], state.queue.label)
+        np.testing.assert_array_equal(run.records["train"].train_label[image], state.queue.label)
         assert np.bincount(image).max() == repeated
 
 
@@ -239,7 +239,7 @@ def test_queries_and_keys_have_draws_of_their_own(monkeypatch):
     monkeypatch.setattr(augment, "random_views", noted)
     run = experiment.load(config("selfcon"))
     records, state = run.records["train"], types.SimpleNamespace(step=3)
-    batch = {"image": records.image[:8], "label": records.coarse_label[:8], "id": np.arange(8)}
+    batch = {"image": records.image[:8], "label": records.train_label[:8], "id": np.arange(8)}
     with pytest.raises(InterruptedError):
         train_step.make_train_step(run, axis_name=None)(state, None, batch, jax.random.PRNGKey(0))
     assert not np.array_equal(*keys)

@@ -25,7 +25,7 @@ from helpers.runs import small_config
 
 
 def fine_tuning(**options):
-    return small_config("baseline", **{"data.train_level": "fine", "eval.features": ("trunk",)} | options)
+    return small_config("baseline", **{"data.train_level": "fine", "eval.layers": ("trunk",)} | options)
 
 
 def kernels(tree):
@@ -216,7 +216,7 @@ def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):
     options = {"mixing.mixup": 0.2, "loss.label_smoothing": 0.1, "model.sync_batch_norm": False}
     run = experiment.load(fine_tuning(**options))
     records, ids = run.records["train"], np.arange(16)
-    batch = {"image": records.image[ids], "label": records.coarse_label[ids], "id": ids}
+    batch = {"image": records.image[ids], "label": records.train_label[ids], "id": ids}
     state = restore.initial_state(run)
     _, _, terms = jax.jit(train_step.make_train_step(run, axis_name=None))(state, None, batch, state.rng)
     assert seen == [(0.2, 0.0)]
@@ -250,7 +250,7 @@ def test_a_mixture_is_scored_by_both_labels():
     # Logits (log 3, 0): the classes have 3/4 and 1/4. A share of 0.8 of the first class, then 0 of it.
     out = Outputs(features=jnp.zeros((2, 1)), logits=jnp.log(jnp.array([[3.0, 1.0]] * 2)))
     batch = {"label": jnp.array([0, 0]), "other_label": jnp.array([1, 1]), "share": jnp.array([0.8, 0.0])}
-    loss = types.SimpleNamespace(instance_weight=1.0, weight=1.0, temperature=1.0, label_smoothing=0.0)
+    loss = types.SimpleNamespace(instance_weight=1.0, maskcon_weight=1.0, temperature=1.0, label_smoothing=0.0)
     per_example, _ = Objective(methods.get("baseline"), loss, 1, None)(out, None, batch, None, None)
     np.testing.assert_allclose(per_example, [-0.8 * np.log(3 / 4) - 0.2 * np.log(1 / 4), -np.log(1 / 4)], rtol=1e-6)
 
@@ -268,7 +268,7 @@ def test_top1_is_what_the_classifier_says_at_the_level_of_training(level, name):
     # At the size of the evaluation, which is not that of training.
     images = augment.plain_view(test.image, views=dataclasses.replace(run.views, size=12))
     out = run.network.apply(state.variables, images, train=False)
-    assert metrics[name] == pytest.approx(np.mean(np.argmax(out.logits, 1) == test.coarse_label))
+    assert metrics[name] == pytest.approx(np.mean(np.argmax(out.logits, 1) == test.train_label))
     embedded = run.embed_fn(state.variables, test.image)
     np.testing.assert_allclose(embedded["trunk"], out.features, atol=1e-5)
     at_8 = run.network.apply(state.variables, augment.plain_view(test.image, views=run.views), train=False)
@@ -276,7 +276,7 @@ def test_top1_is_what_the_classifier_says_at_the_level_of_training(level, name):
 
 
 def test_no_classifier_no_top1():
-    run = experiment.load(small_config("byol", **{"eval.features": ("trunk",)}))
+    run = experiment.load(small_config("byol", **{"eval.layers": ("trunk",)}))
     assert not [k for k in experiment.evaluate(run, restore.initial_state(run)) if k.endswith("/top1") or k == "top1"]
 
 

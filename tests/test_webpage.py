@@ -288,7 +288,7 @@ def test_the_gallery_frames_neighbours_as_the_picture_does():
             cosine = unit @ unit[query]
             cosine[query] = -2
             for rank, row in enumerate(np.argsort(-cosine)[:10], 1):
-                kind = pictures.relation(test.label, test.coarse_label, query, row)
+                kind = pictures.relation(test.label, test.train_label, query, row)
                 alt = next(said)
                 assert next(frames) == kind and alt.startswith(f"{rank}: ") and alt.endswith(f"test/{ids[row]}")
                 assert pictures.FRAMES[kind].meaning in alt

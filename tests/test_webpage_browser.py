@@ -164,7 +164,7 @@ def test_confusion_of_the_class_that_is_chosen(show):
     assert len(names) == 3
     for place, name in enumerate(names):
         choose(browser, "confusion-choice", place)
-        coarse = TEST.coarse_names.index(name)
+        coarse = TEST.train_names.index(name)
         for number, (run, _, near) in enumerate(seen, 1):
             table = f"#confusion-tables > :nth-child({number})"
             counts = analysis.confusion(TEST.label, near[:, 0], np.array([2 * coarse, 2 * coarse + 1]))
@@ -203,7 +203,7 @@ def test_the_map_by_keyboard(show):
         row = drawn.index([x, -y])
         across, down = row % 7, row // 7  # 48 images on a sheet of 7 x 7
         assert [int(pixels.removesuffix("px")) for pixels in position.split()] == [-96 * across, -96 * down]
-        assert text == f"{pages.READ[TEST.label[row]]} ({TEST.coarse_names[TEST.coarse_label[row]]})"
+        assert text == f"{pages.READ[TEST.label[row]]} ({TEST.train_names[TEST.train_label[row]]})"
         assert texts(browser, ".status")[0] == f"test/{row}: {text}"
         visited.append((x, y))
     (x0, _), (x1, y1), (x2, y2), (x3, y3), (_, y4) = visited
@@ -238,11 +238,11 @@ def test_one_class_is_stressed(show):
     dim = browser.execute_script(
         "return [...document.querySelectorAll('.map:first-child .point')].map(e => e.matches('.dim'))"
     )
-    assert dim == [coarse != 1 for coarse in TEST.coarse_label] * 2
+    assert dim == [coarse != 1 for coarse in TEST.train_label] * 2
     press(browser, keys.TAB)
     for key in (keys.LEFT, keys.DOWN, keys.RIGHT):
         press(browser, key)
-        assert browser.execute_script(TIP)[0][0].endswith(f"({TEST.coarse_names[1]})")
+        assert browser.execute_script(TIP)[0][0].endswith(f"({TEST.train_names[1]})")
 
 
 def test_the_first_stop_of_the_keyboard_leads_to_the_content_and_is_seen(show):

@@ -47,13 +47,13 @@ def of_step(config: ml_collections.ConfigDict, method: Method, state: TrainState
     """What a step sends, part by part. The metrics' few numbers are left out.
 
     Args:
-      config: the run's. B = train.batch_size, over all devices, and D = model.dim.
+      config: the run's. B = train.batch_size, over all devices, and D = model.embed_dim.
       method: the config's.
       state: the run's; shapes do.
     """
-    batch, dim = config.train.batch_size, config.model.dim
+    batch, dim = config.train.batch_size, config.model.embed_dim
     statistics = _bytes(state.batch_stats)
-    of_target = _bytes(target_part(state.batch_stats)) if method.target else 0
+    of_target = _bytes(target_part(state.batch_stats)) if method.uses_target else 0
     # A mean and a mean square of every channel in the forward pass of either network, and their gradients in the
     # backward pass of one; then the running averages, whether they differ between devices or not.
     synchronised = 2 * statistics + of_target if config.model.sync_batch_norm else 0
@@ -61,14 +61,14 @@ def of_step(config: ml_collections.ConfigDict, method: Method, state: TrainState
         "gradients": Traffic(all_reduce=_bytes(state.params)),
         "batch_norm": Traffic(all_reduce=synchronised + statistics),
     }
-    if method.memory:
+    if method.uses_memory:
         # Queries with label and own slot to all rows; a maximum and a sum for each of two log-sum-exps; gradients back.
         parts["knn"] = Traffic(
             all_reduce=_FLOAT * batch * 4, all_gather=_FLOAT * batch * (dim + 2), reduce_scatter=_FLOAT * batch * dim
         )
         # The slots' numbers are the own slots of the loss, gathered already.
         parts["memory"] = Traffic(all_gather=_FLOAT * batch * dim)
-    if method.queue:
+    if method.uses_queue:
         parts["queue"] = Traffic(all_gather=_FLOAT * batch * (dim + 1))
     return parts
 
@@ -80,7 +80,7 @@ def batch_norms(method: Method, state: TrainState) -> int:
     wait for the one before.
     """
     layers = len(jax.tree.leaves(state.batch_stats)) // 2
-    of_target = len(jax.tree.leaves(target_part(state.batch_stats))) // 2 if method.target else 0
+    of_target = len(jax.tree.leaves(target_part(state.batch_stats))) // 2 if method.uses_target else 0
     return 2 * layers + of_target
 
 

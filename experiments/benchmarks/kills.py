@@ -33,8 +33,8 @@ from grafit_jax.runs.checkpoint import Checkpoints
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _SMALL = {
-    "model.trunk": "resnet8", "model.stem": "patch2", "model.hidden": 32, "model.dim": 16, "train.epochs": 12,
-    "checkpoint.every_epochs": 1, "checkpoint.every_steps": 3, "eval.every_epochs": 1,
+    "model.trunk": "resnet8", "model.stem": "patch2", "model.head_hidden_dim": 32, "model.embed_dim": 16,
+    "train.epochs": 12, "checkpoint.every_epochs": 1, "checkpoint.every_steps": 3, "eval.every_epochs": 1,
 }  # fmt: skip
 # The longest that a process may take from one thing to the next before this study is given up.
 _PATIENCE = 300.0

@@ -67,7 +67,7 @@ def _compile(config: ml_collections.ConfigDict, batch_size: int, rows: int) -> t
     image = shape((batch_size, *run.records["train"].image.shape[1:]), jnp.uint8)
     arguments = (
         state,
-        memory.Memory(shape((rows, config.model.dim), jnp.float32), shape((rows,), jnp.int32)),
+        memory.Memory(shape((rows, config.model.embed_dim), jnp.float32), shape((rows,), jnp.int32)),
         {"image": image, **{key: shape((batch_size,), jnp.int32) for key in ("label", "id")}},
         state.rng,
     )

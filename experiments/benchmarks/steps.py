@@ -42,8 +42,8 @@ def config(trunk: str, batch_size: int, **overrides: Any):
     values = {
         "model.trunk": trunk,
         "model.stem": "patch2" if small else "cifar",
-        "model.hidden": 256 if small else 1024,
-        "model.dim": 128,
+        "model.head_hidden_dim": 256 if small else 1024,
+        "model.embed_dim": 128,
         "views.num_views": 2,
         "memory.init": "random",
         "train.batch_size": batch_size,
@@ -91,9 +91,9 @@ def peer(config, data: dict[str, Records], device: str, *, tuned: bool) -> Any:
     trainer = torch_peer.Trainer(
         config.model.trunk,
         data["train"].image,
-        data["train"].coarse_label,
-        hidden=config.model.hidden,
-        dim=config.model.dim,
+        data["train"].train_label,
+        hidden=config.model.head_hidden_dim,
+        dim=config.model.embed_dim,
         num_views=config.views.num_views,
         batch_size=config.train.batch_size,
         tuned=tuned,

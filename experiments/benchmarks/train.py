@@ -127,8 +127,8 @@ def knn(num_rows: int, batch_size: int, goal: float | None = None, device: str =
 _WEAK: dict[str, Any] = {"crop_scale": (0.2, 1.0)}
 _VIEWS = {
     "weak": _WEAK,
-    "colour": _WEAK | {"jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2},
-    "strong": _WEAK | {"randaugment_ops": 2, "erase": 0.25},
+    "colour": _WEAK | {"jitter": (0.4, 0.4, 0.4, 0.1), "grayscale_prob": 0.2},
+    "strong": _WEAK | {"randaugment_ops": 2, "erase_prob": 0.25},
 }
 
 

@@ -17,7 +17,7 @@ _NOT_TRAINING = ("eval.", "checkpoint.")
 # By what test images are judged, which results in one table have to share; their size a table can say.
 _JUDGED_BY = ("eval.crop", "eval.resize", "eval.knn_k", "eval.knn_temperature")
 # Runs that others start from, by where they are.
-STARTS = ("clusters.workdir", "model.pretrained")
+STARTS = ("clusterfit.source", "model.pretrained")
 _WANT = (
     "want recorded results: take the file back from version control, or record them again with experiments/reproduce.py"
 )
@@ -90,14 +90,14 @@ def read(path: pathlib.Path) -> list[Result]:
     """The recorded results of a table, each checked; UserError for a file that holds something else."""
     found = read_json(path, list, _WANT)
     with reading(path, _WANT):
-        for result in found:
+        for place, result in enumerate(found):
             if result["method"] not in (*methods.METHODS, RAW_PIXELS):
                 raise UserError(f"{path} has the method {result['method']!r}, which there is not: {_WANT}.")
             if result["protocol"] != protocol(result["method"]):
                 raise UserError(f"{path} has {result['method']} as of protocol {result['protocol']!r}: {_WANT}.")
             if result["method"] != result["config"]["method"] or result["seed"] != result["config"]["seed"]:
                 raise UserError(f"{path} has a method or seed that its config has not: {_WANT}.")
-            check(result, f"{path}, row {result['row']}, seed {result['seed']},")
+            found[place] = check(result, f"{path}, row {result['row']}, seed {result['seed']},")
     return found
 
 
@@ -146,6 +146,6 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, v in values.items()
         if key not in config_lib.PLACES and not key.startswith(_NOT_TRAINING)
     }
-    if values["method"] == RAW_PIXELS or not methods.get(values["method"]).clusters:
-        values = {key: v for key, v in values.items() if not key.startswith("clusters.")}
+    if values["method"] == RAW_PIXELS or not methods.get(values["method"]).uses_clusters:
+        values = {key: v for key, v in values.items() if not key.startswith("clusterfit.")}
     return values | {key: pathlib.Path(values[key]).name for key in STARTS if key in values}

@@ -108,7 +108,7 @@ def points(
         start = None if row.start is None else point(row.start, seed)
         arg = row.arg if row.name == RAW_PIXELS else ",".join(filter(None, (row.arg, f"seed={seed}")))
         if start is not None:
-            arg += f",from={start.directory}"
+            arg += f",init={start.directory}"
         config = config_files.load_file(root / row.config, arg)
         config.update_from_flattened_dict(dict(row.overrides))
         config.data.data_dir = source.data_dir

@@ -98,7 +98,7 @@ def by_method(
     def row(method: str, level: str) -> Row:
         if method == RAW_PIXELS:
             return Row(RAW_PIXELS, config, arg.rstrip(","))
-        start = row(CLUSTERED, level) if methods.get(method).clusters else None
+        start = row(CLUSTERED, level) if methods.get(method).uses_clusters else None
         name, suffix = (f"{method}_{level}", f",level={level}") if level else (method, "")
         return Row(name, config, f"{arg}method={method}{suffix}", seeds.get(method, 1), start)
 
@@ -139,7 +139,11 @@ def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda config: f"{config[key]:g}"
 
 
-_OF_MIXTURES = {"w": _number("loss.weight"), "t": _number("loss.soft_temperature"), "epochs": _number("train.epochs")}
+_OF_MIXTURES = {
+    "w": _number("loss.maskcon_weight"),
+    "t": _number("loss.maskcon_temperature"),
+    "epochs": _number("train.epochs"),
+}
 _OF_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
 _MASKCON = (*_OF_MASKCON, "snca_plus", "grafit")
 # Seeds of the study: three where a claim hangs on a difference.
@@ -204,8 +208,14 @@ def _maskcon_gpu(dataset: str) -> tuple[Row, ...]:
         return rows
     by_name = {row.name: row for row in rows}
     short = (
-        _changed(by_name["maskcon"], "maskcon_100", train__epochs=100, loss__weight=1.0, loss__soft_temperature=0.05),
-        _changed(by_name["grafit_maskcon"], "grafit_maskcon_100", train__epochs=100, loss__weight=0.8),
+        _changed(
+            by_name["maskcon"],
+            "maskcon_100",
+            train__epochs=100,
+            loss__maskcon_weight=1.0,
+            loss__maskcon_temperature=0.05,
+        ),
+        _changed(by_name["grafit_maskcon"], "grafit_maskcon_100", train__epochs=100, loss__maskcon_weight=0.8),
     )
     return (*rows, *short, *_as_it_was((by_name["grafit_maskcon"],), seeds=1))
 
@@ -244,7 +254,7 @@ def _ablations() -> tuple[Row, ...]:
         change("memory_0", memory__momentum=0.0),
         change("memory_0.9", memory__momentum=0.9),
         change("ema_off", ema__base=0.0, ema__final=0.0),
-        change("projector_off", method="grafit_no_projector", model__dim=64),
+        change("projector_off", method="grafit_no_projector", model__embed_dim=64),
         byol,
     )
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
+from grafit_jax import config as config_lib
 from grafit_jax.errors import UserError
 from grafit_jax.runs import multihost, progress
 from grafit_jax.runs.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
@@ -24,6 +25,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def parse(argv):
         try:
+            for word in argv:
+                if (given := re.match(r"--?config\.([\w.]+)", word)) and given[1] in config_lib.RENAMED:
+                    raise config_lib.unknown_key(given[1])
             rest = flags.FLAGS(argv)
             if len(rest) > 1:
                 raise UserError(f"found {rest[1]!r} where a flag should be: want --name=value.")
@@ -102,7 +106,9 @@ def _message(error: BaseException) -> str:
     if missing := re.search(r"Failed loading config file.*No such file or directory: '(.+)'", text, re.DOTALL):
         return f"found no config file {missing[1]}: want --config=FILE.py[:key=value,…]."
     if unknown := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
-        return f"unknown config key {unknown[2]!r} (did you mean {unknown[1]!r}?)."
+        return str(config_lib.unknown_key(unknown[2], [unknown[1]]))
+    if unknown := re.search(r'Key "(\w+)" does not exist', text):
+        return str(config_lib.unknown_key(unknown[1]))
     if isinstance(error, KeyError | AttributeError):
-        return f"unknown config key {text.strip(chr(34) + chr(39))!r}."
+        return str(config_lib.unknown_key(text.strip(chr(34) + chr(39))))
     return " ".join(text.split())

@@ -16,7 +16,7 @@ from grafit_jax.report.tables import plain_table
 from grafit_jax.retrieval import neighbors
 from grafit_jax.retrieval.embeddings import Features
 from grafit_jax.state import TrainState
-from grafit_jax.views.crops import FITS
+from grafit_jax.views.crops import RESIZE_MODES
 
 
 def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
@@ -31,13 +31,13 @@ def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
     return np.array([place[wanted] for wanted in ids])
 
 
-def read_image(path: pathlib.Path, channels: int, *, size: int = 0, fit: str = "squash") -> np.ndarray:
+def read_image(path: pathlib.Path, channels: int, *, size: int = 0, resize_mode: str = "squash") -> np.ndarray:
     """uint8 [H, W, channels] of an image file, RGB for three channels and grey for one; see `images.decode`.
 
-    With size S > 0 it is made S x S as the images of a run with these data.image_size and data.fit were.
+    With size S > 0 it is made S x S as the images of a run with these data.image_size and data.resize_mode were.
     """
     try:
-        image = decode_boxes(path, size, FITS[fit])[0] if size else decode(path)
+        image = decode_boxes(path, size, RESIZE_MODES[resize_mode])[0] if size else decode(path)
     except Unreadable as error:
         raise UserError(f"an image cannot be read: {error}; want PNG, JPEG or the like.") from None
     return image if channels == 3 else np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
@@ -46,7 +46,7 @@ def read_image(path: pathlib.Path, channels: int, *, size: int = 0, fit: str = "
 def read_query(run: Experiment, path: pathlib.Path) -> np.ndarray:
     """uint8 [H, W, C] of an image file, as the images of the run's own data set are read."""
     data = run.config.data
-    return read_image(path, run.records["test"].image.shape[-1], size=data.image_size, fit=data.fit)
+    return read_image(path, run.records["test"].image.shape[-1], size=data.image_size, resize_mode=data.resize_mode)
 
 
 class FileImages(Sequence[np.ndarray]):

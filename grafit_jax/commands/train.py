@@ -47,7 +47,7 @@ def leave_page(run: Experiment, path: pathlib.Path, step: int, state: TrainState
 def say_result(run: Experiment, metrics: Mapping[str, float], page: pathlib.Path) -> None:
     """Says the metrics of a complete run, in percent, and where its page is, if there is one."""
     test = run.records["test"]
-    rows = results.by_layer_and_level(metrics, run.config.eval.features[0], test.finest)
+    rows = results.by_layer_and_level(metrics, run.config.eval.layers[0], test.finest)
     levels = [*test.levels][::-1]  # the finest first
     order = sorted(rows, key=lambda row: (results.LAYERS.index(row[0]), levels.index(row[1])))
     columns = {key: name for key, name in results.HEADLINE.items() if any(key in values for values in rows.values())}

@@ -86,11 +86,11 @@ def check_trainable(records: Records, *, neighbours: bool) -> None:
             f"the training split holds {len(records)} images, want at least 2: look at data.source, "
             "data.coarse_classes and data.holdout."
         )
-    alone = np.flatnonzero(np.bincount(records.coarse_label) == 1)
+    alone = np.flatnonzero(np.bincount(records.train_label) == 1)
     if neighbours and len(alone):
         others = f", and so have {len(alone) - 1} others" if len(alone) > 1 else ""
         raise UserError(
-            f"coarse label {alone[0]} ({records.coarse_names[alone[0]]}) has a single training image{others}, want at "
+            f"coarse label {alone[0]} ({records.train_names[alone[0]]}) has a single training image{others}, want at "
             "least 2 for the k-NN loss: add images or leave the class out (data.coarse_classes)."
         )
 
@@ -130,14 +130,14 @@ def select(splits: Mapping[str, Records], coarse_classes: Sequence[int]) -> dict
     """
     kept = {}
     for split, records in splits.items():
-        check_classes(coarse_classes, records.coarse_names)
+        check_classes(coarse_classes, records.train_names)
         for number in sorted(coarse_classes):
-            if not np.any(records.coarse_label == number):
+            if not np.any(records.train_label == number):
                 raise UserError(
-                    f"coarse class {number} ({records.coarse_names[number]}) has no image in a split of "
+                    f"coarse class {number} ({records.train_names[number]}) has no image in a split of "
                     f"{len(records)}: leave it out of coarse_classes."
                 )
-        kept[split] = records.take(np.isin(records.coarse_label, coarse_classes))
+        kept[split] = records.take(np.isin(records.train_label, coarse_classes))
     present = {}
     for name in next(iter(kept.values())).levels:
         labels = [r.levels[name].label for r in kept.values()]

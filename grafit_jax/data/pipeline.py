@@ -53,7 +53,7 @@ class Resident:
         """`steps_per_call`: 0 is what is best for the device."""
         self.steps_per_call = _steps_per_call(steps_per_call, len(records) // batch_size)
         self._records, self._seed, self._batch_size = records, seed, batch_size
-        self._data = parallel.replicate(DeviceData(records.image, records.coarse_label))
+        self._data = parallel.replicate(DeviceData(records.image, records.train_label))
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[DeviceData, Array]]:
         """What the calls of an epoch take from its step `first` on: the same for each, the state's step tells where."""
@@ -114,7 +114,7 @@ class Streamed:
         )
         # A host that has some images more than another takes as many steps.
         for ids, images in itertools.islice(batches, len(self._records) // self._batch_size - first):
-            batch = {"image": images, "label": self._records.coarse_label[ids], "id": ids}
+            batch = {"image": images, "label": self._records.train_label[ids], "id": ids}
             yield {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
 
     def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:

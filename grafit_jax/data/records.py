@@ -90,14 +90,14 @@ class Records:
         return self.levels[self.finest].names
 
     @property
-    def coarse_label(self) -> np.ndarray:
+    def train_label(self) -> np.ndarray:
         """int32 [N], the labels of the level that is trained on."""
         label = self.levels[self.train_level].label
         assert label is not None
         return label
 
     @property
-    def coarse_names(self) -> tuple[str, ...]:
+    def train_names(self) -> tuple[str, ...]:
         return self.levels[self.train_level].names
 
     @property

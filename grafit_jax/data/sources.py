@@ -34,11 +34,11 @@ def load(
     coarse_classes: tuple[int, ...] = (),
     holdout: float = 0.0,
     image_size: int = 0,
-    fit: str = "squash",
+    resize_mode: str = "squash",
     variant: str = "",
     train_level: str = "",
-    categories: str = "",
-    broken: str = "fatal",
+    inat_categories_file: str = "",
+    on_unreadable: str = "fatal",
     test_split: str = "",
 ) -> dict[str, Records]:
     """The splits "train" and "test" of a source, always in the same order.
@@ -61,13 +61,13 @@ def load(
         classes, and "train" is the rest; the test split stays unseen, and of files there need be none.
       image_size: above 0, images are resized to this many pixels a side (bilinear, antialiased) while they are decoded;
         for "tfds:NAME" and files, which need it where the images vary in size.
-      fit: how they become square then; see `crops.FITS`.
+      resize_mode: how they become square then; see `crops.RESIZE_MODES`.
       variant: a choice of images and splits, of a data set of the catalog that has some. Empty: the data set's usual
         one, or all, in TFDS's splits.
       train_level: the level that is trained on, by its name. Empty: the data set's own coarse level.
-      categories: the file categories.json, of a data set of the catalog whose levels are in one. Empty: that file in
-        the data set's own folder.
-      broken: what to do with a file that cannot be read: "fatal" or "skip"; for "folder:DIR" and "csv:FILE".
+      inat_categories_file: the file categories.json, of a data set of the catalog whose levels are in one. Empty: that
+        file in the data set's own folder.
+      on_unreadable: what to do with a file that cannot be read: "fatal" or "skip"; for "folder:DIR" and "csv:FILE".
       test_split: of these, what the test split is called; see `listing.list_images`.
 
     Returns:
@@ -89,11 +89,17 @@ def load(
         )
     if image_size < 0:
         raise UserError(f"data.image_size = {image_size}: want the pixels of a side, or 0 to leave images as they are.")
-    for key, value in (("image_size", 0 if files else image_size), ("variant", variant), ("categories", categories)):
+    for key, value in (
+        ("image_size", 0 if files else image_size),
+        ("variant", variant),
+        ("inat_categories_file", inat_categories_file),
+    ):
         if value and kind != "tfds":
             raise UserError(f"data.{key} = {value!r} is for prepared TFDS data sets (tfds:NAME), not for {source}.")
-    if broken != "fatal" and not files:
-        raise UserError(f"data.broken = {broken!r} is for image files (folder:DIR, csv:FILE), not for {source}.")
+    if on_unreadable != "fatal" and not files:
+        raise UserError(
+            f"data.on_unreadable = {on_unreadable!r} is for image files (folder:DIR, csv:FILE), not for {source}."
+        )
     if test_split and (not files or test_split not in listing.TEST_SPLITS):
         raise UserError(
             f"found data.test_split = {test_split!r} with {source}; expected one of {', '.join(listing.TEST_SPLITS)}, "
@@ -104,16 +110,16 @@ def load(
     elif kind == "tfds" and name:
         columns, names, coarse = tfds.read(
             name, data_dir, coarse_classes,
-            stream=stream, image_size=image_size, fit=fit, variant=variant, train_level=train_level,
-            categories=categories,
+            stream=stream, image_size=image_size, resize_mode=resize_mode, variant=variant, train_level=train_level,
+            categories=inat_categories_file,
         )  # fmt: skip
         records = _of_levels(columns, names, coarse, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(os.path.expanduser(name)))
     elif files and name:
         columns, label_names, coarse_names = folder.read(
-            kind, name, coarse_classes, stream=stream, image_size=image_size, fit=fit, broken=broken,
-            test_split=test_split, need_test=not holdout,
+            kind, name, coarse_classes, stream=stream, image_size=image_size, resize_mode=resize_mode,
+            on_unreadable=on_unreadable, test_split=test_split, need_test=not holdout,
         )  # fmt: skip
         records = _assemble(columns, label_names, coarse_names, source)
     else:
@@ -191,7 +197,7 @@ def _split(records: Records, share: float, seed: int) -> dict[str, Records]:
 
     Of N images floor(share * N) are drawn, and of each class its part of them give or take one.
     """
-    classes = records.coarse_label if records.label is None else records.label
+    classes = records.train_label if records.label is None else records.label
     # RandomState's stream is frozen (NEP 19), so the split stays the same with every version of NumPy.
     order = np.lexsort((np.random.RandomState(seed).random_sample(len(records)), classes))
     # Every 1/share-th image of the classes laid end to end. 1e-9: 0.29 * 100 is just below 29.

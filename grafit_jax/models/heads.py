@@ -66,7 +66,8 @@ class Identity(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         if x.shape[-1] != self.dim:
             raise UserError(
-                f"model.dim = {self.dim}, and the trunk has {x.shape[-1]} features: want the same without a projector."
+                f"model.embed_dim = {self.dim}, and the trunk has {x.shape[-1]} features: want the same without a "
+                "projector."
             )
         return x
 

@@ -62,7 +62,7 @@ def gallery(
         near = neighbors.search(embedding[queries], embedding, k, query_ids=queries, gallery_ids=records.id)[1]
         sheets[name] = [
             [(records.image[query], "query")]
-            + [(records.image[i], relation(records.label, records.coarse_label, query, i)) for i in row]
+            + [(records.image[i], relation(records.label, records.train_label, query, i)) for i in row]
             for query, row in zip(queries, near, strict=True)
         ]
     contact_sheet(path, sheets)

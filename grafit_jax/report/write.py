@@ -91,7 +91,7 @@ def _composed(sides: Sequence[_Side]) -> str:
     read = np.all([evaluation.readable(side.rows) for side in sides], axis=0)
     runs = []
     for side, name in zip(sides, _names([side.path for side in sides]), strict=True):
-        layer = side.run.config.eval.features[0]
+        layer = side.run.config.eval.layers[0]
         result, log = results.collect(side.path), workdir.read_log(side.path)
         runs.append(Run(name, result, log, layer, side.rows[layer][read]))
     return compose(runs, test.take(read), np.flatnonzero(read))

@@ -123,28 +123,6 @@ def load(path: pathlib.Path) -> Features:
     return Features(embedding, **({"id": np.arange(len(embedding))} | columns), further=further, made_by=made_by)
 
 
-def check_alike(name: str, found: Mapping[str, Any], other: str, wanted: Mapping[str, Any]) -> None:
-    """Raises UserError where two `made_by` are known and are of two models, between which no cosine means anything."""
-
-    def flat(made_by: Mapping[str, Any]) -> dict[str, Any]:
-        made_by = json.loads(json.dumps(made_by))  # tuples are lists there
-        groups = {key: value for key, value in made_by.items() if isinstance(value, dict)}
-        rest = {key: value for key, value in made_by.items() if key not in groups}
-        return rest | {f"{group} {key}": value for group, values in groups.items() for key, value in values.items()}
-
-    a, b = flat(found), flat(wanted)
-    if not a or not b:
-        return
-    # Of an older version, one of them may lack keys.
-    differences = [f"{key} {a[key]!r}, not {b[key]!r}" for key in sorted(a.keys() & b.keys()) if a[key] != b[key]]
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise UserError(
-            f"{name} was made by another model or layer than {other} ({'; '.join(differences[:3])}{more}): want "
-            f"embeddings of one network and --layer; {_WANT}."
-        )
-
-
 def _is_column(name: str) -> bool:
     return name in _COLUMNS or (name.endswith(_LEVEL) and name != _LEVEL)
 

@@ -33,30 +33,32 @@ def relabel(train: Records, clusters: Clusters) -> Records:
 def check_source(source: pathlib.Path, records: dict[str, Records], k: int) -> None:
     """Raises UserError unless the workdir `source` holds a finished run of the same data, with k images at least."""
     if not os.path.isfile(source / "config.json"):
-        raise UserError(f"clusters.workdir = {source} holds no run (no config.json): want that of a finished baseline.")
+        raise UserError(
+            f"clusterfit.source = {source} holds no run (no config.json): want that of a finished baseline."
+        )
     for file in ("metrics.json", "data.json"):
         if not os.path.isfile(source / file):
             raise UserError(
-                f"clusters.workdir = {source} holds no finished run (no {file}): let experiments/train.py end first."
+                f"clusterfit.source = {source} holds no finished run (no {file}): let experiments/train.py end first."
             )
-    started = read_json(source / "data.json", dict, "want that of the finished run clusters.workdir")
+    started = read_json(source / "data.json", dict, "want that of the finished run clusterfit.source")
     changed = sorted(split for split, r in records.items() if started.get(split) != r.fingerprint())
     if changed:
         raise UserError(
-            f"clusters.workdir = {source} is the run of other images or labels (split {', '.join(changed)}): want one "
+            f"clusterfit.source = {source} is the run of other images or labels (split {', '.join(changed)}): want one "
             "of the same data, read alike (data.image_size, data.stream)."
         )
     of_source = workdir_lib.read_config(source).data
     level = of_source.train_level or usual_level(of_source.source)
     if level != records["train"].train_level:
         raise UserError(
-            f"clusters.workdir = {source} was trained on the level {level}, and the level here is "
+            f"clusterfit.source = {source} was trained on the level {level}, and the level here is "
             f"{records['train'].train_level}: want a run of the same data.train_level."
         )
     if k > len(records["train"]):
         raise UserError(
-            f"clusters.k = {k} is more than the {len(records['train'])} training images: want at most one cluster for "
-            "each, and better some ten images in each."
+            f"clusterfit.num_clusters = {k} is more than the {len(records['train'])} training images: want at most one "
+            "cluster for each, and better some ten images in each."
         )
 
 
@@ -77,7 +79,7 @@ def save(workdir: pathlib.Path, clusters: Clusters) -> None:
 def load(workdir: pathlib.Path, num_images: int) -> Clusters:
     """The clusters of the run in `workdir`, which has so many training images; UserError for a file that is broken."""
     path = workdir / _FILE
-    want = "remove it, and it is made again from clusters.workdir"
+    want = "remove it, and it is made again from clusterfit.source"
     names = [field.name for field in dataclasses.fields(Clusters)]
     arrays = read_npz(path, names.__contains__, names, want)
     with reading(path, want):

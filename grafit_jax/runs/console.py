@@ -53,7 +53,7 @@ def warn_of_guessing(
     """
     if not line["step"] - steps_per_epoch < _FIRST_STEPS <= line["step"]:
         return
-    guesses = objective.guessing(method, train.coarse_label, len(train.coarse_names), queue_size)
+    guesses = objective.guessing(method, train.train_label, len(train.train_names), queue_size)
     for name, guess in guesses.items():
         if parallel.is_first() and line.get(name, 0.0) >= guess > 0:  # of one class it is 0, and so is every loss
             warn(

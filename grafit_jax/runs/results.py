@@ -57,16 +57,18 @@ def seal(run: Mapping[str, Any], config: Mapping[str, Any], metrics: Mapping[str
 
 def digest(run: Mapping[str, Any], config: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     """64 hexadecimal digits of a SHA-256 over canonical JSON: sorted keys, no spaces; tuples and lists are the same."""
+    present, first = config_lib.renamed(config), {new: old for old, new in config_lib.RENAMED.items()}
     whole = {
         "run": {key: value for key, value in run.items() if key != "digest"},
-        "config": {key: value for key, value in config.items() if key not in config_lib.PLACES},
+        # By their first names, which the results of all versions share.
+        "config": {first.get(key, key): value for key, value in present.items() if key not in config_lib.PLACES},
         "metrics": metrics,
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check(result: Result, where: str) -> Result:
-    """`result`, if it is as its run wrote it.
+    """`result`, if it is as its run wrote it, with the present names of its config's keys.
 
     Raises:
       UserError: a result of another schema, or one that was changed since.
@@ -83,7 +85,7 @@ def check(result: Result, where: str) -> Result:
             f"{where} is not what its run wrote (its digest is of other numbers): give the file back as it was, or "
             "train again in an empty --workdir."
         )
-    return result
+    return result | {"config": config_lib.renamed(result["config"])}
 
 
 def collect(path: pathlib.Path) -> Result:
@@ -107,8 +109,8 @@ def collect(path: pathlib.Path) -> Result:
 
 
 def at_layer(config: Mapping[str, Any], metric: str, layer: str) -> str:
-    """The name of a metric at "trunk" or "projector": plain at the headline's layer, the first of `eval.features`."""
-    headline = config.get("eval.features", LAYERS)[0]
+    """The name of a metric at "trunk" or "projector": plain at the headline's layer, the first of `eval.layers`."""
+    headline = config.get("eval.layers", LAYERS)[0]
     return metric if layer == headline else f"{layer}/{metric}"
 
 

@@ -56,19 +56,19 @@ class Views:
       mean, std: one value per channel, for pixel values in [0, 1].
       crop_scale: range of the crop's share of the image's area; (1, 1) is no crop.
       crop_ratio: range of the crop's width / height, log-uniform.
-      flip: probability of a horizontal flip.
+      flip_prob: probability of a horizontal flip.
       perspective: how far a corner may move into the view, as a share of half a side, 0 to 1.
       perspective_prob: probability that a view is seen in perspective.
       autoaugment: AutoAugment's policy for CIFAR-10: True as in torchvision, "maskcon" as in MaskCon's code; or False.
       jitter: strengths s of brightness, contrast, saturation (factor uniform in [max(0, 1 - s), 1 + s]) and
         hue (shift uniform in [-s, s] turns, s at most 0.5).
       jitter_prob: probability that a view is jittered.
-      grey: probability that a view loses its colour.
+      grayscale_prob: probability that a view loses its colour.
       blur: range of the Gaussian's radius, uniform: its standard deviation in pixels; (0, 0) is no blur.
       blur_prob: probability that a view is blurred.
       randaugment_ops: RandAugment operations per view, drawn with replacement.
       randaugment_magnitude: their strength, 0 to 30.
-      erase: probability that a rectangle of the view is set to 0 after normalisation.
+      erase_prob: probability that a rectangle of the view is set to 0 after normalisation.
       resize: of the plain view alone: 0 is the whole image; above 0, the shorter side gets so many pixels, and the view
         is cut out of the middle.
 
@@ -81,13 +81,13 @@ class Views:
     std: tuple[float, ...]
     crop_scale: Range = (0.2, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)
-    flip: float = 0.5
+    flip_prob: float = 0.5
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     jitter_prob: float = 0.8
-    grey: float = 0.0
+    grayscale_prob: float = 0.0
     randaugment_ops: int = 0
     randaugment_magnitude: int = 9
-    erase: float = 0.0
+    erase_prob: float = 0.0
     autoaugment: bool | str = False
     perspective: float = 0.0
     perspective_prob: float = 0.5
@@ -116,7 +116,7 @@ class Views:
         want(0 <= self.perspective <= 1, "perspective", "a share of half a side, 0 to 1")
         want(self.autoaugment in AUTOAUGMENT, "autoaugment", 'True, False or "maskcon"')
         want(len(self.blur) == 2 and 0 <= self.blur[0] <= self.blur[1], "blur", "0 <= low <= high")
-        for name in ("flip", "jitter_prob", "grey", "perspective_prob", "blur_prob", "erase"):
+        for name in ("flip_prob", "jitter_prob", "grayscale_prob", "perspective_prob", "blur_prob", "erase_prob"):
             want(0 <= getattr(self, name) <= 1, name, "a probability")
 
 
@@ -184,8 +184,8 @@ def _view(image: Array, u: Array, views: Views) -> Array:
     else:
         box = crops.random_box(u[_CROP], height, width, views.crop_scale, views.crop_ratio)
         x = image_ops.crop(image, box, views.size)
-    if views.flip:
-        x = jnp.where(u[_FLIPPED] < views.flip, x[:, ::-1], x)
+    if views.flip_prob:
+        x = jnp.where(u[_FLIPPED] < views.flip_prob, x[:, ::-1], x)
     # Where no corner has a whole pixel to move by, every draw is the identity.
     if views.perspective_prob and int(views.perspective * (views.size // 2)):
         corners = moved_corners(u[_CORNERS], views.size, views.size, views.perspective)
@@ -198,15 +198,15 @@ def _view(image: Array, u: Array, views: Views) -> Array:
         x = auto_augment.randaugment_op(x, op, sign < 0.5, views.randaugment_magnitude)
     if any(views.jitter) and views.jitter_prob:
         x = jnp.where(u[_JITTERED] < views.jitter_prob, _jitter(x, u[_FACTORS], views.jitter), x)
-    if views.grey and channels == 3:
-        x = jnp.where(u[_GREYED] < views.grey, image_ops.grey(x), x)
+    if views.grayscale_prob and channels == 3:
+        x = jnp.where(u[_GREYED] < views.grayscale_prob, image_ops.grey(x), x)
     if views.blur[1] and views.blur_prob:
         radius = views.blur[0] + u[_RADIUS] * (views.blur[1] - views.blur[0])
         blurred = image_ops.gaussian_blur(x, radius, math.ceil(_BLUR_REACH * views.blur[1]))
         x = jnp.where(u[_BLURRED] < views.blur_prob, blurred, x)
     x = normalise(x, views)
-    if views.erase:
-        x = jnp.where((u[_ERASED] < views.erase) & erase_mask(u[_ERASE], views.size), 0.0, x)
+    if views.erase_prob:
+        x = jnp.where((u[_ERASED] < views.erase_prob) & erase_mask(u[_ERASE], views.size), 0.0, x)
     return x
 
 

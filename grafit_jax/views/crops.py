@@ -90,5 +90,5 @@ def centre(height: int, width: int) -> np.ndarray:
     return np.array([[(height - side) / 2, (width - side) / 2, side, side]], np.float32)
 
 
-# data.fit: how an image becomes a square.
-FITS: dict[str, Boxes] = {"squash": whole, "centre": centre}
+# data.resize_mode: how an image becomes a square.
+RESIZE_MODES: dict[str, Boxes] = {"squash": whole, "centre": centre}

@@ -76,8 +76,7 @@ def named(records):
     """file -> (coarse name, fine name)."""
     fine = [None] * len(records) if records.label is None else [records.label_names[i] for i in records.label]
     return {
-        str(f): (records.coarse_names[c], y)
-        for f, c, y in zip(records.filename, records.coarse_label, fine, strict=True)
+        str(f): (records.train_names[c], y) for f, c, y in zip(records.filename, records.train_label, fine, strict=True)
     }
 
 

@@ -241,7 +241,7 @@ OTHERS = (
            "areas = area * (scale[0] + draws[..., 0] * (scale[1] - scale[0]))", "areas = area * draws[..., 0]",
            "augment_laws::test_crop_boxes_keep_the_law"),
     mutant("flip with the other probability", "grafit_jax/views/augment.py",
-           "u[_FLIPPED] < views.flip", "u[_FLIPPED] >= views.flip",
+           "u[_FLIPPED] < views.flip_prob", "u[_FLIPPED] >= views.flip_prob",
            "augment::test_flip_probability"),
     mutant("hue turned one way only", "grafit_jax/views/augment.py",
            "(2 * draw - 1) * strength", "draw * strength",

@@ -32,7 +32,7 @@ def embedding(test, noise, seed=0, dim=5):
     """Around a centre of each class."""
     rng = np.random.default_rng(seed)
     centre = rng.normal(size=(test.levels["coarse"].label.max() * 10 + 10, dim))
-    label = test.coarse_label if test.label is None else test.label
+    label = test.train_label if test.label is None else test.label
     return (centre[label] + noise * rng.normal(size=(len(test), dim))).astype(np.float32)
 
 

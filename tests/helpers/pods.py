@@ -7,7 +7,8 @@ from helpers.command_lines import ROOT, a_moment, command, shell_environment
 
 SMALL = [
     f"--config={ROOT}/configs/digits.py:method=grafit", "--config.model.trunk=resnet8", "--config.model.stem=patch2",
-    "--config.model.hidden=32", "--config.model.dim=16", "--config.train.batch_size=96", "--config.train.epochs=3",
+    "--config.model.head_hidden_dim=32", "--config.model.embed_dim=16",
+    "--config.train.batch_size=96", "--config.train.epochs=3",
     "--config.optimizer.learning_rate=0.002", "--config.checkpoint.every_steps=5",
 ]  # fmt: skip
 

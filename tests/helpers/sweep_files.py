@@ -14,10 +14,10 @@ def get_config(arg=None):
     arg = config_files.parse_arg(arg, method="baseline", seed=0, source="digits", w=0.5)
     c = config_lib.default()
     c.update_from_flattened_dict({
-        "method": arg.method, "seed": arg.seed, "data.source": arg.source, "loss.weight": arg.w,
-        "model.trunk": "resnet8", "model.stem": "patch2", "model.hidden": 32, "model.dim": 16, "views.size": 8,
-        "views.num_views": 2, "views.mean": (0.3,), "views.std": (0.4,), "train.epochs": 1, "train.batch_size": 32,
-        "optimizer.warmup_epochs": 0.0, "eval.features": ("trunk",),
+        "method": arg.method, "seed": arg.seed, "data.source": arg.source, "loss.maskcon_weight": arg.w,
+        "model.trunk": "resnet8", "model.stem": "patch2", "model.head_hidden_dim": 32, "model.embed_dim": 16,
+        "views.size": 8, "views.num_views": 2, "views.mean": (0.3,), "views.std": (0.4,), "train.epochs": 1,
+        "train.batch_size": 32, "optimizer.warmup_epochs": 0.0, "eval.layers": ("trunk",),
     })
     return c
 

@@ -19,9 +19,9 @@ from grafit_jax.data.readers import decode as images
 from grafit_jax.data.readers import listing
 from grafit_jax.data.readers.decode import Unreadable
 from grafit_jax.errors import UserError, warn
-from grafit_jax.views.crops import FITS, Crops
+from grafit_jax.views.crops import RESIZE_MODES, Crops
 
-BROKEN = ("fatal", "skip")
+ON_UNREADABLE = ("fatal", "skip")
 # So many files one after the other are not broken: their disk is gone.
 _IN_A_ROW = 100
 _DISK = "look at the disk that they are on"
@@ -40,12 +40,18 @@ class FolderImages:
       unread: rows that `in_order` had no image for.
     """
 
-    def __init__(self, root: str, files: np.ndarray, image_size: int, fit: str, *, skip: bool):
-        """The images of `files`, str [N], under the folder `root`, made square as `fit`, of `crops.FITS`, says.
+    def __init__(self, root: str, files: np.ndarray, image_size: int, resize_mode: str, *, skip: bool):
+        """The images of `files`, str [N], under the folder `root`, made square by one of `crops.RESIZE_MODES`.
 
         `skip`: an epoch passes over what is unreadable.
         """
-        self._root, self._files, self._image_size, self._fit, self._skip = root, files, image_size, fit, skip
+        self._root, self._files, self._image_size, self._resize_mode, self._skip = (
+            root,
+            files,
+            image_size,
+            resize_mode,
+            skip,
+        )
         self.shape = (len(files), image_size, image_size, 3)
         self.dtype = np.dtype(np.uint8)
         self.broken: list[str] = []
@@ -61,7 +67,7 @@ class FolderImages:
     def __getitem__(self, rows: Any) -> Any:
         """One image, uint8 [S, S, 3], of an integer; some of them, `FolderImages` in their order, of bool [N]."""
         if np.ndim(rows):
-            some = FolderImages(self._root, self._files[rows], self._image_size, self._fit, skip=self._skip)
+            some = FolderImages(self._root, self._files[rows], self._image_size, self._resize_mode, skip=self._skip)
             some.broken = self.broken  # one list of a split's
             return some
         return next(self._decoded([rows], self._square, ahead=0))[1]
@@ -69,7 +75,7 @@ class FolderImages:
     def identity(self) -> bytes:
         """What tells them from the images of another data set, without reading them: names and sizes in bytes."""
         names = [os.path.relpath(file, self._root) for file in self._files]
-        made = (self._image_size, self._fit) if self._fit != "squash" else self._image_size
+        made = (self._image_size, self._resize_mode) if self._resize_mode != "squash" else self._image_size
         return repr(([*zip(names, map(_bytes, self._files), strict=True)], made)).encode()
 
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
@@ -150,7 +156,7 @@ class FolderImages:
         return UserError(f"{number} of {len(self)} images cannot be read any more, such as {file}: {_DISK}.")
 
     def _square(self, row: int) -> np.ndarray:
-        return _square(self._files[row], self._image_size, self._fit)
+        return _square(self._files[row], self._image_size, self._resize_mode)
 
     def _cropped(self, crops: Crops, seed: int, row: int) -> np.ndarray:
         return images.decode_boxes(self._files[row], crops.size, functools.partial(crops.boxes, seed, row))
@@ -183,8 +189,8 @@ def read(
     *,
     stream: bool,
     image_size: int,
-    fit: str,
-    broken: str,
+    resize_mode: str,
+    on_unreadable: str,
     test_split: str = "",
     need_test: bool = True,
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
@@ -198,15 +204,15 @@ def read(
       coarse_classes: images of other coarse classes are not decoded; see `hierarchy.select`. Empty: all.
       stream: the training images are `FolderImages`.
       image_size: S > 0 makes images S x S; 0 leaves them as they are, if all have one size.
-      fit: how; see `crops.FITS`.
-      broken: what to do with a file that cannot be read: "fatal" raises, "skip" leaves it out.
+      resize_mode: how; see `crops.RESIZE_MODES`.
+      on_unreadable: what to do with a file that cannot be read: "fatal" raises, "skip" leaves it out.
       test_split, need_test: see `listing.list_images`.
 
     Raises:
-      UserError: a layout or CSV that is not as docs/own_images.md has it, or what `broken` = "fatal" is about.
+      UserError: a layout or CSV that is not as docs/own_images.md has it, or what `on_unreadable` = "fatal" is about.
     """
-    if broken not in BROKEN:
-        raise UserError(f"data.broken = {broken!r}: want one of {', '.join(BROKEN)}.")
+    if on_unreadable not in ON_UNREADABLE:
+        raise UserError(f"data.on_unreadable = {on_unreadable!r}: want one of {', '.join(ON_UNREADABLE)}.")
     if stream and not image_size:
         raise UserError(
             f"data.stream is on with {kind}:{name} and data.image_size is 0: set it to the pixels of a side to which "
@@ -227,7 +233,14 @@ def read(
         if coarse_classes:
             examples = [e for e in examples if coarse_number[e.coarse] in coarse_classes]
         in_files = stream and split == "train"
-        found = _images([e.file for e in examples], image_size, fit, root=root, stream=in_files, skip=broken == "skip")
+        found = _images(
+            [e.file for e in examples],
+            image_size,
+            resize_mode,
+            root=root,
+            stream=in_files,
+            skip=on_unreadable == "skip",
+        )
         examples = [e for e, readable in zip(examples, found.pop("readable"), strict=True) if readable]
         columns[split] = found | {
             "coarse_label": np.array([coarse_number[e.coarse] for e in examples], np.int32),
@@ -239,24 +252,28 @@ def read(
     return columns, tuple(fine_names.values()), coarse_names
 
 
-def _square(file: str, image_size: int, fit: str) -> np.ndarray:
+def _square(file: str, image_size: int, resize_mode: str) -> np.ndarray:
     """uint8 [S, S, 3]; or as it is, for image_size 0."""
-    return images.decode_boxes(file, image_size, FITS[fit])[0] if image_size else images.decode(file)
+    return images.decode_boxes(file, image_size, RESIZE_MODES[resize_mode])[0] if image_size else images.decode(file)
 
 
-def _images(files: Sequence[str], image_size: int, fit: str, *, root: str, stream: bool, skip: bool) -> dict[str, Any]:
+def _images(
+    files: Sequence[str], image_size: int, resize_mode: str, *, root: str, stream: bool, skip: bool
+) -> dict[str, Any]:
     """image, whether each file is `readable` (bool [N]), and the `broken` ones with their reasons.
 
     With `stream` and `skip` all files are decoded once, at the size of a pixel, which saves most of a JPEG's time: ids
     are rows of the readable ones, so these have to be known first.
     """
     if stream and not skip:
-        streamed = FolderImages(root, np.array(files, str), image_size, fit, skip=False)
+        streamed = FolderImages(root, np.array(files, str), image_size, resize_mode, skip=False)
         return {"image": streamed, "readable": np.ones(len(files), bool), "broken": ()}
     pixels: np.ndarray | None = None
     readable, broken = np.zeros(len(files), bool), []
     size = 1 if stream else image_size
-    decoded = images.decode_all((functools.partial(_square, file, size, fit) for file in files), ahead=2 * _READ_BATCH)
+    decoded = images.decode_all(
+        (functools.partial(_square, file, size, resize_mode) for file in files), ahead=2 * _READ_BATCH
+    )
     bar = tqdm.tqdm(decoded, total=len(files), desc="reading images", unit="img", delay=_BAR_DELAY, leave=False)
     for row, image in enumerate(bar):
         if isinstance(image, Unreadable):
@@ -280,7 +297,7 @@ def _images(files: Sequence[str], image_size: int, fit: str, *, root: str, strea
     if not np.any(readable):
         raise UserError(f"found no image that can be read among {len(files)}, such as {broken[0]}: look at the files.")
     if stream:
-        kept: Any = FolderImages(root, np.array(files, str)[readable], image_size, fit, skip=True)
+        kept: Any = FolderImages(root, np.array(files, str)[readable], image_size, resize_mode, skip=True)
     else:
         assert pixels is not None
         kept = pixels if np.all(readable) else pixels[readable]
@@ -288,7 +305,7 @@ def _images(files: Sequence[str], image_size: int, fit: str, *, root: str, strea
 
 
 def _fatal(error: Unreadable) -> str:
-    return f"an image cannot be read: {error}; repair or remove it, or pass over such files by data.broken=skip."
+    return f"an image cannot be read: {error}; repair or remove it, or pass over such files by data.on_unreadable=skip."
 
 
 def _bytes(file: str) -> int:

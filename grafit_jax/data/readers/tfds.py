@@ -18,7 +18,7 @@ from grafit_jax.data import hierarchy
 from grafit_jax.data.datasets import catalog, taxonomy
 from grafit_jax.data.tensorflow import import_tfds
 from grafit_jax.errors import UserError, warn
-from grafit_jax.views.crops import FITS, Crops
+from grafit_jax.views.crops import RESIZE_MODES, Crops
 
 SPLITS = ("train", "test")
 # Read in one go where a split is read from end to end.
@@ -33,12 +33,21 @@ class StreamedImages:
       dtype: uint8.
     """
 
-    def __init__(self, builder, splits: tuple[str, ...], rows: np.ndarray, image_size: int = 0, fit: str = "squash"):
+    def __init__(
+        self, builder, splits: tuple[str, ...], rows: np.ndarray, image_size: int = 0, resize_mode: str = "squash"
+    ):
         """The images at the ascending positions `rows`, int [N], of the files of TFDS's `splits` laid end to end.
 
-        With image_size S > 0 each of them is resized to S x S pixels, made square as `fit`, of `crops.FITS`, says.
+        With image_size S > 0 each of them is resized to S x S pixels, made square by one of
+        `crops.RESIZE_MODES`.
         """
-        self._builder, self._splits, self._rows, self._image_size, self._fit = builder, splits, rows, image_size, fit
+        self._builder, self._splits, self._rows, self._image_size, self._resize_mode = (
+            builder,
+            splits,
+            rows,
+            image_size,
+            resize_mode,
+        )
         *size, channels = builder.info.features["image"].shape
         self.shape = (len(rows), *([image_size] * 2 if image_size else size), channels)
         self.dtype = np.dtype(np.uint8)
@@ -53,13 +62,13 @@ class StreamedImages:
     def __getitem__(self, kept: np.ndarray) -> "StreamedImages":
         """Some of the images, in their order: bool [N]."""
         rows = self._rows[np.flatnonzero(kept)]
-        return StreamedImages(self._builder, self._splits, rows, self._image_size, self._fit)
+        return StreamedImages(self._builder, self._splits, rows, self._image_size, self._resize_mode)
 
     def identity(self) -> bytes:
         """What tells them from the images of another data set, without reading them."""
         info = self._builder.info
         splits = [(s, info.splits[s].num_bytes, list(info.splits[s].shard_lengths)) for s in self._splits]
-        made = (self._image_size, self._fit) if self._fit != "squash" else self._image_size
+        made = (self._image_size, self._resize_mode) if self._resize_mode != "squash" else self._image_size
         return repr((info.full_name, splits, made)).encode() + self._rows.astype("<i8").tobytes()
 
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
@@ -183,7 +192,9 @@ class StreamedImages:
         """The whole image, uint8 [S, S, C], or as it is."""
         if not self._image_size:
             return image
-        return _resized(image, _boxes(lambda id_, *shape: FITS[self._fit](*shape), id_, image, 1), self._image_size)[0]
+        return _resized(
+            image, _boxes(lambda id_, *shape: RESIZE_MODES[self._resize_mode](*shape), id_, image, 1), self._image_size
+        )[0]
 
 
 def cropped(crops: Crops, seed: int, id_, image):
@@ -219,7 +230,7 @@ def read(
     *,
     stream: bool,
     image_size: int,
-    fit: str,
+    resize_mode: str,
     variant: str,
     train_level: str,
     categories: str,
@@ -249,7 +260,7 @@ def read(
         if train_level != finest or categories or coarse_classes:
             raise UserError(
                 f"found no {file}, which the levels above {finest} of {where} are in: put its {taxonomy.FILE} there, "
-                f"or set data.categories to it, or train on data.train_level={finest}."
+                f"or set data.inat_categories_file to it, or train on data.train_level={finest}."
             )
         warn(f"{where}: found no {file}, so {finest} is the only level: metrics of the others are left out.")
         file, coarse, names = None, finest, {finest: names[finest]}
@@ -278,7 +289,7 @@ def read(
         image_size = 0  # they have it
     result: dict[str, dict[str, Any]] = {}
     for split, r in rows.items():
-        images = StreamedImages(builder, entry.tfds_splits, r, image_size, fit)
+        images = StreamedImages(builder, entry.tfds_splits, r, image_size, resize_mode)
         of_split = {level: column[r] for level, column in columns.items()}
         result[split] = of_split | {"image": images if stream and split == "train" else images.read()}
     return result, names, coarse
@@ -290,7 +301,7 @@ def _categories_file(builder, entry: catalog.Entry, categories: str, where: str)
         return pathlib.Path(categories or os.path.join(builder.data_dir_root, builder.name, taxonomy.FILE)).expanduser()
     if categories:
         those = ", ".join(name for name, entry in catalog.CATALOG.items() if entry.taxonomy)
-        raise UserError(f"data.categories = {categories!r} is for {those}, not for {where}: leave it empty.")
+        raise UserError(f"data.inat_categories_file = {categories!r} is for {those}, not for {where}: leave it empty.")
     return None
 
 

@@ -238,7 +238,7 @@ def test_a_studys_tables_are_of_the_same_images_before_one_is_written(house, mon
 def test_what_cannot_be_recorded_is_told_before_it_is_trained(house):
     def point(**overrides):
         row = tables.Row("grafit", "c.py", "method=grafit")
-        return reproduction.Point(row, 0, house / "runs" / "grafit", "", small_config(**overrides))
+        return reproduction.RowRun(row, 0, house / "runs" / "grafit", "", small_config(**overrides))
 
     render.record(house, "t", complete("grafit"))
     render.check_record(house, "t", [point()])

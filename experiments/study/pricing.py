@@ -9,7 +9,7 @@ from grafit_jax.report.tables import plain_table
 from grafit_jax.runs.results import Result
 from study import published, recording, reproduction, tables
 from study.recording import RAW_PIXELS
-from study.reproduction import Point, Recorded
+from study.reproduction import RowRun, Recorded
 
 # Runs whose steps take the same time, an image and a view.
 _NET = ("model.trunk", "model.stem", "model.dtype", "views.size")
@@ -22,7 +22,7 @@ class Price(NamedTuple):
     by: str
 
 
-def price(point: Point, known: Iterable[Result]) -> Price:
+def price(point: RowRun, known: Iterable[Result]) -> Price:
     """What the training of a run takes on the machine of the recorded ones; evaluation and compiling come on top.
 
     Measured: the mean over recorded runs of the same config, whatever their seed. By arithmetic: epochs x training
@@ -86,7 +86,7 @@ class Budget:
         self._known = [result for result in known if ("cpu" in result["run"].get("device", "cpu")) == on_cpu]
         self._around: list[float] = []
 
-    def refusal(self, missing: Sequence[Point]) -> str | None:
+    def refusal(self, missing: Sequence[RowRun]) -> str | None:
         """Why these runs, one after the other, are not to be started; None if they are."""
         prices = [price(point, self._known) for point in missing]
         around = 1.25 * max(self._around, default=72.0)
@@ -106,7 +106,7 @@ class Budget:
         self._known.append(result)
 
 
-def plan(tables: Mapping[str, Sequence[Point]], recorded: Recorded, known: Sequence[Result], *, jobs: int = 1) -> str:
+def plan(tables: Mapping[str, Sequence[RowRun]], recorded: Recorded, known: Sequence[Result], *, jobs: int = 1) -> str:
     """What training the runs of some tables takes, row by row, for a terminal.
 
     Args:

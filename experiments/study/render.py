@@ -13,7 +13,7 @@ from grafit_jax.runs import workdir
 from grafit_jax.runs.results import Result
 from study import claims, curves, layout, published, recording, reproduction
 from study.recording import RAW_PIXELS
-from study.reproduction import Point
+from study.reproduction import RowRun
 from study.tables import TABLES, Table
 
 _RECORD = "want recorded results; record them again with experiments/reproduce.py or benchmark.py"
@@ -91,7 +91,7 @@ def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
         )
 
 
-def check_record(root: pathlib.Path, name: str, wanted: Sequence[Point]) -> None:
+def check_record(root: pathlib.Path, name: str, wanted: Sequence[RowRun]) -> None:
     """Sees, before anything is trained, that the results of these runs can be recorded; UserError as `record`."""
     layout.replace_block("\n".join(page.read_text() for page in _pages(root)), name, "")
     _merged(root, name, [{"row": p.row.name, "seed": p.seed, "config": p.flat} for p in wanted])

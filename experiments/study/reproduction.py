@@ -28,7 +28,7 @@ from study.tables import RAW_PIXELS, Row, Table
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class RowRun:
     """A row and a seed.
 
     Attributes:
@@ -42,7 +42,7 @@ class Point:
     directory: pathlib.Path
     arg: str
     config: ml_collections.ConfigDict
-    start: "Point | None" = None
+    start: "RowRun | None" = None
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ def points(
     seeds: Sequence[int] | None = None,
     only: Sequence[str] | None = None,
     source: Source = Source(),
-) -> list[Point]:
+) -> list[RowRun]:
     """The runs of a table, row by row; nothing is trained or read but config files.
 
     Args:
@@ -104,7 +104,7 @@ def points(
         near = did_you_mean(min(unknown), [*rows])
         raise UserError(f"the table has no {', '.join(sorted(unknown))}{near}: its rows are {', '.join(rows)}.")
 
-    def point(row: Row, seed: int) -> Point:
+    def point(row: Row, seed: int) -> RowRun:
         start = None if row.start is None else point(row.start, seed)
         arg = row.arg if row.name == RAW_PIXELS else ",".join(filter(None, (row.arg, f"seed={seed}")))
         if start is not None:
@@ -115,7 +115,7 @@ def points(
         config.data.source = source.data_source or config.data.source
         if table.pretrained:
             config.model.pretrained = given
-        return Point(row, seed, run_directory(path, row.name, seed), arg, config, start)
+        return RowRun(row, seed, run_directory(path, row.name, seed), arg, config, start)
 
     return [
         point(row, seed)
@@ -136,7 +136,7 @@ AGAIN = "start the same command again to go on"
 class Budget(Protocol):
     """What `all_results` asks before it trains; `pricing.Budget`."""
 
-    def refusal(self, missing: Sequence[Point]) -> str | None: ...
+    def refusal(self, missing: Sequence[RowRun]) -> str | None: ...
     def trained(self, result: Result, seconds: float) -> None: ...
 
 
@@ -149,7 +149,7 @@ def index(found: Iterable[Result]) -> Recorded:
     return {(result["row"], recording.key(result["config"])): result for result in found}
 
 
-def state(point: Point, known: Recorded) -> str:
+def state(point: RowRun, known: Recorded) -> str:
     """What there is of a run: "recorded", "complete", "begun" or "missing"; UserError for files of something else."""
     if known_result(point, known) is not None:
         return "recorded"
@@ -161,11 +161,11 @@ def state(point: Point, known: Recorded) -> str:
     return "begun" if (point.directory / "config.json").is_file() else "missing"
 
 
-def missing(wanted: Iterable[Point], known: Recorded) -> list[Point]:
+def missing(wanted: Iterable[RowRun], known: Recorded) -> list[RowRun]:
     """What is to be trained, in order and each run once: also runs that others start from, whatever is recorded."""
-    found: dict[pathlib.Path, Point] = {}
+    found: dict[pathlib.Path, RowRun] = {}
 
-    def add(point: Point, known: Recorded) -> None:
+    def add(point: RowRun, known: Recorded) -> None:
         if state(point, known) in ("recorded", "complete"):
             return
         if point.start is not None:
@@ -177,12 +177,12 @@ def missing(wanted: Iterable[Point], known: Recorded) -> list[Point]:
     return list(found.values())
 
 
-def known_result(point: Point, known: Recorded) -> Result | None:
+def known_result(point: RowRun, known: Recorded) -> Result | None:
     """The recorded result of the same row, trained by the same config."""
     return known.get((point.row.name, recording.key(point.flat)))
 
 
-def result(point: Point, known: Recorded) -> Result:
+def result(point: RowRun, known: Recorded) -> Result:
     """The result of a run, which is trained if it is neither recorded nor complete."""
     found = known_result(point, known)
     if found is not None:
@@ -195,7 +195,7 @@ def result(point: Point, known: Recorded) -> Result:
     return own | collected | {"command": point.command}
 
 
-def complete(wanted: Iterable[Point]) -> list[Result]:
+def complete(wanted: Iterable[RowRun]) -> list[Result]:
     """The results of the runs that are complete already, recorded or not; what cannot be read is passed over."""
     found = []
     for point in wanted:
@@ -205,7 +205,7 @@ def complete(wanted: Iterable[Point]) -> list[Result]:
     return found
 
 
-def _train(point: Point) -> None:
+def _train(point: RowRun) -> None:
     if (point.directory / "metrics.json").exists():
         workdir.claim(point.directory, point.config)  # refuses the results of another config
         return
@@ -214,20 +214,20 @@ def _train(point: Point) -> None:
     train.train(point.config, point.directory)
 
 
-def words(point: Point, root: pathlib.Path) -> list[str]:
+def words(point: RowRun, root: pathlib.Path) -> list[str]:
     """The words of the command line that trains a run here, by the repository in `root`."""
     places = {key: point.flat[key] for key in ("data.data_dir", "data.source", "model.pretrained")}
     return _words(sys.executable, root, point, {**point.row.overrides, **places})
 
 
-def _words(python: str, root: pathlib.Path, point: Point, changes: Mapping[str, Any]) -> list[str]:
+def _words(python: str, root: pathlib.Path, point: RowRun, changes: Mapping[str, Any]) -> list[str]:
     config = f"--config={root / point.row.config}:{point.arg}"
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
     return [python, str(root / "experiments" / "train.py"), config, *flags, f"--workdir={point.directory}"]
 
 
 def train_all(
-    wanted: Iterable[Point],
+    wanted: Iterable[RowRun],
     known: Recorded,
     failed: dict[pathlib.Path, str],
     left: dict[pathlib.Path, str],
@@ -270,7 +270,7 @@ def train_all(
 
 
 def all_results(
-    wanted: Sequence[Point],
+    wanted: Sequence[RowRun],
     known: Recorded,
     failed: dict[pathlib.Path, str],
     left: dict[pathlib.Path, str] | None = None,
@@ -312,7 +312,7 @@ def all_results(
             yield found
 
 
-def _raw_pixels(point: Point) -> Result:
+def _raw_pixels(point: RowRun) -> Result:
     records = sources.load(**point.config.data)
     train_split, test_split = (
         evaluation.Embedded(records[s].image.reshape(len(records[s]), -1).astype(np.float32), records[s].labels)

@@ -293,7 +293,7 @@ OTHERS = (
     mutant("hosts with other data go on", "grafit_jax/parallel.py",
            "np.flatnonzero(np.any(digests != digests[0], axis=1)).tolist()", "[]",
            "watchdog::test_of_several_processes_those_that_differ_from_the_first_are_named"),
-    mutant("embeddings of two models compared", "grafit_jax/retrieval/embeddings.py",
+    mutant("embeddings of two models compared", "grafit_jax/model.py",
            "    if differences:\n        more", "    if False:\n        more",
            "features::test_embeddings_of_two_models_are_told_apart"),
     mutant("guessing counts the own slot", "grafit_jax/objective.py",

@@ -46,7 +46,7 @@ mutants: $(VENV)/installed-test
 	$(BIN)/python tests/mutants.py
 
 # What one accelerator computes, against the same oracles, in the environment that has JAX for it (PYTHON): no TensorFlow.
-ON_ACCELERATOR = losses losses_queue losses_sharded memory metrics neighbors kmeans evaluation image_ops policies augment \
+ON_ACCELERATOR = losses losses_queue losses_sharded memory metrics neighbors clustering evaluation image_ops auto_augment augment \
   models train_step train_step_queue
 test-gpu:
 	GRAFIT_TEST_ACCELERATOR=1 XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_FLAGS=--xla_gpu_deterministic_ops=true \

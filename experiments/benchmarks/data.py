@@ -70,7 +70,7 @@ def _crops(width: int, height: int, count: int, num_views: int) -> dict[str, Any
 
 
 def _dataset(files: list[str], crops: Crops):
-    """As `tfds_source` decodes and crops, in one thread."""
+    """As `readers.tfds` decodes and crops, in one thread."""
     tf, _ = import_tfds()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
+from flax import traverse_util
 
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.views import augment
@@ -229,15 +230,10 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {RENAMED.get(key, key): value for key, value in flat.items()}
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys to values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict | dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    nested = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else {**config}
+    return traverse_util.flatten_dict(nested, sep=".")
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

@@ -9,7 +9,7 @@ from grafit_jax.report.tables import plain_table
 from grafit_jax.runs.results import Result
 from study import published, recording, reproduction, tables
 from study.recording import RAW_PIXELS
-from study.reproduction import RowRun, Recorded
+from study.reproduction import Recorded, RowRun
 
 # Runs whose steps take the same time, an image and a view.
 _NET = ("model.trunk", "model.stem", "model.dtype", "views.size")

@@ -7,7 +7,7 @@ images for training. Numbers to expect: the first table of the README. All metho
 starts from a finished baseline: `method=clusterfit,init=runs/baseline`; about 30 images in a cluster.
 """
 
-from grafit_jax import config_files
+from grafit_jax import config_files, methods
 
 
 def get_config(arg=None):
@@ -24,6 +24,9 @@ def get_config(arg=None):
     c.views.std = (0.377,)
     c.views.crop_scale = (0.5, 1.0)
     c.views.flip_prob = 0.0  # a mirrored digit is another sign
+    if methods.get(c.method).uses_queue:  # keys are seen as queries are
+        c.key_views.crop_scale = c.views.crop_scale
+        c.key_views.flip_prob = c.views.flip_prob
     c.ema.base = 0.99
     c.optimizer.learning_rate = 0.3
     c.optimizer.warmup_epochs = 2.0

@@ -92,7 +92,7 @@ def default() -> ml_collections.ConfigDict:
     m.remat = False  # True: a residual block's activations are made again in the backward pass: less memory, more time
     m.sync_batch_norm = True  # batch statistics over all devices, so that the device count changes nothing
 
-    c.views = v = ml_collections.ConfigDict()  # see data/augment.py
+    c.views = v = ml_collections.ConfigDict()  # see views/augment.py
     v.num_views = 8  # T of Eq. 1; the supervised losses see the first view alone
     v.size = 32
     v.mean = (0.507, 0.487, 0.441)
@@ -101,12 +101,12 @@ def default() -> ml_collections.ConfigDict:
 
     c.key_views = _augmentations()  # of the momentum encoder's keys; size, mean and std are those of views
 
-    c.mixing = ml_collections.ConfigDict()  # see data/mixing.py; for cross-entropy alone
+    c.mixing = ml_collections.ConfigDict()  # see views/mixing.py; for cross-entropy alone
     c.mixing.mixup = 0.0
     c.mixing.cutmix = 0.0
 
     c.loss = ml_collections.ConfigDict()
-    c.loss.temperature = 0.05  # sigma of Eq. 2
+    c.loss.temperature = 0.05  # sigma of Eq. 2, and t0 of the losses over the queue
     c.loss.instance_weight = 1.0  # lambda of Eq. 4
     c.loss.label_smoothing = 0.0  # of cross-entropy
     c.loss.maskcon_weight = 0.5  # w of protocol "maskcon"
@@ -119,7 +119,7 @@ def default() -> ml_collections.ConfigDict:
     c.memory.init = "embed"  # embed: one pass over the training set | random: uniform on the sphere
 
     c.queue = ml_collections.ConfigDict()
-    c.queue.size = 8192  # K, of protocol "maskcon"
+    c.queue.size = 8192  # K, of methods with a queue
 
     c.clusterfit = ml_collections.ConfigDict()  # of clusterfit and clusterfit_plus
     c.clusterfit.source = ""  # of the finished run, trained on coarse labels, whose trunk's features are clustered

@@ -71,7 +71,7 @@ def update(
 
 @flax.struct.dataclass
 class Queue:
-    """The K newest keys of protocol "maskcon", whole and in the same order on every device.
+    """The K newest keys (MoCo, protocol "maskcon"), whole and in the same order on every device.
 
     Attributes:
       embedding: float32 [K, D], unit rows.

@@ -45,7 +45,7 @@ class Objective:
             (appendix B.1).
           targets: the target network's projections: of the same T*B views, or of B key views. A constant.
           batch: label int32 [B], coarse classes or clusters, and id int32 [B]; of mixed images also other_label int32
-            [B] and share float32 [B], see `data.mixing`.
+            [B] and share float32 [B], see `views.mixing`.
           memory: this device's rows, before the step.
           queue: as it was before the step.
         """
@@ -146,11 +146,12 @@ def guessing(method: Method, labels: np.ndarray, num_classes: int, queue_size: i
       num_classes: C.
       queue_size: K.
     """
+    terms = {"cross_entropy": math.log(num_classes)} if method.supervised == "cross_entropy" else {}
     if method.supervised == "knn":
         same = np.bincount(labels)[labels] - 1
         with_positive = same[same > 0]
-        return {"knn_loss": float(np.mean(np.log((len(labels) - 1) / with_positive)))} if len(with_positive) else {}
-    terms = {"cross_entropy": math.log(num_classes)} if method.supervised == "cross_entropy" else {}
+        if len(with_positive):
+            terms["knn_loss"] = float(np.mean(np.log((len(labels) - 1) / with_positive)))
     if method.uses_queue:
         of_queue = (method.supervised, method.instance)
         terms |= {name: math.log(queue_size + 1) for name in ("supcon", "maskcon", "info_nce") if name in of_queue}

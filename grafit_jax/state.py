@@ -26,7 +26,7 @@ class TrainState:
         train_step.
       opt_state: optax's.
       rng: uint32 [2], the seed's key. It never changes: every draw is keyed by (seed, step, image id, view).
-      queue: the keys of protocol "maskcon"; None where a method has none.
+      queue: the newest keys; None where a method has none.
     """
 
     step: Array

@@ -33,9 +33,9 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
     A batch holds image uint8 [B, H, W, C], label int32 [B] (coarse class or cluster) and id int32 [B], the device's
     own B examples. Where crops are made on the host, an image is [T, S, S, C]: one for each view, those of keys last.
 
-    In protocol "paper" the supervised loss sees the first of the T views of an image (appendix B.1), the instance loss
-    all, and so does the target network. In protocol "maskcon" the online network sees one view, the query, and the
-    target network another, the key, made by `run.key_views`. Each network runs once, over all of its views, with the
+    Without a queue the supervised loss sees the first of the T views of an image (appendix B.1), the instance loss
+    all, and so does the target network. With one the online network sees one view, the query, and the target network
+    another, the key, made by `run.key_views`. Each network runs once, over all of its views, with the
     statistics of that batch: the target, as in BYOL and MaskCon, normalises with its own batch and never with running
     averages, which it does not keep.
 

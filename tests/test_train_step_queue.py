@@ -1,4 +1,4 @@
-"""The step of protocol "maskcon": its losses on the networks' own outputs, its queue, its momentum encoder."""
+"""The step of methods with a queue: its losses on the networks' own outputs, its queue, its momentum encoder."""
 
 import dataclasses
 import functools
@@ -8,15 +8,25 @@ import jax
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, parallel, restore, train_step
+from grafit_jax import experiment, methods, parallel, restore, train_step
 from grafit_jax import state as state_lib
 from grafit_jax.views import augment
 from helpers import twins
 from helpers.devices import use_devices
 from helpers.runs import assert_close, means, small_config
 
-METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
+METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "knn_queue")
+FAST = ("coins", "maskcon", "knn_queue")
+# Memory and queue at once, which none of the methods has.
+BOTH = methods.Method("knn_queue", "knn", "info_nce")
 BATCH, QUEUE = 64, 150  # not a multiple
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_both():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(methods.METHODS, BOTH.name, BOTH)
+        yield
 
 
 def config(method, **options):
@@ -27,6 +37,7 @@ def config(method, **options):
             "queue.size": QUEUE,
             "loss.temperature": 0.1,
             "loss.maskcon_weight": 0.3,
+            "loss.instance_weight": 2.0,
             "ema.base": 0.9,
             "ema.final": 0.9,
             "key_views.crop_scale": (1.0, 1.0),
@@ -41,28 +52,29 @@ def start(config):
     run = experiment.load(config)
     state, memory = restore.initial(run)
     feed = experiment.make_feed(run)
-    assert memory is None
-    return run, state, next(iter(feed.epoch(0))), train_step.pmap_steps(run, feed)
+    assert (memory is not None) == (config.method == "knn_queue")
+    return run, state, memory, next(iter(feed.epoch(0))), train_step.pmap_steps(run, feed)
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(m, marks=() if m in ("coins", "maskcon") else pytest.mark.slow) for m in METHODS],
+    params=[pytest.param(m, marks=() if m in FAST else pytest.mark.slow) for m in METHODS],
 )
 def one_step(request):
     """A second step, from a state in which the momentum encoder differs much from the network, and what goes into it.
 
     Attributes:
-      state: before the step; `new`: after it; `metrics`: of the step.
+      state, memory: before the step; `new`, `new_memory`: after it; `metrics`: of the step.
       ids: of its images; `label`: their coarse classes.
       out, updated: the online network's outputs for the queries, in train mode, and its batch statistics.
       keys: the momentum encoder's projections of the keys, in train mode; None for a method without one.
     """
-    run, state, inputs, call = start(config(request.param, **{"model.sync_batch_norm": False}))
-    state = jax.device_get(call(state, None, inputs)[0])
+    run, state, memory, inputs, call = start(config(request.param, **{"model.sync_batch_norm": False}))
+    state, memory = jax.device_get(call(state, memory, inputs)[:2])
     moved = jax.tree.map(lambda x: x * 1.1 + 0.01, state.target_params)
     state = dataclasses.replace(state, target_params=moved)
-    new, _, sums = call(parallel.replicate(jax.tree.map(np.copy, state)), None, inputs)
+    copies = jax.tree.map(np.copy, (state, memory))
+    new, new_memory, sums = call(parallel.replicate(copies[0]), parallel.shard(copies[1]), inputs)
     ids = np.asarray(inputs[1])[0, 1]
 
     @jax.jit
@@ -80,7 +92,7 @@ def one_step(request):
     out, updated, keys = outputs(state, run.records["train"].image[ids], ids)
     return types.SimpleNamespace(
         run=run, state=state, ids=ids, label=run.records["train"].train_label[ids], out=out, updated=updated,
-        keys=keys, new=jax.device_get(new), metrics=means([sums]),
+        keys=keys, new=jax.device_get(new), metrics=means([sums]), memory=memory, new_memory=jax.device_get(new_memory),
     )  # fmt: skip
 
 
@@ -95,12 +107,15 @@ def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
             "supcon": twins.supcon_queue(*arrays, *labels, 0.1),
             "maskcon": twins.maskcon(*arrays, *labels, 0.1, 0.05, 0.3),
         }
+    if s.memory is not None:
+        slots = s.memory.embedding[0], s.memory.label[0]
+        terms["knn_loss"] = twins.knn_loss(s.out.projection, s.label, *slots, temperature=0.1, own_slot=s.ids)
     if s.out.logits is not None:
         terms["cross_entropy"] = twins.cross_entropy(s.out.logits, s.label)
-    found = set(s.metrics) & {"info_nce", "supcon", "maskcon", "cross_entropy"}
+    found = set(s.metrics) & {"info_nce", "supcon", "maskcon", "cross_entropy", "knn_loss"}
     for name in found:
         np.testing.assert_allclose(s.metrics[name], np.mean(terms[name]), rtol=1e-4, err_msg=name)
-    # PAPER.md section 3: w = 0.3.
+    # PAPER.md section 3: w = 0.3; of Eq. 4 lambda = 2.
     mixture = {
         "selfcon": {"info_nce": 1.0},
         "supcon": {"supcon": 1.0},
@@ -108,6 +123,7 @@ def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
         "grafit_maskcon": {"supcon": 0.3, "info_nce": 0.7},
         "coins": {"cross_entropy": 0.3, "info_nce": 0.7},
         "maskcon": {"maskcon": 1.0},
+        "knn_queue": {"knn_loss": 1.0, "info_nce": 2.0},
     }[s.run.method.name]
     assert found == set(mixture)
     expected = sum(weight * np.mean(terms[name]) for name, weight in mixture.items())
@@ -132,6 +148,15 @@ def test_queue_takes_the_keys_after_scoring_and_the_encoder_follows(one_step):
     assert_close(new.batch_stats, dict(s.updated), rtol=1e-4, atol=1e-6)
 
 
+def test_memory_takes_half_of_the_querys_embedding_after_scoring(one_step):
+    s = one_step
+    if s.memory is None:
+        assert s.new_memory is None
+        return
+    expected = twins.memory_update(s.memory.embedding[0], s.ids, s.out.projection, momentum=0.5)
+    np.testing.assert_allclose(s.new_memory.embedding[0], expected, atol=1e-5)
+
+
 def test_a_methods_heads(one_step):
     run, state = one_step.run, one_step.state
     heads = {"supce": {"classifier"}, "coins": {"projector", "classifier"}}.get(run.method.name, {"projector"})
@@ -145,13 +170,13 @@ def test_a_methods_heads(one_step):
         }
 
 
-@pytest.mark.parametrize("method", ["coins", "maskcon"])
+@pytest.mark.parametrize("method", ["coins", "maskcon", "knn_queue"])
 def test_eight_devices_do_what_one_does(method, monkeypatch, eight_devices):
     def after(steps):
-        _, state, inputs, call = start(config(method))
+        _, state, memory, inputs, call = start(config(method))
         totals = []
         for _ in range(steps):
-            state, _, sums = call(state, None, inputs)
+            state, memory, sums = call(state, memory, inputs)
             totals.append(sums)
         for leaf in jax.tree.leaves(state.queue):  # every device has the same
             first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)

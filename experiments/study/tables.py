@@ -46,7 +46,7 @@ class Row:
       config: the config file, from the root of the repository.
       arg: what stands behind its colon, without the seed.
       seeds: how many.
-      start: whose run of the same seed it starts from, given to the config file as `from`.
+      start: whose run of the same seed it starts from, given to the config file as `init`.
       overrides: dotted key -> value, of the config that comes out.
     """
 

@@ -138,7 +138,7 @@ def default() -> ml_collections.ConfigDict:
     o.decay_all = False  # False: on kernels alone, not on biases and batch norms (BYOL)
     o.warmup_epochs = 10.0
     o.layer_decay = 1.0  # the rate of each block is that of the next one above it times this; heads have the full rate
-    o.schedule = "cosine"  # cosine: to 0 at the end | step: times step_factor from each of step_epochs on
+    o.schedule = "cosine"  # cosine: to 0 at the end | step: times step_factor from each of boundary_epochs on
     o.boundary_epochs = ()
     o.step_factor = 0.1
 
@@ -218,11 +218,10 @@ def _wanted(key: str, value: Any, like: Any) -> str | None:
 
 
 def unknown_key(key: str, known: Iterable[str] = ()) -> UserError:
-    """What to raise for a key that is not known, or only its last part: names the key that it is called by now."""
-    new = [now for old, now in RENAMED.items() if key in (old, old.partition(".")[0]) or old.endswith(f".{key}")]
-    if new and key not in known:
-        return UserError(f"found the config key {key!r}, which is called {' or '.join(new)} now: use that.")
-    return UserError(f"unknown config key {key!r}{did_you_mean(key, known)}.")
+    """What to raise for a key that is not known, or a part of one: an old key's message names the present one."""
+    renamed = [f"{old} is called {new} now" for old, new in RENAMED.items() if f".{key}." in f".{old}."]
+    hint = f": {', '.join(renamed)}" if renamed else did_you_mean(key, known)
+    return UserError(f"unknown config key {key!r}{hint}.")
 
 
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:

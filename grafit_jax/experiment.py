@@ -90,7 +90,7 @@ def load(
     # 2. What is trained on.
     train, found = records["train"], None
     if method.uses_clusters:
-        assert clusters is not None
+        assert clusters is not None, "restore.load gives them"
         found = clusters(records)
         train = clusterfit.relabel(train, found)
     network = methods.build_network(method, config.model, num_classes=len(train.train_names), axis_name=parallel.AXIS)

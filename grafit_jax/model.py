@@ -59,7 +59,8 @@ def check_alike(name: str, found: Mapping[str, Any], other: str, wanted: Mapping
 
     def flat(made_by: Mapping[str, Any]) -> dict[str, Any]:
         plain = json.loads(json.dumps(made_by))  # tuples are lists there
-        plain["config"] = config_lib.renamed(plain.get("config", {}))
+        if isinstance(plain.get("config"), dict):
+            plain["config"] = config_lib.renamed(plain["config"])
         groups = {key: value for key, value in plain.items() if isinstance(value, dict)}
         rest = {key: value for key, value in plain.items() if key not in groups}
         return rest | {f"{group} {key}": value for group, values in groups.items() for key, value in values.items()}

@@ -28,28 +28,33 @@ class Schedules(NamedTuple):
 
 
 def make_schedules(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -> Schedules:
-    o, m = config.optimizer, config.memory
+    o, m, ema = config.optimizer, config.memory, config.ema
     total_steps = config.train.epochs * steps_per_epoch
     peak = o.learning_rate * config.train.batch_size / 256
     warmup_steps = round(o.warmup_epochs * steps_per_epoch)
     if o.schedule == "step":
-        # Epochs count from the start of the run, and the steps of `main` from the end of the warm-up.
-        boundaries = [epoch * steps_per_epoch - warmup_steps for epoch in o.boundary_epochs]
-        main = _piecewise([o.step_factor**i for i in range(len(boundaries) + 1)], boundaries)
+        rates = [peak * o.step_factor**i for i in range(len(o.boundary_epochs) + 1)]
+        stepped = _piecewise(rates, [epoch * steps_per_epoch for epoch in o.boundary_epochs])
+
+        def learning_rate(step):
+            return stepped(step) * (jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0)
     else:
-        main = functools.partial(_cosine, steps=max(total_steps - warmup_steps, 1))
-    share = optax.join_schedules([lambda step: step / max(warmup_steps, 1), main], [warmup_steps])
-    tau = optax.cosine_decay_schedule(1.0, total_steps)
+        cosine = functools.partial(_cosine, steps=max(total_steps - warmup_steps, 1))
+        share = optax.join_schedules([lambda step: step / max(warmup_steps, 1), cosine], [warmup_steps])
+
+        def learning_rate(step):
+            return peak * share(step)
+
     return Schedules(
-        learning_rate=lambda step: peak * share(step),
+        learning_rate=learning_rate,
         memory_momentum=_piecewise((m.momentum, *m.step_momentum), [e * steps_per_epoch for e in m.step_epochs]),
-        tau=lambda step: config.ema.final - (config.ema.final - config.ema.base) * tau(step),
+        tau=lambda step: ema.final - (ema.final - ema.base) * _cosine(step, steps=total_steps),
     )
 
 
 def _piecewise(values: Sequence[float], boundaries: Sequence[int]) -> optax.Schedule:
-    """values[0] before the first boundary, values[i] from boundaries[i - 1] on."""
-    return optax.join_schedules([optax.constant_schedule(value) for value in values], boundaries)
+    """values[0] before the first boundary, values[i] from boundaries[i - 1] on; float32."""
+    return optax.join_schedules([optax.constant_schedule(jnp.float32(value)) for value in values], boundaries)
 
 
 def _cosine(step: ArrayLike, *, steps: int) -> Array:

@@ -5,8 +5,8 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_collections
 
@@ -20,23 +20,14 @@ from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.runs.metric_writer import MetricWriter
 from grafit_jax.state import TrainState
 
-
-class Trained(NamedTuple):
-    """A run that is complete.
-
-    Attributes:
-      run: its parts.
-      metrics: of the final weights.
-      state: after the last step; None where the run was complete already.
-    """
-
-    run: Experiment
-    metrics: dict[str, float]
-    state: TrainState | None
+# Of a complete run: its parts, its state (None where it was complete already) and its metrics.
+Finish = Callable[[Experiment, TrainState | None, dict[str, float]], None]
 
 
-def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = ()) -> Trained:
-    """Trains by `config` in the workdir `path`, or goes on where a run stopped.
+def train(
+    config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = (), finish: Finish | None = None
+) -> dict[str, float]:
+    """Trains by `config` in the workdir `path`, or resumes a run that stopped; returns the final metrics.
 
     Leaves config.json, metrics.jsonl (a line an epoch and an evaluation), tensorboard/, checkpoints/, metrics.json (the
     final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data) and, of
@@ -46,6 +37,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
       config: see `config.default`.
       path: the workdir.
       allowed: keys that may differ from the config that the run was started with.
+      finish: called once the run is complete, while it still holds its workdir; a signal cuts it short.
 
     Raises:
       UserError: a config, data set or workdir that cannot work, before training; a loss that is not finite.
@@ -70,10 +62,13 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
 
         # 2. The workdir is this run's; of one that is complete nothing is touched.
         _claim(run, path, allowed)
-        if metrics := _complete(path, run):
-            return Trained(run, metrics, None)
-        state, metrics = _loop(run, path, stop)
-        return Trained(run, metrics, state)
+        metrics, state = _complete(path, run), None
+        if not metrics:
+            state, metrics = _loop(run, path, stop)
+        if finish is not None:
+            with stop.at_once():
+                finish(run, state, metrics)
+        return metrics
 
 
 def _claim(run: Experiment, path: pathlib.Path, allowed: Sequence[str]) -> None:

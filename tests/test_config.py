@@ -301,7 +301,5 @@ def test_an_old_key_from_python_names_the_new_one():
     config = small_config()
     with config.unlocked():
         config.model.hidden = 3
-    with pytest.raises(
-        UserError, match=r"found the config key 'model\.hidden', which is called model\.head_hidden_dim now"
-    ):
+    with pytest.raises(UserError, match=r"key 'model\.hidden': model\.hidden is called model\.head_hidden_dim now"):
         config_checks.validate(config, num_devices=1)

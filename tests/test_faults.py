@@ -106,6 +106,22 @@ def test_a_pass_over_images_is_cut_short_and_nothing_is_lost(tmp_path, monkeypat
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
 
 
+def test_a_signal_while_the_result_is_written_ends_the_run_before_its_page(tmp_path, monkeypatch, trains):
+    from grafit_jax import train
+
+    write_result = train._write_result
+
+    def interrupted(*arguments):
+        write_result(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    config = small_config("baseline", **{"train.epochs": 1})
+    monkeypatch.setattr(train, "_write_result", interrupted)
+    with pytest.raises(preemption.Preempted, match="by SIGTERM"):
+        trains(config, tmp_path / "run")
+    assert trains(config, tmp_path / "run") == json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
 def test_a_signal_while_a_checkpoint_is_read_does_not_make_it_a_damaged_one(train_run, monkeypatch, trains):
     digests = checkpoint.integrity.digests
 

@@ -17,7 +17,7 @@ import ml_collections
 
 from grafit_jax import config as config_lib
 from grafit_jax import config_checks, config_files
-from grafit_jax.errors import UserError, did_you_mean
+from grafit_jax.errors import UserError
 from grafit_jax.runs import results, workdir
 
 # Beside the runs in a sweep's directory.
@@ -168,7 +168,7 @@ def _point(module: Any, file: str, name: str, values: Values, arg: str, given: V
         known = config_lib.flatten(config)
         for key in keys:
             if key not in known:
-                raise UserError(f"unknown config key {key!r}{did_you_mean(key, known)}.")
+                raise config_lib.unknown_key(key, known)
         with config.ignore_type():
             config.update_from_flattened_dict(keys)
         # How many devices a run will have is not known here, and asking JAX would take them.

@@ -92,8 +92,8 @@ def submit(
     if jobs is not None:
         options = options | {"slurm_array_parallelism": jobs}
     # A job is unpickled by a Python that finds `sweeps` where this one has.
-    modules = [str(pathlib.Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, modules))
+    modules = [str(pathlib.Path(__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(modules)))
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(**{"name": "grafit"} | options)

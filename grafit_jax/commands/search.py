@@ -32,7 +32,7 @@ def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
 
 
 def read_image(path: pathlib.Path, channels: int, *, size: int = 0, resize_mode: str = "squash") -> np.ndarray:
-    """uint8 [H, W, channels] of an image file, RGB for three channels and grey for one; see `images.decode`.
+    """uint8 [H, W, channels] of an image file, RGB for three channels and grey for one; see `decode.decode`.
 
     With size S > 0 it is made S x S as the images of a run with these data.image_size and data.resize_mode were.
     """

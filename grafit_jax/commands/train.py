@@ -10,26 +10,27 @@ from grafit_jax import train as train_lib
 from grafit_jax.errors import warn
 from grafit_jax.experiment import Experiment
 from grafit_jax.report import write
-from grafit_jax.runs import preemption, results
+from grafit_jax.runs import results
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.runs.progress import say
 from grafit_jax.state import TrainState
 
 
 def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = ()) -> dict[str, float]:
-    """`train.train`, which see, then report.html; says the result, and returns the final metrics."""
-    run, metrics, state = train_lib.train(config, path, allowed=allowed)
-    # Of a run that was complete already the page may be missing: it was killed before that was written.
-    if state is not None or not parallel.all_agree((path / write.NAME).is_file()):
-        with preemption.watch() as stop, stop.at_once():
-            pulse.at(run.total_steps, f"writing {write.NAME}")
+    """`train.train`, which see, that leaves report.html and says the result."""
+
+    def finish(run: Experiment, state: TrainState | None, metrics: dict[str, float]) -> None:
+        # Of a run that was complete already the page may be missing: it was killed before that was written.
+        if state is not None or not parallel.all_agree((path / write.NAME).is_file()):
             leave_page(run, path, int(metrics["step"]), state)
-    say_result(run, metrics, path / write.NAME)
-    return metrics
+        say_result(run, metrics, path / write.NAME)
+
+    return train_lib.train(config, path, allowed=allowed, finish=finish)
 
 
 def leave_page(run: Experiment, path: pathlib.Path, step: int, state: TrainState | None) -> None:
     """The page of a run that is complete after `step`: of its last state, or of the newest checkpoint if it is that."""
+    pulse.at(step, f"writing {write.NAME}")
     if state is None:
         try:
             checkpoints = Checkpoints(path, read_only=True)

@@ -70,7 +70,7 @@ class Resident:
 
 
 class Streamed:
-    """A training set that stays in its files; see `sources.InFiles`. One step a call.
+    """A training set that stays in its files; see `records.InFiles`. One step a call.
 
     Attributes:
       waited: seconds that the host has waited for a batch to come from the files in this epoch so far.

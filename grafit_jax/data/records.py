@@ -35,6 +35,10 @@ class InFiles(Protocol):
         """All images, in memory."""
         ...
 
+    def shuffled(self, batch_size: int, *, seed: int, **options: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One epoch as (id int32 [B], image uint8 [B, ...]), in an order that `seed` alone decides."""
+        ...
+
 
 class Level(NamedTuple):
     """One level of a hierarchy: the labels of a split's images, and what they mean.

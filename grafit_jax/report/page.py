@@ -75,7 +75,7 @@ def _policy(script: str) -> str:
 
 
 def _frames() -> str:
-    """The style of every frame, as `report.contact_sheet` draws it."""
+    """The style of every frame, as `pictures.contact_sheet` draws it."""
     return "".join(
         f".{name}>img,.swatch.{name}{{border:{2 * frame.width:g}px {frame.style} {frame.colour}}}"
         for name, frame in FRAMES.items()

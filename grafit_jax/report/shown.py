@@ -16,7 +16,7 @@ class Run:
 
     Attributes:
       name: as it is called on the page.
-      result: as `report.collect` gives it.
+      result: as `results.collect` gives it.
       log: as `workdir.read_log` gives it.
       layer: which embedding: trunk or projector.
       embedding: float32 [N, D].

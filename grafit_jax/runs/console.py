@@ -1,4 +1,4 @@
-"""What a run says on stderr: what it starts, what may be wrong with it, and its result."""
+"""What a run says on stderr: what it starts, and what may be wrong with it."""
 
 from collections.abc import Mapping
 

@@ -5,7 +5,7 @@ laws are torchvision's. What differs from it: the crop box is not rounded to who
 jitter applies its operations in one fixed order, and the blur's radius means what it means in PIL. An option of
 probability or strength 0 is not in the traced graph.
 
-The operations on one image are in `image_ops`, the policies that choose among them in `policies`.
+The operations on one image are in `image_ops`, the policies that choose among them in `auto_augment`.
 """
 
 import dataclasses

@@ -16,9 +16,10 @@ import pathlib
 from absl import flags
 
 from grafit_jax import config, experiment, model, restore
-from grafit_jax.commands import cli, evaluate
+from grafit_jax.commands import cli
 from grafit_jax.errors import UserError, writing
 from grafit_jax.retrieval import embeddings
+from grafit_jax.retrieval.evaluate import evaluate_features
 from grafit_jax.runs import workdir
 
 _DEFAULTS = config.default().eval
@@ -50,7 +51,7 @@ def main(argv):
         if _GALLERY.value is not None:
             gallery = embeddings.load(pathlib.Path(_GALLERY.value))
             model.check_alike(_FEATURES.value, queries.made_by, _GALLERY.value, gallery.made_by)
-        metrics = evaluate.evaluate_features(
+        metrics = evaluate_features(
             queries,
             gallery,
             leave_out=_LEAVE_OUT.value,

@@ -1,8 +1,7 @@
 """Embed a split once, then every metric from that one pass (PAPER.md section 1)."""
 
 import collections
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,20 +11,12 @@ from grafit_jax import parallel, pulse
 from grafit_jax.data.readers.folder import FolderImages
 from grafit_jax.data.records import Records, in_order
 from grafit_jax.models import Network
-from grafit_jax.retrieval import metrics, neighbors
-from grafit_jax.retrieval.probe import probe as fit_probe
+from grafit_jax.retrieval import neighbors
+from grafit_jax.retrieval.evaluate import Embedded, evaluate
 from grafit_jax.views import augment
 
 # What to do about embeddings that a network gives that has diverged.
 _DIVERGED = "lower optimizer.learning_rate or raise loss.temperature, in a new --workdir"
-
-
-@dataclasses.dataclass(frozen=True)
-class Embedded:
-    """A split as float32 [N, D] embeddings with the labels that are known, by level: see `Records.labels`."""
-
-    embedding: np.ndarray
-    labels: Mapping[str, np.ndarray]
 
 
 # The images of a whole split (`Records.image`) to embeddings by name: trunk and, where there is one, projector.
@@ -142,33 +133,3 @@ def evaluate_network(
         prefix = "" if level == records["test"].finest else f"{level}/"
         result[f"{prefix}top1"] = float(np.mean(embedded["test"]["class"][:, 0] == label))
     return result
-
-
-def evaluate(
-    test: Embedded, train: Embedded, *, ks: Sequence[int], knn_k: int, knn_temperature: float, probe: bool = False
-) -> dict[str, float]:
-    """Retrieval of test images among the other test images, and k-NN votes of the training images, as fractions.
-
-    Every level of labels that the test images have gives `recall@k` and `map`, and where the training images have it
-    too, `knn_top1` and, with `probe`, `probe_top1` and `probe_l2`: those of the finest level are named so, the others
-    `LEVEL/map` and so on. One search serves all.
-    Retrieval leaves out the query itself by id, and queries without another image of their class, which are counted in
-    `queries_without_positive`.
-
-    Raises:
-      UserError: embeddings that are not finite or zero, or more neighbours asked than there are images.
-    """
-    result = metrics.retrieval_metrics(test.embedding, test.labels, ks=ks, knn_k=0)
-    similarity, near = neighbors.search(test.embedding, train.embedding, min(knn_k, len(train.embedding)))
-    for name, labels in test.labels.items():
-        if name in train.labels:
-            vote = metrics.knn_classify(train.labels[name][near], similarity, knn_temperature)
-            result[f"{name}/knn_top1" if name else "knn_top1"] = float(np.mean(np.asarray(vote) == labels))
-            if probe:
-                result |= probed(name, train.embedding, train.labels[name], test.embedding, labels)
-    return result
-
-
-def probed(level: str, *arguments: np.ndarray) -> dict[str, float]:
-    """What `probe.probe` finds, by the names of metrics."""
-    return {f"{level}/probe_{key}" if level else f"probe_{key}": v for key, v in fit_probe(*arguments).items()}

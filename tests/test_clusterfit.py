@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from study import render, reproduction, tables
 
-from grafit_jax import config_checks, evaluation, experiment, model, restore
+from grafit_jax import config_checks, experiment, model, restore
 from grafit_jax.commands import train
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
-from grafit_jax.evaluation import Embedded
 from grafit_jax.retrieval.clustering import kmeans
+from grafit_jax.retrieval.evaluate import Embedded, evaluate
 from grafit_jax.runs import clusterfit, workdir
 from helpers.runs import small_config
 
@@ -69,7 +69,7 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
     got = experiment.evaluate(run, state)
     embedded = {split: run.embed_fn(state.variables, r.image)["trunk"] for split, r in run.records.items()}
     test = run.records["test"]
-    wanted = evaluation.evaluate(
+    wanted = evaluate(
         Embedded(embedded["test"], {"": test.label, "coarse": test.train_label}),
         Embedded(embedded["train"], {"": true.label, "coarse": true.train_label}),
         ks=(1,), knn_k=30, knn_temperature=0.05,

@@ -7,10 +7,10 @@ import pyarrow.parquet
 import pytest
 
 from grafit_jax import model
-from grafit_jax.commands.evaluate import evaluate_features
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings, metrics
 from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.retrieval.evaluate import evaluate_features
 
 
 def some(n=12, dim=5, **columns):

@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from grafit_jax import evaluation, experiment, parallel, pulse, restore
 from grafit_jax.errors import UserError
-from grafit_jax.evaluation import Embedded
+from grafit_jax.retrieval.evaluate import Embedded, evaluate
 from helpers.runs import small_config
 
 KS = (1, 2, 5)
@@ -24,7 +24,7 @@ def split(rng, n, num_fine=6):
 def test_metrics_agree_with_scikit_learn():
     rng = np.random.default_rng(0)
     train, test = split(rng, 121), split(rng, 83)
-    got = evaluation.evaluate(test, train, ks=KS, knn_k=7, knn_temperature=0.05)
+    got = evaluate(test, train, ks=KS, knn_k=7, knn_temperature=0.05)
 
     unit = lambda x: x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)  # noqa: E731
     q, g = unit(test.embedding), unit(train.embedding)
@@ -48,7 +48,7 @@ def test_queries_without_another_image_of_their_class_are_left_out_and_counted()
     embedding = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
     label = np.array([0, 0, 1], np.int32)
     test = Embedded(embedding, {"": label, "coarse": np.zeros(3, np.int32)})
-    got = evaluation.evaluate(test, test, ks=(1,), knn_k=1, knn_temperature=0.05)
+    got = evaluate(test, test, ks=(1,), knn_k=1, knn_temperature=0.05)
     assert (got["recall@1"], got["map"], got["queries_without_positive"]) == (1.0, 1.0, 1)
     assert (got["coarse/recall@1"], got["coarse/map"], got["coarse/queries_without_positive"]) == (1.0, 1.0, 0)
 
@@ -75,7 +75,7 @@ def test_without_fine_labels_the_coarse_metrics_remain():
     rng = np.random.default_rng(1)
     test = split(rng, 30)
     test = Embedded(test.embedding, {"coarse": test.labels["coarse"]})
-    got = evaluation.evaluate(test, test, ks=KS, knn_k=3, knn_temperature=0.05)
+    got = evaluate(test, test, ks=KS, knn_k=3, knn_temperature=0.05)
     assert got and all(key.startswith("coarse/") for key in got)
 
 

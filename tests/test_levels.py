@@ -10,15 +10,14 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from study import layout, reproduction, tables
 
-from grafit_jax import evaluation, experiment, model, restore
+from grafit_jax import experiment, model, restore
 from grafit_jax.commands import train
-from grafit_jax.commands.evaluate import evaluate_features
 from grafit_jax.data import hierarchy, sources
 from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
-from grafit_jax.evaluation import Embedded
 from grafit_jax.retrieval import embeddings, metrics, neighbors
 from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.retrieval.evaluate import Embedded, evaluate, evaluate_features
 from grafit_jax.runs import results, workdir
 from helpers.command_lines import ROOT
 from helpers.runs import small_config
@@ -149,7 +148,7 @@ def test_every_level_is_judged_and_the_neighbours_are_searched_once(monkeypatch)
     search, blocks = neighbors.search, neighbors.blocks
     monkeypatch.setattr(neighbors, "search", lambda *a, **k: searches.append(1) or search(*a, **k))
     monkeypatch.setattr(neighbors, "blocks", lambda *a, **k: passes.append(1) or blocks(*a, **k))
-    got = evaluation.evaluate(test, train_split, ks=(1, 5), knn_k=9, knn_temperature=0.1)
+    got = evaluate(test, train_split, ks=(1, 5), knn_k=9, knn_temperature=0.1)
     assert len(searches) == 1 and len(passes) <= 2  # test among test, and test among train
 
     q = test.embedding / np.linalg.norm(test.embedding.astype(np.float64), axis=1, keepdims=True)

@@ -8,10 +8,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from grafit_jax import experiment, model, parallel, restore
-from grafit_jax.commands.evaluate import evaluate_features
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings, probe
 from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.retrieval.evaluate import evaluate_features
 from grafit_jax.runs import workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from helpers.devices import use_devices

@@ -206,7 +206,7 @@ OTHERS = (
     mutant("average precision with ranks from 2", "grafit_jax/retrieval/metrics.py",
            "np.mean(near_positive / near)", "np.mean(near_positive / (near + 1))",
            "metrics::test_average_precision_golden"),
-    mutant("votes of another level", "grafit_jax/evaluation.py",
+    mutant("votes of another level", "grafit_jax/retrieval/evaluate.py",
            "train.labels[name][near]", "train.labels[min(train.labels)][near]",
            "evaluation::test_metrics_agree_with_scikit_learn"),
     mutant("k-means: empty cluster takes the nearest row", "grafit_jax/retrieval/clustering.py",

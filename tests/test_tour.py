@@ -100,7 +100,7 @@ def test_every_command_of_the_tour_prints_what_it_shows(tmp_path):
     }
     # Whatever stands on the page as a command is run, in whatever way it is set.
     assert COMMAND.findall("\n".join(text for _, text in steps)) == COMMAND.findall(page) == SCRIPTS
-    assert [language for language, _ in steps].count("python") == page.count("import features") == 1
+    assert [language for language, _ in steps].count("python") == page.count("from grafit_jax.retrieval import") == 1
     for name in LAID_OUT:
         (tmp_path / name).symlink_to(ROOT / name)
     for (language, text), (_, shown) in zip(steps, outputs, strict=True):

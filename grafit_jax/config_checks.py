@@ -9,6 +9,7 @@ import ml_collections
 from grafit_jax import config as config_lib
 from grafit_jax import methods
 from grafit_jax.config_files import choose
+from grafit_jax.data.readers.folder import ON_UNREADABLE
 from grafit_jax.errors import UserError
 from grafit_jax.methods import Method
 from grafit_jax.models import heads
@@ -23,7 +24,7 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.head_init": heads.INITS,
     "memory.init": ("embed", "random"),
-    "data.on_unreadable": ("fatal", "skip"),
+    "data.on_unreadable": ON_UNREADABLE,
     "data.resize_mode": RESIZE_MODES,
     "optimizer.schedule": ("cosine", "step"),
     "eval.crop": augment.EVAL_CROPS,

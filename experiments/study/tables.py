@@ -3,107 +3,17 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from grafit_jax import methods
 from grafit_jax.errors import UserError, did_you_mean
 from study import layout, published
 from study.recording import RAW_PIXELS
+from study.rows import NOTES, Row, Table, by_method
 
-# Whose features ClusterFit clusters.
-CLUSTERED = "baseline"
 # Behind the name of a row that a table keeps of an older recipe.
 AS_IT_WAS = "_torchvision"
-
-_NOTES = {
-    "selfcon": " (MoCo, no labels)",
-    "supcon": " (SupCon over the queue)",
-    "supce": " (coarse cross-entropy)",
-    "grafit_maskcon": " (w supcon + (1 − w) selfcon)",
-    "coins": " (w supce + (1 − w) selfcon)",
-    "maskcon": " (soft labels over the queue)",
-    "raw_pixels": " (no training)",
-    "baseline": " (coarse cross-entropy)",
-    "baseline_mlp": " (control: cross-entropy through Grafit's projector)",
-    "byol": " (no labels)",
-    "grafit": " (k-NN + instance loss)",
-    "grafit_no_projector": " (the losses see the trunk's features)",
-    "grafit_fc": " (cross-entropy + instance loss)",
-    "snca": " (k-NN loss alone, through a linear projector)",
-    "snca_plus": " (k-NN loss alone)",
-    "clusterfit": " (cross-entropy on clusters of `baseline`'s features)",
-    "clusterfit_plus": " (the same through Grafit's projector)",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a table: the runs of one config, one for every seed.
-
-    Attributes:
-      name: of the row; with the seed it names the runs' directories.
-      config: the config file, from the root of the repository.
-      arg: what stands behind its colon, without the seed.
-      seeds: how many.
-      start: whose run of the same seed it starts from, given to the config file as `init`.
-      overrides: dotted key -> value, of the config that comes out.
-    """
-
-    name: str
-    config: str
-    arg: str
-    seeds: int = 1
-    start: "Row | None" = None
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table: rows of runs, and what is shown of them.
-
-    Attributes:
-      rows: in their order.
-      columns: metric -> heading; the headline first.
-      gallery: two rows whose neighbours are drawn side by side, or none.
-      facts: heading -> what a run's config says, in columns behind the methods' names.
-      notes: method -> what is said behind its name.
-      pretrained: whether its trunks start from a file of weights, which is given when it is run.
-      folder: where its runs lie in `runs`, unless it is said; tables of one folder share the runs of rows of one name.
-        Empty: the table's name.
-    """
-
-    rows: tuple[Row, ...]
-    columns: Mapping[str, str]
-    gallery: tuple[str, ...] = ()
-    facts: Mapping[str, Callable[[Mapping[str, Any]], str]] = dataclasses.field(default_factory=dict)
-    notes: Mapping[str, str] = dataclasses.field(default_factory=lambda: _NOTES)
-    pretrained: bool = False
-    folder: str = ""
-
-
-def by_method(
-    config: str, arg: str, seeds: Mapping[str, int] | Iterable[str], levels: Iterable[str] = ("",)
-) -> tuple[Row, ...]:
-    """A row for every method; where levels are named, for every method at every level that it is trained on.
-
-    Args:
-      config: the config file.
-      arg: what stands behind its colon before the method; empty, or with a comma at its end.
-      seeds: method -> how many seeds, or the methods alone, for one seed each.
-      levels: as the config file's argument `level`.
-    """
-    seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(seeds, 1)
-
-    def row(method: str, level: str) -> Row:
-        if method == RAW_PIXELS:
-            return Row(RAW_PIXELS, config, arg.rstrip(","))
-        start = row(CLUSTERED, level) if methods.get(method).uses_clusters else None
-        name, suffix = (f"{method}_{level}", f",level={level}") if level else (method, "")
-        return Row(name, config, f"{arg}method={method}{suffix}", seeds.get(method, 1), start)
-
-    return tuple(row(method, level) for level in levels for method in seeds)
-
 
 _COLUMNS = {
     "map": "**fine mAP, trunk**",
@@ -312,7 +222,7 @@ TABLES = {
         by_method("configs/cifar100.py", "preset=cpu_short,", ("baseline", "clusterfit", "grafit"), ("coarse", "fine")),
         layout.level_columns(("coarse", "fine")),
         facts={"trained at": lambda config: config["data.train_level"]},
-        notes=_NOTES | {"baseline": " (cross-entropy)"},
+        notes=NOTES | {"baseline": " (cross-entropy)"},
     ),
     "omniglot": Table(
         by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _WITH_PROJECTOR

@@ -1,17 +1,12 @@
 """The levels of labels: which fine class lies in which coarse one, and what can be trained on."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
-
-if TYPE_CHECKING:  # sources imports this module
-    from grafit_jax.data.records import Level, Records
 
 
 def fine_to_coarse(

@@ -33,7 +33,7 @@ lint: $(VENV)/installed-test
 parity: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,parity]'
 
-# Line and branch coverage of grafit_jax, subprocesses included: of `make test`, then of `make test-all`.
+# Line and branch coverage of grafit_jax and of experiments' study and sweeps, subprocesses included: of `make test`, then of `make test-all`.
 coverage: $(VENV)/installed-test
 	rm -rf build/coverage && mkdir -p build/coverage
 	COVERAGE_FILE=build/coverage/fast $(BIN)/pytest --cov --cov-report=

@@ -44,7 +44,7 @@ PHOTOS = {
 def start(
     arg: str | None, presets: Iterable[str] = (), **defaults: Any
 ) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
-    """How a config file begins: the default config with the method and seed of its arguments, and the arguments.
+    """The default config, with the method and seed of a config file's arguments, and these arguments.
 
     Args:
       arg: what stands behind the colon of `--config=file.py:…`.

@@ -1,4 +1,4 @@
-"""What a run leaves for its users: its embeddings, with what tells them from those of others."""
+"""The embeddings of a run, and the record of which model and layer made them."""
 
 import json
 from collections.abc import Mapping

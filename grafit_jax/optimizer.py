@@ -1,4 +1,4 @@
-"""The optimiser of a run, and what changes over a run as functions of the step, all from its config."""
+"""The optimiser and the schedules of a run, made from its config."""
 
 import functools
 from collections.abc import Sequence

@@ -61,15 +61,15 @@ def convolutions(batch_size: int = 128) -> dict[str, Any]:
     usual = convolution.PART
     programs = [compiled(part) for part in (usual, 2**60)]
     convolution.PART = usual
-    calls = [functools.partial(program, variables["params"], x) for program in programs]
-    parts, whole = timing.best([functools.partial(_ready, call) for call in calls], 3, turn=1)
+    calls = [functools.partial(_ready, program, variables["params"], x) for program in programs]
+    parts, whole = timing.best(calls, 3, turn=1)
     return {"work": f"ResNet-18 forward and backward, batch {batch_size}", "seconds": parts,
             "images_per_second": batch_size / parts, "peer": "each convolution in one go", "peer_seconds": whole,
             "ratio": parts / whole}  # fmt: skip
 
 
-def _ready(call: Callable[[], Any]) -> Any:
-    return jax.block_until_ready(call())
+def _ready(program: Callable[..., Any], *arguments: Any) -> Any:
+    return jax.block_until_ready(program(*arguments))
 
 
 def knn(num_rows: int, batch_size: int, goal: float | None = None, device: str = "cpu") -> dict[str, Any]:

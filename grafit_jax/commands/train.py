@@ -17,7 +17,7 @@ from grafit_jax.state import TrainState
 
 
 def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = ()) -> dict[str, float]:
-    """`train.train`, which see, that leaves report.html and says the result."""
+    """Trains as `train.train` does, then writes report.html and prints the result on stderr."""
 
     def finish(run: Experiment, state: TrainState | None, metrics: dict[str, float]) -> None:
         # Of a run that was complete already the page may be missing: it was killed before that was written.

@@ -7,11 +7,9 @@ from grafit_jax import parallel
 from grafit_jax.errors import warn
 from grafit_jax.runs import progress, workdir
 
-_EVAL = "eval/"
-
 
 class MetricWriter:
-    """By the first process alone; all of them have to call it.
+    """The first process writes; all processes call it alike.
 
     Attributes:
       evaluated: the metrics of the last evaluation so far; empty before the first one.
@@ -22,8 +20,10 @@ class MetricWriter:
         import tensorboardX  # here, since it takes a while to import
 
         self._path, self._batch_size = path, batch_size
-        evaluations = [found for line in workdir.cut_log(path, start) if (found := _evaluation(line))]
-        self.evaluated: dict[str, float] = evaluations[-1] if evaluations else {}
+        self.evaluated: dict[str, float] = {}
+        for line in workdir.cut_log(path, start):
+            if found := workdir.evaluation(line):
+                self.evaluated = found | {"step": line["step"]}
         self._tensorboard = tensorboardX.SummaryWriter(
             str(path / "tensorboard"), purge_step=start + 1 if start else None, write_to_disk=parallel.is_first()
         )
@@ -48,7 +48,7 @@ class MetricWriter:
     def evaluation(self, metrics: dict[str, float]) -> None:
         """The metrics of an evaluation, with its `step`."""
         self.evaluated = metrics
-        line = {_EVAL + name: value for name, value in metrics.items() if name != "step"}
+        line = {workdir.EVAL + name: value for name, value in metrics.items() if name != "step"}
         workdir.append_log(self._path, line | {"step": metrics["step"]})
         self._to_tensorboard("eval", metrics)
 
@@ -62,9 +62,3 @@ class MetricWriter:
             self._tensorboard.close()
         except OSError as error:  # of a full disk, which the checkpoints tell of too
             warn(f"what TensorBoard shows is not complete ({error}).")
-
-
-def _evaluation(line: dict[str, Any]) -> dict[str, float]:
-    """The metrics in a line of the log, if it is an evaluation's."""
-    found = {key.removeprefix(_EVAL): value for key, value in line.items() if key.startswith(_EVAL)}
-    return found | {"step": line["step"]} if found else {}

@@ -121,8 +121,8 @@ def curve(log: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
     for line in log:
         if "epoch" in line:
             epochs[line["step"]] = line["epoch"]
-        metrics = {key.removeprefix("eval/"): value for key, value in line.items() if key.startswith("eval/")}
-        kept = {key: value for key, value in metrics.items() if key.rpartition("/")[2] in HEADLINE and _is_fine(key)}
+        evaluated = workdir.evaluation(line)
+        kept = {key: value for key, value in evaluated.items() if key.rpartition("/")[2] in HEADLINE and _is_fine(key)}
         if kept:
             found[line["step"]] = kept
     return [{"epoch": epochs[step]} | found[step] for step in sorted(found) if step in epochs]

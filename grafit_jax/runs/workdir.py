@@ -32,6 +32,8 @@ LOG = "train.log"
 # Files that may exist before config.json does.
 _BEFORE = (PROFILE, LOCK, SWEEP_LOCK, LOG, "config.json.tmp")
 _METRICS = "metrics.jsonl"
+# In front of the names of metrics of an evaluation, in the log.
+EVAL = "eval/"
 
 
 @contextlib.contextmanager
@@ -205,6 +207,11 @@ def read_log(workdir: pathlib.Path) -> list[dict[str, Any]]:
     path = workdir / _METRICS
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     return [entry for entry in map(_entry, text.splitlines()) if entry is not None]
+
+
+def evaluation(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a line of the log, without their step; empty for a line that is no evaluation's."""
+    return {key.removeprefix(EVAL): value for key, value in line.items() if key.startswith(EVAL)}
 
 
 def _entry(line: str) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """Layers, stems and heads: convolutions by hand, dtypes, who owns which parameters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,6 +181,16 @@ def test_heads_may_start_as_those_of_pytorch():
         assert 0.5 * bound < np.abs(layer["bias"]).max() <= bound
     # No two layers are drawn alike.
     assert not np.array_equal(theirs["projector"]["Dense_1"]["bias"], theirs["predictor"]["Dense_1"]["bias"])
+
+
+@pytest.mark.parametrize(("trunk", "stem"), [("resnet8", "patch2"), ("regnet_y_200mf", "cifar")])
+def test_a_jitted_trunk_in_bfloat16_is_close_to_float32(trunk, stem):
+    exact, low = (build_trunk(trunk, stem=stem, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    image = jax.random.normal(jax.random.PRNGKey(0), (8, 32, 32, 3))
+    variables = exact.init(jax.random.PRNGKey(1), image, train=False)
+    want = exact.apply(variables, image, train=False)
+    got = jax.jit(functools.partial(low.apply, train=False))(variables, image)
+    np.testing.assert_allclose(got, want, rtol=0.1, atol=0.02 * float(jnp.abs(want).max()))
 
 
 @pytest.mark.slow

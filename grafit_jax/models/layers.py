@@ -4,7 +4,9 @@ import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
-from jax import Array
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from grafit_jax.models.convolution import conv_general_dilated
@@ -30,6 +32,14 @@ def fold_patches(x: Array, size: int) -> Array:
     b, h, w, c = x.shape
     x = x.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // size, w // size, size * size * c)
+
+
+def global_average(x: Array) -> Array:
+    """[B, H, W, C] -> float32 [B, C], the average over the feature map."""
+    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        # jaxlib 0.11 and 0.12 fuse a ResNet's last block with this sum on CPU, and the result is NaN.
+        x = lax.optimization_barrier(x)
+    return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
 def residual(block: type[nn.Module], remat: bool) -> type[nn.Module]:

@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, residual, stage_of
+from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, global_average, residual, stage_of
 
 _STEM_WIDTH = 32
 # Widths are multiples of this.
@@ -114,7 +114,7 @@ class RegNet(nn.Module):
             stage, place = stage_of(number, sizes)
             stride = 2 if place == 0 else 1
             x = block(widths[stage - 1], stride, self.group_width, norm, self.dtype, name=f"YBlock_{number}")(x)
-        return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return global_average(x)
 
     @nn.nowrap
     def stages(self) -> tuple[list[int], list[int]]:

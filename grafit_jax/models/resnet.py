@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, residual, stage_of
+from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, global_average, residual, stage_of
 
 
 class BasicBlock(nn.Module):
@@ -92,7 +92,7 @@ class ResNet(nn.Module):
             stride = 2 if stage > 1 and place == 0 else 1
             name = f"{self.block.__name__}_{number}"
             x = block(self.width * 2 ** (stage - 1), stride, norm, self.dtype, name=name)(x)
-        return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return global_average(x)
 
     @nn.nowrap
     def torch_name(self, path: Sequence[str]) -> str:

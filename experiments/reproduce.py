@@ -1,19 +1,19 @@
 """Trains what a table lacks, evaluates it, and prints it, the paper's numbers beside ours.
 
-python experiments/reproduce.py --list                        # every published row: paper's, ours, what it needs
+python experiments/reproduce.py --list                        # every published row: paper's, ours, what it lacks
 python experiments/reproduce.py --table=quickstart
 python experiments/reproduce.py --table=cifar100 --scale=cpu --data_dir=$HOME/tensorflow_datasets
 python experiments/reproduce.py --all --scale=cpu --dry_run   # the whole study: what is to be trained, and how long
 python experiments/reproduce.py --all --scale=cpu --record --jobs=2
 
 A run that is complete is read, one that was stopped goes on, one that fails leaves the others alone: it is told of at
-the end, exit status 1. With --record every result is added at once to experiments/results/TABLE.json, what is recorded
+the end, exit status 1. With --record every result is added at once to experiments/results/TABLE.jsonl, what is recorded
 already is not trained again (--again: it is, unless it is complete in --workdir), and README.md and docs are rendered
 from these files.
 
-With --budget_minutes=N no run is started that would not end in N minutes, by the times of runs on the same kind of
-device that are recorded, or complete in --workdir. What ends is kept, and at the end stand the runs that were not
-started: exit status 75 if the same command again can go on with one of them.
+With --budget_minutes=N no run is started that would not end in N minutes, by the times of runs of its config on the
+same kind of device that are recorded, or complete in --workdir. What ends is kept, and at the end stand the runs that
+were not started: exit status 75 if the same command again can go on with one of them.
 
 With --jobs=N above 1 all that is missing is trained first, N runs at a time, each by a process of its own that writes
 to train.log in its directory: on a CPU, of which a small network does not keep two cores busy. A run takes all devices
@@ -30,9 +30,10 @@ from study import pricing, published, render, reproduction, tables
 
 from grafit_jax.commands import cli
 from grafit_jax.errors import UserError
+from grafit_jax.report.tables import plain_table
 from grafit_jax.runs.preemption import EXIT_PREEMPTED
 
-_LIST = flags.DEFINE_bool("list", False, "every row of the paper: its value, ours, what it needs")
+_LIST = flags.DEFINE_bool("list", False, "every row of the paper: its value, ours, what it lacks")
 _TABLE = flags.DEFINE_string("table", "quickstart", "which table, or which family of tables")
 _SCALE = flags.DEFINE_enum("scale", None, tables.SCALES, "of a family, or of --all")
 _ALL = flags.DEFINE_bool("all", False, "the tables of all families at a scale")
@@ -53,7 +54,7 @@ cli.want_numbers("seeds")
 def main(argv):
     root = pathlib.Path(__file__).resolve().parent.parent
     if _LIST.value:
-        print(published.plain(render.recorded(root)))
+        print(published.render(render.recorded(root), as_text=plain_table))
         return
     if _AGAIN.value and not _RECORD.value:
         raise UserError("found --again without --record: want both, or take another --workdir.")
@@ -89,7 +90,8 @@ def main(argv):
             if _RECORD.value:
                 _record(root, name, result, failed)
         if found:
-            print(f"\n{render.render(tables.TABLES[name], found)}\n{published.compare(name, found)}")
+            print(f"\n{render.render(tables.TABLES[name], found)}\n")
+            print(published.render({name: found}, [name], as_text=plain_table))
             _draw(name, root)
     for run, reason in failed.items():
         print(f"failed: {run}: {reason}", file=sys.stderr)

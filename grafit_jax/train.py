@@ -201,8 +201,7 @@ def _write_result(run: Experiment, path: pathlib.Path, metrics: dict[str, float]
         "test_images": len(run.records["test"]),
         "curve": results.curve(log),
     }
-    sealed = results.seal(facts, config_lib.flatten(config), metrics)
-    workdir.put(path, "run.json", json.dumps(sealed, indent=2) + "\n")
+    workdir.put(path, "run.json", json.dumps(facts, indent=2) + "\n")
     workdir.put(path, "metrics.json", json.dumps(metrics) + "\n")
     # Last, since the epochs in it tell a complete run that has trained on from one that was killed before this.
     workdir.put(path, "config.json", config_lib.to_json(config) + "\n")

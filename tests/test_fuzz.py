@@ -155,7 +155,7 @@ def test_damaged_facts_of_a_run_are_named(times, tmp_path):
     facts = {"train_seconds": 3.5, "views_per_image": 2, "train_images": 9}
     whole = {
         "metrics.json": metrics,
-        "run.json": results.seal(facts, config_lib.flatten(small_config()), metrics),
+        "run.json": facts,
         "data.json": {"train": "ab", "test": "cd"},
     }
 
@@ -196,25 +196,29 @@ def test_damaged_records_are_named(times, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     folder = tmp_path / "experiments" / "results"
     folder.mkdir(parents=True)
-    recorded = {name: ROOT / "experiments" / "results" / f"{name}.json" for name in names}
-    whole = {name: json.loads(path.read_text())[-2:] for name, path in recorded.items()}
+    recorded = {name: ROOT / "experiments" / "results" / f"{name}.jsonl" for name in names}
+    whole = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in recorded.items()}
+    whole = {name: [first, *lines[-2:]] for name, (first, *lines) in whole.items()}
+
+    def as_lines(content):
+        return b"\n".join(map(as_json, content if isinstance(content, list) else [content]))
 
     def check(drawn):
         name, text = drawn
         shutil.rmtree(folder)
         folder.mkdir()
-        (folder / f"{name}.json").write_bytes(text)
+        (folder / f"{name}.jsonl").write_bytes(text)
         found = fuzzing.outcome(render.blocks, tmp_path)
         if isinstance(found, UserError):
-            assert f"{name}.json" in str(found)
+            assert f"{name}.jsonl" in str(found)
         return found
 
     for name in names:
         for text in (b"", b"{}", b"\xff", b"[5]", b'[{"method": 1}]', b"[" * 100_000):
-            assert "record them again" in str(check((name, text)))
-        assert isinstance(check((name, as_json(whole[name]))), dict)
+            assert "record it again" in str(check((name, text)))
+        assert isinstance(check((name, as_lines(whole[name]))), dict)
     damage = [
-        st.tuples(st.just(name), fuzzing.damaged([as_json(content)]) | fuzzing.altered(content).map(as_json))
+        st.tuples(st.just(name), fuzzing.damaged([as_lines(content)]) | fuzzing.altered(content).map(as_lines))
         for name, content in whole.items()
     ]
     fuzzing.hold(check, st.one_of(damage), 40 * times)

@@ -1,12 +1,13 @@
 """Tables and pictures: their numbers are the runs', and README's are those that are recorded."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
-from study import layout, published, recording, render, reproduction, tables
+from study import layout, recording, render, reproduction, tables
 
 from grafit_jax.commands import train
 from grafit_jax.data import sources
@@ -138,7 +139,7 @@ def test_recorded_rows_share_everything_but_method_and_seed(name):
     whole = max(shared, key=len)
     assert all(all(whole[k] == v for k, v in config.items()) for config in shared) and whole
     for protocol in ("paper", "maskcon"):
-        of_it = [r for r in trained if r["protocol"] == protocol and not rows[r["row"]].overrides]
+        of_it = [r for r in trained if recording.protocol(r["method"]) == protocol and not rows[r["row"]].overrides]
         theirs = (
             "loss.temperature", "model.head_batch_norm", "model.head_init", "queue.size", "ema.final",
             "key_views.flip_prob",
@@ -146,28 +147,14 @@ def test_recorded_rows_share_everything_but_method_and_seed(name):
         assert len({tuple(r["config"].get(key) for key in theirs) for r in of_it}) <= 1
 
 
-def test_rows_to_reach_say_cell_by_cell_what_is_measured_ready_or_blocked():
-    rows = lambda recorded: published.render(recorded).splitlines()[2:]  # noqa: E731
-    pretrained, scratch, cars, *_ = before = rows({})
-    assert len(before) == 8
-    assert pretrained == (
-        "| CIFAR-100 (20 → 100) | pretrained | – / 60.57 | – / 71.13 | – / 82.32 | – / 89.21 "
-        "| blocked: needs torchvision's resnet18 weights |"
-    )
-    assert "| – / 60.57 |" in scratch
-    assert scratch.endswith("| ready, not run: 10 minutes on one GPU |")
-    assert cars.endswith(
-        "needs the images of Cars (their public download is gone), and torchvision's resnet18 weights |"
-    )
-    # A row is measured as soon as its own table has the method that the row is of.
-    recalls = {f"recall@{k}": v for k, v in ((1, 0.5), (2, 0.6), (5, 0.71234), (10, 0.8))}
-    others = [result("maskcon", **dict.fromkeys(recalls, 0.9))]
-    assert rows({"maskcon_cifar100": others}) == before
-    after = rows({"maskcon_cifar100": [*others, result("grafit_maskcon", **recalls)]})
-    assert after[1].endswith(
-        "| from scratch | 50.00 / 60.57 | 60.00 / 71.13 | 71.23 / 82.32 | 80.00 / 89.21 | measured |"
-    )
-    assert after[:1] + after[2:] == before[:1] + before[2:]
+def test_a_table_of_two_protocols_says_which_row_is_of_which():
+    for name, table in tables.TABLES.items():
+        points = reproduction.points(
+            table, pathlib.Path("runs"), root=ROOT, seeds=[0],
+            source=reproduction.Source(pretrained="w.pth" if table.pretrained else ""),
+        )  # fmt: skip
+        protocols = {recording.protocol(point.flat["method"]) for point in points} - {""}
+        assert len(protocols) == 1 or "protocol" in table.facts, name
 
 
 def test_rows_of_two_protocols_are_told_apart():

@@ -168,6 +168,3 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
     (directory / names[2] / "metrics.json").write_text('{"map": [1]}')
     with pytest.raises(UserError, match=r"w=1.0 has '\[1\]' as map: want what experiments/train.py wrote"):
         end()
-    (directory / names[2] / "metrics.json").write_text('{"map": 0.9, "step": 3}')
-    with pytest.raises(UserError, match=r"w=1.0 is not what its run wrote \(its digest is of other numbers\): give"):
-        end()

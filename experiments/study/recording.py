@@ -1,14 +1,14 @@
-"""Recorded results: read and checked, whether they can stand in one table, and merged with new ones."""
+"""Recorded results: JSON lines that git keeps, whether they can stand in one table, and merging them with new ones."""
 
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grafit_jax import config as config_lib
 from grafit_jax import methods
-from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, reading
-from grafit_jax.runs.results import Result, check
+from grafit_jax.runs.results import Result
 
 # Whose neighbours are found by the pixels themselves: the control without a network, and without a config of its own.
 RAW_PIXELS = "raw_pixels"
@@ -18,9 +18,9 @@ _NOT_TRAINING = ("eval.", "checkpoint.")
 _JUDGED_BY = ("eval.crop", "eval.resize", "eval.knn_k", "eval.knn_temperature")
 # Runs that others start from, by where they are.
 STARTS = ("clusterfit.source", "model.pretrained")
-_WANT = (
-    "want recorded results: take the file back from version control, or record them again with experiments/reproduce.py"
-)
+# The parts of an entry of which a file says once what all its entries share.
+_PARTS = ("run", "config", "environment")
+WANT = "take the file back from version control, or record it again with experiments/reproduce.py or benchmark.py"
 
 
 def protocol(method: str) -> str:
@@ -28,20 +28,64 @@ def protocol(method: str) -> str:
     return "" if method == RAW_PIXELS else methods.get(method).protocol
 
 
-def check_together(results: Sequence[Result], where: str, *, says_protocol: bool) -> None:
+def dumps(entries: Sequence[Mapping[str, Any]]) -> str:
+    """JSON lines: first what all entries share of their parts, then an entry a line, with the rest."""
+    first, *others = entries
+    shared = {
+        part: {
+            key: value
+            for key, value in first[part].items()
+            if all(key in other.get(part, {}) and other[part][key] == value for other in others)
+        }
+        for part in _PARTS
+        if part in first
+    }
+    lines = [{"shared": shared}]
+    for entry in entries:
+        rest = {part: {k: v for k, v in entry[part].items() if k not in shared[part]} for part in shared}
+        lines.append({**entry, **rest})
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def load(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The entries of a file that `dumps` made; UserError for a file that holds something else."""
+    with reading(path, WANT):
+        first, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        shared = first["shared"]
+        return [{**line, **{part: same | line[part] for part, same in shared.items()}} for line in lines]
+
+
+def read(path: pathlib.Path) -> list[Result]:
+    """The recorded results of a table; UserError for a file that holds something else."""
+    found = load(path)
+    with reading(path, WANT):
+        for result in found:
+            config = result["config"]
+            protocol(config["method"])
+            if missing := {"row", "metrics", "run"} - result.keys():
+                raise UserError(f"{path} has a result without {', '.join(sorted(missing))}: {WANT}.")
+            result |= {"method": config["method"], "seed": config["seed"]}
+    return found
+
+
+def save_form(result: Result) -> dict[str, Any]:
+    """What is recorded of a result: without what its config says again, or where its files lie on this machine."""
+    config = {key: _placeless(key, v) for key, v in result["config"].items() if key not in config_lib.PLACES}
+    return {"row": result["row"], "metrics": result["metrics"], "run": result["run"], "config": config}
+
+
+def check_together(results: Sequence[Result], where: str) -> None:
     """Checks that results can stand in one table.
 
     Raises:
-      UserError: two protocols, unless the table says which row is of which; images of different data; or other rules
-        by which they are judged.
+      UserError: images of different data, or other rules by which they are judged.
     """
-    protocols = sorted({protocol(r["method"]) for r in results} - {""})
-    if len(protocols) > 1 and not says_protocol:
-        raise UserError(
-            f"{where} mixes protocols {' and '.join(protocols)} and has no column that says so: want one of them, or "
-            "the fact `protocol` in experiments/study/tables.py."
-        )
-    _check_rules(results, where)
+    default = config_lib.flatten(config_lib.default())
+    for key in _JUDGED_BY:
+        values = {result["config"].get(key, default[key]): result for result in results}
+        if len(values) > 1:
+            found = "; ".join(f"{r['row']}, seed {r['seed']}: {value}" for value, r in values.items())
+            raise UserError(f"{where} mixes results of different {key} ({found}): evaluate all rows alike.")
     # By the size that photos are kept at, which is in their fingerprint.
     by_size: dict[int, list[Result]] = {}
     for result in results:
@@ -53,16 +97,6 @@ def check_together(results: Sequence[Result], where: str, *, says_protocol: bool
                 f"{where} mixes results on different images or labels ({'; '.join(different)}): measure all "
                 "rows on the same data."
             )
-
-
-def _check_rules(results: Sequence[Result], where: str) -> None:
-    """Raises a UserError for results that were judged by different rules."""
-    default = config_lib.flatten(config_lib.default())
-    for key in _JUDGED_BY:
-        values = {result["config"].get(key, default[key]): result for result in results}
-        if len(values) > 1:
-            found = "; ".join(f"{r['row']}, seed {r['seed']}: {value}" for value, r in values.items())
-            raise UserError(f"{where} mixes results of different {key} ({found}): evaluate all rows alike.")
 
 
 def _on_different_data(results: Iterable[Result]) -> list[str]:
@@ -86,32 +120,15 @@ def _on_different_data(results: Iterable[Result]) -> list[str]:
     return [name for _, name in groups]
 
 
-def read(path: pathlib.Path) -> list[Result]:
-    """The recorded results of a table, each checked; UserError for a file that holds something else."""
-    found = read_json(path, list, _WANT)
-    with reading(path, _WANT):
-        for place, result in enumerate(found):
-            if result["method"] not in (*methods.METHODS, RAW_PIXELS):
-                raise UserError(f"{path} has the method {result['method']!r}, which there is not: {_WANT}.")
-            if result["protocol"] != protocol(result["method"]):
-                raise UserError(f"{path} has {result['method']} as of protocol {result['protocol']!r}: {_WANT}.")
-            if result["method"] != result["config"]["method"] or result["seed"] != result["config"]["seed"]:
-                raise UserError(f"{path} has a method or seed that its config has not: {_WANT}.")
-            found[place] = check(result, f"{path}, row {result['row']}, seed {result['seed']},")
-    return found
-
-
 def merge(old: Iterable[Result], new: Iterable[Result], rows: Sequence[str], where: str) -> list[Result]:
     """Old and new results in the order of `rows`, then of seeds; a new one takes the place of an old one of its config.
 
     Raises:
-      UserError: a row that the table has not, or a new result of another config than the one that is there.
+      UserError: a new result of another config than the one that is there.
     """
     merged: dict[tuple[str, int], Result] = {}
     for result in [*old, *new]:
         place = (result["row"], result["seed"])
-        if result["row"] not in rows:
-            raise UserError(f"{where} has the row {result['row']}, and the table has {', '.join(rows)}: remove it.")
         changed = differences(merged[place]["config"], result["config"]) if place in merged else []
         if changed:
             raise UserError(
@@ -142,10 +159,19 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a config makes a difference to its run: as JSON has it or not, and however old it is."""
     values = config_lib.flatten(config_lib.default()) | dict(config)
     values = {
-        key: tuple(v) if isinstance(v, list) else v
+        key: _placeless(key, tuple(v) if isinstance(v, list) else v)
         for key, v in values.items()
         if key not in config_lib.PLACES and not key.startswith(_NOT_TRAINING)
     }
     if values["method"] == RAW_PIXELS or not methods.get(values["method"]).uses_clusters:
         values = {key: v for key, v in values.items() if not key.startswith("clusterfit.")}
-    return values | {key: pathlib.Path(values[key]).name for key in STARTS if key in values}
+    return values
+
+
+def _placeless(key: str, value: Any) -> Any:
+    """The value of a config's key, of a file or a folder its name alone."""
+    if key in STARTS:
+        return pathlib.Path(value).name
+    if key == "data.source" and value.startswith("npz:"):
+        return f"npz:{pathlib.Path(value[4:]).name}"
+    return value

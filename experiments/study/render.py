@@ -1,12 +1,10 @@
 """Recorded results as text: tables in Markdown, and their places in README.md and docs."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import filelock
 
-from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, reading
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs import workdir
@@ -16,12 +14,10 @@ from study.recording import RAW_PIXELS
 from study.reproduction import RowRun
 from study.tables import TABLES, Table
 
-_RECORD = "want recorded results; record them again with experiments/reproduce.py or benchmark.py"
-
 
 def render(table: Table, found: Sequence[Result], where: str = "the table") -> str:
     """The table in Markdown, with what its numbers stand on below it; UserError for what cannot stand in one table."""
-    recording.check_together(found, where, says_protocol="protocol" in table.facts)
+    recording.check_together(found, where)
     trained = [r["run"] for r in found if r["method"] != RAW_PIXELS]
     text = layout.markdown_table(found, table.columns, table.notes, table.facts)
     if not trained:
@@ -46,7 +42,7 @@ def _standing(facts: Sequence[dict]) -> str:
 
 def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
     """Where the results of a table or a benchmark are kept."""
-    return root / "experiments" / "results" / f"{name}.json"
+    return root / "experiments" / "results" / f"{name}.jsonl"
 
 
 def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
@@ -65,18 +61,13 @@ def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
 
 def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
     """Sees that a result is of the row, and of the table, in which it stands; UserError if not."""
-    path, table = results_path(root, name), TABLES[name]
+    path, table, config = results_path(root, name), TABLES[name], result["config"]
     place = f"{path}, row {result['row']}, seed {result['seed']},"
-    with reading(path, _RECORD):
-        config = result["config"]
-        weights = config.get("model.pretrained", "") if table.pretrained else ""
+    with reading(path, recording.WANT):
         # The same images may lie elsewhere, in another order, which their fingerprints tell.
-        elsewhere = config["data.source"] if config.get("data.source", "").startswith("npz:") else ""
+        elsewhere = config["data.source"] if config["data.source"].startswith("npz:") else ""
+        weights = config.get("model.pretrained", "") if table.pretrained else ""
         source = reproduction.Source(data_source=elsewhere, pretrained=weights)
-        if table.pretrained and not weights:
-            raise UserError(
-                f"{place} is of a trunk from scratch, and the table's start pretrained: take the entry out."
-            )
         try:
             (point,) = reproduction.points(
                 table, pathlib.Path(), root=root, seeds=[result["seed"]], only=[result["row"]], source=source
@@ -101,16 +92,18 @@ def record(root: pathlib.Path, name: str, result: Result) -> None:
     """Adds a result to what is recorded of a table, and renders the pages.
 
     Raises:
-      UserError: as `results.merge` and `results.check_together`, or a table that has no place in a page.
+      UserError: a result that is not of its row, or as `merge` and `check_together` of recording; a table that has no
+        place in a page.
     """
     path = results_path(root, name)
+    _check_place(root, name, result)
     with _alone(path.parent):
         merged = _merged(root, name, [result])
-        recording.check_together(merged, str(path), says_protocol="protocol" in TABLES[name].facts)
+        recording.check_together(merged, str(path))
         claims.check(recorded(root) | {name: merged})
         if curves.render(merged):
             curves.picture(root / "docs" / _followed(name), merged)
-        _keep(root, path, merged)
+        _keep(root, path, [recording.save_form(each) for each in merged])
 
 
 def record_benchmark(root: pathlib.Path, name: str, lines: Sequence[dict]) -> None:
@@ -121,7 +114,7 @@ def record_benchmark(root: pathlib.Path, name: str, lines: Sequence[dict]) -> No
 
 
 def _keep(root: pathlib.Path, path: pathlib.Path, entries: Sequence[dict]) -> None:
-    workdir.write(path, json.dumps(entries, indent=1) + "\n")
+    workdir.write(path, recording.dumps(entries))
     write_pages(root)
 
 
@@ -140,18 +133,18 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
     """The blocks of README.md and docs that come from recorded results: name -> text."""
     of_tables = recorded(root)
     found = {
-        "maskcon_rows": published.render(of_tables),
-        "published_rows": published.page(of_tables),
+        "maskcon_rows": published.render(of_tables, [name for name in TABLES if name.startswith("maskcon_")]),
+        "published_rows": published.render(of_tables),
         "claims": claims.render(of_tables),
         "claims_in_short": claims.in_short(of_tables),
         "over_epochs": _over_epochs(of_tables) or _not_run("cifar100_epochs"),
     } | {name: _not_run(name) for name in TABLES}
     for path in _files(root):
-        with reading(path, _RECORD):
+        with reading(path, recording.WANT):
             if path.stem in TABLES:
                 found[path.stem] = render(TABLES[path.stem], of_tables[path.stem], str(path))
             else:
-                text = render_benchmark(read_json(path, list, _RECORD))
+                text = render_benchmark(recording.load(path))
                 found[_block(path)] = f"{found[_block(path)]}\n\n{text}" if _block(path) in found else text
     return found
 
@@ -175,7 +168,7 @@ def _followed(name: str) -> str:
 
 
 def _files(root: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(results_path(root, "").parent.glob("*.json"))
+    return sorted(results_path(root, "").parent.glob("*.jsonl"))
 
 
 def _block(path: pathlib.Path) -> str:

@@ -54,10 +54,6 @@ class RowRun:
         flat = config_lib.flatten(self.config)
         return flat | {"method": RAW_PIXELS} if self.row.name == RAW_PIXELS else flat
 
-    @property
-    def command(self) -> str:
-        return " ".join(_words("python", pathlib.Path(), self, self.row.overrides))
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -190,9 +186,7 @@ def result(point: RowRun, known: Recorded) -> Result:
     if point.row.name == RAW_PIXELS:
         return _raw_pixels(point)
     _train(point)
-    collected = results.collect(point.directory)
-    own = {"row": point.row.name, "protocol": recording.protocol(collected["method"])}
-    return own | collected | {"command": point.command}
+    return {"row": point.row.name} | results.collect(point.directory)
 
 
 def complete(wanted: Iterable[RowRun]) -> list[Result]:
@@ -330,13 +324,11 @@ def _raw_pixels(point: RowRun) -> Result:
     }
     return {
         "row": RAW_PIXELS,
-        "protocol": "",
         "method": RAW_PIXELS,
         "seed": 0,
         "metrics": metrics,
-        "run": results.seal(facts, point.flat, metrics),
+        "run": facts,
         "config": point.flat,
-        "command": "python experiments/reproduce.py --rows=raw_pixels",
     }
 
 

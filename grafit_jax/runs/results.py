@@ -1,10 +1,5 @@
-"""The result of a run: read, checked, and by layer and level. Sealed by the run that wrote it.
+"""The result of a run: read, and by layer and level."""
 
-A seal is a plain SHA-256: it tells of a file that was edited by hand, or damaged, and keeps nobody from forging one.
-"""
-
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -15,10 +10,8 @@ from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError
 from grafit_jax.runs import workdir
 
-# A row of a table and a seed: row, protocol, method, seed, metrics (fractions), run (run.json), config, command.
+# Of a run: method, seed, metrics (fractions), run (run.json) and config (dotted keys to values); of a table, its row.
 Result = dict[str, Any]
-# Of what a run leaves as its result. Goes up when the same keys mean something else.
-SCHEMA = 1
 # The fine metrics that are looked at first -> what they are called.
 HEADLINE = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
 LAYERS = ("trunk", "projector")
@@ -43,53 +36,8 @@ def by_layer_and_level(
     return found
 
 
-def seal(run: Mapping[str, Any], config: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
-    """The facts of a run (run.json) with the schema of its result, and the digest over the whole of it.
-
-    Args:
-      run: time, environment, data.
-      config: dotted keys to values.
-      metrics: as in metrics.json.
-    """
-    facts = {**run, "schema": SCHEMA}
-    return facts | {"digest": digest(facts, config, metrics)}
-
-
-def digest(run: Mapping[str, Any], config: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
-    """64 hexadecimal digits of a SHA-256 over canonical JSON: sorted keys, no spaces; tuples and lists are the same."""
-    present, first = config_lib.renamed(config), {new: old for old, new in config_lib.RENAMED.items()}
-    whole = {
-        "run": {key: value for key, value in run.items() if key != "digest"},
-        # By their first names, which the results of all versions share.
-        "config": {first.get(key, key): value for key, value in present.items() if key not in config_lib.PLACES},
-        "metrics": metrics,
-    }
-    return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def check(result: Result, where: str) -> Result:
-    """`result`, if it is as its run wrote it, with the present names of its config's keys.
-
-    Raises:
-      UserError: a result of another schema, or one that was changed since.
-    """
-    run = result["run"]
-    schema = run.get("schema", 0)
-    if schema != SCHEMA:
-        raise UserError(
-            f"{where} is a result of schema {schema}, and this version reads {SCHEMA}: train it again in an empty "
-            "--workdir, or read it with the version that wrote it."
-        )
-    if run.get("digest") != digest(run, result["config"], result["metrics"]):
-        raise UserError(
-            f"{where} is not what its run wrote (its digest is of other numbers): give the file back as it was, or "
-            "train again in an empty --workdir."
-        )
-    return result | {"config": config_lib.renamed(result["config"])}
-
-
 def collect(path: pathlib.Path) -> Result:
-    """The result of the complete run in `path`; UserError if it is not complete, or not as its run wrote it."""
+    """The result of the complete run in `path`; UserError if it is not complete, or cannot be read."""
     if not os.path.isfile(path / "metrics.json"):
         raise UserError(f"{path} holds no finished run (no metrics.json): let experiments/train.py end first.")
     config = workdir.read_config(path)
@@ -98,14 +46,8 @@ def collect(path: pathlib.Path) -> Result:
     for name, value in [*metrics.items(), ("train_seconds", run.get("train_seconds", 0.0))]:
         if not isinstance(value, int | float) or abs(value) > 2**63:
             raise UserError(f"{path} has {str(value)[:40]!r} as {name}: {want}.")
-    result = {
-        "method": config.method,
-        "seed": config.seed,
-        "metrics": metrics,
-        "run": run,
-        "config": config_lib.flatten(json.loads((path / "config.json").read_text())),  # as it was sealed
-    }
-    return check(result, str(path))
+    flat = config_lib.flatten(config)
+    return {"method": config.method, "seed": config.seed, "metrics": metrics, "run": run, "config": flat}
 
 
 def at_layer(config: Mapping[str, Any], metric: str, layer: str) -> str:

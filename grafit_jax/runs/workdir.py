@@ -118,7 +118,7 @@ def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict, allow
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str] = ()) -> None:
     """Makes `workdir` the run of this config, or finds it to be that already; arguments and UserError as `check`."""
     check(workdir, config, allowed)
-    if (workdir / "metrics.json").is_file():  # complete, and sealed with the config that it has
+    if (workdir / "metrics.json").is_file():  # complete, with the config that it has
         return
     with _writable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)

@@ -7,16 +7,14 @@ import numpy as np
 
 from grafit_jax import config as config_lib
 from grafit_jax import objective, train_step
-from grafit_jax.runs import results
 
 
 def finish(path, config, metrics, **facts):
     """Leaves in a workdir what a complete run of that config leaves."""
     path.mkdir(parents=True, exist_ok=True)
     facts = {"train_seconds": 1.0, "train_images": 9, "views_per_image": 1} | facts
-    sealed = results.seal(facts, config_lib.flatten(config), metrics)
     (path / "config.json").write_text(config_lib.to_json(config))
-    (path / "run.json").write_text(json.dumps(sealed))
+    (path / "run.json").write_text(json.dumps(facts))
     (path / "metrics.json").write_text(json.dumps(metrics))
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -211,13 +210,9 @@ def _train(point: RowRun) -> None:
 def words(point: RowRun, root: pathlib.Path) -> list[str]:
     """The words of the command line that trains a run here, by the repository in `root`."""
     places = {key: point.flat[key] for key in ("data.data_dir", "data.source", "model.pretrained")}
-    return _words(sys.executable, root, point, {**point.row.overrides, **places})
-
-
-def _words(python: str, root: pathlib.Path, point: RowRun, changes: Mapping[str, Any]) -> list[str]:
     config = f"--config={root / point.row.config}:{point.arg}"
-    flags = [f"--config.{key}={value}" for key, value in changes.items()]
-    return [python, str(root / "experiments" / "train.py"), config, *flags, f"--workdir={point.directory}"]
+    flags = [f"--config.{key}={value}" for key, value in {**point.row.overrides, **places}.items()]
+    return [sys.executable, str(root / "experiments" / "train.py"), config, *flags, f"--workdir={point.directory}"]
 
 
 def train_all(
@@ -316,20 +311,12 @@ def _raw_pixels(point: RowRun) -> Result:
     metrics = evaluation.evaluate(
         test_split, train_split, ks=e.recall_at, knn_k=e.knn_k, knn_temperature=e.knn_temperature
     )
-    point.directory.mkdir(parents=True, exist_ok=True)
-    workdir.write(point.directory / "metrics.json", json.dumps(metrics) + "\n")
     facts = provenance.describe() | {
         "data_fingerprint": {s: r.fingerprint() for s, r in records.items()},
         "data_content": experiment.contents(records),
     }
-    return {
-        "row": RAW_PIXELS,
-        "method": RAW_PIXELS,
-        "seed": 0,
-        "metrics": metrics,
-        "run": facts,
-        "config": point.flat,
-    }
+    own = {"row": RAW_PIXELS, "method": RAW_PIXELS, "seed": 0}
+    return own | {"metrics": metrics, "run": facts, "config": point.flat}
 
 
 def draw(table: Table, path: pathlib.Path) -> pathlib.Path:

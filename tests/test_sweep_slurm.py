@@ -10,7 +10,7 @@ from sweeps import runner, slurm
 from sweeps.runner import Standing
 
 from grafit_jax.errors import UserError
-from grafit_jax.runs import workdir
+from grafit_jax.runs import locks, workdir
 from helpers.sweep_files import stub, write_metrics
 
 submitit = pytest.importorskip("submitit")
@@ -29,13 +29,12 @@ def test_a_job_is_a_process_of_its_own_and_says_how_its_run_ended(tmp_path):
 
 def test_a_job_leaves_alone_what_is_complete_or_in_other_hands(tmp_path):
     job = pickle.loads(pickle.dumps(slurm.Job(tmp_path / "a", stub("sys.exit('never')")(tmp_path / "a"))))
-    lock = runner.hold(tmp_path / "a")
-    assert job().endswith("is run by another process")
-    lock.release()
+    with workdir.lock(tmp_path / "a"):
+        assert job().endswith("is running")
     (tmp_path / "a" / "metrics.json").write_text("{}")
     assert job().endswith("is complete")
     assert not (tmp_path / "a" / workdir.LOG).exists()
-    assert runner.hold(tmp_path / "a") is not None  # the job has released the lock
+    assert not locks.is_held(tmp_path / "a" / workdir.LOCK)  # the job has released the lock
 
 
 def test_before_its_time_is_up_a_job_lets_its_run_save_itself_and_is_queued_again(tmp_path):

@@ -20,14 +20,11 @@ class Job:
     attempt: runner.Attempt | None = dataclasses.field(default=None, init=False)
 
     def __call__(self) -> str:
-        lock = runner.hold(self.run)
-        if lock is None:
-            return f"{self.run} is run by another process"
-        if runner.is_complete(self.run):
-            lock.release()
-            return f"{self.run} is complete"
-        self.attempt = runner.start(self.run, self.words, lock)
-        ended = self.attempt.finish()
+        begun = runner.begin(self.run, self.words)
+        if isinstance(begun, runner.Standing):
+            return f"{self.run} is {begun}"
+        self.attempt = begun
+        ended = begun.finish()
         if ended.state == "failed":
             raise RuntimeError(f"{self.run} failed: {ended.why}")
         return f"{self.run} is {ended.state}"

@@ -167,15 +167,17 @@ signal.sigwait({{signal.SIGTERM}})
     masked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
     words = [word for word in stub(masked + code)(tmp_path) if word != "-IS"]
     attempt = runner.begin(tmp_path, words)
-    while attempt.process.poll() is None and not (tmp_path / workdir.LOG).read_text():
-        a_moment(attempt.process)
-    assert (tmp_path / workdir.LOG).read_text() == "True True True\n"
-    attempt.lock.close()  # as by the end of the sweep
-    assert runner.begin(tmp_path, words) == Standing("running") == runner.standing(tmp_path)
-    with pytest.raises(UserError, match=r"is used by another process"), workdir.lock(tmp_path):
-        pass
-    attempt.process.terminate()
-    attempt.finish()
+    try:
+        while attempt.process.poll() is None and not (tmp_path / workdir.LOG).read_text():
+            a_moment(attempt.process)
+        assert (tmp_path / workdir.LOG).read_text() == "True True True\n"
+        attempt.lock.close()  # as by the end of the sweep
+        assert runner.begin(tmp_path, words) == Standing("running") == runner.standing(tmp_path)
+        with pytest.raises(UserError, match=r"is used by another process"), workdir.lock(tmp_path):
+            pass
+    finally:
+        attempt.process.terminate()
+        attempt.finish()
     with workdir.lock(tmp_path):  # it is free, and no other process has inherited it
         assert locks.is_held(tmp_path / workdir.LOCK)
 

@@ -61,7 +61,7 @@ class Sweep:
     names: frozenset[str]
 
 
-def expand(file: str, arg: str, overrides: Values, seeds: Sequence[int] | None = None) -> Sweep:
+def expand(file: str, arg: str, overrides: dict[str, Any], seeds: Sequence[int] | None = None) -> Sweep:
     """The sweep of a config file; every point's config is built and checked.
 
     Args:
@@ -92,28 +92,25 @@ def expand(file: str, arg: str, overrides: Values, seeds: Sequence[int] | None =
     _refuse_pairs((name.casefold() for name in names), everything, file, "have the one name")
 
     given = dict(part.partition("=")[::2] for part in arg.split(",") if part)
-    kept = [
-        (name, values)
-        for name, values in zip(names, everything, strict=True)
-        if all(config_files.typed(key, given[key], values[key]) == values[key] for key in given.keys() & values)
-        and all(values.get(key, value) == value for key, value in overrides.items())
-    ]
-    if not kept:
-        raise UserError(
-            f"{file}: found no point of sweep() that agrees with the command line, {_shown({**given, **overrides})}: "
-            f"leave out what a point says itself, as in {_shown(everything[0])}."
-        )
     points = []
-    for name, values in kept:
+    for name, values in zip(names, everything, strict=True):
+        said = {key: config_files.typed(key, given[key], values[key]) for key in values if key in given} | overrides
+        if any(values.get(key, value) != value for key, value in said.items()):
+            continue
         own = {key: value for key, value in values.items() if key not in given and key not in overrides}
         whole_arg = ",".join([arg] * bool(arg) + [f"{key}={value}" for key, value in own.items() if "." not in key])
-        keys = {key: value for key, value in own.items() if "." in key} | dict(overrides)
+        keys = {key: value for key, value in own.items() if "." in key} | overrides
         try:
             config = _config(module, whole_arg, keys)
         except UserError as error:
             raise UserError(f"sweep() of {file}, point {_shown(values)}: {error}") from error
         flags = [f"--config={file}{':' * bool(whole_arg)}{whole_arg}", *(f"--config.{k}={v}" for k, v in keys.items())]
         points.append(Point(name, values, tuple(flags), config))
+    if not points:
+        raise UserError(
+            f"{file}: found no point of sweep() that agrees with the command line, {_shown({**given, **overrides})}: "
+            f"leave out what a point says itself, as in {_shown(everything[0])}."
+        )
     configs = (tuple(config_lib.flatten(point.config).items()) for point in points)
     _refuse_pairs(configs, [point.values for point in points], file, "make the one config")
     return Sweep(tuple(points), varying, frozenset(names))

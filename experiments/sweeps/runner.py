@@ -88,18 +88,10 @@ class Attempt:
 
 
 def begin(run: pathlib.Path, words: Sequence[str], since: float = math.inf) -> Attempt | Standing:
-    """Starts a run by a command line, unless another process is running it or it is complete.
+    """Starts the run of a workdir by a command line, or returns the state of a point that is not to be started.
 
-    Args:
-      run: its directory, which is created.
-      words: of the command line.
-      since: bytes of its log. If it has failed with more, another sweep has already tried this run; do not retry it.
-
-    Returns:
-      the attempt, or the state of a run that was not started.
-
-    Raises:
-      UserError: the directory, or a file in it, cannot be created.
+    It is running, complete, or has failed with a log of more than `since` bytes: another sweep has already tried this
+    run; do not retry it. UserError where the workdir, or a file in it, cannot be created.
     """
     try:
         with contextlib.ExitStack() as files:
@@ -135,12 +127,7 @@ def begin(run: pathlib.Path, words: Sequence[str], since: float = math.inf) -> A
 
 
 def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
-    """Runs all points that are not complete, some at a time, and skips those that other processes are running.
-
-    Args:
-      commands: of the points.
-      directory: of their runs.
-      jobs: how many at a time.
+    """Runs the points of `directory` that are not complete, `jobs` at a time; skips those that others are running.
 
     Returns:
       whether it was asked to stop, by SIGTERM or SIGINT, and has asked its runs to do so.

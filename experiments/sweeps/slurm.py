@@ -30,7 +30,7 @@ class Job:
         return f"{self.run} is {ended.state}"
 
     def checkpoint(self) -> Any:
-        """Lets the run save itself and end; what goes on with it then. Called within `__call__`, by a signal."""
+        """Lets the run save itself and end; returns the job that resumes it. A signal calls it, within `__call__`."""
         import submitit
 
         if self.attempt is not None:
@@ -42,7 +42,7 @@ class Job:
 
 
 def parameters(texts: Sequence[str]) -> dict[str, Any]:
-    """What submitit is told of the jobs, from "key=value" each: numbers as numbers, all else as text."""
+    """The options of submitit, from "key=value" each: numbers as numbers, all else as text."""
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -64,18 +64,13 @@ def submit(
     jobs: int | None,
     cluster: str = "slurm",
 ) -> list[Any]:
-    """Queues a job for every point, as one array of jobs.
+    """Queues the runs of `directory` by their command lines, as one array of submitit's jobs, which it returns.
 
     Args:
-      commands: of the points.
-      directory: of their runs.
-      folder: where submitit keeps its scripts and what the jobs say.
-      options: what submitit is told of the jobs: timeout_min, gpus_per_node, slurm_partition, …
-      jobs: how many may run at a time; None for what submitit takes.
-      cluster: "slurm", or another of submitit's executors.
-
-    Returns:
-      submitit's jobs.
+      folder: where submitit keeps its scripts and the jobs' output.
+      options: of submitit: timeout_min, gpus_per_node, slurm_partition, …
+      jobs: how many may run at a time; None for submitit's own number.
+      cluster: one of submitit's executors.
 
     Raises:
       UserError: submitit is not installed, this is no SLURM cluster, or it does not know an option.

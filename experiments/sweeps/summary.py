@@ -37,15 +37,9 @@ def check_metric(metric: str, sweep: Sweep) -> None:
 def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metric: str, *, stopped: bool) -> int:
     """Prints the table of the whole sweep, names what is not complete, and draws.
 
-    Args:
-      sweep: its points.
-      directory: of its runs.
-      wanted: the names of the points that were to be run.
-      metric: orders the table.
-      stopped: whether that was cut short.
-
     Returns:
-      the exit status: 0, all of `wanted` is complete; 1, some of it failed; 75, it is to be started again.
+      the exit status: 0, the points `wanted` are complete; 1, some have failed, in a sweep that was not stopped; 75,
+      the sweep is to be started again.
     """
     standings = {point.name: runner.standing(directory / point.name) for point in sweep.points}
     found = show(sweep, directory, standings, metric)

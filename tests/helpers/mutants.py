@@ -338,7 +338,7 @@ OTHERS = (
            "use_scale=False, use_bias=False)(x)", "use_bias=False)(x)",
            "models::test_a_projector_may_end_in_a_batch_norm_without_scale_and_bias"),
     mutant("claims judge the trunk alone", "experiments/study/claims.py",
-           'layer = own_layer(run["method"]) if layer == "own" else layer', 'layer = "trunk"',
+           'at = own_layer(run["method"]) if layer == "own" else layer', 'at = "trunk"',
            "claims::test_a_difference_is_taken_at_the_layer_that_is_asked_for"),
     mutant("content depends on the order of images", "grafit_jax/data/records.py",
            "b\"\".join(sorted(row.digest() for row in each))", "b\"\".join(row.digest() for row in each)",

@@ -143,6 +143,8 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'lock'} is on a file system without locks (")
     lock.release()
     assert not locks.is_held(tmp_path / "lock")
+    assert runner.begin(tmp_path / "run", DONE(tmp_path / "run")).finish() == Standing("complete")
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'run'} is on a file system without locks (")
 
 
 def test_who_only_looks_at_a_point_keeps_nobody_from_it(tmp_path, monkeypatch):

@@ -31,34 +31,21 @@ Values = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A run of a sweep.
+    """A run of a sweep."""
 
-    Attributes:
-      name: of its directory: what tells it from the other points, with the seed if it is not 0.
-      values: the dict of `sweep()`.
-      flags: of experiments/train.py, without the workdir.
-      config: what these flags make.
-    """
-
-    name: str
-    values: Values
-    flags: tuple[str, ...]
-    config: ml_collections.ConfigDict
+    name: str  # of its directory: what tells it from the other points, with the seed if it is not 0
+    values: Values  # the dict of `sweep()`
+    flags: tuple[str, ...]  # of experiments/train.py, without the workdir
+    config: ml_collections.ConfigDict  # what these flags make
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The points of a sweep.
+    """The points of a config file's `sweep()`, in its order."""
 
-    Attributes:
-      points: those that the command line leaves, in the order of `sweep()`.
-      varying: the keys that are not the same in all points of the file, but for the seed.
-      names: of all points of the file.
-    """
-
-    points: tuple[Point, ...]
-    varying: tuple[str, ...]
-    names: frozenset[str]
+    points: tuple[Point, ...]  # those that the command line leaves
+    varying: tuple[str, ...]  # the keys that are not the same in all points of the file, but for the seed
+    names: frozenset[str]  # of all points of the file
 
 
 def expand(file: str, arg: str, overrides: dict[str, Any], seeds: Sequence[int] | None = None) -> Sweep:

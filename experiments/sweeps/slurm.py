@@ -9,6 +9,7 @@ from typing import Any
 
 from grafit_jax.errors import UserError
 from sweeps import runner
+from sweeps.expansion import SLURM
 
 
 @dataclasses.dataclass
@@ -58,7 +59,6 @@ def parameters(texts: Sequence[str]) -> dict[str, Any]:
 def submit(
     commands: runner.Commands,
     directory: pathlib.Path,
-    folder: pathlib.Path,
     options: dict[str, Any],
     *,
     jobs: int | None,
@@ -67,7 +67,6 @@ def submit(
     """Queues the runs of `directory` by their command lines, as one array of submitit's jobs, which it returns.
 
     Args:
-      folder: where submitit keeps its scripts and the jobs' output.
       options: of submitit: timeout_min, gpus_per_node, slurm_partition, …
       jobs: how many may run at a time; None for submitit's own number.
       cluster: one of submitit's executors.
@@ -87,7 +86,7 @@ def submit(
     modules = [str(pathlib.Path(__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(modules)))
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor = submitit.AutoExecutor(folder=directory / SLURM, cluster=cluster)
         executor.update_parameters(**{"name": "grafit"} | options)
         if not commands:  # an array of no jobs is an error
             return []

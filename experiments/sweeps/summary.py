@@ -57,17 +57,11 @@ def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metri
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The results of points that differ in their seeds alone.
+    """The results of points that differ in their seeds alone."""
 
-    Attributes:
-      values: of the points, without the seed.
-      results: of the seeds that are complete.
-      numbers: the metric of the results that have it, in percent.
-    """
-
-    values: Values
+    values: Values  # of the points, without the seed
     results: tuple[Result, ...]
-    numbers: tuple[float, ...]
+    numbers: tuple[float, ...]  # the metric of the results that have it, in percent
 
     @property
     def mean(self) -> float:

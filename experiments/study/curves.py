@@ -61,8 +61,8 @@ def picture(path: pathlib.Path, found: Sequence[Result]) -> None:
             for i, row in enumerate(names):
                 values = lines.get((row, layer), {}).get(metric, {})
                 if values:
-                    style = {"linestyle": ("-", "--", ":", "-.")[i % 4], "color": f"C{i % 10}"}
-                    ax.plot([*values], [*values.values()], label=row, marker="o", markersize=2.5, **style)
+                    line = ("-", "--", ":", "-.")[i % 4]
+                    ax.plot([*values], [*values.values()], f"C{i % 10}o{line}", label=row, markersize=2.5)
             ax.set_title(f"fine {heading}, {layer}", fontsize=9)
             ax.tick_params(labelsize=7)
             ax.grid(alpha=0.3)

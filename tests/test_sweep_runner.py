@@ -174,7 +174,7 @@ signal.sigwait({{signal.SIGTERM}})
             a_moment(attempt.process)
         assert (tmp_path / workdir.LOG).read_text() == "True True True\n"
         attempt.lock.close()  # as by the end of the sweep
-        assert runner.begin(tmp_path, words) == Standing("running") == runner.standing(tmp_path)
+        assert runner.begin(tmp_path, DONE(tmp_path)) == Standing("running") == runner.standing(tmp_path)
         with pytest.raises(UserError, match=r"is used by another process"), workdir.lock(tmp_path):
             pass
     finally:

@@ -63,8 +63,7 @@ def main(argv):
         for words in to_do.values():
             print(shlex.join(words))
         return
-    options = slurm.parameters(_SLURM.value)
-    jobs = slurm.submit(to_do, directory, directory / expansion.SLURM, options, jobs=_JOBS.value)
+    jobs = slurm.submit(to_do, directory, slurm.parameters(_SLURM.value), jobs=_JOBS.value)
     for name, job in zip(to_do, jobs, strict=True):
         print(f"{name}: job {job.job_id}")
 

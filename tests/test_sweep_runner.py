@@ -62,8 +62,8 @@ def test_how_far_a_point_is_follows_from_what_lies_in_its_directory(tmp_path, lo
     if log is not None:
         (tmp_path / workdir.LOG).write_text(log, encoding="utf-8")
     assert runner.standing(tmp_path) == expected
-    for name in (workdir.SWEEP_LOCK, workdir.LOCK) if log is not None else ():
-        with hold(tmp_path / name):
+    if log is not None:
+        with hold(tmp_path / workdir.LOCK):
             assert runner.standing(tmp_path) == Standing("running")
         assert runner.standing(tmp_path) == expected
     (tmp_path / "metrics.json").write_text("{}")
@@ -93,24 +93,24 @@ def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path
 
 
 def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, monkeypatch):
-    points = commands(tmp_path, theirs=DONE, by_hand=DONE, ours=DONE)
-    with hold(tmp_path / "theirs" / workdir.SWEEP_LOCK), hold(tmp_path / "by_hand" / workdir.LOCK):
+    points = commands(tmp_path, theirs=DONE, ours=DONE)
+    with hold(tmp_path / "theirs" / workdir.LOCK):
         assert runner.run_all(points, tmp_path, jobs=1) is False
-        assert states(tmp_path, points) == {"theirs": "running", "by_hand": "running", "ours": "complete"}
+        assert states(tmp_path, points) == {"theirs": "running", "ours": "complete"}
 
     # They let go, having failed or not ended, while we are at our own.
-    left, failing = (hold(tmp_path / name / workdir.SWEEP_LOCK) for name in ("left", "failing"))
-    start = runner.start
+    left, failing = (hold(tmp_path / name / workdir.LOCK) for name in ("left", "failing"))
+    begin = runner.begin
 
-    def started(run, *rest):
+    def begun(run, *rest):
         if run.name == "slow":
             for name, lock, log in (("left", left, "begun"), ("failing", failing, "no luck\n\nexit status 1\n")):
                 (tmp_path / name / workdir.LOG).write_text(log)
                 lock.close()
-        return start(run, *rest)
+        return begin(run, *rest)
 
     points = commands(tmp_path, left=stub(ONCE + write_metrics()), failing=stub(ONCE), slow=DONE)
-    monkeypatch.setattr(runner, "start", started)
+    monkeypatch.setattr(runner, "begin", begun)
     runner.run_all(points, tmp_path, jobs=1)
     assert states(tmp_path, points) == {"left": "complete", "failing": "failed", "slow": "complete"}
     assert not (tmp_path / "failing" / "trace").exists()  # nobody has tried it again
@@ -143,26 +143,49 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'lock'} is on a file system without locks (")
     lock.release()
     assert not locks.is_held(tmp_path / "lock")
+    assert runner.begin(tmp_path / "run", DONE(tmp_path / "run")).finish() == Standing("complete")
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'run'} is on a file system without locks (")
 
 
 def test_who_only_looks_at_a_point_keeps_nobody_from_it(tmp_path, monkeypatch):
-    looks = [None]  # holds the lock for a moment, to see whether it is free
-    hold_log = runner.hold
-    monkeypatch.setattr(runner, "hold", lambda run: looks.pop() if looks else hold_log(run))
+    looks = [Standing("running")]  # holds the lock for a moment, to see whether it is free
+    begin = runner.begin
+    monkeypatch.setattr(runner, "begin", lambda *of_run: looks.pop() if looks else begin(*of_run))
     assert runner.run_all(commands(tmp_path, a=DONE), tmp_path, jobs=1) is False
     assert states(tmp_path, ["a"]) == {"a": "complete"} and not looks
 
 
-def test_a_run_that_was_started_by_hand_in_the_same_moment_is_no_failure(tmp_path):
-    # As train.py refuses a workdir that is used, after its lock was found to be free.
-    attempt = runner.start(tmp_path, stub("sys.exit(2)")(tmp_path), runner.hold(tmp_path))
-    with hold(tmp_path / workdir.LOCK):
-        assert attempt.finish() == Standing("running")
-    assert runner.standing(tmp_path) == Standing("stopped")
+def test_a_run_works_under_the_lock_that_its_sweep_has_taken(tmp_path):
+    # As train.py does; another run on the same workdir is refused, whoever starts it.
+    code = f"""
+sys.path.insert(0, {str(ROOT)!r})
+from grafit_jax.runs import locks
+lock = locks.take(run / 'lock')
+print(lock is not None, locks.is_held(run / 'lock'), locks.take(run / 'other') is not None, flush=True)
+if lock is not None:
+    lock.release()  # of its own copy alone
+signal.sigwait({{signal.SIGTERM}})
+"""
+    masked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+    words = [word for word in stub(masked + code)(tmp_path) if word != "-IS"]
+    attempt = runner.begin(tmp_path, words)
+    try:
+        while attempt.process.poll() is None and not (tmp_path / workdir.LOG).read_text():
+            a_moment(attempt.process)
+        assert (tmp_path / workdir.LOG).read_text() == "True True True\n"
+        attempt.lock.close()  # as by the end of the sweep
+        assert runner.begin(tmp_path, DONE(tmp_path)) == Standing("running") == runner.standing(tmp_path)
+        with pytest.raises(UserError, match=r"is used by another process"), workdir.lock(tmp_path):
+            pass
+    finally:
+        attempt.process.terminate()
+        attempt.finish()
+    with workdir.lock(tmp_path):  # it is free, and no other process has inherited it
+        assert locks.is_held(tmp_path / workdir.LOCK)
 
 
 def test_a_disk_that_takes_no_more_is_told_of_in_one_line(tmp_path, capsys):
-    attempt = runner.start(tmp_path, stub("sys.exit(1)")(tmp_path), runner.hold(tmp_path))
+    attempt = runner.begin(tmp_path, stub("sys.exit(1)")(tmp_path))
     attempt.log = pathlib.Path("/dev/full").open("ab")  # noqa: SIM115
     assert attempt.finish() == Standing("stopped")  # as if it had been killed: it is tried again
     assert re.fullmatch(
@@ -251,11 +274,9 @@ def test_two_sweepers_on_one_directory_never_run_the_same_point_twice(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_sweep_was_killed_is_not_started_again(tmp_path):
-    # The run works under the lock of its workdir, as train.py does, until it is told to end.
+    # The run works until it is told to end.
     os.mkfifo(tmp_path / "end")
-    code = "import fcntl\nlock = (run / 'lock').open('a')\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
-    code += ONCE + "(run.parent / 'end').read_bytes()\n" + write_metrics(map=0.5)
-    points = commands(tmp_path, a=stub(code))
+    points = commands(tmp_path, a=stub(ONCE + "(run.parent / 'end').read_bytes()\n" + write_metrics(map=0.5)))
     sweeper = subprocess.Popen(
         [sys.executable, "-c", _SWEEPER], text=True, env=_ENVIRONMENT, cwd=ROOT, stdin=subprocess.PIPE
     )

@@ -10,16 +10,16 @@ from sweeps import runner, slurm
 from sweeps.runner import Standing
 
 from grafit_jax.errors import UserError
-from grafit_jax.runs import workdir
+from grafit_jax.runs import locks, workdir
 from helpers.sweep_files import stub, write_metrics
 
 submitit = pytest.importorskip("submitit")
 
 
 def test_a_job_is_a_process_of_its_own_and_says_how_its_run_ended(tmp_path):
-    directory, folder = tmp_path / "runs", tmp_path / "runs" / "slurm"
+    directory = tmp_path / "runs"
     commands = {"good": stub(write_metrics(map=0.5))(directory / "good")}
-    (job,) = slurm.submit(commands, directory, folder, {"timeout_min": 5}, jobs=2, cluster="local")
+    (job,) = slurm.submit(commands, directory, {"timeout_min": 5}, jobs=2, cluster="local")
     assert job.result() == f"{directory / 'good'} is complete"
     assert runner.standing(directory / "good") == Standing("complete")
     with pytest.raises(RuntimeError, match=r"bad failed: no luck"):  # by which SLURM knows it
@@ -29,13 +29,12 @@ def test_a_job_is_a_process_of_its_own_and_says_how_its_run_ended(tmp_path):
 
 def test_a_job_leaves_alone_what_is_complete_or_in_other_hands(tmp_path):
     job = pickle.loads(pickle.dumps(slurm.Job(tmp_path / "a", stub("sys.exit('never')")(tmp_path / "a"))))
-    lock = runner.hold(tmp_path / "a")
-    assert job().endswith("is run by another process")
-    lock.release()
+    with workdir.lock(tmp_path / "a"):
+        assert job().endswith("is running")
     (tmp_path / "a" / "metrics.json").write_text("{}")
     assert job().endswith("is complete")
     assert not (tmp_path / "a" / workdir.LOG).exists()
-    assert runner.hold(tmp_path / "a") is not None  # the job has released the lock
+    assert not locks.is_held(tmp_path / "a" / workdir.LOCK)  # the job has released the lock
 
 
 def test_before_its_time_is_up_a_job_lets_its_run_save_itself_and_is_queued_again(tmp_path):
@@ -69,7 +68,7 @@ def test_what_slurm_is_told_and_mistakes_of_it(tmp_path, monkeypatch):
             slurm.parameters([wrong])
 
     def submit(**options):
-        slurm.submit({}, tmp_path, tmp_path / "slurm", options, jobs=None)
+        slurm.submit({}, tmp_path, options, jobs=None)
 
     monkeypatch.setenv("PATH", str(tmp_path))  # where no srun is
     with pytest.raises(
@@ -92,14 +91,14 @@ def test_an_array_of_jobs_is_what_sbatch_gets(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     commands = {name: ["true", name] for name in ("a=1", "a=2", "a=3")}
     options = {"timeout_min": 30, "slurm_partition": "gpu"}
-    jobs = slurm.submit(commands, tmp_path / "runs", tmp_path / "slurm", options, jobs=2)
+    jobs = slurm.submit(commands, tmp_path / "runs", options, jobs=2)
     assert [job.job_id for job in jobs] == ["17_0", "17_1", "17_2"]
     handed = (tmp_path / "handed.sh").read_text()
     for line in ("--array=0-2%2", "--time=30", "--partition=gpu", "--job-name=grafit"):
         assert f"#SBATCH {line}\n" in handed
     assert [job.submission().function.words[1] for job in jobs] == list(commands)
-    assert slurm.submit({}, tmp_path / "runs", tmp_path / "slurm", options, jobs=2) == []
+    assert slurm.submit({}, tmp_path / "runs", options, jobs=2) == []
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n")
     with pytest.raises(UserError, match=r"cannot submit to slurm \(.*invalid partition specified: gpu.*see --slurm"):
-        slurm.submit(commands, tmp_path / "runs", tmp_path / "slurm", options, jobs=2)
+        slurm.submit(commands, tmp_path / "runs", options, jobs=2)
     assert json.dumps([str(job.submission().function.run) for job in jobs]).count(str(tmp_path / "runs")) == 3

@@ -2,8 +2,6 @@
 
 import math
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from sweeps import expansion, summary
 
@@ -34,8 +32,8 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
     assert [(g.values["method"], g.values["w"], len(g.results)) for g in groups] == [
         ("maskcon", 0.5, 2), ("coins", 0.2, 1), ("maskcon", 0.2, 1), ("maskcon", 0.8, 1)
     ]  # fmt: skip
-    assert [g.mean for g in groups[:3]] == pytest.approx([0.5, 0.4, 0.3]) and math.isnan(groups[3].mean)
-    assert [g.spread for g in groups] == pytest.approx([0.1 * math.sqrt(2), 0, 0, 0])
+    assert [g.mean for g in groups[:3]] == pytest.approx([50, 40, 30]) and math.isnan(groups[3].mean)
+    assert [g.numbers for g in groups] == [pytest.approx((40, 60)), pytest.approx((40,)), pytest.approx((30,)), ()]
     assert summary.table(groups, VARYING, "map").splitlines() == [
         "| method | w | t | **fine mAP** | R@1 | fine k-NN | seeds | views an image | training |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -45,7 +43,7 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
         "| `maskcon` | 0.8 | 0.1 | - | - | 50.0 | 1 | 2 | 30 s |",
     ]
     by_knn = summary.groups(COLLECTED, "knn_top1")
-    assert [g.mean for g in by_knn] == pytest.approx([0.9, 0.8, 0.5, 0.15])
+    assert [g.mean for g in by_knn] == pytest.approx([90, 80, 50, 15])
     assert summary.table(by_knn, VARYING, "knn_top1").startswith("| method | w | t | **fine k-NN** | fine mAP |")
     with pytest.raises(
         UserError, match=r"no result has the metric 'mapp' \(did you mean 'map'\?\): want --metric= one"
@@ -68,70 +66,60 @@ def test_a_metric_that_no_run_will_have_is_told_before_one_is_started(tmp_path):
             summary.check_metric(wrong, sweep)
 
 
-@pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Draws, and gives the axes of what was drawn."""
-    close = plt.close
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-
-    def draw(collected, varying=VARYING, metric="map"):
-        path = tmp_path / "sweep.png"
-        summary.plot(path, summary.groups(collected, metric), varying, metric)
-        assert path.read_bytes().startswith(b"\x89PNG")
-        (ax,) = plt.gcf().axes
-        return ax
-
-    yield draw
-    close("all")
+def draw(collected, varying=VARYING, metric="map"):
+    """The axes of what is drawn."""
+    figure = summary.draw(summary.groups(collected, metric), varying, metric)
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    return ax
 
 
-def test_over_one_number_a_line_for_all_else_is_drawn(drawn):
+def test_over_one_number_a_line_for_all_else_is_drawn():
     collected = [
         ({"method": m, "w": w}, result(map=value))
         for m, w, value in (("a", 0.5, 0.2), ("b", 0.1, 0.3), ("b", 0.5, 0.7), ("a", 0.1, 0.4))
     ]
     collected.append(({"method": "a", "w": 0.1, "seed": 3}, result(map=0.6)))
-    ax = drawn(collected, ("method", "w"))
-    lines = {c.get_label(): c[0].get_xydata().ravel().tolist() for c in ax.containers}
-    assert lines == {
+    ax = draw(collected, ("method", "w"))
+    lines = [(line.get_label(), line.get_xydata().ravel().tolist()) for line in ax.get_lines()]
+    assert {label: points for label, points in lines if label[0] != "_"} == {
         "method=b": pytest.approx([0.1, 30, 0.5, 70]), "method=a": pytest.approx([0.1, 50, 0.5, 20])
     }  # fmt: skip
-    (bars,) = ax.containers[1][2]
-    heights = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
-    assert heights == pytest.approx([2 * 10 * math.sqrt(2), 0])
+    dots = [points for label, points in lines if label[0] == "_"]
+    assert dots == [pytest.approx(p) for p in ([0.1, 30], [0.5, 70], [0.1, 40, 0.1, 60], [0.5, 20])]
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_xscale()) == ("w", "fine mAP, in percent", "linear")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["method=b", "method=a"]
 
     rates = [({"optimizer.learning_rate": rate}, result(map=rate)) for rate in (0.001, 0.1)]
-    ax = drawn(rates, ("optimizer.learning_rate", "source"))  # the other sources have failed
+    ax = draw(rates, ("optimizer.learning_rate", "source"))  # the other sources have failed
     assert ax.get_xscale() == "log" and ax.get_legend() is None
     # Over a number that some have not, theirs would not be drawn.
-    ax = drawn([*rates, ({"source": "digits"}, result(map=0.5))], ("optimizer.learning_rate", "source"))
-    assert [label.get_text() for label in ax.get_xticklabels()][:2] == ["optimizer.learning_rate", "source"]
-
-
-def test_over_several_keys_parallel_coordinates_are_drawn(drawn):
-    groups = summary.groups(COLLECTED[:2] + COLLECTED[4:], "map")
-    ticks, places = summary.coordinates(groups, VARYING)
-    assert ticks == [["coins", "maskcon"], ["0.2", "0.5"], ["none", "0.1"]]
-    assert places.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 1]]
-    ax = drawn(COLLECTED)
-    lines = [np.asarray(line.get_ydata()) for line in ax.get_lines() if len(line.get_ydata()) == 4]
-    # The best last, which is on top; 30 and 50 percent are the ends of the metric's axis. 0.8 has no map.
-    assert [line.tolist() for line in lines] == [
-        [1, 0, 1, 0], [0, 0, 0, pytest.approx(0.5)], [1, 1, 1, pytest.approx(1)]
+    ax = draw([*rates, ({"source": "digits"}, result(map=0.5))], ("optimizer.learning_rate", "source"))
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "source=digits", "optimizer.learning_rate=0.1", "optimizer.learning_rate=0.001"
     ]  # fmt: skip
-    said = [text.get_text() for text in ax.texts]
-    assert said == ["coins", "maskcon", "0.2", "0.5", "none", "0.1", "30.0", "50.0"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == [*VARYING, "fine mAP, in percent"]
+
+
+def test_over_several_keys_a_bar_for_every_group_is_drawn_with_its_seeds_as_dots():
+    ax = draw(COLLECTED)
+    # 0.8 has no map. The best is the first and on top.
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "method=maskcon, w=0.5, t=0.1", "method=coins, w=0.2", "method=maskcon, w=0.2, t=0.1"
+    ]  # fmt: skip
+    bars = [(bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width()) for bar in ax.patches]
+    assert bars == [pytest.approx(bar) for bar in ((0, 0, 50), (1, 0, 40), (2, 0, 30))]
+    dots = [line.get_xydata().ravel().tolist() for line in ax.get_lines()]
+    assert dots == [pytest.approx(places) for places in ([40, 0, 60, 0], [40, 1], [30, 2])]
+    assert [text.get_text() for text in ax.texts] == ["50.0", "40.0", "30.0"]
+    assert ax.yaxis_inverted() and ax.get_xlabel() == "fine mAP, in percent"
 
 
 @pytest.mark.parametrize(
     "collected",
     [[], COLLECTED[:1], COLLECTED[2:3], [({"method": "a"}, result(map=0.5)), ({"method": "b"}, result(map=0.5))]],
 )
-def test_little_can_be_drawn_too(drawn, collected):
-    drawn(collected, metric="knn_top1" if collected == COLLECTED[2:3] else "map")
+def test_little_can_be_drawn_too(collected):
+    draw(collected, metric="knn_top1" if collected == COLLECTED[2:3] else "map")
 
 
 def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path, capsys):
@@ -155,6 +143,7 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
         "w=0.5: failed (error: no luck)", "w=1.0: not started", f"plot: {directory / 'sweep.png'}"
     ]  # fmt: skip
     assert "| `baseline` | 25.0 | - | - | 1 | 1 | 1 s |" in out
+    assert (directory / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert end(stopped=True)[0] == 75
     assert end(wanted=names[:1])[0] == 0 and end(wanted=names[2:])[0] == 75  # of a shard
     log.write_text("begun")

@@ -1,8 +1,8 @@
 """What holds of the paper's claims in recorded results: differences between rows, and whether seeds explain them."""
 
-import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -17,16 +17,8 @@ from study.tables import AS_IT_WAS
 _CONFIDENCE = 0.95
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """That one row of a table is ahead of another.
-
-    Attributes:
-      text: in words; what the paper says, or what a default of it implies.
-      ahead: the row that is said to be ahead.
-      behind: the other one.
-      studies: where it is looked at: names of `STUDIES`.
-    """
+class Claim(NamedTuple):
+    """That row `ahead` of a table is ahead of row `behind`: in words, and the names in STUDIES of where to look."""
 
     text: str
     ahead: str
@@ -77,14 +69,8 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Of two means over seeds, in points.
-
-    Attributes:
-      points: the one that is said to be ahead, less the other.
-      margin: half of its confidence interval, by the spread over seeds of all rows together; nan where none has two.
-    """
+class Difference(NamedTuple):
+    """Between two means over seeds, in points, with half of its confidence interval; nan where no row has two seeds."""
 
     points: float
     margin: float
@@ -99,21 +85,16 @@ def own_layer(method: str) -> str:
     return "projector" if method != RAW_PIXELS and methods.get(method).projector else "trunk"
 
 
-def _measured(run: Result, metric: str, layer: str) -> float | None:
-    """A metric of a run, a fraction, at "trunk", "projector" or its "own" layer; None where it was not measured."""
-    layer = own_layer(run["method"]) if layer == "own" else layer
-    return run["metrics"].get(at_layer(run["config"], metric, layer))
-
-
 def difference(runs: Sequence[Result], claim: Claim, metric: str, layer: str) -> Difference | None:
-    """Of the claim's two rows, among runs of one study; None where one of the rows was not measured at that layer.
+    """Between the claim's two rows, among runs of one study; None where one of the rows was not measured at that layer.
 
     The layer is "trunk" or "projector" for both rows, or "own": for each the one that its loss sees. The margin is
     Student's, for two means and one standard deviation that all rows share.
     """
     by_row: dict[str, dict[int, float]] = {}  # a run may be in several tables
     for run in runs:
-        value = _measured(run, metric, layer)
+        at = own_layer(run["method"]) if layer == "own" else layer
+        value = run["metrics"].get(at_layer(run["config"], metric, at))
         if value is not None:
             by_row.setdefault(run["row"], {})[run["seed"]] = 100 * value
     values = {row: np.array(list(seeds.values())) for row, seeds in by_row.items()}
@@ -129,28 +110,41 @@ def difference(runs: Sequence[Result], claim: Claim, metric: str, layer: str) ->
     return Difference(float(ahead.mean() - behind.mean()), margin)
 
 
-def verdict(found: Mapping[str, Difference]) -> str:
-    """What the differences of all metrics say of a claim."""
-    ahead = [name for name, d in found.items() if d.decided and d.points > 0]
-    behind = [name for name, d in found.items() if d.decided and d.points < 0]
-    if not ahead and not behind:
-        return "not decided"
-    if not behind:
-        return "**holds**" if len(ahead) == len(found) else f"holds in {', '.join(ahead)}"
-    if not ahead:
-        return "**does not hold**" if len(behind) == len(found) else f"does not hold in {', '.join(behind)}"
-    return f"holds in {', '.join(ahead)}; not in {', '.join(behind)}"
+# The heading of a metric -> its difference; None where that was not measured.
+Compared = Mapping[str, Difference | None]
+
+
+def _decided(found: Compared) -> tuple[list[str], list[str]]:
+    """The metrics in which the row is ahead, and those in which it is behind, beyond the margin."""
+    points = {name: d.points for name, d in found.items() if d is not None and d.decided}
+    return [name for name in points if points[name] > 0], [name for name in points if points[name] < 0]
+
+
+def verdict(found: Compared) -> str:
+    """The verdict on a claim by the differences of all metrics."""
+    known = sum(d is not None for d in found.values())
+    ahead, behind = _decided(found)
+    if ahead and behind:
+        return f"holds in {', '.join(ahead)}; not in {', '.join(behind)}"
+    for words, names in (("holds", ahead), ("does not hold", behind)):
+        if names:
+            return f"**{words}**" if len(names) == known else f"{words} in {', '.join(names)}"
+    return "not decided" if known else "not run"
 
 
 def render(recorded: Mapping[str, Sequence[Result]]) -> str:
     """All claims in Markdown, each where it is looked at, as far as results are recorded; UserError as `check`."""
     check(recorded)
+    header = ("claim", "ahead − behind", "where", "layers", *(f"Δ {name}" for name in HEADLINE.values()), "verdict")
     parts = []
     for heading, claims in CLAIMS.items():
-        lines = [line for claim in claims for line in _lines(claim, recorded)]
-        deltas = (f"Δ {name}" for name in HEADLINE.values())
-        header = ("claim", "ahead − behind", "where", "layers", *deltas, "verdict")
-        parts.append(f"### Claims {heading}\n\n{markdown(header, lines)}")
+        rows = []
+        for claim in claims:
+            text, pair = claim.text, f"`{claim.ahead}` − `{claim.behind}`"
+            for title, layers, found in _compared(claim, recorded):
+                rows.append([text, pair, title, layers, *map(_cell, found.values()), verdict(found)])
+                text = ""
+        parts.append(f"### Claims {heading}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
 
 
@@ -160,58 +154,40 @@ def check(recorded: Mapping[str, Sequence[Result]]) -> None:
         check_together(_runs(tables, recorded), " and ".join(tables))
 
 
-def _lines(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterable[list[str]]:
-    text = claim.text
-    for study in claim.studies:
-        title, tables = STUDIES[study]
-        runs = _runs(tables, recorded)
-        if not runs:
-            continue
-        for layers, found in _compared(claim, runs).items():
-            known = {name: d for name, d in found.items() if d is not None}
-            pair = f"`{claim.ahead}` − `{claim.behind}`"
-            yield [text, pair, title, layers, *map(_cell, found.values()), verdict(known) if known else "not run"]
-            text = ""
-
-
-def _compared(claim: Claim, runs: Sequence[Result]) -> dict[str, dict[str, Difference | None]]:
-    """The layers at which a claim's rows are compared, in words -> metric's heading -> difference.
+def _compared(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterator[tuple[str, str, Compared]]:
+    """The title of every study with results, the layers at which the claim's rows are compared, and the differences.
 
     The trunks first; last each row at the layer that its loss sees, which is the trunk again where neither has a
     projector.
     """
-    own = {run["row"]: own_layer(run["method"]) for run in runs}
-    ahead, behind = own.get(claim.ahead, "trunk"), own.get(claim.behind, "trunk")
-    layers = {"trunk": "trunk"} | ({ahead: ahead} if ahead == behind else {f"{ahead} − {behind}": "own"})
-    return {
-        words: {name: difference(runs, claim, metric, layer) for metric, name in HEADLINE.items()}
-        for words, layer in layers.items()
-    }
+    for title, tables in (STUDIES[study] for study in claim.studies):
+        runs = _runs(tables, recorded)
+        own = {run["row"]: own_layer(run["method"]) for run in runs}
+        ahead, behind = own.get(claim.ahead, "trunk"), own.get(claim.behind, "trunk")
+        layers = {"trunk": "trunk"} | ({ahead: ahead} if ahead == behind else {f"{ahead} − {behind}": "own"})
+        for words, layer in layers.items() if runs else ():
+            yield title, words, {name: difference(runs, claim, metric, layer) for metric, name in HEADLINE.items()}
 
 
 def in_short(recorded: Mapping[str, Sequence[Result]]) -> str:
-    """What the tables say of Grafit against those of IN_SHORT that are recorded, in Markdown: a sentence for each."""
+    """How Grafit stands against those of IN_SHORT that are recorded, in Markdown: a sentence for each."""
     lines = []
     for claim in (c for c in CLAIMS["of the method"] if c.ahead == "grafit" and c.behind in IN_SHORT):
-        places = []
-        for study in claim.studies:
-            title, tables = STUDIES[study]
-            compared = _compared(claim, _runs(tables, recorded))
-            said = [f"{_standing(found)} ({layers})" for layers, found in compared.items() if any(found.values())]
-            if said:
-                places.append(f"{title}: {', '.join(said)}")
+        places: dict[str, list[str]] = {}
+        for title, layers, found in _compared(claim, recorded):
+            if any(found.values()):
+                places.setdefault(title, []).append(f"{_standing(found)} ({layers})")
         if places:
-            lines.append(f"- `grafit` against `{claim.behind}`. {'; '.join(places)}.")
+            said = "; ".join(f"{title}: {', '.join(of_layers)}" for title, of_layers in places.items())
+            lines.append(f"- `grafit` against `{claim.behind}`. {said}.")
     return "\n".join(lines)
 
 
-def _standing(found: Mapping[str, Difference | None]) -> str:
+def _standing(found: Compared) -> str:
     """As "ahead in mAP and R@1, behind in k-NN": what is decided of the differences of some metrics."""
-    decided = {name: d.points for name, d in found.items() if d is not None and d.decided}
-    ahead, behind = ([name for name, points in decided.items() if sign * points > 0] for sign in (1, -1))
     parts = [
         f"{word} in {'all three' if len(names) == len(HEADLINE) else ' and '.join(names)}"
-        for word, names in (("ahead", ahead), ("behind", behind))
+        for word, names in zip(("ahead", "behind"), _decided(found), strict=True)
         if names
     ]
     return ", ".join(parts) or "undecided"

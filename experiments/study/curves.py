@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs.results import HEADLINE, LAYERS, Result, at_layer
@@ -25,15 +26,14 @@ def means(runs: Sequence[Result], metric: str, layer: str) -> dict[int, float]:
 
 def _lines(found: Sequence[Result]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
     """(row, layer) -> metric -> epoch -> percent, of what was evaluated more than once."""
-    by_row: dict[str, list[Result]] = {}
-    for run in found:
-        by_row.setdefault(run["row"], []).append(run)
-    lines = {
-        (row, layer): {metric: means(runs, metric, layer) for metric in HEADLINE}
-        for row, runs in by_row.items()
-        for layer in LAYERS
-    }
-    return {place: of_metric for place, of_metric in lines.items() if any(len(v) > 1 for v in of_metric.values())}
+    lines = {}
+    for row in dict.fromkeys(run["row"] for run in found):
+        runs = [run for run in found if run["row"] == row]
+        for layer in LAYERS:
+            of_metric = {metric: means(runs, metric, layer) for metric in HEADLINE}
+            if any(len(values) > 1 for values in of_metric.values()):
+                lines[row, layer] = of_metric
+    return lines
 
 
 def render(found: Sequence[Result]) -> str:
@@ -45,34 +45,24 @@ def render(found: Sequence[Result]) -> str:
             best = max(values, key=values.__getitem__, default=0)
             cells += [f"{values[max(values)]:.1f}", f"{values[best]:.1f} (epoch {best})"] if values else ["–", "–"]
         rows.append([f"`{row}`", layer, *cells])
-    if not rows:
-        return ""
     header = [f"{heading}{what}" for heading in HEADLINE.values() for what in (" at the end", ", best epoch (oracle)")]
-    return markdown(["method", "layer", *header], rows)
+    return markdown(["method", "layer", *header], rows) if rows else ""
 
 
 def picture(path: pathlib.Path, found: Sequence[Result]) -> None:
     """A PNG: a row of panels for each layer, a panel for each metric, a line for each row of the table."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     lines = _lines(found)
     names = list(dict.fromkeys(row for row, _ in lines))
-    styles = dict(zip(names, ("-", "--", ":", "-.") * len(names), strict=False))
-    colours = {name: f"C{i % 10}" for i, name in enumerate(names)}
     layers = [layer for layer in LAYERS if any(place[1] == layer for place in lines)]
-    figure, axes = plt.subplots(
-        len(layers), len(HEADLINE), figsize=(9, 2.6 * len(layers)), squeeze=False, sharex=True, sharey="col"
-    )
+    figure = Figure(figsize=(9, 2.6 * len(layers)))
+    axes = figure.subplots(len(layers), len(HEADLINE), squeeze=False, sharex=True, sharey="col")
     for row_of_axes, layer in zip(axes, layers, strict=True):
         for ax, (metric, heading) in zip(row_of_axes, HEADLINE.items(), strict=True):
-            for row in names:
+            for i, row in enumerate(names):
                 values = lines.get((row, layer), {}).get(metric, {})
                 if values:
-                    style = {"linestyle": styles[row], "color": colours[row], "marker": "o", "markersize": 2.5}
-                    ax.plot([*values], [*values.values()], label=row, **style)
+                    line = ("-", "--", ":", "-.")[i % 4]
+                    ax.plot([*values], [*values.values()], f"C{i % 10}o{line}", label=row, markersize=2.5)
             ax.set_title(f"fine {heading}, {layer}", fontsize=9)
             ax.tick_params(labelsize=7)
             ax.grid(alpha=0.3)
@@ -84,4 +74,3 @@ def picture(path: pathlib.Path, found: Sequence[Result]) -> None:
     inches = 0.15 + 0.2 * math.ceil(len(names) / columns)
     figure.tight_layout(rect=(0, 0, 1, 1 - inches / figure.get_figheight()))
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -1,4 +1,4 @@
-"""What `sweep()` of a config file comes to: points, each with a name, a config and a command line.
+"""The points of a config file's `sweep()`, each with a name, a config and a command line.
 
 A point is a dict. A key without a dot is an argument of the file's `get_config` (`method`, `w`, `seed`), a key with a
 dot is a key of the config (`optimizer.learning_rate`). What the command line says holds for all points: those that say
@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import re
+import types
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,44 +31,31 @@ Values = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A run of a sweep.
+    """A run of a sweep."""
 
-    Attributes:
-      name: of its directory: what tells it from the other points, with the seed if it is not 0.
-      values: as `sweep()` says, with the seed.
-      flags: of experiments/train.py, without the workdir.
-      config: what these flags come to.
-    """
-
-    name: str
-    values: Values
-    flags: tuple[str, ...]
-    config: ml_collections.ConfigDict
+    name: str  # of its directory: what tells it from the other points, with the seed if it is not 0
+    values: Values  # the dict of `sweep()`
+    flags: tuple[str, ...]  # of experiments/train.py, without the workdir
+    config: ml_collections.ConfigDict  # what these flags make
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The points of a sweep.
+    """The points of a config file's `sweep()`, in its order."""
 
-    Attributes:
-      points: those that the command line leaves, in the order of `sweep()`.
-      varying: the keys that tell all points of the file apart, but for the seed.
-      names: of all points of the file.
-    """
-
-    points: tuple[Point, ...]
-    varying: tuple[str, ...]
-    names: frozenset[str]
+    points: tuple[Point, ...]  # those that the command line leaves
+    varying: tuple[str, ...]  # the keys that are not the same in all points of the file, but for the seed
+    names: frozenset[str]  # of all points of the file
 
 
-def expand(file: str, arg: str, overrides: Values, seeds: Sequence[int] | None = None) -> Sweep:
+def expand(file: str, arg: str, overrides: dict[str, Any], seeds: Sequence[int] | None = None) -> Sweep:
     """The sweep of a config file; every point's config is built and checked.
 
     Args:
       file: the config file.
-      arg: what stands behind its colon on the command line, for all points.
-      overrides: config keys that the command line sets, for all points.
-      seeds: of every point, in place of those that the file says.
+      arg: what stands behind its colon on the command line.
+      overrides: config keys that the command line sets.
+      seeds: of every point, in place of its own.
 
     Raises:
       UserError: a file without `sweep()`, no points, two that are the same, a point that is no valid config.
@@ -77,30 +65,42 @@ def expand(file: str, arg: str, overrides: Values, seeds: Sequence[int] | None =
         raise UserError(f"{file} has no sweep(): want a function that yields dicts, as in configs/maskcon.py.")
     everything = [_checked(values, file) for values in module.sweep() or ()]
     if seeds is not None:
-        everything = _with_seeds(everything, seeds)
+        bases: list[Values] = []  # points that differ in their seeds alone are one
+        for values in everything:
+            base = {key: value for key, value in values.items() if key != "seed"}
+            if base == values or base not in bases:
+                bases.append(base)
+        everything = [{**base, "seed": seed} for base in bases for seed in seeds]
     if not everything:
         raise UserError(f'sweep() of {file} yields no points: want dicts, such as {{"method": "grafit"}}.')
-    varying = _varying(everything)
+    keys = dict.fromkeys(key for values in everything for key in values if key != "seed")
+    varying = tuple(key for key in keys if any(values.get(key) != everything[0].get(key) for values in everything))
     names = [_name(values, varying) for values in everything]
     _refuse_pairs((name.casefold() for name in names), everything, file, "have the one name")
 
     given = dict(part.partition("=")[::2] for part in arg.split(",") if part)
-    kept = [
-        (name, values)
-        for name, values in zip(names, everything, strict=True)
-        if all(_agrees(values, key, text) for key, text in given.items())
-        and all(values.get(key, value) == value for key, value in overrides.items())
-    ]
-    if not kept:
-        said = _shown({**given, **overrides})
+    points = []
+    for name, values in zip(names, everything, strict=True):
+        said = {key: config_files.typed(key, given[key], values[key]) for key in values if key in given} | overrides
+        if any(values.get(key, value) != value for key, value in said.items()):
+            continue
+        own = {key: value for key, value in values.items() if key not in given and key not in overrides}
+        whole_arg = ",".join([arg] * bool(arg) + [f"{key}={value}" for key, value in own.items() if "." not in key])
+        keys = {key: value for key, value in own.items() if "." in key} | overrides
+        try:
+            config = _config(module, whole_arg, keys)
+        except UserError as error:
+            raise UserError(f"sweep() of {file}, point {_shown(values)}: {error}") from error
+        flags = [f"--config={file}{':' * bool(whole_arg)}{whole_arg}", *(f"--config.{k}={v}" for k, v in keys.items())]
+        points.append(Point(name, values, tuple(flags), config))
+    if not points:
         raise UserError(
-            f"{file}: found no point of sweep() that agrees with the command line, {said}: leave out what a point "
-            f"says itself, as in {_shown(everything[0])}."
+            f"{file}: found no point of sweep() that agrees with the command line, {_shown({**given, **overrides})}: "
+            f"leave out what a point says itself, as in {_shown(everything[0])}."
         )
-    points = tuple(_point(module, file, name, values, arg, given, overrides) for name, values in kept)
     configs = (tuple(config_lib.flatten(point.config).items()) for point in points)
     _refuse_pairs(configs, [point.values for point in points], file, "make the one config")
-    return Sweep(points, varying, frozenset(names))
+    return Sweep(tuple(points), varying, frozenset(names))
 
 
 def _checked(values: Any, file: str) -> Values:
@@ -109,35 +109,12 @@ def _checked(values: Any, file: str) -> Values:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _with_seeds(points: Iterable[Values], seeds: Sequence[int]) -> list[Values]:
-    """Every point with every seed; points that differed in their seeds alone become one."""
-    bases: list[Values] = []
-    for values in points:
-        base = {key: value for key, value in values.items() if key != "seed"}
-        if "seed" not in values or base not in bases:
-            bases.append(base)
-    return [{**base, "seed": seed} for base in bases for seed in seeds]
-
-
-def _varying(points: Sequence[Values]) -> tuple[str, ...]:
-    """The keys that are not the same in all points, in order of appearance; the seed is not one of them."""
-    keys = dict.fromkeys(key for values in points for key in values if key != "seed")
-    return tuple(key for key in keys if any(values.get(key) != points[0].get(key) for values in points))
-
-
 def _name(values: Values, varying: Iterable[str]) -> str:
-    parts = [f"{key}={_shown_safely(values[key])}" for key in varying if key in values]
-    if not parts or values.get("seed"):
-        parts.append(f"seed={values.get('seed', 0)}")
-    name = ",".join(parts)
-    if len(name) <= _LONGEST:
-        return name
-    return f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _shown_safely(value: Any) -> str:
-    """A value as a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", str(value)).strip("_")
+    shown = {key: re.sub(r"[^A-Za-z0-9._+-]+", "_", str(values[key])).strip("_") for key in varying if key in values}
+    if not shown or values.get("seed"):
+        shown["seed"] = values.get("seed", 0)
+    name = ",".join(f"{key}={text}" for key, text in shown.items())
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _refuse_pairs(keys: Iterable[Hashable], points: Iterable[Values], file: str, what: str) -> None:
@@ -145,9 +122,8 @@ def _refuse_pairs(keys: Iterable[Hashable], points: Iterable[Values], file: str,
     seen: dict[Hashable, Values] = {}
     for key, values in zip(keys, points, strict=True):
         if key in seen:
-            raise UserError(
-                f"sweep() of {file}: the points {_shown(seen[key])} and {_shown(values)} {what}: want each point once."
-            )
+            both = f"{_shown(seen[key])} and {_shown(values)}"
+            raise UserError(f"sweep() of {file}: the points {both} {what}: want each point once.")
         seen[key] = values
 
 
@@ -155,28 +131,17 @@ def _shown(values: Values) -> str:
     return "{" + ", ".join(f"{key}={value}" for key, value in values.items()) + "}"
 
 
-def _agrees(values: Values, key: str, text: str) -> bool:
-    return key not in values or config_files.typed(key, text, like=values[key]) == values[key]
-
-
-def _point(module: Any, file: str, name: str, values: Values, arg: str, given: Values, overrides: Values) -> Point:
-    own = {key: value for key, value in values.items() if key not in given and key not in overrides}
-    whole_arg = ",".join(filter(None, [arg, *(f"{key}={value}" for key, value in own.items() if "." not in key)]))
-    keys = {key: value for key, value in own.items() if "." in key} | dict(overrides)
-    try:
-        config = module.get_config(*filter(None, [whole_arg]))
-        known = config_lib.flatten(config)
-        for key in keys:
-            if key not in known:
-                raise config_lib.unknown_key(key, known)
-        with config.ignore_type():
-            config.update_from_flattened_dict(keys)
-        # How many devices a run will have is not known here, and asking JAX would take them.
-        config_checks.validate(config, num_devices=1)
-    except UserError as error:
-        raise UserError(f"sweep() of {file}, point {_shown(values)}: {error}") from error
-    flags = [f"--config={file}:{whole_arg}" if whole_arg else f"--config={file}"]
-    return Point(name, values, (*flags, *(f"--config.{key}={value}" for key, value in keys.items())), config)
+def _config(module: types.ModuleType, arg: str, keys: Values) -> ml_collections.ConfigDict:
+    config = module.get_config(*[arg] * bool(arg))
+    known = config_lib.flatten(config)
+    for key in keys:
+        if key not in known:
+            raise config_lib.unknown_key(key, known)
+    with config.ignore_type():
+        config.update_from_flattened_dict(keys)
+    # How many devices a run will have is not known here, and asking JAX would take them.
+    config_checks.validate(config, num_devices=1)
+    return config
 
 
 def shard(points: Sequence[Point], text: str) -> tuple[Point, ...]:
@@ -188,24 +153,20 @@ def shard(points: Sequence[Point], text: str) -> tuple[Point, ...]:
 
 
 def command(point: Point, directory: pathlib.Path, *, python: str, root: pathlib.Path) -> list[str]:
-    """The words of the command line that trains a point, whatever starts it."""
+    """The words of the command line that trains a point."""
     script = os.path.relpath(root / "experiments" / "train.py")
     return [python, script, *point.flags, f"--workdir={directory / point.name}"]
 
 
 def check_directory(sweep: Sweep, directory: pathlib.Path) -> None:
-    """Sees that `directory` holds runs of this sweep and nothing else, or can be made.
+    """Checks that `directory` holds runs of this sweep and nothing else, or can be made.
 
     Raises:
       UserError: it holds something else, or a run is of another config than its point, or its result is damaged.
     """
-    known = {_without_seed(name) for name in sweep.names}
-    there = directory.iterdir() if directory.is_dir() else ()
-    strange = sorted(
-        path.name
-        for path in there
-        if path.name not in (PLOT, SLURM) and path.name[0] != "." and _without_seed(path.name) not in known
-    )
+    known = {PLOT, SLURM, *map(_without_seed, sweep.names)}
+    there = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    strange = [name for name in there if name[0] != "." and _without_seed(name) not in known]
     if strange:
         raise UserError(
             f"{directory} holds what is no run of this sweep ({', '.join(strange[:3])}{', …' * (len(strange) > 3)}): "

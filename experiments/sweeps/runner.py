@@ -1,34 +1,32 @@
-"""Runs the points of a sweep, on this machine or as jobs of SLURM. Its state is what lies in the runs' directories.
+"""Runs the points of a sweep, on this machine or as jobs of SLURM. Its state is the content of the run directories.
 
-A sweep that runs a point holds the point's sweep lock, and the run itself holds the lock of its workdir, also when its
-sweep was killed: a point runs as long as one of them is held, and the system frees both when their processes die. Of
-two runs on one workdir the second one ends without training (`workdir.lock`). An attempt that has ended by itself
-leaves a last line in the log with its exit status; an attempt without that line was killed.
+A sweep takes the lock of a run's workdir, and the run's process inherits it: the lock is free when both have ended,
+however they end. An attempt that ends by itself leaves its exit status as the last line of the log; an attempt without
+that line was killed.
 """
 
 import contextlib
 import dataclasses
+import fcntl
+import math
 import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Literal
 
-import filelock
-
-from grafit_jax.commands.cli import EXIT_MISTAKE
 from grafit_jax.errors import UserError, warn
 from grafit_jax.runs import locks, workdir
 from grafit_jax.runs.preemption import EXIT_PREEMPTED
 
 _ENDED = "exit status "
-_TAIL = 8192  # bytes of a log in which its last lines are
 _LONGEST = 300  # characters of a failure's line
+_POLL = 0.05  # seconds until a sweep looks again for runs that have ended
 
 # The name of a point -> the words of its command line.
 Commands = Mapping[str, Sequence[str]]
@@ -36,12 +34,7 @@ Commands = Mapping[str, Sequence[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """How far a point is.
-
-    Attributes:
-      state: complete; running, by somebody; failed, in its newest attempt; stopped before its end; not started.
-      why: of a failure, its last line.
-    """
+    """The state of a point, and the last line of an attempt that has failed."""
 
     state: Literal["complete", "running", "failed", "stopped", "not started"]
     why: str = ""
@@ -51,180 +44,150 @@ class Standing:
 
 
 def standing(run: pathlib.Path) -> Standing:
-    """How far the point is whose run is in `run`."""
+    """The state of the point whose run is in `run`."""
     left = _left(run)
-    if left.state != "complete" and any(locks.is_held(run / name) for name in (workdir.SWEEP_LOCK, workdir.LOCK)):
-        return Standing("running")
-    return left
-
-
-def is_complete(run: pathlib.Path) -> bool:
-    """Whether the run in `run` has its result."""
-    return (run / "metrics.json").is_file()
+    return Standing("running") if left.state != "complete" and locks.is_held(run / workdir.LOCK) else left
 
 
 def _left(run: pathlib.Path) -> Standing:
-    """How far the point was when it was left, if nobody is at it."""
-    if is_complete(run):
+    """The state of a point that no process is running."""
+    log = run / workdir.LOG
+    if (run / "metrics.json").is_file():
         return Standing("complete")
-    if not (run / workdir.LOG).is_file() and not (run / "config.json").is_file():
+    if not log.is_file() and not (run / "config.json").is_file():
         return Standing("not started")
-    lines = _last_lines(run / workdir.LOG)
-    status = int(lines[-1].removeprefix(_ENDED)) if lines and re.fullmatch(rf"{_ENDED}-?\d+", lines[-1]) else None
-    if status is None or status in (EXIT_PREEMPTED, -signal.SIGTERM):
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ended = re.fullmatch(rf"{_ENDED}(-?\d+)", lines[-1]) if lines else None
+    if ended is None or int(ended[1]) in (EXIT_PREEMPTED, -signal.SIGTERM):
         return Standing("stopped")
-    if status < 0:
-        return Standing("failed", f"killed by signal {-status}")
-    return Standing("failed", lines[-2][:_LONGEST] if len(lines) > 1 else lines[-1])
-
-
-def _last_lines(log: pathlib.Path) -> list[str]:
-    """The lines at the end of a log that are not empty."""
-    if not log.is_file():
-        return []
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL))
-        text = file.read().decode(errors="replace")
-    return [stripped for text_line in text.splitlines() if (stripped := text_line.strip())]
+    if int(ended[1]) < 0:
+        return Standing("failed", f"killed by signal {-int(ended[1])}")
+    return Standing("failed", lines[-2:][0][:_LONGEST])
 
 
 @dataclasses.dataclass
 class Attempt:
-    """A point that is being run: its process, the log that this writes to, and the sweep lock."""
+    """A point that is being run: its process, the log that the process writes to, and the lock of its workdir."""
 
     run: pathlib.Path
     process: subprocess.Popen
     log: IO[bytes]
-    lock: filelock.BaseFileLock
+    lock: IO[bytes]
 
     def finish(self) -> Standing:
-        """Waits for the process and says how it ended."""
+        """Waits for the process and returns how it ended."""
         status = self.process.wait()
-        # A run that was started by hand may have come first: then this was no attempt.
-        if not (status == EXIT_MISTAKE and locks.is_held(self.run / workdir.LOCK)):
-            try:
+        try:
+            with self.log:
                 self.log.write(f"\n{_ENDED}{status}\n".encode())
-                self.log.flush()
-            except OSError as error:  # it counts as stopped
-                warn(f"how {self.run} has ended ({status}) cannot be written to its log ({error}).")
-        with contextlib.suppress(OSError):  # what could not be written above
-            self.log.close()
-        self.lock.release()
+        except OSError as error:  # it counts as stopped
+            warn(f"how {self.run} has ended ({status}) cannot be written to its log ({error}).")
+        self.lock.close()
         return standing(self.run)
 
 
-def hold(run: pathlib.Path) -> filelock.BaseFileLock | None:
-    """The sweep lock of a point; None while the point is being run; UserError where the lock cannot be created."""
+def begin(run: pathlib.Path, words: Sequence[str], since: float = math.inf) -> Attempt | Standing:
+    """Starts the run of a workdir by a command line, or returns the state of a point that is not to be started.
+
+    It is running, complete, or has failed with a log of more than `since` bytes: another sweep has already tried this
+    run; do not retry it. UserError where the workdir, or a file in it, cannot be created.
+    """
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = locks.take(run / workdir.SWEEP_LOCK)
+        with contextlib.ExitStack() as files:
+            run.mkdir(parents=True, exist_ok=True)
+            lock = files.enter_context((run / workdir.LOCK).open("ab"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return Standing("running")
+            except OSError as error:
+                warn(f"{run} is on a file system without locks ({error}): make sure that no other sweep runs it.")
+            left = _left(run)
+            if left.state == "complete" or (left.state == "failed" and _log_size(run) > since):
+                return left
+            log = files.enter_context((run / workdir.LOG).open("ab"))
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock.fileno()],
+                # The log's last line is to be the last thing that was printed.
+                env=os.environ | {"PYTHONUNBUFFERED": "1", locks.INHERITED: os.path.abspath(lock.name)},
+                process_group=0,  # its own: Ctrl-C is for the sweep, which asks its runs to save themselves
+            )
+            files.pop_all()
+            return Attempt(run, process, log, lock)
     except OSError as error:
-        raise _cannot_be_created(run, error) from error
-    if lock is not None and locks.is_held(run / workdir.LOCK):  # a run started by hand, or whose sweep was killed
-        lock.release()
-        return None
-    return lock
-
-
-def _cannot_be_created(run: pathlib.Path, error: OSError) -> UserError:
-    return UserError(
-        f"{run} cannot be created ({error}): runs that have started continue to their end; make room, or make it "
-        "writable, then start the sweep again."
-    )
-
-
-def start(run: pathlib.Path, words: Sequence[str], lock: filelock.BaseFileLock) -> Attempt:
-    """Starts a run by a command line, with the point's lock held; UserError where its log cannot be created."""
-    try:
-        log = (run / workdir.LOG).open("ab")
-    except OSError as error:
-        lock.release()
-        raise _cannot_be_created(run, error) from error
-    process = subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},  # the log's last line is to be the last thing that was said
-        process_group=0,  # its own: Ctrl-C is for the sweep, which asks its runs to save themselves
-    )
-    return Attempt(run, process, log, lock)
+        raise UserError(
+            f"{run} cannot be created ({error}): runs that have started continue to their end; make room, or make it "
+            "writable, then start the sweep again."
+        ) from error
 
 
 def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
-    """Runs all points that are not complete, some at a time, and passes over those that somebody else is at.
-
-    Args:
-      commands: of the points.
-      directory: of their runs.
-      jobs: how many at a time.
+    """Runs the points of `directory` that are not complete, `jobs` at a time; skips those that others are running.
 
     Returns:
       whether it was asked to stop, by SIGTERM or SIGINT, and has asked its runs to do so.
     """
-    began = {name: _size(directory / name / workdir.LOG) for name in commands}
-    waiting, full = deque(commands), None
-    running: dict[futures.Future[Standing], tuple[str, Attempt]] = {}
-    with futures.ThreadPoolExecutor(jobs) as pool, _asked_to_stop(lambda: [a for _, a in running.values()]) as stop:
+    began = {name: _log_size(directory / name) for name in commands}
+    waiting, skipped = deque(commands), deque[str]()
+    running: dict[str, Attempt] = {}
+    with _asked_to_stop(running) as asked:
         while True:
-            passed_over = []
-            while waiting and len(running) < jobs and not stop():
+            while waiting and len(running) < jobs and not asked:
                 name = waiting.popleft()
-                run = directory / name
                 try:
-                    lock = hold(run)
-                    if lock is None:
-                        passed_over.append(name)
-                        continue
-                    left = _left(run)
-                    # Another sweep has tried this point since we began; do not retry it.
-                    if left.state == "complete" or (left.state == "failed" and _size(run / workdir.LOG) > began[name]):
-                        lock.release()
-                        continue
-                    attempt = start(run, commands[name], lock)
-                except UserError as error:  # said at once: the others may take hours
-                    warn(f"{error} No more runs are started.")
-                    full = error
-                    waiting.clear()
-                    break
-                running[pool.submit(attempt.finish)] = (name, attempt)
-                if stop():  # which came when it was not yet among those that are asked
-                    attempt.process.terminate()
-                _say(f"{name}: started, process {attempt.process.pid}")
-            waiting.extend(name for name in passed_over if not is_complete(directory / name) and full is None)
-            if not running:
-                if full is not None:
-                    raise full
-                if stop() or all(standing(directory / name).state == "running" for name in waiting):
-                    return stop()
+                    begun = begin(directory / name, commands[name], began[name])
+                except UserError as error:
+                    warn(f"{error} No more runs are started.")  # at once: those that run may take hours
+                    for name, attempt in running.items():
+                        _say(f"{name}: {attempt.finish()}")
+                    raise
+                if isinstance(begun, Attempt):
+                    running[name] = begun
+                    if asked:  # before it was among those that are asked
+                        begun.process.terminate()
+                    _say(f"{name}: started, process {begun.process.pid}")
+                elif begun.state == "running":
+                    skipped.append(name)
+            ended = [name for name, attempt in running.items() if attempt.process.poll() is not None]
+            for name in ended:
+                _say(f"{name}: {running.pop(name).finish()}")
+            if running and not ended:
+                time.sleep(_POLL)
                 continue
-            for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
-                name, _ = running.pop(future)
-                _say(f"{name}: {future.result()}")
+            waiting.extend(skipped)  # which may be free by now
+            skipped.clear()
+            if not running and (asked or all(standing(directory / name).state == "running" for name in waiting)):
+                return bool(asked)
 
 
 @contextlib.contextmanager
-def _asked_to_stop(attempts: Callable[[], Sequence[Attempt]]) -> Iterator[Callable[[], bool]]:
-    """Gives a function to whether SIGTERM or SIGINT has come, on which the attempts' processes get SIGTERM."""
+def _asked_to_stop(running: Mapping[str, Attempt]) -> Iterator[list[int]]:
+    """Gives the SIGTERM and SIGINT that have come so far; by each the running processes get SIGTERM."""
     asked: list[int] = []
 
     def handle(number, frame):
         # Not by print, in the midst of which the signal may have come.
         os.write(2, f"{signal.Signals(number).name}: the runs are asked to save themselves\n".encode())
         asked.append(number)
-        for attempt in attempts():
+        for attempt in running.values():
             attempt.process.terminate()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(asked)
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _size(path: pathlib.Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+def _log_size(run: pathlib.Path) -> int:
+    log = run / workdir.LOG
+    return log.stat().st_size if log.is_file() else 0
 
 
 def _say(message: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from grafit_jax.errors import UserError
 from sweeps import runner
+from sweeps.expansion import SLURM
 
 
 @dataclasses.dataclass
@@ -20,20 +21,17 @@ class Job:
     attempt: runner.Attempt | None = dataclasses.field(default=None, init=False)
 
     def __call__(self) -> str:
-        lock = runner.hold(self.run)
-        if lock is None:
-            return f"{self.run} is run by another process"
-        if runner.is_complete(self.run):
-            lock.release()
-            return f"{self.run} is complete"
-        self.attempt = runner.start(self.run, self.words, lock)
-        ended = self.attempt.finish()
+        begun = runner.begin(self.run, self.words)
+        if isinstance(begun, runner.Standing):
+            return f"{self.run} is {begun}"
+        self.attempt = begun
+        ended = begun.finish()
         if ended.state == "failed":
             raise RuntimeError(f"{self.run} failed: {ended.why}")
         return f"{self.run} is {ended.state}"
 
     def checkpoint(self) -> Any:
-        """Lets the run save itself and end; what goes on with it then. Called within `__call__`, by a signal."""
+        """Lets the run save itself and end; returns the job that resumes it. A signal calls it, within `__call__`."""
         import submitit
 
         if self.attempt is not None:
@@ -45,7 +43,7 @@ class Job:
 
 
 def parameters(texts: Sequence[str]) -> dict[str, Any]:
-    """What submitit is told of the jobs, from "key=value" each: numbers as numbers, all else as text."""
+    """The options of submitit, from "key=value" each: numbers as numbers, all else as text."""
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -61,24 +59,17 @@ def parameters(texts: Sequence[str]) -> dict[str, Any]:
 def submit(
     commands: runner.Commands,
     directory: pathlib.Path,
-    folder: pathlib.Path,
     options: dict[str, Any],
     *,
     jobs: int | None,
     cluster: str = "slurm",
 ) -> list[Any]:
-    """Queues a job for every point, as one array of jobs.
+    """Queues the runs of `directory` by their command lines, as one array of submitit's jobs, which it returns.
 
     Args:
-      commands: of the points.
-      directory: of their runs.
-      folder: where submitit keeps its scripts and what the jobs say.
-      options: what submitit is told of the jobs: timeout_min, gpus_per_node, slurm_partition, …
-      jobs: how many may run at a time; None for what submitit takes.
-      cluster: "slurm", or another of submitit's executors.
-
-    Returns:
-      submitit's jobs.
+      options: of submitit: timeout_min, gpus_per_node, slurm_partition, …
+      jobs: how many may run at a time; None for submitit's own number.
+      cluster: one of submitit's executors.
 
     Raises:
       UserError: submitit is not installed, this is no SLURM cluster, or it does not know an option.
@@ -95,7 +86,7 @@ def submit(
     modules = [str(pathlib.Path(__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(modules)))
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor = submitit.AutoExecutor(folder=directory / SLURM, cluster=cluster)
         executor.update_parameters(**{"name": "grafit"} | options)
         if not commands:  # an array of no jobs is an error
             return []

@@ -1,4 +1,4 @@
-"""What a sweep has come to: a table, best first, and a plot. Every number comes from files that a run wrote."""
+"""The summary of a sweep: a table, best first, and a plot. Every number comes from files that a run wrote."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from study import layout
 
 from grafit_jax.errors import UserError, did_you_mean
@@ -23,7 +24,7 @@ _BESIDE = {"map": "fine mAP", "recall@1": "R@1", "knn_top1": "fine k-NN"}
 
 
 def check_metric(metric: str, sweep: Sweep) -> None:
-    """Raises a UserError for what no run of the sweep will have, before one is started."""
+    """Raises a UserError for a metric that no run of the sweep will have, before one is started."""
     ks = sorted({k for point in sweep.points for k in point.config.eval.recall_at})
     known = ["map", "knn_top1", "top1", *(f"recall@{k}" for k in ks)]
     if metric.rpartition("/")[2] not in known:
@@ -36,15 +37,9 @@ def check_metric(metric: str, sweep: Sweep) -> None:
 def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metric: str, *, stopped: bool) -> int:
     """Prints the table of the whole sweep, names what is not complete, and draws.
 
-    Args:
-      sweep: of which the table is.
-      directory: of its runs.
-      wanted: the names of the points that were to be run.
-      metric: what is best.
-      stopped: whether that was cut short.
-
     Returns:
-      the exit status: 0, all of `wanted` is complete; 1, some of it failed; 75, it is to be started again.
+      the exit status: 0, the points `wanted` are complete; 1, some have failed, in a sweep that was not stopped; 75,
+      the sweep is to be started again.
     """
     standings = {point.name: runner.standing(directory / point.name) for point in sweep.points}
     found = show(sweep, directory, standings, metric)
@@ -52,7 +47,7 @@ def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metri
         if now.state != "complete":
             print(f"{name}: {now}")
     if found:
-        plot(directory / PLOT, found, sweep.varying, metric)
+        draw(found, sweep.varying, metric).savefig(directory / PLOT, dpi=130)
         print(f"plot: {directory / PLOT}")
     states = {standings[name].state for name in wanted}
     if states <= {"complete"}:
@@ -62,23 +57,19 @@ def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metri
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The results of a point with all its seeds.
+    """The results of points that differ in their seeds alone."""
 
-    Attributes:
-      values: of the point, without the seed.
-      results: one for every seed that is complete.
-      mean: of the metric over them, NaN if none has it.
-      spread: its standard deviation, 0 for a single seed.
-    """
-
-    values: Values
+    values: Values  # of the points, without the seed
     results: tuple[Result, ...]
-    mean: float
-    spread: float
+    numbers: tuple[float, ...]  # the metric of the results that have it, in percent
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.numbers)) if self.numbers else math.nan
 
 
 def show(sweep: Sweep, directory: pathlib.Path, standings: Mapping[str, Standing], metric: str) -> list[Group]:
-    """Prints the table of the points that are complete, if there are any, and returns what it is made of."""
+    """Prints the table of the points that are complete, if there are any, and returns its groups."""
     complete = [point for point in sweep.points if standings[point.name].state == "complete"]
     found = groups([(point.values, results.collect(directory / point.name)) for point in complete], metric)
     if found:
@@ -87,7 +78,7 @@ def show(sweep: Sweep, directory: pathlib.Path, standings: Mapping[str, Standing
 
 
 def groups(collected: Sequence[tuple[Values, Result]], metric: str) -> list[Group]:
-    """Points that differ in the seed alone together, the best mean of `metric` first.
+    """Groups points that differ in their seeds alone, the best mean of `metric` first.
 
     Raises:
       UserError: a metric that no result has.
@@ -98,24 +89,19 @@ def groups(collected: Sequence[tuple[Values, Result]], metric: str) -> list[Grou
             f"no result has the metric {metric!r}{did_you_mean(metric, known)}: want --metric= one of "
             f"{', '.join(known)}."
         )
-    by_values: dict[tuple, list[tuple[Values, Result]]] = {}
+    by_values: dict[tuple[tuple[str, Any], ...], list[Result]] = {}
     for values, result in collected:
-        by_values.setdefault(tuple(sorted(_base(values).items())), []).append((values, result))
-    found = []
-    for entries in by_values.values():
-        numbers = [result["metrics"][metric] for _, result in entries if metric in result["metrics"]]
-        mean = float(np.mean(numbers)) if numbers else math.nan
-        spread = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
-        found.append(Group(_base(entries[0][0]), tuple(result for _, result in entries), mean, spread))
-    return sorted(found, key=lambda group: math.inf if math.isnan(group.mean) else -group.mean)
-
-
-def _base(values: Values) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != "seed"}
+        base = {key: value for key, value in values.items() if key != "seed"}
+        by_values.setdefault(tuple(sorted(base.items())), []).append(result)
+    found = [
+        Group(dict(base), tuple(of_base), tuple(100 * r["metrics"][metric] for r in of_base if metric in r["metrics"]))
+        for base, of_base in by_values.items()
+    ]
+    return sorted(found, key=lambda group: -group.mean if group.numbers else math.inf)
 
 
 def _apart(found: Sequence[Group], varying: Sequence[str]) -> list[str]:
-    """The keys that tell these groups apart: others may have come to no result."""
+    """The keys that are not the same in all these groups; points without a result may have other values."""
     return [key for key in varying if len({str(group.values.get(key)) for group in found}) > 1]
 
 
@@ -123,111 +109,58 @@ def table(found: Sequence[Group], varying: Sequence[str], metric: str) -> str:
     """The groups in Markdown, in percent, mean ± standard deviation over the seeds."""
     facts = {key: lambda values, key=key: str(values.get(key, "")) for key in _apart(found, varying) if key != "method"}
     columns = {metric: f"**{_BESIDE.get(metric, metric)}**"} | {k: v for k, v in _BESIDE.items() if k != metric}
-    # What is told apart is what the sweep says, not the whole config.
-    results = [result | {"config": group.values} for group in found for result in group.results]
-    return layout.markdown_table(results, columns, {}, facts)
+    # The facts are of the sweep's values, not of the whole config.
+    of_values = [result | {"config": group.values} for group in found for result in group.results]
+    return layout.markdown_table(of_values, columns, {}, facts)
 
 
-def plot(path: pathlib.Path, found: Sequence[Group], varying: Sequence[str], metric: str) -> None:
-    """A PNG: the metric over the one number that varies, a line for all else; or parallel coordinates of all keys."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawn = [group for group in found if not math.isnan(group.mean)]
+def draw(found: Sequence[Group], varying: Sequence[str], metric: str) -> Figure:
+    """The metric over the one number that varies, a line for all else; or a bar for every group. Seeds are dots."""
+    drawn = [group for group in found if group.numbers]
     keys = _apart(drawn, varying)
     numeric = [key for key in keys if all(_is_number(group.values.get(key, 0)) for group in drawn)]
     title = f"{_BESIDE.get(metric, metric)}, in percent"
     if len(numeric) == 1 and all(numeric[0] in group.values for group in drawn):  # a line has a place for all of them
-        figure, ax = plt.subplots(figsize=(6.4, 4.0))
-        _draw_lines(ax, lines(drawn, numeric[0], keys), numeric[0], title)
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        _draw_lines(figure.subplots(), drawn, numeric[0], [key for key in keys if key != numeric[0]], title)
     else:
-        figure, ax = plt.subplots(figsize=(2.0 * max(3, len(keys) + 1), 4.0))
-        _draw_parallel(ax, drawn, keys, title)
-    figure.tight_layout(pad=0.6)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+        figure = Figure(figsize=(7.2, 0.9 + 0.32 * len(drawn)), layout="constrained")
+        _draw_bars(figure.subplots(), drawn, keys, title)
+    return figure
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def lines(drawn: Sequence[Group], key: str, varying: Sequence[str]) -> dict[str, list[Group]]:
-    """A line for whatever else varies: its label -> its groups in the order of `key`; the best line first."""
-    found: dict[str, list[Group]] = {}
+def _label(group: Group, keys: Sequence[str]) -> str:
+    return ", ".join(f"{key}={group.values[key]}" for key in keys if key in group.values)
+
+
+def _draw_lines(ax, drawn: Sequence[Group], over: str, keys: Sequence[str], title: str) -> None:
+    lines: dict[str, list[Group]] = {}
     for group in drawn:
-        label = ", ".join(f"{k}={group.values[k]}" for k in varying if k != key and k in group.values)
-        found.setdefault(label, []).append(group)
-    return {label: sorted(line, key=lambda group: group.values[key]) for label, line in found.items()}
-
-
-def _draw_lines(ax, found: Mapping[str, Sequence[Group]], key: str, title: str) -> None:
-    for number, (label, line) in enumerate(found.items()):
-        ax.errorbar(
-            [group.values[key] for group in line],
-            [100 * group.mean for group in line],
-            yerr=[100 * group.spread for group in line],
-            marker="os^Dvp*X"[number % 8],
-            markersize=5,
-            linewidth=1.4,
-            capsize=3,
-            label=label,
-        )
-    numbers = [group.values[key] for line in found.values() for group in line]
-    if numbers and min(numbers) > 0 and max(numbers) > 30 * min(numbers):
+        lines.setdefault(_label(group, keys), []).append(group)
+    for label, line in lines.items():
+        line.sort(key=lambda group: group.values[over])
+        (means,) = ax.plot([group.values[over] for group in line], [group.mean for group in line], label=label)
+        for group in line:
+            places = [group.values[over]] * len(group.numbers)
+            ax.plot(places, group.numbers, "o", markersize=4, color=means.get_color())
+    numbers = [group.values[over] for group in drawn]
+    if min(numbers) > 0 and max(numbers) > 30 * min(numbers):
         ax.set_xscale("log")
-    ax.set(xlabel=key, ylabel=title)
+    ax.set(xlabel=over, ylabel=title)
     ax.grid(alpha=0.3)
-    if any(found):
+    if any(lines):
         ax.legend(fontsize=8)
 
 
-def coordinates(drawn: Sequence[Group], varying: Sequence[str]) -> tuple[list[list[str]], np.ndarray]:
-    """Parallel coordinates: the ticks of every key's axis from bottom to top, and the groups' places on them.
-
-    At equal distances: numbers in their order, of all else what appears first on top; "none" where there is no value.
-
-    Returns:
-      ticks, and places [groups, keys] in [0, 1].
-    """
-    ticks, places = [], np.full((len(drawn), len(varying)), 0.5)
-    for column, key in enumerate(varying):
-        values = list(dict.fromkeys(group.values[key] for group in drawn if key in group.values))
-        values = sorted(values) if all(map(_is_number, values)) else values[::-1]
-        names = ["none"] * any(key not in group.values for group in drawn) + [str(value) for value in values]
-        ticks.append(names)
-        if len(names) > 1:
-            places[:, column] = [names.index(str(g.values.get(key, "none"))) / (len(names) - 1) for g in drawn]
-    return ticks, places
-
-
-def _draw_parallel(ax, drawn: Sequence[Group], varying: Sequence[str], title: str) -> None:
-    import matplotlib.pyplot as plt
-
-    ticks, places = coordinates(drawn, varying)
-    means = np.array([100 * group.mean for group in drawn])
-    low, high = (means.min(), means.max()) if len(means) else (0.0, 1.0)
-    heights = (means - low) / (high - low) if high > low else np.full(len(means), 0.5)
-    for number, (row, height) in reversed(list(enumerate(zip(places, heights, strict=True)))):  # the best on top
-        style = {"linewidth": 2.6, "marker": "o"} if number == 0 else {"linewidth": 1.2, "alpha": 0.8}
-        ax.plot([*range(len(varying)), len(varying)], [*row, height], color=plt.cm.viridis(0.9 * height), **style)
-    for column, names in enumerate(ticks):
-        ax.axvline(column, color="#9e9e9e", linewidth=0.8, zorder=0)
-        for place, name in enumerate(names):
-            y = place / (len(names) - 1) if len(names) > 1 else 0.5
-            _label(ax, name, (column, y), xytext=(-5, 0), ha="right")
-    ax.axvline(len(varying), color="black", linewidth=1.0, zorder=0)
-    for value, height in {low: 0.0, high: 1.0}.items() if high > low else {low: 0.5}.items():
-        _label(ax, f"{value:.1f}", (len(varying), height), xytext=(5, 0), ha="left")
-    ax.set_xticks(range(len(varying) + 1), [*varying, title], fontsize=9)
-    ax.set(yticks=[], xlim=(-0.6, len(varying) + 0.4), ylim=(-0.08, 1.08))
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
-
-def _label(ax, text: str, place: tuple[float, float], **where: Any) -> None:
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-    ax.annotate(text, place, textcoords="offset points", va="center", size=8, bbox=box, zorder=5, **where)
+def _draw_bars(ax, drawn: Sequence[Group], keys: Sequence[str], title: str) -> None:
+    bars = ax.barh(range(len(drawn)), [group.mean for group in drawn], color="#9ecae1")
+    ax.bar_label(bars, fmt="%.1f", label_type="center", fontsize=8)
+    for place, group in enumerate(drawn):
+        ax.plot(group.numbers, [place] * len(group.numbers), "o", markersize=4, color="black")
+    ax.set_yticks(range(len(drawn)), [_label(group, keys) for group in drawn], fontsize=8)
+    ax.set(xlabel=title)
+    ax.invert_yaxis()  # the best on top

@@ -1,5 +1,6 @@
 """Locks on files: held by one process at a time, and freed by the system when that process dies."""
 
+import os
 import pathlib
 
 import filelock
@@ -8,6 +9,8 @@ from grafit_jax.errors import warn
 
 # Seconds for which another process may hold a lock only to see whether it is free, in `is_held`.
 MOMENT = 0.03
+# The environment variable that names the lock that a process has inherited from the one that started it.
+INHERITED = "GRAFIT_JAX_INHERITED_LOCK"
 
 
 def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock | None:
@@ -19,13 +22,15 @@ def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock |
 
     Returns:
       the lock, to be released by its `release()`; None if another process holds it. On a file system without locks
-      there is a warning, and nothing is held.
+      there is a warning, and nothing is held. A lock that was inherited is held until the process ends.
 
     Raises:
       OSError: the file cannot be created.
     """
     path.open("ab").close()
     lock = _lock(path)
+    if os.environ.get(INHERITED) == os.path.abspath(path):
+        return lock
     try:
         lock.acquire(timeout=timeout)
     except filelock.Timeout:

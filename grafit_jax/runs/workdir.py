@@ -26,11 +26,10 @@ PROFILE = "profile"
 # The lock that a run holds while it works, and a file that says which process that is.
 LOCK = "lock"
 _HOLDER = ".holder"
-# Held by a sweep that runs this point, and what the run's process prints.
-SWEEP_LOCK = "sweep.lock"
+# What the process of a run prints that a sweep has started.
 LOG = "train.log"
 # Files that may exist before config.json does.
-_BEFORE = (PROFILE, LOCK, SWEEP_LOCK, LOG, "config.json.tmp")
+_BEFORE = (PROFILE, LOCK, LOG, "config.json.tmp")
 _METRICS = "metrics.jsonl"
 # In front of the names of metrics of an evaluation, in the log.
 EVAL = "eval/"

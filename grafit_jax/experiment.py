@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import ml_collections
+import numpy as np
 import optax
 
 from grafit_jax import config_checks, evaluation, methods, parallel
@@ -13,11 +14,16 @@ from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
 from grafit_jax.models import Network
 from grafit_jax.optimizer import make_optimizer, make_schedules
+from grafit_jax.retrieval import evaluate as retrieval_metrics
+from grafit_jax.retrieval import neighbors
 from grafit_jax.retrieval.clustering import Clusters
 from grafit_jax.runs import clusterfit
 from grafit_jax.state import TrainState
 from grafit_jax.views import augment
 from grafit_jax.views.crops import Crops
+
+# What to do about the embeddings of a network that has diverged.
+_DIVERGED = "lower optimizer.learning_rate or raise loss.temperature, in a new --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,16 +185,42 @@ def make_feed(run: Experiment) -> Resident | Streamed:
 
 
 def evaluate(run: Experiment, state: TrainState, *, probe: bool = False) -> dict[str, float]:
-    """The metrics of a state on the test split (PAPER.md section 1), with a probe's if wanted, and their step."""
-    metrics = evaluation.evaluate_network(
-        run.embed_fn,
-        state.variables,
-        run.records,
-        run.config.eval,
-        classified=run.clusters is None,
-        probe=probe,
-    )
-    return metrics | {"step": int(state.step)}
+    """The metrics of a state on the test split (PAPER.md section 1), all from one embedding pass, and its step.
+
+    The first of `eval.layers` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their name
+    as a prefix (`projector/map`); a projector that the method has not is left out. A classifier gives `top1` of the
+    level that is trained on, unless its classes are clusters. `probe` adds the metrics of a probe on the trunk's
+    features.
+
+    Raises:
+      UserError: the network has diverged, or an image file cannot be read any more.
+    """
+    config, test = run.config.eval, run.records["test"]
+    embedded, labels = {}, {}
+    for split, records in run.records.items():
+        rows = run.embed_fn(state.variables, records.image)
+        read = evaluation.readable(rows)
+        every = read.all()  # then without a copy of them
+        embedded[split] = {name: x if every else x[read] for name, x in rows.items() if name != "unread"}
+        for name in ("trunk", "projector"):
+            if name in rows:
+                neighbors.check_embeddings(f"{name} of split {split}", embedded[split][name], remedy=_DIVERGED)
+        labels[split] = {level: label[read] for level, label in records.labels.items()}
+    result: dict[str, float] = {}
+    for i, name in enumerate(n for n in config.layers if n in embedded["test"]):
+        values = retrieval_metrics.evaluate(
+            *(retrieval_metrics.Embedded(embedded[split][name], labels[split]) for split in ("test", "train")),
+            ks=config.recall_at,
+            knn_k=config.knn_k,
+            knn_temperature=config.knn_temperature,
+            probe=probe and name == "trunk",
+        )
+        result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
+    level = "" if test.train_level == test.finest else test.train_level
+    label = labels["test"].get(level)
+    if run.clusters is None and "class" in embedded["test"] and label is not None:
+        result[f"{level}/top1" if level else "top1"] = float(np.mean(embedded["test"]["class"][:, 0] == label))
+    return result | {"step": int(state.step)}
 
 
 def contents(records: Mapping[str, Records]) -> dict[str, str]:

@@ -104,10 +104,16 @@ def load(
     # 3. How images are seen.
     views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
     key_views = dataclasses.replace(views, **config.key_views) if method.uses_queue else None
-    eval_views = _eval_views(config.eval, views)
+    size = config.eval.size or views.size
+    resize = 0 if config.eval.crop == "whole" else config.eval.resize or augment.resize_for(size)
+    eval_views = dataclasses.replace(views, size=size, resize=resize)
     crops = None
-    if config.train.host_crops:
-        crops, views, key_views = _host_crops(method.views_per_image(config.views.num_views), views, key_views)
+    if config.train.host_crops:  # then the device does not crop again
+        each = [views] if key_views is None else [views, key_views]
+        number = method.views_per_image(config.views.num_views) // len(each)
+        crops = Crops(views.size, tuple((number, law.crop_scale, law.crop_ratio) for law in each))
+        views = dataclasses.replace(views, crop_scale=(1, 1))
+        key_views = key_views and dataclasses.replace(key_views, crop_scale=(1, 1))
 
     # 4. How it is trained.
     steps_per_epoch = len(train) // config.train.batch_size
@@ -155,24 +161,6 @@ def _check_memory(config: ml_collections.ConfigDict, train: Records) -> None:
             f"the training images take {train.image.nbytes / 2**30:.1f} GiB and a device has {limit / 2**30:.1f} GiB: "
             "leave them in their files by data.stream = True."
         )
-
-
-def _eval_views(config: ml_collections.ConfigDict, views: augment.Views) -> augment.Views:
-    """How evaluation sees an image. `config` is the config's `eval`."""
-    size = config.size or views.size
-    resize = 0 if config.crop == "whole" else config.resize or augment.resize_for(size)
-    return dataclasses.replace(views, size=size, resize=resize)
-
-
-def _host_crops(
-    num_views: int, views: augment.Views, key_views: augment.Views | None
-) -> tuple[Crops, augment.Views, augment.Views | None]:
-    """What the host cuts out of photos, and the views of these crops, which the device does not crop again."""
-    laws = [(num_views, views.crop_scale, views.crop_ratio)]
-    if key_views is not None:
-        laws = [(1, *laws[0][1:]), (1, key_views.crop_scale, key_views.crop_ratio)]
-        key_views = dataclasses.replace(key_views, crop_scale=(1, 1))
-    return Crops(views.size, tuple(laws)), dataclasses.replace(views, crop_scale=(1, 1)), key_views
 
 
 def make_feed(run: Experiment) -> Resident | Streamed:

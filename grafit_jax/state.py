@@ -38,9 +38,6 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-TARGET_PARTS = ("trunk", "projector")
-
-
 def target_part(tree: dict) -> dict:
     """The part of params or batch statistics that belongs to g = P o f."""
-    return {name: tree[name] for name in TARGET_PARTS if name in tree}
+    return {name: tree[name] for name in ("trunk", "projector") if name in tree}

@@ -1,6 +1,7 @@
 """The layers that both families of trunks are made of, with torchvision's constants."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -70,9 +71,5 @@ def residual(block: type[nn.Module], remat: bool) -> type[nn.Module]:
 
 def stage_of(block: int, sizes: Sequence[int]) -> tuple[int, int]:
     """The stage, from 1, of the trunk's block of that number, and its number within the stage."""
-    stage = 1
-    for size in sizes:
-        if block < size:
-            break
-        block, stage = block - size, stage + 1
-    return stage, block
+    before = sum(first <= block for first in itertools.accumulate(sizes))
+    return before + 1, block - sum(sizes[:before])

@@ -31,7 +31,7 @@ def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, method="grafit", seed=0, init="")
     c.clusterfit.source = arg.init
     if methods.get(c.method).uses_queue:
-        config_files.see_keys_as_queries(c)
+        c.key_views.crop_scale, c.key_views.flip_prob = c.views.crop_scale, c.views.flip_prob
     return c
 
 

@@ -17,6 +17,7 @@ published at 79.6 top-1, by a linear classifier after fine-tuning.
 
 from grafit_jax import config_files
 from grafit_jax.config_files import RESNET50_PHOTOS
+from grafit_jax.errors import choose
 
 _COMMON = {**RESNET50_PHOTOS, "data.source": "tfds:imagenet2012", "clusterfit.num_clusters": 15_000}
 PRESETS = {"paper": {"train.epochs": 600}, "short": {"train.epochs": 100}}
@@ -24,7 +25,7 @@ PRESETS = {"paper": {"train.epochs": 600}, "short": {"train.epochs": 100}}
 
 def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, PRESETS, method="grafit", level="coarse", preset="paper", seed=0, init="")
-    c.data.train_level = config_files.choose(arg.level, "level", ("coarse", "fine"))
+    c.data.train_level = choose(arg.level, "level", ("coarse", "fine"))
     c.clusterfit.source = arg.init
     return c
 

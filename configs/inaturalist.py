@@ -22,6 +22,7 @@ ClusterFit starts from a finished baseline: `method=clusterfit,init=runs/inat_ba
 from grafit_jax import config_files
 from grafit_jax.config_files import RESNET50_PHOTOS
 from grafit_jax.data.datasets import taxonomy
+from grafit_jax.errors import choose
 
 DATASETS = {
     "2018": {"data.source": "tfds:i_naturalist2018", "clusterfit.num_clusters": 10_000},
@@ -34,8 +35,8 @@ def get_config(arg=None):
     c, arg = config_files.start(
         arg, RESNET50_PHOTOS, PRESETS, year="2018", level="genus", method="grafit", preset="paper", seed=0, init=""
     )
-    c.update_from_flattened_dict(DATASETS[config_files.choose(arg.year, "year", DATASETS)])
-    c.data.train_level = config_files.choose(arg.level, "level", taxonomy.LEVELS)
+    c.update_from_flattened_dict(DATASETS[choose(arg.year, "year", DATASETS)])
+    c.data.train_level = choose(arg.level, "level", taxonomy.LEVELS)
     c.clusterfit.source = arg.init
     return c
 

@@ -31,7 +31,7 @@ README gives them for another method they are that method's defaults here: `RELE
 
 from grafit_jax import config_files, methods
 from grafit_jax.config_files import IMAGENET, SMALL
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, choose
 
 _AUTOAUGMENT = {"views.autoaugment": "maskcon"}  # on the query; the key is cropped and flipped alone
 _PHOTOS = {
@@ -112,7 +112,7 @@ def get_config(arg=None):
     if (asked.dataset, asked.method) in RELEASED and (asked.dataset, asked.split) != ("sop", "split2"):
         defaults["w"], defaults["t"] = RELEASED[asked.dataset, asked.method]
     c, arg = config_files.start(arg, _COMMON, PRESETS, **defaults)
-    config_files.choose(arg.dataset, "dataset", DATASETS)
+    choose(arg.dataset, "dataset", DATASETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":
         raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
     c.update_from_flattened_dict(DATASETS[arg.dataset])

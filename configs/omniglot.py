@@ -22,6 +22,7 @@ the images [ours].
 
 from grafit_jax import config_files, methods
 from grafit_jax.config_files import SMALL
+from grafit_jax.errors import choose
 
 _MASKCON = {"model.head_batch_norm": False, "loss.temperature": 0.1, "queue.size": 2048, "ema.final": 0.99}
 PRESETS = {
@@ -47,15 +48,15 @@ def get_config(arg=None):
     c, arg = config_files.start(
         arg, {}, PRESETS, method="grafit", preset="cpu", variant="within", level="coarse", seed=0, init=""
     )
-    c.data.variant = config_files.choose(arg.variant, "variant", ("within", "unseen"))
-    c.data.train_level = config_files.choose(arg.level, "level", ("coarse", "fine"))
+    c.data.variant = choose(arg.variant, "variant", ("within", "unseen"))
+    c.data.train_level = choose(arg.level, "level", ("coarse", "fine"))
     method = methods.get(arg.method)
     if method.uses_clusters:
         c.clusterfit.source = arg.init
         c.clusterfit.num_clusters = 300
     if method.protocol == "maskcon":
         c.update_from_flattened_dict(_MASKCON)
-        config_files.see_keys_as_queries(c)
+        c.key_views.crop_scale, c.key_views.flip_prob = c.views.crop_scale, c.views.flip_prob
     return c
 
 

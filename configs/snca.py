@@ -14,6 +14,7 @@ confirmed for either: no number to expect. `method=snca_plus` runs the same thro
 
 from grafit_jax import config_files
 from grafit_jax.config_files import PHOTOS
+from grafit_jax.errors import choose
 
 _COMMON = {
     "model.embed_dim": 128,
@@ -55,7 +56,7 @@ DATASETS = {
 
 def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, dataset="cifar100", method="snca", seed=0)
-    c.update_from_flattened_dict(DATASETS[config_files.choose(arg.dataset, "dataset", DATASETS)])
+    c.update_from_flattened_dict(DATASETS[choose(arg.dataset, "dataset", DATASETS)])
     return c
 
 

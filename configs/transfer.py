@@ -28,7 +28,7 @@ classes 0-9.
 
 from grafit_jax import config_files
 from grafit_jax.config_files import IMAGENET, PHOTOS
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, choose
 from grafit_jax.views import augment
 
 # As ImageNet's photos are seen by the trunk that is fine-tuned.
@@ -74,7 +74,7 @@ def get_config(arg=None):
     c, arg = config_files.start(
         arg, _COMMON, PRESETS, dataset="cifar100", preset="full", trunk="resnet50", size=0, seed=0, init=""
     )
-    config_files.choose(arg.dataset, "dataset", DATASETS)
+    choose(arg.dataset, "dataset", DATASETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":
         raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
     if arg.preset == "full":

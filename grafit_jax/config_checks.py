@@ -8,9 +8,8 @@ import ml_collections
 
 from grafit_jax import config as config_lib
 from grafit_jax import methods
-from grafit_jax.config_files import choose
 from grafit_jax.data.readers.folder import ON_UNREADABLE
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, choose
 from grafit_jax.methods import Method
 from grafit_jax.models import heads
 from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS

@@ -4,13 +4,13 @@ import ast
 import importlib.util
 import pathlib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax.errors import UserError, did_you_mean
+from grafit_jax.errors import UserError, choose, did_you_mean
 
 
 def load_module(path: pathlib.Path) -> types.ModuleType:
@@ -83,11 +83,6 @@ def start(
     return c, given
 
 
-def see_keys_as_queries(c: ml_collections.ConfigDict) -> None:
-    """Crops and flips the keys of a queue as the queries are."""
-    c.key_views.crop_scale, c.key_views.flip_prob = c.views.crop_scale, c.views.flip_prob
-
-
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     """The `key=value,key=value` behind the colon of `--config=file.py:…`, typed like `defaults`.
 
@@ -130,11 +125,3 @@ def typed(key: str, text: str, like: Any) -> Any:
     except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
         pass
     raise UserError(f"config argument {key}={text}: want a value of type {type(like).__name__}, like {like!r}.")
-
-
-def choose(name: str, what: str, known: Iterable[str]) -> str:
-    """`name`, if it is among the `known` ones; else a UserError that says what there is."""
-    known = tuple(known)
-    if name not in known:
-        raise UserError(f"unknown {what} {name!r}{did_you_mean(name, known)}: want one of {', '.join(known)}.")
-    return name

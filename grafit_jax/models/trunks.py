@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from grafit_jax.errors import UserError
+from grafit_jax.errors import choose
 from grafit_jax.models import regnet, resnet
 from grafit_jax.models.regnet import RegNet
 from grafit_jax.models.resnet import ResNet
@@ -27,9 +27,7 @@ def build_trunk(
     remat: bool = False,
 ) -> Trunk:
     """The trunk of that name (a key of `TRUNKS`); see `ResNet` for the arguments."""
-    if name not in TRUNKS:
-        raise UserError(f"unknown trunk {name!r}: want one of {', '.join(TRUNKS)}.")
-    return TRUNKS[name](stem=stem, dtype=dtype, axis_name=axis_name, remat=remat)
+    return TRUNKS[choose(name, "trunk", TRUNKS)](stem=stem, dtype=dtype, axis_name=axis_name, remat=remat)
 
 
 class Classifier(nn.Module):

@@ -41,9 +41,8 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     pmapped = parallel.pmap(embed, in_axes=(None, 0))
 
     def embed_split(variables, images):
-        block, part = per_device * num_devices, parallel.own_part(len(images))
-        own = np.zeros(len(images), bool)
-        own[part] = True
+        block, own = per_device * num_devices, np.zeros(len(images), bool)
+        own[parallel.own_part(len(images))] = True
         mine = images if own.all() else images[own]
         rows: dict[str, np.ndarray] = {}
 

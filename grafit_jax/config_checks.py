@@ -34,7 +34,6 @@ _Rule = tuple[Callable[[Any], bool], str]
 _FROM_0: _Rule = (lambda v: v >= 0, "0 or more")
 _FROM_1: _Rule = (lambda v: v >= 1, "at least 1")
 _BELOW_1: _Rule = (lambda v: 0 <= v < 1, "a value in [0, 1)")
-_FACTOR: _Rule = (lambda v: 0 < v <= 1, "a factor in (0, 1]")
 _ASCENDING: _Rule = (
     lambda v: all(a < b for a, b in itertools.pairwise((0, *v))),
     "epochs > 0 in ascending order, as (40, 80)",
@@ -62,9 +61,9 @@ _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "optimizer.momentum": _BELOW_1,
     "optimizer.weight_decay": _FROM_0,
     "optimizer.warmup_epochs": _FROM_0,
-    "optimizer.layer_decay": _FACTOR,
+    "optimizer.layer_decay": (lambda v: 0 < v <= 1, "a factor in (0, 1]"),
     "optimizer.boundary_epochs": _ASCENDING,
-    "optimizer.step_factor": _FACTOR,
+    "optimizer.step_factor": (lambda v: 0 < v <= 1, "a value in (0, 1]"),
     "train.steps_per_call": (lambda v: v >= 0, "0 (chosen for the device) or more"),
     "eval.every_epochs": (lambda v: v >= 0, "0 (at the end alone) or more"),
     "eval.size": (lambda v: v >= 0, "0 (as views.size) or the pixels of a side"),

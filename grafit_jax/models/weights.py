@@ -119,8 +119,7 @@ def _check_cost(path: pathlib.Path) -> None:
                 members = archive.infolist()
                 if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                     raise ValueError("its tensors are compressed")
-                names = [member.filename for member in members if member.filename.endswith(".pkl")]
-                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(name)) for name in names]
+                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(m)) for m in members if m.filename.endswith(".pkl")]
         else:  # as PyTorch wrote them before 1.6: five pickles, then the tensors' bytes
             file.seek(0)
             pickles = [file] * 5

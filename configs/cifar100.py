@@ -24,106 +24,67 @@ in a cluster [ours]. SNCA with its own recipe: configs/snca.py.
 """
 
 from grafit_jax import config_files
+from grafit_jax.config_files import SMALL
 
-_JITTER = (0.4, 0.4, 0.2, 0.1)  # BYOL's
-
-
-def _paper(c):
-    c.model.trunk = "resnet50"
-    c.model.dtype = "bfloat16"
-    c.clusterfit.num_clusters = 500
-    c.views.jitter = _JITTER
-    c.views.grayscale_prob = 0.2
-    c.views.randaugment_ops = 2
-    c.views.erase_prob = 0.25
-    c.optimizer.weight_decay = 5e-4
-
-
-def _r18(c):
-    c.model.dtype = "bfloat16"
-    c.clusterfit.num_clusters = 500
-    c.views.num_views = 4
-    c.views.jitter = _JITTER
-    c.views.grayscale_prob = 0.2
-    c.optimizer.learning_rate = 0.2
-    c.optimizer.weight_decay = 5e-4
-    c.optimizer.warmup_epochs = 5.0
-    c.train.epochs = 200
-    c.train.batch_size = 256
-    c.eval.every_epochs = 20
-    c.ema.base = 0.99
-
-
-def _r18_short(c):
-    _r18(c)
-    c.views.num_views = 2
-    c.train.epochs = 50
-    c.eval.every_epochs = 10
-
-
-def _cpu(c):
-    c.model.trunk = "resnet8"
-    c.model.stem = "patch2"
-    c.model.head_hidden_dim = 256
-    c.model.embed_dim = 128
-    c.clusterfit.num_clusters = 100
-    c.views.num_views = 2
-    c.views.jitter = (0.4, 0.4, 0.4, 0.1)
-    c.views.grayscale_prob = 0.2
-    c.ema.base = 0.99
-    c.optimizer.learning_rate = 0.2
-    c.optimizer.weight_decay = 5e-4
-    c.optimizer.warmup_epochs = 2.0
-    c.train.epochs = 50
-    c.train.batch_size = 128
-    c.data.coarse_classes = (0, 1, 2, 3)
-    c.checkpoint.every_epochs = 5
-
-
-def _cpu_short(c):
-    _cpu(c)
-    c.train.epochs = 25
-
-
-def _cpu_epochs(c):
-    _cpu(c)
-    c.train.epochs = 100
-    c.eval.every_epochs = 10
-
-
-def _cpu_half(c):
-    _cpu(c)
-    c.data.coarse_classes = tuple(range(10))
-    c.clusterfit.num_clusters = 250
-    c.train.epochs = 10
-
-
-def _cpu_long(c):
-    _cpu(c)
-    c.data.coarse_classes = ()
-    c.clusterfit.num_clusters = 500
-    c.train.epochs = 20
-    c.checkpoint.every_epochs = 1
-
-
+_COMMON = {
+    "data.source": "tfds:cifar100",
+    "clusterfit.num_clusters": 500,
+    "views.jitter": (0.4, 0.4, 0.2, 0.1),  # BYOL's
+    "views.grayscale_prob": 0.2,
+    "optimizer.weight_decay": 5e-4,
+}
+_R18 = {
+    "model.dtype": "bfloat16",
+    "views.num_views": 4,
+    "optimizer.learning_rate": 0.2,
+    "optimizer.warmup_epochs": 5.0,
+    "train.epochs": 200,
+    "train.batch_size": 256,
+    "eval.every_epochs": 20,
+    "ema.base": 0.99,
+}
+_CPU = {
+    **SMALL,
+    "clusterfit.num_clusters": 100,
+    "views.jitter": (0.4, 0.4, 0.4, 0.1),
+    "ema.base": 0.99,
+    "train.epochs": 50,
+    "train.batch_size": 128,
+    "data.coarse_classes": (0, 1, 2, 3),
+    "checkpoint.every_epochs": 5,
+}
 PRESETS = {
-    "paper": _paper,
-    "r18": _r18,
-    "r18_short": _r18_short,
-    "cpu": _cpu,
-    "cpu_short": _cpu_short,
-    "cpu_epochs": _cpu_epochs,
-    "cpu_half": _cpu_half,
-    "cpu_long": _cpu_long,
+    "paper": {
+        "model.trunk": "resnet50",
+        "model.dtype": "bfloat16",
+        "views.randaugment_ops": 2,
+        "views.erase_prob": 0.25,
+    },
+    "r18": _R18,
+    "r18_short": {**_R18, "views.num_views": 2, "train.epochs": 50, "eval.every_epochs": 10},
+    "cpu": _CPU,
+    "cpu_short": {**_CPU, "train.epochs": 25},
+    "cpu_epochs": {**_CPU, "train.epochs": 100, "eval.every_epochs": 10},
+    "cpu_half": {
+        **_CPU,
+        "data.coarse_classes": tuple(range(10)),
+        "clusterfit.num_clusters": 250,
+        "train.epochs": 10,
+    },
+    "cpu_long": {
+        **_CPU,
+        "data.coarse_classes": (),
+        "clusterfit.num_clusters": 500,
+        "train.epochs": 20,
+        "checkpoint.every_epochs": 1,
+    },
 }
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(arg, PRESETS, method="grafit", preset="r18", seed=0, level="", init="")
-    c.data.source = "tfds:cifar100"
+    c, arg = config_files.start(arg, _COMMON, PRESETS, method="grafit", preset="r18", seed=0, level="", init="")
     c.data.train_level = arg.level
     c.clusterfit.source = arg.init
-    PRESETS[arg.preset](c)
     return c
 
 

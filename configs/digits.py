@@ -8,31 +8,30 @@ starts from a finished baseline: `method=clusterfit,init=runs/baseline`; about 3
 """
 
 from grafit_jax import config_files, methods
+from grafit_jax.config_files import SMALL
+
+_COMMON = {
+    **SMALL,
+    "model.stem": "cifar",
+    "clusterfit.num_clusters": 30,
+    "views.size": 8,
+    "views.mean": (0.306,),
+    "views.std": (0.377,),
+    "views.crop_scale": (0.5, 1.0),
+    "views.flip_prob": 0.0,  # a mirrored digit is another sign
+    "ema.base": 0.99,
+    "optimizer.learning_rate": 0.3,
+    "train.epochs": 60,
+    "train.batch_size": 128,
+    "checkpoint.every_epochs": 20,
+}
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(arg, method="grafit", seed=0, init="")
-    c.data.source = "digits"
+    c, arg = config_files.start(arg, _COMMON, method="grafit", seed=0, init="")
     c.clusterfit.source = arg.init
-    c.clusterfit.num_clusters = 30
-    c.model.trunk = "resnet8"
-    c.model.head_hidden_dim = 256
-    c.model.embed_dim = 128
-    c.views.num_views = 2
-    c.views.size = 8
-    c.views.mean = (0.306,)
-    c.views.std = (0.377,)
-    c.views.crop_scale = (0.5, 1.0)
-    c.views.flip_prob = 0.0  # a mirrored digit is another sign
-    if methods.get(c.method).uses_queue:  # keys are seen as queries are
-        c.key_views.crop_scale = c.views.crop_scale
-        c.key_views.flip_prob = c.views.flip_prob
-    c.ema.base = 0.99
-    c.optimizer.learning_rate = 0.3
-    c.optimizer.warmup_epochs = 2.0
-    c.train.epochs = 60
-    c.train.batch_size = 128
-    c.checkpoint.every_epochs = 20
+    if methods.get(c.method).uses_queue:
+        c.key_views.crop_scale, c.key_views.flip_prob = c.views.crop_scale, c.views.flip_prob
     return c
 
 

@@ -16,36 +16,17 @@ published at 79.6 top-1, by a linear classifier after fine-tuning.
 """
 
 from grafit_jax import config_files
+from grafit_jax.config_files import RESNET50_PHOTOS
+from grafit_jax.errors import choose
 
-
-def _paper(c):
-    c.train.epochs = 600
-
-
-def _short(c):
-    c.train.epochs = 100
-
-
-PRESETS = {"paper": _paper, "short": _short}
+_COMMON = {**RESNET50_PHOTOS, "data.source": "tfds:imagenet2012", "clusterfit.num_clusters": 15_000}
+PRESETS = {"paper": {"train.epochs": 600}, "short": {"train.epochs": 100}}
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(arg, PRESETS, method="grafit", level="coarse", preset="paper", seed=0, init="")
-    c.data.source = "tfds:imagenet2012"
-    c.data.train_level = config_files.choose(arg.level, "level", ("coarse", "fine"))
-    c.update_from_flattened_dict(config_files.PHOTOS)
-    c.model.trunk = "resnet50"
-    c.model.dtype = "bfloat16"
-    c.views.num_views = 4
-    c.views.crop_scale = (0.08, 1.0)
-    c.views.randaugment_ops = 2
-    c.views.erase_prob = 0.25
-    c.train.batch_size = 1024
-    c.eval.every_epochs = 50
-    c.checkpoint.every_epochs = 1
+    c, arg = config_files.start(arg, _COMMON, PRESETS, method="grafit", level="coarse", preset="paper", seed=0, init="")
+    c.data.train_level = choose(arg.level, "level", ("coarse", "fine"))
     c.clusterfit.source = arg.init
-    c.clusterfit.num_clusters = 15_000
-    PRESETS[arg.preset](c)
     return c
 
 

@@ -20,41 +20,24 @@ ClusterFit starts from a finished baseline: `method=clusterfit,init=runs/inat_ba
 """
 
 from grafit_jax import config_files
+from grafit_jax.config_files import RESNET50_PHOTOS
 from grafit_jax.data.datasets import taxonomy
+from grafit_jax.errors import choose
 
-DATASETS = {"2018": "tfds:i_naturalist2018", "2019": "tfds:inaturalist2019"}
-
-
-def _paper(c):
-    c.train.epochs = 600
-
-
-def _short(c):
-    c.train.epochs = 100
-
-
-PRESETS = {"paper": _paper, "short": _short}
+DATASETS = {
+    "2018": {"data.source": "tfds:i_naturalist2018", "clusterfit.num_clusters": 10_000},
+    "2019": {"data.source": "tfds:inaturalist2019", "clusterfit.num_clusters": 6_000},
+}
+PRESETS = {"paper": {"train.epochs": 600}, "short": {"train.epochs": 100}}
 
 
 def get_config(arg=None):
     c, arg = config_files.start(
-        arg, PRESETS, year="2018", level="genus", method="grafit", preset="paper", seed=0, init=""
+        arg, RESNET50_PHOTOS, PRESETS, year="2018", level="genus", method="grafit", preset="paper", seed=0, init=""
     )
-    c.data.source = DATASETS[config_files.choose(arg.year, "year", DATASETS)]
-    c.data.train_level = config_files.choose(arg.level, "level", taxonomy.LEVELS)
-    c.update_from_flattened_dict(config_files.PHOTOS)
-    c.model.trunk = "resnet50"
-    c.model.dtype = "bfloat16"
-    c.views.num_views = 4
-    c.views.crop_scale = (0.08, 1.0)
-    c.views.randaugment_ops = 2
-    c.views.erase_prob = 0.25
-    c.train.batch_size = 1024
-    c.eval.every_epochs = 50
-    c.checkpoint.every_epochs = 1
+    c.update_from_flattened_dict(DATASETS[choose(arg.year, "year", DATASETS)])
+    c.data.train_level = choose(arg.level, "level", taxonomy.LEVELS)
     c.clusterfit.source = arg.init
-    c.clusterfit.num_clusters = {"2018": 10_000, "2019": 6_000}[arg.year]
-    PRESETS[arg.preset](c)
     return c
 
 

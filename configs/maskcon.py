@@ -30,8 +30,8 @@ README gives them for another method they are that method's defaults here: `RELE
 """
 
 from grafit_jax import config_files, methods
-from grafit_jax.config_files import IMAGENET
-from grafit_jax.errors import UserError
+from grafit_jax.config_files import IMAGENET, SMALL
+from grafit_jax.errors import UserError, choose
 
 _AUTOAUGMENT = {"views.autoaugment": "maskcon"}  # on the query; the key is cropped and flipped alone
 _PHOTOS = {
@@ -72,30 +72,35 @@ RELEASED = {
 }
 
 
-def _full(c):
-    c.model.trunk = "resnet18"
-    c.model.stem = "cifar"
-    c.model.head_hidden_dim = 512
-    c.model.dtype = "bfloat16"
-    c.optimizer.learning_rate = 0.04  # 0.02 for 128 images a step
-    c.train.epochs = 200
-    c.train.batch_size = 128
-
-
-def _cpu(c):
-    c.model.trunk = "resnet8"
-    c.model.stem = "patch2"
-    c.model.head_hidden_dim = 128
-    c.model.embed_dim = 128
-    # Chosen for a net from scratch and few epochs, for grafit_maskcon and grafit alike, on a tenth of the training
-    # images: of 0.04, 0.15, 0.5 and 1.0 (0.2 and 0.6).
-    c.optimizer.learning_rate = 0.6
-    c.train.epochs = 6
-    c.train.batch_size = 128
-    c.optimizer.warmup_epochs = 1.0
-
-
-PRESETS = {"full": _full, "cpu": _cpu}
+_COMMON = {
+    "views.num_views": 2,  # of the paper's methods: as many as a query and its key
+    "ema.base": 0.99,
+    "ema.final": 0.99,
+    "optimizer.nesterov": False,
+    "optimizer.weight_decay": 5e-4,
+    "optimizer.decay_all": True,
+    "optimizer.warmup_epochs": 5.0,
+    "train.batch_size": 128,
+    "eval.recall_at": (1, 2, 5, 10, 50, 100),
+    "eval.every_epochs": 10,
+}
+PRESETS = {
+    "full": {
+        "model.head_hidden_dim": 512,
+        "model.dtype": "bfloat16",
+        "optimizer.learning_rate": 0.04,  # 0.02 for 128 images a step
+        "train.epochs": 200,
+    },
+    "cpu": {
+        **SMALL,
+        "model.head_hidden_dim": 128,
+        # Chosen for a net from scratch and few epochs, for grafit_maskcon and grafit alike, on a tenth of the training
+        # images: of 0.04, 0.15, 0.5 and 1.0 (0.2 and 0.6).
+        "optimizer.learning_rate": 0.6,
+        "optimizer.warmup_epochs": 1.0,
+        "train.epochs": 6,
+    },
+}
 
 
 def get_config(arg=None):
@@ -106,26 +111,17 @@ def get_config(arg=None):
     asked = config_files.parse_arg(arg, **defaults)
     if (asked.dataset, asked.method) in RELEASED and (asked.dataset, asked.split) != ("sop", "split2"):
         defaults["w"], defaults["t"] = RELEASED[asked.dataset, asked.method]
-    c, arg = config_files.start(arg, PRESETS, **defaults)
-    config_files.choose(arg.dataset, "dataset", DATASETS)
+    c, arg = config_files.start(arg, _COMMON, PRESETS, **defaults)
+    choose(arg.dataset, "dataset", DATASETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":
         raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
+    c.update_from_flattened_dict(DATASETS[arg.dataset])
     c.loss.maskcon_weight = arg.w
     c.loss.maskcon_temperature = arg.t
     if methods.get(arg.method).protocol == "maskcon":
         c.model.head_batch_norm = False
         c.model.head_init = "pytorch"
         c.loss.temperature = 0.1
-    c.views.num_views = 2  # of the paper's methods: as many as a query and its key
-    c.ema.base = c.ema.final = 0.99
-    c.optimizer.nesterov = False
-    c.optimizer.weight_decay = 5e-4
-    c.optimizer.decay_all = True
-    c.optimizer.warmup_epochs = 5.0
-    c.eval.recall_at = (1, 2, 5, 10, 50, 100)
-    c.eval.every_epochs = 10
-    PRESETS[arg.preset](c)
-    c.update_from_flattened_dict(DATASETS[arg.dataset])
     if arg.dataset == "sop":
         c.data.variant = arg.split
     return c

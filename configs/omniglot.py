@@ -21,55 +21,42 @@ the images [ours].
 """
 
 from grafit_jax import config_files, methods
+from grafit_jax.config_files import SMALL
+from grafit_jax.errors import choose
 
-
-def _cpu(c):
-    c.model.trunk = "resnet8"
-    c.model.stem = "patch2"
-    c.model.head_hidden_dim = 256
-    c.model.embed_dim = 128
-    c.data.image_size = 28
-    c.views.size = 28
-    c.views.num_views = 2
-    c.views.mean = (0.922, 0.922, 0.922)
-    c.views.std = (0.215, 0.215, 0.215)
-    c.views.crop_scale = (0.5, 1.0)
-    c.views.flip_prob = 0.0  # a mirrored character is another one
-    c.ema.base = 0.99
-    c.optimizer.learning_rate = 0.2
-    c.optimizer.weight_decay = 5e-4
-    c.optimizer.warmup_epochs = 2.0
-    c.train.epochs = 30
-    c.train.batch_size = 128
-    c.checkpoint.every_epochs = 5
-
-
-def _maskcon(c):
-    c.model.head_batch_norm = False
-    c.loss.temperature = 0.1
-    c.queue.size = 2048
-    c.key_views.crop_scale = c.views.crop_scale
-    c.key_views.flip_prob = c.views.flip_prob
-    c.ema.final = c.ema.base
-
-
-PRESETS = {"cpu": _cpu}
+_MASKCON = {"model.head_batch_norm": False, "loss.temperature": 0.1, "queue.size": 2048, "ema.final": 0.99}
+PRESETS = {
+    "cpu": {
+        **SMALL,
+        "data.source": "tfds:omniglot",
+        "data.image_size": 28,
+        "views.size": 28,
+        "views.mean": (0.922, 0.922, 0.922),
+        "views.std": (0.215, 0.215, 0.215),
+        "views.crop_scale": (0.5, 1.0),
+        "views.flip_prob": 0.0,  # a mirrored character is another one
+        "ema.base": 0.99,
+        "optimizer.weight_decay": 5e-4,
+        "train.epochs": 30,
+        "train.batch_size": 128,
+        "checkpoint.every_epochs": 5,
+    }
+}
 
 
 def get_config(arg=None):
     c, arg = config_files.start(
-        arg, PRESETS, method="grafit", preset="cpu", variant="within", level="coarse", seed=0, init=""
+        arg, {}, PRESETS, method="grafit", preset="cpu", variant="within", level="coarse", seed=0, init=""
     )
-    c.data.source = "tfds:omniglot"
-    c.data.variant = config_files.choose(arg.variant, "variant", ("within", "unseen"))
-    c.data.train_level = config_files.choose(arg.level, "level", ("coarse", "fine"))
-    PRESETS[arg.preset](c)
+    c.data.variant = choose(arg.variant, "variant", ("within", "unseen"))
+    c.data.train_level = choose(arg.level, "level", ("coarse", "fine"))
     method = methods.get(arg.method)
     if method.uses_clusters:
         c.clusterfit.source = arg.init
         c.clusterfit.num_clusters = 300
     if method.protocol == "maskcon":
-        _maskcon(c)
+        c.update_from_flattened_dict(_MASKCON)
+        c.key_views.crop_scale, c.key_views.flip_prob = c.views.crop_scale, c.views.flip_prob
     return c
 
 

@@ -12,47 +12,30 @@ Presets (both ours, not the paper's):
 """
 
 from grafit_jax import config_files
+from grafit_jax.config_files import IMAGENET, PHOTOS, SMALL
 from grafit_jax.errors import UserError
 
-
-def _gpu(c):
-    c.update_from_flattened_dict(config_files.PHOTOS)
-    c.model.trunk = "resnet50"
-    c.model.dtype = "bfloat16"
-    c.views.num_views = 4
-    c.train.epochs = 100
-    c.train.batch_size = 256
-    c.eval.batch_size = 256
-    c.optimizer.warmup_epochs = 5.0
-
-
-def _cpu(c):
-    c.data.image_size = 40
-    c.model.trunk = "resnet8"
-    c.model.stem = "patch2"
-    c.model.head_hidden_dim = 256
-    c.model.embed_dim = 128
-    c.views.num_views = 2
-    c.views.size = 32
-    c.optimizer.learning_rate = 0.2
-    c.optimizer.warmup_epochs = 2.0
-    c.train.epochs = 50
-    c.train.batch_size = 64
-
-
-PRESETS = {"gpu": _gpu, "cpu": _cpu}
+_COMMON = {**IMAGENET, "views.jitter": (0.4, 0.4, 0.4, 0.1), "views.grayscale_prob": 0.2, "ema.base": 0.99}
+PRESETS = {
+    "gpu": {
+        **PHOTOS,
+        "model.trunk": "resnet50",
+        "model.dtype": "bfloat16",
+        "views.num_views": 4,
+        "train.epochs": 100,
+        "train.batch_size": 256,
+        "eval.batch_size": 256,
+        "optimizer.warmup_epochs": 5.0,
+    },
+    "cpu": {**SMALL, "data.image_size": 40, "views.size": 32, "train.epochs": 50, "train.batch_size": 64},
+}
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(arg, PRESETS, dir="", csv="", method="grafit", preset="gpu", seed=0)
+    c, arg = config_files.start(arg, _COMMON, PRESETS, dir="", csv="", method="grafit", preset="gpu", seed=0)
     if arg.dir and arg.csv:
         raise UserError(f"found dir={arg.dir} and csv={arg.csv}: want one of them.")
     c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir or 'images'}"
-    c.update_from_flattened_dict(config_files.IMAGENET)
-    c.views.jitter = (0.4, 0.4, 0.4, 0.1)
-    c.views.grayscale_prob = 0.2
-    c.ema.base = 0.99
-    PRESETS[arg.preset](c)
     return c
 
 

@@ -13,50 +13,50 @@ confirmed for either: no number to expect. `method=snca_plus` runs the same thro
 """
 
 from grafit_jax import config_files
+from grafit_jax.config_files import PHOTOS
+from grafit_jax.errors import choose
 
-
-def _imagenet(c):
-    c.data.source = "tfds:imagenet2012"
-    c.update_from_flattened_dict(config_files.PHOTOS)
-    c.model.trunk = "resnet50"
-    c.optimizer.learning_rate = 0.1
-    c.optimizer.weight_decay = 1e-4
-    c.views.crop_scale = (0.08, 1.0)
-    c.optimizer.boundary_epochs = (40, 80, 120)
-    c.memory.step_epochs = (80, 120)
-    c.memory.step_momentum = (0.8, 0.9)
-    c.train.epochs = 130
-    c.train.batch_size = 256
-    c.checkpoint.every_epochs = 1
-
-
-def _cifar100(c):
-    c.data.source = "tfds:cifar100"
-    c.model.trunk = "resnet18"
-    c.views.jitter = (0.4, 0.4, 0.4, 0.4)
-    c.views.jitter_prob = 1.0
-    c.views.grayscale_prob = 0.2
-    c.optimizer.learning_rate = 0.2  # 0.1 for 128 images a step
-    c.optimizer.weight_decay = 5e-4
-    c.optimizer.boundary_epochs = (50, 100, 150)
-    c.train.epochs = 200
-    c.train.batch_size = 128
-
-
-DATASETS = {"imagenet": _imagenet, "cifar100": _cifar100}
+_COMMON = {
+    "model.embed_dim": 128,
+    "optimizer.schedule": "step",
+    "optimizer.step_factor": 0.1,
+    "optimizer.warmup_epochs": 0.0,
+    "optimizer.decay_all": True,  # as PyTorch's SGD does
+    "memory.init": "random",
+    "memory.momentum": 0.5,
+}
+DATASETS = {
+    "imagenet": {
+        **PHOTOS,
+        "data.source": "tfds:imagenet2012",
+        "model.trunk": "resnet50",
+        "optimizer.learning_rate": 0.1,
+        "optimizer.weight_decay": 1e-4,
+        "views.crop_scale": (0.08, 1.0),
+        "optimizer.boundary_epochs": (40, 80, 120),
+        "memory.step_epochs": (80, 120),
+        "memory.step_momentum": (0.8, 0.9),
+        "train.epochs": 130,
+        "train.batch_size": 256,
+        "checkpoint.every_epochs": 1,
+    },
+    "cifar100": {
+        "data.source": "tfds:cifar100",
+        "views.jitter": (0.4, 0.4, 0.4, 0.4),
+        "views.jitter_prob": 1.0,
+        "views.grayscale_prob": 0.2,
+        "optimizer.learning_rate": 0.2,  # 0.1 for 128 images a step
+        "optimizer.weight_decay": 5e-4,
+        "optimizer.boundary_epochs": (50, 100, 150),
+        "train.epochs": 200,
+        "train.batch_size": 128,
+    },
+}
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(arg, dataset="cifar100", method="snca", seed=0)
-    config_files.choose(arg.dataset, "dataset", DATASETS)
-    c.model.embed_dim = 128
-    c.optimizer.schedule = "step"
-    c.optimizer.step_factor = 0.1
-    c.optimizer.warmup_epochs = 0.0
-    c.optimizer.decay_all = True  # as PyTorch's SGD does
-    c.memory.init = "random"
-    c.memory.momentum = 0.5
-    DATASETS[arg.dataset](c)
+    c, arg = config_files.start(arg, _COMMON, dataset="cifar100", method="snca", seed=0)
+    c.update_from_flattened_dict(DATASETS[choose(arg.dataset, "dataset", DATASETS)])
     return c
 
 

@@ -3,7 +3,7 @@
     python experiments/train.py --config=configs/transfer.py:dataset=flowers,init=runs/imagenet_grafit \\
         --workdir=runs/flowers --config.data.data_dir=$HOME/tensorflow_datasets
 
-`from` is the workdir of any run, or a .pth or .safetensors file with torchvision's network; left out, the trunk starts
+`init` is the workdir of any run, or a .pth or .safetensors file with torchvision's network; left out, the trunk starts
 from scratch. The metric is `top1`, beside retrieval and k-NN on the fine-tuned features.
 
   dataset   top-1 to reach, Grafit [paper and leaderboards], fine-tuned from ImageNet
@@ -28,21 +28,12 @@ classes 0-9.
 
 from grafit_jax import config_files
 from grafit_jax.config_files import IMAGENET, PHOTOS
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, choose
 from grafit_jax.views import augment
 
 # As ImageNet's photos are seen by the trunk that is fine-tuned.
-_AT_224 = {
-    **IMAGENET,
-    "model.stem": "imagenet",
-    "views.size": 224,
-    "mixing.cutmix": 1.0,
-    "eval.batch_size": 100,
-}
-_PHOTOS = {
-    **PHOTOS,
-    **_AT_224,
-}
+_AT_224 = {**IMAGENET, "model.stem": "imagenet", "views.size": 224, "mixing.cutmix": 1.0, "eval.batch_size": 100}
+_PHOTOS = {**PHOTOS, **_AT_224}
 DATASETS = {
     "flowers": {"data.source": "tfds:oxford_flowers102", "train.epochs": 300, **_PHOTOS},
     "cars": {"data.source": "tfds:cars196", "train.epochs": 300, **_PHOTOS},
@@ -52,53 +43,48 @@ DATASETS = {
     "inat19": {"data.source": "tfds:inaturalist2019", "train.epochs": 100, **_PHOTOS},
     "imagenet": {"data.source": "tfds:imagenet2012", "train.epochs": 30, **_PHOTOS},
 }
-# What the finest level is called there.
-_FINEST = {"inat18": "species", "inat19": "species"}
-
-
-def _full(c):
-    c.model.dtype = "bfloat16"
-    c.train.batch_size = 256
-    c.views.randaugment_ops = 2
-    c.optimizer.layer_decay = 0.9
-    c.loss.label_smoothing = 0.1
-
-
-def _cpu(c):
-    c.model.trunk = "resnet8"
-    c.model.stem = "patch2"
-    c.data.coarse_classes = tuple(range(10, 20))
-    c.train.batch_size = 128
-    c.train.epochs = 10
-    c.optimizer.learning_rate = 0.1
-    c.optimizer.warmup_epochs = 1.0
-
-
-PRESETS = {"full": _full, "cpu": _cpu}
+_COMMON = {
+    "method": "baseline",  # a linear classifier on the trunk's features
+    "optimizer.learning_rate": 0.01,
+    "optimizer.warmup_epochs": 5.0,
+    "eval.layers": ("trunk",),
+}
+PRESETS = {
+    "full": {
+        "model.dtype": "bfloat16",
+        "train.batch_size": 256,
+        "views.randaugment_ops": 2,
+        "optimizer.layer_decay": 0.9,
+        "loss.label_smoothing": 0.1,
+    },
+    "cpu": {
+        "data.source": "tfds:cifar100",
+        "data.coarse_classes": tuple(range(10, 20)),
+        "model.trunk": "resnet8",
+        "model.stem": "patch2",
+        "train.batch_size": 128,
+        "train.epochs": 10,
+        "optimizer.learning_rate": 0.1,
+        "optimizer.warmup_epochs": 1.0,
+    },
+}
 
 
 def get_config(arg=None):
     c, arg = config_files.start(
-        arg, PRESETS, dataset="cifar100", preset="full", trunk="resnet50", size=0, seed=0, init=""
+        arg, _COMMON, PRESETS, dataset="cifar100", preset="full", trunk="resnet50", size=0, seed=0, init=""
     )
-    config_files.choose(arg.dataset, "dataset", DATASETS)
+    choose(arg.dataset, "dataset", DATASETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":
         raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
-    c.method = "baseline"  # a linear classifier on the trunk's features
-    c.model.trunk = arg.trunk
-    c.model.pretrained = arg.init
-    c.optimizer.learning_rate = 0.01
-    c.optimizer.warmup_epochs = 5.0
-    c.eval.layers = ("trunk",)
-    c.eval.size = arg.size
-    if arg.preset == "cpu":
-        c.data.source = DATASETS["cifar100"]["data.source"]
-    else:
+    if arg.preset == "full":
         c.update_from_flattened_dict(DATASETS[arg.dataset])
+        c.model.trunk = arg.trunk
+    c.model.pretrained = arg.init
+    c.eval.size = arg.size
     if c.data.image_size:
         c.data.image_size = max(c.data.image_size, augment.resize_for(arg.size))  # what is cropped at the test
-    c.data.train_level = _FINEST.get(arg.dataset, "fine")
-    PRESETS[arg.preset](c)
+    c.data.train_level = "species" if arg.dataset.startswith("inat") else "fine"  # the finest level
     return c
 
 

@@ -64,19 +64,16 @@ def default() -> ml_collections.ConfigDict:
     d.coarse_classes = ()  # keep only the images of these coarse classes; empty = all
     d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
     d.image_size = 0  # > 0: images are resized to this many pixels a side as they are read (not npz); 0 = as they are
-    d.resize_mode = (
-        "squash"  # made square as: squash = the whole image, its proportions lost | centre = a square in its middle
-    )
+    # Made square as: squash = the whole image, its proportions lost | centre = a square in its middle.
+    d.resize_mode = "squash"
     # Of stanford_online_products: split1 | split2; empty = all images, in TFDS's own splits.
     # Of omniglot: within (or empty) = the same characters in both splits | unseen = TFDS's own splits, other alphabets.
     d.variant = ""
-    d.inat_categories_file = (
-        ""  # categories.json of i_naturalist2018, for all but species; empty = in the data set's own folder
-    )
+    # categories.json of i_naturalist2018, for all but species; empty = in the data set's own folder.
+    d.inat_categories_file = ""
     d.test_split = ""  # of folder: and csv:, what the test split is called; empty = test, else val, else validation
-    d.on_unreadable = (
-        "fatal"  # a file of folder: or csv: that cannot be read is an error; skip: it is left out, and listed
-    )
+    # A file of folder: or csv: that cannot be read is an error; skip: it is left out, and listed.
+    d.on_unreadable = "fatal"
 
     c.model = m = ml_collections.ConfigDict()
     m.trunk = "resnet18"
@@ -101,9 +98,7 @@ def default() -> ml_collections.ConfigDict:
 
     c.key_views = _augmentations()  # of the momentum encoder's keys; size, mean and std are those of views
 
-    c.mixing = ml_collections.ConfigDict()  # see views/mixing.py; for cross-entropy alone
-    c.mixing.mixup = 0.0
-    c.mixing.cutmix = 0.0
+    c.mixing = ml_collections.ConfigDict({"mixup": 0.0, "cutmix": 0.0})  # see views/mixing.py; for cross-entropy alone
 
     c.loss = ml_collections.ConfigDict()
     c.loss.temperature = 0.05  # sigma of Eq. 2, and t0 of the losses over the queue
@@ -118,17 +113,14 @@ def default() -> ml_collections.ConfigDict:
     c.memory.step_momentum = ()
     c.memory.init = "embed"  # embed: one pass over the training set | random: uniform on the sphere
 
-    c.queue = ml_collections.ConfigDict()
-    c.queue.size = 8192  # K, of methods with a queue
+    c.queue = ml_collections.ConfigDict({"size": 8192})  # K, of methods with a queue
 
     c.clusterfit = ml_collections.ConfigDict()  # of clusterfit and clusterfit_plus
     c.clusterfit.source = ""  # of the finished run, trained on coarse labels, whose trunk's features are clustered
     c.clusterfit.num_clusters = 0  # how many; ClusterFit's has to be chosen for a data set
     c.clusterfit.spherical = True  # by cosine, as everything is compared here; False: Euclidean
 
-    c.ema = ml_collections.ConfigDict()
-    c.ema.base = 0.996  # tau at the start
-    c.ema.final = 1.0  # and at the end (BYOL)
+    c.ema = ml_collections.ConfigDict({"base": 0.996, "final": 1.0})  # tau at the start, and at the end (BYOL)
 
     c.optimizer = o = ml_collections.ConfigDict()
     o.learning_rate = 0.1  # for 256 images a step; scaled in proportion to the batch size

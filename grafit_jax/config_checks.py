@@ -8,9 +8,8 @@ import ml_collections
 
 from grafit_jax import config as config_lib
 from grafit_jax import methods
-from grafit_jax.config_files import choose
 from grafit_jax.data.readers.folder import ON_UNREADABLE
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, choose
 from grafit_jax.methods import Method
 from grafit_jax.models import heads
 from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
@@ -27,7 +26,7 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "data.on_unreadable": ON_UNREADABLE,
     "data.resize_mode": RESIZE_MODES,
     "optimizer.schedule": ("cosine", "step"),
-    "eval.crop": augment.EVAL_CROPS,
+    "eval.crop": ("whole", "centre"),
 }
 
 # What is right for a value, and what is wanted in its words.
@@ -35,16 +34,17 @@ _Rule = tuple[Callable[[Any], bool], str]
 _FROM_0: _Rule = (lambda v: v >= 0, "0 or more")
 _FROM_1: _Rule = (lambda v: v >= 1, "at least 1")
 _BELOW_1: _Rule = (lambda v: 0 <= v < 1, "a value in [0, 1)")
-_FACTOR: _Rule = (lambda v: 0 < v <= 1, "a value in (0, 1]")
 _ASCENDING: _Rule = (
     lambda v: all(a < b for a, b in itertools.pairwise((0, *v))),
     "epochs > 0 in ascending order, as (40, 80)",
 )
-_RULES: Mapping[str, _Rule] = {
+_COUNTS = (
+    "model.head_hidden_dim", "model.embed_dim", "train.epochs", "train.batch_size", "train.shuffle_buffer",
+    "eval.batch_size", "eval.knn_k", "checkpoint.every_epochs", "checkpoint.keep",
+)  # fmt: skip
+_RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "seed": _FROM_0,
     "data.image_size": (lambda v: v >= 0, "0 (as they are) or the pixels of a side"),
-    "model.head_hidden_dim": _FROM_1,
-    "model.embed_dim": _FROM_1,
     "mixing.mixup": (lambda v: v >= 0, "alpha > 0, or 0 for none"),
     "mixing.cutmix": (lambda v: v >= 0, "alpha > 0, or 0 for none"),
     "loss.temperature": (lambda v: v > 0, "sigma > 0 (the paper's is 0.05)"),
@@ -63,21 +63,14 @@ _RULES: Mapping[str, _Rule] = {
     "optimizer.warmup_epochs": _FROM_0,
     "optimizer.layer_decay": (lambda v: 0 < v <= 1, "a factor in (0, 1]"),
     "optimizer.boundary_epochs": _ASCENDING,
-    "optimizer.step_factor": _FACTOR,
-    "train.epochs": _FROM_1,
-    "train.batch_size": _FROM_1,
+    "optimizer.step_factor": (lambda v: 0 < v <= 1, "a value in (0, 1]"),
     "train.steps_per_call": (lambda v: v >= 0, "0 (chosen for the device) or more"),
-    "train.shuffle_buffer": _FROM_1,
     "eval.every_epochs": (lambda v: v >= 0, "0 (at the end alone) or more"),
-    "eval.batch_size": _FROM_1,
     "eval.size": (lambda v: v >= 0, "0 (as views.size) or the pixels of a side"),
     "eval.layers": (lambda v: 0 < len({*v}) == len(v), "trunk, projector or both, each once, the headline first"),
     "eval.recall_at": (lambda v: len(v) > 0 and all(k >= 1 for k in v), "whole numbers k >= 1"),
-    "eval.knn_k": _FROM_1,
     "eval.knn_temperature": (lambda v: v > 0, "sigma > 0 (SNCA's is 0.05)"),
-    "checkpoint.every_epochs": _FROM_1,
     "checkpoint.every_steps": (lambda v: v >= 0, "0 (at the end of epochs alone) or more"),
-    "checkpoint.keep": _FROM_1,
 }
 
 

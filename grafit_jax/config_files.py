@@ -4,13 +4,13 @@ import ast
 import importlib.util
 import pathlib
 import types
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax.errors import UserError, did_you_mean
+from grafit_jax.errors import UserError, choose, did_you_mean
 
 
 def load_module(path: pathlib.Path) -> types.ModuleType:
@@ -27,7 +27,8 @@ def load_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
     return load_module(path).get_config(arg)
 
 
-# Keys that many config files share: the statistics of ImageNet's images, and photos cropped to 224 pixels on the host.
+# Keys that many config files share: the statistics of ImageNet's images, photos cropped to 224 pixels on the host, the
+# recipe of protocol "paper" for these, and a small net for CPUs.
 IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}
 PHOTOS = {
     **IMAGENET,
@@ -39,25 +40,46 @@ PHOTOS = {
     "views.size": 224,
     "eval.crop": "centre",
 }
+RESNET50_PHOTOS = {
+    **PHOTOS,
+    "model.trunk": "resnet50",
+    "model.dtype": "bfloat16",
+    "views.num_views": 4,
+    "views.crop_scale": (0.08, 1.0),
+    "views.randaugment_ops": 2,
+    "views.erase_prob": 0.25,
+    "train.batch_size": 1024,
+    "eval.every_epochs": 50,
+    "checkpoint.every_epochs": 1,
+}
+SMALL = {
+    "model.trunk": "resnet8",
+    "model.stem": "patch2",
+    "model.head_hidden_dim": 256,
+    "model.embed_dim": 128,
+    "views.num_views": 2,
+    "optimizer.learning_rate": 0.2,
+    "optimizer.warmup_epochs": 2.0,
+}
 
 
 def start(
-    arg: str | None, presets: Iterable[str] = (), **defaults: Any
+    arg: str | None, common: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]] | None = None, **defaults: Any
 ) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
-    """The default config, with the method and seed of a config file's arguments, and these arguments.
+    """A config file's config so far, and its arguments.
 
     Args:
       arg: what stands behind the colon of `--config=file.py:…`.
-      presets: the names that the argument `preset` may have.
-      defaults: of the file's arguments: see `parse_arg`.
+      common: keys of the config that differ from the default, with their values.
+      presets: the same of each preset, by what the argument `preset` may be.
+      defaults: of the file's arguments: see `parse_arg`. `method` and `seed` are set in the config.
     """
     given = parse_arg(arg, **defaults)
-    if presets:
-        choose(given.preset, "preset", presets)
     c = config_lib.default()
-    for key in ("method", "seed"):
-        if key in given:
-            c[key] = given[key]
+    c.update_from_flattened_dict({key: given[key] for key in ("method", "seed") if key in given})
+    c.update_from_flattened_dict(common)
+    if presets:
+        c.update_from_flattened_dict(presets[choose(given.preset, "preset", presets)])
     return c, given
 
 
@@ -103,11 +125,3 @@ def typed(key: str, text: str, like: Any) -> Any:
     except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
         pass
     raise UserError(f"config argument {key}={text}: want a value of type {type(like).__name__}, like {like!r}.")
-
-
-def choose(name: str, what: str, known: Iterable[str]) -> str:
-    """`name`, if it is among the `known` ones; else a UserError that says what there is."""
-    known = tuple(known)
-    if name not in known:
-        raise UserError(f"unknown {what} {name!r}{did_you_mean(name, known)}: want one of {', '.join(known)}.")
-    return name

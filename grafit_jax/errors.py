@@ -27,6 +27,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def choose(name: str, what: str, known: Iterable[str]) -> str:
+    """`name`, if it is among the `known` ones; else a UserError that says what there is."""
+    known = tuple(known)
+    if name not in known:
+        raise UserError(f"unknown {what} {name!r}{did_you_mean(name, known)}: want one of {', '.join(known)}.")
+    return name
+
+
 def warn(message: str) -> None:
     """Tells on stderr, in one line, what may be a mistake and may be meant: found and expected."""
     tqdm.tqdm.write(f"warning: {' '.join(message.splitlines())}", file=sys.stderr)

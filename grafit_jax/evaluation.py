@@ -1,4 +1,4 @@
-"""Embed a split once, then every metric from that one pass (PAPER.md section 1)."""
+"""The embeddings of a whole split, each image once."""
 
 import collections
 from collections.abc import Callable, Mapping
@@ -9,15 +9,9 @@ import numpy as np
 
 from grafit_jax import parallel, pulse
 from grafit_jax.data.readers.folder import FolderImages
-from grafit_jax.data.records import Records, in_order
+from grafit_jax.data.records import in_order
 from grafit_jax.models import Network
-from grafit_jax.retrieval import neighbors
-from grafit_jax.retrieval.evaluate import Embedded, evaluate
 from grafit_jax.views import augment
-
-# What to do about embeddings that a network gives that has diverged.
-_DIVERGED = "lower optimizer.learning_rate or raise loss.temperature, in a new --workdir"
-
 
 # The images of a whole split (`Records.image`) to embeddings by name: trunk and, where there is one, projector.
 EmbedFn = Callable[[Any, Any], dict[str, np.ndarray]]
@@ -47,9 +41,8 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     pmapped = parallel.pmap(embed, in_axes=(None, 0))
 
     def embed_split(variables, images):
-        block, part = per_device * num_devices, parallel.own_part(len(images))
-        own = np.zeros(len(images), bool)
-        own[part] = True
+        block, own = per_device * num_devices, np.zeros(len(images), bool)
+        own[parallel.own_part(len(images))] = True
         mine = images if own.all() else images[own]
         rows: dict[str, np.ndarray] = {}
 
@@ -88,48 +81,3 @@ def readable(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     """bool [N]: which of the images that a split's embeddings are of could be read."""
     number = len(next(iter(rows.values())))
     return ~rows.get("unread", np.zeros((number, 1), bool))[:, 0]
-
-
-def evaluate_network(
-    embed_fn: EmbedFn,
-    variables: Any,
-    records: dict[str, Records],
-    config: Any,
-    *,
-    classified: bool = True,
-    probe: bool = False,
-) -> dict[str, float]:
-    """All metrics of a network. `config` is the config's `eval`; `probe` adds those of a probe on the trunk's features.
-
-    The first of `config.layers` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their
-    name as a prefix (`projector/map`); a projector that the method has not is left out. A classifier gives `top1` of
-    the level that is trained on, unless its classes are others (`classified` is False).
-    """
-    embedded, labels = {}, {}
-    for split, r in records.items():
-        rows = embed_fn(variables, r.image)
-        read = readable(rows)
-        every = read.all()  # then without a copy of them
-        embedded[split] = {name: x if every else x[read] for name, x in rows.items() if name != "unread"}
-        for name in ("trunk", "projector"):
-            if name in rows:
-                neighbors.check_embeddings(f"{name} of split {split}", embedded[split][name], remedy=_DIVERGED)
-        labels[split] = {level: label[read] for level, label in r.labels.items()}
-    result: dict[str, float] = {}
-    for i, name in enumerate(n for n in config.layers if n in embedded["test"]):
-        train, test = (Embedded(embedded[s][name], labels[s]) for s in ("train", "test"))
-        values = evaluate(
-            test,
-            train,
-            ks=config.recall_at,
-            knn_k=config.knn_k,
-            knn_temperature=config.knn_temperature,
-            probe=probe and name == "trunk",
-        )
-        result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
-    level = records["test"].train_level
-    label = labels["test"].get("" if level == records["test"].finest else level)
-    if classified and "class" in embedded["test"] and label is not None:
-        prefix = "" if level == records["test"].finest else f"{level}/"
-        result[f"{prefix}top1"] = float(np.mean(embedded["test"]["class"][:, 0] == label))
-    return result

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import ml_collections
+import numpy as np
 import optax
 
 from grafit_jax import config_checks, evaluation, methods, parallel
@@ -13,11 +14,16 @@ from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
 from grafit_jax.models import Network
 from grafit_jax.optimizer import make_optimizer, make_schedules
+from grafit_jax.retrieval import evaluate as retrieval_metrics
+from grafit_jax.retrieval import neighbors
 from grafit_jax.retrieval.clustering import Clusters
 from grafit_jax.runs import clusterfit
 from grafit_jax.state import TrainState
 from grafit_jax.views import augment
 from grafit_jax.views.crops import Crops
+
+# What to do about the embeddings of a network that has diverged.
+_DIVERGED = "lower optimizer.learning_rate or raise loss.temperature, in a new --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +104,16 @@ def load(
     # 3. How images are seen.
     views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
     key_views = dataclasses.replace(views, **config.key_views) if method.uses_queue else None
-    eval_views = _eval_views(config.eval, views)
+    size = config.eval.size or views.size
+    resize = 0 if config.eval.crop == "whole" else config.eval.resize or augment.resize_for(size)
+    eval_views = dataclasses.replace(views, size=size, resize=resize)
     crops = None
-    if config.train.host_crops:
-        crops, views, key_views = _host_crops(method.views_per_image(config.views.num_views), views, key_views)
+    if config.train.host_crops:  # then the device does not crop again
+        each = [views] if key_views is None else [views, key_views]
+        number = method.views_per_image(config.views.num_views) // len(each)
+        crops = Crops(views.size, tuple((number, law.crop_scale, law.crop_ratio) for law in each))
+        views = dataclasses.replace(views, crop_scale=(1, 1))
+        key_views = key_views and dataclasses.replace(key_views, crop_scale=(1, 1))
 
     # 4. How it is trained.
     steps_per_epoch = len(train) // config.train.batch_size
@@ -151,24 +163,6 @@ def _check_memory(config: ml_collections.ConfigDict, train: Records) -> None:
         )
 
 
-def _eval_views(config: ml_collections.ConfigDict, views: augment.Views) -> augment.Views:
-    """How evaluation sees an image. `config` is the config's `eval`."""
-    size = config.size or views.size
-    resize = 0 if config.crop == "whole" else config.resize or augment.resize_for(size)
-    return dataclasses.replace(views, size=size, resize=resize)
-
-
-def _host_crops(
-    num_views: int, views: augment.Views, key_views: augment.Views | None
-) -> tuple[Crops, augment.Views, augment.Views | None]:
-    """What the host cuts out of photos, and the views of these crops, which the device does not crop again."""
-    laws = [(num_views, views.crop_scale, views.crop_ratio)]
-    if key_views is not None:
-        laws = [(1, *laws[0][1:]), (1, key_views.crop_scale, key_views.crop_ratio)]
-        key_views = dataclasses.replace(key_views, crop_scale=(1, 1))
-    return Crops(views.size, tuple(laws)), dataclasses.replace(views, crop_scale=(1, 1)), key_views
-
-
 def make_feed(run: Experiment) -> Resident | Streamed:
     """The batches of a run."""
     config, records = run.config, run.training
@@ -179,16 +173,42 @@ def make_feed(run: Experiment) -> Resident | Streamed:
 
 
 def evaluate(run: Experiment, state: TrainState, *, probe: bool = False) -> dict[str, float]:
-    """The metrics of a state on the test split (PAPER.md section 1), with a probe's if wanted, and their step."""
-    metrics = evaluation.evaluate_network(
-        run.embed_fn,
-        state.variables,
-        run.records,
-        run.config.eval,
-        classified=run.clusters is None,
-        probe=probe,
-    )
-    return metrics | {"step": int(state.step)}
+    """The metrics of a state on the test split (PAPER.md section 1), all from one embedding pass, and its step.
+
+    The first of `eval.layers` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their name
+    as a prefix (`projector/map`); a projector that the method has not is left out. A classifier gives `top1` of the
+    level that is trained on, unless its classes are clusters. `probe` adds the metrics of a probe on the trunk's
+    features.
+
+    Raises:
+      UserError: the network has diverged, or an image file cannot be read any more.
+    """
+    config, test = run.config.eval, run.records["test"]
+    embedded, labels = {}, {}
+    for split, records in run.records.items():
+        rows = run.embed_fn(state.variables, records.image)
+        read = evaluation.readable(rows)
+        every = read.all()  # then without a copy of them
+        embedded[split] = {name: x if every else x[read] for name, x in rows.items() if name != "unread"}
+        for name in ("trunk", "projector"):
+            if name in rows:
+                neighbors.check_embeddings(f"{name} of split {split}", embedded[split][name], remedy=_DIVERGED)
+        labels[split] = {level: label[read] for level, label in records.labels.items()}
+    result: dict[str, float] = {}
+    for i, name in enumerate(n for n in config.layers if n in embedded["test"]):
+        values = retrieval_metrics.evaluate(
+            *(retrieval_metrics.Embedded(embedded[split][name], labels[split]) for split in ("test", "train")),
+            ks=config.recall_at,
+            knn_k=config.knn_k,
+            knn_temperature=config.knn_temperature,
+            probe=probe and name == "trunk",
+        )
+        result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
+    level = "" if test.train_level == test.finest else test.train_level
+    label = labels["test"].get(level)
+    if run.clusters is None and "class" in embedded["test"] and label is not None:
+        result[f"{level}/top1" if level else "top1"] = float(np.mean(embedded["test"]["class"][:, 0] == label))
+    return result | {"step": int(state.step)}
 
 
 def contents(records: Mapping[str, Records]) -> dict[str, str]:

@@ -19,7 +19,12 @@ _BLOCK_ROWS = 4096
 _LOG_ZERO = -1e30
 
 
-def knn_loss(
+def knn_loss(embeddings: Array, labels: Array, memory: Array, memory_labels: Array, **options) -> Array:
+    """The k-NN loss, float32 [B]: see `knn_loss_and_weight`, whose arguments these are."""
+    return knn_loss_and_weight(embeddings, labels, memory, memory_labels, **options)[0]
+
+
+def knn_loss_and_weight(
     embeddings: Array,
     labels: Array,
     memory: Array,
@@ -28,7 +33,7 @@ def knn_loss(
     temperature: float = 0.05,
     own_slot: Array | None = None,
     axis_name: str | None = None,
-) -> Array:
+) -> tuple[Array, Array]:
     """The k-NN loss, Eq. 2-3: -log of the share of an example's softmax over the memory that falls on its own class.
 
     The sum over the positives is inside the log (NCA), not outside (SupCon).
@@ -45,30 +50,9 @@ def knn_loss(
       axis_name: the mapped device axis over which the memory is sharded and examples differ.
 
     Returns:
-      float32 [B]; 0 for an example that has no positive in memory (see `knn_loss_and_weight`).
+      The loss, float32 [B], and its weight, float32 [B]: both 0 for an example without a positive in memory, else the
+      weight is 1.
     """
-    return knn_loss_and_weight(
-        embeddings,
-        labels,
-        memory,
-        memory_labels,
-        temperature=temperature,
-        own_slot=own_slot,
-        axis_name=axis_name,
-    )[0]
-
-
-def knn_loss_and_weight(
-    embeddings: Array,
-    labels: Array,
-    memory: Array,
-    memory_labels: Array,
-    *,
-    temperature: float = 0.05,
-    own_slot: Array | None = None,
-    axis_name: str | None = None,
-) -> tuple[Array, Array]:
-    """`knn_loss`, and float32 [B]: 1 for an example with a positive in memory, 0 for one without."""
     _check_batch(embeddings, labels)
     if memory.ndim != 2 or memory.shape[1] != embeddings.shape[1] or memory_labels.shape != memory.shape[:1]:
         raise ValueError(
@@ -229,8 +213,10 @@ def _knn_loss(temperature, axis_name, embeddings, labels, own_slot, memory, memo
 
 def _knn_forward(temperature, axis_name, embeddings, labels, own_slot, memory, memory_labels):
     # The rows stay where they are and the queries travel: B*D numbers instead of N*D.
-    queries = tuple(_all_gather(x, axis_name) for x in (embeddings, labels, own_slot))
-    num_queries = queries[1].shape[0]
+    queries = (embeddings, labels, own_slot)
+    if axis_name is not None:
+        queries = lax.all_gather(queries, axis_name, tiled=True)
+    num_queries, size = len(queries[1]), len(labels)
 
     def add_block(sums, rows, row_labels, first_row):
         similarity, valid, positive = _score(queries, rows, row_labels, first_row, temperature)
@@ -241,9 +227,10 @@ def _knn_forward(temperature, axis_name, embeddings, labels, own_slot, memory, m
     log_all, log_positive = (_finish_log_sum_exp(maximum, total, axis_name) for maximum, total in sums)
     weight = (log_positive > _LOG_ZERO).astype(jnp.float32)
     loss = weight * (log_all - log_positive)  # Eq. 3, from the two log-sum-exps of Eq. 2
-    own = functools.partial(_own_part, size=labels.shape[0], axis_name=axis_name)
-    residuals = (queries, memory, memory_labels, log_all, log_positive, own(weight))
-    return (own(loss), own(weight)), residuals
+    if axis_name is not None:  # back to this device's own examples
+        first = lax.axis_index(axis_name) * size
+        loss, weight = (lax.dynamic_slice_in_dim(x, first, size) for x in (loss, weight))
+    return (loss, weight), (queries, memory, memory_labels, log_all, log_positive, weight)
 
 
 def _knn_backward(temperature, axis_name, residuals, cotangents):
@@ -309,13 +296,3 @@ def _fold_blocks(add_block, start, memory, memory_labels, axis_name):
         first = num_blocks * _BLOCK_ROWS
         accumulated = add_block(accumulated, memory[first:], memory_labels[first:], offset + first)
     return accumulated
-
-
-def _all_gather(x, axis_name):
-    return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
-
-
-def _own_part(x, size, axis_name):
-    if axis_name is None:
-        return x
-    return lax.dynamic_slice_in_dim(x, lax.axis_index(axis_name) * size, size)

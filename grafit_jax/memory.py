@@ -59,7 +59,7 @@ def update(
       axis_name: the mapped device axis: the updates of all devices are gathered, and each writes the rows it holds.
     """
     if axis_name is not None:
-        slots, embeddings = (lax.all_gather(x, axis_name, tiled=True) for x in (slots, embeddings))
+        slots, embeddings = lax.all_gather((slots, embeddings), axis_name, tiled=True)
     num_rows = memory.embedding.shape[0]
     row = slots if axis_name is None else slots - lax.axis_index(axis_name) * num_rows
     # Out of range means "not mine": a negative index would wrap around, so it goes past the end, where it is dropped.
@@ -99,7 +99,7 @@ def enqueue(queue: Queue, embeddings: Array, labels: Array, *, step: Array, axis
       axis_name: the mapped device axis: every device enters the keys of all, in the order of the devices.
     """
     if axis_name is not None:
-        embeddings, labels = (lax.all_gather(x, axis_name, tiled=True) for x in (embeddings, labels))
+        embeddings, labels = lax.all_gather((embeddings, labels), axis_name, tiled=True)
     size, batch_size = len(queue.label), len(labels)
     if batch_size > size:
         raise ValueError(f"a batch of {batch_size} keys does not fit a queue of {size}: want K of at least the batch.")

@@ -6,7 +6,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from grafit_jax.errors import UserError, did_you_mean
+from grafit_jax.errors import choose
 from grafit_jax.models import Network, build_trunk
 from grafit_jax.models.heads import MLP, Identity, Linear
 
@@ -103,9 +103,7 @@ METHODS = {
 
 def get(name: str) -> Method:
     """The method of that name; a UserError with the nearest known name if there is none."""
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}{did_you_mean(name, METHODS)}: want one of {', '.join(METHODS)}.")
-    return METHODS[name]
+    return METHODS[choose(name, "method", METHODS)]
 
 
 def build_network(method: Method, config, *, num_classes: int, axis_name: str | None = None) -> Network:

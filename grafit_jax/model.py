@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from grafit_jax import config as config_lib
 from grafit_jax import evaluation
@@ -61,9 +62,7 @@ def check_alike(name: str, found: Mapping[str, Any], other: str, wanted: Mapping
         plain = json.loads(json.dumps(made_by))  # tuples are lists there
         if isinstance(plain.get("config"), dict):
             plain["config"] = config_lib.renamed(plain["config"])
-        groups = {key: value for key, value in plain.items() if isinstance(value, dict)}
-        rest = {key: value for key, value in plain.items() if key not in groups}
-        return rest | {f"{group} {key}": value for group, values in groups.items() for key, value in values.items()}
+        return traverse_util.flatten_dict(plain, sep=" ")
 
     a, b = flat(found), flat(wanted)
     if not a or not b:

@@ -82,8 +82,7 @@ def _layer_rates(updates: dict[str, Any], decay: float) -> dict[str, Any]:
     """
     blocks = sorted({_block(name) for name in updates["trunk"]}, reverse=True)
     power = {block: power for power, block in enumerate(blocks, 1)}
-    rate = {name: decay ** power[_block(name)] for name in updates["trunk"]}
-    trunk = {name: optax.tree.scale(rate[name], layer) for name, layer in updates["trunk"].items()}
+    trunk = {name: optax.tree.scale(decay ** power[_block(name)], layer) for name, layer in updates["trunk"].items()}
     return {**updates, "trunk": trunk}
 
 

@@ -9,25 +9,27 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.typing import ArrayLike
 
 from grafit_jax import evaluation, experiment, parallel, pulse
 from grafit_jax import memory as memory_lib
-from grafit_jax import state as state_lib
 from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.memory import Memory
-from grafit_jax.models import weights
+from grafit_jax.models import heads, weights
 from grafit_jax.retrieval.clustering import Clusters, kmeans
 from grafit_jax.runs import clusterfit, integrity, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
-from grafit_jax.state import TrainState
+from grafit_jax.state import TrainState, target_part
 
 # Folded into the seed's key for the draws that are not views.
 _MEMORY_KEY = 0x6D656D
+# The same for heads that start as PyTorch's; the trunk starts the same either way.
+_HEADS_KEY = 0x68656164
 
 
 def load(
@@ -74,16 +76,44 @@ def initial_state(run: Experiment, *, placeholder: bool = False) -> TrainState:
 
 
 def fresh_state(run: Experiment, trunk: dict[str, Any] | None) -> TrainState:
-    size, channels = run.views.size, run.records["train"].image.shape[-1]
-    return state_lib.create(
-        run.network,
-        run.tx,
-        image_shape=(size, size, channels),
-        seed=run.config.seed,
-        has_target=run.method.uses_target,
-        trunk=trunk,
-        head_init=run.config.model.head_init,
-    )
+    """The state before the first step, but for its queue.
+
+    `trunk` holds pretrained "params" and "batch_stats" of the trunk, or of parts of it: the rest is drawn by the seed.
+    """
+    image = (2, run.views.size, run.views.size, run.records["train"].image.shape[-1])
+
+    def initialise(rng, trunk):
+        variables = run.network.init(rng, jnp.zeros(image, jnp.float32), train=False)
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        if run.config.model.head_init == "pytorch":
+            own_heads = {name: part for name, part in params.items() if name != "trunk"}
+            params = params | heads.as_pytorch(own_heads, jax.random.fold_in(rng, _HEADS_KEY))
+        for own, given in ((params["trunk"], trunk["params"]), (batch_stats["trunk"], trunk["batch_stats"])):
+            _check_shapes({name: own.get(name) for name in given}, given)
+            own |= given
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            # A copy: params and target_params are both donated to the step, and one buffer cannot be given twice.
+            target_params=jax.tree.map(jnp.copy, target_part(params)) if run.method.uses_target else {},
+            batch_stats=batch_stats,
+            opt_state=run.tx.init(params),
+            rng=rng,
+        )
+
+    return jax.jit(initialise)(jax.random.PRNGKey(run.config.seed), trunk or {"params": {}, "batch_stats": {}})
+
+
+def _check_shapes(own: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises a UserError for layers that do not fit: other channels of images, other widths."""
+    found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
+    wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(own)}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"model.pretrained gives {name} of the trunk as {found.get(name)}, want {wanted.get(name)}: take a "
+                "trunk that was trained on images of the same channels."
+            )
 
 
 def num_parameters(run: Experiment) -> int:

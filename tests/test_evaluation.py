@@ -1,5 +1,7 @@
 """Evaluation: nothing dropped or counted twice, every metric against scikit-learn or brute force on the same arrays."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -58,17 +60,17 @@ def test_queries_without_another_image_of_their_class_are_left_out_and_counted()
     [(np.nan, "2 rows with NaN or infinite values, the first is row 3"), (0.0, "2 zero vectors, the first is row 3")],
 )
 def test_embeddings_of_a_network_that_has_diverged_name_the_remedy_for_its_training(value, said):
-    records = experiment.load(small_config()).records
+    run = experiment.load(small_config())
 
     def embed(variables, images):
         rows = np.ones((len(images), 4), np.float32)
-        rows[[3, 7]] = value if images is records["test"].image else 1
+        rows[[3, 7]] = value if images is run.records["test"].image else 1
         return {"trunk": np.ones((len(images), 4), np.float32), "projector": rows}
 
     with pytest.raises(
         UserError, match=rf"projector of split test has {said}.*; lower optimizer\.learning_rate or raise"
     ):
-        evaluation.evaluate_network(embed, None, records, small_config().eval)
+        experiment.evaluate(dataclasses.replace(run, embed_fn=embed), restore.initial(run)[0])
 
 
 def test_without_fine_labels_the_coarse_metrics_remain():

@@ -8,12 +8,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax import evaluation, experiment, model, restore
+from grafit_jax import experiment, model, restore
 from grafit_jax.data import sources
 from grafit_jax.data.readers.folder import FolderImages
 from grafit_jax.data.records import in_order
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings
+from grafit_jax.retrieval import evaluate as retrieval_metrics
 from helpers import image_files
 from helpers.image_files import load, named, spoil
 from helpers.runs import small_config
@@ -271,13 +272,13 @@ def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, mon
     state, memory = restore.initial(run)
     label = np.asarray(memory.label)[0]
     assert label[3] == -1 and np.array_equal(np.delete(label, 3), np.repeat([0, 1], 20)[1:])
-    galleries, evaluate = [], evaluation.evaluate
+    galleries, evaluate = [], retrieval_metrics.evaluate
 
     def seen(test, gallery, **options):
         galleries.append(gallery)
         return evaluate(test, gallery, **options)
 
-    monkeypatch.setattr(evaluation, "evaluate", seen)
+    monkeypatch.setattr(retrieval_metrics, "evaluate", seen)
     experiment.evaluate(run, state)
     assert len(galleries[0].embedding) == len(galleries[0].labels["coarse"]) == 39
     embeddings = model.embed(run, state, "train", "trunk")

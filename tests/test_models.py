@@ -9,7 +9,7 @@ import pytest
 
 from grafit_jax import experiment, methods, restore
 from grafit_jax.errors import UserError
-from grafit_jax.models import build_trunk, convolution
+from grafit_jax.models import build_trunk, layers
 from grafit_jax.models.layers import conv3x3, fold_patches
 from helpers.runs import small_config
 
@@ -67,14 +67,14 @@ def test_convolution_golden():
     [(70, 1, 1, "float32"), (64, 2, 1, "float32"), (33, 1, 1, "bfloat16"), (70, 2, 2, "float32"), (7, 1, 4, "float32")],
 )
 def test_convolution_in_parts_is_the_convolution_and_so_are_its_gradients(images, stride, groups, dtype, monkeypatch):
-    monkeypatch.setattr(convolution, "PART", 2000)  # bytes: 3 images of float32, 6 of bfloat16
+    monkeypatch.setattr(layers, "PART", 2000)  # bytes: 3 images of float32, 6 of bfloat16
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (images, 6, 6, 4), dtype)
     kernel = jax.random.normal(keys[1], (3, 3, 4 // groups, 8), dtype)
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
     options["precision"] = "highest"  # else a GPU rounds float32 to 10 bits
     out, pull = jax.vjp(
-        lambda x, k: convolution.conv_general_dilated(x, k, (stride, stride), [(1, 1)] * 2, **options), x, kernel
+        lambda x, k: layers.conv_general_dilated(x, k, (stride, stride), [(1, 1)] * 2, **options), x, kernel
     )
     cotangent = jax.random.normal(keys[2], out.shape, dtype)
     got = pull(cotangent)

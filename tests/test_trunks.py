@@ -203,7 +203,7 @@ def means(stats):
 @pytest.mark.parametrize(
     ("trunk", "saved"),
     [
-        (functools.partial(resnet.ResNet, (6,), resnet.BasicBlock, 8), 0.5),
+        (functools.partial(resnet.ResNet, (6,), False, 8), 0.5),
         (functools.partial(regnet.RegNet, 6, 8, 0.1, 2.0, 4), 0.15),
     ],
     ids=["resnet", "regnet"],

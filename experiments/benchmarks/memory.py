@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from benchmarks import steps, timing
 from grafit_jax import config_files, experiment, memory, restore, train_step
 from grafit_jax.errors import UserError
-from grafit_jax.models import convolution
+from grafit_jax.models import layers
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # What the step is compiled for. It has the most memory, so that a plan is not squeezed to fit.
@@ -75,7 +75,7 @@ def _compile(config: ml_collections.ConfigDict, batch_size: int, rows: int) -> t
     jitted = jax.jit(
         train_step.make_train_step(run, axis_name=None), donate_argnums=(0, 1), in_shardings=here, out_shardings=here
     )
-    convolution.PART = sys.maxsize  # parts are for CPUs, and this compiles for another device
+    layers.PART = sys.maxsize  # parts are for CPUs, and this compiles for another device
     compiled: list[Any] = []
     seconds = timing.seconds(lambda: compiled.append(jitted.lower(*arguments).compile()))
     return seconds, compiled[0].memory_analysis()

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import steps, timing
 from grafit_jax import losses, parallel
-from grafit_jax.models import convolution
+from grafit_jax.models import layers
 from grafit_jax.similarity import unit
 from grafit_jax.views import augment
 
@@ -46,7 +46,7 @@ def convolutions(batch_size: int = 128) -> dict[str, Any]:
     variables = trunk.init(jax.random.key(1), x[:2], train=False)
 
     def compiled(part: int):
-        convolution.PART = part
+        layers.PART = part
 
         @jax.jit
         def gradient(params, x):
@@ -58,9 +58,9 @@ def convolutions(batch_size: int = 128) -> dict[str, Any]:
 
         return gradient.lower(variables["params"], x).compile()
 
-    usual = convolution.PART
+    usual = layers.PART
     programs = [compiled(part) for part in (usual, 2**60)]
-    convolution.PART = usual
+    layers.PART = usual
     calls = [functools.partial(_ready, program, variables["params"], x) for program in programs]
     parts, whole = timing.best(calls, 3, turn=1)
     return {"work": f"ResNet-18 forward and backward, batch {batch_size}", "seconds": parts,

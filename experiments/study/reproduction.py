@@ -14,11 +14,12 @@ import numpy as np
 from sweeps import runner
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_files, evaluation, experiment, restore
+from grafit_jax import config_files, experiment, restore
 from grafit_jax.commands import train
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.report import pictures
+from grafit_jax.retrieval import evaluate as evaluation
 from grafit_jax.runs import provenance, results, workdir
 from grafit_jax.runs.preemption import Preempted
 from grafit_jax.runs.results import Result

@@ -4,8 +4,7 @@ Linen, because its parameters and batch statistics are plain pytrees handed to a
 target network's moving average all want.
 """
 
-from grafit_jax.models.classifier import Classifier, build
 from grafit_jax.models.heads import Network, Outputs
-from grafit_jax.models.trunks import TRUNKS, build_trunk
+from grafit_jax.models.trunks import TRUNKS, Classifier, build, build_trunk
 
 __all__ = ["TRUNKS", "Classifier", "Network", "Outputs", "build", "build_trunk"]

@@ -1,6 +1,8 @@
 """The layers that both families of trunks are made of, with torchvision's constants."""
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -9,7 +11,23 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from grafit_jax.models.convolution import conv_general_dilated
+# On CPU: bytes of the images that are convolved in one go, which a core's caches can hold.
+PART = 2**22
+
+
+def conv_general_dilated(images: Array, kernel: Array, *args, **options) -> Array:
+    """`lax.conv_general_dilated` over the batch axis 0; what `nn.Conv` calls.
+
+    On CPU a large batch is convolved part by part, and so are its gradients: XLA's convolutions of more than the caches
+    hold wait for memory (`experiments/benchmark.py --suite=train --entries=convolution` has the ratio).
+    """
+    parts = min(len(images), math.ceil(images.size * images.dtype.itemsize / PART))
+    if jax.default_backend() != "cpu" or parts <= 1:
+        return lax.conv_general_dilated(images, kernel, *args, **options)
+    return jnp.concatenate(
+        [lax.conv_general_dilated(part, kernel, *args, **options) for part in jnp.array_split(images, parts)]
+    )
+
 
 # PyTorch's momentum 0.1 in Flax's convention, and torchvision's epsilon.
 batch_norm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
@@ -53,9 +71,5 @@ def residual(block: type[nn.Module], remat: bool) -> type[nn.Module]:
 
 def stage_of(block: int, sizes: Sequence[int]) -> tuple[int, int]:
     """The stage, from 1, of the trunk's block of that number, and its number within the stage."""
-    stage = 1
-    for size in sizes:
-        if block < size:
-            break
-        block, stage = block - size, stage + 1
-    return stage, block
+    before = sum(first <= block for first in itertools.accumulate(sizes))
+    return before + 1, block - sum(sizes[:before])

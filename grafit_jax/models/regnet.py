@@ -27,10 +27,6 @@ from jax.typing import DTypeLike
 
 from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, global_average, residual, stage_of
 
-_STEM_WIDTH = 32
-# Widths are multiples of this.
-_QUANTUM = 8
-
 
 class SqueezeExcitation(nn.Module):
     """Each channel times a number in (0, 1) that a network of two layers reads from the means of all channels."""
@@ -79,17 +75,13 @@ class RegNet(nn.Module):
 
     Every stage halves the resolution, the first one too.
 
-    Attributes:
+    Attributes, beside those of `ResNet`:
       depth: blocks in all.
       w_0: width of the first block.
       w_a: what each further block is wider, before widths are rounded to powers of `w_m` (times `w_0`).
       w_m: the ratio between the widths of two neighbouring stages.
       group_width: channels of a group of the 3x3 convolutions, at most the width of the first stage.
-      stem: "imagenet" (3x3 stride 2), "cifar" (3x3 stride 1: for images of about 32 px) or "patch2" (2x2 pixels
-        folded into channels, then 3x3 stride 1).
-      dtype: of the computation; parameters and batch statistics are float32 always.
-      axis_name: a mapped device axis over which batch statistics are shared, or None for each device's own.
-      remat: whether activations inside of blocks are made again in the backward pass instead of kept.
+      stem: as there, but "imagenet" is 3x3 stride 2.
     """
 
     depth: int
@@ -107,7 +99,7 @@ class RegNet(nn.Module):
         norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)
         x = jnp.asarray(x, self.dtype)
         x = fold_patches(x, 2) if self.stem == "patch2" else x
-        x = nn.relu(norm()(conv3x3(_STEM_WIDTH, 2 if self.stem == "imagenet" else 1, self.dtype)(x)))
+        x = nn.relu(norm()(conv3x3(32, 2 if self.stem == "imagenet" else 1, self.dtype)(x)))
         block = residual(YBlock, self.remat)
         sizes, widths = self.stages()
         for number in range(self.depth):
@@ -122,7 +114,7 @@ class RegNet(nn.Module):
         # u_j = w_0 + w_a j, to the nearest w_0 w_m^s with a whole s, to the nearest multiple of 8.
         u = self.w_0 + self.w_a * np.arange(self.depth)
         s = np.round(np.log(u / self.w_0) / math.log(self.w_m))
-        w = _QUANTUM * np.round(self.w_0 * self.w_m**s / _QUANTUM).astype(int)
+        w = 8 * np.round(self.w_0 * self.w_m**s / 8).astype(int)
         widths, sizes = np.unique(w, return_counts=True)  # w never falls
         return sizes.tolist(), [_whole_groups(width, self.group_width) for width in widths.tolist()]
 

@@ -11,47 +11,31 @@ from jax.typing import DTypeLike
 from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, global_average, residual, stage_of
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+class Block(nn.Module):
+    """Two 3x3 convolutions (ResNet-18 and -34), or 1x1, 3x3 and 1x1 (a bottleneck: ResNet-50), and a shortcut.
+
+    The stride of a bottleneck is at the 3x3, as in torchvision.
+    """
 
     width: int
     stride: int
+    bottleneck: bool
     norm: Callable[..., nn.Module]
     dtype: DTypeLike
-    convolutions = 2
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = conv3x3(self.width, self.stride, self.dtype)(x)
-        y = nn.relu(self.norm()(y))
-        y = conv3x3(self.width, 1, self.dtype)(y)
+        if self.bottleneck:
+            y = nn.relu(self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(x)))
+            y = nn.relu(self.norm()(conv3x3(self.width, self.stride, self.dtype)(y)))
+            y = conv(4 * self.width, (1, 1), dtype=self.dtype)(y)
+        else:
+            y = nn.relu(self.norm()(conv3x3(self.width, self.stride, self.dtype)(x)))
+            y = conv3x3(self.width, 1, self.dtype)(y)
         y = self.norm(scale_init=nn.initializers.zeros)(y)
-        return nn.relu(y + _shortcut(x, y, self.stride, self.norm, self.dtype))
-
-
-class BottleneckBlock(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50); the stride is at the 3x3, as in torchvision."""
-
-    width: int
-    stride: int
-    norm: Callable[..., nn.Module]
-    dtype: DTypeLike
-    expansion = 4
-    convolutions = 3
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = nn.relu(self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(x)))
-        y = nn.relu(self.norm()(conv3x3(self.width, self.stride, self.dtype)(y)))
-        y = conv(self.width * self.expansion, (1, 1), dtype=self.dtype)(y)
-        y = self.norm(scale_init=nn.initializers.zeros)(y)
-        return nn.relu(y + _shortcut(x, y, self.stride, self.norm, self.dtype))
-
-
-def _shortcut(x, y, stride, norm, dtype):
-    if x.shape == y.shape:
-        return x
-    return norm()(conv(y.shape[-1], (1, 1), strides=stride, dtype=dtype)(x))
+        if x.shape != y.shape:
+            x = self.norm()(conv(y.shape[-1], (1, 1), strides=self.stride, dtype=self.dtype)(x))
+        return nn.relu(y + x)
 
 
 class ResNet(nn.Module):
@@ -59,7 +43,7 @@ class ResNet(nn.Module):
 
     Attributes:
       stage_sizes: blocks a stage.
-      block: BasicBlock or BottleneckBlock.
+      bottleneck: of which kind the blocks are.
       width: channels of the first stage; they double from stage to stage.
       stem: "imagenet" (7x7 stride 2, max-pool), "cifar" (3x3 stride 1: for images of about 32 px) or "patch2" (2x2
         pixels folded into channels, then 3x3 stride 1: four times less work, for CPUs).
@@ -69,7 +53,7 @@ class ResNet(nn.Module):
     """
 
     stage_sizes: Sequence[int]
-    block: type[BasicBlock] | type[BottleneckBlock]
+    bottleneck: bool = False
     width: int = 64
     stem: str = "imagenet"
     dtype: DTypeLike = jnp.float32
@@ -86,12 +70,12 @@ class ResNet(nn.Module):
         else:
             x = fold_patches(x, 2) if self.stem == "patch2" else x
             x = nn.relu(norm()(conv3x3(self.width, 1, self.dtype)(x)))
-        block = residual(self.block, self.remat)
+        block, kind = residual(Block, self.remat), "Bottleneck" if self.bottleneck else "Basic"
         for number in range(sum(self.stage_sizes)):
             stage, place = stage_of(number, self.stage_sizes)
             stride = 2 if stage > 1 and place == 0 else 1
-            name = f"{self.block.__name__}_{number}"
-            x = block(self.width * 2 ** (stage - 1), stride, norm, self.dtype, name=name)(x)
+            width, name = self.width * 2 ** (stage - 1), f"{kind}Block_{number}"
+            x = block(width, stride, self.bottleneck, norm, self.dtype, name=name)(x)
         return global_average(x)
 
     @nn.nowrap
@@ -103,7 +87,7 @@ class ResNet(nn.Module):
             return {"Conv": "conv1", "BatchNorm": "bn1"}[kind]
         stage, place = stage_of(int(inside[0].rpartition("_")[2]), self.stage_sizes)
         # Behind a block's own convolutions stands that of its shortcut.
-        if int(number) == self.block.convolutions:
+        if int(number) == (3 if self.bottleneck else 2):
             name = {"Conv": "downsample.0", "BatchNorm": "downsample.1"}[kind]
         else:
             name = {"Conv": "conv", "BatchNorm": "bn"}[kind] + str(int(number) + 1)
@@ -112,8 +96,8 @@ class ResNet(nn.Module):
 
 # Names are torchvision's; the small one, for CPUs, is [ours].
 TRUNKS = {
-    "resnet18": functools.partial(ResNet, (2, 2, 2, 2), BasicBlock),
-    "resnet34": functools.partial(ResNet, (3, 4, 6, 3), BasicBlock),
-    "resnet50": functools.partial(ResNet, (3, 4, 6, 3), BottleneckBlock),
-    "resnet8": functools.partial(ResNet, (1, 1, 1), BasicBlock, width=16),
+    "resnet18": functools.partial(ResNet, (2, 2, 2, 2)),
+    "resnet34": functools.partial(ResNet, (3, 4, 6, 3)),
+    "resnet50": functools.partial(ResNet, (3, 4, 6, 3), bottleneck=True),
+    "resnet8": functools.partial(ResNet, (1, 1, 1), width=16),
 }

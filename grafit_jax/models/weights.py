@@ -5,30 +5,25 @@ import os
 import pathlib
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import traverse_util
 
 from grafit_jax.errors import UserError, reading
-from grafit_jax.models.classifier import build
-
-Path = tuple[str, ...]
+from grafit_jax.models.trunks import build
 
 # The files that `read` reads.
 WEIGHTS = (".safetensors", ".pth", ".pt")
 
 # The last part of a path of ours -> what torchvision calls it.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-# How a file of PyTorch's begins that is a zip archive.
-_ZIP = b"PK\x03\x04"
 # Characters of a tensor's name, or of anything else that is pickled.
 _LONGEST = 1000
-# What a batch norm of PyTorch counts and nothing of ours uses.
-_IGNORED = "num_batches_tracked"
 
 
 def convert(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -45,7 +40,7 @@ def convert(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
       UserError: a tensor that is missing, unexpected, of another shape, not floating point or not finite, by its name.
     """
     num_classes = np.size(state_dict["fc.bias"]) if "fc.bias" in state_dict else 1000
-    return _fill(name, num_classes, state_dict, lambda path: True)
+    return _fill(name, num_classes, state_dict)
 
 
 def load_trunk(path: str | pathlib.Path, name: str, *, stem: str) -> dict[str, Any]:
@@ -54,13 +49,11 @@ def load_trunk(path: str | pathlib.Path, name: str, *, stem: str) -> dict[str, A
     The file's classifier is left out. Another stem than torchvision's has a fresh convolution, which is not among the
     variables; its batch norm is pretrained, as in MaskCon's code.
     """
-    # Whatever classifies there, of any layers.
     state_dict = {key: value for key, value in read(path).items() if not key.startswith("fc.")}
-    fresh: tuple[str, ...] = ("classifier",)
-    if stem != "imagenet":
-        fresh += ("Conv_0",)  # of the trunk itself: blocks have theirs one level further down
+    # The trunk's own convolution: those of blocks are one level further down.
+    fresh = ("classifier",) if stem == "imagenet" else ("classifier", "Conv_0")
     try:
-        variables = _fill(name, 1, state_dict, lambda path: not any(part in fresh for part in path[1:3]))
+        variables = _fill(name, 1, state_dict, fresh)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return {collection: tree["trunk"] for collection, tree in variables.items()}
@@ -78,20 +71,14 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     path = pathlib.Path(os.path.expanduser(path))
     if not os.path.isfile(path):
         raise UserError(f"{path} is not there: want a .safetensors or .pth file of weights.")
-    if path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
-        tensors = _read_pth(path)
-    else:
+    if path.suffix not in WEIGHTS:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}: want a .safetensors or .pth file of weights.")
+    if path.suffix == ".safetensors":
+        with reading(path, "download it again"):
+            tensors = safetensors.numpy.load_file(path)
+    else:
+        tensors = _read_pth(path)
     return {key.removeprefix("module."): value for key, value in tensors.items()}
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    import safetensors.numpy
-
-    with reading(path, "download it again"):
-        return safetensors.numpy.load_file(path)
 
 
 def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -127,13 +114,12 @@ def _check_cost(path: pathlib.Path) -> None:
     unpickle it looks at with regular expressions, for a time that grows with the square of a name's length.
     """
     with open(path, "rb") as file:
-        if file.read(len(_ZIP)) == _ZIP:
+        if file.read(4) == b"PK\3\4":  # a zip archive
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
                 if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                     raise ValueError("its tensors are compressed")
-                names = [member.filename for member in members if member.filename.endswith(".pkl")]
-                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(name)) for name in names]
+                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(m)) for m in members if m.filename.endswith(".pkl")]
         else:  # as PyTorch wrote them before 1.6: five pickles, then the tensors' bytes
             file.seek(0)
             pickles = [file] * 5
@@ -144,9 +130,9 @@ def _check_cost(path: pathlib.Path) -> None:
 
 
 def _fill(
-    name: str, num_classes: int, state_dict: Mapping[str, np.ndarray], wanted: Callable[[Path], bool]
+    name: str, num_classes: int, state_dict: Mapping[str, np.ndarray], fresh: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The tensors at the places of our variables, of those whose path is `wanted`; others may be there or not."""
+    """The tensors at the places of our variables, but for the layers that stay fresh."""
     network = build(name, num_classes=num_classes)
     image = jnp.zeros((1, 32, 32, 3))
     abstract = jax.eval_shape(lambda: network.init(jax.random.key(0), image))
@@ -155,10 +141,13 @@ def _fill(
     for path in places:
         layer = "fc" if path[1] == "classifier" else network.trunk.torch_name(path[2:-1])
         keys[path] = f"{layer}.{_LEAVES[path[-1]]}"
-    unexpected = sorted(key for key in state_dict.keys() - keys.values() if not key.endswith(_IGNORED))
+    # Nothing of ours counts batches.
+    unexpected = sorted(k for k in state_dict.keys() - keys.values() if not k.endswith("num_batches_tracked"))
     filled = {}
-    for path in filter(wanted, places):
-        key, shape = keys[path], places[path]
+    for path, shape in places.items():
+        if any(part in fresh for part in path[1:3]):
+            continue
+        key = keys[path]
         if key not in state_dict:
             found = f" ({unexpected[0]}, which it has not, is there)" if unexpected else ""
             raise UserError(f"tensor {key} of {name} is missing{found}: want torchvision's {name}.")

@@ -35,11 +35,7 @@ _RANDAUGMENT = _RADIUS + 1
 _ERASE_SCALE, _ERASE_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # torchvision's range is of height / width
 _BLUR_REACH = 3  # standard deviations; beyond lie 0.3 % of a Gaussian
 
-
-# What `plain_view` takes of an image.
-EVAL_CROPS = ("whole", "centre")
-# `Views.autoaugment`.
-AUTOAUGMENT = (False, True, "maskcon")
+AUTOAUGMENT = (False, True, "maskcon")  # `Views.autoaugment`
 
 
 def resize_for(size: int) -> int:

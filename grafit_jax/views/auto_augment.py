@@ -51,7 +51,6 @@ CIFAR10 = (
 )
 # The same in MaskCon's code, where one probability is 0.8 instead of 0.6.
 CIFAR10_MASKCON = (*CIFAR10[:16], (("equalize", 0.2, None), ("equalize", 0.8, None)), *CIFAR10[17:])
-_MAX_ID = 9  # of its magnitudes
 _GREY = 128 / 255  # what MaskCon's code fills with
 
 
@@ -132,7 +131,7 @@ def autoaugment(image: Array, u: Array, *, maskcon: bool = False) -> Array:
     height, width, _ = image.shape
     table = CIFAR10_MASKCON if maskcon else CIFAR10
     # A row for every operation of the table, first and second in turn, and a last one that does nothing.
-    rows = [(name, (magnitude or 0) / _MAX_ID) for pair in table for name, _, magnitude in pair] + [("identity", 0.0)]
+    rows = [(name, (magnitude or 0) / 9) for pair in table for name, _, magnitude in pair] + [("identity", 0.0)]
 
     def matrix(name: str, level: float, sign: int) -> np.ndarray:
         if maskcon and name == "shear_y":

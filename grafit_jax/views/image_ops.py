@@ -3,7 +3,6 @@
 They mean what PIL and torchvision mean by them, but round nothing to 256 levels where that is not their purpose.
 """
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +27,6 @@ def crop(image: Array, box: tuple[Array, ...], size: int) -> Array:
     shape, scale = (size, size, image.shape[2]), jnp.stack([size / height, size / width])
     translation = -jnp.stack([top, left]) * scale
     return jax.image.scale_and_translate(image, shape, (0, 1), scale, translation, "linear")
-
-
-# Colour. Of dm_pix only adjust_hue has torchvision's meaning: its brightness adds, its contrast takes a mean
-# per channel, its saturation scales that of HSV; torchvision blends with black, mean grey and the grey image.
 
 
 def grey(image: Array) -> Array:
@@ -68,8 +63,21 @@ def saturation(image: Array, factor: Array) -> Array:
 
 
 def hue(image: Array, turns: Array) -> Array:
-    """Turns the hue, 1 being the full circle; a one-channel image stays."""
-    return image if image.shape[2] == 1 else dm_pix.adjust_hue(image, turns)
+    """Turns the hue of HSV, 1 being the full circle; a one-channel image stays."""
+    if image.shape[2] == 1:
+        return image
+    red, green, blue = jnp.moveaxis(image, 2, 0)
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    spread = value - jnp.minimum(jnp.minimum(red, green), blue)
+    saturation = jnp.where(value > 0, spread / jnp.where(value > 0, value, 1.0), 0.0)
+    norm = 1.0 / (6.0 * jnp.where(spread > 0, spread, 1.0))
+    angle = jnp.where(value == green, norm * (blue - red) + 2 / 6, norm * (red - green) + 4 / 6)
+    angle = jnp.where(value == red, norm * (green - blue), angle)
+    angle = jnp.where(spread > 0, angle, 0.0) + (angle < 0.0)
+
+    sixths = (angle + turns) % 1.0 * 6.0
+    shares = jnp.abs(sixths - 3.0) - 1.0, 2.0 - jnp.abs(sixths - 2.0), 2.0 - jnp.abs(sixths - 4.0)
+    return jnp.stack([value * ((1.0 - saturation) + saturation * jnp.clip(share, 0.0, 1.0)) for share in shares], 2)
 
 
 def warp(image: Array, matrix: Array, fill: float = 0.0) -> Array:

@@ -15,7 +15,7 @@ from grafit_jax import experiment, parallel, pulse, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.objective import EpochMeans
-from grafit_jax.runs import clusterfit, console, preemption, progress, provenance, results, workdir
+from grafit_jax.runs import clusterfit, console, preemption, provenance, results, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.runs.metric_writer import MetricWriter
 from grafit_jax.state import TrainState
@@ -95,7 +95,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         feed = experiment.make_feed(run)
     step = start = int(state.step)
     if start:
-        progress.say(f"{path} resumes after step {start} of {run.total_steps}")
+        console.say(f"{path} resumes after step {start} of {run.total_steps}")
     writer = MetricWriter(
         path, start=start, total_steps=run.total_steps, batch_size=config.train.batch_size, name=config.method
     )
@@ -141,7 +141,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
                 state, memory, sums = call_of(taken)(state, memory, inputs)
                 epoch_means.add(sums)
                 step += taken
-                writer.steps(step, taken, sums, compiled=compiles)
+                writer.steps(taken)
                 stopping = stop(step)
                 if step < end and (stopping or _is_due(step, taken, config.checkpoint.every_steps)):
                     pulse.at(step, "saving")
@@ -154,7 +154,6 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
                 pulse.at(step, "reading a batch")
             pulse.at(step, "waiting for the devices")
             record = epoch_means.record()
-            writer.pause(step)
             line = epoch_means.means() | {
                 "step": step,
                 "epoch": epoch + 1,
@@ -220,7 +219,7 @@ def _complete(path: pathlib.Path, run: Experiment) -> dict[str, Any]:
             "--workdir."
         )
     if epochs == before:
-        progress.say(f"{path} is complete: nothing is trained")
+        console.say(f"{path} is complete: nothing is trained")
         return metrics
     checkpoints = Checkpoints(path, read_only=True)
     newest = checkpoints.latest_step() or 0
@@ -230,7 +229,7 @@ def _complete(path: pathlib.Path, run: Experiment) -> dict[str, Any]:
             f"{path} is complete after step {metrics['step']}: found step {newest} as its newest checkpoint, expected "
             "that last step, to train on from; use another --workdir."
         )
-    progress.say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
+    console.say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
     return {}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from grafit_jax import parallel
 from grafit_jax.errors import warn
-from grafit_jax.runs import progress, workdir
+from grafit_jax.runs import console, workdir
 
 
 class MetricWriter:
@@ -27,21 +27,16 @@ class MetricWriter:
         self._tensorboard = tensorboardX.SummaryWriter(
             str(path / "tensorboard"), purge_step=start + 1 if start else None, write_to_disk=parallel.is_first()
         )
-        self._bar = progress.bar(total_steps * batch_size, start * batch_size, name)
-        self._estimate = progress.Estimate(total_steps)
+        images = {"total": total_steps * batch_size, "initial": start * batch_size}
+        self._bar = console.bar(desc=name, unit="img", unit_scale=True, **images)
 
-    def steps(self, step: int, taken: int, sums: Any, *, compiled: bool) -> None:
-        """After each call of the step function: see `progress.Estimate`."""
+    def steps(self, taken: int) -> None:
+        """After each call of the step function."""
         self._bar.update(taken * self._batch_size)
-        self._estimate(step, sums, compiled=compiled)
-
-    def pause(self, step: int) -> None:
-        """When the steps are done, and something else begins: an evaluation, a save."""
-        self._estimate.pause(step)
 
     def epoch(self, line: dict[str, Any]) -> None:
         """The means of an epoch, with its `step`."""
-        self._bar.set_postfix(loss=f"{line['loss']:.3f}")
+        self._bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
         workdir.append_log(self._path, line)
         self._to_tensorboard("train", line)
 

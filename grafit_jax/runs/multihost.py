@@ -1,13 +1,32 @@
-"""Several processes, one on each host: how they find each other, and how one ends without the others waiting for it."""
+"""Several processes, one on each host: how they find each other, and how all end, by name of the one that fails.
 
+JAX ends all processes when one is not heard of, but does not say at which step, and it does not see one that hangs: its
+heartbeats go on while it waits for a file. Here each process tells the others where it is, through the key-value store
+of JAX's own coordination service, and looks after them in a thread.
+"""
+
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import os
 import sys
+import threading
+import time
 import traceback
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import jax
 
+from grafit_jax import pulse
 from grafit_jax.errors import UserError
-from grafit_jax.runs import watchdog
+from grafit_jax.pulse import Place
+from grafit_jax.runs import console
+
+# Exit status when another process has failed: EX_UNAVAILABLE of sysexits.h.
+EXIT_OTHERS = 69
+_KEY = "grafit_jax/at/"
 
 
 def start(
@@ -52,12 +71,150 @@ def start(
             f"the other processes are not found ({' '.join(str(error).split())[:200]}): want --distributed on Cloud "
             "TPU, SLURM or Kubernetes, or --coordinator=HOST:PORT --num_processes=N --process_id=I on every host."
         ) from error
-    if jax.local_device_count() * jax.process_count() != jax.device_count():
+    index, count = jax.process_index(), jax.process_count()
+    if jax.local_device_count() * count != jax.device_count():
         raise UserError(
-            f"process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} devices over "
-            f"{jax.process_count()} processes: want the same number for each."
+            f"process {index} has {jax.local_device_count()} of {jax.device_count()} devices over {count} processes: "
+            "want the same number for each."
         )
-    watchdog.start(silent_seconds=heartbeat_seconds, stuck_seconds=stuck_seconds)
+    if count > 1:
+        global _watchdog
+        _watchdog = Watchdog(Others(count, index, heartbeat_seconds, stuck_seconds, now=time.monotonic()))
+        _watchdog.start()
+
+
+class Others:
+    """What is known of all processes, from what each has published and when that was new here.
+
+    Of a clock only differences on this host count, so it does not matter what time hosts think it is.
+
+    Attributes:
+      index: of this process, of `count`.
+      silent_seconds: a process that has not published for so long is taken for dead.
+      stuck_seconds: after so long without a move here, this process hangs, or waits for one that does; 0: never.
+    """
+
+    def __init__(self, count: int, index: int, silent_seconds: float, stuck_seconds: float, *, now: float):
+        self.index, self.count = index, count
+        self.silent_seconds, self.stuck_seconds = silent_seconds, stuck_seconds
+        self._beats, self._places = [-1] * count, [Place()] * count
+        self._since = [now] * count  # of others, when they were last heard of; of this one, when it last moved
+
+    def hear(self, published: Mapping[int, tuple[int, Place]], here: Place, now: float) -> None:
+        """Takes in what there is to know.
+
+        Args:
+          published: process -> how often it has published, and where it was then.
+          here: where this process is.
+          now: seconds, of a clock that does not jump.
+        """
+        for i, (beat, place) in published.items():
+            # What a process says that ends is its last word, however often.
+            if i != self.index and beat != self._beats[i] and not self._places[i].ended:
+                self._beats[i], self._places[i], self._since[i] = beat, place, now
+        if here != self._places[self.index]:
+            self._places[self.index], self._since[self.index] = here, now
+
+    def missing(self, now: float) -> str | None:
+        """Which process is not going on, in words; None if all are."""
+        silent = {i: now - since for i, since in enumerate(self._since) if i != self.index}
+        # Those that have ended come first, but not at once: all may be ending, for the same reason.
+        ended = [i for i, seconds in silent.items() if self._places[i].ended and seconds > self.silent_seconds / 8]
+        for i in ended + [i for i, seconds in silent.items() if seconds > self.silent_seconds]:
+            how = "has ended" if self._places[i].ended else "is not heard of, last"
+            return f"process {i} of {self.count} {how} {self._places[i]}"
+        return None
+
+    def stuck(self, now: float) -> str | None:
+        """Where all processes are, in words, if this one has not moved for too long; None if it has."""
+        if not self.stuck_seconds or now - self._since[self.index] <= self.stuck_seconds:
+            return None
+        places = "; ".join(f"process {i} is {place}" for i, place in enumerate(self._places))
+        return f"nothing has moved for {self.stuck_seconds:g} s: {places}"
+
+
+class Watchdog:
+    """Two threads: one asks the store, which may never answer, and one judges by what has been answered.
+
+    Attributes:
+      has_spoken: it has printed why it ends this process: what fails here after that fails for the same reason.
+    """
+
+    def __init__(self, others: Others):
+        self._others = others
+        self._interval = min(5.0, others.silent_seconds / 8)
+        # Until the others have found the same, or have read why this one ends.
+        self._lingers = others.silent_seconds / 2
+        self._beat = 0
+        self._published: dict[int, tuple[int, Place]] = {}
+        self._publishing = threading.Lock()
+        self.has_spoken = False
+
+    def start(self) -> None:
+        for work in (self._ask, self._judge):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _ask(self) -> None:
+        while True:
+            self.publish()
+            with contextlib.suppress(Exception):  # process 0, which has the store, may be gone
+                found = {}
+                for key, value in _store().key_value_dir_get(_KEY):
+                    beat, *place = json.loads(value)
+                    found[int(key.rpartition("/")[2])] = beat, Place(*place)
+                self._published = found
+            time.sleep(self._interval)
+
+    def publish(self) -> None:
+        """Tells the others where this process is."""
+        with self._publishing, contextlib.suppress(Exception):  # as above
+            self._beat += 1
+            value = json.dumps([self._beat, *dataclasses.astuple(pulse.here())])
+            _store().key_value_set(f"{_KEY}{self._others.index}", value, allow_overwrite=True)
+
+    def _judge(self) -> None:
+        while not pulse.here().ended:  # which has said why by itself
+            now = time.monotonic()
+            self._others.hear(self._published, pulse.here(), now)
+            stuck = self._others.stuck(now)
+            if reason := stuck or self._others.missing(now):
+                self.stop(reason, dump=stuck is not None)
+            time.sleep(self._interval)
+
+    def stop(self, reason: str, *, dump: bool) -> None:
+        """Ends this process for another one's sake; `dump`: with what each of its threads waits for."""
+        self.has_spoken = True
+        console.quiet()
+        hint = ", or with a larger --stuck_seconds if it was only slow" if dump else ""
+        with contextlib.suppress(Exception):  # stderr may be gone
+            if dump:
+                faulthandler.dump_traceback(all_threads=True)
+            print(
+                f"\nerror: process {self._others.index} stops {pulse.here()}: {reason}; start the same command again "
+                f"on all hosts{hint}: it resumes from the newest checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.leave(EXIT_OTHERS)
+
+    def leave(self, status: int) -> NoReturn:
+        """Ends this process at once; process 0 when the others have had the time to end.
+
+        JAX ends whoever is still there when process 0, which has the store, is gone: by SIGABRT, without our message.
+        """
+        time.sleep(self._lingers if self._others.index == 0 else self._interval)
+        os._exit(status)
+
+    def wait(self) -> None:
+        """For as long as it takes to miss another process, which ends this one."""
+        time.sleep(2 * self._lingers + 3 * self._interval)
+
+
+_watchdog: Watchdog | None = None  # of several processes
+
+
+def _store() -> Any:
+    return jax._src.distributed.global_state.client  # private: up to jax 0.12 the store has no public name
 
 
 def exit_with(status: int, reason: str = "") -> NoReturn:
@@ -67,20 +224,22 @@ def exit_with(status: int, reason: str = "") -> NoReturn:
       status: of the process.
       reason: what the others are told, which cannot go on without it.
     """
-    if jax.process_count() > 1 and status != 0:
+    if _watchdog is not None and status != 0:
         if reason:
-            watchdog.end(reason)
+            pulse.ends(reason)
+            # Not by this thread: if process 0 is frozen, the store never answers.
+            threading.Thread(target=_watchdog.publish, daemon=True).start()
         sys.stdout.flush()
         sys.stderr.flush()
-        watchdog.leave(status)
+        _watchdog.leave(status)
     sys.exit(status)
 
 
 def abandon(error: Exception) -> None:
     """Ends this process, of several, while an exception is on its way that is a bug, or comes of another's death."""
-    if jax.process_count() > 1:
-        if not watchdog.has_spoken():
+    if _watchdog is not None:
+        if not _watchdog.has_spoken:
             traceback.print_exc()
             sys.stderr.flush()
-        watchdog.wait()  # which names the one that has died, and ends this one
+        _watchdog.wait()
         exit_with(1, f"stopped by {type(error).__name__}")

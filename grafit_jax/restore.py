@@ -22,7 +22,7 @@ from grafit_jax.experiment import Experiment
 from grafit_jax.memory import Memory
 from grafit_jax.models import weights
 from grafit_jax.retrieval.clustering import Clusters, kmeans
-from grafit_jax.runs import clusterfit, integrity, workdir
+from grafit_jax.runs import checkpoint, clusterfit, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.state import TrainState
 
@@ -102,7 +102,7 @@ def check_start(run: Experiment) -> str:
     if trunk is None:
         return ""
     jax.eval_shape(lambda: fresh_state(run, trunk))
-    return json.dumps(integrity.digests(trunk), sort_keys=True) if jax.process_count() > 1 else ""
+    return json.dumps(checkpoint.digests(trunk), sort_keys=True) if jax.process_count() > 1 else ""
 
 
 def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:

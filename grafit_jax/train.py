@@ -100,15 +100,16 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         path, start=start, total_steps=run.total_steps, batch_size=config.train.batch_size, name=config.method
     )
 
+    checkpoints.evaluations = writer.evaluations
+
     def is_evaluated(epoch: int) -> bool:
         return config.eval.every_epochs > 0 and epoch % config.eval.every_epochs == 0
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> None:
         pulse.at(step, "evaluating")
         with stop.at_once():
             metrics = experiment.evaluate(run, state)
         writer.evaluation(metrics)
-        return metrics
 
     # 4. The pmapped step, of so many steps: the last call of an epoch may have fewer.
     call_of = functools.cache(functools.partial(train_step.pmap_steps, run, feed))
@@ -126,8 +127,8 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         # An evaluation that was cut short, after the save of its step; all see the same log, but perhaps not yet.
         first_epoch, within = divmod(start, run.steps_per_epoch)
         due = 0 < start < run.total_steps and not within and is_evaluated(first_epoch)
-        if due and not parallel.all_agree(writer.evaluated.get("step") == start):
-            checkpoints.add_metrics(start, evaluate())
+        if due and not parallel.all_agree(start in writer.evaluations):
+            evaluate()
         checked, lengths = start, set[int]()
         for epoch in range(first_epoch, config.train.epochs):
             epoch_means, begun = EpochMeans(**begun), {}
@@ -148,7 +149,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
                     record = epoch_means.record()
                     _stop_if_not_finite(epoch_means.means(), checked, step, checkpoints)
                     checked = step
-                    checkpoints.save(step, state, memory, record=facts | {"progress": record})
+                    checkpoints.save(step, state, memory, facts | {"progress": record})
                     if stopping:
                         raise stop.preempted(step)
                 pulse.at(step, "reading a batch")
@@ -171,23 +172,23 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
 
             last = epoch + 1 == config.train.epochs
             judged = last or is_evaluated(epoch + 1)
-            evaluated = None
             try:
                 if judged and not stopping:
-                    evaluated = evaluate()
+                    evaluate()
             finally:  # whatever becomes of an evaluation, the epochs are kept
-                cut_short = judged and evaluated is None
+                cut_short = judged and step not in writer.evaluations
                 if stopping or cut_short or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
                     pulse.at(step, "saving")
-                    checkpoints.save(step, state, memory, evaluated, facts)
+                    checkpoints.save(step, state, memory, facts)
             if stopping:
                 raise stop.preempted(step)
 
         # 6. The result, on the final weights, whose evaluation may have been cut short after the last save.
-        if not parallel.all_agree(writer.evaluated.get("step") == run.total_steps):
+        if not parallel.all_agree(run.total_steps in writer.evaluations):
             evaluate()
-    _write_result(run, path, writer.evaluated, standing)
-    return state, writer.evaluated
+    metrics = writer.evaluations[run.total_steps]
+    _write_result(run, path, metrics, standing)
+    return state, metrics
 
 
 def _write_result(run: Experiment, path: pathlib.Path, metrics: dict[str, float], standing: dict[str, Any]) -> None:

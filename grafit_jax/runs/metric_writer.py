@@ -12,7 +12,7 @@ class MetricWriter:
     """The first process writes; all processes call it alike.
 
     Attributes:
-      evaluated: the metrics of the last evaluation so far; empty before the first one.
+      evaluations: step -> metrics, with their `step`, of all evaluations so far.
     """
 
     def __init__(self, path: pathlib.Path, *, start: int, total_steps: int, batch_size: int, name: str):
@@ -20,10 +20,10 @@ class MetricWriter:
         import tensorboardX  # here, since it takes a while to import
 
         self._path, self._batch_size = path, batch_size
-        self.evaluated: dict[str, float] = {}
-        for line in workdir.cut_log(path, start):
-            if found := workdir.evaluation(line):
-                self.evaluated = found | {"step": line["step"]}
+        lines = workdir.cut_log(path, start)
+        self.evaluations: dict[int, dict[str, float]] = {
+            line["step"]: found | {"step": line["step"]} for line in lines if (found := workdir.evaluation(line))
+        }
         self._tensorboard = tensorboardX.SummaryWriter(
             str(path / "tensorboard"), purge_step=start + 1 if start else None, write_to_disk=parallel.is_first()
         )
@@ -42,7 +42,7 @@ class MetricWriter:
 
     def evaluation(self, metrics: dict[str, float]) -> None:
         """The metrics of an evaluation, with its `step`."""
-        self.evaluated = metrics
+        self.evaluations[int(metrics["step"])] = metrics
         line = {workdir.EVAL + name: value for name, value in metrics.items() if name != "step"}
         workdir.append_log(self._path, line | {"step": metrics["step"]})
         self._to_tensorboard("eval", metrics)

@@ -87,7 +87,7 @@ REQUIRED = (
            "feed.epoch(epoch - start // run.steps_per_epoch, step % run.steps_per_epoch)",
            "faults::test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one"),
     mutant("checkpoint without memory", "grafit_jax/runs/checkpoint.py",
-           'items["memory"] = _rows(memory)', "pass",
+           'items["memory"] = jax.tree.map(parallel.joined, rows)', "pass",
            "train::test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices[1]"),
     mutant("psum for pmean of gradients", "grafit_jax/train_step.py",
            "lax.pmean((grads, batch_stats), axis_name)",

@@ -1,7 +1,6 @@
 """The loop: resume, train, log, evaluate, save."""
 
 import contextlib
-import functools
 import json
 import math
 import pathlib
@@ -61,7 +60,12 @@ def train(
             held.enter_context(workdir.lock(path))
 
         # 2. The workdir is this run's; of one that is complete nothing is touched.
-        _claim(run, path, allowed)
+        workdir.claim(path, run.config, allowed)
+        workdir.check_data(path, run.fingerprints())
+        if run.clusters is not None and not clusterfit.is_saved(path):
+            clusterfit.save(path, run.clusters)
+        workdir.put(path, "data.json", json.dumps(run.fingerprints()) + "\n")
+        workdir.write_broken(path, run.records)
         metrics, state = _complete(path, run), None
         if not metrics:
             state, metrics = _loop(run, path, stop)
@@ -69,15 +73,6 @@ def train(
             with stop.at_once():
                 finish(run, state, metrics)
         return metrics
-
-
-def _claim(run: Experiment, path: pathlib.Path, allowed: Sequence[str]) -> None:
-    workdir.claim(path, run.config, allowed)
-    workdir.check_data(path, run.fingerprints())
-    if run.clusters is not None and not clusterfit.is_saved(path):
-        clusterfit.save(path, run.clusters)
-    workdir.put(path, "data.json", json.dumps(run.fingerprints()) + "\n")
-    workdir.write_broken(path, run.records)
 
 
 def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[TrainState, dict[str, float]]:
@@ -99,7 +94,6 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
     writer = MetricWriter(
         path, start=start, total_steps=run.total_steps, batch_size=config.train.batch_size, name=config.method
     )
-
     checkpoints.evaluations = writer.evaluations
 
     def is_evaluated(epoch: int) -> bool:
@@ -111,13 +105,11 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
             metrics = experiment.evaluate(run, state)
         writer.evaluation(metrics)
 
-    # 4. The pmapped step, of so many steps: the last call of an epoch may have fewer.
-    call_of = functools.cache(functools.partial(train_step.pmap_steps, run, feed))
+    # 4. The pmapped step, by the number of steps in a call: the last one of an epoch may have fewer.
+    calls: dict[int, Any] = {}
     # Stored with checkpoints and the result.
-    standing = provenance.describe() | {
-        "data_fingerprint": run.fingerprints(),
-        "data_content": experiment.contents(run.records),
-    }
+    data = {"data_fingerprint": run.fingerprints(), "data_content": experiment.contents(run.records)}
+    standing = provenance.describe() | data
     facts = {"config": config_lib.flatten(config), "run": standing}
 
     # 5. Epoch by epoch: train, log, evaluate, save. A checkpoint within an epoch tells what its steps have come to.
@@ -129,17 +121,17 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         due = 0 < start < run.total_steps and not within and is_evaluated(first_epoch)
         if due and not parallel.all_agree(start in writer.evaluations):
             evaluate()
-        checked, lengths = start, set[int]()
+        checked = start
         for epoch in range(first_epoch, config.train.epochs):
             epoch_means, begun = EpochMeans(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
             pulse.at(step, "reading a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
                 taken = min(feed.steps_per_call, end - step)
-                compiles = taken not in lengths
-                lengths.add(taken)
-                pulse.at(step, "compiling and taking a step" if compiles else "taking a step")
-                state, memory, sums = call_of(taken)(state, memory, inputs)
+                pulse.at(step, "taking a step" if taken in calls else "compiling and taking a step")
+                if taken not in calls:
+                    calls[taken] = train_step.pmap_steps(run, feed, taken)
+                state, memory, sums = calls[taken](state, memory, inputs)
                 epoch_means.add(sums)
                 step += taken
                 writer.steps(taken)

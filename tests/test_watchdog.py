@@ -11,13 +11,13 @@ from grafit_jax.errors import UserError
 from grafit_jax.pulse import Place
 from grafit_jax.retrieval import clustering, metrics, neighbors, probe
 from grafit_jax.runs import console, multihost
-from grafit_jax.runs.multihost import Others
+from grafit_jax.runs.multihost import Watchdog
 
 HERE = Place(7, "taking a step")
 
 
 def others(count=3, index=1, silent_seconds=10.0, stuck_seconds=30.0):
-    return Others(count, index, silent_seconds, stuck_seconds, now=100.0)
+    return Watchdog(count, index, silent_seconds, stuck_seconds, now=100.0)
 
 
 def test_a_process_that_publishes_nothing_new_is_missed_with_where_it_was():
@@ -105,7 +105,7 @@ def test_of_several_processes_those_that_differ_from_the_first_are_named(monkeyp
 
 
 def test_an_error_after_the_watchdog_has_said_why_the_process_ends_adds_no_traceback(monkeypatch, capsys):
-    watchdog = multihost.Watchdog(others(silent_seconds=0.0))
+    watchdog = others(silent_seconds=0.0)
     left = []
     monkeypatch.setattr(watchdog, "leave", left.append)  # still waiting for the others
     monkeypatch.setattr(multihost, "_watchdog", watchdog)

@@ -88,7 +88,7 @@ def _show(ended: threading.Event) -> None:
                 shown.close()
             before, since, shown = place, now, None
         # Before it does anything, a process may not be asked whether it is the first: JAX must not start yet.
-        elif now - since >= _PATIENCE and place.doing != pulse.Place.doing and shown is None:
+        elif now - since >= _PATIENCE and place.doing != pulse.Place().doing and shown is None:
             form = "{desc} {n_fmt}/{total_fmt} |{bar}| [{elapsed}<{remaining}]" if place.parts else "{desc} [{elapsed}]"
             shown = bar(total=place.parts or None, desc=place.doing, bar_format=form, leave=False)
             shown.start_t = shown.last_print_t = since

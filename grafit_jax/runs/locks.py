@@ -1,6 +1,5 @@
 """Locks on files: held by one process at a time, and freed by the system when that process dies."""
 
-import contextlib
 import pathlib
 
 import filelock
@@ -38,8 +37,10 @@ def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock |
 
 def is_held(path: pathlib.Path) -> bool:
     """Whether a process holds the lock of a file; False for a file that is missing or cannot be opened."""
+    if not path.is_file():
+        return False
     try:
-        with _lock(path).acquire(timeout=MOMENT) if path.is_file() else contextlib.nullcontext():
+        with _lock(path).acquire(timeout=MOMENT):
             return False
     except filelock.Timeout:
         return True

@@ -6,7 +6,6 @@ of JAX's own coordination service, and looks after them in a thread.
 """
 
 import contextlib
-import dataclasses
 import faulthandler
 import json
 import os
@@ -79,105 +78,81 @@ def start(
         )
     if count > 1:
         global _watchdog
-        _watchdog = Watchdog(Others(count, index, heartbeat_seconds, stuck_seconds, now=time.monotonic()))
+        _watchdog = Watchdog(count, index, heartbeat_seconds, stuck_seconds, now=time.monotonic())
         _watchdog.start()
 
 
-class Others:
-    """What is known of all processes, from what each has published and when that was new here.
-
-    Of a clock only differences on this host count, so it does not matter what time hosts think it is.
-
-    Attributes:
-      index: of this process, of `count`.
-      silent_seconds: a process that has not published for so long is taken for dead.
-      stuck_seconds: after so long without a move here, this process hangs, or waits for one that does; 0: never.
-    """
-
-    def __init__(self, count: int, index: int, silent_seconds: float, stuck_seconds: float, *, now: float):
-        self.index, self.count = index, count
-        self.silent_seconds, self.stuck_seconds = silent_seconds, stuck_seconds
-        self._beats, self._places = [-1] * count, [Place()] * count
-        self._since = [now] * count  # of others, when they were last heard of; of this one, when it last moved
-
-    def hear(self, published: Mapping[int, tuple[int, Place]], here: Place, now: float) -> None:
-        """Takes in what there is to know.
-
-        Args:
-          published: process -> how often it has published, and where it was then.
-          here: where this process is.
-          now: seconds, of a clock that does not jump.
-        """
-        for i, (beat, place) in published.items():
-            # What a process says that ends is its last word, however often.
-            if i != self.index and beat != self._beats[i] and not self._places[i].ended:
-                self._beats[i], self._places[i], self._since[i] = beat, place, now
-        if here != self._places[self.index]:
-            self._places[self.index], self._since[self.index] = here, now
-
-    def missing(self, now: float) -> str | None:
-        """Which process is not going on, in words; None if all are."""
-        silent = {i: now - since for i, since in enumerate(self._since) if i != self.index}
-        # Those that have ended come first, but not at once: all may be ending, for the same reason.
-        ended = [i for i, seconds in silent.items() if self._places[i].ended and seconds > self.silent_seconds / 8]
-        for i in ended + [i for i, seconds in silent.items() if seconds > self.silent_seconds]:
-            how = "has ended" if self._places[i].ended else "is not heard of, last"
-            return f"process {i} of {self.count} {how} {self._places[i]}"
-        return None
-
-    def stuck(self, now: float) -> str | None:
-        """Where all processes are, in words, if this one has not moved for too long; None if it has."""
-        if not self.stuck_seconds or now - self._since[self.index] <= self.stuck_seconds:
-            return None
-        places = "; ".join(f"process {i} is {place}" for i, place in enumerate(self._places))
-        return f"nothing has moved for {self.stuck_seconds:g} s: {places}"
-
-
 class Watchdog:
-    """Two threads: one asks the store, which may never answer, and one judges by what has been answered.
+    """What is known of all processes, from what each has published and when that was new here; and what follows.
+
+    Of a clock only differences on this host count, so it does not matter what time hosts think it is. There are two
+    threads: one asks the store, which may never answer, and one judges by what has been answered.
 
     Attributes:
       has_spoken: it has printed why it ends this process: what fails here after that fails for the same reason.
     """
 
-    def __init__(self, others: Others):
-        self._others = others
-        self._interval = min(5.0, others.silent_seconds / 8)
-        # Until the others have found the same, or have read why this one ends.
-        self._lingers = others.silent_seconds / 2
-        self._beat = 0
-        self._published: dict[int, tuple[int, Place]] = {}
+    def __init__(self, count: int, index: int, silent_seconds: float, stuck_seconds: float, *, now: float):
+        """Of `count` processes for the one with `index`; seconds as for `multihost.start`."""
+        self._count, self._index = count, index
+        self._silent_seconds, self._stuck_seconds = silent_seconds, stuck_seconds
+        self._interval = min(5.0, silent_seconds / 8)
+        self._beats, self._places = [-1] * count, [Place()] * count
+        self._since = [now] * count  # of others, when they were last heard of; of this one, when it last moved
+        self._published: dict[int, tuple[int, Place]] = {}  # by process: how often it has, and where it was then
         self._publishing = threading.Lock()
         self.has_spoken = False
+
+    def hear(self, published: Mapping[int, tuple[int, Place]], here: Place, now: float) -> None:
+        """Takes in what others have published, and where this process is at `now`, of a clock that does not jump."""
+        for i, (beat, place) in published.items():
+            # What a process says that ends is its last word, however often.
+            if i != self._index and beat != self._beats[i] and not self._places[i].ended:
+                self._beats[i], self._places[i], self._since[i] = beat, place, now
+        if here != self._places[self._index]:
+            self._places[self._index], self._since[self._index] = here, now
+
+    def missing(self, now: float) -> str | None:
+        """Which process is not going on, in words; None if all are."""
+        silent = {i: now - since for i, since in enumerate(self._since) if i != self._index}
+        # Those that have ended come first, but not at once: all may be ending, for the same reason.
+        ended = [i for i, seconds in silent.items() if self._places[i].ended and seconds > self._silent_seconds / 8]
+        for i in ended + [i for i, seconds in silent.items() if seconds > self._silent_seconds]:
+            how = "has ended" if self._places[i].ended else "is not heard of, last"
+            return f"process {i} of {self._count} {how} {self._places[i]}"
+        return None
+
+    def stuck(self, now: float) -> str | None:
+        """Where all processes are, in words, if this one has not moved for too long; None if it has."""
+        if not self._stuck_seconds or now - self._since[self._index] <= self._stuck_seconds:
+            return None
+        places = "; ".join(f"process {i} is {place}" for i, place in enumerate(self._places))
+        return f"nothing has moved for {self._stuck_seconds:g} s: {places}"
 
     def start(self) -> None:
         for work in (self._ask, self._judge):
             threading.Thread(target=work, daemon=True).start()
 
     def _ask(self) -> None:
+        beat = 0
         while True:
-            self.publish()
+            self.publish(beat := beat + 1)
             with contextlib.suppress(Exception):  # process 0, which has the store, may be gone
-                found = {}
-                for key, value in _store().key_value_dir_get(_KEY):
-                    beat, *place = json.loads(value)
-                    found[int(key.rpartition("/")[2])] = beat, Place(*place)
-                self._published = found
+                answers = [(key, json.loads(value)) for key, value in _store().key_value_dir_get(_KEY)]
+                self._published = {int(key.rpartition("/")[2]): (n, Place(*place)) for key, (n, *place) in answers}
             time.sleep(self._interval)
 
-    def publish(self) -> None:
-        """Tells the others where this process is."""
+    def publish(self, beat: int = 0) -> None:
+        """Tells the others where this process is; a beat is another one than the last."""
         with self._publishing, contextlib.suppress(Exception):  # as above
-            self._beat += 1
-            value = json.dumps([self._beat, *dataclasses.astuple(pulse.here())])
-            _store().key_value_set(f"{_KEY}{self._others.index}", value, allow_overwrite=True)
+            _store().key_value_set(f"{_KEY}{self._index}", json.dumps([beat, *pulse.here()]), allow_overwrite=True)
 
     def _judge(self) -> None:
         while not pulse.here().ended:  # which has said why by itself
             now = time.monotonic()
-            self._others.hear(self._published, pulse.here(), now)
-            stuck = self._others.stuck(now)
-            if reason := stuck or self._others.missing(now):
+            self.hear(self._published, pulse.here(), now)
+            stuck = self.stuck(now)
+            if reason := stuck or self.missing(now):
                 self.stop(reason, dump=stuck is not None)
             time.sleep(self._interval)
 
@@ -190,24 +165,24 @@ class Watchdog:
             if dump:
                 faulthandler.dump_traceback(all_threads=True)
             print(
-                f"\nerror: process {self._others.index} stops {pulse.here()}: {reason}; start the same command again "
-                f"on all hosts{hint}: it resumes from the newest checkpoint.",
+                f"\nerror: process {self._index} stops {pulse.here()}: {reason}; start the same command again on all "
+                f"hosts{hint}: it resumes from the newest checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )
         self.leave(EXIT_OTHERS)
 
     def leave(self, status: int) -> NoReturn:
-        """Ends this process at once; process 0 when the others have had the time to end.
+        """Ends this process at once; process 0 when the others have found the same, or read why it ends.
 
         JAX ends whoever is still there when process 0, which has the store, is gone: by SIGABRT, without our message.
         """
-        time.sleep(self._lingers if self._others.index == 0 else self._interval)
+        time.sleep(self._interval if self._index else self._silent_seconds / 2)
         os._exit(status)
 
     def wait(self) -> None:
         """For as long as it takes to miss another process, which ends this one."""
-        time.sleep(2 * self._lingers + 3 * self._interval)
+        time.sleep(self._silent_seconds + 3 * self._interval)
 
 
 _watchdog: Watchdog | None = None  # of several processes

@@ -93,7 +93,7 @@ def num_parameters(run: Experiment) -> int:
 
 
 def check_start(run: Experiment) -> str:
-    """Checks the pretrained weights, and gives what several hosts compare; UserError: they are missing or do not fit."""
+    """Checks the pretrained weights, and gives what hosts compare; UserError: they are missing or do not fit."""
     trunk = pretrained_trunk(run.config)
     if trunk is None:
         return ""

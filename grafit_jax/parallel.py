@@ -51,12 +51,7 @@ def all_agree(yes: bool) -> bool:
 
 
 def check_same(what: str, text: str) -> None:
-    """Raises UserError unless all processes give the same text: what differs makes a wrong result. All have to call it.
-
-    Args:
-      what: what the text tells from others, for the message.
-      text: of any length.
-    """
+    """Raises UserError unless all processes give the same `text`, of what is called `what`. All have to call it."""
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)

@@ -129,11 +129,8 @@ def warn_of_guessing(
     After the first of at least 100 steps, or the one in which they are complete: fewer of a warm-up teach nothing.
 
     Args:
-      method: the run's.
-      train: its training images, with the labels that are trained on.
-      queue_size: K.
-      line: the means of an epoch, by name, and the step at its end.
-      steps_per_epoch: how many steps that were.
+      method, train, queue_size: of the run; its training images have the labels that are trained on.
+      line: the means of an epoch of `steps_per_epoch`, by name, and the step at its end.
     """
     if not line["step"] - steps_per_epoch < _FIRST_STEPS <= line["step"]:
         return

@@ -11,18 +11,10 @@ MOMENT = 0.03
 
 
 def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock | None:
-    """Takes the lock of a file, which is created.
+    """Takes the lock of a file, which is created: to be released by its `release()`; None if another process holds it.
 
-    Args:
-      path: the file.
-      timeout: seconds to wait for the lock.
-
-    Returns:
-      the lock, to be released by its `release()`; None if another process holds it. On a file system without locks
-      there is a warning, and nothing is held.
-
-    Raises:
-      OSError: the file cannot be created.
+    It waits for `timeout` seconds. On a file system without locks there is a warning, and nothing is held. OSError: the
+    file cannot be created.
     """
     path.open("ab").close()
     lock = _lock(path)

@@ -193,12 +193,7 @@ def _store() -> Any:
 
 
 def exit_with(status: int, reason: str = "") -> NoReturn:
-    """Ends this process, of several: without JAX's own way out, which waits for all of them.
-
-    Args:
-      status: of the process.
-      reason: what the others are told, which cannot go on without it.
-    """
+    """Ends this process; of several, without JAX's own way out, which waits for all, and with what others are told."""
     if _watchdog is not None and status != 0:
         if reason:
             pulse.ends(reason)

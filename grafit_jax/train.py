@@ -118,8 +118,8 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         at_the_end.callback(checkpoints.close)
         # An evaluation that was cut short, after the save of its step; all see the same log, but perhaps not yet.
         first_epoch, within = divmod(start, run.steps_per_epoch)
-        due = 0 < start < run.total_steps and not within and is_evaluated(first_epoch)
-        if due and not parallel.all_agree(start in writer.evaluations):
+        is_end = 0 < start < run.total_steps and not within
+        if is_end and is_evaluated(first_epoch) and not parallel.all_agree(start in writer.evaluations):
             evaluate()
         checked = start
         for epoch in range(first_epoch, config.train.epochs):
@@ -136,7 +136,9 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
                 step += taken
                 writer.steps(taken)
                 stopping = stop(step)
-                if step < end and (stopping or _is_due(step, taken, config.checkpoint.every_steps)):
+                every = config.checkpoint.every_steps
+                due = every > 0 and step // every > (step - taken) // every  # these steps have passed a multiple of it
+                if step < end and (stopping or due):
                     pulse.at(step, "saving")
                     record = epoch_means.record()
                     _stop_if_not_finite(epoch_means.means(), checked, step, checkpoints)
@@ -224,11 +226,6 @@ def _complete(path: pathlib.Path, run: Experiment) -> dict[str, Any]:
         )
     console.say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
     return {}
-
-
-def _is_due(step: int, taken: int, every: int) -> bool:
-    """Whether the last `taken` steps have passed a multiple of `every` (0: never)."""
-    return every > 0 and step // every > (step - taken) // every
 
 
 def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints: Checkpoints) -> None:

@@ -51,12 +51,7 @@ def all_agree(yes: bool) -> bool:
 
 
 def check_same(what: str, text: str) -> None:
-    """Raises UserError unless all processes give the same text: what differs makes a wrong result. All have to call it.
-
-    Args:
-      what: what the text tells from others, for the message.
-      text: of any length.
-    """
+    """Raises UserError unless all processes give the same `text`, of what is called `what`. All have to call it."""
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
@@ -100,9 +95,9 @@ def own(rows: Any) -> Any:
     return rows[first : first + num_devices()]
 
 
-def own_part(total: int) -> slice:
-    """Which of `total` rows are this process's, where they are shared out evenly, in order."""
-    index, count = jax.process_index(), jax.process_count()
+def own_part(total: int, process: int | None = None) -> slice:
+    """Which of `total` rows are this process's, or another's, where they are shared out evenly, in order."""
+    index, count = jax.process_index() if process is None else process, jax.process_count()
     return slice(index * total // count, (index + 1) * total // count)
 
 
@@ -116,59 +111,46 @@ def gather(rows: np.ndarray, total: int) -> np.ndarray:
     block = max(1, _GATHER_BYTES // max(1, count * rows[:1].nbytes))
     blocks = [multihost_utils.process_allgather(rows[i : i + block]) for i in range(0, most, block)]
     by_process = np.concatenate(blocks, axis=1)
-    lengths = [(i + 1) * total // count - i * total // count for i in range(count)]
-    return np.concatenate([part[:length] for part, length in zip(by_process, lengths, strict=True)])
+    parts = [own_part(total, process) for process in range(count)]
+    return np.concatenate([by_process[i, : part.stop - part.start] for i, part in enumerate(parts)])
 
 
-def _place(tree: Any, spec: PartitionSpec) -> Any:
+def _sharding(spec: PartitionSpec, *, all_processes: bool = False) -> NamedSharding:
     # The sharding that pmap itself gives its results: nothing is moved, and nothing compiled anew, between two calls.
-    sharding = NamedSharding(Mesh(np.array(devices()), (AXIS,)), spec)
-    return jax.device_put(tree, sharding)
+    over = devices()
+    if all_processes and jax.process_count() > 1:  # in the order that pmap has them in
+        over = [d for process in range(jax.process_count()) for d in jax.local_devices(process_index=process)]
+    return NamedSharding(Mesh(np.array(over), (AXIS,)), spec)
 
 
 def replicate(tree: Any) -> Any:
     """Every leaf whole on each device: what pmap takes with axis None."""
-    return _place(tree, PartitionSpec())
+    return jax.device_put(tree, _sharding(PartitionSpec()))
 
 
 def shard(tree: Any) -> Any:
     """Leaves [n, ...] with row d on device d: what pmap takes with axis 0."""
-    return _place(tree, PartitionSpec(AXIS))
+    return jax.device_put(tree, _sharding(PartitionSpec(AXIS)))
 
 
-def _all_devices() -> list[jax.Device]:
-    """In the order that pmap has them in."""
-    if jax.process_count() == 1:
-        return devices()
-    return [d for process in range(jax.process_count()) for d in jax.local_devices(process_index=process)]
-
-
-def everywhere(x: jax.Array) -> jax.Array:
-    """An array that each device of each process holds whole, as one array of all processes."""
-    sharding = NamedSharding(Mesh(np.array(_all_devices()), (AXIS,)), PartitionSpec())
-    parts = [shard.data for shard in x.addressable_shards]
-    return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
-
-
-def from_everywhere(x: jax.Array) -> jax.Array:
-    """The inverse of `everywhere`."""
-    sharding = NamedSharding(Mesh(np.array(devices()), (AXIS,)), PartitionSpec())
+def everywhere(x: jax.Array, *, all_processes: bool = True) -> jax.Array:
+    """An array that each device of each process holds whole, as one array of all processes, or of this one again."""
+    sharding = _sharding(PartitionSpec(), all_processes=all_processes)
     return jax.make_array_from_single_device_arrays(x.shape, sharding, [shard.data for shard in x.addressable_shards])
 
 
 def joined(x: jax.Array) -> jax.Array:
     """[n, R, ...] with a row on each device of this process, as one array [N*R, ...] of all processes and N devices."""
-    sharding = NamedSharding(Mesh(np.array(_all_devices()), (AXIS,)), PartitionSpec(AXIS))
-    parts = [shard.data[0] for shard in x.addressable_shards]
+    sharding = _sharding(PartitionSpec(AXIS), all_processes=True)
     shape = (num_all_devices() * x.shape[1], *x.shape[2:])
-    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+    return jax.make_array_from_single_device_arrays(shape, sharding, [shard.data[0] for shard in x.addressable_shards])
 
 
 def from_joined(x: jax.Array) -> jax.Array:
     """The inverse of `joined`."""
-    sharding = NamedSharding(Mesh(np.array(devices()), (AXIS,)), PartitionSpec(AXIS))
     parts = [shard.data[None] for shard in x.addressable_shards]
-    return jax.make_array_from_single_device_arrays((num_devices(), *parts[0].shape[1:]), sharding, parts)
+    shape = (num_devices(), *parts[0].shape[1:])
+    return jax.make_array_from_single_device_arrays(shape, _sharding(PartitionSpec(AXIS)), parts)
 
 
 def in_blocks(rows: np.ndarray, columns: int) -> Any:

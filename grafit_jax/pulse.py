@@ -1,14 +1,12 @@
 """What this process is doing, and that it makes progress: read by the watchdog, by Ctrl-C and by `progress`."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a process is.
 
     Attributes:
@@ -45,16 +43,16 @@ def at(step: int, doing: str) -> None:
 
 def beat() -> None:
     """Notes progress: an evaluation may take longer than a step that hangs."""
-    _be(dataclasses.replace(_here, beats=_here.beats + 1))
+    _be(_here._replace(beats=_here.beats + 1))
 
 
 def parts(items: Iterable[_T], doing: str, number: int) -> Iterator[_T]:
     """`items`, of which there are `number`, each noted as a part of what this process does meanwhile."""
     before = _here
     for part, item in enumerate(items):
-        _be(dataclasses.replace(before, doing=doing, part=part, parts=number, beats=_here.beats + 1))
+        _be(before._replace(doing=doing, part=part, parts=number, beats=_here.beats + 1))
         yield item
-    _be(dataclasses.replace(before, beats=_here.beats + 1))
+    _be(before._replace(beats=_here.beats + 1))
 
 
 def ends(reason: str) -> None:

@@ -22,7 +22,7 @@ from grafit_jax.experiment import Experiment
 from grafit_jax.memory import Memory
 from grafit_jax.models import heads, weights
 from grafit_jax.retrieval.clustering import Clusters, kmeans
-from grafit_jax.runs import clusterfit, integrity, workdir
+from grafit_jax.runs import checkpoint, clusterfit, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.state import TrainState, target_part
 
@@ -123,16 +123,12 @@ def num_parameters(run: Experiment) -> int:
 
 
 def check_start(run: Experiment) -> str:
-    """Checks the pretrained weights; returns their digests where several hosts have to compare them, else "".
-
-    Raises:
-      UserError: they are missing or do not fit.
-    """
+    """Checks the pretrained weights, and gives what hosts compare; UserError: they are missing or do not fit."""
     trunk = pretrained_trunk(run.config)
     if trunk is None:
         return ""
     jax.eval_shape(lambda: fresh_state(run, trunk))
-    return json.dumps(integrity.digests(trunk), sort_keys=True) if jax.process_count() > 1 else ""
+    return json.dumps(checkpoint.digests(trunk), sort_keys=True) if jax.process_count() > 1 else ""
 
 
 def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
@@ -172,11 +168,10 @@ def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[
 
 def _embed_whole(run: Experiment, state: TrainState, images: Any) -> dict[str, np.ndarray]:
     """Embeddings of whole images at the size of training: however test images are seen, a run starts the same."""
-    views = dataclasses.replace(run.eval_views, size=run.views.size, resize=0)
-    if views == run.eval_views:
-        return run.embed_fn(state.variables, images)
-    batch_size = run.config.eval.batch_size
-    return evaluation.make_embed_fn(run.network, views, batch_size=batch_size)(state.variables, images)
+    views, embed_fn = dataclasses.replace(run.eval_views, size=run.views.size, resize=0), run.embed_fn
+    if views != run.eval_views:
+        embed_fn = evaluation.make_embed_fn(run.network, views, batch_size=run.config.eval.batch_size)
+    return embed_fn(state.variables, images)
 
 
 def _initial_queue(run: Experiment, state: TrainState, *, placeholder: bool) -> memory_lib.Queue:
@@ -216,12 +211,9 @@ def initial_memory(run: Experiment, state: TrainState, *, placeholder: bool = Fa
 def newest(
     path: pathlib.Path, *, data_dir: str | None = None, records: dict[str, Records] | None = None
 ) -> tuple[Experiment, TrainState]:
-    """The run in a workdir with the state of its newest checkpoint.
+    """The run in the workdir `path` with the state of its newest checkpoint.
 
-    Args:
-      path: the workdir.
-      data_dir: where the data lie, if elsewhere by now.
-      records: its data, where they are at hand.
+    `data_dir` is where the data lie, if elsewhere by now; `records` are its data, where they are at hand.
     """
     config = workdir.read_config(path)
     if data_dir is not None:

@@ -1,7 +1,6 @@
 """The loop: resume, train, log, evaluate, save."""
 
 import contextlib
-import functools
 import json
 import math
 import pathlib
@@ -15,7 +14,7 @@ from grafit_jax import experiment, parallel, pulse, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.objective import EpochMeans
-from grafit_jax.runs import clusterfit, console, preemption, progress, provenance, results, workdir
+from grafit_jax.runs import clusterfit, console, preemption, provenance, results, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.runs.metric_writer import MetricWriter
 from grafit_jax.state import TrainState
@@ -61,7 +60,12 @@ def train(
             held.enter_context(workdir.lock(path))
 
         # 2. The workdir is this run's; of one that is complete nothing is touched.
-        _claim(run, path, allowed)
+        workdir.claim(path, run.config, allowed)
+        workdir.check_data(path, run.fingerprints())
+        if run.clusters is not None and not clusterfit.is_saved(path):
+            clusterfit.save(path, run.clusters)
+        workdir.put(path, "data.json", json.dumps(run.fingerprints()) + "\n")
+        workdir.write_broken(path, run.records)
         metrics, state = _complete(path, run), None
         if not metrics:
             state, metrics = _loop(run, path, stop)
@@ -69,15 +73,6 @@ def train(
             with stop.at_once():
                 finish(run, state, metrics)
         return metrics
-
-
-def _claim(run: Experiment, path: pathlib.Path, allowed: Sequence[str]) -> None:
-    workdir.claim(path, run.config, allowed)
-    workdir.check_data(path, run.fingerprints())
-    if run.clusters is not None and not clusterfit.is_saved(path):
-        clusterfit.save(path, run.clusters)
-    workdir.put(path, "data.json", json.dumps(run.fingerprints()) + "\n")
-    workdir.write_broken(path, run.records)
 
 
 def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[TrainState, dict[str, float]]:
@@ -95,28 +90,26 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         feed = experiment.make_feed(run)
     step = start = int(state.step)
     if start:
-        progress.say(f"{path} resumes after step {start} of {run.total_steps}")
+        console.say(f"{path} resumes after step {start} of {run.total_steps}")
     writer = MetricWriter(
         path, start=start, total_steps=run.total_steps, batch_size=config.train.batch_size, name=config.method
     )
+    checkpoints.evaluations = writer.evaluations
 
     def is_evaluated(epoch: int) -> bool:
         return config.eval.every_epochs > 0 and epoch % config.eval.every_epochs == 0
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> None:
         pulse.at(step, "evaluating")
         with stop.at_once():
             metrics = experiment.evaluate(run, state)
         writer.evaluation(metrics)
-        return metrics
 
-    # 4. The pmapped step, of so many steps: the last call of an epoch may have fewer.
-    call_of = functools.cache(functools.partial(train_step.pmap_steps, run, feed))
+    # 4. The pmapped step, by the number of steps in a call: the last one of an epoch may have fewer.
+    calls: dict[int, Any] = {}
     # Stored with checkpoints and the result.
-    standing = provenance.describe() | {
-        "data_fingerprint": run.fingerprints(),
-        "data_content": experiment.contents(run.records),
-    }
+    data = {"data_fingerprint": run.fingerprints(), "data_content": experiment.contents(run.records)}
+    standing = provenance.describe() | data
     facts = {"config": config_lib.flatten(config), "run": standing}
 
     # 5. Epoch by epoch: train, log, evaluate, save. A checkpoint within an epoch tells what its steps have come to.
@@ -125,36 +118,37 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         at_the_end.callback(checkpoints.close)
         # An evaluation that was cut short, after the save of its step; all see the same log, but perhaps not yet.
         first_epoch, within = divmod(start, run.steps_per_epoch)
-        due = 0 < start < run.total_steps and not within and is_evaluated(first_epoch)
-        if due and not parallel.all_agree(writer.evaluated.get("step") == start):
-            checkpoints.add_metrics(start, evaluate())
-        checked, lengths = start, set[int]()
+        is_end = 0 < start < run.total_steps and not within
+        if is_end and is_evaluated(first_epoch) and not parallel.all_agree(start in writer.evaluations):
+            evaluate()
+        checked = start
         for epoch in range(first_epoch, config.train.epochs):
             epoch_means, begun = EpochMeans(**begun), {}
             end = (epoch + 1) * run.steps_per_epoch
             pulse.at(step, "reading a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
                 taken = min(feed.steps_per_call, end - step)
-                compiles = taken not in lengths
-                lengths.add(taken)
-                pulse.at(step, "compiling and taking a step" if compiles else "taking a step")
-                state, memory, sums = call_of(taken)(state, memory, inputs)
+                pulse.at(step, "taking a step" if taken in calls else "compiling and taking a step")
+                if taken not in calls:
+                    calls[taken] = train_step.pmap_steps(run, feed, taken)
+                state, memory, sums = calls[taken](state, memory, inputs)
                 epoch_means.add(sums)
                 step += taken
-                writer.steps(step, taken, sums, compiled=compiles)
+                writer.steps(taken)
                 stopping = stop(step)
-                if step < end and (stopping or _is_due(step, taken, config.checkpoint.every_steps)):
+                every = config.checkpoint.every_steps
+                due = every > 0 and step // every > (step - taken) // every  # these steps have passed a multiple of it
+                if step < end and (stopping or due):
                     pulse.at(step, "saving")
                     record = epoch_means.record()
                     _stop_if_not_finite(epoch_means.means(), checked, step, checkpoints)
                     checked = step
-                    checkpoints.save(step, state, memory, record=facts | {"progress": record})
+                    checkpoints.save(step, state, memory, facts | {"progress": record})
                     if stopping:
                         raise stop.preempted(step)
                 pulse.at(step, "reading a batch")
             pulse.at(step, "waiting for the devices")
             record = epoch_means.record()
-            writer.pause(step)
             line = epoch_means.means() | {
                 "step": step,
                 "epoch": epoch + 1,
@@ -172,23 +166,23 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
 
             last = epoch + 1 == config.train.epochs
             judged = last or is_evaluated(epoch + 1)
-            evaluated = None
             try:
                 if judged and not stopping:
-                    evaluated = evaluate()
+                    evaluate()
             finally:  # whatever becomes of an evaluation, the epochs are kept
-                cut_short = judged and evaluated is None
+                cut_short = judged and step not in writer.evaluations
                 if stopping or cut_short or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
                     pulse.at(step, "saving")
-                    checkpoints.save(step, state, memory, evaluated, facts)
+                    checkpoints.save(step, state, memory, facts)
             if stopping:
                 raise stop.preempted(step)
 
         # 6. The result, on the final weights, whose evaluation may have been cut short after the last save.
-        if not parallel.all_agree(writer.evaluated.get("step") == run.total_steps):
+        if not parallel.all_agree(run.total_steps in writer.evaluations):
             evaluate()
-    _write_result(run, path, writer.evaluated, standing)
-    return state, writer.evaluated
+    metrics = writer.evaluations[run.total_steps]
+    _write_result(run, path, metrics, standing)
+    return state, metrics
 
 
 def _write_result(run: Experiment, path: pathlib.Path, metrics: dict[str, float], standing: dict[str, Any]) -> None:
@@ -219,7 +213,7 @@ def _complete(path: pathlib.Path, run: Experiment) -> dict[str, Any]:
             "--workdir."
         )
     if epochs == before:
-        progress.say(f"{path} is complete: nothing is trained")
+        console.say(f"{path} is complete: nothing is trained")
         return metrics
     checkpoints = Checkpoints(path, read_only=True)
     newest = checkpoints.latest_step() or 0
@@ -229,13 +223,8 @@ def _complete(path: pathlib.Path, run: Experiment) -> dict[str, Any]:
             f"{path} is complete after step {metrics['step']}: found step {newest} as its newest checkpoint, expected "
             "that last step, to train on from; use another --workdir."
         )
-    progress.say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
+    console.say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
     return {}
-
-
-def _is_due(step: int, taken: int, every: int) -> bool:
-    """Whether the last `taken` steps have passed a multiple of `every` (0: never)."""
-    return every > 0 and step // every > (step - taken) // every
 
 
 def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints: Checkpoints) -> None:

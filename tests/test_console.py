@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from grafit_jax import experiment, losses, objective, parallel, pulse, restore
 from grafit_jax.commands import train
 from grafit_jax.methods import METHODS
 from grafit_jax.retrieval.clustering import Clusters
-from grafit_jax.runs import console, progress, results
+from grafit_jax.runs import console, results
 from grafit_jax.runs.clusterfit import relabel
 from helpers.runs import small_config
 
@@ -117,96 +116,88 @@ def test_a_loss_of_guessing_is_warned_of_once_a_hundred_steps_were_taken(capsys)
     )
 
 
-# How long it will take.
+# How far it is, and what takes long.
 
 
-def test_an_estimate_is_made_once_from_steps_that_are_done(monkeypatch, capsys):
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
-    estimate = progress.Estimate(total=1000)
-
-    def call(step, at, *, compiled=False):
-        now[0] = at
-        estimate(step, jnp.ones(()), compiled=compiled)
-
-    call(10, 150.0, compiled=True)
-    call(11, 152.0)
-    now[0] = 154.0
-    estimate.pause(12)
-    call(14, 300.0)  # after an evaluation
-    call(15, 302.0)
-    call(16, 350.0, compiled=True)  # a call of another length
-    call(18, 355.9)
-    assert capsys.readouterr().err == ""
-    call(19, 356.0)  # 2 steps in 4 s and 3 in 6 s; 981 to go
-    call(20, 358.0)
-    assert capsys.readouterr().err == "about 33 min to go, at 2 s a step, evaluations not counted\n"
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock of tqdm and of `console`, which stands still unless it is moved."""
+    now = [1000.0]
+    for place in ("grafit_jax.runs.console.time.time", "tqdm.std.time"):
+        monkeypatch.setattr(place, lambda: now[0])
+    monkeypatch.setattr(pulse, "_here", pulse.Place())
+    return now
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(20, "1 min"), (119, "2 min"), (5900, "98 min"), (6600, "1.8 h"), (400_000, "4.6 days")]
-)
-def test_durations_have_a_unit_for_people(seconds, said):
-    assert progress._duration(seconds) == said
+class Looks:
+    """An end that comes after as many looks, a second apart, as there are places."""
+
+    def __init__(self, clock, places):
+        self.clock, self.places = clock, iter(places)
+
+    def wait(self, seconds):
+        self.clock[0] += seconds
+        place = next(self.places, None)
+        if place is not None:
+            pulse._be(place)
+        return place is None
 
 
-# What takes long.
+def test_in_a_log_file_a_training_is_a_line_now_and_then_that_says_how_long_it_will_take(clock, capsys):
+    bar = console.bar(total=1000, initial=10, desc="grafit", unit="img")
+    for _ in range(20):
+        clock[0] += 2
+        bar.update(10)
+    lines = [re.sub(r"\|.*\|", "|", line) for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["grafit:  16%| 160/1000 [00:30<02:48,  5.00img/s]"]
+    bar.close()
+    assert "210/1000 [00:40<" in capsys.readouterr().err
 
 
-def test_in_a_log_file_what_takes_long_is_a_line_now_and_then(capsys):
-    shown = progress._Activity()
-    for now in range(100):  # 9 s each, and then one thing for 64 s
-        step, embedding = pulse.Place(now // 9, "taking a step"), pulse.Place(4, "embedding images", part=now, parts=99)
-        shown.look(step if now < 36 else embedding, now)
-    assert capsys.readouterr().err == (
-        "embedding images, part 66 of 99, for 30 s\nembedding images, part 96 of 99, for 60 s\n"
-    )
+def test_in_a_log_file_what_takes_long_is_a_line_now_and_then(clock, capsys):
+    # 9 s each, and then one thing for 64 s
+    step, embedding = pulse.Place(doing="taking a step"), pulse.Place(4, "embedding images", parts=99)
+    places = [step._replace(step=now // 9) if now < 36 else embedding._replace(part=now) for now in range(100)]
+    console._show(Looks(clock, places))
+    lines = [re.sub(r"\|.*\|", "|", line) for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["embedding images 66/99 | [00:30<00:15]", "embedding images 96/99 | [01:00<00:02]"]
 
 
-def test_on_a_terminal_what_takes_long_is_a_bar_that_goes_away(monkeypatch, capsys):
+def test_on_a_terminal_what_takes_long_is_a_bar_that_goes_away(monkeypatch, clock, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    shown, began = progress._Activity(), time.time() - 100
-    for now in range(4):
-        shown.look(pulse.Place(3, "compiling"), began + now)
+    console._show(Looks(clock, [pulse.Place(3, "compiling")] * 4))
     assert capsys.readouterr().err == ""
-    for now in range(4, 8):
-        shown.look(pulse.Place(3, "compiling"), began + now)
-    assert "compiling [" in capsys.readouterr().err
-    for now in range(8, 20):
-        shown.look(pulse.Place(3, "embedding images", part=now, parts=40), began + now)
-    assert re.search(r"embedding images 19/40 \|.*\| \[\d\d:\d\d<", capsys.readouterr().err)
-    shown.close()
-    assert re.fullmatch(r"\r +\r", capsys.readouterr().err)
+    console._show(Looks(clock, [pulse.Place(3, "compiling")] * 8))
+    assert "compiling [00:05]" in capsys.readouterr().err
+    console._show(Looks(clock, [pulse.Place(3, "embedding images", part=now, parts=40) for now in range(20)]))
+    said = capsys.readouterr().err
+    assert re.search(r"embedding images 19/40 \|.*\| \[00:19<00:2\d\]", said)
+    assert re.search(r"\r +\r$", said)
 
 
-def test_before_anything_is_done_nothing_is_shown_and_jax_is_not_started(monkeypatch, capsys):
-    monkeypatch.setattr(progress.parallel, "is_first", lambda: pytest.fail("asked which process this is"))
-    shown = progress._Activity()
-    for now in range(100):
-        shown.look(pulse.Place(beats=now % 9), now)
+def test_before_anything_is_done_nothing_is_shown_and_jax_is_not_started(monkeypatch, clock, capsys):
+    monkeypatch.setattr(console.parallel, "is_first", lambda: pytest.fail("asked which process this is"))
+    console._show(Looks(clock, [pulse.Place(beats=now % 9) for now in range(100)]))
     assert capsys.readouterr().err == ""
 
 
-def test_what_a_command_does_is_looked_at_until_it_ends(monkeypatch, capsys):
+def test_what_a_command_does_is_looked_at_until_it_ends(monkeypatch):
     looked = []
-    monkeypatch.setattr(progress._Activity, "look", lambda self, place, now: looked.append(place))
-    monkeypatch.setattr(progress, "_EVERY", 0.01)
-    pulse.at(5, "evaluating")
-    with progress.activity():
+    monkeypatch.setattr(pulse, "here", lambda: looked.append(True) or pulse.Place(5, "evaluating"))
+    monkeypatch.setattr(console, "_EVERY", 0.01)
+    with console.activity():
         while not looked:
             pass
-    assert looked[0] == pulse.Place(5, "evaluating")
-    assert not any(thread.name == "activity" for thread in progress.threading.enumerate())
+    assert not any(thread.name == "activity" for thread in console.threading.enumerate())
 
 
-def test_after_the_last_words_of_a_process_nothing_is_shown(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_quiet", progress.threading.Event())
-    monkeypatch.setattr(progress, "_EVERY", 0.0)
-    monkeypatch.setattr(progress._Activity, "look", lambda self, place, now: pytest.fail("looked"))
-    bar = progress.bar(100, 0, "grafit")
-    progress.quiet()
-    capsys.readouterr()
-    progress._show(progress.threading.Event())
+def test_after_the_last_words_of_a_process_nothing_is_shown(monkeypatch, clock, capsys):
+    monkeypatch.setattr(console, "_quiet", console.threading.Event())
+    bar = console.bar(total=100, desc="grafit")
+    console.quiet()
+    monkeypatch.setattr(pulse, "here", lambda: pytest.fail("looked"))
+    console._show(Looks(clock, [pulse.Place(3, "compiling")] * 80))
+    clock[0] += 80
     bar.update(50)
     bar.close()
     assert capsys.readouterr().err == ""

@@ -10,14 +10,14 @@ from grafit_jax import parallel, pulse
 from grafit_jax.errors import UserError
 from grafit_jax.pulse import Place
 from grafit_jax.retrieval import clustering, metrics, neighbors, probe
-from grafit_jax.runs import multihost, watchdog
-from grafit_jax.runs.watchdog import Others
+from grafit_jax.runs import console, multihost
+from grafit_jax.runs.multihost import Watchdog
 
 HERE = Place(7, "taking a step")
 
 
 def others(count=3, index=1, silent_seconds=10.0, stuck_seconds=30.0):
-    return Others(count, index, silent_seconds=silent_seconds, stuck_seconds=stuck_seconds, now=100.0)
+    return Watchdog(count, index, silent_seconds, stuck_seconds, now=100.0)
 
 
 def test_a_process_that_publishes_nothing_new_is_missed_with_where_it_was():
@@ -105,10 +105,12 @@ def test_of_several_processes_those_that_differ_from_the_first_are_named(monkeyp
 
 
 def test_an_error_after_the_watchdog_has_said_why_the_process_ends_adds_no_traceback(monkeypatch, capsys):
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    monkeypatch.setattr(watchdog, "_has_spoken", False)
-    monkeypatch.setattr(watchdog, "leave", lambda status: None)  # still waiting for the others
+    watchdog = others(silent_seconds=0.0)
+    left = []
+    monkeypatch.setattr(watchdog, "leave", left.append)  # still waiting for the others
+    monkeypatch.setattr(multihost, "_watchdog", watchdog)
     monkeypatch.setattr(multihost, "exit_with", lambda status, reason: None)
+    monkeypatch.setattr(console, "_quiet", console.threading.Event())
 
     def fail():
         try:
@@ -118,6 +120,6 @@ def test_an_error_after_the_watchdog_has_said_why_the_process_ends_adds_no_trace
         return capsys.readouterr().err
 
     assert fail().splitlines()[-1] == "RuntimeError: connection closed by peer"
-    watchdog._stop("process 1 of 2 is not heard of", dump=False)
-    assert "process 1 of 2 is not heard of" in capsys.readouterr().err
+    watchdog.stop("process 1 of 2 is not heard of", dump=False)
+    assert "process 1 of 2 is not heard of" in capsys.readouterr().err and left == [69]
     assert fail() == ""

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 
 from grafit_jax import config as config_lib
 from grafit_jax.errors import UserError
-from grafit_jax.runs import multihost, progress
+from grafit_jax.runs import console, multihost
 from grafit_jax.runs.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
 
 # How a mistake ends on every command line.
@@ -44,7 +44,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn of what is meant to be
         use_compilation_cache()
         try:
-            with progress.activity():
+            with console.activity():
                 main(argv)
         except UserError as error:
             _exit(error)

@@ -12,7 +12,7 @@ from grafit_jax.experiment import Experiment
 from grafit_jax.report import write
 from grafit_jax.runs import results
 from grafit_jax.runs.checkpoint import Checkpoints
-from grafit_jax.runs.progress import say
+from grafit_jax.runs.console import say
 from grafit_jax.state import TrainState
 
 

@@ -2,111 +2,88 @@
 
 import contextlib
 import dataclasses
-import json
+import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax import Array
 from orbax.checkpoint import checkpoint_managers
 
 from grafit_jax import parallel
 from grafit_jax.errors import UserError, warn
 from grafit_jax.memory import Memory
-from grafit_jax.runs import integrity
 
-_ITEMS = {
-    "state": ocp.StandardCheckpointHandler,
-    "memory": ocp.StandardCheckpointHandler,
-    "record": ocp.JsonCheckpointHandler,
-}
-
-# Of the memory's rows: the label plus 1.
-_LABELS = "label_plus_1"
 # Of a save. Orbax takes it by the clock, which may jump by years where it was never set; what really hangs is found out
 # by the watchdog of a run of several hosts.
 _TEN_YEARS = 10 * 365 * 24 * 3600
+# Odd numbers, so that a change of a single bit changes the digest.
+_FACTORS = (0x9E3779B1, 0x85EBCA77)
 
 
-class Damaged(Exception):
-    """A checkpoint that does not hold what was saved; the message says why."""
-
-
-class Checkpoints:
+class Checkpoints(checkpoint_managers.PreservationPolicy):
     """The checkpoints of one run, `workdir/checkpoints/<step>/`, written in the background.
 
     A checkpoint holds two trees: `state` (parameters, target, batch statistics, optimiser, RNG, step) and `memory`, the
     rows of all devices one behind the other. Both restore on any number of devices. Beside them, `record` is JSON: the
     digests of both, by which damage is found out, and whatever the run has to say. The newest `keep` checkpoints stay,
     and beside them the best one by fine mAP (coarse mAP without fine labels), where evaluations were made.
+
+    Attributes:
+      evaluations: step -> metrics, of the run's evaluations so far.
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False):
-        self._read_only = read_only
+        self.evaluations: Mapping[int, dict[str, float]] = {}
+        self._keep, self._read_only = keep, read_only
         self._folder = (workdir / "checkpoints").absolute()
-        options: dict[str, Any] = {
-            "read_only": read_only,
-            "create": not read_only,
-            "async_options": ocp.AsyncOptions(timeout_secs=_TEN_YEARS),
-        }
-        if not read_only:
-            self._check_metrics()
-            options["cleanup_tmp_directories"] = True  # what a run left that was cut short while it saved
-            options["preservation_policy"] = checkpoint_managers.AnyPreservationPolicy(
-                [
-                    checkpoint_managers.LatestN(keep),
-                    checkpoint_managers.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
-                ]
-            )
-            # Without it Orbax does not write the metrics down, and forgets the best at a restart.
-            options["best_fn"] = _quality
+        arrays = ocp.StandardCheckpointHandler
         self._manager = ocp.CheckpointManager(
             self._folder,
             # Named, so that a manager that has saved nothing yet can tell what a checkpoint holds.
-            item_handlers={item: handler() for item, handler in _ITEMS.items()},
-            options=ocp.CheckpointManagerOptions(**options),
+            item_handlers={"state": arrays(), "memory": arrays(), "record": ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,  # what a run left that was cut short while it saved
+                preservation_policy=None if read_only else self,
+                async_options=ocp.AsyncOptions(timeout_secs=_TEN_YEARS),
+            ),
         )
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> list[bool]:
+        """Which checkpoints stay; Orbax asks."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        judged = {_quality(self.evaluations[step]): step for step in steps if step in self.evaluations}
+        stay = {*steps[-self._keep :], *([judged[max(judged)]] if judged else [])}
+        return [step in stay for step in steps]
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(
-        self,
-        step: int,
-        state: Any,
-        memory: Any,
-        metrics: dict[str, float] | None = None,
-        record: dict[str, Any] | None = None,
-    ) -> None:
+    def save(self, step: int, state: Any, memory: Memory | None, record: dict[str, Any] | None = None) -> None:
         """Starts to write; the values are copied before this returns, so that they may be donated.
 
         All processes have to call it. `record` is to be had from `restore_newest`.
         """
-        items = {"state": jax.tree.map(parallel.everywhere, _present(state))}
-        if memory is not None:
-            items["memory"] = _rows(memory)
+        items = _items(state, memory)
         saved: dict[str, Any] = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
-        digests = {item: integrity.digests(tree) for item, tree in items.items()}
-        saved["record"] = ocp.args.JsonSave((record or {}) | {"digests": digests})
+        found = {item: digests(tree) for item, tree in items.items()}
+        saved["record"] = ocp.args.JsonSave((record or {}) | {"digests": found})
         with self._writing():
-            self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics or None)
-
-    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics of a checkpoint that was saved before its evaluation: it may be the best. All have to call it."""
-        file = self._folder / str(step) / "metrics" / "metrics"
-        if parallel.is_first() and file.parents[1].is_dir():
-            with self._writing():
-                file.parent.mkdir(exist_ok=True)
-                temporary = file.with_suffix(".tmp")
-                temporary.write_text(json.dumps(metrics))
-                os.replace(temporary, file)
-        parallel.all_agree(True)  # the others wait until it is done
-        self._manager.reload()
+            self._manager.save(step, args=ocp.args.Composite(**saved))
 
     def restore_newest(self, state: Any, memory: Memory | None = None) -> tuple[Any, Memory | None, dict] | None:
         """(state, memory, record) of the newest checkpoint that is not damaged; None if there is none.
@@ -115,12 +92,23 @@ class Checkpoints:
 
         Args:
           state: as it is to be restored: structure, shapes and devices.
-          memory: the same; None restores none.
+          memory: the same; None restores none. Behind its last image there is padding, as much as the number of devices
+            makes it: what is cut off or filled up for other devices is padding alone.
 
         Raises:
           UserError: the checkpoint holds other arrays: it was written by another architecture.
         """
-        return self._newest_whole(lambda step: self._restore_checked(step, state, memory))
+        like = _items(state, memory)
+
+        def read(step):
+            self._check_architecture(step, like)
+            found, record = self._restore(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+            of_state = jax.tree.map(functools.partial(parallel.everywhere, all_processes=False), found["state"])
+            rows = jax.tree.map(parallel.from_joined, found.get("memory"))
+            of_memory = None if memory is None else Memory(rows["embedding"], rows["label_plus_1"] - 1)
+            return dataclasses.replace(state, **of_state), of_memory, record
+
+        return self._newest_whole(read)
 
     def read_newest(self, item: str) -> Any | None:
         """The item of the newest checkpoint that is not damaged, as nested dictionaries of numpy arrays.
@@ -130,52 +118,27 @@ class Checkpoints:
 
         def read(step):
             here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            found = self._manager.item_metadata(step)[item].tree
-            abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), found)
-            tree = self._restore(step, item, abstract)
-            _compare({item: tree}, self._record(step)["digests"])
-            return jax.tree.map(np.asarray, tree)
+            there = self._manager.item_metadata(step)[item].tree
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), there)
+            return jax.tree.map(np.asarray, self._restore(step, {item: like})[0][item])
 
         return self._newest_whole(read)
 
     def _newest_whole(self, read: Callable[[int], Any]) -> Any | None:
         """What `read` returns of the newest checkpoint that it does not find to be damaged."""
         for step in sorted(self._manager.all_steps(), reverse=True):
-            found, reason = None, ""
+            found, reason = None, "another process could not read it"
             try:
                 found = read(step)
             except UserError:
                 raise
             except Exception as error:  # whatever a reader says of damaged files
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = _in_short(error)
             if parallel.all_agree(found is not None):
                 return found
-            self._set_aside(step, reason or "another process could not read it")
+            self._set_aside(step, reason)
             self._manager.reload()
         return None
-
-    def _restore_checked(self, step: int, state: Any, memory: Memory | None) -> tuple[Any, Memory | None, dict]:
-        record = self._record(step)
-        state = self.restore_state(step, state)
-        found = {"state": jax.tree.map(parallel.everywhere, _present(state))}
-        if memory is not None:
-            memory = self.restore_memory(step, memory)
-            saved = record["digests"].get("memory", {})
-            found["memory"] = {name: array for name, array in _rows(memory).items() if name != _LABELS or name in saved}
-        _compare(found, record["digests"])
-        return state, memory, record
-
-    def _record(self, step: int) -> dict[str, Any]:
-        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-
-    def _check_metrics(self) -> None:
-        """Sets aside checkpoints whose metrics are no JSON: Orbax reads those of all before anything else."""
-        for file in sorted(self._folder.glob("*/metrics/metrics")):
-            if file.parts[-3].isdigit():
-                try:
-                    json.loads(file.read_bytes())
-                except ValueError as error:
-                    self._set_aside(int(file.parts[-3]), f"its metrics: {error}")
 
     def _set_aside(self, step: int, reason: str) -> None:
         damaged = self._folder / str(step)
@@ -189,34 +152,31 @@ class Checkpoints:
             warn(f"checkpoint {damaged} is damaged ({reason}): kept as {aside}, and the one before it is used.")
         parallel.all_agree(True)  # the others wait until it is done
 
-    def restore_state(self, step: int, like: Any) -> Any:
-        """The state of that step, with the structure, shapes and devices of `like`.
+    def _restore(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Items, as those of `like`, and the record; an error of any kind if they are not what was saved."""
+        # The rows of a memory may be more or fewer.
+        wanted: dict[str, Any] = {
+            item: ocp.args.StandardRestore(tree, strict=item == "state") for item, tree in like.items()
+        }
+        found = self._manager.restore(step, args=ocp.args.Composite(**wanted, record=ocp.args.JsonRestore()))
+        items = {item: found[item] for item in like}
+        _compare(items, found["record"]["digests"])
+        return items, found["record"]
 
-        Raises:
-          UserError: the checkpoint holds other arrays: it was written by another architecture.
-        """
-        wanted = jax.tree.map(parallel.everywhere, _present(like))
-        self._check(step, "state", _shapes(ocp.tree.serialize_tree(wanted, keep_empty_nodes=True)))
-        restored = self._restore(step, "state", jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted))
-        return dataclasses.replace(like, **jax.tree.map(parallel.from_everywhere, restored))
-
-    def restore_memory(self, step: int, like: Memory) -> Memory:
-        """The memory of that step on the devices of `like`.
-
-        Behind the last image there is padding, as much as the number of devices makes it: what is cut off or filled up
-        for other devices is padding alone.
-
-        Raises:
-          UserError: as for `restore_state`.
-        """
-        wanted, there = _rows(like), self._shapes(step, "memory")
-        if _LABELS not in there:  # it was saved before labels were
-            del wanted[_LABELS]
-        rows = there.get("embedding", (0,))[0]
-        self._check(step, "memory", {name: (rows, *array.shape[1:]) for name, array in wanted.items()})
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
-        restored = jax.tree.map(parallel.from_joined, self._restore(step, "memory", abstract, strict=False))
-        return Memory(restored["embedding"], restored[_LABELS] - 1 if _LABELS in restored else like.label)
+    def _check_architecture(self, step: int, like: dict[str, Any]) -> None:
+        """Raises UserError unless the checkpoint has arrays of these names and shapes."""
+        metadata = self._manager.item_metadata(step)
+        for item, tree in like.items():
+            if metadata[item] is None:
+                raise ValueError(f"found no {item} in it")
+            found, wanted = _shapes(metadata[item].tree), _shapes(tree)
+            for name in sorted(found.keys() | wanted.keys()):
+                there, here = found.get(name, "missing"), wanted.get(name, "missing")
+                if there[item == "memory" :] != here[item == "memory" :]:
+                    raise UserError(
+                        f"checkpoint {self._folder / str(step)} is of another architecture: {name} is {there} "
+                        f"there and {here} here; use the config that it was trained with, or another workdir."
+                    )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -226,32 +186,10 @@ class Checkpoints:
         except Exception as error:  # Orbax's readers and writers raise of all kinds
             whole = [int(path.name) for path in self._folder.glob("*") if path.name.isdigit()]
             newest = f"that of step {max(whole)} is there" if whole else "there is none yet"
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"a checkpoint cannot be written to {self._folder} ({reason}): {newest}; make room, or make it "
-                "writable, then start again."
+                f"a checkpoint cannot be written to {self._folder} ({_in_short(error)}): {newest}; make room, or make "
+                "it writable, then start again."
             ) from error
-
-    def _check(self, step: int, item: str, wanted: dict[str, tuple[int, ...]]) -> None:
-        """Raises UserError unless the item has arrays of these names and shapes."""
-        found = self._shapes(step, item)
-        for name in sorted(found.keys() | wanted.keys()):
-            there, here = found.get(name, "missing"), wanted.get(name, "missing")
-            if there != here:
-                raise UserError(
-                    f"checkpoint {self._folder / str(step)} is of another architecture: {name} is {there} "
-                    f"there and {here} here; use the config that it was trained with, or another workdir."
-                )
-
-    def _shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
-        metadata = self._manager.item_metadata(step)[item]
-        if metadata is None:
-            raise Damaged(f"found no {item} in it")
-        return _shapes(metadata.tree)
-
-    def _restore(self, step: int, item: str, like: Any, *, strict: bool = True) -> Any:
-        wanted = ocp.args.StandardRestore(like, strict=strict)
-        return self._manager.restore(step, args=ocp.args.Composite(**{item: wanted}))[item]
 
     def wait(self) -> None:
         """Waits for what is being written; raises what went wrong there."""
@@ -264,27 +202,22 @@ class Checkpoints:
         self._manager.close()
 
 
-def _compare(items: dict[str, Any], saved: dict[str, dict[str, str]]) -> None:
-    """Raises `Damaged` unless the trees are those whose digests were saved."""
-    for item, tree in items.items():
-        found = integrity.digests(tree)
-        differing = [name for name in found.keys() | saved[item].keys() if found.get(name) != saved[item].get(name)]
-        if differing:
-            raise Damaged(f"{item}/{min(differing)} is not what was saved")
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _rows(memory: Memory) -> dict[str, jax.Array]:
-    """The rows of all devices of all processes; padding is 0 throughout."""
-    return {"embedding": parallel.joined(memory.embedding), _LABELS: parallel.joined(memory.label + 1)}
+def _items(state: Any, memory: Memory | None) -> dict[str, Any]:
+    """The trees of a checkpoint, as arrays of all processes.
 
-
-def _present(tree: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not None: what a run has no use for is not in its checkpoints.
-
-    So checkpoints from before there was such a field are those of runs that have no use for it.
+    Fields of the state that are None are left out: a run has no use for them. Padding of the memory is 0 throughout.
     """
-    values = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
-    return {name: value for name, value in values.items() if value is not None}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    items = {"state": jax.tree.map(parallel.everywhere, fields)}
+    if memory is not None:
+        rows = {"embedding": memory.embedding, "label_plus_1": memory.label + 1}
+        items["memory"] = jax.tree.map(parallel.joined, rows)
+    return items
 
 
 def _quality(metrics: dict[str, float]) -> float:
@@ -292,5 +225,48 @@ def _quality(metrics: dict[str, float]) -> float:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {integrity.name_of(path): tuple(leaf.shape) for path, leaf in leaves}
+    return {_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _name(path: Sequence[Any]) -> str:
+    """A leaf's place in a tree, the same whether its nodes are dictionaries or, as Orbax gives them back, were once."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+# Whether arrays are what they were: a digest that no device count, host or order of addition changes.
+
+
+def _compare(items: dict[str, Any], saved: dict[str, dict[str, str]]) -> None:
+    """Raises ValueError unless the trees are those whose digests were saved."""
+    for item, tree in items.items():
+        found = digests(tree)
+        differing = [name for name in found.keys() | saved[item].keys() if found.get(name) != saved[item].get(name)]
+        if differing:
+            raise ValueError(f"{item}/{min(differing)} is not what was saved")
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """Path of a leaf -> 16 hexadecimal digits of its bits and their places.
+
+    Rows of zeros at its end make no difference. All processes that hold a part of an array have to call it.
+    """
+    named = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {
+        name: "".join(f"{int(half):08x}" for half in np.asarray(digest.addressable_data(0)))
+        for name, digest in _digests(named).items()
+    }
+
+
+@jax.jit
+def _digests(named: dict[str, Array]) -> dict[str, Array]:
+    return {name: _digest(x) for name, x in named.items()}
+
+
+def _digest(x: Array) -> Array:
+    """uint32 [2]: sums, modulo 2^32, of each element's bits times an odd number that follows from its place."""
+    bits = jnp.asarray(x).view(f"uint{x.dtype.itemsize * 8}").astype(jnp.uint32)
+    place = jax.lax.iota(jnp.uint32, x.size).reshape(x.shape)
+    # Mixed over its own bits first, so that a flip of the uppermost one is not the same wherever it is.
+    mixed = (bits ^ (bits >> 15)) * jnp.uint32(0x2C1B3C6D)
+    sums = [jnp.sum((mixed ^ (mixed >> 12)) * (2 * (place * jnp.uint32(f) ^ (place >> 7)) + 1)) for f in _FACTORS]
+    return jnp.stack(sums).astype(jnp.uint32)

@@ -14,18 +14,10 @@ INHERITED = "GRAFIT_JAX_INHERITED_LOCK"
 
 
 def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock | None:
-    """Takes the lock of a file, which is created.
+    """Takes the lock of a file, which is created: to be released by its `release()`; None if another process holds it.
 
-    Args:
-      path: the file.
-      timeout: seconds to wait for the lock.
-
-    Returns:
-      the lock, to be released by its `release()`; None if another process holds it. On a file system without locks
-      there is a warning, and nothing is held. A lock that was inherited is held until the process ends.
-
-    Raises:
-      OSError: the file cannot be created.
+    It waits for `timeout` seconds. On a file system without locks there is a warning, and nothing is held. A lock that
+    was inherited is held until the process ends. OSError: the file cannot be created.
     """
     path.open("ab").close()
     lock = _lock(path)
@@ -44,15 +36,13 @@ def is_held(path: pathlib.Path) -> bool:
     """Whether a process holds the lock of a file; False for a file that is missing or cannot be opened."""
     if not path.is_file():
         return False
-    lock = _lock(path)
     try:
-        lock.acquire(timeout=MOMENT)
+        with _lock(path).acquire(timeout=MOMENT):
+            return False
     except filelock.Timeout:
         return True
     except (OSError, NotImplementedError):
         return False
-    lock.release()
-    return False
 
 
 def _lock(path: pathlib.Path) -> filelock.BaseFileLock:

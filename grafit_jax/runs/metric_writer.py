@@ -5,14 +5,14 @@ from typing import Any
 
 from grafit_jax import parallel
 from grafit_jax.errors import warn
-from grafit_jax.runs import progress, workdir
+from grafit_jax.runs import console, workdir
 
 
 class MetricWriter:
     """The first process writes; all processes call it alike.
 
     Attributes:
-      evaluated: the metrics of the last evaluation so far; empty before the first one.
+      evaluations: step -> metrics, with their `step`, of all evaluations so far.
     """
 
     def __init__(self, path: pathlib.Path, *, start: int, total_steps: int, batch_size: int, name: str):
@@ -20,34 +20,29 @@ class MetricWriter:
         import tensorboardX  # here, since it takes a while to import
 
         self._path, self._batch_size = path, batch_size
-        self.evaluated: dict[str, float] = {}
-        for line in workdir.cut_log(path, start):
-            if found := workdir.evaluation(line):
-                self.evaluated = found | {"step": line["step"]}
+        lines = workdir.cut_log(path, start)
+        self.evaluations: dict[int, dict[str, float]] = {
+            line["step"]: found | {"step": line["step"]} for line in lines if (found := workdir.evaluation(line))
+        }
         self._tensorboard = tensorboardX.SummaryWriter(
             str(path / "tensorboard"), purge_step=start + 1 if start else None, write_to_disk=parallel.is_first()
         )
-        self._bar = progress.bar(total_steps * batch_size, start * batch_size, name)
-        self._estimate = progress.Estimate(total_steps)
+        images = {"total": total_steps * batch_size, "initial": start * batch_size}
+        self._bar = console.bar(desc=name, unit="img", unit_scale=True, **images)
 
-    def steps(self, step: int, taken: int, sums: Any, *, compiled: bool) -> None:
-        """After each call of the step function: see `progress.Estimate`."""
+    def steps(self, taken: int) -> None:
+        """After each call of the step function."""
         self._bar.update(taken * self._batch_size)
-        self._estimate(step, sums, compiled=compiled)
-
-    def pause(self, step: int) -> None:
-        """When the steps are done, and something else begins: an evaluation, a save."""
-        self._estimate.pause(step)
 
     def epoch(self, line: dict[str, Any]) -> None:
         """The means of an epoch, with its `step`."""
-        self._bar.set_postfix(loss=f"{line['loss']:.3f}")
+        self._bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
         workdir.append_log(self._path, line)
         self._to_tensorboard("train", line)
 
     def evaluation(self, metrics: dict[str, float]) -> None:
         """The metrics of an evaluation, with its `step`."""
-        self.evaluated = metrics
+        self.evaluations[int(metrics["step"])] = metrics
         line = {workdir.EVAL + name: value for name, value in metrics.items() if name != "step"}
         workdir.append_log(self._path, line | {"step": metrics["step"]})
         self._to_tensorboard("eval", metrics)

@@ -1,13 +1,31 @@
-"""Several processes, one on each host: how they find each other, and how one ends without the others waiting for it."""
+"""Several processes, one on each host: how they find each other, and how all end, by name of the one that fails.
 
+JAX ends all processes when one is not heard of, but does not say at which step, and it does not see one that hangs: its
+heartbeats go on while it waits for a file. Here each process tells the others where it is, through the key-value store
+of JAX's own coordination service, and looks after them in a thread.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
 import sys
+import threading
+import time
 import traceback
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import jax
 
+from grafit_jax import pulse
 from grafit_jax.errors import UserError
-from grafit_jax.runs import watchdog
+from grafit_jax.pulse import Place
+from grafit_jax.runs import console
+
+# Exit status when another process has failed: EX_UNAVAILABLE of sysexits.h.
+EXIT_OTHERS = 69
+_KEY = "grafit_jax/at/"
 
 
 def start(
@@ -52,35 +70,146 @@ def start(
             f"the other processes are not found ({' '.join(str(error).split())[:200]}): want --distributed on Cloud "
             "TPU, SLURM or Kubernetes, or --coordinator=HOST:PORT --num_processes=N --process_id=I on every host."
         ) from error
-    if jax.local_device_count() * jax.process_count() != jax.device_count():
+    index, count = jax.process_index(), jax.process_count()
+    if jax.local_device_count() * count != jax.device_count():
         raise UserError(
-            f"process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} devices over "
-            f"{jax.process_count()} processes: want the same number for each."
+            f"process {index} has {jax.local_device_count()} of {jax.device_count()} devices over {count} processes: "
+            "want the same number for each."
         )
-    watchdog.start(silent_seconds=heartbeat_seconds, stuck_seconds=stuck_seconds)
+    if count > 1:
+        global _watchdog
+        _watchdog = Watchdog(count, index, heartbeat_seconds, stuck_seconds, now=time.monotonic())
+        _watchdog.start()
+
+
+class Watchdog:
+    """What is known of all processes, from what each has published and when that was new here; and what follows.
+
+    Of a clock only differences on this host count, so it does not matter what time hosts think it is. There are two
+    threads: one asks the store, which may never answer, and one judges by what has been answered.
+
+    Attributes:
+      has_spoken: it has printed why it ends this process: what fails here after that fails for the same reason.
+    """
+
+    def __init__(self, count: int, index: int, silent_seconds: float, stuck_seconds: float, *, now: float):
+        """Of `count` processes for the one with `index`; seconds as for `multihost.start`."""
+        self._count, self._index = count, index
+        self._silent_seconds, self._stuck_seconds = silent_seconds, stuck_seconds
+        self._interval = min(5.0, silent_seconds / 8)
+        self._beats, self._places = [-1] * count, [Place()] * count
+        self._since = [now] * count  # of others, when they were last heard of; of this one, when it last moved
+        self._published: dict[int, tuple[int, Place]] = {}  # by process: how often it has, and where it was then
+        self._publishing = threading.Lock()
+        self.has_spoken = False
+
+    def hear(self, published: Mapping[int, tuple[int, Place]], here: Place, now: float) -> None:
+        """Takes in what others have published, and where this process is at `now`, of a clock that does not jump."""
+        for i, (beat, place) in published.items():
+            # What a process says that ends is its last word, however often.
+            if i != self._index and beat != self._beats[i] and not self._places[i].ended:
+                self._beats[i], self._places[i], self._since[i] = beat, place, now
+        if here != self._places[self._index]:
+            self._places[self._index], self._since[self._index] = here, now
+
+    def missing(self, now: float) -> str | None:
+        """Which process is not going on, in words; None if all are."""
+        silent = {i: now - since for i, since in enumerate(self._since) if i != self._index}
+        # Those that have ended come first, but not at once: all may be ending, for the same reason.
+        ended = [i for i, seconds in silent.items() if self._places[i].ended and seconds > self._silent_seconds / 8]
+        for i in ended + [i for i, seconds in silent.items() if seconds > self._silent_seconds]:
+            how = "has ended" if self._places[i].ended else "is not heard of, last"
+            return f"process {i} of {self._count} {how} {self._places[i]}"
+        return None
+
+    def stuck(self, now: float) -> str | None:
+        """Where all processes are, in words, if this one has not moved for too long; None if it has."""
+        if not self._stuck_seconds or now - self._since[self._index] <= self._stuck_seconds:
+            return None
+        places = "; ".join(f"process {i} is {place}" for i, place in enumerate(self._places))
+        return f"nothing has moved for {self._stuck_seconds:g} s: {places}"
+
+    def start(self) -> None:
+        for work in (self._ask, self._judge):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _ask(self) -> None:
+        beat = 0
+        while True:
+            self.publish(beat := beat + 1)
+            with contextlib.suppress(Exception):  # process 0, which has the store, may be gone
+                answers = [(key, json.loads(value)) for key, value in _store().key_value_dir_get(_KEY)]
+                self._published = {int(key.rpartition("/")[2]): (n, Place(*place)) for key, (n, *place) in answers}
+            time.sleep(self._interval)
+
+    def publish(self, beat: int = 0) -> None:
+        """Tells the others where this process is; a beat is another one than the last."""
+        with self._publishing, contextlib.suppress(Exception):  # as above
+            _store().key_value_set(f"{_KEY}{self._index}", json.dumps([beat, *pulse.here()]), allow_overwrite=True)
+
+    def _judge(self) -> None:
+        while not pulse.here().ended:  # which has said why by itself
+            now = time.monotonic()
+            self.hear(self._published, pulse.here(), now)
+            stuck = self.stuck(now)
+            if reason := stuck or self.missing(now):
+                self.stop(reason, dump=stuck is not None)
+            time.sleep(self._interval)
+
+    def stop(self, reason: str, *, dump: bool) -> None:
+        """Ends this process for another one's sake; `dump`: with what each of its threads waits for."""
+        self.has_spoken = True
+        console.quiet()
+        hint = ", or with a larger --stuck_seconds if it was only slow" if dump else ""
+        with contextlib.suppress(Exception):  # stderr may be gone
+            if dump:
+                faulthandler.dump_traceback(all_threads=True)
+            print(
+                f"\nerror: process {self._index} stops {pulse.here()}: {reason}; start the same command again on all "
+                f"hosts{hint}: it resumes from the newest checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.leave(EXIT_OTHERS)
+
+    def leave(self, status: int) -> NoReturn:
+        """Ends this process at once; process 0 when the others have found the same, or read why it ends.
+
+        JAX ends whoever is still there when process 0, which has the store, is gone: by SIGABRT, without our message.
+        """
+        time.sleep(self._interval if self._index else self._silent_seconds / 2)
+        os._exit(status)
+
+    def wait(self) -> None:
+        """For as long as it takes to miss another process, which ends this one."""
+        time.sleep(self._silent_seconds + 3 * self._interval)
+
+
+_watchdog: Watchdog | None = None  # of several processes
+
+
+def _store() -> Any:
+    return jax._src.distributed.global_state.client  # private: up to jax 0.12 the store has no public name
 
 
 def exit_with(status: int, reason: str = "") -> NoReturn:
-    """Ends this process, of several: without JAX's own way out, which waits for all of them.
-
-    Args:
-      status: of the process.
-      reason: what the others are told, which cannot go on without it.
-    """
-    if jax.process_count() > 1 and status != 0:
+    """Ends this process; of several, without JAX's own way out, which waits for all, and with what others are told."""
+    if _watchdog is not None and status != 0:
         if reason:
-            watchdog.end(reason)
+            pulse.ends(reason)
+            # Not by this thread: if process 0 is frozen, the store never answers.
+            threading.Thread(target=_watchdog.publish, daemon=True).start()
         sys.stdout.flush()
         sys.stderr.flush()
-        watchdog.leave(status)
+        _watchdog.leave(status)
     sys.exit(status)
 
 
 def abandon(error: Exception) -> None:
     """Ends this process, of several, while an exception is on its way that is a bug, or comes of another's death."""
-    if jax.process_count() > 1:
-        if not watchdog.has_spoken():
+    if _watchdog is not None:
+        if not _watchdog.has_spoken:
             traceback.print_exc()
             sys.stderr.flush()
-        watchdog.wait()  # which names the one that has died, and ends this one
+        _watchdog.wait()
         exit_with(1, f"stopped by {type(error).__name__}")

@@ -19,8 +19,7 @@ EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 # Seconds after Ctrl-C until a line says what the process is waiting for.
 _PATIENCE = 2.0
-_AGAIN = "start the same command again to resume"
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_NAMES = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGTERM): "SIGTERM"}
 
 
 class Preempted(BaseException):
@@ -32,7 +31,7 @@ class Preempted(BaseException):
     def __init__(self, step: int | None = None, number: int = signal.SIGTERM):
         """After a step that it has saved; None: in the midst of what `pulse` tells, of which nothing is to be kept."""
         when = f"while {pulse.here().doing}" if step is None else f"after step {step}, which is saved"
-        super().__init__(f"stopped by {_NAMES[signal.Signals(number)]} {when}: {_AGAIN}")
+        super().__init__(f"stopped by {_NAMES[number]} {when}: start the same command again to resume")
 
 
 class Stop:
@@ -58,18 +57,15 @@ class Stop:
         return any(answers)
 
     def preempted(self, step: int | None = None) -> Preempted:
-        """What to raise."""
+        """What to raise; of several processes JAX has caught the signal."""
         return Preempted(step, self.number or signal.SIGTERM)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """What is done in here is cut short by a signal, as nothing of it is to be saved: Preempted.
 
-        Of several processes none can be left alone with what all do together: there it waits for a step.
+        Of several processes, of which none can be left alone with what all do together, a signal waits for a step.
         """
-        if jax.process_count() > 1:
-            yield
-            return
         self._at_once = True
         try:
             if self.number:

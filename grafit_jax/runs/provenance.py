@@ -15,9 +15,8 @@ _CODE = (":/grafit_jax", ":/configs", ":/experiments/*.py")
 
 def describe() -> dict[str, Any]:
     """Device, packages, Python and git revision (None outside of a checkout; "-dirty" where code was changed since)."""
-    device = jax.local_devices()[0]
     return {
-        "device": f"{jax.device_count()} x {device.device_kind}",
+        "device": f"{jax.device_count()} x {jax.local_devices()[0].device_kind}",
         "processor": _processor(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -33,10 +32,9 @@ def _processor() -> str:
 
 
 def _revision() -> str | None:
-    folder = pathlib.Path(__file__).parent
-
-    def git(*args):
-        return subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*arguments):
+        command = ["git", "-C", pathlib.Path(__file__).parent, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--", *_CODE)

@@ -37,33 +37,21 @@ EVAL = "eval/"
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps `workdir` to this run until it ends, however it ends: see `locks`.
-
-    Raises:
-      UserError: another run uses it.
-    """
+    """Keeps `workdir` to this run until it ends, however it ends: see `locks`. UserError: another run uses it."""
     with contextlib.ExitStack() as held:
-        holder = None
+        free, holder = True, ""
         if parallel.is_first():
             with _writable(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
-                taken = locks.take(workdir / LOCK, timeout=locks.MOMENT)
-                if taken is None:
-                    holder = _holder(workdir)
-                else:
+                if taken := locks.take(workdir / LOCK, timeout=locks.MOMENT):
                     held.callback(taken.release)
                     (workdir / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        if not parallel.all_agree(holder is None):
+                elif (workdir / _HOLDER).is_file():
+                    holder = (workdir / _HOLDER).read_text(errors="replace").strip()
+                free = taken is not None
+        if not parallel.all_agree(free):
             raise UserError(f"{workdir} is used by {holder or 'another run'}: use another --workdir, or wait.")
         yield
-
-
-def _holder(workdir: pathlib.Path) -> str:
-    """The process that holds the lock, by the file that it has written since."""
-    try:
-        return (workdir / _HOLDER).read_text(encoding="utf-8").strip() or "another process"
-    except (OSError, UnicodeDecodeError):
-        return "another process"
 
 
 @contextlib.contextmanager
@@ -88,8 +76,22 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Seq
       UserError: it cannot be written, holds another config's run, or files that are not of a run.
     """
     with _writable(workdir):
-        if workdir.exists():
-            _check_found(workdir, config, allowed)
+        found = [p.name for p in workdir.iterdir()] if workdir.exists() else []
+        others = sorted(name for name in found if name not in _BEFORE and name[0] != ".")
+        if "config.json" in found:
+            differences = config_lib.differences(read_config(workdir), config)
+            changed = [line for line in differences if line.partition(":")[0] not in allowed]
+            if changed:
+                keys = ",".join(line.partition(":")[0] for line in changed)
+                raise UserError(
+                    f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, the "
+                    "config of that run, or, if it is to go on changed, experiments/train.py "
+                    f"--allow_config_change={keys}."
+                )
+        elif others:
+            raise UserError(
+                f"{workdir} holds files of something else ({', '.join(others[:3])}, …): take an empty --workdir."
+            )
         there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
         # A file that is gone at once: a read-only workdir is found out now, not after the first epoch.
         # On some file systems it has a name meanwhile, which others in the same directory pass over.
@@ -97,31 +99,12 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Seq
             pass
 
 
-def _check_found(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str]) -> None:
-    found = sorted(p.name for p in workdir.iterdir() if p.name not in _BEFORE and p.name[0] != ".")
-    if "config.json" in found:
-        differences = config_lib.differences(read_config(workdir), config)
-        changed = [line for line in differences if line.partition(":")[0] not in allowed]
-        if changed:
-            keys = ",".join(line.partition(":")[0] for line in changed)
-            raise UserError(
-                f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, the config "
-                f"of that run, or, if it is to go on changed, experiments/train.py --allow_config_change={keys}."
-            )
-    elif found:
-        raise UserError(
-            f"{workdir} holds files of something else ({', '.join(found[:3])}, …): take an empty --workdir."
-        )
-
-
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str] = ()) -> None:
     """Makes `workdir` the run of this config, or finds it to be that already; arguments and UserError as `check`."""
     check(workdir, config, allowed)
     if (workdir / "metrics.json").is_file():  # complete, with the config that it has
         return
-    with _writable(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        write(workdir / "config.json", config_lib.to_json(config) + "\n")
+    put(workdir, "config.json", config_lib.to_json(config) + "\n")
 
 
 def check_data(workdir: pathlib.Path, fingerprints: dict[str, str]) -> None:
@@ -162,6 +145,7 @@ def write(path: pathlib.Path, text: str) -> None:
 def put(workdir: pathlib.Path, name: str, text: str) -> None:
     """`write` of a file of a run; UserError where that is not possible."""
     with _writable(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
         write(workdir / name, text)
 
 
@@ -171,16 +155,12 @@ def write_broken(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:
     Of several processes the others list those that they have read themselves, in broken_I.txt.
     """
     broken = [
-        f"{split}: {file}" for split, r in records.items() for file in (*r.broken, *getattr(r.image, "broken", ()))
+        f"{split}: {file}\n" for split, r in records.items() for file in (*r.broken, *getattr(r.image, "broken", ()))
     ]
-    if not broken:
-        return
-    text = "".join(f"{line}\n" for line in broken)
-    if parallel.is_first():
-        put(workdir, BROKEN, text)
-    else:
+    if broken:
+        name = BROKEN if parallel.is_first() else f"broken_{jax.process_index()}.txt"
         with _writable(workdir):
-            (workdir / f"broken_{jax.process_index()}.txt").write_text(text)
+            (workdir / name).write_text("".join(broken))
 
 
 def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
@@ -202,22 +182,16 @@ def cut_log(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
 
 
 def read_log(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What was logged, an entry an epoch and an evaluation, without lines that are damaged."""
-    path = workdir / _METRICS
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return [entry for entry in map(_entry, text.splitlines()) if entry is not None]
+    """What was logged, an entry an epoch and an evaluation, numbers by their names, without lines that are damaged."""
+    path, entries = workdir / _METRICS, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "step" in entry and all(isinstance(v, int | float) for v in entry.values()):
+                entries.append(entry)
+    return entries
 
 
 def evaluation(line: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of a line of the log, without their step; empty for a line that is no evaluation's."""
     return {key.removeprefix(EVAL): value for key, value in line.items() if key.startswith(EVAL)}
-
-
-def _entry(line: str) -> dict[str, Any] | None:
-    """A line of the log, numbers by their names; None for one that is damaged."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(entry, dict) and "step" in entry and all(isinstance(v, int | float) for v in entry.values())
-    return entry if whole else None

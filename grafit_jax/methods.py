@@ -55,15 +55,6 @@ class Method:
             return 2  # the query's and the key's
         return num_views if self.instance == "predict" else 1
 
-    def passes(self, num_views: int) -> int:
-        """What a step computes of an image, in forward passes of the network: backward is two more.
-
-        Every view that is trained on goes through the target network too, if there is one; of a key nothing is trained.
-        """
-        if self.uses_queue:
-            return 3 + 1
-        return self.views_per_image(num_views) * (3 + self.uses_target)
-
     def weights(self, *, instance_weight: float, weight: float) -> tuple[float, float]:
         """What the supervised and the instance loss are multiplied by.
 

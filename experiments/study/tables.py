@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from grafit_jax import methods
-from grafit_jax.errors import UserError, did_you_mean
+from grafit_jax.errors import UserError, choose
 from study import layout, published
 from study.recording import RAW_PIXELS
 from study.rows import NOTES, Row, Table, by_method
@@ -319,10 +319,7 @@ def find(name: str, scale: str | None = None) -> str:
     """
     if name in TABLES and (scale is None or name in at(scale)):
         return name
-    if name not in FAMILIES:
-        known = (*TABLES, *FAMILIES) if scale is None else FAMILIES
-        raise UserError(f"unknown table {name!r}{did_you_mean(name, known)}: want one of {', '.join(known)}.")
-    scales = FAMILIES[name]
+    scales = FAMILIES[choose(name, "table", FAMILIES if scale else (*TABLES, *FAMILIES))]
     if scale is not None and scale not in scales:
         raise UserError(f"found --scale={scale}: want one of {', '.join(scales)}, at which there is a table {name}.")
     return scales[scale or next(iter(scales))]

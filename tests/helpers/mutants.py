@@ -213,7 +213,7 @@ OTHERS = (
            "np.argsort(-distance, kind=", "np.argsort(distance, kind=",
            "clustering::test_an_empty_cluster_takes_the_row_farthest_from_its_centre"),
     mutant("probe: intercept penalised", "grafit_jax/retrieval/probe.py",
-           "np.concatenate([weight[:-1], np.zeros((1, num_classes))])", "weight",
+           "jnp.sum(weight[:-1] ** 2)", "jnp.sum(weight**2)",
            "probe::test_scikit_learn_finds_the_same_classifier"),
     # Data.
     mutant("last batch of a split not evaluated", "grafit_jax/data/records.py",

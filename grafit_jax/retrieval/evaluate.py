@@ -60,9 +60,7 @@ def evaluate_features(
       queries: each is left out of its own neighbours, if there is no gallery.
       gallery: the images to be found, or None: the queries.
       leave_out: the ids of both sides mean the same images: a query is left out of its neighbours in the gallery too.
-      ks: of recall@k.
-      knn_k: how many neighbours vote.
-      knn_temperature: of their votes.
+      ks, knn_k, knn_temperature: as for `metrics.retrieval_metrics`.
       probe: whether a probe is trained on the gallery's embeddings and tested on the queries'; see `probe.probe`.
 
     Raises:

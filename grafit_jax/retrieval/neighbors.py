@@ -233,16 +233,15 @@ def _largest(x, k: int):
 
 
 def _search_inside_jit(queries, gallery, k, query_ids, gallery_ids, axis_name):
-    num_rows = len(gallery)
-    own = _own_rows(query_ids, gallery_ids, len(queries), jnp)
+    num_queries, num_rows = len(queries), len(gallery)
+    own = _own_rows(query_ids, gallery_ids, num_queries, jnp)
     gallery, of_block = _unit(_padded(jnp.asarray(gallery), jnp)), _of_block(min(k, num_rows))
-
-    def nearest(query_and_own):
-        query, own = query_and_own
-        return jax.tree.map(lambda x: x[0], of_block(query[None], own[None], gallery, num_rows))
-
-    size = min(len(queries), _queries_of_block(len(gallery), len(queries)))
-    similarity, index = lax.map(nearest, (jnp.asarray(queries), own), batch_size=size)
+    size = min(num_queries, _queries_of_block(len(gallery), num_queries))
+    padding = -num_queries % size
+    query_blocks = jnp.pad(jnp.asarray(queries), ((0, padding), (0, 0))).reshape(-1, size, queries.shape[1])
+    own_blocks = jnp.pad(own, (0, padding)).reshape(-1, size)
+    near = lax.map(lambda block: of_block(*block, gallery, num_rows), (query_blocks, own_blocks))
+    similarity, index = (x.reshape(-1, x.shape[2])[:num_queries] for x in near)
     if axis_name is None:
         return similarity, index
     index = index + lax.axis_index(axis_name) * num_rows

@@ -72,9 +72,10 @@ class Settle:
     def warn(self) -> None:
         """Tells of the queries that have not been settled: they have the neighbours of float32."""
         if self._unsettled and parallel.is_first():
+            found = f"{self._unsettled} of {len(self._queries)} queries"
             warn(
-                f"of {self._unsettled} of {len(self._queries)} queries more rows are as near as the neighbour {self._k} "
-                "than float32 can tell apart: these are exact in float32 only. Have the embeddings collapsed?"
+                f"of {found} more rows are as near as the neighbour {self._k} than float32 can tell apart: these are "
+                "exact in float32 only. Have the embeddings collapsed?"
             )
 
     def _cosine(self, query, row) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grafit_jax import errors
-from grafit_jax.retrieval import metrics, neighbors, rerank
+from grafit_jax.retrieval import clustering, metrics, neighbors, probe, rerank
 from helpers import twins
 
 
@@ -317,6 +317,24 @@ def test_shapes_come_in_buckets():
     assert np.all(buckets >= sizes) and np.all(buckets % neighbors._GROUP == 0)
     assert np.all(buckets[sizes > 512] <= sizes[sizes > 512] * 17 / 16)
     assert len(set(buckets)) < 200
+
+
+def test_the_same_shapes_compile_once(caplog):
+    # `parallel.pmap` is called anew for every search, k-means and fit: JAX knows the function again.
+    x, label = points(300, 5), np.arange(300) % 2
+
+    def everything():
+        neighbors.search(x, x, 3)
+        clustering.kmeans(x, 4)
+        probe.fit(x, label, 2, 0.1)
+
+    with jax.log_compiles():
+        neighbors.search(x, points(331, 5), 4)
+        assert "Compiling" in caplog.text
+        everything()
+        caplog.clear()
+        everything()
+    assert "Compiling" not in caplog.text
 
 
 # Eight devices

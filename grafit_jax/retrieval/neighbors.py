@@ -217,7 +217,7 @@ def _top_k(x, largest, k: int, own, num_columns, *, num_groups: int | None = Non
     best = xp.sort(best, axis=1)  # so that ties still go to the lower column
     column = best[:, :, None] * _GROUP + xp.arange(_GROUP, dtype=xp.int32)
     left_out = (column == own[:, None, None]) | (column >= num_columns)
-    value = xp.take(x.reshape(-1, _GROUP), xp.arange(len(x))[:, None] * largest.shape[1] + best, axis=0)
+    value = xp.take(x.reshape(-1, _GROUP), xp.arange(len(x))[:, None] * largest.shape[1] + best, axis=0, mode="clip")
     if xp is np:
         value[left_out] = -np.inf  # ten times as fast as `where`
     else:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grafit_jax import errors
-from grafit_jax.retrieval import metrics, neighbors, rerank
+from grafit_jax.retrieval import clustering, metrics, neighbors, probe, rerank
 from helpers import twins
 
 
@@ -203,10 +203,10 @@ def test_matmuls_ask_for_full_float32(eight_devices):
     # "Exact" is a promise for accelerators too, whose default (TF32, bfloat16) reorders cosines nearer than 1e-3.
     inside = jax.make_jaxpr(lambda q, g: neighbors.search(q, g, 3))(points(5, 7), points(40, 7)).jaxpr
     assert twins.matmul_precisions(inside) == {jax.lax.Precision.HIGHEST}
-    args = np.zeros((8, 8, 7), np.float32), np.zeros((8, 8), np.int32), np.zeros((4096, 7), np.float32), 4000
+    args = np.zeros((8, 7), np.float32), np.zeros(8, np.int32), np.zeros((4096, 7), np.float32), 4000
     for k in (None, 3):
-        step = neighbors._pmapped(k, tuple(jax.local_devices()))
-        assert twins.matmul_precisions(jax.make_jaxpr(step)(*args).jaxpr) == {jax.lax.Precision.HIGHEST}
+        step = jax.make_jaxpr(neighbors._of_block(k))(*args)
+        assert twins.matmul_precisions(step.jaxpr) == {jax.lax.Precision.HIGHEST}
 
 
 # What float32 cannot tell
@@ -284,14 +284,19 @@ def test_a_gallery_in_the_order_of_nearness_with_parts_smaller_than_k(monkeypatc
 @pytest.mark.parametrize("size", [2 * 5 * 32, 4096, 4100 // 32 * 32])
 def test_grouped_top_k_is_top_k(size):
     x = np.random.default_rng(31).integers(-50, 50, (7, size)).astype(np.float32)  # many ties
-    ids, own = np.arange(size), np.array([0, 5, size - 40, -1, 64, 65, 31])
-    num_columns = size - 33
-    value, index = neighbors._top_k(jnp.asarray(x), 4, jnp.asarray(own), jnp.asarray(ids), num_columns)
+    own, num_columns = np.array([0, 5, size - 40, -1, 64, 65, 31]), size - 33
+    x[:, num_columns:] = x[:, [num_columns - 1]]
+    largest = np.where(np.arange(0, size, 32) < num_columns, x.reshape(7, -1, 32).max(2), -np.inf)
+    value, index = neighbors._top_k(jnp.asarray(x), jnp.asarray(largest), 4, jnp.asarray(own), num_columns)
+    on_host, at = neighbors._top_k(x, largest, 4, own, num_columns)
+    np.testing.assert_array_equal(on_host, np.take_along_axis(x, at, axis=1))
     x[np.arange(7), own] = np.where(own >= 0, -np.inf, x[np.arange(7), own])
     x[:, num_columns:] = -np.inf
     expected = np.argsort(-x, axis=1, kind="stable")[:, :4]
     np.testing.assert_array_equal(index, expected)
     np.testing.assert_array_equal(value, np.take_along_axis(x, expected, axis=1))
+    np.testing.assert_array_equal(np.sort(on_host), np.sort(value))
+    assert not np.any(at == own[:, None]) and at.max() < num_columns
 
 
 def test_inside_jit_groups_with_the_own_row_or_with_padding_take_nobodys_place():
@@ -312,6 +317,24 @@ def test_shapes_come_in_buckets():
     assert np.all(buckets >= sizes) and np.all(buckets % neighbors._GROUP == 0)
     assert np.all(buckets[sizes > 512] <= sizes[sizes > 512] * 17 / 16)
     assert len(set(buckets)) < 200
+
+
+def test_the_same_shapes_compile_once(caplog):
+    # `parallel.pmap` is called anew for every search, k-means and fit: JAX knows the function again.
+    x, label = points(300, 5), np.arange(300) % 2
+
+    def everything():
+        neighbors.search(x, x, 3)
+        clustering.kmeans(x, 4)
+        probe.fit(x, label, 2, 0.1)
+
+    with jax.log_compiles():
+        neighbors.search(points(9, 37), points(331, 37), 4)  # of a shape that no other test has
+        assert "Compiling" in caplog.text
+        everything()
+        caplog.clear()
+        everything()
+    assert "Compiling" not in caplog.text
 
 
 # Eight devices

@@ -81,12 +81,13 @@ def test_a_process_that_does_not_move_is_stuck_and_says_where_all_are():
     [
         (lambda x: neighbors.search(np.tile(x, (3, 1)), x, 3), 4),  # for a block of 256 queries
         (lambda x: metrics.average_precision(np.tile(x, (3, 1)), np.ones(900, int), x, np.ones(300, int)), 4),
-        (lambda x: clustering.kmeans(x, 4, max_iterations=2), 4 + 2),  # for a first centre and for an iteration
+        (lambda x: clustering.kmeans(x, 4), 4 + 2),  # for a first centre and for an assignment
         (lambda x: probe.fit(x, np.arange(300) % 2, 2, 0.1), 3),
     ],
     ids=["search", "average precision", "k-means", "probe"],
 )
-def test_what_takes_long_has_a_beat(work, beats):
+def test_what_takes_long_has_a_beat(monkeypatch, work, beats):
+    monkeypatch.setattr(clustering, "_MAX_ITERATIONS", 1)
     x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
     pulse.at(7, "evaluating")
     work(x)

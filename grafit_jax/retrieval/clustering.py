@@ -1,225 +1,120 @@
-"""k-means over the embeddings of a whole training set, in blocks on all devices.
+"""k-means over the embeddings of a whole training set: on all devices, and the same on any number of them."""
 
-The devices find the nearest centre of every row and sum the rows of each cluster, a block at a time; the host, in
-float64, makes centres of the sums and deals with clusters that are empty. Blocks are the same on any number of devices,
-and so is what comes out, up to the last bit of float32.
-"""
-
-import dataclasses
-import functools
-import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
-from jax.typing import ArrayLike
 
 from grafit_jax import parallel, pulse
 from grafit_jax.errors import UserError, warn
 from grafit_jax.retrieval import neighbors
 from grafit_jax.similarity import matmul
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Clusters:
-    """What k-means found.
-
-    Attributes:
-      centre: float32 [k, D].
-      label: int32 [N], the nearest centre of every row, ties to the lower number.
-      inertia: the sum over rows of the squared distance to that centre.
-      iterations: how often the centres were moved.
-    """
-
-    centre: np.ndarray
-    label: np.ndarray
-    inertia: float
-    iterations: int
+_MAX_ITERATIONS = 100
+_TOLERANCE = 1e-4  # for the sum of squared moves of the centres, as a share of the mean variance of the D columns
 
 
-def kmeans(
-    embeddings: ArrayLike,
-    k: int,
-    *,
-    seed: int = 0,
-    cosine: bool = False,
-    centres: ArrayLike | None = None,
-    max_iterations: int = 100,
-    tolerance: float = 1e-4,
-) -> Clusters:
+class Clusters(NamedTuple):
+    """What k-means found."""
+
+    centre: np.ndarray  # float32 [k, D]
+    label: np.ndarray  # int32 [N], the nearest centre of every row, ties to the lower number
+    inertia: float  # the sum over rows of the squared distance to that centre
+    iterations: int  # how often the centres were moved
+
+
+def kmeans(embeddings: np.ndarray, k: int, *, seed: int = 0, cosine: bool = False) -> Clusters:
     """Lloyd's k-means from centres of greedy k-means++, both as in scikit-learn.
 
-    A cluster without rows takes the row that is farthest from its centre, out of a cluster that has others. It ends
-    when no row changes its cluster, or the centres move by no more than `tolerance`, or after `max_iterations`.
+    A cluster without rows takes the row that is farthest from its centre, out of a cluster that has others.
 
     Args:
       embeddings: float [N, D].
-      k: how many clusters.
+      k: how many clusters. Fewer distinct rows give fewer clusters, and a warning.
       seed: of the first centres; the same seed gives the same clusters.
-      cosine: by cosine (spherical k-means): rows and centres are brought to unit length, and a squared distance is
-        2 - 2 cos. Else Euclidean.
-      centres: float [k, D] to start from, in place of k-means++.
-      max_iterations: at least 1.
-      tolerance: on the sum of squared moves of the centres, as a share of the mean variance of the D columns.
-
-    Returns:
-      k clusters; fewer, with a warning, if there are fewer distinct rows and no `centres`.
+      cosine: by cosine (spherical k-means): rows and centres are brought to unit length. Else Euclidean.
 
     Raises:
-      UserError: k < 1 or k > N, embeddings that are not [N, D], not finite or, by cosine, zero; centres that do not
-        fit.
+      UserError: k < 1 or k > N; embeddings that are not [N, D], not finite or, by cosine, zero.
     """
     rows = np.asarray(embeddings, np.float32)
     neighbors.check_embeddings("embeddings", rows, zeros=not cosine)
     if not 1 <= k <= len(rows):
         raise UserError(f"k = {k} clusters of {len(rows)} embeddings: want at least 1, and at most one for each.")
-    # Distances are found by products, which lose what all rows have in common: it is taken away first.
-    origin = np.zeros(rows.shape[1], np.float32) if cosine else np.mean(rows, axis=0, dtype=np.float64).astype("f4")
+    origin = 0 if cosine else rows.mean(axis=0, dtype=float).astype("f4")  # products would lose what all rows share
     rows = _unit(rows) if cosine else rows - origin
-    mean_square = np.einsum("nd,nd->", rows, rows, dtype=np.float64) / rows.size
-    spread = float(mean_square - np.mean(np.mean(rows, axis=0, dtype=np.float64) ** 2))
-
-    # Padding is zero: it changes no sum, and nothing else of it is looked at.
+    square, mean = np.einsum("nd,nd->", rows, rows, dtype=np.float64), np.mean(rows, axis=0, dtype=np.float64)
+    tolerance = _TOLERANCE * (square / rows.size - np.mean(mean**2))
     blocks = parallel.in_blocks(rows, k)
-    if centres is None:
-        centre = _seeded(rows, blocks, k, np.random.default_rng(seed))
-        if len(centre) < k:
-            warn(f"found {len(centre)} distinct embeddings for k = {k} clusters: going on with {len(centre)} clusters.")
-    else:
-        centre = np.asarray(centres, np.float32)
-        if centre.shape != (k, rows.shape[1]):
-            raise UserError(f"centres have shape {centre.shape}: want [k, D], {(k, rows.shape[1])}.")
-        centre = _unit(centre) if cosine else centre - origin
-
-    iterations = 0
-    while iterations < max_iterations:
+    centre = _seeded(rows, blocks, k, np.random.default_rng(seed))
+    if len(centre) < k:
+        warn(f"found {len(centre)} distinct embeddings for k = {k} clusters: going on with {len(centre)} clusters.")
+    iterations, shift = 0, np.inf
+    while True:
         pulse.beat()
-        label, distance, total = _assigned(blocks, len(rows), centre)
-        moved = _moved(rows, label, distance, total, centre, cosine=cosine)
-        shift = float(np.sum(np.square(np.subtract(moved, centre, dtype=np.float64))))
-        centre = moved
-        iterations += 1
-        if shift <= tolerance * spread:  # of 0, where no row has changed its cluster
-            break
-    label, distance, _ = _assigned(blocks, len(rows), centre)
-    return Clusters(centre + origin, label, float(np.sum(distance, dtype=np.float64)), iterations)
+        with jax.enable_x64(True):
+            *of_rows, total = map(np.asarray, parallel.pmap(_assign, in_axes=(0, None))(blocks, centre))
+        label, distance = (x.ravel()[: len(rows)] for x in of_rows)
+        if iterations == _MAX_ITERATIONS or shift <= tolerance:
+            return Clusters(centre + origin, label, float(np.sum(distance, dtype=np.float64)), iterations)
+        moved = _moved(rows, label, distance, total.sum(axis=0), centre, cosine)
+        shift = np.sum(np.subtract(moved, centre, dtype=np.float64) ** 2)
+        centre, iterations = moved, iterations + 1
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """A zero row stays zero."""
-    length = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
-    return rows / np.where(length > 0, length, 1).astype(np.float32)[:, None]
+    length = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64)).astype(np.float32)
+    return rows / np.where(length > 0, length, 1)[:, None]
 
 
-# The first centres.
-
-
-def _seeded(rows: np.ndarray, blocks, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Greedy k-means++: of a few rows, drawn in proportion to the squared distance from the centres there are, the one
-    that leaves the smallest sum of them. As many centres as there are distinct rows, k at most."""
-    num_candidates = 2 + int(math.log(k))
-    nearer, left_by = (_pmapped(function, (0, 0, None)) for function in (_nearer, _left_by))
+def _seeded(rows: np.ndarray, blocks: jax.Array, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Centres of greedy k-means++, which tries a few rows for each: as many as there are distinct rows, k at most."""
     nearest = parallel.in_blocks(np.full(len(rows), np.inf, np.float32), k)
     chosen = [int(rng.integers(len(rows)))]
     while True:
         pulse.beat()
-        # By differences: of the chosen rows and all that are equal to them it is zero, so that none is chosen again.
-        nearest = nearer(blocks, nearest, rows[chosen[-1]])
-        drawn = np.cumsum(_flat(nearest, len(rows)), dtype=np.float64)
+        nearest = _nearer(blocks, nearest, rows[chosen[-1]])
+        drawn = np.cumsum(np.asarray(nearest).ravel()[: len(rows)], dtype=np.float64)
         if len(chosen) == k or not drawn[-1] > 0:
             return rows[chosen]
-        candidates = np.searchsorted(drawn, rng.random(num_candidates) * drawn[-1], side="right")
-        left = np.sum(np.asarray(left_by(blocks, nearest, rows[candidates])), axis=(0, 1), dtype=np.float64)
+        candidates = np.searchsorted(drawn, rng.random(2 + int(np.log(k))) * drawn[-1], side="right")
+        left = np.asarray(_left_by(blocks, nearest, rows[candidates])).sum(axis=(0, 1), dtype=np.float64)
         chosen.append(int(candidates[np.argmin(left)]))
 
 
-def _nearer(blocks, nearest, row):
-    """Squared distances from the nearest of the centres, [M, B], with one more centre [D]."""
-
-    def body(block):
-        rows, nearest = block
-        return jnp.minimum(nearest, jnp.sum(jnp.square(rows - row), axis=1))
-
-    return lax.map(body, (blocks, nearest))
+# By differences: of the row itself and all that are equal to it zero, so that none of them is chosen again.
+_nearer = jax.jit(lambda blocks, nearest, row: jnp.minimum(nearest, jnp.sum(jnp.square(blocks - row), axis=-1)))
 
 
+@jax.jit
 def _left_by(blocks, nearest, candidates):
-    """What the sum of `nearest` would be with each of the candidates [C, D] as one more centre, by block: [M, C]."""
-    square = jnp.sum(jnp.square(candidates), axis=1)
-
-    def body(block):
-        rows, nearest = block
-        product = matmul(rows, candidates.T)
-        distance = jnp.sum(jnp.square(rows), axis=1, keepdims=True) - 2 * product + square
-        return jnp.sum(jnp.clip(distance, 0.0, nearest[:, None]), axis=0)
-
-    return lax.map(body, (blocks, nearest))
+    """What the sum of `nearest` would be with each of the candidates [C, D] as one more centre, by block: [n, M, C]."""
+    square = jnp.sum(jnp.square(blocks), axis=-1, keepdims=True) + jnp.sum(jnp.square(candidates), axis=-1)
+    return jnp.sum(jnp.clip(square - 2 * matmul(blocks, candidates.T), 0.0, nearest[..., None]), axis=2)
 
 
-# One iteration.
-
-
-def _assigned(blocks, num_rows: int, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every row its cluster int32 [N] and squared distance float32 [N]; of every cluster its sum float64 [k, D]."""
-    label, distance, high, low = _pmapped(_assign, (0, None))(blocks, centre)
-    total = np.zeros(centre.shape)
-    for part in (high, low):
-        for of_device in np.asarray(part):
-            total += of_device
-    return _flat(label, num_rows), _flat(distance, num_rows), total
-
-
+# Of rows [M, B, D] the clusters, int32 [M, B], and squared distances to their centres; of clusters the sums [k, D].
 def _assign(blocks, centre):
-    half_square = 0.5 * jnp.sum(jnp.square(centre), axis=1)
-
-    def body(total, rows):
-        label = jnp.argmin(half_square - matmul(rows, centre.T), axis=1).astype(jnp.int32)
+    def of_block(total, rows):
+        label = jnp.argmin(0.5 * jnp.sum(jnp.square(centre), axis=1) - matmul(rows, centre.T), axis=1)
         distance = jnp.sum(jnp.square(rows - centre[label]), axis=1)
-        # A product, since sums by index come in no fixed order on GPUs.
-        members = label == jnp.arange(len(centre))[:, None]
-        return _added(total, matmul(members.astype(jnp.float32), rows)), (label, distance)
+        # A product, since sums by index come in no fixed order on GPUs. In float64, that of the blocks is no matter.
+        members = (label == jnp.arange(len(centre))[:, None]).astype(jnp.float32)
+        return total + matmul(members, rows), (label.astype(jnp.int32), distance)
 
-    zero = jnp.zeros_like(centre)
-    (high, low), (label, distance) = lax.scan(body, (zero, zero), blocks)
-    return label, distance, high, low
-
-
-def _added(sums: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
-    """high + low + x as a sum and what it lost by rounding (Knuth), so that the order of blocks does not matter."""
-    high, low = sums
-    total = high + x
-    part = total - high
-    return total, low + ((high - (total - part)) + (x - part))
+    total, (label, distance) = jax.lax.scan(of_block, jnp.zeros(centre.shape, jnp.float64), blocks)
+    return label, distance, total
 
 
-def _moved(rows, label, distance, total, centre, *, cosine: bool) -> np.ndarray:
+def _moved(rows, label, distance, total, centre, cosine: bool) -> np.ndarray:
     """The centres [k, D] of the clusters, float32; one that cannot be filled stays where it is. Changes `total`."""
     count = np.bincount(label, minlength=len(centre))
-    far = iter(np.argsort(-distance, kind="stable")) if not count.all() else iter(())
-    for cluster in np.flatnonzero(count == 0):
-        row = next((row for row in far if distance[row] > 0 and count[label[row]] > 1), None)
-        if row is None:
-            break
-        total[label[row]] -= rows[row]
-        total[cluster] = rows[row]
+    far = (row for row in np.argsort(-distance, kind="stable") if distance[row] > 0 and count[label[row]] > 1)
+    for cluster, row in zip(np.flatnonzero(count == 0), far, strict=False):
+        total[[label[row], cluster]] += (-rows[row], rows[row])
         count[[label[row], cluster]] += (-1, 1)
     moved = (total / np.maximum(count, 1)[:, None]).astype(np.float32)
     moved = _unit(moved) if cosine else moved
-    # By cosine, rows that cancel out have no centre either.
-    filled = (count > 0) & (moved.any(axis=1) | (not cosine))
-    return np.where(filled[:, None], moved, centre)
-
-
-def _flat(x, num_rows: int) -> np.ndarray:
-    """[n, M, B] of the devices, in the order of the rows."""
-    return np.asarray(x).reshape(-1)[:num_rows]
-
-
-def _pmapped(function, in_axes):
-    return _pmapped_on(function, in_axes, tuple(parallel.devices()))
-
-
-@functools.cache
-def _pmapped_on(function, in_axes, devices: tuple[jax.Device, ...]):
-    return parallel.pmap(function, in_axes=in_axes)
+    empty = (count == 0) | (cosine & ~moved.any(axis=1))  # by cosine, rows that cancel out have no centre either
+    return np.where(empty[:, None], centre, moved)

@@ -25,24 +25,16 @@ _WANT = "write it anew with experiments/embed.py"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """Embeddings of a set of images.
+    """Embeddings of a set of images; None for columns that are not known. Labels are integers or strings."""
 
-    Attributes:
-      embedding: float32 [N, D].
-      id: [N], integers or strings, none twice: what an image is told apart by.
-      label: [N] fine labels, integers or strings, or None where they are not known.
-      coarse_label: the same of coarse labels.
-      filename: [N] strings, where the images lie, or None.
-      further: the same as label of further levels, by name, from coarse to fine.
-      made_by: layer, step, config and data of the network that they are of, as JSON has them; empty if not known.
-    """
-
-    embedding: np.ndarray
-    id: np.ndarray
-    label: np.ndarray | None = None
-    coarse_label: np.ndarray | None = None
-    filename: np.ndarray | None = None
+    embedding: np.ndarray  # float32 [N, D]
+    id: np.ndarray  # [N], integers or strings, none twice: what an image is told apart by
+    label: np.ndarray | None = None  # [N], fine labels
+    coarse_label: np.ndarray | None = None  # [N]
+    filename: np.ndarray | None = None  # [N], strings: where the images lie
+    # The labels of further levels, [N], by name, from coarse to fine.
     further: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # Layer, step, config and data of the network that made them, as JSON has them; empty if not known.
     made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -123,8 +115,8 @@ def load(path: pathlib.Path) -> Features:
     return Features(embedding, **({"id": np.arange(len(embedding))} | columns), further=further, made_by=made_by)
 
 
-def _is_column(name: str) -> bool:
-    return name in _COLUMNS or (name.endswith(_LEVEL) and name != _LEVEL)
+def _is_read(name: str) -> bool:
+    return name in ("embedding", *_COLUMNS) or (name.endswith(_LEVEL) and name != _LEVEL)
 
 
 def _check_format(path: pathlib.Path) -> None:
@@ -133,22 +125,21 @@ def _check_format(path: pathlib.Path) -> None:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    return read_npz(path, lambda name: name in ("embedding", _MADE_BY) or _is_column(name), (), _WANT)
+    return read_npz(path, lambda name: name == _MADE_BY or _is_read(name), (), _WANT)
 
 
 def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
-    known = [name for name in table.column_names if _is_column(name)]
-    for name in {"embedding", *known} & {*table.column_names}:
+    columns = {_MADE_BY: np.array((table.schema.metadata or {}).get(_MADE_BY.encode(), b"{}").decode())}
+    for name in filter(_is_read, table.column_names):
         if table[name].null_count:
             raise UserError(f"{path}: {name} has {table[name].null_count} empty values: want one for every row.")
-    columns = {name: table[name].to_numpy() for name in known}
-    columns = {name: values.astype(str) if values.dtype == object else values for name, values in columns.items()}
-    columns[_MADE_BY] = np.array((table.schema.metadata or {}).get(_MADE_BY.encode(), b"{}").decode())
-    if "embedding" in table.column_names:
-        columns["embedding"] = np.stack(table["embedding"].to_numpy()) if len(table) else np.zeros((0, 0))
+        values = table[name].to_numpy()
+        if name == "embedding":
+            values = np.stack(values) if len(table) else np.zeros((0, 0))
+        columns[name] = values.astype(str) if values.dtype == object else values
     return columns
 
 
@@ -162,7 +153,6 @@ def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
             header, *rows = csv.reader(file)
         if max(map(len, itertools.chain(*rows)), default=0) > LONGEST:
             raise ValueError(f"a value in its .csv has more than {LONGEST} characters")
-        for name, values in zip(header, zip(*rows, strict=True), strict=True):
-            if _is_column(name):
-                columns[name] = np.array(values)
+        read = {name: np.array(values) for name, values in zip(header, zip(*rows, strict=True), strict=True)}
+        columns = {name: values for name, values in read.items() if _is_read(name)} | columns
     return columns

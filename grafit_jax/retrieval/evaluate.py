@@ -60,9 +60,7 @@ def evaluate_features(
       queries: each is left out of its own neighbours, if there is no gallery.
       gallery: the images to be found, or None: the queries.
       leave_out: the ids of both sides mean the same images: a query is left out of its neighbours in the gallery too.
-      ks: of recall@k.
-      knn_k: how many neighbours vote.
-      knn_temperature: of their votes.
+      ks, knn_k, knn_temperature: as for `metrics.retrieval_metrics`.
       probe: whether a probe is trained on the gallery's embeddings and tested on the queries'; see `probe.probe`.
 
     Raises:
@@ -77,13 +75,14 @@ def evaluate_features(
         # Ids may be strings. As codes of both sides they keep their order.
         code = np.unique(np.concatenate([queries.id, gallery.id]), return_inverse=True)[1]
         ids = {"query_ids": code[: len(queries)], "gallery_ids": code[len(queries) :]}
-    if not queries.levels.keys() & gallery.levels.keys():
+    both = queries.levels.keys() & gallery.levels.keys()
+    if not both:
         raise UserError("found no labels on both sides to judge by: want label, coarse_label or both.")
     result = metrics.retrieval_metrics(
         queries.embedding, queries.levels, gallery.embedding, gallery.levels,
         ks=ks, knn_k=knn_k, knn_temperature=knn_temperature, **ids,
     )  # fmt: skip
-    for name in queries.levels.keys() & gallery.levels.keys() if probe else ():
+    for name in both if probe else ():
         result |= _probed(name, gallery.embedding, gallery.levels[name], queries.embedding, queries.levels[name])
     return result
 

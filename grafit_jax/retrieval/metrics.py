@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from grafit_jax.errors import UserError
@@ -48,16 +48,15 @@ def knn_classify(neighbor_labels: ArrayLike, similarity: ArrayLike, temperature:
       int32 [Q]; ties go to the lower label.
     """
 
-    def block(rows):
-        label, similarity = rows
+    def winner(neighbors_of_query):
+        label, similarity = neighbors_of_query
         # Shifted by the best neighbour, which changes no ranking and cannot overflow.
-        vote = jnp.exp((similarity - similarity.max(axis=1, keepdims=True)) / temperature)
-        same = label[:, :, None] == label[:, None, :]
-        votes = jnp.sum(jnp.where(same, vote[:, None, :], 0.0), axis=2)  # for each neighbour, those of its class
-        return jnp.min(jnp.where(votes == votes.max(axis=1, keepdims=True), label, jnp.iinfo(jnp.int32).max), axis=1)
+        vote = jnp.exp((similarity - similarity.max()) / temperature)
+        votes = jnp.sum(jnp.where(label[:, None] == label, vote, 0.0), axis=1)  # for each neighbour, those of its class
+        return jnp.min(jnp.where(votes == votes.max(), label, jnp.iinfo(jnp.int32).max))
 
     labels = jnp.asarray(neighbor_labels, jnp.int32)
-    return neighbors.map_blocks(block, (labels, jnp.asarray(similarity, jnp.float32)), _VOTERS)
+    return lax.map(winner, (labels, jnp.asarray(similarity, jnp.float32)), batch_size=_VOTERS)
 
 
 def average_precision(
@@ -156,7 +155,19 @@ class _Level:
     """The labels of one level as codes from 0, and the average precision of the queries seen so far."""
 
     def __init__(self, labels: ArrayLike, gallery_labels: ArrayLike, num_queries: int, num_rows: int):
-        self.labels, self.gallery_labels = _codes(labels, gallery_labels, num_queries, num_rows)
+        sides = np.asarray(labels), np.asarray(gallery_labels)
+        for side, given, wanted in zip(("queries", "gallery"), sides, (num_queries, num_rows), strict=True):
+            if given.shape != (wanted,):
+                raise UserError(f"labels of the {side} have shape {given.shape}: want one for every row, ({wanted},).")
+            if given.dtype.kind not in "biuUS":
+                raise UserError(f"labels of the {side} are {given.dtype}: want integers or strings.")
+        if (sides[0].dtype.kind in "US") != (sides[1].dtype.kind in "US"):
+            raise UserError(
+                f"labels of the queries are {sides[0].dtype} and those of the gallery {sides[1].dtype}: want the same "
+                "kind, integers or strings on both sides."
+            )
+        code = np.unique(np.concatenate(sides), return_inverse=True)[1]
+        self.labels, self.gallery_labels = code[:num_queries], code[num_queries:]
         order = np.argsort(self.gallery_labels, kind="stable")
         bounds = np.searchsorted(self.gallery_labels[order], np.arange(self.labels.max() + 2))
         self._members = [order[a:b] for a, b in itertools.pairwise(bounds)]
@@ -176,17 +187,8 @@ class _Level:
             self.precision[query] = np.mean(near_positive / near)
 
 
-def _one_pass(
-    queries: ArrayLike,
-    labels: Mapping[str, ArrayLike],
-    gallery: ArrayLike,
-    gallery_labels: Mapping[str, ArrayLike],
-    query_ids: ArrayLike | None,
-    gallery_ids: ArrayLike | None,
-    *,
-    k: int,
-) -> tuple[np.ndarray, np.ndarray, dict[str, _Level]]:
-    """The k nearest (similarity, index) and the scored levels that both sides have."""
+def _one_pass(queries, labels, gallery, gallery_labels, query_ids, gallery_ids, *, k: int):
+    """The k nearest, similarity and index [Q, k], and the scored levels that both sides have, by name."""
     neighbors.check(queries, gallery, k, query_ids, gallery_ids)
     sizes = len(np.asarray(queries)), len(np.asarray(gallery))
     levels = {name: _Level(labels[name], gallery_labels[name], *sizes) for name in labels if name in gallery_labels}
@@ -199,24 +201,4 @@ def _one_pass(
             for query, *row in zip(itertools.count(block.queries.start), block.similarity, ranked, block.own):
                 for level in levels.values():
                     level.score(query, *row)
-    similarity, index = (np.concatenate(x) for x in zip(*near, strict=True))
-    return similarity, index, levels
-
-
-def _codes(labels: ArrayLike, gallery_labels: ArrayLike, num_queries: int, num_rows: int):
-    """int [Q] and int [N]: both sides' labels, integers or strings, as codes from 0 in their order."""
-    sides = []
-    for side, given, wanted in (("queries", labels, num_queries), ("gallery", gallery_labels, num_rows)):
-        given = np.asarray(given)
-        if given.shape != (wanted,):
-            raise UserError(f"labels of the {side} have shape {given.shape}: want one for every row, ({wanted},).")
-        if given.dtype.kind not in "biuUS":
-            raise UserError(f"labels of the {side} are {given.dtype}: want integers or strings.")
-        sides.append(given)
-    if (sides[0].dtype.kind in "US") != (sides[1].dtype.kind in "US"):
-        raise UserError(
-            f"labels of the queries are {sides[0].dtype} and those of the gallery {sides[1].dtype}: want the same "
-            "kind, integers or strings on both sides."
-        )
-    code = np.unique(np.concatenate(sides), return_inverse=True)[1]
-    return code[:num_queries], code[num_queries:]
+    return *(np.concatenate(x) for x in zip(*near, strict=True)), levels

@@ -32,16 +32,13 @@ class Settle:
       own: int [Q]: the row of the gallery that is left out, or -1.
       k: how many.
       tie_order: [N]; of equally near rows the lower comes first. None: the rows' own order.
-
-    Attributes:
-      unsettled: how many queries have the neighbours of float32, since there was no time left for them.
     """
 
     def __init__(self, queries, gallery, own, k: int, *, tie_order=None):
         self._queries, self._gallery, self._own, self._k = queries, gallery, own, k
         self._tie_order = np.arange(len(gallery)) if tie_order is None else tie_order
-        self._left = max(1, _PRODUCTS // gallery.size)
-        self.unsettled = 0
+        # Queries that there is time for to compare them with all rows, and those that there was none for.
+        self._left, self._unsettled = max(1, _PRODUCTS // gallery.size), 0
 
     def __call__(self, part: slice, similarity: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For the queries of `part`: candidates [b, c], the c nearest in float32 in any order, in; [b, k] out."""
@@ -65,7 +62,7 @@ class Settle:
         similarity, index = similarity[:, :k].astype(np.float32), index[:, :k].astype(np.int32)
         settled = doubtful[: self._left]
         self._left -= len(settled)
-        self.unsettled += len(doubtful) - len(settled)
+        self._unsettled += len(doubtful) - len(settled)
         number = max(1, _VALUES // len(self._gallery))
         for first in range(0, len(settled), number):
             rows = settled[first : first + number]
@@ -73,19 +70,18 @@ class Settle:
         return similarity, index
 
     def warn(self) -> None:
-        """Tells of the queries that have not been settled."""
-        if self.unsettled and parallel.is_first():
+        """Tells of the queries that have not been settled: they have the neighbours of float32."""
+        if self._unsettled and parallel.is_first():
+            found = f"{self._unsettled} of {len(self._queries)} queries"
             warn(
-                f"of {self.unsettled} of {len(self._queries)} queries more rows are as near as the neighbour {self._k} "
-                "than float32 can tell apart: these are exact in float32 only. Have the embeddings collapsed?"
+                f"of {found} more rows are as near as the neighbour {self._k} than float32 can tell apart: these are "
+                "exact in float32 only. Have the embeddings collapsed?"
             )
 
     def _cosine(self, query, row) -> np.ndarray:
         # Row by row: equal vectors give equal bits, wherever they stand, which a product of matrices does not promise.
         values = np.empty(len(row))
-        number = max(1, _VALUES // self._gallery.shape[1])
-        for first in range(0, len(row), number):
-            pairs = slice(first, first + number)
+        for pairs in self._slices(len(row)):
             a, b = self._queries[query[pairs]].astype(np.float64), self._gallery[row[pairs]].astype(np.float64)
             squares = np.einsum("nd,nd->n", a, a) * np.einsum("nd,nd->n", b, b)
             values[pairs] = np.einsum("nd,nd->n", a, b) / np.sqrt(squares)
@@ -96,22 +92,23 @@ class Settle:
         """int [N]: the first row that equals a row bit by bit, or almost surely so; a collapsed gallery has few."""
         odd = np.random.default_rng(0).integers(2**63, size=self._gallery.shape[1], dtype=np.uint64) | np.uint64(1)
         code = np.empty(len(self._gallery), np.uint64)
-        for rows in self._row_blocks():
+        for rows in self._slices(len(self._gallery)):
             bits = np.ascontiguousarray(self._gallery[rows]).view(np.uint32)
             code[rows] = (bits * odd).sum(axis=1, dtype=np.uint64)  # modulo 2^64, so whatever the order
         _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
         return first[inverse.reshape(-1)]
 
-    def _row_blocks(self):
-        number = max(1, _VALUES // self._gallery.shape[1])
-        return [slice(i, i + number) for i in range(0, len(self._gallery), number)]
+    def _slices(self, number: int) -> list[slice]:
+        """Of so many vectors, as many at a time as there may be values."""
+        size = max(1, _VALUES // self._gallery.shape[1])
+        return [slice(i, i + size) for i in range(0, number, size)]
 
     def _among_all(self, query) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest of all rows to a few queries: by a product in float64, and what it cannot tell row by row."""
         queries = self._queries[query].astype(np.float64)
         queries /= np.sqrt(np.einsum("nd,nd->n", queries, queries))[:, None]
         similarity = np.empty((len(query), len(self._gallery)))
-        for rows in self._row_blocks():
+        for rows in self._slices(len(self._gallery)):
             pulse.beat()
             gallery = self._gallery[rows].astype(np.float64)
             similarity[:, rows] = queries @ gallery.T / np.sqrt(np.einsum("nd,nd->n", gallery, gallery))

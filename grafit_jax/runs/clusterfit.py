@@ -72,7 +72,7 @@ def save(workdir: pathlib.Path, clusters: Clusters) -> None:
     if not parallel.is_first():
         return
     temporary = workdir / f"tmp_{_FILE}"
-    np.savez(temporary, **dataclasses.asdict(clusters))
+    np.savez(temporary, **clusters._asdict())
     os.replace(temporary, workdir / _FILE)
 
 
@@ -80,8 +80,7 @@ def load(workdir: pathlib.Path, num_images: int) -> Clusters:
     """The clusters of the run in `workdir`, which has so many training images; UserError for a file that is broken."""
     path = workdir / _FILE
     want = "remove it, and it is made again from clusterfit.source"
-    names = [field.name for field in dataclasses.fields(Clusters)]
-    arrays = read_npz(path, names.__contains__, names, want)
+    arrays = read_npz(path, Clusters._fields.__contains__, Clusters._fields, want)
     with reading(path, want):
         centre, label = arrays["centre"], arrays["label"]
         clusters = Clusters(centre, label, float(arrays["inertia"]), int(arrays["iterations"]))

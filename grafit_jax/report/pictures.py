@@ -38,9 +38,7 @@ FRAMES = {
     "neither": Frame("red", "#c62828", "dotted", 1.8, "✗", "neither"),
     "unknown": Frame("grey", "#9e9e9e", "solid", 1.0, "?", "without labels"),
 }
-_LEGEND = [
-    f"{frame.hue}, {frame.style}: {frame.meaning}" for frame in (FRAMES[name] for name in ("fine", "coarse", "neither"))
-]
+_LEGEND = [f"{f.hue}, {f.style}: {f.meaning}" for f in (FRAMES[name] for name in ("fine", "coarse", "neither"))]
 
 # An image [H, W, C] and its frame.
 Thumbnail = tuple[np.ndarray, str]
@@ -85,11 +83,7 @@ def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: i
 
 
 def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thumbnail]]]) -> None:
-    """A PNG of rows of thumbnails, the query first, with the sheets side by side under their names.
-
-    A solid green frame marks a neighbour of the same fine class, a dashed amber one the same coarse class alone, a
-    dotted red one neither, a grey one what has no labels.
-    """
+    """A PNG of rows of thumbnails in their frames, the query first, with the sheets side by side under their names."""
     import matplotlib
 
     matplotlib.use("Agg")

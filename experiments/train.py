@@ -16,15 +16,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from grafit_jax import config_files, parallel
-from grafit_jax.commands import cli, profiling, train
+from grafit_jax.commands import cli, train
 from grafit_jax.errors import warn
 from grafit_jax.runs import multihost
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or will be", required=True)
-_PROFILE = flags.DEFINE_bool("profile", False, "trace one step into WORKDIR/profile and list what took long; no run")
-
-
+_PROFILE = flags.DEFINE_bool("profile", False, "trace one step into WORKDIR/profile, for XProf or TensorBoard; no run")
 _ALLOWED = flags.DEFINE_list(
     "allow_config_change",
     [],
@@ -59,9 +57,8 @@ def main(argv):
         stuck_seconds=_STUCK.value,
     )
     if _PROFILE.value:
-        profiling.show_kernels()
-        operations, trace = profiling.profile_step(_CONFIG.value, pathlib.Path(_WORKDIR.value))
-        print(f"{profiling.table(operations)}\n\ntrace, for XProf or TensorBoard: {trace}")
+        trace = train.profile(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+        print(f"trace: {trace} (pip install xprof tensorboard; tensorboard --logdir={trace})")
         return
     if parallel.is_first() and jax.default_backend() == "cpu" and _CONFIG.value.model.dtype == "bfloat16":
         _warn_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])

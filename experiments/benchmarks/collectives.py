@@ -3,14 +3,12 @@
 tests/test_collectives.py compares the arithmetic with the collectives of compiled steps.
 """
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 
 from benchmarks import steps
 from grafit_jax import config_files, experiment, restore
@@ -19,10 +17,13 @@ from grafit_jax.state import TrainState, target_part
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _FLOAT = 4  # bytes of a float32 and of an int32: nothing else travels
+# A step of configs/imagenet.py, by the arithmetic in its docstring.
+_FLOP = 134e12
+# The part of a device's peak that networks are taken to reach. [ours]
+_UTILISATION = 1 / 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Traffic:
+class Traffic(NamedTuple):
     """Bytes of the arrays that collectives work on: each counts whole, as if it lay on one device.
 
     Attributes:
@@ -35,15 +36,12 @@ class Traffic:
     all_gather: int = 0
     reduce_scatter: int = 0
 
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
-
     def sent(self, num_devices: int) -> float:
         """Bytes that each device of a ring sends: an all-reduce goes round twice, the others once."""
         return (2 * self.all_reduce + self.all_gather + self.reduce_scatter) * (num_devices - 1) / num_devices
 
 
-def of_step(config: ml_collections.ConfigDict, method: Method, state: TrainState) -> dict[str, Traffic]:
+def of_step(config, method: Method, state: TrainState) -> dict[str, Traffic]:
     """What a step sends, part by part. The metrics' few numbers are left out.
 
     Args:
@@ -86,12 +84,6 @@ def batch_norms(method: Method, state: TrainState) -> int:
 
 def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-# A step of configs/imagenet.py, by the arithmetic in its docstring.
-_FLOP = 134e12
-# The part of a device's peak that networks are taken to reach. [ours]
-_UTILISATION = 1 / 3
 
 
 def slice_of(name: str, num_devices: int, *, link: float, peak: float) -> dict[str, Any]:

@@ -47,9 +47,9 @@ images nearest to it, nearest first.</p>
 
 def _relations(shown: Shown, query: int, near: np.ndarray) -> list[str]:
     """The frame of each of a query's neighbours. Without fine labels nothing is more right than the class known."""
-    fine, *coarser = [level.label for level in shown.classes]
-    labels = (None, fine) if shown.test.label is None else (fine, coarser[0] if coarser else None)
-    return [relation(*labels, query, row) for row in near]
+    labels = [level.label for level in shown.classes]
+    fine, coarse, *_ = [None, *labels] if shown.test.label is None else [*labels, None]
+    return [relation(fine, coarse, query, row) for row in near]
 
 
 def _side(shown: Shown, run: Run, query: int, kinds: Sequence[str], image: dict[int, str]) -> str:

@@ -24,17 +24,11 @@ _UTILISATION = 1 / 3
 
 
 class Traffic(NamedTuple):
-    """Bytes of the arrays that collectives work on: each counts whole, as if it lay on one device.
+    """Bytes of the arrays that collectives work on: each counts whole, as if it lay on one device."""
 
-    Attributes:
-      all_reduce: what is added up, or whose maximum is taken.
-      all_gather: what comes out.
-      reduce_scatter: what goes in.
-    """
-
-    all_reduce: int = 0
-    all_gather: int = 0
-    reduce_scatter: int = 0
+    all_reduce: int = 0  # what is added up, or whose maximum is taken
+    all_gather: int = 0  # what comes out
+    reduce_scatter: int = 0  # what goes in
 
     def sent(self, num_devices: int) -> float:
         """Bytes that each device of a ring sends: an all-reduce goes round twice, the others once."""

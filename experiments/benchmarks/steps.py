@@ -47,22 +47,15 @@ def config(trunk: str, batch_size: int, **overrides: Any):
 
 
 class Ours:
-    """A run at its first batches, over and over: as many steps a call as its feed says. Its data may be others.
-
-    Attributes:
-      run: the run.
-      steps: a call.
-      carry: the state and the memory.
-      first_call: seconds, with compilation.
-    """
+    """A run at its first batches, over and over. Its data may be others than its config's."""
 
     def __init__(self, config, data: dict[str, Records] | None = None):
         self.run = experiment.load(config, data)
         feed = experiment.make_feed(self.run)
-        self.steps = feed.steps_per_call
+        self.steps = feed.steps_per_call  # a call
         self._compiled, self._inputs = train_step.pmap_steps(self.run, feed), next(iter(feed.epoch(0)))
-        self.carry: Any = restore.initial(self.run)
-        self.first_call = timing.seconds(self.call)
+        self.carry: Any = restore.initial(self.run)  # state and memory
+        self.first_call = timing.seconds(self.call)  # with compilation
 
     def call(self) -> None:
         *self.carry, _ = jax.block_until_ready(self._compiled(*self.carry, self._inputs))

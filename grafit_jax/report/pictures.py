@@ -12,23 +12,14 @@ from grafit_jax.retrieval import neighbors
 
 
 class Frame(NamedTuple):
-    """What is around an image, and what that says of it.
+    """What is around an image, and what that says of it."""
 
-    Attributes:
-      hue: the colour's name.
-      colour: as matplotlib and CSS take it.
-      style: of the line, likewise.
-      width: of the line, in points.
-      symbol: for those who do not see colours.
-      meaning: how the image stands to its query.
-    """
-
-    hue: str
-    colour: str
-    style: str
-    width: float
-    symbol: str
-    meaning: str
+    hue: str  # the colour's name
+    colour: str  # as matplotlib and CSS take it
+    style: str  # of the line, likewise
+    width: float  # of the line, in points
+    symbol: str  # for those who do not see colours
+    meaning: str  # how the image stands to its query
 
 
 FRAMES = {

@@ -16,21 +16,13 @@ _NEIGHBOURS = 10
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A run and its embeddings of the test images.
+    """A run and its embeddings of the test images."""
 
-    Attributes:
-      name: as the page calls it.
-      result: as `results.collect` gives it.
-      log: as `workdir.read_log` gives it.
-      layer: which embedding: trunk or projector.
-      embedding: float32 [N, D], of at least two images.
-    """
-
-    name: str
-    result: Result
-    log: Sequence[Mapping[str, Any]]
-    layer: str
-    embedding: np.ndarray
+    name: str  # as the page calls it
+    result: Result  # as `results.collect` gives it
+    log: Sequence[Mapping[str, Any]]  # as `workdir.read_log` gives it
+    layer: str  # which embedding: trunk or projector
+    embedding: np.ndarray  # float32 [N, D], of at least two images
 
     @functools.cached_property
     def neighbours(self) -> tuple[np.ndarray, np.ndarray]:
@@ -59,17 +51,11 @@ class Classes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shown:
-    """What a page is made of.
+    """What a page is made of."""
 
-    Attributes:
-      runs: one, or up to three side by side; the seed of the first one draws the images of the map.
-      test: the images that all of them embed, at least two.
-      ids: int [N], their rows in the test split.
-    """
-
-    runs: Sequence[Run]
-    test: Records
-    ids: np.ndarray
+    runs: Sequence[Run]  # one, or up to three side by side; the seed of the first one draws the images of the map
+    test: Records  # the images that all of them embed, at least two
+    ids: np.ndarray  # int [N], their rows in the test split
 
     @functools.cached_property
     def classes(self) -> list[Classes]:

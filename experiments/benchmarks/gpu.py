@@ -40,10 +40,11 @@ def model_flops(run: experiment.Experiment) -> float:
 
 
 def step(
-    dtype: str, *, trunk: str = "resnet18", batch_size: int = 512, device: str = "cuda", released_steps: int = 16
-) -> dict[str, Any]:
-    """A step inside of an epoch's scan, and the peer's."""
-    config = steps.config(trunk, batch_size, **{"model.dtype": dtype})
+    dtype: str, *, trunk: str = "resnet18", batch_size: int = 512, device: str = "cuda", released_steps: int = 16,
+    steps_per_call: int = 24,
+) -> dict[str, Any]:  # fmt: skip
+    """A step inside of a scan, and the peer's. A call has fewer steps than an epoch, so that all of it is soon over."""
+    config = steps.config(trunk, batch_size, **{"model.dtype": dtype, "train.steps_per_call": steps_per_call})
     line, mine = steps.compare(
         config, steps.data(), device=device, rounds=1, released_steps=released_steps, goal=1 / 1.3
     )  # the peer as released: 1 / 3

@@ -4,18 +4,16 @@ tests/test_collectives.py compares the arithmetic with the collectives of compil
 """
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
 from benchmarks import steps
-from grafit_jax import config_files, experiment, restore
+from grafit_jax import experiment, restore
 from grafit_jax.methods import Method
 from grafit_jax.state import TrainState, target_part
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _FLOAT = 4  # bytes of a float32 and of an int32: nothing else travels
 # A step of configs/imagenet.py, by the arithmetic in its docstring.
 _FLOP = 134e12
@@ -89,7 +87,7 @@ def slice_of(name: str, num_devices: int, *, link: float, peak: float) -> dict[s
       link: bytes/s that one link between two chips carries in one direction.
       peak: bfloat16 FLOP/s of a device.
     """
-    config = config_files.load_file(_ROOT / "configs" / "imagenet.py", "method=grafit")
+    config = steps.from_file("imagenet", "method=grafit")
     config.data.stream = config.train.host_crops = False  # where images come from makes no difference here
     run = experiment.load(config, steps.records(config.train.batch_size))
     state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))

@@ -1,7 +1,6 @@
 """The training step on one GPU, against PyTorch. Needs neither TensorFlow nor a network (see --data_source)."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import steps, timing, train
-from grafit_jax import config_files, experiment, restore
+from grafit_jax import experiment, restore
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Dense bfloat16 products, FLOP/s, of the vendors' data sheets: what a device is called after -> its peak.
 _PEAKS = {
     "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12,
@@ -59,7 +57,7 @@ def step(
 
 def recipe(dtype: str, *, arg: str = "dataset=cifar100,method=grafit_maskcon", **overrides: Any) -> dict[str, Any]:
     """A step of configs/maskcon.py, and the minutes of the whole run at that rate, evaluations not counted."""
-    config = config_files.load_file(_ROOT / "configs" / "maskcon.py", arg)
+    config = steps.from_file("maskcon", arg)
     config.update_from_flattened_dict({"model.dtype": dtype, "optimizer.warmup_epochs": 0.0, **overrides})
     mine = steps.Ours(config, steps.data())
     [seconds] = mine.seconds(3)

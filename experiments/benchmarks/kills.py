@@ -24,12 +24,12 @@ import numpy as np
 import sklearn.datasets  # noqa: F401 - so that no process has to import it
 import tensorboardX  # noqa: F401
 
-from grafit_jax import config_files, experiment, pulse, restore
+from benchmarks import steps
+from grafit_jax import experiment, pulse, restore
 from grafit_jax.commands import train
 from grafit_jax.runs import workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _SMALL = {
     "model.trunk": "resnet8", "model.stem": "patch2", "model.head_hidden_dim": 32, "model.embed_dim": 16,
     "train.epochs": 12, "checkpoint.every_epochs": 1, "checkpoint.every_steps": 3, "eval.every_epochs": 1,
@@ -130,7 +130,7 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
     # Of its own, since a kill may leave half an entry behind.
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    config = config_files.load_file(_ROOT / "configs" / "digits.py", "method=grafit")
+    config = steps.from_file("digits", "method=grafit")
     config.update_from_flattened_dict(_SMALL)
     path, said, draw = folder / "killed", folder / "said.txt", random.Random(f"{doing} {seed}")
 

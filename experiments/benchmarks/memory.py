@@ -5,7 +5,6 @@ Needs libtpu (pip install 'libtpu==0.0.42.*' for jax 0.10; in general the versio
 
 import functools
 import os
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +14,10 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from benchmarks import steps, timing
-from grafit_jax import config_files, experiment, memory, restore, train_step
+from grafit_jax import experiment, memory, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.models import convolution
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Training images of ImageNet-1k: a slot of the memory each.
 _IMAGES = 1_281_167
 # What the step is compiled for. It has the most memory, so that a plan is not squeezed to fit.
@@ -39,7 +37,7 @@ def fits(gibibytes: float) -> str:
 
 def step(trunk: str, num_devices: int, *, remat: bool = False, arg: str = "", **overrides: Any) -> dict[str, Any]:
     """A device's part of a step of configs/imagenet.py: its images, its rows of the memory, all of the state."""
-    config = config_files.load_file(_ROOT / "configs" / "imagenet.py", arg)
+    config = steps.from_file("imagenet", arg)
     whole = config.train.batch_size
     config.update_from_flattened_dict({"model.trunk": trunk, "model.remat": remat, **overrides})
     work = f"{trunk}, {config.views.size} px, T = {config.views.num_views}, {config.model.dtype}"

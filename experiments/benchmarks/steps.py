@@ -1,5 +1,6 @@
 """A training step of ours, timed beside the peer's, where torch is there; on CPU as on an accelerator."""
 
+import pathlib
 from typing import Any
 
 import jax
@@ -8,10 +9,11 @@ from absl import flags
 
 from benchmarks import timing
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, restore, train_step
+from grafit_jax import config_files, experiment, restore, train_step
 from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SOURCE = flags.DEFINE_string("data_source", "", "images of steps: npz:DIR, tfds:NAME; empty: random ones like CIFAR's")
 
 
@@ -26,6 +28,11 @@ def records(num_images: int = 50_000, size: int = 32) -> dict[str, Records]:
 def data() -> dict[str, Records]:
     """The images of --data_source, or random ones."""
     return sources.load(source=SOURCE.value) if SOURCE.value else records()
+
+
+def from_file(name: str, arg: str = ""):
+    """The config that configs/NAME.py makes of `arg`."""
+    return config_files.load_file(ROOT / "configs" / f"{name}.py", arg)
 
 
 def config(trunk: str, batch_size: int, **overrides: Any):

@@ -3,7 +3,6 @@
 import functools
 import math
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
@@ -16,13 +15,11 @@ import numpy as np
 
 from benchmarks import steps, timing
 from benchmarks.growth import growth
-from grafit_jax import config_files, losses
+from grafit_jax import losses
 from grafit_jax.commands import cli
 from grafit_jax.models import build_trunk, convolution
 from grafit_jax.similarity import unit
 from grafit_jax.views import augment
-
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def step(trunk: str, batch_size: int, *, rounds: int = 1, released_steps: int = 4) -> dict[str, Any]:
@@ -144,7 +141,7 @@ def views(kind: str, *, size: int = 32, side: int = 32, batch_size: int = 128) -
 
 def _process(code: str, **environment: str) -> str:
     """What a Python process prints that runs `code` with these modules at hand."""
-    paths = os.pathsep.join([str(_ROOT), str(_ROOT / "experiments")])
+    paths = os.pathsep.join([str(steps.ROOT), str(steps.ROOT / "experiments")])
     environ = os.environ | {"PYTHONPATH": paths} | environment
     return subprocess.run(
         [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, text=True, check=True
@@ -162,7 +159,7 @@ def imported(module: str, goal: float) -> dict[str, Any]:
 def quickstart_step() -> None:
     """The first step of the quickstart's Grafit run and nothing else."""
     cli.use_compilation_cache()
-    steps.Ours(config_files.load_file(_ROOT / "configs" / "digits.py", ""))
+    steps.Ours(steps.from_file("digits"))
 
 
 def first_step(cache: str, goal: float) -> dict[str, Any]:

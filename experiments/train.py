@@ -10,58 +10,46 @@ in one line.
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
 from grafit_jax import config_files, parallel
-from grafit_jax.commands import cli, profiling, train
+from grafit_jax.commands import cli, train
 from grafit_jax.errors import warn
 from grafit_jax.runs import multihost
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or will be", required=True)
-_PROFILE = flags.DEFINE_bool("profile", False, "trace one step into WORKDIR/profile and list what took long; no run")
-
-
+_PROFILE = flags.DEFINE_bool("profile", False, "trace one step into WORKDIR/profile, for XProf or TensorBoard; no run")
 _ALLOWED = flags.DEFINE_list(
     "allow_config_change",
     [],
     "config keys that may change on resume. With train.epochs a complete run trains on, too: from that step on the "
     "learning rate and tau follow the schedules of the new length, so the rate rises again.",
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "one of several hosts, which JAX detects: TPU, SLURM, Kubernetes"
-)
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot detect it")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are, with --coordinator")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
-
-_HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 60, "how long a silent host is waited for before all others end", 4
-)
-_STUCK = flags.DEFINE_integer(
+flags.DEFINE_bool("distributed", False, "one of several hosts, which JAX detects: TPU, SLURM, Kubernetes")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot detect it")
+flags.DEFINE_integer("num_processes", None, "how many processes there are, with --coordinator")
+flags.DEFINE_integer("process_id", None, "which of them this is, from 0, with --coordinator")
+flags.DEFINE_integer("heartbeat_seconds", 60, "how long a silent host is waited for before all others end", 4)
+flags.DEFINE_integer(
     "stuck_seconds",
     1800,
     "of several hosts: how long none may move (a step, a save, a batch of an evaluation) before all end; 0: never",
     0,
 )
+_OF_HOSTS = ("distributed", "coordinator", "num_processes", "process_id", "heartbeat_seconds", "stuck_seconds")
 
 
 def main(argv):
-    multihost.start(
-        distributed=_DISTRIBUTED.value,
-        coordinator=_COORDINATOR.value,
-        num_processes=_NUM_PROCESSES.value,
-        process_id=_PROCESS_ID.value,
-        heartbeat_seconds=_HEARTBEAT.value,
-        stuck_seconds=_STUCK.value,
-    )
+    hosts: dict[str, Any] = {name: flags.FLAGS[name].value for name in _OF_HOSTS}
+    multihost.start(**hosts)
     if _PROFILE.value:
-        profiling.show_kernels()
-        operations, trace = profiling.profile_step(_CONFIG.value, pathlib.Path(_WORKDIR.value))
-        print(f"{profiling.table(operations)}\n\ntrace, for XProf or TensorBoard: {trace}")
+        trace = train.profile(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+        print(f"trace: {trace} (pip install xprof tensorboard; tensorboard --logdir={trace})")
         return
     if parallel.is_first() and jax.default_backend() == "cpu" and _CONFIG.value.model.dtype == "bfloat16":
         _warn_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])

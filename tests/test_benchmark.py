@@ -115,7 +115,7 @@ sys.modules.update(dict.fromkeys({blocked!r}))
 from benchmarks import steps
 from grafit_jax.data import sources
 config = steps.config("resnet8", 16, **{{"model.head_hidden_dim": 32}})
-ours = steps.ours(config, sources.load(source="npz:{tmp_path}"))
+ours = steps.Ours(config, sources.load(source="npz:{tmp_path}"))
 ours.call()
 print(ours.steps, steps.peer(config, ours.run.records, "cpu", tuned=True))
 """

@@ -33,6 +33,10 @@ def counted(hlo):
     return found, scalars
 
 
+def added(*parts):
+    return Traffic(*map(sum, zip(*parts, strict=True)))
+
+
 def compiled(config):
     """The run, its state's shapes and the text of its compiled step."""
     run = experiment.load(config)
@@ -56,7 +60,7 @@ def compiled(config):
 def test_a_compiled_step_sends_what_the_arithmetic_says(method, overrides, eight_devices):
     config = small_config(method, **overrides)
     run, state, hlo = compiled(config)
-    expected = sum(collectives.of_step(config, run.method, state).values(), Traffic())
+    expected = added(*collectives.of_step(config, run.method, state).values())
     # The outputs of a shortcut's and of its block's last batch norm are added, so their biases have one gradient, and
     # XLA sends it once.
     shortcuts = [block["BatchNorm_2"]["bias"] for block in state.params["trunk"].values() if "BatchNorm_2" in block]
@@ -84,7 +88,7 @@ def test_collectives_are_counted_in_all_their_forms():
 
 
 def test_a_ring_sends_what_is_reduced_twice_and_what_is_gathered_or_scattered_once():
-    traffic = Traffic(all_reduce=800) + Traffic(all_reduce=0, all_gather=80, reduce_scatter=16)
+    traffic = added(Traffic(all_reduce=800), Traffic(all_reduce=0, all_gather=80, reduce_scatter=16))
     assert traffic.sent(8) == 7 * (100 + 100 + 10 + 2)
     assert traffic.sent(1) == 0
 

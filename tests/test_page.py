@@ -18,8 +18,8 @@ from grafit_jax import restore
 from grafit_jax.data.readers.folder import FolderImages
 from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
-from grafit_jax.report import analysis, curves, page, pictures, thumbnails, write
-from grafit_jax.retrieval import metrics
+from grafit_jax.report import by_class, confusion, curves, embedding_map, page, pictures, thumbnails, write
+from grafit_jax.retrieval import metrics, neighbors
 from grafit_jax.runs import results, workdir
 from helpers import pages
 from helpers.image_files import write as write_image
@@ -40,18 +40,18 @@ def opened(uri):
 def test_recall_by_class_counts_queries_that_have_another_of_their_class():
     label = np.array([0, 0, 1, 1, 2, 0])
     nearest = np.array([1, 2, 3, 0, 0, 0])  # right: rows 0, 2, 5; row 4 is alone in its class
-    right, of = analysis.recall_by_class(label, nearest, label, 4)
+    right, of = by_class.recall_by_class(label, nearest, label, 4)
     assert (right.tolist(), of.tolist()) == ([2, 1, 0, 0], [3, 2, 0, 0])
     # The same queries, counted by a coarser class: rows 0, 1 and 5 against rows 2 and 3.
-    right, of = analysis.recall_by_class(label, nearest, np.array([1, 1, 0, 0, 0, 1]), 2)
+    right, of = by_class.recall_by_class(label, nearest, np.array([1, 1, 0, 0, 0, 1]), 2)
     assert (right.tolist(), of.tolist()) == ([1, 2], [2, 3])
 
 
 def test_recall_of_all_classes_is_that_of_the_metrics():
     test = pages.odd_records()
     embedding = pages.embedding(test, noise=2.0)
-    seen = page.neighbors.search(embedding, embedding, 1, query_ids=test.id, gallery_ids=test.id)[1]
-    right, of = analysis.recall_by_class(test.label, seen[:, 0], test.label, 6)
+    seen = neighbors.search(embedding, embedding, 1, query_ids=test.id, gallery_ids=test.id)[1]
+    right, of = by_class.recall_by_class(test.label, seen[:, 0], test.label, 6)
     expected = metrics.retrieval_metrics(embedding, {"": test.label}, ks=(1,))["recall@1"]
     assert 0.1 < expected < 0.9 and right.sum() / of.sum() == pytest.approx(expected)
 
@@ -60,13 +60,13 @@ def test_confusion_counts_the_class_of_the_nearest():
     label = np.array([3, 3, 3, 5, 5, 9])
     nearest = np.array([1, 3, 5, 0, 4, 0])
     # 3 -> 3, 5, 9; 5 -> 3, 5; 9 -> 3, which is not asked for.
-    assert analysis.confusion(label, nearest, np.array([3, 5])).tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert confusion.confusion(label, nearest, np.array([3, 5])).tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
 @pytest.mark.parametrize("shape", [(30, 6), (12, 40)])
 def test_the_map_is_the_first_two_principal_components_of_unit_vectors(shape):
     embedding = np.random.default_rng(0).normal(size=shape) * np.linspace(3, 1, shape[1])
-    points, shares = analysis.plane(embedding.astype(np.float32))
+    points, shares = embedding_map.plane(embedding.astype(np.float32))
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     known = PCA(2, svd_solver="full").fit(unit)
     np.testing.assert_allclose(np.abs(points), np.abs(known.transform(unit)), atol=1e-5)
@@ -76,21 +76,25 @@ def test_the_map_is_the_first_two_principal_components_of_unit_vectors(shape):
 
 
 def test_a_map_of_what_has_no_two_directions():
-    points, shares = analysis.plane(np.array([[1.0, 0], [0, 2], [1, 0]], np.float32))
+    points, shares = embedding_map.plane(np.array([[1.0, 0], [0, 2], [1, 0]], np.float32))
     np.testing.assert_allclose(points[:, 1], 0, atol=1e-7)
     np.testing.assert_allclose(shares, [1, 0], atol=1e-7)
     assert np.ptp(points[:, 0]) == pytest.approx(2**0.5)
     for collapsed in (np.ones((4, 3)), np.ones((4, 1)), np.ones((1, 3))):
-        points, shares = analysis.plane(collapsed)
+        points, shares = embedding_map.plane(collapsed)
         np.testing.assert_allclose(points, 0, atol=1e-7)
         assert np.all(np.isfinite(shares))
 
 
 def test_a_sample_is_drawn_by_the_seed_once_each():
-    drawn = analysis.sample(100, 10, seed=3)
+    drawn = embedding_map.sample(100, 10, seed=3)
     assert len({*drawn.tolist()}) == 10 and np.all(np.diff(drawn) > 0)
-    assert drawn.tolist() == analysis.sample(100, 10, seed=3).tolist() != analysis.sample(100, 10, seed=4).tolist()
-    assert analysis.sample(4, 10, seed=3).tolist() == [0, 1, 2, 3]
+    assert (
+        drawn.tolist()
+        == embedding_map.sample(100, 10, seed=3).tolist()
+        != embedding_map.sample(100, 10, seed=4).tolist()
+    )
+    assert embedding_map.sample(4, 10, seed=3).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -448,16 +452,19 @@ def test_mistakes_are_told_with_the_remedy(finished, tmp_path, cli):
     assert told.returncode == 2 and told.stderr.startswith("error: ") and told.stderr.count("\n") == 1
 
 
-def test_images_that_one_of_two_runs_could_not_read_are_on_neither_side(finished, monkeypatch):
+def test_images_that_one_of_two_runs_could_not_read_are_on_neither_side(finished, tmp_path, monkeypatch):
     test = pages.odd_records(2)
     config = small_config()
-    shown = []
+    rows = []
     for unread in ([3], [5]):
-        rows = {"trunk": np.arange(12)[:, None] + np.ones((1, 4)), "unread": np.isin(np.arange(12), unread)[:, None]}
-        shown.append(write._Side(types.SimpleNamespace(records={"test": test}, config=config), finished, rows))
+        row = np.arange(12)
+        rows.append({"trunk": row[:, None] + np.ones((1, 4)), "unread": np.isin(row, unread)[:, None]})
+    run = types.SimpleNamespace(records={"test": test}, config=config)
     got = []
     monkeypatch.setattr(write, "compose", lambda *given: got.append(given) or "")
-    write._composed(shown)
+    other = tmp_path / "other"
+    other.symlink_to(finished)
+    write._composed([finished, other], [run, run], rows)
     [(runs, records, ids)] = got
     left = [row for row in range(12) if row not in (3, 5)]
     assert ids.tolist() == left and records.label.tolist() == [row % 6 for row in left]

@@ -9,8 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax.report import analysis, page
-from grafit_jax.report.shown import Seen
+from grafit_jax.report import confusion, embedding_map, page
 from helpers import pages
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
@@ -158,16 +157,14 @@ def test_one_query_or_all(show):
 
 def test_confusion_of_the_class_that_is_chosen(show):
     browser = show()
-    seen = [Seen(run, *page.neighbors.search(run.embedding, run.embedding, 1, query_ids=TEST.id, gallery_ids=TEST.id))
-            for run in RUNS]  # fmt: skip
     names = texts(browser, "#confusion-choice option")
     assert len(names) == 3
     for place, name in enumerate(names):
         choose(browser, "confusion-choice", place)
         coarse = TEST.train_names.index(name)
-        for number, (run, _, near) in enumerate(seen, 1):
+        for number, run in enumerate(RUNS, 1):
             table = f"#confusion-tables > :nth-child({number})"
-            counts = analysis.confusion(TEST.label, near[:, 0], np.array([2 * coarse, 2 * coarse + 1]))
+            counts = confusion.confusion(TEST.label, run.nearest, np.array([2 * coarse, 2 * coarse + 1]))
             counts = counts if counts[:, -1].any() else counts[:, :-1]
             assert [int(x) for x in texts(browser, f"{table} td")] == counts.ravel().tolist()
             assert texts(browser, f"{table} caption") == [f"{run.name}: {name}"]
@@ -188,7 +185,7 @@ def place(browser):
 
 def test_the_map_by_keyboard(show):
     browser = show()
-    drawn = page.images._map(Seen(RUNS[0], None, None), TEST.id)["points"]
+    drawn = embedding_map.run_map(RUNS[0], TEST.id)["points"]
     assert browser.execute_script(TIP) == [] and place(browser) is None
     browser.execute_script("document.getElementById('map-choice').focus()")
     press(browser, keys.TAB)

@@ -3,47 +3,37 @@
 tests/test_collectives.py compares the arithmetic with the collectives of compiled steps.
 """
 
-import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 
 from benchmarks import steps
-from grafit_jax import config_files, experiment, restore
+from grafit_jax import experiment, restore
 from grafit_jax.methods import Method
 from grafit_jax.state import TrainState, target_part
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _FLOAT = 4  # bytes of a float32 and of an int32: nothing else travels
+# A step of configs/imagenet.py, by the arithmetic in its docstring.
+_FLOP = 134e12
+# The part of a device's peak that networks are taken to reach. [ours]
+_UTILISATION = 1 / 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Bytes of the arrays that collectives work on: each counts whole, as if it lay on one device.
+class Traffic(NamedTuple):
+    """Bytes of the arrays that collectives work on: each counts whole, as if it lay on one device."""
 
-    Attributes:
-      all_reduce: what is added up, or whose maximum is taken.
-      all_gather: what comes out.
-      reduce_scatter: what goes in.
-    """
-
-    all_reduce: int = 0
-    all_gather: int = 0
-    reduce_scatter: int = 0
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+    all_reduce: int = 0  # what is added up, or whose maximum is taken
+    all_gather: int = 0  # what comes out
+    reduce_scatter: int = 0  # what goes in
 
     def sent(self, num_devices: int) -> float:
         """Bytes that each device of a ring sends: an all-reduce goes round twice, the others once."""
         return (2 * self.all_reduce + self.all_gather + self.reduce_scatter) * (num_devices - 1) / num_devices
 
 
-def of_step(config: ml_collections.ConfigDict, method: Method, state: TrainState) -> dict[str, Traffic]:
+def of_step(config, method: Method, state: TrainState) -> dict[str, Traffic]:
     """What a step sends, part by part. The metrics' few numbers are left out.
 
     Args:
@@ -88,12 +78,6 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-# A step of configs/imagenet.py, by the arithmetic in its docstring.
-_FLOP = 134e12
-# The part of a device's peak that networks are taken to reach. [ours]
-_UTILISATION = 1 / 3
-
-
 def slice_of(name: str, num_devices: int, *, link: float, peak: float) -> dict[str, Any]:
     """A step of configs/imagenet.py over the devices of a TPU slice.
 
@@ -103,7 +87,7 @@ def slice_of(name: str, num_devices: int, *, link: float, peak: float) -> dict[s
       link: bytes/s that one link between two chips carries in one direction.
       peak: bfloat16 FLOP/s of a device.
     """
-    config = config_files.load_file(_ROOT / "configs" / "imagenet.py", "method=grafit")
+    config = steps.from_file("imagenet", "method=grafit")
     config.data.stream = config.train.host_crops = False  # where images come from makes no difference here
     run = experiment.load(config, steps.records(config.train.batch_size))
     state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))

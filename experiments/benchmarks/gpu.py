@@ -1,7 +1,6 @@
 """The training step on one GPU, against PyTorch. Needs neither TensorFlow nor a network (see --data_source)."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import steps, timing, train
-from grafit_jax import config_files, experiment, restore
-from grafit_jax.commands import profiling
-from grafit_jax.views import augment
+from grafit_jax import experiment, restore
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Dense bfloat16 products, FLOP/s, of the vendors' data sheets: what a device is called after -> its peak.
 _PEAKS = {
     "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12,
     "T4": 65e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
 }  # fmt: skip
+# What a whole run of the recipe may take on an H100-class GPU.
+_RECIPE_SECONDS = 600
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -41,66 +39,46 @@ def model_flops(run: experiment.Experiment) -> float:
 
 def step(
     dtype: str, *, trunk: str = "resnet18", batch_size: int = 512, device: str = "cuda", released_steps: int = 16,
-    **overrides: Any,
+    steps_per_call: int = 24,
 ) -> dict[str, Any]:  # fmt: skip
-    """A step inside of an epoch's scan, by a call of its own, its views alone; and the peer's."""
-    config, data = steps.config(trunk, batch_size, **{"model.dtype": dtype}, **overrides), steps.data()
-    result, mine = steps.compare(
-        config, data, device=device, rounds=1, released_steps=released_steps, goal=1 / 1.3
+    """A step inside of a scan, and the peer's. A call has fewer steps than an epoch, so that all of it is soon over."""
+    config = steps.config(trunk, batch_size, **{"model.dtype": dtype, "train.steps_per_call": steps_per_call})
+    line, mine = steps.compare(
+        config, steps.data(), device=device, rounds=1, released_steps=released_steps, goal=1 / 1.3
     )  # the peer as released: 1 / 3
-    flops = model_flops(mine.run)
-    peak = peak_flops(jax.devices()[0].device_kind)
-    views = jax.jit(functools.partial(augment.random_views, views=mine.run.views, num_views=config.views.num_views))
-    image, ids = jnp.asarray(data["train"].image[:batch_size]), jnp.arange(batch_size)
-
-    def made():
-        return jax.block_until_ready(views(image, ids, jax.random.PRNGKey(0)))
-
-    made()
-    config.train.steps_per_call = 1
-    single = steps.ours(config, data)
-    return result | {
+    flops, peak = model_flops(mine.run) / line["seconds"], peak_flops(jax.devices()[0].device_kind)
+    return line | {
         "steps_a_call": mine.steps,
-        "single_call_seconds": timing.best([single.call], 3)[0],
-        "model_teraflops_per_second": flops / result["seconds"] / 1e12,
-        "model_flop_utilisation": None if peak is None else flops / result["seconds"] / peak,
-        "views_share": timing.best([made], 3)[0] / result["seconds"],
+        "model_teraflops_per_second": flops / 1e12,
+        "model_flop_utilisation": peak and flops / peak,
         "device_peak_gigabytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30,
     }
 
 
 def recipe(dtype: str, *, arg: str = "dataset=cifar100,method=grafit_maskcon", **overrides: Any) -> dict[str, Any]:
     """A step of configs/maskcon.py, and the minutes of the whole run at that rate, evaluations not counted."""
-    config = config_files.load_file(_ROOT / "configs" / "maskcon.py", arg)
+    config = steps.from_file("maskcon", arg)
     config.update_from_flattened_dict({"model.dtype": dtype, "optimizer.warmup_epochs": 0.0, **overrides})
-    mine = steps.ours(config, steps.data())
-    seconds = timing.best([mine.call], 3)[0] / mine.steps
-    return {
-        "work": f"{config.method} step, {config.model.trunk}, batch {config.train.batch_size}, {dtype}",
-        "seconds": seconds,
-        "images_per_second": config.train.batch_size / seconds,
-        "first_call_s": mine.first_call,
-        "steps_a_call": mine.steps,
-        "steps_of_the_run": mine.run.total_steps,
-        "run_minutes": seconds * mine.run.total_steps / 60,
-        "goal_s": _RECIPE_SECONDS / mine.run.total_steps,
-    }
+    mine = steps.Ours(config, steps.data())
+    [seconds] = mine.seconds(3)
+    total = mine.run.total_steps
+    return timing.line(
+        f"{config.method} step, {config.model.trunk}, batch {config.train.batch_size}, {dtype}",
+        seconds,
+        images_per_second=config.train.batch_size / seconds,
+        first_call_s=mine.first_call,
+        steps_a_call=mine.steps,
+        steps_of_the_run=total,
+        run_minutes=seconds * total / 60,
+        goal_s=_RECIPE_SECONDS / total,
+    )
 
-
-def profile(dtype: str) -> dict[str, Any]:
-    profiling.show_kernels()
-    return steps.outside_convolutions(steps.config("resnet18", 512, **{"model.dtype": dtype}))
-
-
-# What a whole run of the recipe may take on an H100-class GPU.
-_RECIPE_SECONDS = 600
 
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "step_bfloat16": lambda: step("bfloat16"),
     "step_float32": lambda: step("float32"),
     "maskcon_bfloat16": lambda: recipe("bfloat16"),
     "maskcon_float32": lambda: recipe("float32"),
-    "profile_bfloat16": lambda: profile("bfloat16"),
     "knn_50k": lambda: train.knn(50_000, 512, device="cuda"),
     "knn_437k": lambda: train.knn(437_513, 512, device="cuda"),
     "knn_1281k": lambda: train.knn(1_281_167, 512, device="cuda"),

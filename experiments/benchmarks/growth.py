@@ -1,14 +1,25 @@
-"""The plot of entries whose time was measured over their size."""
+"""How a time grows with a size: the straight line through its measurements, and their plot."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 
+def growth(name: str, values: list[int], measure: Callable[[int], float]) -> dict[str, Any]:
+    """An entry: seconds over a size, with the straight line through them and the exponent of a power of the size."""
+    seconds = [measure(value) for value in values]
+    slope, intercept = np.polyfit(values, seconds, 1)
+    exponent = np.polyfit(np.log(values), np.log(seconds), 1)[0]
+    return {
+        "work": f"seconds over {name}", "sizes": values, "curve_s": seconds, "seconds_per_unit": float(slope),
+        "seconds_at_zero": float(intercept), "exponent": float(exponent),
+    }  # fmt: skip
+
+
 def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """A PNG with a panel for each of a benchmark's growth entries: seconds over the size, and the straight line."""
+    """A PNG with a panel for each of these entries."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -20,8 +31,7 @@ def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
         ax.plot(sizes, line["seconds_at_zero"] + line["seconds_per_unit"] * sizes, color="#9e9e9e", linewidth=1)
         ax.plot(sizes, line["curve_s"], "o", color="#1565c0", markersize=4)
         ax.set_xlabel(line["work"].removeprefix("seconds over "), fontsize=8)
-        ax.set_xlim(0, None)
-        ax.set_ylim(0, 1.15 * max(line["curve_s"]))
+        ax.set(xlim=(0, None), ylim=(0, 1.15 * max(line["curve_s"])))
         ax.tick_params(labelsize=7)
         ax.locator_params(nbins=5)
         ax.ticklabel_format(axis="x", style="plain")

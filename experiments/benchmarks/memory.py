@@ -5,83 +5,77 @@ Needs libtpu (pip install 'libtpu==0.0.42.*' for jax 0.10; in general the versio
 
 import functools
 import os
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.experimental import topologies
 
 from benchmarks import steps, timing
-from grafit_jax import config_files, experiment, memory, restore, train_step
+from grafit_jax import experiment, memory, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.models import layers
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# Training images of ImageNet-1k: a slot of the memory each.
+_IMAGES = 1_281_167
 # What the step is compiled for. It has the most memory, so that a plan is not squeezed to fit.
 _TOPOLOGY = "v5p:2x2x1"
 # GiB of a device, that is of a core for v2 and v3 and of a chip for the others: Google's data sheets.
 _HBM = {"v2": 8, "v3": 16, "v5e": 16, "v4": 32, "v6e": 32, "v5p": 95}
 # So that libtpu asks nobody about the machine that it is on.
 _NO_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-# Left for the program itself, collectives and the images that are on their way. [ours]
+# GiB left for the program itself, collectives and the images that are on their way. [ours]
 _RESERVE = 1.0
 
 
 def fits(gibibytes: float) -> str:
     """The TPUs whose devices hold so much."""
-    names = [name for name, size in _HBM.items() if gibibytes + _RESERVE <= size]
-    return ", ".join(names) or "none"
+    return ", ".join(name for name, size in _HBM.items() if gibibytes + _RESERVE <= size) or "none"
 
 
 def step(trunk: str, num_devices: int, *, remat: bool = False, arg: str = "", **overrides: Any) -> dict[str, Any]:
     """A device's part of a step of configs/imagenet.py: its images, its rows of the memory, all of the state."""
-    config = config_files.load_file(_ROOT / "configs" / "imagenet.py", arg)
+    config = steps.from_file("imagenet", arg)
     whole = config.train.batch_size
     config.update_from_flattened_dict({"model.trunk": trunk, "model.remat": remat, **overrides})
-    seconds, plan = _compile(config, whole // num_devices, memory.rows_per_device(_IMAGES, num_devices))
-    state = plan.argument_size_in_bytes
+    work = f"{trunk}, {config.views.size} px, T = {config.views.num_views}, {config.model.dtype}"
+    work += f"{', remat' if remat else ''}, batch {whole} over {num_devices} devices"
+    config.data.stream, config.train.host_crops, config.train.batch_size = False, False, whole // num_devices
+    config.model.sync_batch_norm = False  # one device's program, without its collectives
+    seconds, plan = _compile(config, memory.rows_per_device(_IMAGES, num_devices))
     # What is donated is written where it was read.
-    total = state + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
+    total = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    total += plan.temp_size_in_bytes
     return {
-        "work": f"{trunk}, {config.views.size} px, T = {config.views.num_views}, {config.model.dtype}"
-        f"{', remat' if remat else ''}, batch {whole} over {num_devices} devices",
+        "work": work,
         "images_per_device": whole // num_devices,
-        "arguments_gigabytes": state / 2**30,
+        "arguments_gigabytes": plan.argument_size_in_bytes / 2**30,
         "device_gigabytes": total / 2**30,
         "fits": fits(total / 2**30),
         "compile_s": seconds,
     }
 
 
-def _compile(config: ml_collections.ConfigDict, batch_size: int, rows: int) -> tuple[float, Any]:
-    """Seconds, and the compiler's memory analysis of a step of `batch_size` images and `rows` of the memory."""
-    config.data.stream, config.train.host_crops, config.train.batch_size = False, False, batch_size
-    config.model.sync_batch_norm = False  # one device's program, without its collectives
+def _compile(config, rows: int) -> tuple[float, Any]:
+    """Seconds, and the compiler's memory analysis of a step with so many rows of the memory."""
+    batch_size = config.train.batch_size
     run = experiment.load(config, steps.records(max(1000, batch_size), config.data.image_size))
     state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))
     shape: Any = jax.ShapeDtypeStruct
     image = shape((batch_size, *run.records["train"].image.shape[1:]), jnp.uint8)
-    arguments = (
-        state,
-        memory.Memory(shape((rows, config.model.embed_dim), jnp.float32), shape((rows,), jnp.int32)),
-        {"image": image, **{key: shape((batch_size,), jnp.int32) for key in ("label", "id")}},
-        state.rng,
-    )
+    slots = memory.Memory(shape((rows, config.model.embed_dim), jnp.float32), shape((rows,), jnp.int32))
+    batch = {"image": image, **{key: shape((batch_size,), jnp.int32) for key in ("label", "id")}}
     here = jax.sharding.SingleDeviceSharding(_tpu())
-    jitted = jax.jit(
-        train_step.make_train_step(run, axis_name=None), donate_argnums=(0, 1), in_shardings=here, out_shardings=here
-    )
+    function = train_step.make_train_step(run, axis_name=None)
+    jitted = jax.jit(function, donate_argnums=(0, 1), in_shardings=here, out_shardings=here)
     layers.PART = sys.maxsize  # parts are for CPUs, and this compiles for another device
     compiled: list[Any] = []
-    seconds = timing.seconds(lambda: compiled.append(jitted.lower(*arguments).compile()))
+    seconds = timing.seconds(lambda: compiled.append(jitted.lower(state, slots, batch, state.rng).compile()))
     return seconds, compiled[0].memory_analysis()
 
 
-@functools.cache
 def _tpu() -> Any:
     """A TPU to compile for, where there is none."""
     for name, value in _NO_TPU.items():
@@ -94,9 +88,6 @@ def _tpu() -> Any:
             f"found no TPU compiler ({reason}): pip install the libtpu that jax[tpu] {jax.__version__} asks for."
         ) from error
 
-
-# Training images of ImageNet-1k: a slot of the memory each.
-_IMAGES = 1_281_167
 
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     f"{trunk}_{num_devices}{'_remat' if remat else ''}": functools.partial(step, trunk, num_devices, remat=remat)

@@ -7,18 +7,15 @@ without one take turns; a turn is long enough for the files to be complete befor
 import functools
 import math
 import pathlib
-import statistics
 import tempfile
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
-import jax
-
 from benchmarks import steps, timing
-from grafit_jax import experiment, restore, train_step
 from grafit_jax.runs.checkpoint import Checkpoints
 
-# What all saves of a run may add to it, in the issue.
+# What all saves of a run may add to it.
 _GOAL = 0.02
 
 
@@ -31,45 +28,31 @@ def cost(trunk: str, batch_size: int, *, turn: int, rounds: int) -> dict[str, An
       turn: steps that are timed together.
       rounds: pairs of turns, of which the median counts.
     """
-    run = experiment.load(steps.config(trunk, batch_size), steps.records())
-    feed = experiment.make_feed(run)
-    call, inputs = train_step.pmap_steps(run, feed), next(iter(feed.epoch(0)))
-    state, memory = restore.initial(run)
-    saved, still, added, longest, plain = 0, [], [], [], []
+    ours = steps.Ours(steps.config(trunk, batch_size), steps.records())
+    still, added, longest, plain = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(pathlib.Path(folder))
         for number in range(rounds + 1):
-            seconds: dict[bool, list[float]] = {}
-            for saving in (False, True):
-                seconds[saving] = []
-                if saving:
-                    saved += 1
-                    seconds[saving] += [timing.seconds(functools.partial(checkpoints.save, saved, state, memory))]
-                for _ in range(turn):
-
-                    def step() -> None:
-                        nonlocal state, memory
-                        state, memory, _ = jax.block_until_ready(call(state, memory, inputs))
-
-                    seconds[saving].append(timing.seconds(step))
-                if saving:  # what is left of it counts too
-                    seconds[saving].append(timing.seconds(checkpoints.wait))
+            alone = [timing.seconds(ours.call) for _ in range(turn)]
+            save = timing.seconds(functools.partial(checkpoints.save, number + 1, *ours.carry))
+            beside = [timing.seconds(ours.call) for _ in range(turn)]
+            left = timing.seconds(checkpoints.wait)  # what is left of it counts too
             if number:  # the first one warms up
-                still.append(seconds[True][0])
-                added.append(sum(seconds[True]) - sum(seconds[False]))
-                longest.append(max(seconds[True][1:-1]))
-                plain += seconds[False]
+                still.append(save)
+                added.append(save + sum(beside) + left - sum(alone))
+                longest.append(max(beside))
+                plain += alone
         size = sum(file.stat().st_size for file in pathlib.Path(folder).rglob("*") if file.is_file())
         checkpoints.close()
     # What is written in the background may be lost in the noise of the steps; what the loop waits for is not.
-    step_s, adds = statistics.median(plain), max(statistics.median(added), statistics.median(still))
+    step_s, adds = median(plain), max(median(added), median(still))
     return {
-        "work": f"{trunk}, batch {batch_size}, {len(run.records['train']):,} slots",
+        "work": f"{trunk}, batch {batch_size}, {len(ours.run.records['train']):,} slots",
         "checkpoint_megabytes": size / 1e6,
         "step_s": step_s,
-        "still_s": statistics.median(still),
+        "still_s": median(still),
         "adds_s": adds,
-        "longest_step": statistics.median(longest) / step_s,
+        "longest_step": median(longest) / step_s,
         "every_steps": math.ceil(adds / (_GOAL * step_s)),
     }
 

@@ -1,9 +1,6 @@
 """A training step of ours, timed beside the peer's, where torch is there; on CPU as on an accelerator."""
 
-import dataclasses
 import pathlib
-import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,18 +9,16 @@ from absl import flags
 
 from benchmarks import timing
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, restore, train_step
-from grafit_jax.commands import profiling
+from grafit_jax import config_files, experiment, restore, train_step
 from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SOURCE = flags.DEFINE_string("data_source", "", "images of steps: npz:DIR, tfds:NAME; empty: random ones like CIFAR's")
-# What a slot of the memory is for, unless an entry says otherwise: CIFAR-100's images.
-_IMAGES = 50_000
 
 
-def records(num_images: int = _IMAGES, size: int = 32) -> dict[str, Records]:
-    """Random images of 20 coarse and 100 fine classes."""
+def records(num_images: int = 50_000, size: int = 32) -> dict[str, Records]:
+    """Random images of 20 coarse and 100 fine classes, by default as many as CIFAR-100 has."""
     fine = np.arange(num_images, dtype=np.int32) % 100
     image = np.random.default_rng(0).integers(0, 256, (num_images, size, size, 3), np.uint8)
     train_split = Records(image, two_levels(fine, fine // 5, map(str, range(100)), map(str, range(20))))
@@ -33,6 +28,11 @@ def records(num_images: int = _IMAGES, size: int = 32) -> dict[str, Records]:
 def data() -> dict[str, Records]:
     """The images of --data_source, or random ones."""
     return sources.load(source=SOURCE.value) if SOURCE.value else records()
+
+
+def from_file(name: str, arg: str = ""):
+    """The config that configs/NAME.py makes of `arg`."""
+    return config_files.load_file(ROOT / "configs" / f"{name}.py", arg)
 
 
 def config(trunk: str, batch_size: int, **overrides: Any):
@@ -53,28 +53,24 @@ def config(trunk: str, batch_size: int, **overrides: Any):
     return c
 
 
-@dataclasses.dataclass
 class Ours:
-    """A run that makes `steps` steps a call; `first_call` are the seconds of the first one."""
+    """A run at its first batches, over and over. Its data may be others than its config's."""
 
-    run: experiment.Experiment
-    steps: int
-    first_call: float
-    call: Callable[[], Any]
+    def __init__(self, config, data: dict[str, Records] | None = None):
+        self.run = experiment.load(config, data)
+        feed = experiment.make_feed(self.run)
+        self.steps = feed.steps_per_call  # a call
+        self._compiled, self._inputs = train_step.pmap_steps(self.run, feed), next(iter(feed.epoch(0)))
+        self.carry: Any = restore.initial(self.run)  # state and memory
+        self.first_call = timing.seconds(self.call)  # with compilation
 
+    def call(self) -> None:
+        *self.carry, _ = jax.block_until_ready(self._compiled(*self.carry, self._inputs))
 
-def ours(config, data: dict[str, Records]) -> Ours:
-    run = experiment.load(config, data)
-    feed = experiment.make_feed(run)
-    compiled = train_step.pmap_steps(run, feed)
-    inputs = next(iter(feed.epoch(0)))
-    carry = list(restore.initial(run))
-
-    def call():
-        carry[0], carry[1], metrics = compiled(carry[0], carry[1], inputs)
-        jax.block_until_ready((carry, metrics))
-
-    return Ours(run, feed.steps_per_call, timing.seconds(call), call)
+    def seconds(self, rounds: int, peer: Any = None) -> list[float]:
+        """Of a step, and in turns with it of a step of the peer, if there is one."""
+        calls = [self.call, *([lambda: peer.run(self.steps)] if peer else [])]
+        return [seconds / self.steps for seconds in timing.best(calls, rounds)]
 
 
 def peer(config, data: dict[str, Records], device: str, *, tuned: bool) -> Any:
@@ -83,69 +79,32 @@ def peer(config, data: dict[str, Records], device: str, *, tuned: bool) -> Any:
     To be made before JAX has threads, since the loader of the untuned one forks its workers.
     """
     try:
-        import torch
-
         from benchmarks import torch_peer
     except ImportError:
         return None
-    trainer = torch_peer.Trainer(
-        config.model.trunk,
-        data["train"].image,
-        data["train"].train_label,
-        hidden=config.model.head_hidden_dim,
-        dim=config.model.embed_dim,
-        num_views=config.views.num_views,
-        batch_size=config.train.batch_size,
-        tuned=tuned,
-        device=device,
-        dtype=getattr(torch, config.model.dtype if tuned else "float32"),
-    )
+    train = data["train"]
+    trainer = torch_peer.Trainer(config, train.image, train.train_label, tuned=tuned, device=device)
     trainer.run(3)
     return trainer
-
-
-def _released_seconds(config, data: dict[str, Records], device: str, steps: int) -> float | None:
-    """A step of the peer as released, once what its loader had ready in advance is used up."""
-    trainer = peer(config, data, device, tuned=False)
-    if trainer is None:
-        return None
-    trainer.run(trainer.loaded_ahead)
-    return timing.seconds(lambda: trainer.run(steps)) / steps
 
 
 def compare(
     config, data: dict[str, Records], *, device: str, rounds: int, released_steps: int, goal: float
 ) -> tuple[dict[str, Any], Ours]:
     """Seconds a step of ours, of the peer well tuned (in turns), and of the peer as released (before them)."""
-    batch_size = config.train.batch_size
-    work = f"{config.method} step, {config.model.trunk}, batch {batch_size}, T = {config.views.num_views}"
-    released = _released_seconds(config, data, device, released_steps)
+    facts: dict[str, Any] = {"goal": goal}
+    if released := peer(config, data, device, tuned=False):
+        released.run(released.loaded_ahead)  # what its loader had ready in advance
+        facts["peer_as_released_seconds"] = timing.seconds(lambda: released.run(released_steps)) / released_steps
+        del released
     tuned = peer(config, data, device, tuned=True)
     timing.reset_peak()
-    mine = ours(config, data)
-    result = {"work": f"{work}, {config.model.dtype}", "goal": goal, "first_call_s": mine.first_call}
-    if tuned is None or released is None:
-        seconds = timing.best([mine.call], rounds)[0] / mine.steps
-        result["peer"] = "torch: not installed"
-    else:
-        seconds, theirs = (s / mine.steps for s in timing.best([mine.call, lambda: tuned.run(mine.steps)], rounds))
-        result |= {
-            "peer": "PyTorch, well tuned", "peer_seconds": theirs,
-            "ratio": seconds / theirs, "peer_as_released_seconds": released, "ratio_as_released": seconds / released,
-        }  # fmt: skip
-    result |= {
-        "seconds": seconds, "images_per_second": batch_size / seconds, "peak_gigabytes": timing.gigabytes("VmHWM"),
-    }  # fmt: skip
-    return result, mine
-
-
-def outside_convolutions(config) -> dict[str, Any]:
-    """The share of a step's operations that is not convolutions, from a trace."""
-    with tempfile.TemporaryDirectory() as directory:
-        operations, _ = profiling.profile_step(config, pathlib.Path(directory), data())
-    kinds = {o.kind: profiling.share(operations, o.kind) for o in operations}
-    return {
-        "work": f"share outside of convolutions, {config.model.trunk}, batch {config.train.batch_size}",
-        "share": 1 - kinds.get("convolution", 0.0),
-        "shares": kinds,
-    }
+    mine = Ours(config, data)
+    seconds, *theirs = mine.seconds(rounds, tuned)
+    if theirs:
+        facts["ratio_as_released"] = seconds / facts["peer_as_released_seconds"]
+    facts |= {"images_per_second": config.train.batch_size / seconds, "peak_gigabytes": timing.gigabytes("VmHWM")}
+    work = f"{config.method} step, {config.model.trunk}, batch {config.train.batch_size}, T = {config.views.num_views}"
+    name = "PyTorch, well tuned" if theirs else "torch: not installed"
+    line = timing.line(f"{work}, {config.model.dtype}", seconds, name, *theirs, first_call_s=mine.first_call, **facts)
+    return line, mine

@@ -1,4 +1,4 @@
-"""What the entries of all suites share: turns, times, memory."""
+"""What the entries of all suites share: turns, times, memory, and the line that states them."""
 
 import pathlib
 import time
@@ -19,6 +19,16 @@ def best(calls: Sequence[Callable[[], Any]], rounds: int, turn: int = 3) -> list
         for mine, call in zip(times, calls, strict=True):
             mine += [seconds(call) for _ in range(turn)]
     return [min(mine) for mine in times]
+
+
+def line(work: str, seconds: float, peer: str = "", peer_seconds: float | None = None, **more: Any) -> dict[str, Any]:
+    """An entry: what was done in so many seconds, beside its peer, with other keys that `study.render` knows."""
+    stated: dict[str, Any] = {"work": work, "seconds": seconds, **more}
+    if peer:
+        stated["peer"] = peer
+    if peer_seconds is not None:
+        stated |= {"peer_seconds": peer_seconds, "ratio": seconds / peer_seconds}
+    return stated
 
 
 def gigabytes(key: str) -> float:

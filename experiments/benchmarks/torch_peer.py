@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 # Of the CIFAR-100 configs.
@@ -33,14 +34,12 @@ def torchvision():
     return torchvision
 
 
-class MLP(nn.Sequential):
-    def __init__(self, features: int, hidden: int, dim: int):
-        super().__init__(
-            nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(True), nn.Linear(hidden, dim)
-        )
+def _mlp(features: int, hidden: int, dim: int) -> nn.Sequential:
+    first = nn.Linear(features, hidden, bias=False)
+    return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(True), nn.Linear(hidden, dim))
 
 
-def trunk(name: str) -> tuple[nn.Module, int]:
+def _trunk(name: str) -> tuple[nn.Module, int]:
     """A trunk and its number of features: "resnet18" with a CIFAR stem, or "resnet8", 16 wide, on patches of 2 x 2."""
     resnet = torchvision().models.resnet
     if name == "resnet18":
@@ -48,12 +47,10 @@ def trunk(name: str) -> tuple[nn.Module, int]:
         net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         net.maxpool = net.fc = nn.Identity()
         return net, 512
-    blocks: list[nn.Module] = []
-    for width_in, width, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
-        shortcut = None
-        if stride == 2:
-            shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, 2, bias=False), nn.BatchNorm2d(width))
-        blocks.append(resnet.BasicBlock(width_in, width, stride, shortcut))
+    blocks: list[nn.Module] = [resnet.BasicBlock(16, 16)]
+    for width in (16, 32):
+        shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, 2, bias=False), nn.BatchNorm2d(2 * width))
+        blocks.append(resnet.BasicBlock(width, 2 * width, 2, shortcut))
     stem = [nn.PixelUnshuffle(2), nn.Conv2d(12, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 64
 
@@ -75,58 +72,45 @@ def instance_loss(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 class Trainer:
-    """State and step. `tuned`: channels last, and compiled where that works; else as released codes have it."""
+    """State and step of a run's config on its training images and labels.
 
-    def __init__(
-        self,
-        name: str,
-        images: np.ndarray,
-        labels: np.ndarray,
-        *,
-        hidden: int,
-        dim: int,
-        num_views: int,
-        batch_size: int,
-        tuned: bool,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
+    `tuned`: channels last, compiled, data on the device; else as released codes have it, in float32.
+    """
+
+    def __init__(self, config, images: np.ndarray, labels: np.ndarray, *, tuned: bool, device: str):
         torch.manual_seed(0)
-        net, features = trunk(name)
-        self.device, self.dtype, self.num_views, self.batch_size, self.tuned = (
-            device, dtype, num_views, batch_size, tuned,
-        )  # fmt: skip
+        hidden, dim = config.model.head_hidden_dim, config.model.embed_dim
+        self.images, self.device = images, device
+        self.num_views, self.batch_size = config.views.num_views, config.train.batch_size
+        self.dtype = getattr(torch, config.model.dtype) if tuned else torch.float32
         self.layout = torch.channels_last if tuned else torch.contiguous_format
-        online: Any = nn.Sequential(net, MLP(features, hidden, dim)).to(device)
+        net, features = _trunk(config.model.trunk)
+        online: Any = nn.Sequential(net, _mlp(features, hidden, dim)).to(device)
         online = online.to(memory_format=self.layout)
-        self.predictor = MLP(dim, hidden, dim).to(device)
-        self.target = copy.deepcopy(online).requires_grad_(False)
-        self.parameters = [*online.parameters(), *self.predictor.parameters()]
-        self.averages, self.averaged = list(self.target.parameters()), list(online.parameters())
-        self.online, self.apply_target = online, self.target
-        if tuned:
-            self.online, self.apply_target = torch.compile(online), torch.compile(self.target)
-        self.optimizer = torch.optim.SGD(self.parameters, 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        target = copy.deepcopy(online).requires_grad_(False)
+        self.predictor = _mlp(dim, hidden, dim).to(device)
+        self.averages, self.averaged = list(target.parameters()), list(online.parameters())
+        self.online: Any = torch.compile(online) if tuned else online
+        self.target: Any = torch.compile(target) if tuned else target
+        parameters = [*online.parameters(), *self.predictor.parameters()]
+        self.optimizer = torch.optim.SGD(parameters, 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
         self.memory = F.normalize(torch.randn(len(images), dim, device=device), dim=1)
         self.labels = torch.as_tensor(labels, device=device).long()
-        self.images = images
         self.workers = 0 if tuned else 4 if device == "cuda" else 2
         self.loaded_ahead = 2 * self.workers  # batches: a DataLoader's usual
-        # As tuned, the data lie on the device, and views are made there.
         self.batches = self._made_here() if tuned else self._loaded()
 
     def step(self) -> Tensor:
         views, ids = next(self.batches)  # [T, B, C, H, W], [B]
         flat = views.flatten(0, 1).contiguous(memory_format=self.layout)
-        labels = self.labels[ids]
         low = torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
         with torch.no_grad(), low:
-            targets = self.apply_target(flat).float().unflatten(0, (self.num_views, -1))
+            targets = self.target(flat).float().unflatten(0, (self.num_views, -1))
         with low:
             projection = self.online(flat)
             prediction = self.predictor(projection)
         projection = projection.float()[: len(ids)]
-        loss = knn_loss(projection, labels, self.memory, self.labels, ids, 0.05).mean()
+        loss = knn_loss(projection, self.labels[ids], self.memory, self.labels, ids, 0.05).mean()
         loss = loss + instance_loss(prediction.float().unflatten(0, (self.num_views, -1)), targets).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -145,18 +129,24 @@ class Trainer:
 
     def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
         """As released: torchvision's transforms, image by image, by the workers of a DataLoader."""
-        data = _Views(self.images, per_image_transform(), self.num_views)
+        transform, _ = per_image_transforms("weak", 32)
+
+        def collate(ids: list[int]) -> tuple[Tensor, Tensor]:
+            views = [[transform(self.images[i]) for i in ids] for _ in range(self.num_views)]
+            return torch.stack([torch.stack(view) for view in views]), torch.tensor(ids)
+
         loader: Any = torch.utils.data.DataLoader(
-            data,
+            range(len(self.images)),  # type: ignore[arg-type]
             self.batch_size,
             shuffle=True,
             drop_last=True,
             num_workers=self.workers,
+            collate_fn=collate,
             pin_memory=self.device == "cuda",
         )
         while True:
             for views, ids in loader:
-                yield views.transpose(0, 1).to(self.device, non_blocking=True), ids.to(self.device)
+                yield views.to(self.device, non_blocking=True), ids.to(self.device)
 
     def _made_here(self) -> Iterator[tuple[Tensor, Tensor]]:
         """As tuned: gathered and transformed on the device, a batch at a time."""
@@ -168,33 +158,9 @@ class Trainer:
                     yield torch.stack([batch_transform(batch) for _ in range(self.num_views)]), ids
 
 
-class _Views(torch.utils.data.Dataset):
-    def __init__(self, images: np.ndarray, transform: Callable, num_views: int):
-        self.images, self.transform, self.num_views = images, transform, num_views
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int):
-        from PIL import Image
-
-        image = Image.fromarray(self.images[i])
-        return torch.stack([self.transform(image) for _ in range(self.num_views)]), i
-
-
-def per_image_transform() -> Callable:
-    """Crop, flip, normalise, by torchvision, of a PIL image."""
-    t = torchvision().transforms
-    steps = [t.RandomResizedCrop(32, (0.2, 1.0)), t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize(_MEAN, _STD)]
-    return t.Compose(steps)
-
-
 def per_image_transforms(kind: str, size: int) -> list[Callable[[np.ndarray], Tensor]]:
     """The views "weak", "colour" and "strong" of an image uint8 [H, W, C]: by way of PIL, and on a tensor."""
-    from PIL import Image
-
     t = torchvision().transforms
-    torch.set_num_threads(1)  # as in the worker of a loader
     steps: list[Any] = [t.RandomResizedCrop(size, (0.2, 1.0)), t.RandomHorizontalFlip()]
     if kind == "colour":
         steps += [t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), t.RandomGrayscale(0.2)]
@@ -211,7 +177,7 @@ def per_image_transforms(kind: str, size: int) -> list[Callable[[np.ndarray], Te
 
 
 def batch_transform(x: Tensor) -> Tensor:
-    """The same on a batch [B, 3, H, W] of its device: one resampling, each image with its own box."""
+    """The weak views of a batch [B, 3, H, W] of its device: one resampling, each image with its own box."""
     b, device = len(x), x.device
     area = torch.empty(b, device=device).uniform_(0.2, 1.0)
     ratio = torch.empty(b, device=device).uniform_(np.log(3 / 4), np.log(4 / 3)).exp()

@@ -63,14 +63,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def want_numbers(flag: str) -> None:
     """Refuses a list flag with an entry that is not a whole number."""
-    flags.register_validator(
-        flag, lambda values: values is None or _are_numbers(values), "want numbers, as 0,1,2, none twice"
-    )
 
+    def are_numbers(values: Sequence[str] | None) -> bool:
+        if values is None:
+            return True
+        return bool(values) and len({*values}) == len(values) and all(re.fullmatch("[0-9]{1,9}", v) for v in values)
 
-def _are_numbers(values: Sequence[str]) -> bool:
-    numbers = all(v.isdecimal() and v.isascii() and len(v) < 10 for v in values)
-    return bool(values) and numbers and len(set(values)) == len(values)
+    flags.register_validator(flag, are_numbers, "want numbers, as 0,1,2, none twice")
 
 
 def use_compilation_cache() -> None:

@@ -1,6 +1,5 @@
 """Nearest images of a few queries: as a table and as a picture."""
 
-import difflib
 import pathlib
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ import PIL.Image
 
 from grafit_jax import evaluation, model
 from grafit_jax.data.readers.decode import Unreadable, decode, decode_boxes
-from grafit_jax.errors import UserError, writing
+from grafit_jax.errors import UserError, did_you_mean, writing
 from grafit_jax.experiment import Experiment
 from grafit_jax.report import pictures
 from grafit_jax.report.tables import plain_table
@@ -25,8 +24,7 @@ def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
     place = {name: row for row, name in enumerate(names)}
     for wanted in ids:
         if wanted not in place:
-            near = difflib.get_close_matches(wanted, names[:100_000], 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(wanted, names[:100_000])
             raise UserError(f"unknown id {wanted!r}{hint}: the gallery has {names[0]!r} to {names[-1]!r}.")
     return np.array([place[wanted] for wanted in ids])
 

@@ -1,29 +1,85 @@
-"""Curves as SVG, with axes and labels, drawn with the page's own colours."""
+"""The section with what was logged over the epochs: a chart for every value, as SVG in the page's own colours."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from grafit_jax.report.markup import text
+from grafit_jax.report.markup import Section, text
+from grafit_jax.report.metrics import heading
+from grafit_jax.report.shown import Run, Shown
+from grafit_jax.runs.results import HEADLINE, LAYERS
 
+# What of the log is no curve.
+_NOT_DRAWN = ("step", "epoch", "seconds", "data_wait_seconds")
 _WIDTH, _HEIGHT = 320, 160
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 308, 10, 124
 
 
 class Line(NamedTuple):
-    """A line of a chart: one run's values.
-
-    Attributes:
-      number: of the run; it is drawn by the style .line-NUMBER.
-      name: of the run.
-      x: epochs.
-      y: values, as many, all finite.
-    """
+    """A line of a chart: the number of its run, for the style .line-NUMBER, its name, epochs x and finite values y."""
 
     number: int
     name: str
     x: Sequence[float]
     y: Sequence[float]
+
+
+def section(shown: Shown) -> Section:
+    """A chart for every value that was logged, and for the first metrics to look at if they were evaluated twice."""
+    charts: dict[str, list[Line]] = {}
+    for number, run in enumerate(shown.runs):
+        for key, points in _logged(run).items():
+            charts.setdefault(key, []).append(Line(number, run.name, [*points], [*points.values()]))
+    charts = dict(sorted(charts.items(), key=lambda item: item[0] != "loss"))
+    training = {key.replace("_", " "): lines for key, lines in charts.items() if not key.startswith("eval/")}
+    evaluation = {
+        _title(key): lines
+        for key, lines in sorted(charts.items(), key=lambda item: [*LAYERS, ""].index(_layer(item[0])))
+        if key.startswith("eval/") and key.rpartition("/")[2] in (*HEADLINE, "top1")
+        if any(len(line.x) > 1 for line in lines)
+    }
+    sample = (
+        '<svg viewBox="0 0 30 8" aria-hidden="true"><line class="line line-{}" x1="0" x2="30" y1="4" y2="4"/></svg>'
+    )
+    names = "".join(f"<li>{sample.format(number)}{text(run.name)}</li>" for number, run in enumerate(shown.runs))
+    once = """<p>Evaluated at the end alone: the numbers are in the table above. A run with
+<code>--config.eval.every_epochs=5</code> has them over the epochs.</p>"""
+    return Section(
+        "curves",
+        "Curves",
+        (f'<ul class="legend">{names}</ul>' if len(shown.runs) > 1 else "")
+        + f"<h3>Training</h3>{_charts(training) or '<p>Nothing was logged.</p>'}"
+        + f"<h3>Evaluation</h3>{_charts(evaluation) or once}",
+    )
+
+
+def _logged(run: Run) -> dict[str, dict[float, float]]:
+    """name -> epoch -> value. The names of metrics have the layer, which the log leaves out of the headline's."""
+    epochs = {line["step"]: line["epoch"] for line in run.log if 0 < line.get("epoch", 0) < math.inf}
+    found: dict[str, dict[float, float]] = {}
+    for line in run.log:
+        for key, value in line.items():
+            if key not in _NOT_DRAWN and line["step"] in epochs and math.isfinite(value):
+                first, *path = key.split("/")
+                if first == "eval" and path[0] not in LAYERS and path[-1] in HEADLINE:
+                    key = "/".join((first, run.layer, *path))
+                found.setdefault(key, {})[epochs[line["step"]]] = value
+    return found
+
+
+def _layer(key: str) -> str:
+    return next((part for part in key.split("/") if part in LAYERS), "")
+
+
+def _title(key: str) -> str:
+    """A chart's title: metric, level if it is not the finest, layer."""
+    *path, metric = key.split("/")[1:]
+    return ", ".join((heading(metric), *(part for part in path if part not in LAYERS), *filter(None, [_layer(key)])))
+
+
+def _charts(charts: Mapping[str, Sequence[Line]]) -> str:
+    drawn = "".join(chart(title, lines) for title, lines in charts.items())
+    return drawn and f'<div class="charts">{drawn}</div>'
 
 
 def chart(title: str, lines: Sequence[Line]) -> str:
@@ -34,27 +90,34 @@ def chart(title: str, lines: Sequence[Line]) -> str:
     last = max(max(line.x) for line in lines)
     epochs = [tick for tick in steps(0.0, last) if tick <= last and tick == round(tick)]
 
-    def across(x: float) -> float:
-        return _LEFT + (_RIGHT - _LEFT) * x / last
+    def across(x: float) -> str:
+        return f"{_LEFT + (_RIGHT - _LEFT) * x / last:.1f}"
 
-    def up(y: float) -> float:
-        return _BOTTOM - (_BOTTOM - _TOP) * (y - low) / (high - low)
+    def up(y: float, below: float = 0) -> str:
+        return f"{_BOTTOM - (_BOTTOM - _TOP) * (y - low) / (high - low) + below:.1f}"
+
+    def polyline(line: Line) -> str:
+        points = " ".join(f"{across(x)},{up(y)}" for x, y in zip(line.x, line.y, strict=True))
+        dot = f'cx="{across(line.x[-1])}" cy="{up(line.y[-1])}"'
+        return (
+            f'<polyline class="line line-{line.number}" points="{points}"/>'
+            f'<circle class="dot line-{line.number}" {dot} r="3"/>'
+        )
 
     grid = "".join(
-        f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{up(t):.1f}" y2="{up(t):.1f}"/>'
-        f'<text x="{_LEFT - 5}" y="{up(t) + 3.5:.1f}" text-anchor="end">{t:g}</text>'
+        f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{up(t)}" y2="{up(t)}"/>'
+        f'<text x="{_LEFT - 5}" y="{up(t, 3.5)}" text-anchor="end">{t:g}</text>'
         for t in ticks
-        if low <= t <= high
     )
-    below = "".join(f'<text x="{across(t):.1f}" y="{_BOTTOM + 14}" text-anchor="middle">{t:g}</text>' for t in epochs)
-    drawn = "".join(
-        f'<polyline class="line line-{line.number}" points="{_points(line, across, up)}"/>'
-        f'<circle class="dot line-{line.number}" cx="{across(line.x[-1]):.1f}" cy="{up(line.y[-1]):.1f}" r="3"/>'
+    drawn = "".join(map(polyline, lines))
+    below = "".join(f'<text x="{across(t)}" y="{_BOTTOM + 14}" text-anchor="middle">{t:g}</text>' for t in epochs)
+    said = f"{title}: " + "; ".join(
+        f"{line.name} from {line.y[0]:.4g} in epoch {line.x[0]:g} to {line.y[-1]:.4g} in epoch {line.x[-1]:g}, "
+        f"lowest {min(line.y):.4g}, highest {max(line.y):.4g}"
         for line in lines
     )
-    said = text(_said(title, lines))
     return (
-        f'<figure class="chart"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}">'
+        f'<figure class="chart"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(said)}">'
         f'{grid}<line class="axis" x1="{_LEFT}" x2="{_RIGHT}" y1="{_BOTTOM}" y2="{_BOTTOM}"/>'
         f'<line class="axis" x1="{_LEFT}" x2="{_LEFT}" y1="{_TOP}" y2="{_BOTTOM}"/>{below}{drawn}'
         f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">epoch</text></svg>'
@@ -69,17 +132,3 @@ def steps(low: float, high: float, about: int = 4) -> list[float]:
     step = next(power * times for times in (1, 2, 5, 10) if power * times * about >= span)
     first = math.floor(low / step)
     return [round(k * step, 12) for k in range(first, max(math.ceil(high / step), first + 1) + 1)]
-
-
-def _points(line: Line, across, up) -> str:
-    return " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(line.x, line.y, strict=True))
-
-
-def _said(title: str, lines: Sequence[Line]) -> str:
-    """The chart in words."""
-    of_lines = [
-        f"{line.name} from {line.y[0]:.4g} in epoch {line.x[0]:g} to {line.y[-1]:.4g} in epoch {line.x[-1]:g}, "
-        f"lowest {min(line.y):.4g}, highest {max(line.y):.4g}"
-        for line in lines
-    ]
-    return f"{title}: {'; '.join(of_lines)}"

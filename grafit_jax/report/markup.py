@@ -9,13 +9,22 @@ from typing import Any, NamedTuple
 UNKNOWN = -1e9
 
 
-class Cell(NamedTuple):
-    """A cell of a table.
+class Section(NamedTuple):
+    """A part of the page: its name in links, its heading, and HTML."""
 
-    Attributes:
-      shown: HTML.
-      value: what it is sorted by.
-    """
+    name: str
+    heading: str
+    content: str
+
+    def html(self) -> str:
+        return (
+            f'<section id="{self.name}" aria-labelledby="{self.name}-heading">'
+            f'<h2 id="{self.name}-heading">{self.heading}</h2>{self.content}</section>'
+        )
+
+
+class Cell(NamedTuple):
+    """A cell of a table: HTML, and the value that it is sorted by."""
 
     shown: str
     value: float | str
@@ -65,24 +74,14 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], *
     kinds = [' class="words"' if of_words else "" for of_words in words]
     head = "".join(f'<th scope="col"{kind}>{heading}</th>' for heading, kind in zip(header, kinds, strict=True))
     body = ""
-    for first, *others in rows:
-        cells = "".join(f"<td{kind}{_sorted_by(c)}>{c.shown}</td>" for c, kind in zip(others, kinds[1:], strict=True))
-        body += f'<tr><th scope="row"{kinds[0]}{_sorted_by(first)}>{first.shown}</th>{cells}</tr>'
+    for cells in rows:
+        first, *others = [
+            f'{kind} data-value="{text(cell.value)}">{cell.shown}' for cell, kind in zip(cells, kinds, strict=True)
+        ]
+        body += f'<tr><th scope="row"{first}</th>{"".join(f"<td{other}</td>" for other in others)}</tr>'
     sorts = ' class="sortable"' if sortable else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
         f"<table{sorts}><caption>{caption}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _sorted_by(cell: Cell) -> str:
-    return f' data-value="{text(cell.value)}"'
-
-
-def section(name: str, heading: str, *content: str) -> str:
-    """A part of the page that its table of contents leads to."""
-    return (
-        f'<section id="{name}" aria-labelledby="{name}-heading"><h2 id="{name}-heading">{heading}</h2>'
-        f"{''.join(content)}</section>"
     )

@@ -12,23 +12,14 @@ from grafit_jax.retrieval import neighbors
 
 
 class Frame(NamedTuple):
-    """What is around an image, and what that says of it.
+    """What is around an image, and what that says of it."""
 
-    Attributes:
-      hue: the colour's name.
-      colour: as matplotlib and CSS take it.
-      style: of the line, likewise.
-      width: of the line, in points.
-      symbol: for those who do not see colours.
-      meaning: how the image stands to its query.
-    """
-
-    hue: str
-    colour: str
-    style: str
-    width: float
-    symbol: str
-    meaning: str
+    hue: str  # the colour's name
+    colour: str  # as matplotlib and CSS take it
+    style: str  # of the line, likewise
+    width: float  # of the line, in points
+    symbol: str  # for those who do not see colours
+    meaning: str  # how the image stands to its query
 
 
 FRAMES = {
@@ -38,9 +29,7 @@ FRAMES = {
     "neither": Frame("red", "#c62828", "dotted", 1.8, "✗", "neither"),
     "unknown": Frame("grey", "#9e9e9e", "solid", 1.0, "?", "without labels"),
 }
-_LEGEND = [
-    f"{frame.hue}, {frame.style}: {frame.meaning}" for frame in (FRAMES[name] for name in ("fine", "coarse", "neither"))
-]
+_LEGEND = [f"{f.hue}, {f.style}: {f.meaning}" for f in (FRAMES[name] for name in ("fine", "coarse", "neither"))]
 
 # An image [H, W, C] and its frame.
 Thumbnail = tuple[np.ndarray, str]
@@ -85,11 +74,7 @@ def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: i
 
 
 def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thumbnail]]]) -> None:
-    """A PNG of rows of thumbnails, the query first, with the sheets side by side under their names.
-
-    A solid green frame marks a neighbour of the same fine class, a dashed amber one the same coarse class alone, a
-    dotted red one neither, a grey one what has no labels.
-    """
+    """A PNG of rows of thumbnails in their frames, the query first, with the sheets side by side under their names."""
     import matplotlib
 
     matplotlib.use("Agg")

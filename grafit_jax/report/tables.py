@@ -7,9 +7,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; nothing, for no columns."""
     if not header:
         return ""
-    return "\n".join(
-        ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"] + [f"| {' | '.join(r)} |" for r in rows]
-    )
+    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(r)} |" for r in rows)])
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

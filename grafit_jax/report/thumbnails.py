@@ -18,23 +18,15 @@ _QUALITY = 75
 
 
 def thumbnails(images: Any, rows: np.ndarray, side: int) -> dict[int, PIL.Image.Image]:
-    """Some images of a split, `Records.image`, at no more than `side` pixels a side; row -> thumbnail."""
+    """Some images of a split, `Records.image`, in their proportions with at most `side` pixels a side, by their row."""
     wanted = np.zeros(len(images), bool)
     wanted[rows] = True
     read = (image for batch in records.in_order(images[wanted], _READ_BATCH) for image in batch)
-    return {int(row): thumbnail(image, side) for row, image in zip(np.flatnonzero(wanted), read, strict=True)}
-
-
-def thumbnail(image: np.ndarray, side: int) -> PIL.Image.Image:
-    """uint8 [H, W, 1 or 3] as it is, or in its proportions with `side` pixels on the longer side."""
-    made = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    made.thumbnail((side, side), PIL.Image.Resampling.BOX)
+    made = {}
+    for row, image in zip(np.flatnonzero(wanted).tolist(), read, strict=True):
+        made[row] = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        made[row].thumbnail((side, side), PIL.Image.Resampling.BOX)
     return made
-
-
-def data_uri(image: PIL.Image.Image) -> str:
-    """The image as a URL that holds it."""
-    return _uri(image, tiny=max(image.size) <= _TINY)
 
 
 def sheet(images: Sequence[PIL.Image.Image]) -> tuple[str, int]:
@@ -45,10 +37,12 @@ def sheet(images: Sequence[PIL.Image.Image]) -> tuple[str, int]:
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         whole.paste(image, (column * cell + (cell - image.width) // 2, row * cell + (cell - image.height) // 2))
-    return _uri(whole, tiny=cell <= _TINY), columns
+    return data_uri(whole, cell), columns
 
 
-def _uri(image: PIL.Image.Image, *, tiny: bool) -> str:
+def data_uri(image: PIL.Image.Image, side: int = 0) -> str:
+    """The image as a URL that holds it; `side` is that of the images in it, where it is a sheet of them."""
+    tiny = (side or max(image.size)) <= _TINY
     kind, options = ("png", {"optimize": True}) if tiny else ("webp", {"quality": _QUALITY})
     file = io.BytesIO()
     image.save(file, kind, **options)

@@ -3,7 +3,6 @@
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,23 +20,15 @@ NAME = "report.html"
 MOST = 3
 
 
-class _Side(NamedTuple):
-    """A run, its workdir, and what it makes of its test images."""
-
-    run: Experiment
-    path: pathlib.Path
-    rows: dict[str, np.ndarray]
-
-
 def leave(run: Experiment, state: TrainState, path: pathlib.Path) -> None:
     """Writes report.html of a run that has just ended into its workdir. Whatever goes wrong is a warning.
 
     All processes have to call it; the first one writes.
     """
     try:
-        side = _side(run, state, path)
+        rows = run.embed_fn(state.variables, run.records["test"].image)
         if parallel.is_first():
-            workdir.write(path / NAME, _composed([side]))
+            workdir.write(path / NAME, _composed([path], [run], [rows]))
     except Exception as error:  # the run is complete, and keeps being it
         warn(f"no {path / NAME} was written ({error}): try experiments/report.py --workdir={path}.")
     parallel.all_agree(True)  # the others wait here: JAX would end them, and this one, after five minutes at their exit
@@ -65,43 +56,42 @@ def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, 
         raise UserError(f"found {str(out)!r} as --out: want a file to write, such as {out / NAME}.")
     for each in paths:
         results.collect(each)  # before anything is loaded
-    sides = [_side(*restore.newest(path, data_dir=data_dir), path)]
-    test = sides[0].run.records["test"]
-    for each in paths[1:]:
-        same = workdir.read_config(each).data == workdir.read_config(path).data
-        records = sides[0].run.records if same else None
-        run, state = restore.newest(each, data_dir=data_dir, records=records)
-        if run.records["test"].fingerprint() != test.fingerprint():
+    runs: list[Experiment] = []
+    rows = []
+    for each in paths:
+        same = runs and workdir.read_config(each).data == runs[0].config.data
+        run, state = restore.newest(each, data_dir=data_dir, records=runs[0].records if same else None)
+        if runs and run.records["test"].fingerprint() != runs[0].records["test"].fingerprint():
             raise UserError(
                 f"{each} was tested on other images or labels than {path}: want a --compare on the same test split."
             )
-        sides.append(_side(run, state, each))
-    page = _composed(sides)
+        runs.append(run)
+        rows.append(run.embed_fn(state.variables, run.records["test"].image))
+    page = _composed(paths, runs, rows)
     with writing(out):
         workdir.write(out, page)
 
 
-def _side(run: Experiment, state: TrainState, path: pathlib.Path) -> _Side:
-    return _Side(run, path, run.embed_fn(state.variables, run.records["test"].image))
+def _composed(paths: Sequence[pathlib.Path], runs: Sequence[Experiment], rows: Sequence[dict[str, np.ndarray]]) -> str:
+    """The page of runs on the same test images, of those that all of them could read.
 
-
-def _composed(sides: Sequence[_Side]) -> str:
-    """The page of runs on the same test images, of those that all of them could read."""
-    test = sides[0].run.records["test"]
-    read = np.all([evaluation.readable(side.rows) for side in sides], axis=0)
-    runs = []
-    for side, name in zip(sides, _names([side.path for side in sides]), strict=True):
-        layer = side.run.config.eval.layers[0]
-        result, log = results.collect(side.path), workdir.read_log(side.path)
-        runs.append(Run(name, result, log, layer, side.rows[layer][read]))
-    return compose(runs, test.take(read), np.flatnonzero(read))
+    Args:
+      paths: their workdirs.
+      runs: each.
+      rows: what each makes of its test images, as `Experiment.embed_fn` gives it.
+    """
+    read = np.all([evaluation.readable(of_run) for of_run in rows], axis=0)
+    shown = []
+    for path, name, run, of_run in zip(paths, _names(paths), runs, rows, strict=True):
+        layer = run.config.eval.layers[0]
+        shown.append(Run(name, results.collect(path), workdir.read_log(path), layer, of_run[layer][read]))
+    return compose(shown, runs[0].records["test"].take(read), np.flatnonzero(read))
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:
     """What the runs are called: by the last parts of their paths, as many as tell them apart."""
     parts = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
+    depth = 1
+    while len(names := {"/".join(part[-depth:]): None for part in parts}) < len(parts):
+        depth += 1
+    return [*names]

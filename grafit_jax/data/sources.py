@@ -24,6 +24,10 @@ _DIGITS_WITH_LOOP = (0, 6, 8, 9)
 _MAX_LABEL = 2**20
 # What the labels of the two ordinary levels are called in files.
 _KEYS = {"coarse": "coarse_label", "fine": "label"}
+# The kinds of sources that some options are for, in words.
+_TFDS = {"tfds": "prepared TFDS data sets (tfds:NAME)"}
+_FILES = dict.fromkeys(("folder", "csv"), "image files (folder:DIR, csv:FILE)")
+_NPZ = "write it with numpy.savez, with arrays of numbers: image, coarse_label and, if fine labels are known, label"
 
 
 def load(
@@ -80,31 +84,22 @@ def load(
     """
     if not 0 <= holdout < 1:
         raise UserError(f"holdout = {holdout}: want a share of the training split, at least 0 and below 1.")
-    kind, _, name = source.partition(":")
-    files = kind in ("folder", "csv")
-    if stream and kind != "tfds" and not files:
-        raise UserError(
-            f"data.stream is on, and {source} lies in memory whole: turn it off, or take a prepared TFDS data set "
-            "(tfds:NAME) or image files (folder:DIR, csv:FILE)."
-        )
     if image_size < 0:
         raise UserError(f"data.image_size = {image_size}: want the pixels of a side, or 0 to leave images as they are.")
-    for key, value in (
-        ("image_size", 0 if files else image_size),
-        ("variant", variant),
-        ("inat_categories_file", inat_categories_file),
+    if test_split not in ("", *listing.TEST_SPLITS):
+        raise UserError(f"found data.test_split = {test_split!r}; expected one of {', '.join(listing.TEST_SPLITS)}.")
+    kind, _, name = source.partition(":")
+    for key, value, usual, kinds in (
+        ("stream", stream, False, _TFDS | _FILES),
+        ("image_size", image_size, 0, _TFDS | _FILES),
+        ("variant", variant, "", _TFDS),
+        ("inat_categories_file", inat_categories_file, "", _TFDS),
+        ("on_unreadable", on_unreadable, "fatal", _FILES),
+        ("test_split", test_split, "", _FILES),
     ):
-        if value and kind != "tfds":
-            raise UserError(f"data.{key} = {value!r} is for prepared TFDS data sets (tfds:NAME), not for {source}.")
-    if on_unreadable != "fatal" and not files:
-        raise UserError(
-            f"data.on_unreadable = {on_unreadable!r} is for image files (folder:DIR, csv:FILE), not for {source}."
-        )
-    if test_split and (not files or test_split not in listing.TEST_SPLITS):
-        raise UserError(
-            f"found data.test_split = {test_split!r} with {source}; expected one of {', '.join(listing.TEST_SPLITS)}, "
-            "with image files (folder:DIR, csv:FILE)."
-        )
+        if value != usual and kind not in kinds:
+            those = " or ".join(dict.fromkeys(kinds.values()))
+            raise UserError(f"data.{key} = {value!r} is for {those}, not for {source}: leave it at {usual!r}.")
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
@@ -116,12 +111,11 @@ def load(
         records = _of_levels(columns, names, coarse, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(os.path.expanduser(name)))
-    elif files and name:
-        columns, label_names, coarse_names = folder.read(
+    elif kind in ("folder", "csv") and name:
+        records = folder.read(
             kind, name, coarse_classes, stream=stream, image_size=image_size, resize_mode=resize_mode,
             on_unreadable=on_unreadable, test_split=test_split, need_test=not holdout,
         )  # fmt: skip
-        records = _assemble(columns, label_names, coarse_names, source)
     else:
         raise UserError(f"source = {source!r}: want digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE.")
 
@@ -222,30 +216,18 @@ def _digits() -> dict[str, Records]:
 def _npz(folder: pathlib.Path) -> dict[str, Records]:
     if not os.path.isdir(folder):
         raise UserError(f"npz:{folder} is no folder: want one that holds *train.npz and *test.npz.")
-    return _assemble({split: _npz_read(folder, split) for split in SPLITS}, (), (), f"npz:{folder}")
-
-
-def _npz_read(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
-    found = sorted(folder.glob(f"*{split}.npz"))
-    if len(found) != 1:
-        names = f" ({', '.join(path.name for path in found)})" if found else ""
-        raise UserError(
-            f"npz:{folder} holds {len(found)} files *{split}.npz{names}, want one: put one data set into one folder."
-        )
-    want = "write it with numpy.savez, with arrays of numbers: image, coarse_label and, if fine labels are known, label"
-    return read_npz(found[0], ("image", *_KEYS.values()).__contains__, ("image", _KEYS["coarse"]), want)
-
-
-def _assemble(
-    columns: dict[str, dict[str, Any]], label_names: tuple[str, ...], coarse_names: tuple[str, ...], where: str
-) -> dict[str, Records]:
-    """Records of two levels from the arrays image, coarse_label and label, if there is one, of both splits."""
-    of_levels = {
-        split: {key: c[key] for key in ("image", "filename", "broken") if key in c}
-        | {level: c[key] for level, key in _KEYS.items() if key in c}
-        for split, c in columns.items()
-    }
-    return _of_levels(of_levels, {"coarse": coarse_names, "fine": label_names}, "coarse", where)
+    columns = {}
+    for split in SPLITS:
+        found = sorted(folder.glob(f"*{split}.npz"))
+        if len(found) != 1:
+            names = f" ({', '.join(path.name for path in found)})" if found else ""
+            raise UserError(
+                f"npz:{folder} holds {len(found)} files *{split}.npz{names}, want one: put one data set into one "
+                "folder."
+            )
+        arrays = read_npz(found[0], ("image", *_KEYS.values()).__contains__, ("image", _KEYS["coarse"]), _NPZ)
+        columns[split] = {name: arrays[key] for name, key in ({"image": "image"} | _KEYS).items() if key in arrays}
+    return _of_levels(columns, dict.fromkeys(_KEYS, ()), "coarse", f"npz:{folder}")
 
 
 def _of_levels(
@@ -258,13 +240,7 @@ def _of_levels(
         for level, of_level in names.items()
     }
     return {
-        split: Records(
-            c["image"],
-            {level: Level(c.get(level), of_level) for level, of_level in names.items()},
-            coarse,
-            filename=c.get("filename"),
-            broken=c.get("broken", ()),
-        )
+        split: Records(c["image"], {level: Level(c.get(level), names[level]) for level in names}, coarse)
         for split, c in columns.items()
     }
 

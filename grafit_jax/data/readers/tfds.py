@@ -6,7 +6,6 @@ TensorFlow reads and decodes on the host's processors only, and is imported by t
 import contextlib
 import difflib
 import functools
-import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -16,75 +15,33 @@ import numpy as np
 
 from grafit_jax.data import hierarchy
 from grafit_jax.data.datasets import catalog, taxonomy
+from grafit_jax.data.records import READ_BATCH, InFiles
 from grafit_jax.data.tensorflow import import_tfds
 from grafit_jax.errors import UserError, warn
 from grafit_jax.views.crops import RESIZE_MODES, Crops
 
 SPLITS = ("train", "test")
-# Read in one go where a split is read from end to end.
-_READ_BATCH = 500
 
 
-class StreamedImages:
-    """The images of a split that stay in their files; what an array of them tells of itself, and ways to read them.
-
-    Attributes:
-      shape: (N, H, W, C).
-      dtype: uint8.
-    """
+class StreamedImages(InFiles):
+    """The images of a split that stay in TFDS's files."""
 
     def __init__(
         self, builder, splits: tuple[str, ...], rows: np.ndarray, image_size: int = 0, resize_mode: str = "squash"
     ):
-        """The images at the ascending positions `rows`, int [N], of the files of TFDS's `splits` laid end to end.
-
-        With image_size S > 0 each of them is resized to S x S pixels, made square by one of
-        `crops.RESIZE_MODES`.
-        """
-        self._builder, self._splits, self._rows, self._image_size, self._resize_mode = (
-            builder,
-            splits,
-            rows,
-            image_size,
-            resize_mode,
-        )
+        """The images at the ascending positions `rows`, int [N], of the files of TFDS's `splits` laid end to end."""
         *size, channels = builder.info.features["image"].shape
-        self.shape = (len(rows), *([image_size] * 2 if image_size else size), channels)
-        self.dtype = np.dtype(np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, kept: np.ndarray) -> "StreamedImages":
-        """Some of the images, in their order: bool [N]."""
-        rows = self._rows[np.flatnonzero(kept)]
-        return StreamedImages(self._builder, self._splits, rows, self._image_size, self._resize_mode)
+        super().__init__(rows, channels, image_size, resize_mode, size)
+        self._builder, self._splits = builder, {split: builder.info.splits[split] for split in splits}
 
     def identity(self) -> bytes:
-        """What tells them from the images of another data set, without reading them."""
-        info = self._builder.info
-        splits = [(s, info.splits[s].num_bytes, list(info.splits[s].shard_lengths)) for s in self._splits]
-        made = (self._image_size, self._resize_mode) if self._resize_mode != "squash" else self._image_size
-        return repr((info.full_name, splits, made)).encode() + self._rows.astype("<i8").tobytes()
+        """TFDS's name with the version, sizes and lengths of the files, and which images of theirs."""
+        files = [(name, split.num_bytes, list(split.shard_lengths)) for name, split in self._splits.items()]
+        return repr((self._builder.info.full_name, files, self._made)).encode() + self._rows.astype("<i8").tobytes()
 
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
-        """uint8 [B, H, W, C], every image once in the order of its id; the last batch may be smaller."""
-        dataset = self._encoded(self._read(self._rows))
-        decoded = self._decoded(dataset, self._squared).map(lambda id_, image: image)
-        yield from self._whole(decoded.batch(batch_size).prefetch(2))
-
-    def read(self) -> np.ndarray:
-        """All of them, uint8 [N, H, W, C]."""
-        images, start = np.empty(self.shape, np.uint8), 0
-        for batch in self.in_order(_READ_BATCH):
-            images[start : start + len(batch)] = batch
-            start += len(batch)
-        assert start == len(images), f"{start} of {len(images)} images in the files"
-        return images
+        batches = self._decoded(self._encoded(self._rows), self._square).batch(batch_size)
+        return (images for _, images in self._numpy(batches))
 
     def shuffled(
         self,
@@ -96,31 +53,22 @@ class StreamedImages:
         crops: Crops | None = None,
         first: int = 0,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One epoch as (id int32 [B], image uint8 [B, H, W, C]), in an order that `seed` alone decides.
+        """See `InFiles`.
 
-        Files are taken in a shuffled order, several at a time, and their images, still encoded, pass through a shuffle
-        buffer. Images past the last full batch are left out.
-
-        Args:
-          batch_size: B, of this host.
-          seed: of the epoch.
-          buffer_size: images in the shuffle buffer.
-          shard: (i, n): the i-th of n parts of the images, as alike in size as can be: those of one host.
-          first: batches to leave out at the beginning, which are not decoded.
-          crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, C].
+        Files are taken in a shuffled order, several at a time, and their images, still encoded, pass through the
+        shuffle buffer.
         """
         index, count = shard
         part = self._rows[index * len(self) // count : (index + 1) * len(self) // count]
-        dataset = self._encoded(self._read(part, shuffle_seed=seed))
-        dataset = dataset.shuffle(buffer_size, seed=seed, reshuffle_each_iteration=False).skip(first * batch_size)
-        made = self._squared if crops is None else functools.partial(cropped, crops, seed)
-        batches = self._decoded(dataset, made).batch(batch_size, drop_remainder=True)
-        # Decoding goes on while the devices work.
-        yield from self._whole(batches.prefetch(2))
+        encoded = self._encoded(part, seed)
+        encoded = encoded.shuffle(buffer_size, seed=seed, reshuffle_each_iteration=False).skip(first * batch_size)
+        made = self._square if crops is None else functools.partial(cropped, crops, seed)
+        return self._numpy(self._decoded(encoded, made).batch(batch_size, drop_remainder=True))
 
-    def _whole(self, dataset: Any) -> Iterator[Any]:
+    def _numpy(self, batches: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of a TensorFlow data set; decoding goes on while the devices work."""
         with self._of_files():
-            yield from dataset.as_numpy_iterator()
+            yield from batches.prefetch(2).as_numpy_iterator()
 
     @contextlib.contextmanager
     def _of_files(self) -> Iterator[None]:
@@ -134,51 +82,33 @@ class StreamedImages:
                 f"({' '.join(str(error).split())[:200]}): give them back, or prepare the data set again."
             ) from error
 
-    def _read(self, rows: np.ndarray, *, shuffle_seed: int | None = None):
-        """Examples with their images encoded and their TFDS ids: from the first to the last of `rows` in each split."""
-        tf, tfds = import_tfds()
-        options = tf.data.Options()
-        options.deterministic = True
-        config: dict[str, Any] = {"options": options, "add_tfds_id": True, "try_autocache": False}
-        if shuffle_seed is None:
-            config |= {"interleave_cycle_length": 1}  # one file after the other
-        else:
-            config |= {"shuffle_seed": shuffle_seed, "shuffle_reshuffle_each_iteration": False}
-        ranges, first = [], 0
-        for split, lengths in zip(self._splits, self._shard_lengths(), strict=True):
-            inside = rows[(rows >= first) & (rows < first + sum(lengths))] - first
-            if len(inside):
-                ranges.append(f"{split}[{inside[0]}:{inside[-1] + 1}]")
-            first += sum(lengths)
-        with self._of_files():
-            return self._builder.as_dataset(
-                split="+".join(ranges or [f"{self._splits[0]}[:0]"]),
-                shuffle_files=shuffle_seed is not None,
-                decoders={"image": tfds.decode.SkipDecoding()},
-                read_config=tfds.ReadConfig(**config),
-            )
-
-    def _shard_lengths(self) -> list[list[int]]:
-        """The numbers of images in the files of each split."""
-        return [list(self._builder.info.splits[split].shard_lengths) for split in self._splits]
-
-    def _encoded(self, dataset):
-        """(id, encoded image) of the examples that are among `rows`."""
+    def _encoded(self, rows: np.ndarray, seed: int | None = None):
+        """(id, encoded image) of the images at `rows`, in their order or, with a seed, that of shuffled files."""
         tf, _ = import_tfds()
-        lengths = self._shard_lengths()
-        splits = tf.constant(self._splits)
-        first_file = tf.constant(np.cumsum([0, *map(len, lengths)])[:-1])  # of every split
-        first_of_file = tf.constant(np.cumsum([0, *itertools.chain(*lengths)])[:-1])
-        id_of_position = np.full(sum(map(sum, lengths)), -1, np.int32)
-        id_of_position[self._rows] = np.arange(len(self._rows))
+        if not len(rows):  # TFDS refuses to read nothing
+            return tf.data.Dataset.from_tensor_slices((np.zeros(0, np.int32), np.zeros(0, str)))
+        # From the first to the last of them in each split.
+        ranges, first = [], 0
+        for name, split in self._splits.items():
+            inside = rows[(rows >= first) & (rows < first + split.num_examples)] - first
+            if len(inside):
+                ranges.append(f"{name}[{inside[0]}:{inside[-1] + 1}]")
+            first += split.num_examples
+        with self._of_files():
+            dataset = _examples(self._builder, "+".join(ranges), seed)
+
+        files = tf.constant([file for split in self._splits.values() for file in split.filenames])
+        lengths = [length for split in self._splits.values() for length in split.shard_lengths]
+        first_of_file = tf.constant(np.cumsum([0, *lengths])[:-1])
+        id_of_position = np.full(sum(lengths), -1, np.int32)
+        id_of_position[self._rows] = np.arange(len(self))
         id_of_position = tf.constant(id_of_position)
 
         def with_id(example):
-            # "NAME-train.tfrecord-00003-of-00010__17": the 18th example of the fourth file of train.
-            id_ = tf.strings.regex_replace(example["tfds_id"], r"^.*-(\w+)\.\w+-(\d+)-of-\d+__(\d+)$", r"\1 \2 \3")
-            split, file, row = tf.unstack(tf.strings.split(id_), 3)
-            file = first_file[tf.argmax(splits == split)] + tf.strings.to_number(file, tf.int64)
-            return id_of_position[first_of_file[file] + tf.strings.to_number(row, tf.int64)], example["image"]
+            # "NAME-train.tfrecord-00003-of-00010__17": the 18th example of that file.
+            file, row = (tf.strings.regex_replace(example["tfds_id"], part, "") for part in (r"__\d+$", "^.*__"))
+            position = first_of_file[tf.argmax(files == file)] + tf.strings.to_number(row, tf.int64)
+            return id_of_position[position], example["image"]
 
         return dataset.map(with_id, num_parallel_calls=tf.data.AUTOTUNE).filter(lambda id_, image: id_ >= 0)
 
@@ -188,13 +118,12 @@ class StreamedImages:
         decode = self._builder.info.features["image"].decode_example
         return dataset.map(lambda id_, image: (id_, made(id_, decode(image))), num_parallel_calls=tf.data.AUTOTUNE)
 
-    def _squared(self, id_, image):
+    def _square(self, id_, image):
         """The whole image, uint8 [S, S, C], or as it is."""
         if not self._image_size:
             return image
-        return _resized(
-            image, _boxes(lambda id_, *shape: RESIZE_MODES[self._resize_mode](*shape), id_, image, 1), self._image_size
-        )[0]
+        boxes = _boxes(lambda id_, *shape: RESIZE_MODES[self._resize_mode](*shape), id_, image, 1)
+        return _resized(image, boxes, self._image_size)[0]
 
 
 def cropped(crops: Crops, seed: int, id_, image):
@@ -376,18 +305,29 @@ def _builder(name: str, data_dir: str | None):
         ) from None
 
 
+def _examples(builder, split: str, seed: int | None = None):
+    """The examples of a TFDS split, images encoded, in the order of the files or, with a seed, of shuffled ones."""
+    tf, tfds = import_tfds()
+    config = tfds.ReadConfig(
+        options=tf.data.Options(),
+        add_tfds_id=True,
+        try_autocache=False,
+        shuffle_seed=seed,
+        shuffle_reshuffle_each_iteration=False,
+    )
+    config.options.deterministic = True
+    if seed is None:  # one file after the other: the order does not hang on how many are read at a time
+        config.interleave_cycle_length = 1
+    return builder.as_dataset(
+        split=split,
+        shuffle_files=seed is not None,
+        decoders={"image": tfds.decode.SkipDecoding()},
+        read_config=config,
+    )
+
+
 def _labels(builder, split: str, keys: dict[str, str]) -> dict[str, np.ndarray]:
     """The features `keys` (feature by our name), [N] each, of a TFDS split in the order of its files."""
-    tf, tfds = import_tfds()
-    options = tf.data.Options()
-    options.deterministic = True
-    dataset = builder.as_dataset(
-        split=split,
-        shuffle_files=False,
-        decoders={"image": tfds.decode.SkipDecoding()},
-        # One file after the other: the order does not hang on how many are read at a time.
-        read_config=tfds.ReadConfig(options=options, interleave_cycle_length=1, try_autocache=False),
-    )
-    dataset = dataset.map(lambda x: {key: x[feature] for key, feature in keys.items()})
-    batches = list(dataset.batch(_READ_BATCH).as_numpy_iterator())
+    dataset = _examples(builder, split).map(lambda x: {key: x[feature] for key, feature in keys.items()})
+    batches = list(dataset.batch(READ_BATCH).as_numpy_iterator())
     return {key: np.concatenate([b[key] for b in batches] or [np.zeros(0, np.int64)]) for key in keys}

@@ -9,55 +9,30 @@ from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
 
 
-def fine_to_coarse(
-    label: np.ndarray, coarse_label: np.ndarray, *, fine: str = "fine", coarse: str = "coarse"
-) -> np.ndarray:
-    """The coarse class of every fine class, as the images show it.
-
-    Args:
-      label: int [N] fine labels, from 0.
-      coarse_label: int [N] coarse labels, from 0.
-      fine: what the level of the fine labels is called.
-      coarse: that of the coarse ones.
-
-    Returns:
-      int32 [max(label) + 1]; -1 for a number that no image has.
-
-    Raises:
-      UserError: the arrays differ in length, or a fine class has images of two coarse classes.
-    """
-    if len(label) != len(coarse_label):
-        raise UserError(
-            f"{len(label)} {fine} and {len(coarse_label)} {coarse} labels: give one of each for every image."
-        )
-    parent = np.full(int(np.max(label, initial=-1)) + 1, -1, np.int32)
-    parent[label] = coarse_label
-    strays = np.flatnonzero(parent[label] != coarse_label)
-    if len(strays):
-        stray = int(label[strays[0]])
-        under = np.unique(coarse_label[label == stray])
-        raise UserError(
-            f"{fine} label {stray} occurs under {coarse} labels {under[0]} and {under[1]}: want one {coarse} label for "
-            f"every {fine} one; correct the labels."
-        )
-    return parent
-
-
 def check_nested(splits: Sequence[Mapping[str, Level]]) -> None:
     """Checks that a class of one level lies in one class of the next coarser one, in all splits together.
 
     Args:
-      splits: the levels of each split, from coarse to fine.
+      splits: the levels of each split, from coarse to fine, with a label for every image or none.
 
     Raises:
-      UserError: as `fine_to_coarse`.
+      UserError: a class has images of two coarser ones.
     """
     for coarse, fine in itertools.pairwise(splits[0]):
         pairs = [(levels[fine].label, levels[coarse].label) for levels in splits]
         known = [pair for pair in pairs if all(label is not None for label in pair)]
-        if known:
-            label, coarse_label = (np.concatenate(labels) for labels in zip(*known, strict=True))
-            fine_to_coarse(label, coarse_label, fine=fine, coarse=coarse)
+        if not known:
+            continue
+        label, coarse_label = (np.concatenate(labels) for labels in zip(*known, strict=True))
+        parent = np.zeros(np.max(label) + 1, np.int32)
+        parent[label] = coarse_label
+        strays = label[parent[label] != coarse_label]
+        if len(strays):
+            under = np.unique(coarse_label[label == strays[0]])
+            raise UserError(
+                f"{fine} label {strays[0]} occurs under {coarse} labels {under[0]} and {under[1]}: want one {coarse} "
+                f"label for every {fine} one; correct the labels."
+            )
 
 
 def check_level(level: str, known: Sequence[str], coarse: str, where: str) -> None:

@@ -4,8 +4,6 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -20,10 +18,6 @@ SPLITS = tfds.SPLITS
 _HOLDOUT_SEED = 0
 _DIGITS_SEED = 0
 _DIGITS_WITH_LOOP = (0, 6, 8, 9)
-# A larger label is a mistake (an id, a hash), and a name is made up for every number below it.
-_MAX_LABEL = 2**20
-# What the labels of the two ordinary levels are called in files.
-_KEYS = {"coarse": "coarse_label", "fine": "label"}
 # The kinds of sources that some options are for, in words.
 _TFDS = {"tfds": "prepared TFDS data sets (tfds:NAME)"}
 _FILES = dict.fromkeys(("folder", "csv"), "image files (folder:DIR, csv:FILE)")
@@ -103,12 +97,10 @@ def load(
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
-        columns, names, coarse = tfds.read(
-            name, data_dir, coarse_classes,
-            stream=stream, image_size=image_size, resize_mode=resize_mode, variant=variant, train_level=train_level,
-            categories=inat_categories_file,
+        records = tfds.read(
+            name, data_dir, image_size=image_size, resize_mode=resize_mode, variant=variant, train_level=train_level,
+            categories=inat_categories_file, coarse_classes=coarse_classes,
         )  # fmt: skip
-        records = _of_levels(columns, names, coarse, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(os.path.expanduser(name)))
     elif kind in ("folder", "csv") and name:
@@ -134,11 +126,12 @@ def load(
         records = {s: dataclasses.replace(r, train_level=train_level) for s, r in records.items()}
     if holdout:
         records = _split(records["train"], holdout, _HOLDOUT_SEED)
-        if isinstance(records["test"].image, InFiles):
-            records["test"] = dataclasses.replace(records["test"], image=records["test"].image.read())
         for split, r in records.items():
             if not len(r):
                 raise UserError(f"holdout = {holdout} leaves no image for {split}: take a share further from 0 and 1.")
+    for split, r in records.items():
+        if isinstance(r.image, InFiles) and not (stream and split == "train"):
+            records[split] = dataclasses.replace(r, image=r.image.read())
     return records
 
 
@@ -166,7 +159,7 @@ def _checked(records: Records, where: str) -> Records:
         # TFDS marks labels that are withheld by -1.
         if label is None or (name != records.train_level and label.ndim == 1 and np.all(label == -1)):
             return level._replace(label=None)
-        return level._replace(label=_checked_labels(label, _KEYS.get(name, name), level.names, len(image), where))
+        return level._replace(label=_checked_labels(label, hierarchy.key(name), level.names, len(image), where))
 
     return records.relabel(checked)
 
@@ -225,28 +218,7 @@ def _npz(folder: pathlib.Path) -> dict[str, Records]:
                 f"npz:{folder} holds {len(found)} files *{split}.npz{names}, want one: put one data set into one "
                 "folder."
             )
-        arrays = read_npz(found[0], ("image", *_KEYS.values()).__contains__, ("image", _KEYS["coarse"]), _NPZ)
-        columns[split] = {name: arrays[key] for name, key in ({"image": "image"} | _KEYS).items() if key in arrays}
-    return _of_levels(columns, dict.fromkeys(_KEYS, ()), "coarse", f"npz:{folder}")
-
-
-def _of_levels(
-    columns: Mapping[str, Mapping[str, Any]], names: Mapping[str, tuple[str, ...]], coarse: str, where: str
-) -> dict[str, Records]:
-    """Records of image and the labels of the levels of both splits; numbers serve as names where there are none."""
-    names = {
-        level: of_level
-        or _numbers([c[level] for c in columns.values() if level in c], f"{where}: {_KEYS.get(level, level)}")
-        for level, of_level in names.items()
-    }
-    return {
-        split: Records(c["image"], {level: Level(c.get(level), names[level]) for level in names}, coarse)
-        for split, c in columns.items()
-    }
-
-
-def _numbers(labels: list[np.ndarray], what: str) -> tuple[str, ...]:
-    high = max((int(a.max()) for a in labels if a.dtype.kind in "iu" and a.size), default=-1)
-    if high >= _MAX_LABEL:
-        raise UserError(f"{what} goes up to {high}, want numbers below {_MAX_LABEL}: number the classes from 0.")
-    return tuple(str(i) for i in range(high + 1))
+        keys = {"image": "image"} | hierarchy.KEYS
+        arrays = read_npz(found[0], [*keys.values()].__contains__, ("image", hierarchy.KEYS["coarse"]), _NPZ)
+        columns[split] = {name: arrays[key] for name, key in keys.items() if key in arrays}
+    return hierarchy.records_of(columns, dict.fromkeys(hierarchy.KEYS, ()), "coarse", f"npz:{folder}")

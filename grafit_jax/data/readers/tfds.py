@@ -4,7 +4,6 @@ TensorFlow reads and decodes on the host's processors only, and is imported by t
 """
 
 import contextlib
-import difflib
 import functools
 import os
 import pathlib
@@ -15,9 +14,9 @@ import numpy as np
 
 from grafit_jax.data import hierarchy
 from grafit_jax.data.datasets import catalog, taxonomy
-from grafit_jax.data.records import READ_BATCH, InFiles
+from grafit_jax.data.records import READ_BATCH, InFiles, Records
 from grafit_jax.data.tensorflow import import_tfds
-from grafit_jax.errors import UserError, warn
+from grafit_jax.errors import UserError, did_you_mean, warn
 from grafit_jax.views.crops import RESIZE_MODES, Crops
 
 SPLITS = ("train", "test")
@@ -155,23 +154,15 @@ def _resized(image, boxes, size: int):
 def read(
     name: str,
     data_dir: str | None,
-    coarse_classes: tuple[int, ...],
     *,
-    stream: bool,
     image_size: int,
     resize_mode: str,
     variant: str,
     train_level: str,
     categories: str,
-) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, ...]], str]:
-    """What each split holds: the column image, and one of labels for each level that has some.
-
-    The labels are read first, and then the images that are kept, and no other is decoded. With `stream` the training
-    images are `StreamedImages`, and nothing but their labels is read.
-
-    Returns:
-      split -> column -> array; the names of the labels of every level, from coarse to fine; the coarse level.
-    """
+    coarse_classes: tuple[int, ...],
+) -> dict[str, Records]:
+    """The records of "train" and "test", of which the labels alone are read: their images are `StreamedImages`."""
     where = f"tfds:{name}"
     builder = _builder(name, data_dir)
     entry = catalog.find(builder.name)
@@ -196,32 +187,25 @@ def read(
     above = entry.above(names[finest], file, where)
     names |= {level: classes.names for level, classes in above.items()}
     hierarchy.check_level(train_level, [level for level in names if level in keys or level in above], coarse, where)
-    if names[coarse]:
-        hierarchy.check_classes(coarse_classes, names[coarse])
-
     parts = [_labels(builder, split, keys) for split in entry.tfds_splits]
     columns = {level: np.concatenate([part[level] for part in parts]) for level in keys}
     if above and np.min(columns[finest], initial=0) < 0:
         raise UserError(f"{where} has images without a fine label (-1), want one for each: no coarse label follows.")
     columns |= {level: classes.of_fine[columns[finest]] for level, classes in above.items()}
-    ends = np.cumsum([0, *(builder.info.splits[split].num_examples for split in entry.tfds_splits)])
-    rows, first = {}, 0
-    for split, of_tfds in entry.splits.items():
-        rows[split] = np.arange(ends[first], ends[first + len(of_tfds)])
-        first += len(of_tfds)
     if chosen is not None:
         rows = chosen.rows([part[finest] for part in parts], f"{where}, variant {variant or entry.default}")
-        _renumber(columns, np.concatenate(list(rows.values())), names)
-    if coarse_classes:
-        rows = {split: r[np.isin(columns[coarse][r], coarse_classes)] for split, r in rows.items()}
+    else:
+        numbers = [sum(builder.info.splits[s].num_examples for s in of_tfds) for of_tfds in entry.splits.values()]
+        rows = dict(zip(entry.splits, np.split(np.arange(sum(numbers)), np.cumsum(numbers)[:-1]), strict=True))
     if builder.info.features["image"].shape[:2] == (image_size, image_size):
         image_size = 0  # they have it
-    result: dict[str, dict[str, Any]] = {}
-    for split, r in rows.items():
-        images = StreamedImages(builder, entry.tfds_splits, r, image_size, resize_mode)
-        of_split = {level: column[r] for level, column in columns.items()}
-        result[split] = of_split | {"image": images if stream and split == "train" else images.read()}
-    return result, names, coarse
+    of_splits = {
+        split: {level: column[r] for level, column in columns.items()}
+        | {"image": StreamedImages(builder, entry.tfds_splits, r, image_size, resize_mode)}
+        for split, r in rows.items()
+    }
+    records = hierarchy.records_of(of_splits, names, coarse, where)
+    return records if chosen is None else hierarchy.renumber(records)
 
 
 def _categories_file(builder, entry: catalog.Entry, categories: str, where: str) -> pathlib.Path | None:
@@ -232,14 +216,6 @@ def _categories_file(builder, entry: catalog.Entry, categories: str, where: str)
         those = ", ".join(name for name, entry in catalog.CATALOG.items() if entry.taxonomy)
         raise UserError(f"data.inat_categories_file = {categories!r} is for {those}, not for {where}: leave it empty.")
     return None
-
-
-def _renumber(columns: dict[str, np.ndarray], rows: np.ndarray, names: dict[str, tuple[str, ...]]) -> None:
-    """Numbers the classes that have images among `rows` from 0, level by level, in place."""
-    for level, column in columns.items():
-        present = np.unique(column[rows])
-        columns[level] = np.searchsorted(present, column)
-        names[level] = tuple(names[level][c] for c in present) if names[level] else ()
 
 
 def _check(builder, entry: catalog.Entry, name: str, image_size: int) -> None:
@@ -292,11 +268,9 @@ def _builder(name: str, data_dir: str | None):
         if entry.manual:  # a builder of ours, which TFDS finds where it is prepared
             raise _not_prepared(name, entry, folder or str(tfds.core.constants.DATA_DIR)) from None
         known = tfds.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(
-            f"tfds:{name}: TFDS knows no data set {name}{hint}: want a name from `tfds.list_builders()` or one that is "
-            f"prepared in {folder or tfds.core.constants.DATA_DIR}."
+            f"tfds:{name}: TFDS knows no data set {name}{did_you_mean(name, known)}: want a name from "
+            f"`tfds.list_builders()` or one that is prepared in {folder or tfds.core.constants.DATA_DIR}."
         ) from None
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(

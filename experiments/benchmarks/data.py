@@ -78,7 +78,7 @@ def _dataset(files: list[str], crops: Crops):
     options.threading.private_threadpool_size = 1
 
     def decode(row, file):
-        return tfds.cropped(crops, 0, row, tf.io.decode_jpeg(tf.io.read_file(file), channels=3))
+        return tfds.StreamedImages.cropped(crops, 0, row, tf.io.decode_jpeg(tf.io.read_file(file), channels=3))
 
     dataset = tf.data.Dataset.from_tensor_slices((np.arange(len(files)), files))
     return dataset.map(decode).with_options(options)

@@ -71,13 +71,12 @@ class InFiles(abc.ABC):
         assert start == len(images), f"{start} of {len(images)} images in the files"
         return images
 
-    @abc.abstractmethod
     def shuffled(
         self,
         batch_size: int,
         *,
         seed: int,
-        buffer_size: int,
+        buffer_size: int = 1,
         shard: tuple[int, int] = (0, 1),
         crops: Crops | None = None,
         first: int = 0,
@@ -97,6 +96,18 @@ class InFiles(abc.ABC):
         Raises:
           UserError: a file that cannot be read, unless it is to be passed over, or fewer that can than a batch has.
         """
+        made = self._square if crops is None else functools.partial(self.cropped, crops, seed)
+        return self._epoch(made, batch_size, seed, buffer_size, shard, first)
+
+    # What a batch has of an image: all of it as a square, or crops of it.
+    _square: Callable[..., Any]
+    cropped: Callable[..., Any]
+
+    @abc.abstractmethod
+    def _epoch(
+        self, made: Callable[..., Any], batch_size: int, seed: int, buffer_size: int, shard: tuple[int, int], first: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `shuffled`, of what is `made` of an image."""
 
 
 class Level(NamedTuple):

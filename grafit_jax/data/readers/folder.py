@@ -61,17 +61,8 @@ class FolderImages(InFiles):
                 following = next(read, None)
             yield batch
 
-    def shuffled(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        buffer_size: int = 0,
-        shard: tuple[int, int] = (0, 1),
-        crops: Crops | None = None,
-        first: int = 0,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `InFiles`. Files are read in any order, so there is no buffer, and a part is as alike in classes, too.
+    def _epoch(self, made, batch_size, seed, buffer_size, shard, first):
+        """Files are read in any order: all of them are shuffled, without a buffer, and parts are alike in classes, too.
 
         After a file that is passed over, the images past the last full batch move up, and after them those of the
         epoch's beginning once more, so that an epoch has its number of full batches, of readable images under their
@@ -83,7 +74,6 @@ class FolderImages(InFiles):
         num_batches = len(order) // batch_size
         used, spare = np.split(order, [num_batches * batch_size])
         # The later ones are not begun unless the earlier ones run out.
-        made = self._square if crops is None else functools.partial(self._cropped, crops, seed)
         decoded = itertools.chain.from_iterable(
             self._decoded(rows, made, ahead=2 * batch_size)
             for rows in (used[first * batch_size :], spare, *((used, spare) * num_batches))
@@ -102,7 +92,7 @@ class FolderImages(InFiles):
     def _square(self, row: int) -> np.ndarray:
         return _square(self._rows[row], self._image_size, self._resize_mode)
 
-    def _cropped(self, crops: Crops, seed: int, row: int) -> np.ndarray:
+    def cropped(self, crops: Crops, seed: int, row: int) -> np.ndarray:
         return decode.decode_boxes(self._rows[row], crops.size, functools.partial(crops.boxes, seed, row))
 
     def _decoded(

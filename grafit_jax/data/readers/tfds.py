@@ -42,26 +42,12 @@ class StreamedImages(InFiles):
         batches = self._decoded(self._encoded(self._rows), self._square).batch(batch_size)
         return (images for _, images in self._numpy(batches))
 
-    def shuffled(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        buffer_size: int,
-        shard: tuple[int, int] = (0, 1),
-        crops: Crops | None = None,
-        first: int = 0,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `InFiles`.
-
-        Files are taken in a shuffled order, several at a time, and their images, still encoded, pass through the
-        shuffle buffer.
-        """
+    def _epoch(self, made, batch_size, seed, buffer_size, shard, first):
+        """Shuffled files are read several at a time, and their images, still encoded, pass through the buffer."""
         index, count = shard
         part = self._rows[index * len(self) // count : (index + 1) * len(self) // count]
         encoded = self._encoded(part, seed)
         encoded = encoded.shuffle(buffer_size, seed=seed, reshuffle_each_iteration=False).skip(first * batch_size)
-        made = self._square if crops is None else functools.partial(cropped, crops, seed)
         return self._numpy(self._decoded(encoded, made).batch(batch_size, drop_remainder=True))
 
     def _numpy(self, batches: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -124,11 +110,11 @@ class StreamedImages(InFiles):
         boxes = _boxes(lambda id_, *shape: RESIZE_MODES[self._resize_mode](*shape), id_, image, 1)
         return _resized(image, boxes, self._image_size)[0]
 
-
-def cropped(crops: Crops, seed: int, id_, image):
-    """uint8 [T, S, S, C]."""
-    boxes = _boxes(functools.partial(crops.boxes, seed), id_, image, sum(count for count, *_ in crops.laws))
-    return _resized(image, boxes, crops.size)
+    @staticmethod
+    def cropped(crops: Crops, seed: int, id_, image):
+        """uint8 [T, S, S, C]."""
+        boxes = _boxes(functools.partial(crops.boxes, seed), id_, image, sum(count for count, *_ in crops.laws))
+        return _resized(image, boxes, crops.size)
 
 
 def _boxes(of: Callable[[int, int, int], np.ndarray], id_, image, count: int):

@@ -66,6 +66,13 @@ def test_no_readable_image_at_all(tmp_path):
         load(tmp_path, on_unreadable="skip")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_of_classes_that_a_split_has_no_image_of(tmp_path, stream):
+    image_files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, "test/x": 1})
+    with pytest.raises(UserError, match=r"no image for test is of coarse_classes = \(1,\): add others"):
+        load(tmp_path, image_size=4, stream=stream, coarse_classes=(1,))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,8 +15,6 @@ from grafit_jax.data.records import InFiles, Level, Records, two_levels
 from grafit_jax.errors import UserError
 
 SPLITS = tfds.SPLITS
-_HOLDOUT_SEED = 0
-_DIGITS_SEED = 0
 _DIGITS_WITH_LOOP = (0, 6, 8, 9)
 # The kinds of sources that some options are for, in words.
 _TFDS = {"tfds": "prepared TFDS data sets (tfds:NAME)"}
@@ -125,7 +123,7 @@ def load(
         hierarchy.check_level(train_level, known, train.train_level, source)
         records = {s: dataclasses.replace(r, train_level=train_level) for s, r in records.items()}
     if holdout:
-        records = _split(records["train"], holdout, _HOLDOUT_SEED)
+        records = _split(records["train"], holdout)
         for split, r in records.items():
             if not len(r):
                 raise UserError(f"holdout = {holdout} leaves no image for {split}: take a share further from 0 and 1.")
@@ -179,14 +177,14 @@ def _checked_labels(label: np.ndarray, key: str, names: tuple[str, ...], num_ima
     return label.astype(np.int32)
 
 
-def _split(records: Records, share: float, seed: int) -> dict[str, Records]:
+def _split(records: Records, share: float) -> dict[str, Records]:
     """A share of every fine class (of every coarse one, without fine labels) as "test", the rest as "train".
 
     Of N images floor(share * N) are drawn, and of each class its part of them give or take one.
     """
     classes = records.train_label if records.label is None else records.label
     # RandomState's stream is frozen (NEP 19), so the split stays the same with every version of NumPy.
-    order = np.lexsort((np.random.RandomState(seed).random_sample(len(records)), classes))
+    order = np.lexsort((np.random.RandomState(0).random_sample(len(records)), classes))
     # Every 1/share-th image of the classes laid end to end. 1e-9: 0.29 * 100 is just below 29.
     filled = np.floor(share * np.arange(len(records) + 1) + 1e-9)
     drawn = np.zeros(len(records), bool)
@@ -203,7 +201,7 @@ def _digits() -> dict[str, Records]:
         image=np.round(digits.images * 255 / 16).astype(np.uint8)[..., None],
         levels=two_levels(digits.target, coarse_label, "0123456789", ("closed loop", "no loop")),
     )
-    return _split(records, 0.5, _DIGITS_SEED)
+    return _split(records, 0.5)
 
 
 def _npz(folder: pathlib.Path) -> dict[str, Records]:

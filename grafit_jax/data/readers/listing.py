@@ -45,7 +45,6 @@ def list_images(
     Raises:
       UserError: a layout or CSV that is not as described.
     """
-
     where = f"{kind}:{path}"
     splits = functools.partial(_one_of_each, where=where, test_split=test_split, need_test=need_test)
     listed = _list_folder(path, splits) if kind == "folder" else _list_csv(path, splits)

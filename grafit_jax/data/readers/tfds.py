@@ -107,26 +107,23 @@ class StreamedImages(InFiles):
         """The whole image, uint8 [S, S, C], or as it is."""
         if not self._image_size:
             return image
-        boxes = _boxes(lambda id_, *shape: RESIZE_MODES[self._resize_mode](*shape), id_, image, 1)
-        return _resized(image, boxes, self._image_size)[0]
+        whole = RESIZE_MODES[self._resize_mode]
+        return _resized(image, id_, lambda id_, height, width: whole(height, width), 1, self._image_size)[0]
 
     @staticmethod
     def cropped(crops: Crops, seed: int, id_, image):
         """uint8 [T, S, S, C]."""
-        boxes = _boxes(functools.partial(crops.boxes, seed), id_, image, sum(count for count, *_ in crops.laws))
-        return _resized(image, boxes, crops.size)
+        count = sum(count for count, *_ in crops.laws)
+        return _resized(image, id_, functools.partial(crops.boxes, seed), count, crops.size)
 
 
-def _boxes(of: Callable[[int, int, int], np.ndarray], id_, image, count: int):
-    """float32 [count, 4] of (id, height, width), by NumPy, so that there is one law of crops."""
+def _resized(image, id_, boxes_of: Callable[[int, int, int], np.ndarray], count: int, size: int):
+    """uint8 [count, S, S, C]: parts of an image, bilinear, antialiased; `boxes_of` is of its id, height and width."""
     tf, _ = import_tfds()
     shape = tf.shape(image)
-    return tf.ensure_shape(tf.numpy_function(of, [id_, shape[0], shape[1]], tf.float32, stateful=False), [count, 4])
-
-
-def _resized(image, boxes, size: int):
-    """uint8 [n, S, S, C]: the parts of an image, bilinear and antialiased."""
-    tf, _ = import_tfds()
+    # By NumPy, so that there is one law of crops.
+    boxes = tf.numpy_function(boxes_of, [id_, shape[0], shape[1]], tf.float32, stateful=False)
+    boxes = tf.ensure_shape(boxes, [count, 4])
     scale = size / boxes[:, 2:]
     parts = [
         tf.raw_ops.ScaleAndTranslate(

@@ -27,7 +27,6 @@ def test_every_fine_class_has_one_coarse_class(name, images_of_class):
     assert np.bincount(table.coarse_of_fine).tolist() == images_of_class
     assert len(set(table.label_names)) == len(table.label_names) == sum(images_of_class)
     assert table.coarse_names == tuple(map(str, range(len(images_of_class))))
-    assert "MaskCon" in table.source
 
 
 def test_label_names_are_tfds_own():

@@ -95,7 +95,7 @@ def test_a_budget_says_what_it_leaves_and_whether_to_start_again(tmp_path, cli, 
     done = cli(*command)
     assert (done.returncode, done.stdout, [*tmp_path.iterdir()]) == (1, "", [])
     for line, row in zip(done.stderr.splitlines(), ("baseline", "grafit"), strict=True):
-        assert line.startswith(f"left: {tmp_path}/{row}: takes ") and "(measured, " in line
+        assert line.startswith(f"left: {tmp_path}/{row}: takes ") and "minutes by recorded runs" in line
         assert line.endswith(" and 0.1 are left: give it more --budget_minutes")
     refusals = {"baseline": "give it more", "grafit": f"0 are left: {reproduction.AGAIN}"}
     monkeypatch.setattr(pricing.Budget, "refusal", lambda self, missing: refusals[missing[0].name])

@@ -62,7 +62,7 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
     np.testing.assert_array_equal(run.training.label, true.label)
     assert run.training.image is run.records["train"].image and len(run.training.train_names) == K
     data, _ = next(iter(experiment.make_feed(run).epoch(0)))
-    np.testing.assert_array_equal(data.label, run.clusters.label)  # what a batch takes its labels from
+    np.testing.assert_array_equal(data["label"], run.clusters.label)  # what a batch takes its labels from
 
     state, memory = restore.initial(run)
     assert memory is None and not state.target_params

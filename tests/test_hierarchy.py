@@ -16,20 +16,13 @@ def select(records, classes):
     return hierarchy.select({"only": records}, classes)["only"]
 
 
-def test_fine_to_coarse():
-    parent = hierarchy.fine_to_coarse(np.array([4, 0, 1, 4, 0]), np.array([2, 1, 0, 2, 1]))
-    assert parent.dtype == np.int32
-    assert parent.tolist() == [1, 0, -1, -1, 2]
-
-
-def test_fine_label_under_two_coarse_labels():
+def test_a_fine_label_lies_under_one_coarse_label_in_all_splits():
+    first = make([4, 0, 1, 4, 0], [2, 1, 0, 2, 1])
+    hierarchy.check_nested([first.levels, make(None, [0, 1]).levels, make([1, 0], [0, 1]).levels])
     with pytest.raises(UserError, match=r"fine label 4 occurs under coarse labels 0 and 2: .* correct"):
-        hierarchy.fine_to_coarse(np.array([4, 0, 1, 4]), np.array([2, 1, 0, 0]))
-
-
-def test_fine_to_coarse_lengths():
-    with pytest.raises(UserError, match="3 fine and 2 coarse labels"):
-        hierarchy.fine_to_coarse(np.zeros(3, np.int32), np.zeros(2, np.int32))
+        hierarchy.check_nested([make([4, 0, 1, 4], [2, 1, 0, 0]).levels])
+    with pytest.raises(UserError, match=r"fine label 0 occurs under coarse labels 0 and 1: .* correct"):
+        hierarchy.check_nested([first.levels, make([0], [0]).levels])
 
 
 def test_trainable():

@@ -249,8 +249,8 @@ def inat2019(tmp_path_factory, cli):
         "warning: inaturalist2019: found 2 of kingdom (published: 3), 3 of phylum (published: 4), 3 of class "
         "(published: 9), 4 of order (published: 34), 4 of family (published: 57), 5 of genus (published: 72), "
         "6 of species (published: 1010): these are not the published classes.",
-        "warning: inaturalist2019, split train: found 7 images, and iNaturalist 2019 has 265240.",
-        "warning: inaturalist2019, split validation: found 2 images, and iNaturalist 2019 has 3003.",
+        "warning: inaturalist2019, split train: found 7 images, and the whole data set has 265240.",
+        "warning: inaturalist2019, split validation: found 2 images, and the whole data set has 3003.",
     ]
     return folder
 
@@ -311,7 +311,7 @@ def remove(name):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (remove("."), r"m is no folder: want train_val2019, train2019\.json, val2019\.json and categories\.json"),
+        (remove("."), r"m is no folder: want train_val2019, train2019\.json, val2019\.json, categories\.json in --man"),
         (remove("train_val2019"), r"train_val2019 is no folder: want train_val2019, "),
         (remove("categories.json"), r"found no file .*m/categories\.json: want iNaturalist's categories\.json"),
         (remove("val2019.json"), r"found no file .*val2019\.json: want that of iNat"),

@@ -128,6 +128,13 @@ def test_omniglot_unseen_is_tfds_own_split(drawings):
         assert set(records.label) == {first, first + 1}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_alphabet_that_a_split_has_no_image_of(drawings, stream):
+    options = {"variant": "unseen", "coarse_classes": (0,), "stream": stream}  # of the alphabets 2, 4, 9
+    with pytest.raises(UserError, match=r"coarse class 0 \(2\) has no image in a split of 40: leave it out"):
+        sources.load(source="tfds:omniglot", data_dir=str(drawings), image_size=8, **options)
+
+
 def test_omniglot_itself(capsys, omniglot):
     loaded = sources.load(source="tfds:omniglot", data_dir=omniglot, image_size=16)
     assert "warning" not in capsys.readouterr().err

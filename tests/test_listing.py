@@ -124,9 +124,7 @@ def test_of_several_test_splits_one_is_taken_and_the_others_are_told_of(tmp_path
         )
     with pytest.raises(UserError, match=r"found .*train.*; expected a test split, called validation\."):
         sources.load(source=source, test_split="validation")
-    with pytest.raises(
-        UserError, match=r"found data\.test_split = 'dev' with .*; expected one of test, val, validation, with im"
-    ):
+    with pytest.raises(UserError, match=r"found data\.test_split = 'dev'; expected one of test, val, validation\."):
         sources.load(source=source, test_split="dev")
 
 

@@ -161,7 +161,10 @@ def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data.source": "digits"}, "data.stream is on, and digits lies in memory whole: turn it off"),
+        (
+            {"data.source": "digits"},
+            r"data\.stream = True is for .*TFDS.* or image files .*, not for digits: leave it at False",
+        ),
         ({"train.steps_per_call": 4}, "train.steps_per_call = 4: want 0 or 1 with data.stream"),
     ],
 )

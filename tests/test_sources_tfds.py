@@ -124,7 +124,7 @@ def test_tfds_not_prepared(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar1000", r"knows no data set cifar1000 \(did you mean cifar100\?\): want a name from"),
+        ("cifar1000", r"knows no data set cifar1000 \(did you mean 'cifar100'\?\): want a name from"),
         ("cifar100:9.9.9", r"tfds:cifar100:9\.9\.9 is not to be had \(.*only: 3\.0\.2.*\): want tfds:NAME, tfds"),
         ("no name", r"tfds:no name is not to be had \(Parsing .*\): want tfds:NAME"),
     ],

@@ -175,7 +175,7 @@ signal.sigwait({{signal.SIGTERM}})
         assert (tmp_path / workdir.LOG).read_text() == "True True True\n"
         attempt.lock.close()  # as by the end of the sweep
         assert runner.begin(tmp_path, DONE(tmp_path)) == Standing("running") == runner.standing(tmp_path)
-        with pytest.raises(UserError, match=r"is used by another process"), workdir.lock(tmp_path):
+        with pytest.raises(UserError, match=r"is used by another run"), workdir.lock(tmp_path):
             pass
     finally:
         attempt.process.terminate()

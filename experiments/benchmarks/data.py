@@ -62,7 +62,8 @@ def _dataset(files: list[str], num_views: int):
     options.threading.private_threadpool_size = 1
 
     def decode(row, file):
-        return tfds.cropped(_CROPS[num_views], 0, row, tf.io.decode_jpeg(tf.io.read_file(file), channels=3))
+        image = tf.io.decode_jpeg(tf.io.read_file(file), channels=3)
+        return tfds.StreamedImages.cropped(_CROPS[num_views], 0, row, image)
 
     dataset = tf.data.Dataset.from_tensor_slices((np.arange(len(files)), files)).map(decode).with_options(options)
     return lambda: [*dataset]

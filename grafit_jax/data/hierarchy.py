@@ -2,62 +2,43 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
 
-
-def fine_to_coarse(
-    label: np.ndarray, coarse_label: np.ndarray, *, fine: str = "fine", coarse: str = "coarse"
-) -> np.ndarray:
-    """The coarse class of every fine class, as the images show it.
-
-    Args:
-      label: int [N] fine labels, from 0.
-      coarse_label: int [N] coarse labels, from 0.
-      fine: what the level of the fine labels is called.
-      coarse: that of the coarse ones.
-
-    Returns:
-      int32 [max(label) + 1]; -1 for a number that no image has.
-
-    Raises:
-      UserError: the arrays differ in length, or a fine class has images of two coarse classes.
-    """
-    if len(label) != len(coarse_label):
-        raise UserError(
-            f"{len(label)} {fine} and {len(coarse_label)} {coarse} labels: give one of each for every image."
-        )
-    parent = np.full(int(np.max(label, initial=-1)) + 1, -1, np.int32)
-    parent[label] = coarse_label
-    strays = np.flatnonzero(parent[label] != coarse_label)
-    if len(strays):
-        stray = int(label[strays[0]])
-        under = np.unique(coarse_label[label == stray])
-        raise UserError(
-            f"{fine} label {stray} occurs under {coarse} labels {under[0]} and {under[1]}: want one {coarse} label for "
-            f"every {fine} one; correct the labels."
-        )
-    return parent
+# What the labels of the two ordinary levels are called in files.
+KEYS = {"coarse": "coarse_label", "fine": "label"}
+# A larger label is a mistake (an id, a hash), and a name is made up for every number below it.
+_MAX_LABEL = 2**20
 
 
 def check_nested(splits: Sequence[Mapping[str, Level]]) -> None:
     """Checks that a class of one level lies in one class of the next coarser one, in all splits together.
 
     Args:
-      splits: the levels of each split, from coarse to fine.
+      splits: the levels of each split, from coarse to fine, with a label for every image or none.
 
     Raises:
-      UserError: as `fine_to_coarse`.
+      UserError: a class has images of two coarser ones.
     """
     for coarse, fine in itertools.pairwise(splits[0]):
         pairs = [(levels[fine].label, levels[coarse].label) for levels in splits]
         known = [pair for pair in pairs if all(label is not None for label in pair)]
-        if known:
-            label, coarse_label = (np.concatenate(labels) for labels in zip(*known, strict=True))
-            fine_to_coarse(label, coarse_label, fine=fine, coarse=coarse)
+        if not known:
+            continue
+        label, coarse_label = (np.concatenate(labels) for labels in zip(*known, strict=True))
+        parent = np.zeros(np.max(label) + 1, np.int32)
+        parent[label] = coarse_label
+        strays = label[parent[label] != coarse_label]
+        if len(strays):
+            under = np.unique(coarse_label[label == strays[0]])
+            raise UserError(
+                f"{fine} label {strays[0]} occurs under {coarse} labels {under[0]} and {under[1]}: want one {coarse} "
+                f"label for every {fine} one; correct the labels."
+            )
 
 
 def check_level(level: str, known: Sequence[str], coarse: str, where: str) -> None:
@@ -133,15 +114,46 @@ def select(splits: Mapping[str, Records], coarse_classes: Sequence[int]) -> dict
                     f"{len(records)}: leave it out of coarse_classes."
                 )
         kept[split] = records.take(np.isin(records.train_label, coarse_classes))
+    return renumber(kept)
+
+
+def renumber(splits: Mapping[str, Records]) -> dict[str, Records]:
+    """Without the classes of which no split has an image: those of all levels are numbered from 0 in their order."""
     present = {}
-    for name in next(iter(kept.values())).levels:
-        labels = [r.levels[name].label for r in kept.values()]
+    for name in next(iter(splits.values())).levels:
+        labels = [r.levels[name].label for r in splits.values()]
         present[name] = np.unique(np.concatenate([np.zeros(0, np.int32), *(x for x in labels if x is not None)]))
 
-    def renumber(name: str, level: Level) -> Level:
+    def renumbered(name: str, level: Level) -> Level:
         names = tuple(level.names[c] for c in present[name])
         label = level.label
         label = None if label is None else np.searchsorted(present[name], label).astype(np.int32)
         return level._replace(label=label, names=names)
 
-    return {split: records.relabel(renumber) for split, records in kept.items()}
+    return {split: records.relabel(renumbered) for split, records in splits.items()}
+
+
+def records_of(
+    columns: Mapping[str, Mapping[str, Any]], names: Mapping[str, tuple[str, ...]], coarse: str, where: str
+) -> dict[str, Records]:
+    """Records of the image and the labels of the levels of every split; numbers serve as names where there are none."""
+    named = {
+        level: of_level or _numbers([c[level] for c in columns.values() if level in c], f"{where}: {key(level)}")
+        for level, of_level in names.items()
+    }
+    return {
+        split: Records(c["image"], {level: Level(c.get(level), named[level]) for level in named}, coarse)
+        for split, c in columns.items()
+    }
+
+
+def key(level: str) -> str:
+    """What the labels of a level are called in files."""
+    return KEYS.get(level, level)
+
+
+def _numbers(labels: list[np.ndarray], what: str) -> tuple[str, ...]:
+    high = max((int(a.max()) for a in labels if a.dtype.kind in "iu" and a.size), default=-1)
+    if high >= _MAX_LABEL:
+        raise UserError(f"{what} goes up to {high}, want numbers below {_MAX_LABEL}: number the classes from 0.")
+    return tuple(str(i) for i in range(high + 1))

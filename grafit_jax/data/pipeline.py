@@ -8,9 +8,7 @@ import collections
 import itertools
 import time
 from collections.abc import Iterator
-from typing import Any
 
-import flax.struct
 import jax
 import numpy as np
 from jax import Array
@@ -29,14 +27,6 @@ _STEPS_PER_CALL = 100
 Batch = dict[str, Array]
 
 
-@flax.struct.dataclass
-class DeviceData:
-    """A training set that lies whole on every device: image uint8 [N, H, W, C] and label (coarse) int32 [N]."""
-
-    image: Array | np.ndarray
-    label: Array | np.ndarray
-
-
 class Resident:
     """The training set on every device: the host hands over an order, made on the devices, once an epoch.
 
@@ -53,20 +43,20 @@ class Resident:
         """`steps_per_call`: 0 is what is best for the device."""
         self.steps_per_call = _steps_per_call(steps_per_call, len(records) // batch_size)
         self._records, self._seed, self._batch_size = records, seed, batch_size
-        self._data = parallel.replicate(DeviceData(records.image, records.train_label))
+        self._data = parallel.replicate({"image": records.image, "label": records.train_label})
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[DeviceData, Array]]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Batch, Array]]:
         """What the calls of an epoch take from its step `first` on: the same for each, the state's step tells where."""
         steps = len(self._records) // self._batch_size
         order = epoch_order(self._seed, epoch, len(self._records), steps, self._batch_size)
         return itertools.repeat((self._data, order), -(-(steps - first) // self.steps_per_call))
 
     @staticmethod
-    def batch_of(inputs: tuple[DeviceData, Array], step: Array) -> Batch:
+    def batch_of(inputs: tuple[Batch, Array], step: Array) -> Batch:
         """The device's own part of the batch of a step."""
         data, order = inputs
         ids = order[step % len(order)]
-        return {"image": data.image[ids], "label": data.label[ids], "id": ids}
+        return {name: x[ids] for name, x in data.items()} | {"id": ids}
 
 
 class Streamed:
@@ -91,7 +81,13 @@ class Streamed:
         """The batches of an epoch from its step `first` on, on their devices, two ahead of the step that takes them."""
         self.waited = 0.0
         ahead: collections.deque[Batch] = collections.deque()
-        for batch in self._timed(self._from_files(epoch, first)):
+        batches = self._from_files(epoch, first)
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                break
             ahead.append(parallel.shard(batch))
             if len(ahead) > _AHEAD:
                 yield ahead.popleft()
@@ -101,30 +97,15 @@ class Streamed:
         """This process's parts of batches, [its devices, B/n, ...], on the host."""
         # One number out of two, which are far apart for neighbouring ones.
         seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0] >> 1)
-        devices = parallel.num_devices()
-        epoch_of = self._records.image.shuffled
-        shard = (jax.process_index(), jax.process_count())
-        batches = epoch_of(
-            self._batch_size // shard[1],
-            seed=seed,
-            buffer_size=self._shuffle_buffer,
-            shard=shard,
-            crops=self._crops,
-            first=first,
-        )
+        devices, hosts = parallel.num_devices(), jax.process_count()
+        batches = self._records.image.shuffled(
+            self._batch_size // hosts, seed=seed, buffer_size=self._shuffle_buffer, shard=(jax.process_index(), hosts),
+            crops=self._crops, first=first,
+        )  # fmt: skip
         # A host that has some images more than another takes as many steps.
         for ids, images in itertools.islice(batches, len(self._records) // self._batch_size - first):
             batch = {"image": images, "label": self._records.train_label[ids], "id": ids}
             yield {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
-
-    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
 
     @staticmethod
     def batch_of(inputs: Batch, step: Array) -> Batch:

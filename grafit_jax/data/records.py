@@ -1,43 +1,113 @@
 """A split of a data set: images, and their labels at every level of the hierarchy."""
 
+import abc
+import copy
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from grafit_jax.views.crops import Crops
 
-@runtime_checkable
-class InFiles(Protocol):
-    """The images of a split that stay in their files, uint8 [N, H, W, C]: see `readers.folder` and `readers.tfds`."""
+# Images that are read at a time where a split is read from end to end.
+READ_BATCH = 500
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
-    def __len__(self) -> int: ...
+class InFiles(abc.ABC):
+    """The images of a split that stay in their files: what an array of them tells of itself, and ways to read them.
 
-    def __getitem__(self, rows: Any) -> Any: ...
+    Attributes:
+      shape: (N, H, W, C).
+      dtype: uint8.
+    """
 
-    @property
-    def ndim(self) -> int: ...
+    dtype, ndim = np.dtype(np.uint8), 4
 
+    def __init__(self, rows: np.ndarray, channels: int, image_size: int, resize_mode: str, size: Sequence[int] = ()):
+        """The images that `rows`, [N], say how to find.
+
+        With image_size S > 0 each of them is made S x S pixels, square by one of `crops.RESIZE_MODES`; else they are of
+        `size`, (H, W), as they are.
+        """
+        self._rows, self._image_size, self._resize_mode = rows, image_size, resize_mode
+        self.shape = (len(rows), *((image_size, image_size) if image_size else size), channels)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, kept: np.ndarray) -> "InFiles":
+        """Some of the images, in their order: bool [N]."""
+        some = copy.copy(self)
+        some._rows = self._rows[kept]
+        some.shape = (len(some._rows), *self.shape[1:])
+        return some
+
+    @abc.abstractmethod
     def identity(self) -> bytes:
         """What tells them from the images of another data set, without reading them."""
-        ...
 
+    @property
+    def _made(self) -> Any:
+        """How they are made square, for `identity`."""
+        return self._image_size if self._resize_mode == "squash" else (self._image_size, self._resize_mode)
+
+    @abc.abstractmethod
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
-        """Every image once, in the order of its id; the last batch may be smaller."""
-        ...
+        """uint8 [B, H, W, C], every image once in the order of its id; the last batch may be smaller.
+
+        Raises:
+          UserError: a file that cannot be read, unless it is to be passed over.
+        """
 
     def read(self) -> np.ndarray:
-        """All images, in memory."""
-        ...
+        """All of them, uint8 [N, H, W, C]; raises as `in_order`."""
+        images, start = np.empty(self.shape, np.uint8), 0
+        for batch in self.in_order(READ_BATCH):
+            images[start : start + len(batch)] = batch
+            start += len(batch)
+        assert start == len(images), f"{start} of {len(images)} images in the files"
+        return images
 
-    def shuffled(self, batch_size: int, *, seed: int, **options: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One epoch as (id int32 [B], image uint8 [B, ...]), in an order that `seed` alone decides."""
-        ...
+    def shuffled(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        buffer_size: int = 1,
+        shard: tuple[int, int] = (0, 1),
+        crops: Crops | None = None,
+        first: int = 0,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One epoch as (id int32 [B], image uint8 [B, H, W, C]), in an order that `seed` alone decides.
+
+        Images past the last full batch are left out.
+
+        Args:
+          batch_size: B, of this host.
+          seed: of the epoch.
+          buffer_size: images in the shuffle buffer of files that are read from end to end.
+          shard: (i, n): the i-th of n parts of the images, as alike in size as can be: those of one host.
+          crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, C].
+          first: batches to leave out at the beginning, which are not decoded.
+
+        Raises:
+          UserError: a file that cannot be read, unless it is to be passed over, or fewer that can than a batch has.
+        """
+        made = self._square if crops is None else functools.partial(self.cropped, crops, seed)
+        return self._epoch(made, batch_size, seed, buffer_size, shard, first)
+
+    # What a batch has of an image: all of it as a square, or crops of it.
+    _square: Callable[..., Any]
+    cropped: Callable[..., Any]
+
+    @abc.abstractmethod
+    def _epoch(
+        self, made: Callable[..., Any], batch_size: int, seed: int, buffer_size: int, shard: tuple[int, int], first: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `shuffled`, of what is `made` of an image."""
 
 
 class Level(NamedTuple):

@@ -4,8 +4,6 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -17,13 +15,11 @@ from grafit_jax.data.records import InFiles, Level, Records, two_levels
 from grafit_jax.errors import UserError
 
 SPLITS = tfds.SPLITS
-_HOLDOUT_SEED = 0
-_DIGITS_SEED = 0
 _DIGITS_WITH_LOOP = (0, 6, 8, 9)
-# A larger label is a mistake (an id, a hash), and a name is made up for every number below it.
-_MAX_LABEL = 2**20
-# What the labels of the two ordinary levels are called in files.
-_KEYS = {"coarse": "coarse_label", "fine": "label"}
+# The kinds of sources that some options are for, in words.
+_TFDS = {"tfds": "prepared TFDS data sets (tfds:NAME)"}
+_FILES = dict.fromkeys(("folder", "csv"), "image files (folder:DIR, csv:FILE)")
+_NPZ = "write it with numpy.savez, with arrays of numbers: image, coarse_label and, if fine labels are known, label"
 
 
 def load(
@@ -80,48 +76,36 @@ def load(
     """
     if not 0 <= holdout < 1:
         raise UserError(f"holdout = {holdout}: want a share of the training split, at least 0 and below 1.")
-    kind, _, name = source.partition(":")
-    files = kind in ("folder", "csv")
-    if stream and kind != "tfds" and not files:
-        raise UserError(
-            f"data.stream is on, and {source} lies in memory whole: turn it off, or take a prepared TFDS data set "
-            "(tfds:NAME) or image files (folder:DIR, csv:FILE)."
-        )
     if image_size < 0:
         raise UserError(f"data.image_size = {image_size}: want the pixels of a side, or 0 to leave images as they are.")
-    for key, value in (
-        ("image_size", 0 if files else image_size),
-        ("variant", variant),
-        ("inat_categories_file", inat_categories_file),
+    if test_split not in ("", *listing.TEST_SPLITS):
+        raise UserError(f"found data.test_split = {test_split!r}; expected one of {', '.join(listing.TEST_SPLITS)}.")
+    kind, _, name = source.partition(":")
+    for key, value, usual, kinds in (
+        ("stream", stream, False, _TFDS | _FILES),
+        ("image_size", image_size, 0, _TFDS | _FILES),
+        ("variant", variant, "", _TFDS),
+        ("inat_categories_file", inat_categories_file, "", _TFDS),
+        ("on_unreadable", on_unreadable, "fatal", _FILES),
+        ("test_split", test_split, "", _FILES),
     ):
-        if value and kind != "tfds":
-            raise UserError(f"data.{key} = {value!r} is for prepared TFDS data sets (tfds:NAME), not for {source}.")
-    if on_unreadable != "fatal" and not files:
-        raise UserError(
-            f"data.on_unreadable = {on_unreadable!r} is for image files (folder:DIR, csv:FILE), not for {source}."
-        )
-    if test_split and (not files or test_split not in listing.TEST_SPLITS):
-        raise UserError(
-            f"found data.test_split = {test_split!r} with {source}; expected one of {', '.join(listing.TEST_SPLITS)}, "
-            "with image files (folder:DIR, csv:FILE)."
-        )
+        if value != usual and kind not in kinds:
+            those = " or ".join(dict.fromkeys(kinds.values()))
+            raise UserError(f"data.{key} = {value!r} is for {those}, not for {source}: leave it at {usual!r}.")
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
-        columns, names, coarse = tfds.read(
-            name, data_dir, coarse_classes,
-            stream=stream, image_size=image_size, resize_mode=resize_mode, variant=variant, train_level=train_level,
-            categories=inat_categories_file,
+        records = tfds.read(
+            name, data_dir, image_size=image_size, resize_mode=resize_mode, variant=variant, train_level=train_level,
+            categories=inat_categories_file, coarse_classes=coarse_classes,
         )  # fmt: skip
-        records = _of_levels(columns, names, coarse, source)
     elif kind == "npz" and name:
         records = _npz(pathlib.Path(os.path.expanduser(name)))
-    elif files and name:
-        columns, label_names, coarse_names = folder.read(
+    elif kind in ("folder", "csv") and name:
+        records = folder.read(
             kind, name, coarse_classes, stream=stream, image_size=image_size, resize_mode=resize_mode,
             on_unreadable=on_unreadable, test_split=test_split, need_test=not holdout,
         )  # fmt: skip
-        records = _assemble(columns, label_names, coarse_names, source)
     else:
         raise UserError(f"source = {source!r}: want digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE.")
 
@@ -139,12 +123,13 @@ def load(
         hierarchy.check_level(train_level, known, train.train_level, source)
         records = {s: dataclasses.replace(r, train_level=train_level) for s, r in records.items()}
     if holdout:
-        records = _split(records["train"], holdout, _HOLDOUT_SEED)
-        if isinstance(records["test"].image, InFiles):
-            records["test"] = dataclasses.replace(records["test"], image=records["test"].image.read())
+        records = _split(records["train"], holdout)
         for split, r in records.items():
             if not len(r):
                 raise UserError(f"holdout = {holdout} leaves no image for {split}: take a share further from 0 and 1.")
+    for split, r in records.items():
+        if isinstance(r.image, InFiles) and not (stream and split == "train"):
+            records[split] = dataclasses.replace(r, image=r.image.read())
     return records
 
 
@@ -172,7 +157,7 @@ def _checked(records: Records, where: str) -> Records:
         # TFDS marks labels that are withheld by -1.
         if label is None or (name != records.train_level and label.ndim == 1 and np.all(label == -1)):
             return level._replace(label=None)
-        return level._replace(label=_checked_labels(label, _KEYS.get(name, name), level.names, len(image), where))
+        return level._replace(label=_checked_labels(label, hierarchy.key(name), level.names, len(image), where))
 
     return records.relabel(checked)
 
@@ -192,14 +177,14 @@ def _checked_labels(label: np.ndarray, key: str, names: tuple[str, ...], num_ima
     return label.astype(np.int32)
 
 
-def _split(records: Records, share: float, seed: int) -> dict[str, Records]:
+def _split(records: Records, share: float) -> dict[str, Records]:
     """A share of every fine class (of every coarse one, without fine labels) as "test", the rest as "train".
 
     Of N images floor(share * N) are drawn, and of each class its part of them give or take one.
     """
     classes = records.train_label if records.label is None else records.label
     # RandomState's stream is frozen (NEP 19), so the split stays the same with every version of NumPy.
-    order = np.lexsort((np.random.RandomState(seed).random_sample(len(records)), classes))
+    order = np.lexsort((np.random.RandomState(0).random_sample(len(records)), classes))
     # Every 1/share-th image of the classes laid end to end. 1e-9: 0.29 * 100 is just below 29.
     filled = np.floor(share * np.arange(len(records) + 1) + 1e-9)
     drawn = np.zeros(len(records), bool)
@@ -216,61 +201,22 @@ def _digits() -> dict[str, Records]:
         image=np.round(digits.images * 255 / 16).astype(np.uint8)[..., None],
         levels=two_levels(digits.target, coarse_label, "0123456789", ("closed loop", "no loop")),
     )
-    return _split(records, 0.5, _DIGITS_SEED)
+    return _split(records, 0.5)
 
 
 def _npz(folder: pathlib.Path) -> dict[str, Records]:
     if not os.path.isdir(folder):
         raise UserError(f"npz:{folder} is no folder: want one that holds *train.npz and *test.npz.")
-    return _assemble({split: _npz_read(folder, split) for split in SPLITS}, (), (), f"npz:{folder}")
-
-
-def _npz_read(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
-    found = sorted(folder.glob(f"*{split}.npz"))
-    if len(found) != 1:
-        names = f" ({', '.join(path.name for path in found)})" if found else ""
-        raise UserError(
-            f"npz:{folder} holds {len(found)} files *{split}.npz{names}, want one: put one data set into one folder."
-        )
-    want = "write it with numpy.savez, with arrays of numbers: image, coarse_label and, if fine labels are known, label"
-    return read_npz(found[0], ("image", *_KEYS.values()).__contains__, ("image", _KEYS["coarse"]), want)
-
-
-def _assemble(
-    columns: dict[str, dict[str, Any]], label_names: tuple[str, ...], coarse_names: tuple[str, ...], where: str
-) -> dict[str, Records]:
-    """Records of two levels from the arrays image, coarse_label and label, if there is one, of both splits."""
-    of_levels = {
-        split: {key: c[key] for key in ("image", "filename", "broken") if key in c}
-        | {level: c[key] for level, key in _KEYS.items() if key in c}
-        for split, c in columns.items()
-    }
-    return _of_levels(of_levels, {"coarse": coarse_names, "fine": label_names}, "coarse", where)
-
-
-def _of_levels(
-    columns: Mapping[str, Mapping[str, Any]], names: Mapping[str, tuple[str, ...]], coarse: str, where: str
-) -> dict[str, Records]:
-    """Records of image and the labels of the levels of both splits; numbers serve as names where there are none."""
-    names = {
-        level: of_level
-        or _numbers([c[level] for c in columns.values() if level in c], f"{where}: {_KEYS.get(level, level)}")
-        for level, of_level in names.items()
-    }
-    return {
-        split: Records(
-            c["image"],
-            {level: Level(c.get(level), of_level) for level, of_level in names.items()},
-            coarse,
-            filename=c.get("filename"),
-            broken=c.get("broken", ()),
-        )
-        for split, c in columns.items()
-    }
-
-
-def _numbers(labels: list[np.ndarray], what: str) -> tuple[str, ...]:
-    high = max((int(a.max()) for a in labels if a.dtype.kind in "iu" and a.size), default=-1)
-    if high >= _MAX_LABEL:
-        raise UserError(f"{what} goes up to {high}, want numbers below {_MAX_LABEL}: number the classes from 0.")
-    return tuple(str(i) for i in range(high + 1))
+    columns = {}
+    for split in SPLITS:
+        found = sorted(folder.glob(f"*{split}.npz"))
+        if len(found) != 1:
+            names = f" ({', '.join(path.name for path in found)})" if found else ""
+            raise UserError(
+                f"npz:{folder} holds {len(found)} files *{split}.npz{names}, want one: put one data set into one "
+                "folder."
+            )
+        keys = {"image": "image"} | hierarchy.KEYS
+        arrays = read_npz(found[0], [*keys.values()].__contains__, ("image", hierarchy.KEYS["coarse"]), _NPZ)
+        columns[split] = {name: arrays[key] for name, key in keys.items() if key in arrays}
+    return hierarchy.records_of(columns, dict.fromkeys(hierarchy.KEYS, ()), "coarse", f"npz:{folder}")

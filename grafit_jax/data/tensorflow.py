@@ -2,25 +2,6 @@
 
 import contextlib
 import os
-import pathlib
-
-from grafit_jax.errors import UserError
-
-
-def write(builder) -> pathlib.Path:
-    """Prepares a data set from the files that its builder reads, and returns its folder; one that is there stays.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    tf, tfds = import_tfds()
-    try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(
-            f"cannot write {builder.data_dir} ({' '.join(str(error).split())}): take another --data_dir."
-        ) from error
-    return pathlib.Path(builder.data_dir)
 
 
 def import_tfds():

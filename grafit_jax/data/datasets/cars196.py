@@ -5,16 +5,16 @@ elsewhere.
 """
 
 import concurrent.futures
+import io
 import multiprocessing
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
-from grafit_jax.data import tensorflow
-from grafit_jax.errors import UserError, reading, warn
+from grafit_jax.data.datasets import manual
+from grafit_jax.data.tensorflow import import_tfds
+from grafit_jax.errors import UserError, reading
 
 NUM_CLASSES = 196
 # Images and annotations of each split, in the folder.
@@ -23,7 +23,7 @@ FILES = {
     "test": ("cars_test", "cars_test_annos_withlabels.mat"),
 }
 META = "devkit/cars_meta.mat"
-_WANT = "want that of Stanford Cars"
+_WANT = "want that of Stanford Cars in --manual_dir"
 _NUM_IMAGES = {"train": 8144, "test": 8041}
 # TFDS finds the class and the box by their places.
 _FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
@@ -43,16 +43,6 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
     Raises:
       UserError: a file or folder that is missing or cannot be read, or annotations that do not fit.
     """
-    builder = _builder(manual_dir, os.path.expanduser(data_dir) if data_dir else None)
-    if not builder.is_prepared():
-        _check(manual_dir)
-        tensorflow.write(builder)
-    return pathlib.Path(builder.data_dir), {split: builder.info.splits[split].num_examples for split in FILES}
-
-
-def _builder(manual_dir: pathlib.Path, data_dir: str | None):
-    _, tfds = tensorflow.import_tfds()
-    base = tfds.builder_cls("cars196")
 
     def split_generators(self, dl_manager):
         return {
@@ -60,26 +50,23 @@ def _builder(manual_dir: pathlib.Path, data_dir: str | None):
             for split, (images, annotations) in FILES.items()
         }
 
-    # TFDS looks for files of its own beside a builder's module, unless that is in no package.
-    body = {"__module__": "cars196", "_split_generators": split_generators}
-    with tfds.core.registered.skip_registration():  # tfds.builder("cars196") stays TFDS's
-        cls = type("Cars196", (base,), body)
-    return cls(data_dir=data_dir, file_format="tfrecord")
+    _, tfds = import_tfds()
+    body = {"_split_generators": split_generators}
+    builder = manual.builder("cars196", tfds.builder_cls("cars196"), body, data_dir)
+    if not builder.is_prepared():
+        _check(manual_dir)
+        manual.write(builder, _NUM_IMAGES)
+    return pathlib.Path(builder.data_dir), manual.num_images(builder)
 
 
 def _check(folder: pathlib.Path) -> None:
     """Raises a UserError for what is missing or does not fit, before the writing rather than in the midst of it."""
     folders, files = zip(*FILES.values(), strict=True)
-    for path in (folder, *(folder / name for name in folders)):
-        if not path.is_dir():
-            raise UserError(f"{path} is no folder: want the folders {', '.join(folders)} and devkit in --manual_dir.")
-    for name in (META, *files):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing: want the files {META}, {', '.join(files)} in --manual_dir.")
+    manual.check_folders(folder, folders, (META, *files))
     num_classes = _read(folder / META, "class_names").size
     if num_classes != NUM_CLASSES:
         raise UserError(f"{folder / META} names {num_classes} classes, want the {NUM_CLASSES} of Stanford Cars.")
-    for split, (images, name) in FILES.items():
+    for images, name in FILES.values():
         annotations = _read(folder / name, "annotations")
         if annotations.dtype.names != _FIELDS:
             raise UserError(
@@ -91,15 +78,7 @@ def _check(folder: pathlib.Path) -> None:
         for number, file in listed:
             if not 1 <= number <= NUM_CLASSES:
                 raise UserError(f"{folder / name} has class {number} for {file}, want 1 to {NUM_CLASSES}.")
-            image = folder / images / file
-            if not os.path.isfile(image):
-                raise UserError(f"{image} is missing, and {name} lists it: add the image.")
-            with reading(image, "want an image; replace it"):
-                PIL.Image.open(image).close()
-        if len(annotations) != _NUM_IMAGES[split]:
-            warn(
-                f"cars196, split {split}: found {len(annotations)} images, and Stanford Cars has {_NUM_IMAGES[split]}."
-            )
+            manual.check_image(folder / images / file, name)
 
 
 def _read(path: pathlib.Path, key: str) -> Any:
@@ -110,9 +89,10 @@ def _read(path: pathlib.Path, key: str) -> Any:
     import scipy.io
 
     with reading(path, _WANT):
+        file = io.BytesIO(path.read_bytes())
         spawned = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawned) as pool:
-            content = pool.submit(scipy.io.loadmat, path, squeeze_me=True).result()
+            content = pool.submit(scipy.io.loadmat, file, squeeze_me=True).result()
         if key not in content:
             raise UserError(f"{path} holds no {key}: {_WANT}.")
         return np.atleast_1d(content[key])

@@ -1,12 +1,12 @@
 """What is known of particular TFDS data sets beyond their own features: levels of labels, splits and variants."""
 
-import dataclasses
 import functools
 import importlib.resources
 import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,7 @@ from grafit_jax.data.datasets.taxonomy import Classes
 from grafit_jax.errors import UserError, warn
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """A choice among the images of a data set.
 
     Attributes:
@@ -39,8 +38,7 @@ class Variant:
         return rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """How the features and splits of a TFDS data set become records; the defaults hold for any that is not listed.
 
     Attributes:
@@ -55,16 +53,12 @@ class Entry:
       manual: prepared by experiments/prepare.py, from files in a folder.
     """
 
-    levels: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: {"coarse": "coarse_label", "fine": "label"},
-    )
+    levels: Mapping[str, str] = {"coarse": "coarse_label", "fine": "label"}
     coarse: str = "coarse"
     hierarchy: str = ""
-    taxonomy: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    splits: Mapping[str, tuple[str, ...]] = dataclasses.field(
-        default_factory=lambda: {"train": ("train",), "test": ("test",)},
-    )
-    variants: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
+    taxonomy: Mapping[str, int] = {}
+    splits: Mapping[str, tuple[str, ...]] = {"train": ("train",), "test": ("test",)}
+    variants: Mapping[str, Variant] = {}
     default: str = ""
     manual: bool = False
 
@@ -108,18 +102,15 @@ class Entry:
         return self.variants[name] if name else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Hierarchy:
+class Hierarchy(NamedTuple):
     """The coarse class of every fine one, from a file.
 
     Attributes:
-      source: where it comes from.
       label_names: the names of the fine classes, as TFDS has them and in its order.
       coarse_of_fine: int32 [F], F = len(label_names).
       coarse_names: numbers, where the source has no names.
     """
 
-    source: str
     label_names: tuple[str, ...]
     coarse_of_fine: np.ndarray
     coarse_names: tuple[str, ...]
@@ -142,7 +133,7 @@ def load_hierarchy(name: str) -> Hierarchy:
     content = json.loads(file.read_text(encoding="utf-8"))
     label_names, coarse_of_fine = zip(*content["coarse_of_fine"], strict=True)
     coarse_names = content.get("coarse_names") or map(str, range(max(coarse_of_fine) + 1))
-    return Hierarchy(content["source"], label_names, np.array(coarse_of_fine, np.int32), tuple(coarse_names))
+    return Hierarchy(label_names, np.array(coarse_of_fine, np.int32), tuple(coarse_names))
 
 
 def find(name: str) -> Entry:
@@ -150,41 +141,43 @@ def find(name: str) -> Entry:
     return CATALOG.get(name, Entry())
 
 
+def _first_of(label: np.ndarray, number: int, among: Any = True) -> dict[str, np.ndarray]:
+    """Of every class so many images for training, the others for the test; those that are `among` (bool [N]) alone.
+
+    First in the order of the prepared files, which TFDS has shuffled. [ours]
+    """
+    order = np.argsort(label, kind="stable")
+    place = np.empty(len(label), np.int64)  # how many images of the same class come before each
+    place[order] = np.arange(len(label)) - np.searchsorted(label[order], label[order])
+    return {"train": np.flatnonzero(among & (place < number)), "test": np.flatnonzero(among & (place >= number))}
+
+
 def _sop_split1(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     """The products with 8 to 12 images, in TFDS's own splits, which share no product.
 
     The bounds are the paper's; that they apply within each of these splits is our reading. [ours]
     """
-    kept = []
-    for label in (train, test):
-        images = np.bincount(label)[label]  # of the same product
-        kept.append(np.flatnonzero((images >= 8) & (images <= 12)))
+    images = [np.bincount(label)[label] for label in (train, test)]  # of the same product
+    kept = [np.flatnonzero((n >= 8) & (n <= 12)) for n in images]
     return {"train": kept[0], "test": len(train) + kept[1]}
 
 
 def _sop_split2(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     """The products with exactly 12 images over both splits: the first 10 for training, the last 2 for the test.
 
-    First and last in the order of the prepared files, which TFDS has shuffled. The paper has 10 and 2 of each of 1,498
-    products; that these are the products with 12 images, and which ten are taken, is our reading. [ours]
+    The paper has 10 and 2 of each of 1,498 products; that these are the products with 12 images, and which ten are
+    taken, is our reading. [ours]
     """
     label = np.concatenate([train, test])
-    rows = np.flatnonzero(np.bincount(label)[label] == 12)
-    # One line for each product, its images in their order.
-    of_product = rows[np.argsort(label[rows], kind="stable")].reshape(-1, 12)
-    return {"train": np.sort(of_product[:, :10], axis=None), "test": np.sort(of_product[:, 10:], axis=None)}
+    return _first_of(label, 10, np.bincount(label)[label] == 12)
 
 
 def _within(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     """Of the 20 drawings of every character of TFDS's split train, the first 14 for training, the others for the test.
 
-    First in the order of the prepared files, which TFDS has shuffled, so not always by the same people. [ours]
+    Not always by the same people, since the files are shuffled. [ours]
     """
-    order = np.argsort(train, kind="stable")
-    _, first, drawings = np.unique(train[order], return_index=True, return_counts=True)
-    place = np.empty(len(train), np.int64)
-    place[order] = np.arange(len(train)) - np.repeat(first, drawings)
-    return {"train": np.flatnonzero(place < 14), "test": np.flatnonzero(place >= 14)}
+    return _first_of(train, 14)
 
 
 def _unseen(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,16 +4,13 @@ TFDS has no such builder. The features are id, image and a label for each level,
 are in the order of their category ids.
 """
 
-import os
 import pathlib
 from typing import Any
 
-import PIL.Image
-
-from grafit_jax.data import tensorflow
-from grafit_jax.data.datasets import taxonomy
+from grafit_jax.data.datasets import manual, taxonomy
 from grafit_jax.data.files import read_json
-from grafit_jax.errors import UserError, reading, warn
+from grafit_jax.data.tensorflow import import_tfds
+from grafit_jax.errors import UserError, reading
 
 IMAGES = "train_val2019"
 # The annotations of each split.
@@ -38,28 +35,20 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
     Raises:
       UserError: a file or folder that is missing or cannot be read, or annotations that do not fit.
     """
-    for path, is_there in ((manual_dir, manual_dir.is_dir()), (manual_dir / IMAGES, (manual_dir / IMAGES).is_dir())):
-        if not is_there:
-            raise UserError(
-                f"{path} is no folder: want {IMAGES}, {', '.join(FILES.values())} and {taxonomy.FILE} in --manual_dir."
-            )
+    manual.check_folders(manual_dir, (IMAGES,), (*FILES.values(), taxonomy.FILE))
     categories = taxonomy.read(manual_dir / taxonomy.FILE)
     classes = taxonomy.classes(categories)
     row_of_category = {category["id"]: row for row, category in enumerate(categories)}
     examples = {split: _examples(manual_dir, name, row_of_category) for split, name in FILES.items()}
-    builder = _builder(examples, classes, os.path.expanduser(data_dir) if data_dir else None)
+    builder = _builder(examples, classes, data_dir)
     if not builder.is_prepared():
         taxonomy.check_counts(classes, taxonomy.PUBLISHED_2019, "inaturalist2019")
         for split, of_split in examples.items():
-            _check_images(of_split, FILES[split])
-            if len(of_split) != _NUM_IMAGES[split]:
-                warn(
-                    f"inaturalist2019, split {split}: found {len(of_split)} images, and iNaturalist 2019 has "
-                    f"{_NUM_IMAGES[split]}."
-                )
-    folder = tensorflow.write(builder)
-    train, test = (builder.info.splits[split].num_examples for split in FILES)
-    return folder, {"train": train, "test": test}
+            for _, image, _ in of_split:
+                manual.check_image(image, FILES[split])
+        manual.write(builder, _NUM_IMAGES)
+    number = manual.num_images(builder)
+    return pathlib.Path(builder.data_dir), {"train": number["train"], "test": number["validation"]}
 
 
 def _examples(folder: pathlib.Path, name: str, row_of_category: dict[Any, int]) -> list[Example]:
@@ -81,17 +70,8 @@ def _examples(folder: pathlib.Path, name: str, row_of_category: dict[Any, int]) 
     return [(str(id_), folder / file, row_of_category[category[id_]]) for id_, file in files.items()]
 
 
-def _check_images(examples: list[Example], name: str) -> None:
-    """Raises a UserError for what cannot be read, before the writing rather than in the midst of it."""
-    for _, image, _ in examples:
-        if not os.path.isfile(image):
-            raise UserError(f"{image} is missing, and {name} lists it: add the image.")
-        with reading(image, "want an image; replace it"):
-            PIL.Image.open(image).close()
-
-
 def _builder(examples: dict[str, list[Example]], classes: dict[str, taxonomy.Classes], data_dir: str | None):
-    _, tfds = tensorflow.import_tfds()
+    _, tfds = import_tfds()
 
     def info(self):
         features = {
@@ -112,13 +92,9 @@ def _builder(examples: dict[str, list[Example]], classes: dict[str, taxonomy.Cla
             yield id_, {"id": id_, "image": str(image), **labels}
 
     body = {
-        # TFDS looks for files of its own beside a builder's module, unless that is in no package.
-        "__module__": "inaturalist2019",
         "VERSION": tfds.core.Version("1.0.0"),
         "_info": info,
         "_generate_examples": generate,
         "_split_generators": lambda self, _: {split: self._generate_examples(split) for split in examples},
     }
-    with tfds.core.registered.skip_registration():  # what is prepared is read by its files alone
-        cls = type("Inaturalist2019", (tfds.core.GeneratorBasedBuilder,), body)
-    return cls(data_dir=data_dir, file_format="tfrecord")
+    return manual.builder("inaturalist2019", tfds.core.GeneratorBasedBuilder, body, data_dir)

@@ -15,9 +15,9 @@ import numpy as np
 import tqdm
 
 from grafit_jax.data import hierarchy
-from grafit_jax.data.readers import decode as images
-from grafit_jax.data.readers import listing
+from grafit_jax.data.readers import decode, listing
 from grafit_jax.data.readers.decode import Unreadable
+from grafit_jax.data.records import READ_BATCH, InFiles, Records, two_levels
 from grafit_jax.errors import UserError, warn
 from grafit_jax.views.crops import RESIZE_MODES, Crops
 
@@ -25,113 +25,48 @@ ON_UNREADABLE = ("fatal", "skip")
 # So many files one after the other are not broken: their disk is gone.
 _IN_A_ROW = 100
 _DISK = "look at the disk that they are on"
-_READ_BATCH = 500
 # Bars of what is over sooner than this many seconds stay away.
 _BAR_DELAY = 5.0
 
 
-class FolderImages:
+class FolderImages(InFiles):
     """The images of a split that stay in their files, each made S x S as it is read.
 
     Attributes:
-      shape: (N, S, S, 3).
-      dtype: uint8.
-      broken: files that could not be read after all, and were passed over.
-      unread: rows that `in_order` had no image for.
+      broken: files that could not be read after all, and were passed over; one list for all parts of a split.
+      unread: rows that `in_order` had no image for: they are black.
     """
 
     def __init__(self, root: str, files: np.ndarray, image_size: int, resize_mode: str, *, skip: bool):
-        """The images of `files`, str [N], under the folder `root`, made square by one of `crops.RESIZE_MODES`.
-
-        `skip`: an epoch passes over what is unreadable.
-        """
-        self._root, self._files, self._image_size, self._resize_mode, self._skip = (
-            root,
-            files,
-            image_size,
-            resize_mode,
-            skip,
-        )
-        self.shape = (len(files), image_size, image_size, 3)
-        self.dtype = np.dtype(np.uint8)
+        """The images of `files`, str [N], under the folder `root`. `skip`: what is unreadable is passed over."""
+        super().__init__(files, 3, image_size, resize_mode)
+        self._root, self._skip = root, skip
         self.broken: list[str] = []
         self.unread: set[int] = set()
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, rows: Any) -> Any:
-        """One image, uint8 [S, S, 3], of an integer; some of them, `FolderImages` in their order, of bool [N]."""
-        if np.ndim(rows):
-            some = FolderImages(self._root, self._files[rows], self._image_size, self._resize_mode, skip=self._skip)
-            some.broken = self.broken  # one list of a split's
-            return some
-        return next(self._decoded([rows], self._square, ahead=0))[1]
-
     def identity(self) -> bytes:
-        """What tells them from the images of another data set, without reading them: names and sizes in bytes."""
-        names = [os.path.relpath(file, self._root) for file in self._files]
-        made = (self._image_size, self._resize_mode) if self._resize_mode != "squash" else self._image_size
-        return repr(([*zip(names, map(_bytes, self._files), strict=True)], made)).encode()
+        """Names and sizes in bytes."""
+        named = [(os.path.relpath(file, self._root), _bytes(file)) for file in self._rows]
+        return repr((named, self._made)).encode()
 
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
-        """uint8 [B, S, S, 3], every image once in the order of its id; the last batch may be smaller.
-
-        Where a file that cannot be read is to be passed over, its row is black, and in `unread`.
-
-        Raises:
-          UserError: a file that cannot be read, where that is fatal.
-        """
-        self.unread.clear()
-        decoded = self._decoded(range(len(self)), self._square, ahead=2 * batch_size, skip=self._skip)
-        following = next(decoded, None)
+        self.unread = set(range(len(self)))
+        read = self._decoded(range(len(self)), self._square, ahead=2 * batch_size)
+        following = next(read, None)
         for start in range(0, len(self), batch_size):
             batch = np.zeros((min(batch_size, len(self) - start), *self.shape[1:]), np.uint8)
-            for row in range(start, start + len(batch)):
-                if following is not None and following[0] == row:
-                    batch[row - start] = following[1]
-                    following = next(decoded, None)
-                else:
-                    self.unread.add(row)
+            while following is not None and following[0] < start + batch_size:
+                batch[following[0] - start] = following[1]
+                self.unread.remove(following[0])
+                following = next(read, None)
             yield batch
 
-    def read(self) -> np.ndarray:
-        """All of them, uint8 [N, S, S, 3]."""
-        pixels = np.empty(self.shape, np.uint8)
-        for number, batch in enumerate(self.in_order(_READ_BATCH)):
-            pixels[number * _READ_BATCH :][: len(batch)] = batch
-        return pixels
+    def _epoch(self, made, batch_size, seed, buffer_size, shard, first):
+        """Files are read in any order: all of them are shuffled, without a buffer, and parts are alike in classes, too.
 
-    def shuffled(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        buffer_size: int = 0,
-        shard: tuple[int, int] = (0, 1),
-        crops: Crops | None = None,
-        first: int = 0,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One epoch as (id int32 [B], image uint8 [B, S, S, 3]), in an order that `seed` alone decides.
-
-        A file that cannot be read ends the run, or is passed over: then the images past the last full batch move up,
-        and after them those of the epoch's beginning once more, so that an epoch has its number of full batches, of
-        readable images under their own ids, none twice in a batch, whatever becomes of a file.
-
-        Args:
-          batch_size: B, of this host.
-          seed: of the epoch.
-          buffer_size: not used: files are read in any order, so all of them are shuffled.
-          shard: (i, n): the i-th of n parts of the split, as alike in size and in classes as can be: one host's.
-          first: batches to leave out at the beginning, which are not decoded.
-          crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, 3].
-
-        Raises:
-          UserError: a file that cannot be read, or fewer that can than a batch has.
+        After a file that is passed over, the images past the last full batch move up, and after them those of the
+        epoch's beginning once more, so that an epoch has its number of full batches, of readable images under their
+        own ids, none twice in a batch, whatever becomes of a file.
         """
         index, count = shard
         # RandomState's stream is frozen (NEP 19), so the order stays the same with every version of NumPy.
@@ -139,9 +74,8 @@ class FolderImages:
         num_batches = len(order) // batch_size
         used, spare = np.split(order, [num_batches * batch_size])
         # The later ones are not begun unless the earlier ones run out.
-        decode = self._square if crops is None else functools.partial(self._cropped, crops, seed)
         decoded = itertools.chain.from_iterable(
-            self._decoded(rows, decode, ahead=2 * batch_size, skip=self._skip)
+            self._decoded(rows, made, ahead=2 * batch_size)
             for rows in (used[first * batch_size :], spare, *((used, spare) * num_batches))
         )
         for _ in range(first, num_batches):
@@ -152,34 +86,34 @@ class FolderImages:
 
     def gone(self, number: int) -> UserError:
         """What to raise where so many of them cannot be read that nothing is left to go on with."""
-        file = (self.broken or self._files)[0]
+        file = (self.broken or self._rows)[0]
         return UserError(f"{number} of {len(self)} images cannot be read any more, such as {file}: {_DISK}.")
 
     def _square(self, row: int) -> np.ndarray:
-        return _square(self._files[row], self._image_size, self._resize_mode)
+        return _square(self._rows[row], self._image_size, self._resize_mode)
 
-    def _cropped(self, crops: Crops, seed: int, row: int) -> np.ndarray:
-        return images.decode_boxes(self._files[row], crops.size, functools.partial(crops.boxes, seed, row))
+    def cropped(self, crops: Crops, seed: int, row: int) -> np.ndarray:
+        return decode.decode_boxes(self._rows[row], crops.size, functools.partial(crops.boxes, seed, row))
 
     def _decoded(
-        self, rows: Iterable[int], decode: Callable[[int], np.ndarray], *, ahead: int, skip: bool = False
+        self, rows: Sequence[int] | np.ndarray, made: Callable[[int], np.ndarray], *, ahead: int
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, what `decode` makes of it) of these rows; of those that can be read, with `skip`."""
-        rows, in_a_row = list(rows), 0
-        decoded = images.decode_all((functools.partial(decode, row) for row in rows), ahead)
+        """(row, what is `made` of it) of those of the rows that can be read."""
+        in_a_row = 0
+        decoded = decode.decode_all((functools.partial(made, row) for row in rows), ahead)
         for row, image in zip(rows, decoded, strict=True):
-            if isinstance(image, Unreadable):
-                if not skip:
-                    raise UserError(f"an image cannot be read any more: {image}." if self._skip else _fatal(image))
-                in_a_row += 1
-                if in_a_row == _IN_A_ROW:
-                    raise UserError(f"{in_a_row} images in a row cannot be read any more, such as {image}: {_DISK}.")
-                if self._files[row] not in self.broken:
-                    self.broken.append(str(self._files[row]))
-                    warn(f"passed over an image that cannot be read (number {len(self.broken)}): {image}")
-            else:
+            if not isinstance(image, Unreadable):
                 in_a_row = 0
                 yield row, image
+                continue
+            if not self._skip:
+                raise UserError(_fatal(image))
+            in_a_row += 1
+            if in_a_row == _IN_A_ROW:
+                raise UserError(f"{in_a_row} images in a row cannot be read any more, such as {image}: {_DISK}.")
+            if self._rows[row] not in self.broken:
+                self.broken.append(str(self._rows[row]))
+                warn(f"passed over an image that cannot be read (number {len(self.broken)}): {image}")
 
 
 def read(
@@ -193,10 +127,10 @@ def read(
     on_unreadable: str,
     test_split: str = "",
     need_test: bool = True,
-) -> tuple[dict[str, dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
-    """The columns image, coarse_label, filename, broken and, where there is one, label of each split, and label names.
+) -> dict[str, Records]:
+    """The records of each split. Names are sorted and shared by the splits.
 
-    Names are sorted and shared by the splits. A fine name under two coarse ones is two classes, "coarse/fine".
+    A fine name under two coarse ones is two classes, "coarse/fine".
 
     Args:
       kind: "folder" or "csv".
@@ -222,57 +156,52 @@ def read(
     listed = listing.list_images(kind, path, test_split=test_split, need_test=need_test)
     root = str(path if kind == "folder" else path.parent)
 
-    coarse_names = tuple(sorted({e.coarse for split in listed.values() for e in split}))
+    coarse_names = sorted({e.coarse for split in listed.values() for e in split})
     if coarse_classes:
         hierarchy.check_classes(coarse_classes, coarse_names)
     fine_names = _fine_names({(e.coarse, e.fine) for split in listed.values() for e in split if e.fine is not None})
     coarse_number = {coarse: i for i, coarse in enumerate(coarse_names)}
     fine_number = {key: i for i, key in enumerate(fine_names)}
-    columns: dict[str, dict[str, Any]] = {}
+    records = {}
     for split, examples in listed.items():
         if coarse_classes:
             examples = [e for e in examples if coarse_number[e.coarse] in coarse_classes]
-        in_files = stream and split == "train"
-        found = _images(
-            [e.file for e in examples],
-            image_size,
-            resize_mode,
-            root=root,
-            stream=in_files,
-            skip=on_unreadable == "skip",
-        )
-        examples = [e for e, readable in zip(examples, found.pop("readable"), strict=True) if readable]
-        columns[split] = found | {
-            "coarse_label": np.array([coarse_number[e.coarse] for e in examples], np.int32),
-            "filename": np.array([e.file for e in examples], str),
-        }
+        if not examples:
+            raise UserError(f"{kind}:{name}: no image for {split} is of coarse_classes = {coarse_classes}: add others.")
+        images, readable, broken = _images(
+            np.array([e.file for e in examples], str), image_size, resize_mode,
+            root=root, stream=stream and split == "train", skip=on_unreadable == "skip",
+        )  # fmt: skip
+        examples = [e for e, kept in zip(examples, readable, strict=True) if kept]
+        coarse = np.array([coarse_number[e.coarse] for e in examples], np.int32)
         fine = [fine_number[e.coarse, e.fine] for e in examples if e.fine is not None]
-        if len(fine) == len(examples):  # all or none: `listing` has seen to it
-            columns[split]["label"] = np.array(fine, np.int32)
-    return columns, tuple(fine_names.values()), coarse_names
+        label = np.array(fine, np.int32) if fine else None  # all or none: `listing` has seen to it
+        levels = two_levels(label, coarse, fine_names.values(), coarse_names)
+        filename = np.array([e.file for e in examples], str)
+        records[split] = Records(images, levels, filename=filename, broken=broken)
+    return records
 
 
 def _square(file: str, image_size: int, resize_mode: str) -> np.ndarray:
     """uint8 [S, S, 3]; or as it is, for image_size 0."""
-    return images.decode_boxes(file, image_size, RESIZE_MODES[resize_mode])[0] if image_size else images.decode(file)
+    return decode.decode_boxes(file, image_size, RESIZE_MODES[resize_mode])[0] if image_size else decode.decode(file)
 
 
 def _images(
-    files: Sequence[str], image_size: int, resize_mode: str, *, root: str, stream: bool, skip: bool
-) -> dict[str, Any]:
-    """image, whether each file is `readable` (bool [N]), and the `broken` ones with their reasons.
+    files: np.ndarray, image_size: int, resize_mode: str, *, root: str, stream: bool, skip: bool
+) -> tuple[Any, np.ndarray, tuple[str, ...]]:
+    """The images, whether each of `files` is readable (bool [N]), and the broken ones with their reasons.
 
     With `stream` and `skip` all files are decoded once, at the size of a pixel, which saves most of a JPEG's time: ids
     are rows of the readable ones, so these have to be known first.
     """
+    readable, broken = np.ones(len(files), bool), []
     if stream and not skip:
-        streamed = FolderImages(root, np.array(files, str), image_size, resize_mode, skip=False)
-        return {"image": streamed, "readable": np.ones(len(files), bool), "broken": ()}
+        return FolderImages(root, files, image_size, resize_mode, skip=False), readable, ()
     pixels: np.ndarray | None = None
-    readable, broken = np.zeros(len(files), bool), []
     size = 1 if stream else image_size
-    decoded = images.decode_all(
-        (functools.partial(_square, file, size, resize_mode) for file in files), ahead=2 * _READ_BATCH
+    decoded = decode.decode_all(
+        (functools.partial(_square, file, size, resize_mode) for file in files), ahead=2 * READ_BATCH
     )
     bar = tqdm.tqdm(decoded, total=len(files), desc="reading images", unit="img", delay=_BAR_DELAY, leave=False)
     for row, image in enumerate(bar):
@@ -280,28 +209,25 @@ def _images(
             if not skip:
                 raise UserError(_fatal(image))
             broken.append(str(image))
-            continue
-        if pixels is None:
-            pixels, first = np.empty((0 if stream else len(files), *image.shape), np.uint8), files[row]
-        if not stream and image.shape != pixels.shape[1:]:
-            (h, w, _), (first_h, first_w, _) = image.shape, pixels.shape[1:]
-            raise UserError(
-                f"{files[row]} has {w} x {h} pixels and {first} has {first_w} x {first_h}: set data.image_size to the "
-                "pixels of a side to resize them to (such as 224)."
-            )
-        if not stream:
+            readable[row] = False
+        elif not stream:
+            if pixels is None:
+                pixels, first = np.empty((len(files), *image.shape), np.uint8), files[row]
+            if image.shape != pixels.shape[1:]:
+                (h, w, _), (first_h, first_w, _) = image.shape, pixels.shape[1:]
+                raise UserError(
+                    f"{files[row]} has {w} x {h} pixels and {first} has {first_w} x {first_h}: set data.image_size to "
+                    "the pixels of a side to resize them to (such as 224)."
+                )
             pixels[row] = image
-        readable[row] = True
     if broken:
         warn(f"left out {len(broken)} of {len(files)} images that cannot be read, such as {broken[0]}")
     if not np.any(readable):
         raise UserError(f"found no image that can be read among {len(files)}, such as {broken[0]}: look at the files.")
     if stream:
-        kept: Any = FolderImages(root, np.array(files, str)[readable], image_size, resize_mode, skip=True)
-    else:
-        assert pixels is not None
-        kept = pixels if np.all(readable) else pixels[readable]
-    return {"image": kept, "readable": readable, "broken": tuple(broken)}
+        return FolderImages(root, files[readable], image_size, resize_mode, skip=True), readable, tuple(broken)
+    assert pixels is not None
+    return pixels if np.all(readable) else pixels[readable], readable, tuple(broken)
 
 
 def _fatal(error: Unreadable) -> str:

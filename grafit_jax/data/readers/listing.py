@@ -2,10 +2,11 @@
 
 import csv
 import dataclasses
+import functools
 import os
 import pathlib
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from grafit_jax.data.files import LONGEST
 from grafit_jax.data.readers import decode
@@ -44,12 +45,10 @@ def list_images(
     Raises:
       UserError: a layout or CSV that is not as described.
     """
-
-    def splits(names: Iterable[str], found: str) -> dict[str, str]:
-        return _one_of_each([*names], f"{kind}:{path}", found, test_split, need_test=need_test)
-
+    where = f"{kind}:{path}"
+    splits = functools.partial(_one_of_each, where=where, test_split=test_split, need_test=need_test)
     listed = _list_folder(path, splits) if kind == "folder" else _list_csv(path, splits)
-    _check(listed, f"{kind}:{path}")
+    _check(listed, where)
     return listed
 
 
@@ -77,24 +76,8 @@ def _check(listed: dict[str, list[Example]], where: str) -> None:
         warn(f"{where}: {len(shared)} images are in both splits, such as {min(shared)}: results on them mean little")
 
 
-# The layout of folders.
-
-
-def _list_folder(root: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
-    """The images of DIR/<split>/<coarse>/[<fine>/], sorted by class and name."""
-    if not os.path.isdir(root):
-        raise UserError(f"folder:{root} is no folder: want one that holds train/ and test/.")
-    walk = _Walk(root)
-    folders, _ = walk.entries(str(root), ())
-    found = {name: path for name, path in folders if name in _SPLIT_OF}
-    by_split = splits(found, f"the folders {', '.join(n for n, _ in folders)}" if folders else "no folders")
-    listed = {split: walk.split(found[name], split) for split, name in by_split.items()}
-    walk.tell()
-    return listed
-
-
-def _one_of_each(names: Sequence[str], where: str, found: str, test_split: str, *, need_test: bool) -> dict[str, str]:
-    """split -> what it is called here; UserError where one is missing that is needed."""
+def _one_of_each(names: Iterable[str], found: str, *, where: str, test_split: str, need_test: bool) -> dict[str, str]:
+    """split -> what it is called among the `names` that are `found`; UserError where one is missing that is needed."""
     called = {"train": ["train"], "test": [test_split] if test_split else TEST_SPLITS}
     by_split = {}
     for split, choice in called.items():
@@ -111,46 +94,64 @@ def _one_of_each(names: Sequence[str], where: str, found: str, test_split: str, 
     return by_split
 
 
+# The layout of folders.
+
+
+def _list_folder(root: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
+    """The images of DIR/<split>/<coarse>/[<fine>/], sorted by class and name."""
+    if not os.path.isdir(root):
+        raise UserError(f"folder:{root} is no folder: want one that holds train/ and test/.")
+    walk = _Walk()
+    folders, _ = walk.entries(str(root), ())
+    found = {name: path for name, path in folders if name in _SPLIT_OF}
+    by_split = splits(found, f"the folders {', '.join(n for n, _ in folders)}" if folders else "no folders")
+    on_the_way = (os.path.realpath(root),)
+    listed = {split: [*walk.examples(found[name], split, (), on_the_way)] for split, name in by_split.items()}
+    if walk.ignored:
+        warn(
+            f"folder:{root}: ignored {len(walk.ignored)} entries that are hidden, no images or links to a folder above "
+            f"them, such as {walk.ignored[0]}"
+        )
+    if walk.empty:
+        warn(f"folder:{root}: {len(walk.empty)} folders hold no image, such as {walk.empty[0]}")
+    return listed
+
+
 class _Walk:
-    """Lists folders, and counts what it leaves out."""
+    """Lists folders, and what it leaves out."""
 
-    def __init__(self, root: pathlib.Path):
-        self._root = root
-        self._ignored: list[str] = []
-        self._empty: list[str] = []
+    def __init__(self) -> None:
+        self.ignored: list[str] = []
+        self.empty: list[str] = []
 
-    def split(self, folder: str, split: str) -> list[Example]:
-        path = (os.path.realpath(self._root), os.path.realpath(folder))
-        coarse_folders, stray = self.entries(folder, path)
-        if stray:
+    def examples(
+        self, folder: str, split: str, classes: tuple[str, ...], on_the_way: tuple[str, ...]
+    ) -> Iterator[Example]:
+        """The images below a folder of a split, that of the `classes` (coarse, fine)."""
+        on_the_way = (*on_the_way, os.path.realpath(folder))
+        folders, files = self.entries(folder, on_the_way)
+        if files and not classes:
             raise UserError(
-                f"{stray[0]} lies directly in the split: want images in {split}/<coarse>/ or {split}/<coarse>/<fine>/ "
+                f"{files[0]} lies directly in the split: want images in {split}/<coarse>/ or {split}/<coarse>/<fine>/ "
                 "(without labels: all of them in one folder)."
             )
-        examples = []
-        for coarse, coarse_folder in coarse_folders:
-            coarse_path = (*path, os.path.realpath(coarse_folder))
-            fine_folders, files = self.entries(coarse_folder, coarse_path)
-            examples += [Example(file, coarse, None) for file in files]
-            for fine, fine_folder in fine_folders:
-                deeper, fine_files = self.entries(fine_folder, (*coarse_path, os.path.realpath(fine_folder)))
-                if deeper:
-                    raise UserError(
-                        f"{deeper[0][1]} is a folder inside of a fine class: want {split}/<coarse>/<fine>/ and images "
-                        "in it; move them up."
-                    )
-                examples += [Example(file, coarse, fine) for file in fine_files]
-                if not fine_files:
-                    self._empty.append(fine_folder)
-            if not fine_folders and not files:
-                self._empty.append(coarse_folder)
-        return examples
+        if folders and len(classes) == 2:
+            raise UserError(
+                f"{folders[0][1]} is a folder inside of a fine class: want {split}/<coarse>/<fine>/ and "
+                "images in it; move them up."
+            )
+        if classes and not folders and not files:
+            self.empty.append(folder)
+        for file in files:
+            yield Example(file, classes[0], classes[1] if len(classes) == 2 else None)
+        for name, inner in folders:
+            yield from self.examples(inner, split, (*classes, name), on_the_way)
 
-    def entries(self, folder: str, path: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    def entries(self, folder: str, on_the_way: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
         """(class name, folder) of the folders in a folder, and its image files; both sorted, links followed.
 
-        `path` are the real folders on the way here: one that links back to them is left out, as are hidden entries
-        and files that are no images.
+        `on_the_way` are the real folders on the way here: one that links back to them is left out, as are hidden
+        entries and files that are no images.
         """
         try:
             names = sorted(os.listdir(folder), key=_composed)
@@ -159,28 +160,17 @@ class _Walk:
         folders, files = [], []
         for name in names:
             entry = os.path.join(folder, name)
-            if name.startswith("."):
-                self._ignored.append(entry)
-            elif os.path.isdir(entry):
-                if os.path.realpath(entry) in path:
-                    self._ignored.append(entry)
-                else:
-                    folders.append((_class_name(name, folder), entry))
+            is_folder = os.path.isdir(entry)
+            if name.startswith(".") or (is_folder and os.path.realpath(entry) in on_the_way):
+                self.ignored.append(entry)
+            elif is_folder:
+                folders.append((_class_name(name, folder), entry))
             elif os.path.splitext(name)[1].lower() in decode.SUFFIXES:
                 _class_name(name, folder)
                 files.append(entry)
             else:
-                self._ignored.append(entry)
+                self.ignored.append(entry)
         return folders, files
-
-    def tell(self) -> None:
-        if self._ignored:
-            warn(
-                f"folder:{self._root}: ignored {len(self._ignored)} entries that are hidden, no images or links to a "
-                f"folder above them, such as {self._ignored[0]}"
-            )
-        if self._empty:
-            warn(f"folder:{self._root}: {len(self._empty)} folders hold no image, such as {self._empty[0]}")
 
 
 def _class_name(name: str, where: str) -> str:

@@ -1,4 +1,4 @@
-"""What this process is doing, and that it makes progress: read by the watchdog, by Ctrl-C and by `progress`."""
+"""What this process is doing, and that it makes progress: read by the watchdog, by Ctrl-C and by the console."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar

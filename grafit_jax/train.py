@@ -118,8 +118,8 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         at_the_end.callback(checkpoints.close)
         # An evaluation that was cut short, after the save of its step; all see the same log, but perhaps not yet.
         first_epoch, within = divmod(start, run.steps_per_epoch)
-        is_end = 0 < start < run.total_steps and not within
-        if is_end and is_evaluated(first_epoch) and not parallel.all_agree(start in writer.evaluations):
+        at_epochs_end = 0 < start < run.total_steps and not within
+        if at_epochs_end and is_evaluated(first_epoch) and not parallel.all_agree(start in writer.evaluations):
             evaluate()
         checked = start
         for epoch in range(first_epoch, config.train.epochs):

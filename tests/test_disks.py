@@ -8,6 +8,7 @@ import time
 import pytest
 
 from grafit_jax.errors import UserError
+from grafit_jax.runs import workdir
 from helpers import image_files
 from helpers.runs import before_calls, log_of, small_config
 
@@ -64,6 +65,20 @@ def test_a_disk_that_cannot_be_written_is_told_of_and_costs_no_checkpoint(
     assert trains(config, run) == expected
     assert log_of(run) == log_of(tmp_path / "whole")
     assert all(path.name.isdigit() for path in (run / "checkpoints").iterdir())  # nothing half-written is left
+
+
+def test_an_evaluation_that_cannot_be_logged_costs_no_epoch(tmp_path, monkeypatch, trains):
+    append = workdir.append_log
+
+    def full(path, line):
+        if line["step"] == 42 and any(name.startswith(workdir.EVAL) for name in line):
+            raise OSError("disk quota exceeded")
+        append(path, line)
+
+    monkeypatch.setattr(workdir, "append_log", full)
+    with pytest.raises(OSError, match="quota"):  # of 14 steps an epoch, the third one's evaluation
+        trains(small_config(**{"eval.every_epochs": 1, "checkpoint.every_epochs": 10, "train.epochs": 9}), tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["42"]
 
 
 @pytest.mark.parametrize("broken", ["fatal", "skip"])

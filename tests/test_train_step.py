@@ -204,8 +204,8 @@ def test_byol_is_blind_to_labels():
     state = jax.device_get(state)
     params = []
     data, order = inputs
-    for labels in (data.label, 1 - data.label):
-        new_state, _, _ = call(parallel.replicate(state), memory, (data.replace(label=labels), order))
+    for labels in (data["label"], 1 - data["label"]):
+        new_state, _, _ = call(parallel.replicate(state), memory, (data | {"label": labels}, order))
         params.append(jax.device_get(new_state.params))
     jax.tree.map(np.testing.assert_array_equal, *params)
 

@@ -99,7 +99,7 @@ def begin(run: pathlib.Path, words: Sequence[str], since: float = math.inf) -> A
             lock = files.enter_context((run / workdir.LOCK).open("ab"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except (BlockingIOError, PermissionError):  # the latter on some network file systems
                 return Standing("running")
             except OSError as error:
                 warn(f"{run} is on a file system without locks ({error}): make sure that no other sweep runs it.")

@@ -99,7 +99,7 @@ def _assign(blocks, centre):
     def of_block(total, rows):
         label = jnp.argmin(0.5 * jnp.sum(jnp.square(centre), axis=1) - matmul(rows, centre.T), axis=1)
         distance = jnp.sum(jnp.square(rows - centre[label]), axis=1)
-        # A product, since sums by index come in no fixed order on GPUs. In float64, that of the blocks is no matter.
+        # A product, since sums by index come in no fixed order on GPUs. In float64 the order of the blocks does not matter.
         members = (label == jnp.arange(len(centre))[:, None]).astype(jnp.float32)
         return total + matmul(members, rows), (label.astype(jnp.int32), distance)
 
@@ -110,11 +110,11 @@ def _assign(blocks, centre):
 def _moved(rows, label, distance, total, centre, cosine: bool) -> np.ndarray:
     """The centres [k, D] of the clusters, float32; one that cannot be filled stays where it is. Changes `total`."""
     count = np.bincount(label, minlength=len(centre))
-    far = (row for row in np.argsort(-distance, kind="stable") if distance[row] > 0 and count[label[row]] > 1)
+    order = [] if count.all() else np.argsort(-distance, kind="stable")
+    far = (row for row in order if distance[row] > 0 and count[label[row]] > 1)
     for cluster, row in zip(np.flatnonzero(count == 0), far, strict=False):
         total[[label[row], cluster]] += (-rows[row], rows[row])
         count[[label[row], cluster]] += (-1, 1)
     moved = (total / np.maximum(count, 1)[:, None]).astype(np.float32)
     moved = _unit(moved) if cosine else moved
-    empty = (count == 0) | (cosine & ~moved.any(axis=1))  # by cosine, rows that cancel out have no centre either
-    return np.where(empty[:, None], centre, moved)
+    return np.where(((count == 0) | (cosine & ~moved.any(axis=1)))[:, None], centre, moved)  # rows may cancel out

@@ -210,7 +210,7 @@ def _top_k(x, largest, k: int, own, num_columns, *, num_groups: int | None = Non
 
     What is left out is at minus infinity. By JAX they are in order, ties to the lower column; by NumPy in none.
     A member of the top k lies in one of the k groups with the largest maxima, `largest` [B, S / _GROUP], or of k + 1 if
-    a column is left out: so x is gone through once, for the maxima. Of no more than `num_groups`, if that is given.
+    a column is left out: so x is gone through once, for the maxima. `num_groups` says that fewer groups are enough.
     """
     xp = np if isinstance(x, np.ndarray) else jnp
     best = _largest(largest, min(k + 1, num_groups or largest.shape[1], largest.shape[1])).astype(xp.int32)

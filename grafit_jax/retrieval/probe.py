@@ -126,7 +126,7 @@ def fit(
     among = np.ones(len(rows), bool) if among is None else among
     blocks = tuple(parallel.in_blocks(x, num_classes) for x in (rows, label.astype(np.int32), among))
     weight = np.zeros((rows.shape[1] + 1, num_classes))
-    step = parallel.pmap(_step, in_axes=(0, None, None, None), out_axes=None)
+    step = parallel.pmap(_step, in_axes=(0, None, None, None), out_axes=None, donate_argnums=(1, 2))
     with jax.enable_x64(True):
         weight, state = parallel.replicate((weight, _LBFGS.init(weight)))
         steps, before, value, gradient = 0, math.inf, math.inf, math.inf
@@ -163,7 +163,7 @@ def _loss_and_gradient(weight, blocks):
         return jax.tree.map(jnp.add, total, found), None
 
     total, _ = lax.scan(body, (jnp.zeros((), jnp.float64), jnp.zeros_like(weight)), blocks)
-    total, num_rows = lax.psum((total, jnp.sum(blocks[2])), parallel.AXIS)
+    total, num_rows = lax.psum((total, jnp.sum(blocks[2], dtype=jnp.int32)), parallel.AXIS)
     return jax.tree.map(lambda x: x / num_rows, total)
 
 

@@ -99,7 +99,7 @@ class Settle:
         return first[inverse.reshape(-1)]
 
     def _slices(self, number: int) -> list[slice]:
-        """Of so many vectors, as many at a time as there may be values."""
+        """Slices of `number` vectors, none of more than `_VALUES` values."""
         size = max(1, _VALUES // self._gallery.shape[1])
         return [slice(i, i + size) for i in range(0, number, size)]
 

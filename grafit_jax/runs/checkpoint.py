@@ -36,7 +36,7 @@ class Checkpoints(checkpoint_managers.PreservationPolicy):
     and beside them the best one by fine mAP (coarse mAP without fine labels), where evaluations were made.
 
     Attributes:
-      evaluations: step -> metrics, of the run's evaluations so far.
+      evaluations: step -> metrics, of the run's evaluations so far; its owner sets it, and without it none is the best.
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False):

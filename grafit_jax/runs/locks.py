@@ -17,7 +17,7 @@ def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock |
     """Takes the lock of a file, which is created: to be released by its `release()`; None if another process holds it.
 
     It waits for `timeout` seconds. On a file system without locks there is a warning, and nothing is held. A lock that
-    was inherited is held until the process ends. OSError: the file cannot be created.
+    was inherited is held until the process ends, and its `release()` does nothing. OSError: the file cannot be created.
     """
     path.open("ab").close()
     lock = _lock(path)

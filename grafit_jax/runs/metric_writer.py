@@ -42,9 +42,9 @@ class MetricWriter:
 
     def evaluation(self, metrics: dict[str, float]) -> None:
         """The metrics of an evaluation, with its `step`."""
-        self.evaluations[int(metrics["step"])] = metrics
         line = {workdir.EVAL + name: value for name, value in metrics.items() if name != "step"}
         workdir.append_log(self._path, line | {"step": metrics["step"]})
+        self.evaluations[int(metrics["step"])] = metrics  # once it is in the log
         self._to_tensorboard("eval", metrics)
 
     def _to_tensorboard(self, group: str, values: dict[str, Any]) -> None:

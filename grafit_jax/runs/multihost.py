@@ -71,15 +71,15 @@ def start(
             "TPU, SLURM or Kubernetes, or --coordinator=HOST:PORT --num_processes=N --process_id=I on every host."
         ) from error
     index, count = jax.process_index(), jax.process_count()
+    if count > 1:
+        global _watchdog
+        _watchdog = Watchdog(count, index, heartbeat_seconds, stuck_seconds, now=time.monotonic())
+        _watchdog.start()
     if jax.local_device_count() * count != jax.device_count():
         raise UserError(
             f"process {index} has {jax.local_device_count()} of {jax.device_count()} devices over {count} processes: "
             "want the same number for each."
         )
-    if count > 1:
-        global _watchdog
-        _watchdog = Watchdog(count, index, heartbeat_seconds, stuck_seconds, now=time.monotonic())
-        _watchdog.start()
 
 
 class Watchdog:
@@ -143,7 +143,7 @@ class Watchdog:
             time.sleep(self._interval)
 
     def publish(self, beat: int = 0) -> None:
-        """Tells the others where this process is; a beat is another one than the last."""
+        """Tells the others where this process is; they hear it only if `beat` differs from the last one published."""
         with self._publishing, contextlib.suppress(Exception):  # as above
             _store().key_value_set(f"{_KEY}{self._index}", json.dumps([beat, *pulse.here()]), allow_overwrite=True)
 
@@ -181,7 +181,7 @@ class Watchdog:
         os._exit(status)
 
     def wait(self) -> None:
-        """For as long as it takes to miss another process, which ends this one."""
+        """Sleeps until the watchdog has had the time to notice that another process is dead, and to end this one."""
         time.sleep(self._silent_seconds + 3 * self._interval)
 
 
@@ -193,7 +193,10 @@ def _store() -> Any:
 
 
 def exit_with(status: int, reason: str = "") -> NoReturn:
-    """Ends this process; of several, without JAX's own way out, which waits for all, and with what others are told."""
+    """Ends this process with an exit status; of several processes at once, and the others are told the reason.
+
+    JAX's own way out would wait for all of them.
+    """
     if _watchdog is not None and status != 0:
         if reason:
             pulse.ends(reason)

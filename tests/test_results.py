@@ -51,6 +51,23 @@ def test_what_was_written_is_read_and_what_is_shared_is_said_once(tmp_path):
     }
 
 
+def test_what_is_recorded_again_changes_no_other_line(tmp_path):
+    path = written(tmp_path / "t.jsonl", [entry(), entry(seed=1)])
+    before = path.read_text()
+    config = config_lib.flatten(small_config("grafit", seed=1))  # as a run has it: tuples
+    written(path, [recording.read(path)[0], entry(seed=1) | {"config": config}])
+    assert path.read_text() == before
+
+
+def test_keys_of_an_older_version_are_read_as_the_present_ones(tmp_path):
+    path = written(tmp_path / "t.jsonl", [entry(), entry(seed=1)])
+    want = recording.read(path)
+    old, new = next((old, new) for old, new in config_lib.RENAMED.items() if new in want[0]["config"])
+    assert f'"{new}"' in path.read_text()
+    path.write_text(path.read_text().replace(f'"{new}"', f'"{old}"'))
+    assert recording.read(path) == want
+
+
 def test_no_path_of_this_machine_is_recorded():
     config = {"clusterfit.source": "/home/me/runs/baseline_seed1", "model.pretrained": "/data/w.pth"}
     config |= {"data.data_dir": "/data", "data.source": "npz:/data/cifar"}
@@ -64,6 +81,10 @@ def test_no_path_of_this_machine_is_recorded():
     [
         (lambda lines: [*lines[:-1], lines[-1].replace('"metrics"', '"m"')], "has a result without metrics: take the"),
         (lambda lines: [*lines[:-1], lines[-1].replace('"grafit"', '"graft"')], "unknown method 'graft'"),
+        (
+            lambda lines: [*lines[:-1], lines[-1].replace("0.25", '"0.25"')],
+            "has '0.25' as recall@1: take the file back",
+        ),
         (lambda lines: lines[1:], "cannot be read .KeyError: 'shared'.: take the file back from version control"),
         (lambda lines: [*lines[:-1], lines[-1][:-9]], "cannot be read"),
         (lambda lines: ["7"], "cannot be read"),

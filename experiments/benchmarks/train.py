@@ -141,7 +141,7 @@ def views(kind: str, *, size: int = 32, side: int = 32, batch_size: int = 128) -
 
 def _process(code: str, **environment: str) -> str:
     """What a Python process prints that runs `code` with these modules at hand."""
-    paths = os.pathsep.join([str(steps.ROOT), str(steps.ROOT / "experiments")])
+    paths = os.pathsep.join([str(steps.ROOT), str(steps.ROOT / "experiments"), os.environ.get("PYTHONPATH", "")])
     environ = os.environ | {"PYTHONPATH": paths} | environment
     return subprocess.run(
         [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, text=True, check=True

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs.results import HEADLINE, LAYERS, Result, at_layer
@@ -54,6 +53,8 @@ def picture(path: pathlib.Path, found: Sequence[Result]) -> None:
     lines = _lines(found)
     names = list(dict.fromkeys(row for row, _ in lines))
     layers = [layer for layer in LAYERS if any(place[1] == layer for place in lines)]
+    from matplotlib.figure import Figure  # not before it is needed: it takes its time
+
     figure = Figure(figsize=(9, 2.6 * len(layers)))
     axes = figure.subplots(len(layers), len(HEADLINE), squeeze=False, sharex=True, sharey="col")
     for row_of_axes, layer in zip(axes, layers, strict=True):

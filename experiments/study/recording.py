@@ -30,7 +30,7 @@ def protocol(method: str) -> str:
 
 def dumps(entries: Sequence[Mapping[str, Any]]) -> str:
     """JSON lines: first what all entries share of their parts, then an entry a line, with the rest."""
-    first, *others = entries
+    first, *others = entries = json.loads(json.dumps(entries))  # what is read back: lists, no tuples
     shared = {
         part: {
             key: value
@@ -44,7 +44,7 @@ def dumps(entries: Sequence[Mapping[str, Any]]) -> str:
     for entry in entries:
         rest = {part: {k: v for k, v in entry[part].items() if k not in shared[part]} for part in shared}
         lines.append({**entry, **rest})
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def load(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -60,11 +60,14 @@ def read(path: pathlib.Path) -> list[Result]:
     found = load(path)
     with reading(path, WANT):
         for result in found:
-            config = result["config"]
-            protocol(config["method"])
-            if missing := {"row", "metrics", "run"} - result.keys():
+            if missing := {"row", "metrics", "run", "config"} - result.keys():
                 raise UserError(f"{path} has a result without {', '.join(sorted(missing))}: {WANT}.")
-            result |= {"method": config["method"], "seed": config["seed"]}
+            for name, value in result["metrics"].items():
+                if not isinstance(value, int | float):
+                    raise UserError(f"{path} has {str(value)[:40]!r} as {name}: {WANT}.")
+            config = config_lib.renamed(result["config"])
+            protocol(config["method"])
+            result |= {"method": config["method"], "seed": config["seed"], "config": config}
     return found
 
 
@@ -124,11 +127,13 @@ def merge(old: Iterable[Result], new: Iterable[Result], rows: Sequence[str], whe
     """Old and new results in the order of `rows`, then of seeds; a new one takes the place of an old one of its config.
 
     Raises:
-      UserError: a new result of another config than the one that is there.
+      UserError: a row that the table has not, or a new result of another config than the one that is there.
     """
     merged: dict[tuple[str, int], Result] = {}
     for result in [*old, *new]:
         place = (result["row"], result["seed"])
+        if result["row"] not in rows:
+            raise UserError(f"{where} has the row {result['row']}, and the table has {', '.join(rows)}: remove it.")
         changed = differences(merged[place]["config"], result["config"]) if place in merged else []
         if changed:
             raise UserError(

@@ -200,7 +200,6 @@ _MEASURED = {
     "batch_norm_reductions": ("all-reduces of batch norms", "{}"),
     "compute_ms": ("networks, at a third of the peak", "{:.0f} ms"),
     "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
-    "views_share": ("views", "{:.1%} of a step"),
     "kills": ("kills", "{}"),
     "hits": ("what was hit", "{}"),
     "half_written": ("a half-written checkpoint lay there", "{} times"),

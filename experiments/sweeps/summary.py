@@ -4,10 +4,9 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from study import layout
 
 from grafit_jax.errors import UserError, did_you_mean
@@ -17,6 +16,9 @@ from grafit_jax.runs.results import Result
 from sweeps import runner
 from sweeps.expansion import PLOT, Sweep, Values
 from sweeps.runner import Standing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COUNTS = ("step", "queries_without_positive")  # which are no better for being more
 # Shown beside the metric that a table is ordered by.
@@ -114,8 +116,10 @@ def table(found: Sequence[Group], varying: Sequence[str], metric: str) -> str:
     return layout.markdown_table(of_values, columns, {}, facts)
 
 
-def draw(found: Sequence[Group], varying: Sequence[str], metric: str) -> Figure:
+def draw(found: Sequence[Group], varying: Sequence[str], metric: str) -> "Figure":
     """The metric over the one number that varies, a line for all else; or a bar for every group. Seeds are dots."""
+    from matplotlib.figure import Figure  # not before it is needed: it takes its time
+
     drawn = [group for group in found if group.numbers]
     keys = _apart(drawn, varying)
     numeric = [key for key in keys if all(_is_number(group.values.get(key, 0)) for group in drawn)]

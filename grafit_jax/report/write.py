@@ -59,7 +59,7 @@ def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, 
     runs: list[Experiment] = []
     rows = []
     for each in paths:
-        same = runs and workdir.read_config(each).data == runs[0].config.data
+        same = bool(runs) and workdir.read_config(each).data == workdir.read_config(path).data
         run, state = restore.newest(each, data_dir=data_dir, records=runs[0].records if same else None)
         if runs and run.records["test"].fingerprint() != runs[0].records["test"].fingerprint():
             raise UserError(

@@ -99,7 +99,7 @@ def _assign(blocks, centre):
     def of_block(total, rows):
         label = jnp.argmin(0.5 * jnp.sum(jnp.square(centre), axis=1) - matmul(rows, centre.T), axis=1)
         distance = jnp.sum(jnp.square(rows - centre[label]), axis=1)
-        # A product, since sums by index come in no fixed order on GPUs. In float64 the order of the blocks does not matter.
+        # A product, since sums by index come in no fixed order on GPUs. In float64 the blocks' order is no matter.
         members = (label == jnp.arange(len(centre))[:, None]).astype(jnp.float32)
         return total + matmul(members, rows), (label.astype(jnp.int32), distance)
 
@@ -110,7 +110,7 @@ def _assign(blocks, centre):
 def _moved(rows, label, distance, total, centre, cosine: bool) -> np.ndarray:
     """The centres [k, D] of the clusters, float32; one that cannot be filled stays where it is. Changes `total`."""
     count = np.bincount(label, minlength=len(centre))
-    order = [] if count.all() else np.argsort(-distance, kind="stable")
+    order = np.arange(0) if count.all() else np.argsort(-distance, kind="stable")
     far = (row for row in order if distance[row] > 0 and count[label[row]] > 1)
     for cluster, row in zip(np.flatnonzero(count == 0), far, strict=False):
         total[[label[row], cluster]] += (-rows[row], rows[row])

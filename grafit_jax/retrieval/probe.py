@@ -95,14 +95,14 @@ def _chosen(rows: np.ndarray, label: np.ndarray, num_classes: int) -> float:
     return max(_L2, key=top1)  # the first, the strongest, of equals
 
 
-def _held_out(label: np.ndarray, *, share: float = 0.2, seed: int = 0) -> np.ndarray:
-    """bool [N]: of a class of n images floor(share n), but at least one of two."""
+def _held_out(label: np.ndarray) -> np.ndarray:
+    """bool [N]: of a class of n images floor(n / 5), but at least one of two."""
     count = np.bincount(label)
     # RandomState's stream is frozen (NEP 19): the same choice with every version of NumPy.
-    order = np.lexsort((np.random.RandomState(seed).random_sample(len(label)), label))
+    order = np.lexsort((np.random.RandomState(0).random_sample(len(label)), label))
     place = np.empty(len(label), int)
     place[order] = np.arange(len(label)) - np.repeat(np.cumsum(count) - count, count)
-    wanted = np.where(count > 1, np.maximum(1, np.floor(share * count + 1e-9)), 0)
+    wanted = np.where(count > 1, np.maximum(1, count // 5), 0)
     return place < wanted[label]
 
 
@@ -128,7 +128,8 @@ def fit(
     weight = np.zeros((rows.shape[1] + 1, num_classes))
     step = parallel.pmap(_step, in_axes=(0, None, None, None), out_axes=None, donate_argnums=(1, 2))
     with jax.enable_x64(True):
-        weight, state = parallel.replicate((weight, _LBFGS.init(weight)))
+        # Copies, since a step takes over the memory of all of these.
+        weight, state = parallel.replicate(jax.tree.map(np.array, (weight, _LBFGS.init(weight))))
         steps, before, value, gradient = 0, math.inf, math.inf, math.inf
         while steps < _MAX_ITERATIONS and gradient > _GRADIENT and not before - value <= _GAIN * max(value, 1):
             pulse.beat()

@@ -1,6 +1,9 @@
 """Who is missed, and when: the watchdog's judgement from what processes publish; the real thing is in test_pods.py."""
 
 import hashlib
+import os
+import threading
+import time
 
 import jax
 import numpy as np
@@ -18,6 +21,35 @@ HERE = Place(7, "taking a step")
 
 def others(count=3, index=1, silent_seconds=10.0, stuck_seconds=30.0):
     return Watchdog(count, index, silent_seconds, stuck_seconds, now=100.0)
+
+
+def test_at_a_usual_end_no_thread_is_left_in_the_store(monkeypatch):
+    class Store:
+        said, is_open = [], True
+
+        def key_value_set(self, key, value, allow_overwrite):
+            assert self.is_open and allow_overwrite
+            self.said.append((key, value))
+
+        def key_value_dir_get(self, key):
+            return self.said[-1:]
+
+    def shutdown():  # waits for the others: until then they hear of this process
+        heard = len(store.said)
+        while len(store.said) < heard + 2:
+            os.sched_yield()
+        store.is_open = False
+
+    store, registered = Store(), []
+    monkeypatch.setattr(multihost, "_store", lambda: store)
+    monkeypatch.setattr(multihost.atexit, "register", registered.append)
+    monkeypatch.setattr(jax.distributed, "shutdown", shutdown)
+    dog = Watchdog(1, 0, silent_seconds=0.08, stuck_seconds=0, now=time.monotonic())
+    before = threading.active_count()
+    dog.start()
+    assert threading.active_count() == before + 2 and registered == [dog.end]
+    dog.end()
+    assert threading.active_count() == before
 
 
 def test_a_process_that_publishes_nothing_new_is_missed_with_where_it_was():

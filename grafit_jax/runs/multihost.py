@@ -5,6 +5,7 @@ heartbeats go on while it waits for a file. Here each process tells the others w
 of JAX's own coordination service, and looks after them in a thread.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import json
@@ -100,7 +101,8 @@ class Watchdog:
         self._beats, self._places = [-1] * count, [Place()] * count
         self._since = [now] * count  # of others, when they were last heard of; of this one, when it last moved
         self._published: dict[int, tuple[int, Place]] = {}  # by process: how often it has, and where it was then
-        self._publishing = threading.Lock()
+        self._publishing, self._over = threading.Lock(), threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._ask, self._judge)]
         self.has_spoken = False
 
     def hear(self, published: Mapping[int, tuple[int, Place]], here: Place, now: float) -> None:
@@ -130,17 +132,30 @@ class Watchdog:
         return f"nothing has moved for {self._stuck_seconds:g} s: {places}"
 
     def start(self) -> None:
-        for work in (self._ask, self._judge):
-            threading.Thread(target=work, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """Waits for the other processes to end as well, then ends the threads.
+
+        A thread that is within JAX's client when Python shuts down aborts the process.
+        """
+        try:
+            jax.distributed.shutdown()
+        finally:
+            self._over.set()
+            for thread in self._threads:
+                thread.join(self._interval)  # the store may never answer
 
     def _ask(self) -> None:
         beat = 0
-        while True:
+        while not self._over.is_set():
             self.publish(beat := beat + 1)
             with contextlib.suppress(Exception):  # process 0, which has the store, may be gone
                 answers = [(key, json.loads(value)) for key, value in _store().key_value_dir_get(_KEY)]
                 self._published = {int(key.rpartition("/")[2]): (n, Place(*place)) for key, (n, *place) in answers}
-            time.sleep(self._interval)
+            self._over.wait(self._interval)
 
     def publish(self, beat: int = 0) -> None:
         """Tells the others where this process is; they hear it only if `beat` differs from the last one published."""
@@ -148,13 +163,13 @@ class Watchdog:
             _store().key_value_set(f"{_KEY}{self._index}", json.dumps([beat, *pulse.here()]), allow_overwrite=True)
 
     def _judge(self) -> None:
-        while not pulse.here().ended:  # which has said why by itself
+        while not (self._over.is_set() or pulse.here().ended):  # which has said why by itself
             now = time.monotonic()
             self.hear(self._published, pulse.here(), now)
             stuck = self.stuck(now)
             if reason := stuck or self.missing(now):
                 self.stop(reason, dump=stuck is not None)
-            time.sleep(self._interval)
+            self._over.wait(self._interval)
 
     def stop(self, reason: str, *, dump: bool) -> None:
         """Ends this process for another one's sake; `dump`: with what each of its threads waits for."""

@@ -20,12 +20,10 @@ def growth(name: str, values: list[int], measure: Callable[[int], float]) -> dic
 
 def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """A PNG with a panel for each of these entries."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(lines), figsize=(2.6 * len(lines), 2.4), squeeze=False)
+    figure = Figure(figsize=(2.6 * len(lines), 2.4))
+    axes = figure.subplots(1, len(lines), squeeze=False)
     for ax, line in zip(axes[0], lines, strict=True):
         sizes = np.asarray(line["sizes"])
         ax.plot(sizes, line["seconds_at_zero"] + line["seconds_per_unit"] * sizes, color="#9e9e9e", linewidth=1)
@@ -38,4 +36,3 @@ def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     axes[0, 0].set_ylabel("seconds a step", fontsize=8)
     figure.tight_layout(pad=0.4)
     figure.savefig(path, dpi=130)
-    plt.close(figure)

@@ -36,8 +36,8 @@ _SMALL = {
 }  # fmt: skip
 # Seconds: the longest that a process may take from one thing to the next before this study is given up.
 _PATIENCE = 300.0
-# What a kill is meant for -> at most so many seconds after it has begun; how often less one, at most, a process may
-# begin it before. A save goes on in the background.
+# The activity that a kill interrupts -> the latest moment of the kill, in seconds after the activity begins, and the
+# number of times, of which one is drawn, that a process may begin it before. A save continues in the background.
 _MOMENTS = {"restoring": (0.5, 1), "taking a step": (0.003, 12), "saving": (0.3, 6), "evaluating": (0.3, 2)}
 _FORK = multiprocessing.get_context("fork")
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from grafit_jax.report.tables import plain_table
 from grafit_jax.runs.results import Result
@@ -17,16 +18,16 @@ def price(point: RowRun, known: Iterable[Result]) -> tuple[float | None, int]:
     """
     if point.row.name == RAW_PIXELS:
         return 0.0, 0
-    config = _seedless(point)
-    seconds = [r["run"]["train_seconds"] for r in known if "train_seconds" in r["run"] and _seedless(r) == config]
+    config = _seedless(point.flat)
+    same = [r["run"] for r in known if r["row"] == point.row.name and _seedless(r["config"]) == config]
+    seconds = [run["train_seconds"] for run in same if "train_seconds" in run]
     return (sum(seconds) / len(seconds) if seconds else None), len(seconds)
 
 
-def _seedless(of: RowRun | Result) -> tuple[str, dict]:
-    """The row, and what of the config makes a difference to the time of its run."""
-    row, config = (of.row.name, of.flat) if isinstance(of, RowRun) else (of["row"], of["config"])
-    apart = ("seed", *recording.STARTS)  # a run that starts from another one's is in the row of that name
-    return row, {key: value for key, value in recording.comparable(config).items() if key not in apart}
+def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config makes a difference to the time of the runs of its row."""
+    apart = ("seed", *recording.STARTS)  # every seed of a row starts from another run
+    return {key: value for key, value in recording.comparable(config).items() if key not in apart}
 
 
 class Budget:

@@ -1,5 +1,6 @@
 """Recorded results: JSON lines that git keeps, whether they can stand in one table, and merging them with new ones."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,9 +84,8 @@ def check_together(results: Sequence[Result], where: str) -> None:
     Raises:
       UserError: images of different data, or other rules by which they are judged.
     """
-    default = config_lib.flatten(config_lib.default())
     for key in _JUDGED_BY:
-        values = {result["config"].get(key, default[key]): result for result in results}
+        values = {result["config"].get(key, _defaults()[key]): result for result in results}
         if len(values) > 1:
             found = "; ".join(f"{r['row']}, seed {r['seed']}: {value}" for value, r in values.items())
             raise UserError(f"{where} mixes results of different {key} ({found}): evaluate all rows alike.")
@@ -162,7 +162,7 @@ def key(config: Mapping[str, Any]) -> frozenset:
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a config makes a difference to its run: as JSON has it or not, and however old it is."""
-    values = config_lib.flatten(config_lib.default()) | dict(config)
+    values = _defaults() | dict(config)
     values = {
         key: _placeless(key, tuple(v) if isinstance(v, list) else v)
         for key, v in values.items()
@@ -171,6 +171,11 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     if values["method"] == RAW_PIXELS or not methods.get(values["method"]).uses_clusters:
         values = {key: v for key, v in values.items() if not key.startswith("clusterfit.")}
     return values
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return config_lib.flatten(config_lib.default())
 
 
 def _placeless(key: str, value: Any) -> Any:

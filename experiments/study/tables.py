@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from grafit_jax import methods
 from grafit_jax.errors import UserError, choose
-from study import layout, published
+from study import layout, published, recording
 from study.recording import RAW_PIXELS
 from study.rows import NOTES, Row, Table, by_method
 
@@ -35,7 +34,7 @@ _RECALL_WITH_PROJECTOR = _RECALL | {
 }
 # Rows of the two protocols are told apart, and so is what a trunk started from.
 _FACTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "protocol": lambda config: methods.get(config["method"]).protocol,
+    "protocol": lambda config: recording.protocol(config["method"]),
     "trunk starts": lambda config: "pretrained" if config["model.pretrained"] else "from scratch",
 }
 _AUTOAUGMENT = {True: "torchvision's, black", "maskcon": "MaskCon's, grey", False: "-"}

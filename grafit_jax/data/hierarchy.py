@@ -118,7 +118,7 @@ def select(splits: Mapping[str, Records], coarse_classes: Sequence[int]) -> dict
 
 
 def renumber(splits: Mapping[str, Records]) -> dict[str, Records]:
-    """Without the classes of which no split has an image: those of all levels are numbered from 0 in their order."""
+    """Drops the classes without an image in any split; the others of a level are numbered from 0, in their order."""
     present = {}
     for name in next(iter(splits.values())).levels:
         labels = [r.levels[name].label for r in splits.values()]

@@ -75,10 +75,7 @@ def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: i
 
 def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thumbnail]]]) -> None:
     """A PNG of rows of thumbnails in their frames, the query first, with the sheets side by side under their names."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     width, height = max(len(row) for rows in sheets.values() for row in rows), max(map(len, sheets.values()))
     columns = width * len(sheets) + len(sheets) - 1
@@ -87,7 +84,8 @@ def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thu
     if any(frame in ("fine", "neither") for rows in sheets.values() for row in rows for _, frame in row):
         legend = ["    ".join(_LEGEND)] if inches > 5.5 else _LEGEND
     figsize = (inches, 0.72 * height + 0.85 + 0.15 * len(legend))
-    figure, axes = plt.subplots(height, columns, figsize=figsize, squeeze=False)
+    figure = Figure(figsize=figsize)
+    axes = figure.subplots(height, columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for number, (name, rows) in enumerate(sheets.items()):
@@ -100,7 +98,6 @@ def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thu
     figure.text(0.5, 0.012, "\n".join(legend), ha="center", fontsize=8)
     figure.tight_layout(rect=(0, (0.02 + 0.15 * len(legend)) / figsize[1], 1, 1), pad=0.3)
     figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.05)
-    plt.close(figure)
 
 
 def _draw(ax, image: np.ndarray, frame: str) -> None:

@@ -88,7 +88,7 @@ class Checkpoints(checkpoint_managers.PreservationPolicy):
     def restore_newest(self, state: Any, memory: Memory | None = None) -> tuple[Any, Memory | None, dict] | None:
         """(state, memory, record) of the newest checkpoint that is not damaged; None if there is none.
 
-        A damaged one is set aside as `checkpoints/damaged-<step>`, and told of. All processes have to call it.
+        A damaged one is set aside as `checkpoints/damaged-<step>`, with a warning. All processes have to call it.
 
         Args:
           state: as it is to be restored: structure, shapes and devices.

@@ -36,7 +36,7 @@ def check_image(image: pathlib.Path, listed_in: str) -> None:
 
 
 def write(builder: Any, published: Mapping[str, int]) -> None:
-    """Prepares a data set from the files that its builder reads; other numbers of images than `published` are told.
+    """Prepares a data set from the files that its builder reads; warns where a split has not its `published` images.
 
     Raises:
       UserError: it cannot be written.

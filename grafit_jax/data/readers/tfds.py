@@ -51,7 +51,7 @@ class StreamedImages(InFiles):
         return self._numpy(self._decoded(encoded, made).batch(batch_size, drop_remainder=True))
 
     def _numpy(self, batches: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches of a TensorFlow data set; decoding goes on while the devices work."""
+        """The batches of a TensorFlow data set, decoded while the devices compute."""
         with self._of_files():
             yield from batches.prefetch(2).as_numpy_iterator()
 

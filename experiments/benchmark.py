@@ -53,7 +53,7 @@ def main(argv):
         done = _run_apart(name)
         print(done.stdout, end="", flush=True)
         if done.returncode:  # the others are measured all the same
-            failed.append(name)
+            failed.append(f"{name} (exit status {done.returncode})")
             continue
         lines.append(json.loads(done.stdout))
     if failed:

@@ -96,8 +96,11 @@ def compare(
     if released := peer(config, data, device, tuned=False):
         released.run(released.loaded_ahead)  # what its loader had ready in advance
         facts["peer_as_released_seconds"] = timing.seconds(lambda: released.run(released_steps)) / released_steps
+        timing.say("PyTorch, as released", facts["peer_as_released_seconds"])
         del released
     tuned = peer(config, data, device, tuned=True)
+    if tuned:
+        timing.say("PyTorch, well tuned", timing.seconds(lambda: tuned.run(8)) / 8)
     timing.reset_peak()
     mine = Ours(config, data)
     seconds, *theirs = mine.seconds(rounds, tuned)

@@ -1,6 +1,7 @@
 """What the entries of all suites share: turns, times, memory, and the line that states them."""
 
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,11 @@ def best(calls: Sequence[Callable[[], Any]], rounds: int, turn: int = 3) -> list
         for mine, call in zip(times, calls, strict=True):
             mine += [seconds(call) for _ in range(turn)]
     return [min(mine) for mine in times]
+
+
+def say(who: str, seconds: float) -> None:
+    """Prints a first figure on stderr: what a benchmark that is cut short leaves behind."""
+    print(f"{who}: {seconds:.4g} s a step", file=sys.stderr, flush=True)
 
 
 def line(work: str, seconds: float, peer: str = "", peer_seconds: float | None = None, **more: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""CIFAR-100 in protocol "paper" (PAPER.md section 2): 20 coarse labels for training, 100 fine ones for evaluation.
+"""CIFAR-100 in protocol "paper" (docs/paper.md section 2): 20 coarse labels for training, 100 fine ones for evaluation.
 
     python experiments/train.py --config=configs/cifar100.py:method=grafit,preset=cpu --workdir=runs/grafit \\
         --config.data.data_dir=$HOME/tensorflow_datasets

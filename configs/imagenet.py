@@ -1,4 +1,4 @@
-"""ImageNet-1k in protocol "paper" (PAPER.md sections 2, 5): trained on 127 coarse classes or all 1,000, judged at both.
+"""ImageNet-1k in protocol "paper" (docs/paper.md, 2, 5): trained on 127 coarse classes or all 1,000, judged at both.
 
     tfds build imagenet2012 --manual_dir=DIR      # once; DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
     python experiments/train.py --config=configs/imagenet.py:method=grafit --workdir=runs/imagenet_grafit \\

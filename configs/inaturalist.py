@@ -1,4 +1,4 @@
-"""iNaturalist 2018 and 2019: trained on one level of the tree of life, judged at all seven (PAPER.md sections 2, 5).
+"""iNaturalist 2018 and 2019: trained on one level of the tree of life, judged at all seven (docs/paper.md, 2, 5).
 
     python experiments/train.py --config=configs/inaturalist.py:year=2019,level=genus,method=grafit \\
         --workdir=runs/inat_genus --config.data.data_dir=$HOME/tensorflow_datasets

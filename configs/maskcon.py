@@ -1,4 +1,4 @@
-"""Retrieval rows of protocol "maskcon" (PAPER.md section 3): CIFAR-100, Cars, ImageNet32, Stanford Online Products.
+"""Retrieval rows of protocol "maskcon" (docs/paper.md, 3): CIFAR-100, Cars, ImageNet32, Stanford Online Products.
 
     python experiments/train.py --config=configs/maskcon.py:dataset=cifar100,method=grafit_maskcon \\
         --workdir=runs/maskcon --config.data.data_dir=$HOME/tensorflow_datasets \\

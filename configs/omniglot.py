@@ -1,4 +1,4 @@
-"""Omniglot: trained by the alphabet of a drawn character, judged by which of 964 characters it is (PAPER.md section 5).
+"""Omniglot: trained by the alphabet of a drawn character, judged by which of 964 characters it is (docs/paper.md, 5).
 
     tfds build omniglot      # once
     python experiments/train.py --config=configs/omniglot.py:method=grafit --workdir=runs/omniglot_grafit \\

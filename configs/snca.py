@@ -1,4 +1,4 @@
-"""SNCA by its own recipe (PAPER.md section 2): the k-NN loss alone, through a linear projector to 128 dimensions.
+"""SNCA by its own recipe (docs/paper.md section 2): the k-NN loss alone, through a linear projector to 128 dimensions.
 
     python experiments/train.py --config=configs/snca.py:dataset=cifar100 --workdir=runs/snca \\
         --config.data.data_dir=$HOME/tensorflow_datasets

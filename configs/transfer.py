@@ -1,4 +1,4 @@
-"""Transfer (PAPER.md sections 1, 4): a trunk fine-tuned on fine labels, judged by its new classifier's top-1.
+"""Transfer (docs/paper.md sections 1, 4): a trunk fine-tuned on fine labels, judged by its new classifier's top-1.
 
     python experiments/train.py --config=configs/transfer.py:dataset=flowers,init=runs/imagenet_grafit \\
         --workdir=runs/flowers --config.data.data_dir=$HOME/tensorflow_datasets

@@ -173,7 +173,7 @@ def make_feed(run: Experiment) -> Resident | Streamed:
 
 
 def evaluate(run: Experiment, state: TrainState, *, probe: bool = False) -> dict[str, float]:
-    """The metrics of a state on the test split (PAPER.md section 1), all from one embedding pass, and its step.
+    """The metrics of a state on the test split (docs/paper.md section 1), all from one embedding pass, and its step.
 
     The first of `eval.layers` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their name
     as a prefix (`projector/map`); a projector that the method has not is left out. A classifier gives `top1` of the

@@ -1,4 +1,4 @@
-"""Losses of Grafit and of protocol "maskcon" (PAPER.md sections 2 and 3): arrays in, one float32 per example out.
+"""Losses of Grafit and of protocol "maskcon" (docs/paper.md sections 2 and 3): arrays in, one float32 per example out.
 
 Nothing here knows of networks, configs or data sets. Shapes: B examples, D embedding size, R memory rows on this
 device, K keys in the queue, T views.

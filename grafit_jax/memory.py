@@ -1,4 +1,4 @@
-"""What losses compare with: the memory, a slot per training image (PAPER.md, Eq. 2), and the queue of newest keys."""
+"""The memory, a slot per training image (docs/paper.md, Eq. 2), and the queue of the newest keys."""
 
 import dataclasses
 

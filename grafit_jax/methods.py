@@ -1,4 +1,4 @@
-"""The methods of PAPER.md sections 2 and 3: which heads each has, and which losses it trains."""
+"""The methods of docs/paper.md sections 2 and 3: which heads each has, and which losses it trains."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ class Method:
     """What a method trains; everything else is the same for all methods.
 
     Attributes:
-      name: as in PAPER.md.
+      name: as in docs/paper.md.
       supervised: what teaches the coarse labels: "cross_entropy", "knn" (Eq. 2-3), "supcon", "maskcon" or None.
       instance: what tells images apart: "predict" (Eq. 1, with a predictor and T views), "info_nce" (with a key view,
         whose own law of views is `key_views`) or None.

@@ -47,7 +47,7 @@ def pil_op(name, image, level):
 
 
 def maskcon_op(name, image, level):
-    """The same as MaskCon's code does it, where that is otherwise; PAPER.md section 3."""
+    """The same as MaskCon's code does it, where that is otherwise; docs/paper.md section 3."""
     height, width = image.shape[:2]
     picture, grey = pil(image), (128,) * image.shape[2]
 

@@ -115,7 +115,7 @@ def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
     found = set(s.metrics) & {"info_nce", "supcon", "maskcon", "cross_entropy", "knn_loss"}
     for name in found:
         np.testing.assert_allclose(s.metrics[name], np.mean(terms[name]), rtol=1e-4, err_msg=name)
-    # PAPER.md section 3: w = 0.3; of Eq. 4 lambda = 2.
+    # docs/paper.md section 3: w = 0.3; of Eq. 4 lambda = 2.
     mixture = {
         "selfcon": {"info_nce": 1.0},
         "supcon": {"supcon": 1.0},

@@ -1,4 +1,4 @@
-"""The peer: Grafit's training step (PAPER.md section 2) in plain PyTorch, as released codes write it, or well tuned.
+"""The peer: Grafit's training step (docs/paper.md section 2) in plain PyTorch, as released or well tuned.
 
 torch and torchvision are extras (`pip install -e '.[benchmark]'`). The same work as `grafit_jax.train_step`: T views of
 each image, the target network over all of them without gradient, the online network over all of them with it, k-NN loss

@@ -1,4 +1,4 @@
-"""Every published row (PAPER.md section 4, and the paper's coarse -> fine tables): its value, ours, what it lacks."""
+"""Every published row (docs/paper.md section 4): its value, ours, what it lacks."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ Recorded = Mapping[str, Sequence[Result]]
 
 # Under Grafit's name the MaskCon paper means this method.
 METHOD = "grafit_maskcon"
-# The nine methods of PAPER.md section 2.
+# The nine methods of docs/paper.md section 2.
 OF_PAPER = (
     "baseline", "baseline_mlp", "snca", "snca_plus", "clusterfit", "clusterfit_plus", "byol", "grafit_fc", "grafit",
 )  # fmt: skip

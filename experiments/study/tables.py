@@ -169,7 +169,7 @@ def _ablations() -> tuple[Row, ...]:
 
 
 def _to(dataset: str) -> tuple[Row, ...]:
-    """Trunks trained on the fine labels of ImageNet [ours], fine-tuned on a data set (PAPER.md section 4)."""
+    """Trunks trained on the fine labels of ImageNet [ours], fine-tuned on a data set (docs/paper.md section 4)."""
 
     def row(method: str, trunk: str, size: str = "") -> Row:
         name, changes = (

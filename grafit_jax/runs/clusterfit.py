@@ -1,4 +1,4 @@
-"""ClusterFit (PAPER.md section 2): a network trained from scratch on the clusters of a coarse-trained one's features.
+"""ClusterFit (docs/paper.md section 2): train a new network on clusters of a coarse-trained network's features.
 
 The clusters are made once, when a run starts, and kept beside it as clusters.npz, so that a run that goes on, or is
 evaluated, needs neither the other run nor a second clustering.

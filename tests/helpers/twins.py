@@ -1,4 +1,4 @@
-"""Slow twins of the numerical modules: numpy in float64, loops, the formulas as PAPER.md prints them.
+"""Slow twins of the numerical modules: numpy in float64, loops, the formulas as docs/paper.md prints them.
 
 Nothing here is imported from `grafit_jax`, nothing is blocked, shifted or vectorised for speed: a twin is right because
 it can be read beside the equation.

@@ -13,7 +13,7 @@ from grafit_jax.errors import UserError, warn
 # From coarse to fine; all but the last are keys of categories.json, which calls the species `name`.
 LEVELS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 FILE = "categories.json"
-# How many classes a level has: PAPER.md section 5.
+# How many classes a level has: docs/paper.md section 5.
 PUBLISHED_2018 = dict(zip(LEVELS, (6, 25, 57, 273, 1120, 4412, 8142), strict=True))
 PUBLISHED_2019 = dict(zip(LEVELS, (3, 4, 9, 34, 57, 72, 1010), strict=True))
 _KEYS: Mapping[str, Any] = {"id": int, "name": str} | dict.fromkeys(LEVELS[:-1], str | None)

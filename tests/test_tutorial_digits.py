@@ -1,4 +1,4 @@
-"""docs/tour.md as its reader has it: every block is executed as printed, and prints what the page shows."""
+"""docs/tutorial_digits.md as its reader has it: every block is executed as printed, and prints what the page shows."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 
 from helpers.command_lines import ROOT, shell_environment
 
-PAGE = ROOT / "docs" / "tour.md"
+PAGE = ROOT / "docs" / "tutorial_digits.md"
 LAID_OUT = ("configs", "docs", "experiments", "grafit_jax")
 SCRIPTS = ["train", "train", "evaluate", "embed", "search", "report", "sweep", "reproduce"]
 # Not those within names, as in recall@5.
@@ -86,7 +86,7 @@ def missing(page, cwd):
 def test_files_that_are_named_and_not_there_are_found(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "a.npz").touch()
-    page = "python x.py --out=runs/a.npz, then `runs/b.png`. ![](tour.png) [x](nowhere.md)"
+    page = "python x.py --out=runs/a.npz, then `runs/b.png`. ![](tutorial_digits.png) [x](nowhere.md)"
     assert missing(page, tmp_path) == ["runs/b.png", "nowhere.md"]
 
 
@@ -107,4 +107,4 @@ def test_every_command_of_the_tour_prints_what_it_shows(tmp_path):
         wrong = differences(shown, execute(language, text, tmp_path))
         assert wrong is None, f"{text}\n{wrong}"
     assert missing(page, tmp_path) == []
-    assert "](tour.png)" in page and (PAGE.parent / "tour.png").stat().st_size < 150_000
+    assert "](tutorial_digits.png)" in page and (PAGE.parent / "tutorial_digits.png").stat().st_size < 150_000

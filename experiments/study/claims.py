@@ -1,4 +1,4 @@
-"""What holds of the paper's claims in recorded results: differences between rows, and whether seeds explain them."""
+"""The paper's claims against recorded results: differences between rows, with confidence intervals over seeds."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ from grafit_jax.runs.results import HEADLINE, Result, at_layer
 from study.recording import RAW_PIXELS, check_together
 from study.tables import AS_IT_WAS
 
-# Of the interval in which a difference lies. With so many differences some are outside of theirs by chance.
+# Level of the confidence intervals. Of so many differences, a few are decided by chance.
 _CONFIDENCE = 0.95
 
 
 class Claim(NamedTuple):
-    """That row `ahead` of a table is ahead of row `behind`: in words, and the names in STUDIES of where to look."""
+    """A claim that row `ahead` is ahead of row `behind`, in words, and the names of the STUDIES that test it."""
 
     text: str
     ahead: str
@@ -26,7 +26,7 @@ class Claim(NamedTuple):
     studies: tuple[str, ...]
 
 
-# Name -> title, and the tables of one data set, recipe and budget, by whose seeds noise is known.
+# Name -> title and tables. The tables of a study share data set, recipe and budget, so their seeds share one variance.
 STUDIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "cifar100": ("CIFAR-100, 4 → 20", ("study_cifar100", "study_ablations")),
     "omniglot": ("Omniglot, 30 → 964", ("study_omniglot",)),
@@ -36,13 +36,13 @@ STUDIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 _PAPER = ("cifar100", "omniglot", "gpu")
 _ALL = tuple(STUDIES)
 _ABLATED = ("cifar100",)
-# The controls in the README's summary.
-IN_SHORT = ("baseline", "baseline_mlp", "snca")
+# The rows of the README's summary: study, row.
+SUMMARY = (("cifar100", "grafit"), ("omniglot", "grafit"), ("gpu", "grafit"), ("gpu", "grafit_lambda_4"))
 CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "of the method": (
         Claim("Grafit finds finer classes than coarse cross-entropy", "grafit", "baseline", _PAPER),
-        Claim("… the same (as MaskCon's `supce`)", "grafit", "supce", ("maskcon",)),
-        Claim("… and not for its projector alone", "grafit", "baseline_mlp", _ALL),
+        Claim("… than MaskCon's `supce`", "grafit", "supce", ("maskcon",)),
+        Claim("… than cross-entropy through its projector", "grafit", "baseline_mlp", _ALL),
         Claim("The instance loss adds to the k-NN loss", "grafit", "snca_plus", _ALL),
         Claim("Coarse labels add to the instance loss", "grafit", "byol", _PAPER),
         Claim("Neighbours teach more than a linear classifier", "grafit", "grafit_fc", _PAPER),
@@ -70,7 +70,7 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
 
 
 class Difference(NamedTuple):
-    """Between two means over seeds, in points, with half of its confidence interval; nan where no row has two seeds."""
+    """A difference of two means over seeds, in points, and half its confidence interval (nan without repeated seeds)."""
 
     points: float
     margin: float
@@ -81,17 +81,22 @@ class Difference(NamedTuple):
 
 
 def own_layer(method: str) -> str:
-    """Where a method's k-NN loss or classifier lives: its projector, or the trunk without one."""
+    """Returns the layer that a method's loss sees: the projector, or the trunk of a method without one."""
     return "projector" if method != RAW_PIXELS and methods.get(method).projector else "trunk"
 
 
 def difference(runs: Sequence[Result], claim: Claim, metric: str, layer: str) -> Difference | None:
-    """Between the claim's two rows, among runs of one study; None where one of the rows was not measured at that layer.
+    """Returns the difference between the claim's rows in one study; None if a row was not evaluated at that layer.
 
-    The layer is "trunk" or "projector" for both rows, or "own": for each the one that its loss sees. The margin is
-    Student's, for two means and one standard deviation that all rows share.
+    Args:
+      runs: of one study.
+      claim: names the two rows.
+      metric: as in `HEADLINE`.
+      layer: "trunk" or "projector" for both rows, or "own": for each row the layer that its loss sees.
+
+    The margin is Student's t for two means, with one standard deviation pooled over all rows.
     """
-    by_row: dict[str, dict[int, float]] = {}  # a run may be in several tables
+    by_row: dict[str, dict[int, float]] = {}  # a run may appear in several tables
     for run in runs:
         at = own_layer(run["method"]) if layer == "own" else layer
         value = run["metrics"].get(at_layer(run["config"], metric, at))
@@ -105,23 +110,23 @@ def difference(runs: Sequence[Result], claim: Claim, metric: str, layer: str) ->
     margin = math.nan
     if freedom:
         deviation = math.sqrt(sum(float(v.var()) * len(v) for v in values.values()) / freedom)
-        quantile = float(special.stdtrit(freedom, (1 + _CONFIDENCE) / 2))  # of Student's t
+        quantile = float(special.stdtrit(freedom, (1 + _CONFIDENCE) / 2))
         margin = quantile * deviation * math.sqrt(1 / len(ahead) + 1 / len(behind))
     return Difference(float(ahead.mean() - behind.mean()), margin)
 
 
-# The heading of a metric -> its difference; None where that was not measured.
+# Heading of a metric -> difference; None where it was not measured.
 Compared = Mapping[str, Difference | None]
 
 
 def _decided(found: Compared) -> tuple[list[str], list[str]]:
-    """The metrics in which the row is ahead, and those in which it is behind, beyond the margin."""
+    """Returns the metrics in which the row is ahead, and those in which it is behind, by more than the margin."""
     points = {name: d.points for name, d in found.items() if d is not None and d.decided}
     return [name for name in points if points[name] > 0], [name for name in points if points[name] < 0]
 
 
 def verdict(found: Compared) -> str:
-    """The verdict on a claim by the differences of all metrics."""
+    """Returns the verdict on a claim from the differences in all metrics."""
     known = sum(d is not None for d in found.values())
     ahead, behind = _decided(found)
     if ahead and behind:
@@ -129,11 +134,15 @@ def verdict(found: Compared) -> str:
     for words, names in (("holds", ahead), ("does not hold", behind)):
         if names:
             return f"**{words}**" if len(names) == known else f"{words} in {', '.join(names)}"
-    return "not decided" if known else "not run"
+    return "undecided" if known else "not run"
 
 
 def render(recorded: Mapping[str, Sequence[Result]]) -> str:
-    """All claims in Markdown, each where it is looked at, as far as results are recorded; UserError as `check`."""
+    """Returns all claims in Markdown, tested on the recorded results.
+
+    Raises:
+      UserError: as `check`.
+    """
     check(recorded)
     header = ("claim", "ahead − behind", "where", "layers", *(f"Δ {name}" for name in HEADLINE.values()), "verdict")
     parts = []
@@ -149,16 +158,15 @@ def render(recorded: Mapping[str, Sequence[Result]]) -> str:
 
 
 def check(recorded: Mapping[str, Sequence[Result]]) -> None:
-    """Raises a UserError for tables of one study that are not of the same images."""
+    """Raises a UserError if tables of one study used different images."""
     for _, tables in STUDIES.values():
         check_together(_runs(tables, recorded), " and ".join(tables))
 
 
 def _compared(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterator[tuple[str, str, Compared]]:
-    """The title of every study with results, the layers at which the claim's rows are compared, and the differences.
+    """Yields study title, compared layers and differences: first at the trunk, then at the layers that the losses see.
 
-    The trunks first; last each row at the layer that its loss sees, which is the trunk again where neither has a
-    projector.
+    Where neither row has a projector, both are the trunk, and it is yielded once.
     """
     for title, tables in (STUDIES[study] for study in claim.studies):
         runs = _runs(tables, recorded)
@@ -169,32 +177,29 @@ def _compared(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterato
             yield title, words, {name: difference(runs, claim, metric, layer) for metric, name in HEADLINE.items()}
 
 
-def in_short(recorded: Mapping[str, Sequence[Result]]) -> str:
-    """How Grafit stands against those of IN_SHORT that are recorded, in Markdown: a sentence for each."""
-    lines = []
-    for claim in (c for c in CLAIMS["of the method"] if c.ahead == "grafit" and c.behind in IN_SHORT):
-        places: dict[str, list[str]] = {}
-        for title, layers, found in _compared(claim, recorded):
-            if any(found.values()):
-                places.setdefault(title, []).append(f"{_standing(found)} ({layers})")
-        if places:
-            said = "; ".join(f"{title}: {', '.join(of_layers)}" for title, of_layers in places.items())
-            lines.append(f"- `grafit` against `{claim.behind}`. {said}.")
-    return "\n".join(lines)
+def summary(recorded: Mapping[str, Sequence[Result]]) -> str:
+    """Returns Grafit beside coarse cross-entropy in Markdown, in percent: a row for each recorded entry of SUMMARY."""
+    rows = []
+    for study, row in SUMMARY:
+        title, tables = STUDIES[study]
+        runs = _runs(tables, recorded)
+        ours, theirs = ([run for run in runs if run["row"] == name] for name in (row, "baseline"))
+        if ours and theirs:
+            by_layer = (_means(theirs, "trunk"), _means(ours, "trunk"), _means(ours, "projector"))
+            weight = f"{ours[0]['config']['loss.instance_weight']:g}"
+            rows.append([title, f"λ = {weight}", *by_layer, str(len({run["seed"] for run in ours}))])
+    header = ("data, coarse → fine classes", "Grafit", "cross-entropy", "Grafit, trunk", "Grafit, projector", "seeds")
+    return markdown(header, rows) if rows else ""
 
 
-def _standing(found: Compared) -> str:
-    """As "ahead in mAP and R@1, behind in k-NN": what is decided of the differences of some metrics."""
-    parts = [
-        f"{word} in {'all three' if len(names) == len(HEADLINE) else ' and '.join(names)}"
-        for word, names in zip(("ahead", "behind"), _decided(found), strict=True)
-        if names
-    ]
-    return ", ".join(parts) or "undecided"
+def _means(runs: Sequence[Result], layer: str) -> str:
+    """The metrics of HEADLINE at a layer, means over the runs."""
+    values = ([run["metrics"][at_layer(run["config"], metric, layer)] for run in runs] for metric in HEADLINE)
+    return " / ".join(f"{100 * float(np.mean(of_metric)):.1f}" for of_metric in values)
 
 
 def _runs(tables: Iterable[str], recorded: Mapping[str, Sequence[Result]]) -> list[Result]:
-    """Those of one recipe: without the rows that a table keeps of an older one."""
+    """Returns the runs of the current recipe; a table may also keep rows of an older one."""
     return [run for table in tables for run in recorded.get(table, ()) if not run["row"].endswith(AS_IT_WAS)]
 
 

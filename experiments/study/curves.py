@@ -1,6 +1,6 @@
-"""Metrics over the length of training, of the methods of a table: in words, and as one picture.
+"""Metrics over the epochs of training, by method: a table and a picture.
 
-Claims are read at the end of training. A best epoch is chosen on test data: an oracle, shown for information only.
+Claims use the end of training. The best epoch is chosen on test data: an oracle, shown for information only.
 """
 
 import math
@@ -14,7 +14,7 @@ from grafit_jax.runs.results import HEADLINE, LAYERS, Result, at_layer
 
 
 def means(runs: Sequence[Result], metric: str, layer: str) -> dict[int, float]:
-    """Epoch -> percent, the mean over the seeds of a row; of epochs at which all of them were evaluated there."""
+    """Returns epoch -> mean percent over the seeds of a row, for the epochs at which every seed was evaluated."""
     found = []
     for run in runs:
         key = at_layer(run["config"], metric, layer)
@@ -24,7 +24,7 @@ def means(runs: Sequence[Result], metric: str, layer: str) -> dict[int, float]:
 
 
 def _lines(found: Sequence[Result]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
-    """(row, layer) -> metric -> epoch -> percent, of what was evaluated more than once."""
+    """Returns (row, layer) -> metric -> epoch -> percent, for rows that were evaluated more than once."""
     lines = {}
     for row in dict.fromkeys(run["row"] for run in found):
         runs = [run for run in found if run["row"] == row]
@@ -36,7 +36,7 @@ def _lines(found: Sequence[Result]) -> dict[tuple[str, str], dict[str, dict[int,
 
 
 def render(found: Sequence[Result]) -> str:
-    """In Markdown: every row and layer at the end of training, and its best epoch; "" where nothing was followed."""
+    """Returns the metrics at the end of training and at the best epoch in Markdown; "" without curves."""
     rows = []
     for (row, layer), of_metric in _lines(found).items():
         cells = []
@@ -49,11 +49,11 @@ def render(found: Sequence[Result]) -> str:
 
 
 def picture(path: pathlib.Path, found: Sequence[Result]) -> None:
-    """A PNG: a row of panels for each layer, a panel for each metric, a line for each row of the table."""
+    """Writes a PNG: a row of panels per layer, a panel per metric, a line per row of the table."""
     lines = _lines(found)
     names = list(dict.fromkeys(row for row, _ in lines))
     layers = [layer for layer in LAYERS if any(place[1] == layer for place in lines)]
-    from matplotlib.figure import Figure  # not before it is needed: it takes its time
+    from matplotlib.figure import Figure  # imported here because it is slow to import
 
     figure = Figure(figsize=(9, 2.6 * len(layers)))
     axes = figure.subplots(len(layers), len(HEADLINE), squeeze=False, sharex=True, sharey="col")

@@ -1,6 +1,7 @@
-"""The Markdown of results: a row for every method, and blocks within a page."""
+"""The Markdown of results: tables that fit a phone, and named blocks within a page."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,52 +11,100 @@ from grafit_jax.errors import UserError
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs.results import Result
 
+# Row label -> prefix of its metrics: the two layers at which a method is evaluated.
+LAYERS = {"trunk": "", "projector": "projector/"}
+_WHOLE = {"": ""}
+
 
 def markdown_table(
     results: Sequence[Result],
+    names: Sequence[str],
+    name: Callable[[Result], Sequence[str]],
     columns: Mapping[str, str],
-    notes: Mapping[str, str],
-    facts: Mapping[str, Callable[[Mapping[str, Any]], str]] | None = None,
+    part: str = "",
+    parts: Mapping[str, str] = _WHOLE,
 ) -> str:
-    """A row for every method, and facts, in order of appearance: in percent, mean ± standard deviation over the seeds.
+    """Returns a table with a row for every name and part: percent, mean ± standard deviation over the seeds.
 
     Args:
-      results: as `collect` gives them.
+      results: of `results.collect`.
+      names: headings of the first columns.
+      name: the cells of a result in these columns; results with the same cells share a row.
       columns: metric -> heading.
-      notes: method -> what is said behind its name.
-      facts: heading -> what is said of a result's config, in columns before the metrics.
+      part: heading of the column of parts, where there are several.
+      parts: label -> prefix of the metrics. A row without any of these metrics is left out.
     """
-    facts = facts or {}
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        said = [fact(result["config"]) for fact in facts.values()]
-        groups.setdefault((result["method"], *said), []).append(result)
+        groups.setdefault(tuple(name(result)), []).append(result)
     rows = []
-    for (method, *said), runs in groups.items():
-        cells = [_percent([r["metrics"].get(key) for r in runs]) for key in columns]
-        seconds = [r["run"]["train_seconds"] for r in runs if "train_seconds" in r["run"]]
-        minutes = _duration(float(np.mean(seconds))) if seconds else "-"
-        views = runs[0]["run"].get("views_per_image") or "-"
-        rows.append([f"`{method}`{notes.get(method, '')}", *said, *cells, str(len(runs)), str(views), minutes])
-    return markdown(["method", *facts, *columns.values(), "seeds", "views an image", "training"], rows)
+    for cells, runs in groups.items():
+        for label, prefix in parts.items():
+            numbers = [_percent([run["metrics"].get(prefix + key) for run in runs]) for key in columns]
+            if any(number != "–" for number in numbers):
+                rows.append([*cells, *([label] if len(parts) > 1 else []), *numbers, _training(runs)])
+    return markdown([*names, *([part] if len(parts) > 1 else []), *columns.values(), "training"], rows)
 
 
-def level_columns(levels: Sequence[str]) -> dict[str, str]:
-    """Columns for `markdown_table`: k-NN top-1, then mAP, at every level, which are given from coarse to fine."""
-    prefix = {level: f"{level}/" for level in levels[:-1]} | {levels[-1]: ""}
-    return {
-        f"{prefix[level]}{metric}": f"{heading}, {level}"
-        for metric, heading in (("knn_top1", "k-NN"), ("map", "mAP"))
-        for level in levels
-    }
+def tell_apart(
+    results: Sequence[Result], notes: Mapping[str, str], facts: Mapping[str, Callable[[Mapping[str, Any]], str]]
+) -> tuple[Callable[[Result], Sequence[str]], str]:
+    """Returns the `name` of rows for `markdown_table`, and a sentence on what most rows share.
+
+    A fact that more than half of the results share is stated in the sentence; a row states only what differs.
+
+    Args:
+      results: the results of one table.
+      notes: method -> what follows its name.
+      facts: what a fact is about -> its value for a result's config.
+    """
+
+    def stated(result: Result) -> list[str]:
+        return [f"{about} {fact(result['config'])}" for about, fact in facts.items()] if "config" in result else []
+
+    every = [stated(result) for result in results]
+    common = [
+        phrase
+        for of_fact in zip(*filter(None, every), strict=True)
+        for phrase, count in Counter(of_fact).most_common(1)
+        if count > len(of_fact) / 2
+    ]
+
+    def name(result: Result) -> Sequence[str]:
+        own = [phrase for phrase in stated(result) if phrase not in common]
+        return (", ".join([f"`{result['method']}`{notes.get(result['method'], '')}", *own]),)
+
+    shared = all(phrase in common for phrases in every for phrase in phrases)
+    sentence = f"{'All rows' if shared else 'Unless a row says otherwise'}: {', '.join(common)}." if common else ""
+    return name, " ".join(filter(None, [sentence, _views(results)]))
+
+
+def _views(results: Sequence[Result]) -> str:
+    """How many views of an image a step sees, by method."""
+    views = {r["method"]: str(r["run"]["views_per_image"]) for r in results if r["run"].get("views_per_image")}
+    if not views:
+        return ""
+    counts = Counter(views.values())
+    usual = counts.most_common(1)[0][0]
+    others = [f"{of} for {', '.join(f'`{m}`' for m in views if views[m] == of)}" for of in counts if of != usual]
+    return f"Views of an image per step: {'; '.join([usual, *others])}."
 
 
 def _percent(values: list[float | None]) -> str:
     numbers = [100 * v for v in values if v is not None]
     if not numbers:
-        return "-"
+        return "–"
     spread = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else ""
     return f"{np.mean(numbers):.1f}{spread}"
+
+
+def _training(runs: Sequence[Result]) -> str:
+    """Number of seeds × mean duration of a training."""
+    seconds = [run["run"]["train_seconds"] for run in runs if "train_seconds" in run["run"]]
+    if not seconds:
+        return f"{len(runs)} seeds" if len(runs) > 1 else "–"
+    duration = _duration(float(np.mean(seconds)))
+    return f"{len(runs)} × {duration}" if len(runs) > 1 else duration
 
 
 def _duration(seconds: float) -> str:

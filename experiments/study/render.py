@@ -1,4 +1,4 @@
-"""Recorded results as text: tables in Markdown, and their places in README.md and docs."""
+"""Recorded results as Markdown blocks of README.md and docs."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,30 @@ from study.tables import TABLES, Table
 
 
 def render(table: Table, found: Sequence[Result], where: str = "the table") -> str:
-    """The table in Markdown, with what its numbers stand on below it; UserError for what cannot stand in one table."""
+    """Returns a table in Markdown, with its setting and provenance below.
+
+    Raises:
+      UserError: results that cannot stand in one table.
+    """
     recording.check_together(found, where)
     trained = [r["run"] for r in found if r["method"] != RAW_PIXELS]
-    text = layout.markdown_table(found, table.columns, table.notes, table.facts)
+    name, shared = layout.tell_apart(found, table.notes, table.facts)
+    text = layout.markdown_table(found, ["method"], name, table.columns, *_parts(table))
     if not trained:
         return text
-    facts = trained[0]
-    return (
-        f"{text}\n\n"
-        f"In percent. {facts['train_images']:,} training and {facts['test_images']:,} test images; {_standing(trained)}"
-    )
+    sizes = f"{trained[0]['train_images']:,} training and {trained[0]['test_images']:,} test images"
+    return f"{text}\n\nIn percent. {shared} {sizes}; {_standing(trained)}"
+
+
+def _parts(table: Table) -> tuple[str, Mapping[str, str]]:
+    """Heading and parts of `layout.markdown_table`: the levels of labels, or the layers."""
+    if table.levels:
+        return "level", {level: f"{level}/" for level in table.levels[:-1]} | {table.levels[-1]: ""}
+    return "layer", {layer: layout.LAYERS[layer] for layer in table.layers}
 
 
 def _standing(facts: Sequence[dict]) -> str:
-    """What the numbers were made with, from the runs' `provenance.describe()`."""
+    """Returns the provenance of runs: hardware, versions, revisions."""
     made = dict.fromkeys(
         f"{fact['device']}, {fact['processor']}; Python {fact['python']}, "
         + ", ".join(f"{name} {version}" for name, version in fact["packages"].items())
@@ -41,15 +50,15 @@ def _standing(facts: Sequence[dict]) -> str:
 
 
 def results_path(root: pathlib.Path, name: str) -> pathlib.Path:
-    """Where the results of a table or a benchmark are kept."""
+    """Returns the file of a table's or benchmark's recorded results."""
     return root / "experiments" / "results" / f"{name}.jsonl"
 
 
 def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
-    """The recorded results of every table that has some.
+    """Returns the recorded results of every table that has any.
 
     Raises:
-      UserError: a file that cannot be read, or a result that is not what its row is trained to be.
+      UserError: an unreadable file, or a result whose config is not its row's.
     """
     paths = {name: results_path(root, name) for name in TABLES}
     found = {name: recording.read(path) for name, path in paths.items() if path.is_file()}
@@ -60,11 +69,11 @@ def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
 
 
 def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
-    """Sees that a result is of the row, and of the table, in which it stands; UserError if not."""
+    """Raises a UserError if a result's config is not the one of its row and table."""
     path, table, config = results_path(root, name), TABLES[name], result["config"]
     place = f"{path}, row {result['row']}, seed {result['seed']},"
     with reading(path, recording.WANT):
-        # The same images may lie elsewhere, in another order, which their fingerprints tell.
+        # The same images may come from another source; their fingerprints are compared instead.
         elsewhere = config["data.source"] if config["data.source"].startswith("npz:") else ""
         weights = config.get("model.pretrained", "") if table.pretrained else ""
         source = reproduction.Source(data_source=elsewhere, pretrained=weights)
@@ -73,27 +82,27 @@ def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
                 table, pathlib.Path(), root=root, seeds=[result["seed"]], only=[result["row"]], source=source
             )
         except UserError as error:
-            raise UserError(f"{place} is of no run of the table ({error}): take the entry out.") from error
+            raise UserError(f"{place}: found an entry of no run of the table ({error}); remove the entry.") from error
         changed = recording.differences(config, point.flat)
     if changed:
         raise UserError(
-            f"{place} was not trained by the config of that row ({'; '.join(changed)}): give the file back as it was, "
-            "or the config file, or take the entry out and record it again."
+            f"{place}: found another config ({'; '.join(changed)}); expected the row's own; restore the file or the "
+            "config file, or remove the entry and record it again."
         )
 
 
 def check_record(root: pathlib.Path, name: str, wanted: Sequence[RowRun]) -> None:
-    """Sees, before anything is trained, that the results of these runs can be recorded; UserError as `record`."""
+    """Checks before training that the results of these runs can be recorded; raises as `record`."""
     layout.replace_block("\n".join(page.read_text() for page in _pages(root)), name, "")
     _merged(root, name, [{"row": p.row.name, "seed": p.seed, "config": p.flat} for p in wanted])
 
 
 def record(root: pathlib.Path, name: str, result: Result) -> None:
-    """Adds a result to what is recorded of a table, and renders the pages.
+    """Records a result of a table and renders the pages.
 
     Raises:
-      UserError: a result that is not of its row, or as `merge` and `check_together` of recording; a table that has no
-        place in a page.
+      UserError: a result whose config is not its row's; a table without a block in a page; as `recording.merge` and
+        `recording.check_together`.
     """
     path = results_path(root, name)
     _check_place(root, name, result)
@@ -107,7 +116,7 @@ def record(root: pathlib.Path, name: str, result: Result) -> None:
 
 
 def record_benchmark(root: pathlib.Path, name: str, lines: Sequence[dict]) -> None:
-    """Keeps the entries of a benchmark, in place of those that were there, and renders the pages."""
+    """Replaces the recorded entries of a benchmark and renders the pages."""
     path = results_path(root, name)
     with _alone(path.parent):
         _keep(root, path, lines)
@@ -125,18 +134,18 @@ def _merged(root: pathlib.Path, name: str, new: Sequence[Result]) -> list[Result
 
 
 def _alone(folder: pathlib.Path) -> filelock.BaseFileLock:
-    """A lock that waits until no other process reads the results in `folder`, to write them again."""
+    """Returns a lock that serialises reading, merging and writing the results in `folder`."""
     return filelock.FileLock(folder / ".lock")
 
 
 def blocks(root: pathlib.Path) -> dict[str, str]:
-    """The blocks of README.md and docs that come from recorded results: name -> text."""
+    """Returns name -> text for the blocks of README.md and docs that show recorded results."""
     of_tables = recorded(root)
     found = {
         "maskcon_rows": published.render(of_tables, [name for name in TABLES if name.startswith("maskcon_")]),
         "published_rows": published.render(of_tables),
         "claims": claims.render(of_tables),
-        "claims_in_short": claims.in_short(of_tables),
+        "results_summary": claims.summary(of_tables),
         "over_epochs": _over_epochs(of_tables) or _not_run("cifar100_epochs"),
     } | {name: _not_run(name) for name in TABLES}
     for path in _files(root):
@@ -150,7 +159,7 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
 
 
 def _over_epochs(of_tables: Mapping[str, Sequence[Result]]) -> str:
-    """Of every table whose runs were followed over their epochs, the picture and the numbers."""
+    """Returns picture and numbers of every table whose runs were evaluated during training."""
     parts = []
     for name, found in of_tables.items():
         if text := curves.render(found):
@@ -163,7 +172,7 @@ def _not_run(name: str) -> str:
 
 
 def _followed(name: str) -> str:
-    """The picture of a table over the epochs, in docs."""
+    """Returns the file name, in docs, of a table's curves over the epochs."""
     return f"{name}_epochs.png" if not name.endswith("_epochs") else f"{name}.png"
 
 
@@ -172,61 +181,60 @@ def _files(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _block(path: pathlib.Path) -> str:
-    """The block that a recorded file is shown in: of GPUs there are many, and they stand one after the other."""
+    """Returns the block that shows a recorded file; all GPUs share one block."""
     return "benchmark_gpu" if path.stem.startswith("benchmark_gpu") else path.stem
 
 
-# What a benchmark's line may say: key -> heading, format. What shares a heading shares a column.
+# Key of a benchmark's line -> heading, format. Keys with the same heading share a column.
 _MEASURED = {
     "work": ("work", "{}"),
     "seconds": ("seconds", "{:.3g}"),
     "images_per_second": ("throughput", "{:.0f} images/s"),
     "views_per_second": ("throughput", "{:.0f} views/s"),
     "peer": ("peer", "{}"),
-    "peer_seconds": ("its seconds", "{:.3g}"),
     "ratio": ("ratio", "{:.2f}"),
     "run_minutes": ("whole run", "{:.1f} min"),
     "goal": ("goal", "{:.2g} x"),
     "goal_s": ("goal", "{:g} s"),
-    "ratio_as_released": ("ratio to it as released", "{:.2f}"),
+    "ratio_as_released": ("ratio to peer as released", "{:.2f}"),
     "gigabytes_over_memory": ("memory", "{:.2f} GB extra"),
     "peak_gigabytes": ("memory", "{:.1f} GB"),
-    "device_gigabytes": ("a device needs", "{:.1f} GiB"),
+    "device_gigabytes": ("memory per device", "{:.1f} GiB"),
     "fits": ("fits TPU", "{}"),
     "gradient_megabytes": ("gradients", "{:.0f} MB"),
     "batch_norm_megabytes": ("batch statistics", "{:.1f} MB"),
     "memory_megabytes": ("k-NN loss and memory", "{:.1f} MB"),
-    "link_ms": ("all of it over one link", "{:.1f} ms"),
+    "link_ms": ("total over one link", "{:.1f} ms"),
     "batch_norm_reductions": ("all-reduces of batch norms", "{}"),
     "compute_ms": ("networks, at a third of the peak", "{:.0f} ms"),
     "model_flop_utilisation": ("model FLOP utilisation", "{:.1%}"),
     "kills": ("kills", "{}"),
-    "hits": ("what was hit", "{}"),
-    "half_written": ("a half-written checkpoint lay there", "{} times"),
-    "steps_lost": ("steps lost by a kill", "{:.1f}"),
+    "hits": ("point of the kill", "{}"),
+    "half_written": ("half-written checkpoints", "{} times"),
+    "steps_lost": ("steps lost per kill", "{:.1f}"),
     "most_lost": ("at most", "{}"),
-    "runs_equal": ("ended as never killed", "{} runs"),
+    "runs_equal": ("equal to an unkilled run", "{} runs"),
     "checkpoint_megabytes": ("checkpoint", "{:.1f} MB"),
-    "step_s": ("a step", "{:.2g} s"),
-    "still_s": ("the loop stands still", "{:.2g} s"),
-    "adds_s": ("a save adds", "{:.2g} s"),
-    "longest_step": ("longest step meanwhile", "{:.2f} x"),
-    "every_steps": ("2 % of a run, if saved every", "{} steps"),
+    "step_s": ("step", "{:.2g} s"),
+    "still_s": ("loop blocked", "{:.2g} s"),
+    "adds_s": ("added per save", "{:.2g} s"),
+    "longest_step": ("longest step during a save", "{:.2f} x"),
+    "every_steps": ("2 % overhead if saved every", "{} steps"),
 }
-# One of these a line has that stands in the first table.
+# A line with one of these keys belongs to the first table.
 _MEASURES = {"seconds", "device_gigabytes", "link_ms", "kills", "adds_s"}
 _GROWTH = {
-    "work": ("measured", "{}"),
-    "sizes": ("at", "{}"),
+    "work": ("work", "{}"),
+    "sizes": ("sizes", "{}"),
     "curve_s": ("seconds", "{}"),
     "exponent": ("exponent", "{:.2f}"),
-    "seconds_per_unit": ("seconds a unit, straight line", "{:.2g}"),
+    "seconds_per_unit": ("seconds per unit (linear fit)", "{:.2g}"),
     "seconds_at_zero": ("seconds at 0", "{:.2g}"),
 }
 
 
 def render_benchmark(lines: Sequence[dict], table=markdown) -> str:
-    """A benchmark's entries as text: what took a time, what a time was fitted to, what a step consists of."""
+    """Returns a benchmark's entries as text: measurements, fitted growth, and shares of a step."""
     parts = [
         table(*_cells(_MEASURED, [_spelt(line) for line in lines if line.keys() & _MEASURES])),
         table(*_cells(_GROWTH, [_spelt(line) for line in lines if "curve_s" in line])),
@@ -237,7 +245,7 @@ def render_benchmark(lines: Sequence[dict], table=markdown) -> str:
 
 
 def _cells(columns: Mapping[str, tuple[str, str]], lines: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, of the columns that any line has something for."""
+    """Returns header and rows; columns that are empty in every line are left out."""
     headings: dict[str, dict[str, str]] = {}
     for key, (heading, form) in columns.items():
         if any(line.get(key) is not None for line in lines):
@@ -253,12 +261,14 @@ def _cells(columns: Mapping[str, tuple[str, str]], lines: Sequence[dict]) -> tup
 
 
 def _spelt(line: dict) -> dict:
-    """A line with its lists as text."""
+    """Returns a line with its composite values as text."""
     spelt = {
         "sizes": lambda sizes: ", ".join(map(str, sizes)),
         "curve_s": lambda seconds: ", ".join(f"{s:.3g}" for s in seconds),
         "hits": lambda hits: ", ".join(f"{what} {count}" for what, count in hits.items()),
     }
+    if line.get("peer_seconds") is not None:
+        line = line | {"peer": f"{line['peer']}: {line['peer_seconds']:.3g} s"}
     return line | {key: spell(line[key]) for key, spell in spelt.items() if key in line}
 
 
@@ -271,10 +281,10 @@ def _pages(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def write_pages(root: pathlib.Path) -> None:
-    """Renders every block into its place, in README.md or in a page of docs.
+    """Renders every block into README.md or the page of docs that has its markers.
 
     Raises:
-      UserError: what is recorded has no place. A table of which nothing is needs none.
+      UserError: a recorded table without markers in any page.
     """
     pages = _pages(root)
     texts = {page: page.read_text() for page in pages}

@@ -59,8 +59,10 @@ class Table:
     Attributes:
       rows: in their order.
       columns: metric -> heading; the headline first.
+      layers: the layers that are shown, a row for each.
+      levels: the levels of labels that are shown, a row for each, from coarse to fine. Empty: the finest.
       gallery: two rows whose neighbours are drawn side by side, or none.
-      facts: heading -> what a run's config says, in columns behind the methods' names.
+      facts: what tells rows of one method apart -> its value for a run's config.
       notes: method -> what is said behind its name.
       pretrained: whether its trunks start from a file of weights, which is given when it is run.
       folder: where its runs lie in `runs`, unless it is said; tables of one folder share the runs of rows of one name.
@@ -74,6 +76,8 @@ class Table:
     notes: Mapping[str, str] = dataclasses.field(default_factory=lambda: NOTES)
     pretrained: bool = False
     folder: str = ""
+    layers: tuple[str, ...] = ("trunk", "projector")
+    levels: tuple[str, ...] = ()
 
 
 def by_method(

@@ -1,4 +1,4 @@
-"""The tables of `experiments/reproduce.py`: which runs each is made of, and how it is shown."""
+"""The tables of `experiments/reproduce.py`: their rows, and how they are shown."""
 
 import dataclasses
 import pathlib
@@ -7,37 +7,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from grafit_jax.errors import UserError, choose
-from study import layout, published, recording
+from study import published, recording
 from study.recording import RAW_PIXELS
 from study.rows import NOTES, Row, Table, by_method
 
-# Behind the name of a row that a table keeps of an older recipe.
+# Suffix of rows that used an older recipe.
 AS_IT_WAS = "_torchvision"
 
-_COLUMNS = {
-    "map": "**fine mAP, trunk**",
-    "recall@1": "R@1, trunk",
-    "knn_top1": "fine k-NN, trunk",
-    "coarse/knn_top1": "coarse k-NN, trunk",
-}
-_WITH_PROJECTOR = _COLUMNS | {
-    "projector/map": "fine mAP, projector",
-    "projector/recall@1": "R@1, projector",
-    "projector/knn_top1": "fine k-NN, projector",
-}
-_RECALL = {f"recall@{k}": f"R@{k}, trunk" for k in (1, 2, 5, 10)} | {"map": "mAP, trunk"}
-_RECALL_WITH_PROJECTOR = _RECALL | {
-    "knn_top1": "fine k-NN, trunk",
-    "projector/recall@1": "R@1, projector",
-    "projector/map": "mAP, projector",
-    "projector/knn_top1": "fine k-NN, projector",
-}
-# Rows of the two protocols are told apart, and so is what a trunk started from.
+_COLUMNS = {"map": "**mAP**", "recall@1": "R@1", "knn_top1": "k-NN", "coarse/knn_top1": "coarse k-NN"}
+_STUDY = _COLUMNS | {"coarse/map": "coarse mAP"}
+_BY_LEVEL = {"knn_top1": "k-NN", "map": "mAP"}
+_RECALL = {f"recall@{k}": f"R@{k}" for k in (1, 2, 5, 10)} | {"map": "mAP"}
+# What distinguishes rows of one method: the protocol, and the initial weights of the trunk.
 _FACTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "protocol": lambda config: recording.protocol(config["method"]),
-    "trunk starts": lambda config: "pretrained" if config["model.pretrained"] else "from scratch",
+    "trunk": lambda config: "pretrained" if config["model.pretrained"] else "from scratch",
 }
-_AUTOAUGMENT = {True: "torchvision's, black", "maskcon": "MaskCon's, grey", False: "-"}
+_AUTOAUGMENT = {True: "of torchvision (black)", "maskcon": "of MaskCon (grey)", False: "off"}
 _OF_CIFAR100: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     **_FACTS,
     "AutoAugment": lambda config: _AUTOAUGMENT[config["views.autoaugment"]],
@@ -45,7 +31,11 @@ _OF_CIFAR100: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda config: f"{config[key]:g}"
+    return lambda config: f"= {config[key]:g}"
+
+
+def _trained_at(config: Mapping[str, Any]) -> str:
+    return config["data.train_level"] or "coarse"
 
 
 _OF_MIXTURES = {
@@ -55,19 +45,17 @@ _OF_MIXTURES = {
 }
 _OF_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
 _MASKCON = (*_OF_MASKCON, "snca_plus", "grafit")
-# Seeds of the study: three where a claim hangs on a difference.
+# Seeds of the study: three for the rows that most claims compare.
 _OF_PAPER = dict.fromkeys(published.OF_PAPER, 2) | {"baseline": 3, "baseline_mlp": 3, "grafit": 3}
-_COARSE = {"coarse/recall@1": "coarse R@1", "coarse/map": "coarse mAP"}
-_STUDY = _WITH_PROJECTOR | {f"recall@{k}": f"R@{k}" for k in (2, 5, 10)} | _COARSE
 
 
 def row_of(path: str) -> str:
-    """The row whose run lies there, whatever its seed."""
+    """Returns the row of a run's directory, without the seed."""
     return re.sub(r"_seed\d+$", "", pathlib.Path(path).name)
 
 
 def _transfer() -> tuple[Row, ...]:
-    """Trunks trained on coarse labels of one half of CIFAR-100's classes, fine-tuned on fine ones of the other half."""
+    """Trunks trained on coarse labels of half of CIFAR-100's classes, fine-tuned on fine labels of the other half."""
     trunks = by_method("configs/cifar100.py", "preset=cpu_half,", ("baseline", "grafit"))
     tuned = [
         Row(f"from_{trunk.name}", "configs/transfer.py", "dataset=cifar100,preset=cpu", start=trunk) for trunk in trunks
@@ -76,7 +64,7 @@ def _transfer() -> tuple[Row, ...]:
 
 
 _CIFAR100 = by_method("configs/cifar100.py", "preset=cpu_short,", _OF_PAPER)
-# What an ablation changes, by the letter that the paper has for it.
+# Config key -> symbol in the paper.
 _LETTERS = {
     "views.num_views": "T",
     "loss.instance_weight": "λ",
@@ -87,13 +75,13 @@ _LETTERS = {
 
 
 def _changed(row: Row, name: str, *, seeds: int = 1, **overrides: Any) -> Row:
-    """The row under another name, with keys of its config changed: `a__b` is a.b."""
+    """Returns the row under another name with config keys changed; `a__b` stands for a.b."""
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     return dataclasses.replace(row, name=name, seeds=seeds, overrides=dotted)
 
 
 def _maskcon_cpu() -> tuple[Row, ...]:
-    """By the recipe as it is, and as it was: AutoAugment as in torchvision, heads that start as Flax's do."""
+    """The current recipe, and the older one: torchvision's AutoAugment, heads with Flax's initialisation."""
     seeds = dict.fromkeys((*_MASKCON, "baseline_mlp"), 1)
     seeds |= dict.fromkeys(("supce", "grafit_maskcon", "maskcon", "grafit", "baseline_mlp"), 2)
     rows = by_method("configs/maskcon.py", "dataset=cifar100,preset=cpu,", seeds)
@@ -108,9 +96,9 @@ def _as_it_was(rows: tuple[Row, ...], *, seeds: int) -> tuple[Row, ...]:
 
 
 def _maskcon_gpu(dataset: str) -> tuple[Row, ...]:
-    """The published setting from scratch; of CIFAR-100 also half of its epochs, with w and t from elsewhere.
+    """The published setting from scratch; for CIFAR-100 also half the epochs, with w and t of a fork of MaskCon's code.
 
-    A fork of MaskCon's code gives w = 1, t = 0.05 for `maskcon` on CIFAR-100, and w = 0.8 for Grafit on a part of it.
+    The fork uses w = 1, t = 0.05 for `maskcon` on CIFAR-100, and w = 0.8 for Grafit on a part of it.
     """
     rows = by_method("configs/maskcon.py", f"dataset={dataset},", _MASKCON)
     if dataset != "cifar100":
@@ -130,7 +118,7 @@ def _maskcon_gpu(dataset: str) -> tuple[Row, ...]:
 
 
 def _gpu() -> tuple[Row, ...]:
-    """All methods in minutes on a GPU, and Grafit with one thing changed at a time."""
+    """All methods, minutes each on a GPU, and Grafit with one setting changed at a time."""
     rows = by_method("configs/cifar100.py", "preset=r18_short,", published.OF_PAPER)
     grafit = rows[-1]
     return (
@@ -143,10 +131,9 @@ def _gpu() -> tuple[Row, ...]:
 
 
 def _ablations() -> tuple[Row, ...]:
-    """Grafit with one thing changed at a time; first as it is, last without labels.
+    """Grafit with one setting changed at a time; the first row is unchanged, the last has no labels.
 
-    With one coarse class for all images the k-NN loss is 0, whatever the network, and so is its gradient: `byol` is
-    what is left.
+    If all images share one coarse class, the k-NN loss and its gradient are 0 and `byol` remains.
     """
     grafit, byol = (next(row for row in _CIFAR100 if row.name == name) for name in ("grafit", "byol"))
 
@@ -187,13 +174,14 @@ def _to(dataset: str) -> tuple[Row, ...]:
 
 _TUNED = Table(
     (),
-    {"top1": "**top-1**", "knn_top1": "fine k-NN, trunk", "recall@1": "R@1, trunk", "map": "fine mAP, trunk"},
+    {"top1": "**top-1**", "knn_top1": "k-NN", "recall@1": "R@1", "map": "mAP"},
     facts={
-        "trunk": lambda config: config["model.trunk"],
-        "trunk starts": lambda config: f"from `{row_of(config['model.pretrained']) or 'scratch'}`",
+        "network": lambda config: config["model.trunk"],
+        "trunk": lambda config: f"from `{row_of(config['model.pretrained']) or 'scratch'}`",
         "test images": lambda config: f"{config['eval.size'] or config['views.size']} px",
     },
     notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
+    layers=("trunk",),
 )
 
 TABLES = {
@@ -201,6 +189,7 @@ TABLES = {
         by_method("configs/digits.py", "", (RAW_PIXELS, "baseline", "baseline_mlp", "grafit")),
         _COLUMNS,
         gallery=("baseline", "grafit"),
+        layers=("trunk",),
     ),
     "cifar100_cpu": Table(
         by_method(
@@ -208,27 +197,28 @@ TABLES = {
             "preset=cpu,",
             {"baseline": 1, "baseline_mlp": 2, "snca_plus": 1, "byol": 1, "grafit_fc": 1, "grafit": 2},
         ),
-        _WITH_PROJECTOR,
+        _COLUMNS,
     ),
     "cifar100_cpu_long": Table(
-        by_method("configs/cifar100.py", "preset=cpu_long,", ("baseline_mlp", "grafit")), _WITH_PROJECTOR
+        by_method("configs/cifar100.py", "preset=cpu_long,", ("baseline_mlp", "grafit")), _COLUMNS
     ),
     "cifar100_epochs": Table(
-        by_method("configs/cifar100.py", "preset=cpu_epochs,", ("baseline", "baseline_mlp", "grafit")), _WITH_PROJECTOR
+        by_method("configs/cifar100.py", "preset=cpu_epochs,", ("baseline", "baseline_mlp", "grafit")), _COLUMNS
     ),
     # Train level x test level.
     "cifar100_levels": Table(
         by_method("configs/cifar100.py", "preset=cpu_short,", ("baseline", "clusterfit", "grafit"), ("coarse", "fine")),
-        layout.level_columns(("coarse", "fine")),
-        facts={"trained at": lambda config: config["data.train_level"]},
+        _BY_LEVEL,
+        facts={"trained at": _trained_at},
+        levels=("coarse", "fine"),
         notes=NOTES | {"baseline": " (cross-entropy)"},
     ),
     "omniglot": Table(
-        by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _WITH_PROJECTOR
+        by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _COLUMNS
     ),
-    "transfer": dataclasses.replace(_TUNED, rows=_transfer(), facts={"trunk starts": _TUNED.facts["trunk starts"]}),
+    "transfer": dataclasses.replace(_TUNED, rows=_transfer(), facts={"trunk": _TUNED.facts["trunk"]}),
     **{
-        # One folder for all, that of table imagenet, whose trunks they start from.
+        # They share the folder of table imagenet, whose trunks they start from.
         f"transfer_{dataset}": dataclasses.replace(_TUNED, rows=_to(dataset), folder="imagenet")
         for dataset in published.TRANSFER
     },
@@ -236,30 +226,32 @@ TABLES = {
         _gpu(),
         _STUDY,
         facts={
-            "trained at": lambda config: config["data.train_level"] or "coarse",
+            "trained at": _trained_at,
             "epochs": _number("train.epochs"),
             "λ": _number("loss.instance_weight"),
             "projector ends in": lambda config: "batch norm" if config.get("model.projector_norm") else "linear layer",
         },
     ),
-    "cifar100_fine": Table(by_method("configs/cifar100.py", "preset=paper,", ("grafit",), ("fine",)), _WITH_PROJECTOR),
+    "cifar100_fine": Table(by_method("configs/cifar100.py", "preset=paper,", ("grafit",), ("fine",)), _COLUMNS),
     "cifar100_paper": Table(by_method("configs/cifar100.py", "preset=paper,", published.OF_PAPER), _STUDY),
     "imagenet": Table(
         by_method("configs/imagenet.py", "", published.OF_PAPER, ("coarse", "fine")),
-        layout.level_columns(("coarse", "fine")),
-        facts={"trained at": lambda config: config["data.train_level"]},
+        _BY_LEVEL,
+        facts={"trained at": _trained_at},
+        levels=("coarse", "fine"),
     ),
     **{
         f"inaturalist{year}": Table(
             by_method("configs/inaturalist.py", f"year={year},", published.OF_PAPER, published.LEVELS),
-            layout.level_columns(published.LEVELS),
-            facts={"trained at": lambda config: config["data.train_level"]},
+            _BY_LEVEL,
+            facts={"trained at": _trained_at},
+            levels=published.LEVELS,
         )
         for year in (2018, 2019)
     },
     "maskcon_cpu": Table(
         _maskcon_cpu(),
-        _RECALL_WITH_PROJECTOR,
+        _RECALL,
         facts=_OF_CIFAR100,
         folder="study/cifar100_maskcon",
     ),
@@ -273,7 +265,7 @@ TABLES = {
     "study_ablations": Table(
         _ablations(),
         _STUDY,
-        facts={heading: _number(key) for key, heading in _LETTERS.items()},
+        facts={letter: _number(key) for key, letter in _LETTERS.items()},
         folder="study/cifar100",
     ),
     **{
@@ -288,8 +280,8 @@ TABLES = {
     },
 }
 
-# What `--table` and `--scale` find: family -> scale -> table. Of protocol "maskcon" a trunk from scratch is at scale
-# gpu, and one that starts pretrained, as the published ones, at scale paper.
+# Family -> scale -> table, for `--table` and `--scale`. In protocol "maskcon", scale gpu trains from scratch, and scale
+# paper starts from pretrained weights as the published rows do.
 FAMILIES: Mapping[str, Mapping[str, str]] = {
     "cifar100": {"cpu": "study_cifar100", "gpu": "cifar100_gpu", "paper": "cifar100_paper"},
     "cifar100_epochs": {"cpu": "cifar100_epochs"},
@@ -311,19 +303,19 @@ SCALES = ("cpu", "gpu", "paper")
 
 
 def find(name: str, scale: str | None = None) -> str:
-    """The table of that name, or of that family at a scale (the smallest one that it has, if none is given).
+    """Returns the name of a table: `name` itself, or the table of family `name` at a scale (default: its smallest).
 
     Raises:
-      UserError: a name or a scale that there is not.
+      UserError: an unknown name or scale.
     """
     if name in TABLES and (scale is None or name in at(scale)):
         return name
     scales = FAMILIES[choose(name, "table", FAMILIES if scale else (*TABLES, *FAMILIES))]
     if scale is not None and scale not in scales:
-        raise UserError(f"found --scale={scale}: want one of {', '.join(scales)}, at which there is a table {name}.")
+        raise UserError(f"found --scale={scale} for table {name}; expected one of {', '.join(scales)}.")
     return scales[scale or next(iter(scales))]
 
 
 def at(scale: str) -> list[str]:
-    """The tables of all families at a scale."""
+    """Returns the tables of all families at a scale."""
     return [scales[scale] for scales in FAMILIES.values() if scale in scales]

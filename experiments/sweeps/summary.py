@@ -109,11 +109,15 @@ def _apart(found: Sequence[Group], varying: Sequence[str]) -> list[str]:
 
 def table(found: Sequence[Group], varying: Sequence[str], metric: str) -> str:
     """The groups in Markdown, in percent, mean ± standard deviation over the seeds."""
-    facts = {key: lambda values, key=key: str(values.get(key, "")) for key in _apart(found, varying) if key != "method"}
+    keys = [key for key in _apart(found, varying) if key != "method"]
     columns = {metric: f"**{_BESIDE.get(metric, metric)}**"} | {k: v for k, v in _BESIDE.items() if k != metric}
-    # The facts are of the sweep's values, not of the whole config.
-    of_values = [result | {"config": group.values} for group in found for result in group.results]
-    return layout.markdown_table(of_values, columns, {}, facts)
+    cells = {
+        id(result): (f"`{result['method']}`", *(str(group.values.get(key, "")) for key in keys))
+        for group in found
+        for result in group.results
+    }
+    every = [result for group in found for result in group.results]
+    return layout.markdown_table(every, ["method", *keys], lambda result: cells[id(result)], columns)
 
 
 def draw(found: Sequence[Group], varying: Sequence[str], metric: str) -> "Figure":

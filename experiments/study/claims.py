@@ -70,7 +70,7 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
 
 
 class Difference(NamedTuple):
-    """A difference of two means over seeds, in points, and half its confidence interval (nan without repeated seeds)."""
+    """A difference of two means over seeds, in points, and half its confidence interval (nan: no repeated seeds)."""
 
     points: float
     margin: float

@@ -24,11 +24,18 @@ def render(table: Table, found: Sequence[Result], where: str = "the table") -> s
     recording.check_together(found, where)
     trained = [r["run"] for r in found if r["method"] != RAW_PIXELS]
     name, shared = layout.tell_apart(found, table.notes, table.facts)
-    text = layout.markdown_table(found, ["method"], name, table.columns, *_parts(table))
+    shown = [result | {"metrics": _at_own_layers(result)} for result in found]
+    text = layout.markdown_table(shown, ["method"], name, table.columns, *_parts(table))
     if not trained:
         return text
     sizes = f"{trained[0]['train_images']:,} training and {trained[0]['test_images']:,} test images"
-    return f"{text}\n\nIn percent. {shared} {sizes}; {_standing(trained)}"
+    return f"{text}\n\nIn percent. {shared} {sizes}; {_provenance(trained)}"
+
+
+def _at_own_layers(result: Result) -> dict[str, float]:
+    """Returns the metrics of a result; without those of a projector where the method has none."""
+    without = claims.own_layer(result["method"]) == "trunk"
+    return {key: value for key, value in result["metrics"].items() if not (without and key.startswith("projector/"))}
 
 
 def _parts(table: Table) -> tuple[str, Mapping[str, str]]:
@@ -38,7 +45,7 @@ def _parts(table: Table) -> tuple[str, Mapping[str, str]]:
     return "layer", {layer: layout.LAYERS[layer] for layer in table.layers}
 
 
-def _standing(facts: Sequence[dict]) -> str:
+def _provenance(facts: Sequence[dict]) -> str:
     """Returns the provenance of runs: hardware, versions, revisions."""
     made = dict.fromkeys(
         f"{fact['device']}, {fact['processor']}; Python {fact['python']}, "
@@ -168,7 +175,7 @@ def _over_epochs(of_tables: Mapping[str, Sequence[Result]]) -> str:
 
 
 def _not_run(name: str) -> str:
-    return f"Not run: `{published.command(name)} --record`."
+    return f"`{name}`: `{published.command(name)} --record`"
 
 
 def _followed(name: str) -> str:
@@ -239,7 +246,7 @@ def render_benchmark(lines: Sequence[dict], table=markdown) -> str:
         table(*_cells(_MEASURED, [_spelt(line) for line in lines if line.keys() & _MEASURES])),
         table(*_cells(_GROWTH, [_spelt(line) for line in lines if "curve_s" in line])),
         *(f"{line['work']}: {line['share']:.1%} ({_shares(line['shares'])})." for line in lines if "share" in line),
-        _standing([line["environment"] for line in lines]),
+        _provenance([line["environment"] for line in lines]),
     ]
     return "\n\n".join(part for part in parts if part)
 

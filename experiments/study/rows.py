@@ -10,26 +10,6 @@ from study.recording import RAW_PIXELS
 # Whose features ClusterFit clusters.
 CLUSTERED = "baseline"
 
-NOTES = {
-    "selfcon": " (MoCo, no labels)",
-    "supcon": " (SupCon over the queue)",
-    "supce": " (coarse cross-entropy)",
-    "grafit_maskcon": " (w supcon + (1 − w) selfcon)",
-    "coins": " (w supce + (1 − w) selfcon)",
-    "maskcon": " (soft labels over the queue)",
-    "raw_pixels": " (no training)",
-    "baseline": " (coarse cross-entropy)",
-    "baseline_mlp": " (control: cross-entropy through Grafit's projector)",
-    "byol": " (no labels)",
-    "grafit": " (k-NN + instance loss)",
-    "grafit_no_projector": " (the losses see the trunk's features)",
-    "grafit_fc": " (cross-entropy + instance loss)",
-    "snca": " (k-NN loss alone, through a linear projector)",
-    "snca_plus": " (k-NN loss alone)",
-    "clusterfit": " (cross-entropy on clusters of `baseline`'s features)",
-    "clusterfit_plus": " (the same through Grafit's projector)",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -73,7 +53,7 @@ class Table:
     columns: Mapping[str, str]
     gallery: tuple[str, ...] = ()
     facts: Mapping[str, Callable[[Mapping[str, Any]], str]] = dataclasses.field(default_factory=dict)
-    notes: Mapping[str, str] = dataclasses.field(default_factory=lambda: NOTES)
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     pretrained: bool = False
     folder: str = ""
     layers: tuple[str, ...] = ("trunk", "projector")

@@ -9,7 +9,7 @@ from typing import Any
 from grafit_jax.errors import UserError, choose
 from study import published, recording
 from study.recording import RAW_PIXELS
-from study.rows import NOTES, Row, Table, by_method
+from study.rows import Row, Table, by_method
 
 # Suffix of rows that used an older recipe.
 AS_IT_WAS = "_torchvision"
@@ -180,7 +180,7 @@ _TUNED = Table(
         "trunk": lambda config: f"from `{row_of(config['model.pretrained']) or 'scratch'}`",
         "test images": lambda config: f"{config['eval.size'] or config['views.size']} px",
     },
-    notes={"baseline": " (fine-tuned, cross-entropy on fine labels)"},
+    notes={"baseline": " (fine-tuned)"},
     layers=("trunk",),
 )
 
@@ -189,6 +189,12 @@ TABLES = {
         by_method("configs/digits.py", "", (RAW_PIXELS, "baseline", "baseline_mlp", "grafit")),
         _COLUMNS,
         gallery=("baseline", "grafit"),
+        notes={
+            RAW_PIXELS: " (no training)",
+            "baseline": " (coarse cross-entropy)",
+            "baseline_mlp": " (the same through Grafit's projector)",
+            "grafit": " (k-NN + instance loss)",
+        },
         layers=("trunk",),
     ),
     "cifar100_cpu": Table(
@@ -211,7 +217,6 @@ TABLES = {
         _BY_LEVEL,
         facts={"trained at": _trained_at},
         levels=("coarse", "fine"),
-        notes=NOTES | {"baseline": " (cross-entropy)"},
     ),
     "omniglot": Table(
         by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _COLUMNS

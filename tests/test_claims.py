@@ -67,23 +67,28 @@ def test_a_difference_is_taken_at_the_layer_that_is_asked_for():
     assert margin == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(4 / 2) * math.sqrt(1 / 2 + 1 / 2))
 
 
-def test_what_is_said_in_short_follows_from_the_numbers():
-    def rows(method, trunk, projector):
+def test_the_summary_has_means_over_seeds_at_both_layers():
+    def rows(method, trunk, projector, weight=1.0):
+        config = {"loss.instance_weight": weight, "model.trunk": "resnet8"}
+        keys = {"map": 0.0, "recall@1": 0.1, "knn_top1": 0.2}
         return [
-            {"row": method, "seed": seed, "method": method, "config": {}, "run": {}, "metrics": {
-                "map": value / 100, **({} if projector is None else {"projector/map": value / 100 + projector}),
+            {"row": method, "seed": seed, "method": method, "config": config, "run": {}, "metrics": {
+                **{key: value + more for key, more in keys.items()},
+                **({} if projector is None else {f"projector/{key}": projector + more for key, more in keys.items()}),
             }} for seed, value in enumerate(trunk)
         ]  # fmt: skip
 
-    said = claims.in_short(
-        {"study_omniglot": rows("grafit", (50, 51), 0.1) + rows("baseline", (53, 54), None)
-         + rows("baseline_mlp", (49.5, 51), 0.0)}
-    ).splitlines()  # fmt: skip
-    assert said == [
-        "- `grafit` against `baseline`. Omniglot, 30 → 964: behind in mAP (trunk), ahead in mAP (projector − trunk).",
-        "- `grafit` against `baseline_mlp`. Omniglot, 30 → 964: undecided (trunk), ahead in mAP (projector).",
+    recorded = {
+        "study_omniglot": rows("grafit", (0.5, 0.52), 0.25) + rows("baseline", (0.4,), None),
+        "study_cifar100": rows("grafit", (0.5,), 0.6),  # nothing to compare with
+        "cifar100_gpu": rows("baseline", (0.3,), None) + rows("grafit_lambda_4", (0.35,), 0.4, 4.0),
+    }
+    assert claims.summary(recorded).splitlines()[2:] == [
+        "| Omniglot, 30 → 964 | λ = 1 | 40.0 / 50.0 / 60.0 | 51.0 / 61.0 / 71.0 | 25.0 / 35.0 / 45.0 | 2 |",
+        "| CIFAR-100, 20 → 100, 50 epochs of a ResNet-18 | λ = 4 | 30.0 / 40.0 / 50.0 | 35.0 / 45.0 / 55.0 "
+        "| 40.0 / 50.0 / 60.0 | 1 |",
     ]
-    assert claims.in_short({}) == ""
+    assert claims.summary({}) == ""
 
 
 def test_verdicts():
@@ -92,7 +97,7 @@ def test_verdicts():
     for metrics, expected in (
         ((ahead, ahead), "**holds**"),
         ((ahead, unsure), "holds in x"),
-        ((unsure, unsure), "not decided"),
+        ((unsure, unsure), "undecided"),
         ((behind, behind), "**does not hold**"),
         ((unsure, behind), "does not hold in y"),
         ((ahead, behind), "holds in x; not in y"),

@@ -163,7 +163,7 @@ def test_damaged_facts_of_a_run_are_named(times, tmp_path):
 
     def read():
         result = results.collect(tmp_path)
-        layout.markdown_table([result], {"map": "mAP"}, {})
+        layout.markdown_table([result], ["method"], lambda each: [each["method"]], {"map": "mAP"})
         workdir.check_data(tmp_path, whole["data.json"])
 
     def check(drawn):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
-from study import layout, reproduction, tables
+from study import layout, render, reproduction, tables
 
 from grafit_jax import experiment, model, restore
 from grafit_jax.commands import train
@@ -202,30 +202,31 @@ def result(method, level, seed=0, **metrics):
     return found | {"run": {"train_seconds": 60.0, "views_per_image": 1}}
 
 
-def test_rows_are_train_levels_and_columns_test_levels():
-    columns = layout.level_columns(("family", "genus", "species"))
-    assert columns == {
-        "family/knn_top1": "k-NN, family", "genus/knn_top1": "k-NN, genus", "knn_top1": "k-NN, species",
-        "family/map": "mAP, family", "genus/map": "mAP, genus", "map": "mAP, species",
-    }  # fmt: skip
+def shown(table, results):
+    name, _ = layout.tell_apart(results, {}, table.facts)
+    return layout.markdown_table(results, ["method"], name, table.columns, *render._parts(table)).splitlines()
 
 
-def test_a_method_has_a_row_for_each_level_that_it_was_trained_on():
+def test_a_method_has_a_row_for_each_train_level_and_test_level():
     table = tables.TABLES["cifar100_levels"]
     results = [
         result("baseline", "coarse", **{"knn_top1": 0.1, "coarse/knn_top1": 0.2, "map": 0.3, "coarse/map": 0.4}),
-        result("grafit", "coarse", **{"knn_top1": 0.5, "coarse/knn_top1": 0.6, "map": 0.7, "coarse/map": 0.8}),
+        result("grafit", "fine", **{"knn_top1": 0.5, "coarse/knn_top1": 0.6, "map": 0.7, "coarse/map": 0.8}),
         result("baseline", "fine", **{"knn_top1": 0.11, "coarse/knn_top1": 0.12, "map": 0.13, "coarse/map": 0.14}),
-        result("baseline", "fine", 1, **{"knn_top1": 0.21, "coarse/knn_top1": 0.12, "map": 0.13, "coarse/map": 0.14}),
+        result("baseline", "", 1, **{"knn_top1": 0.2, "coarse/knn_top1": 0.12, "map": 0.3, "coarse/map": 0.4}),
     ]
-    assert layout.markdown_table(results, table.columns, {}, table.facts).splitlines() == [
-        "| method | trained at | k-NN, coarse | k-NN, fine | mAP, coarse | mAP, fine "
-        "| seeds | views an image | training |",
-        "|---|---|---|---|---|---|---|---|---|",
-        "| `baseline` | coarse | 20.0 | 10.0 | 40.0 | 30.0 | 1 | 1 | 60 s |",
-        "| `grafit` | coarse | 60.0 | 50.0 | 80.0 | 70.0 | 1 | 1 | 60 s |",
-        "| `baseline` | fine | 12.0 ± 0.0 | 16.0 ± 7.1 | 14.0 ± 0.0 | 13.0 ± 0.0 | 2 | 1 | 60 s |",
+    assert shown(table, results) == [
+        "| method | level | k-NN | mAP | training |",
+        "|---|---|---|---|---|",
+        "| `baseline`, trained at coarse | coarse | 16.0 ± 5.7 | 40.0 ± 0.0 | 2 × 60 s |",
+        "| `baseline`, trained at coarse | fine | 15.0 ± 7.1 | 30.0 ± 0.0 | 2 × 60 s |",
+        "| `grafit`, trained at fine | coarse | 60.0 | 80.0 | 60 s |",
+        "| `grafit`, trained at fine | fine | 50.0 | 70.0 | 60 s |",
+        "| `baseline`, trained at fine | coarse | 12.0 | 14.0 | 60 s |",
+        "| `baseline`, trained at fine | fine | 11.0 | 13.0 | 60 s |",
     ]
+    heading, parts = render._parts(tables.TABLES["inaturalist2018"])
+    assert heading == "level" and list(parts.items())[-2:] == [("genus", "genus/"), ("species", "")]
 
 
 @pytest.fixture
@@ -276,15 +277,14 @@ def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(t
     assert halves["baseline"] == halves["grafit"] == set(range(10))
     assert halves["from_scratch"] == halves["from_baseline"] == halves["from_grafit"] == set(range(10, 20))
     assert not {name for name, c in trained if c.model.trunk != "resnet8"}
-    # Two of its rows are told apart by what they started from.
-    shown = [
+    # Two of its rows are told apart by their initial weights.
+    tuned = [
         {"method": "baseline", "seed": 0, "metrics": {"top1": v}, "run": {}, "config": {"model.pretrained": start}}
-        for v, start in ((0.5, ""), (0.75, f"{tmp_path}/grafit"), (0.25, f"{tmp_path}/grafit_seed12"))
+        for v, start in ((0.5, ""), (0.75, f"{tmp_path}/grafit"), (0.25, f"{tmp_path}/grafit_seed12"), (0.6, ""))
     ]
-    table = tables.TABLES["transfer"]
-    assert layout.markdown_table(shown, {"top1": "top-1"}, {}, table.facts).splitlines()[2:] == [
-        "| `baseline` | from `scratch` | 50.0 | 1 | - | - |",
-        "| `baseline` | from `grafit` | 50.0 ± 35.4 | 2 | - | - |",  # of two seeds
+    assert shown(tables.TABLES["transfer"], tuned)[2:] == [
+        "| `baseline`, trunk from `scratch` | 55.0 ± 7.1 | – | – | – | 2 seeds |",
+        "| `baseline`, trunk from `grafit` | 50.0 ± 35.4 | – | – | – | 2 seeds |",
     ]
 
 

@@ -40,20 +40,69 @@ def result(method, seed=0, **metrics):
     return {"row": method, "method": method, "seed": seed, "metrics": metrics, "run": run}
 
 
+def by_method(result):
+    return [f"`{result['method']}`"]
+
+
 def test_a_tables_cells_are_means_and_sample_deviations_in_percent():
     recorded = [
         result("grafit", map=0.5, r=0.25),
         result("grafit", 1, map=0.6, r=0.25),
         {"method": "raw_pixels", "seed": 0, "metrics": {"map": 0.123}, "run": {}},
+        {"method": "baseline", "seed": 0, "metrics": {"map": 0.1}, "run": {}},
+        {"method": "baseline", "seed": 1, "metrics": {"map": 0.1}, "run": {}},
     ]
-    del recorded[0]["run"]["train_seconds"]  # of the others the mean is shown
+    del recorded[0]["run"]["train_seconds"]  # the mean of the others is shown
     # mean of 50 and 60, and sqrt((5^2 + 5^2) / 1) = 7.07
-    assert layout.markdown_table(recorded, {"map": "mAP", "r": "R@1"}, {"grafit": " (ours)"}).splitlines() == [
-        "| method | mAP | R@1 | seeds | views an image | training |",
-        "|---|---|---|---|---|---|",
-        "| `grafit` (ours) | 55.0 ± 7.1 | 25.0 ± 0.0 | 2 | 2 | 90 s |",
-        "| `raw_pixels` | 12.3 | - | 1 | - | - |",
+    assert layout.markdown_table(recorded, ["method"], by_method, {"map": "mAP", "r": "R@1"}).splitlines() == [
+        "| method | mAP | R@1 | training |",
+        "|---|---|---|---|",
+        "| `grafit` | 55.0 ± 7.1 | 25.0 ± 0.0 | 2 × 90 s |",
+        "| `raw_pixels` | 12.3 | – | – |",
+        "| `baseline` | 10.0 ± 0.0 | – | 2 seeds |",
     ]
+
+
+def test_a_table_has_a_row_for_every_layer_that_was_evaluated():
+    recorded = [
+        result("grafit", **{"map": 0.5, "projector/map": 0.25}),
+        result("baseline", **{"map": 0.75}),
+    ]
+    got = layout.markdown_table(recorded, ["method"], by_method, {"map": "mAP"}, "layer", layout.LAYERS)
+    assert got.splitlines() == [
+        "| method | layer | mAP | training |",
+        "|---|---|---|---|",
+        "| `grafit` | trunk | 50.0 | 90 s |",
+        "| `grafit` | projector | 25.0 | 90 s |",
+        "| `baseline` | trunk | 75.0 | 90 s |",
+    ]
+
+
+def test_what_most_rows_share_is_said_once_and_a_row_states_the_rest():
+    def of(method, views, **config):
+        return result(method) | {"config": config, "run": {"views_per_image": views}}
+
+    facts = {"λ": lambda config: f"= {config['weight']}", "trained at": lambda config: config["level"]}
+    found = [
+        of("baseline", 1, weight=1, level="coarse"),
+        of("grafit", 2, weight=1, level="coarse"),
+        of("grafit", 2, weight=4, level="fine"),
+        of("byol", 2, weight=1, level="fine"),
+        {"method": "raw_pixels", "run": {}},  # no config
+    ]
+    name, shared = layout.tell_apart(found, {"byol": " (no labels)"}, facts)
+    # Three of four have λ = 1; no level has more than half.
+    assert shared == "Unless a row says otherwise: λ = 1. Views of an image per step: 2; 1 for `baseline`."
+    assert [name(each) for each in found] == [
+        ("`baseline`, trained at coarse",),
+        ("`grafit`, trained at coarse",),
+        ("`grafit`, λ = 4, trained at fine",),
+        ("`byol` (no labels), trained at fine",),
+        ("`raw_pixels`",),
+    ]
+    _, shared = layout.tell_apart(found[:2], {}, facts)
+    assert shared == "All rows: λ = 1, trained at coarse. Views of an image per step: 1; 2 for `grafit`."
+    assert layout.tell_apart(found[4:], {}, facts)[1] == ""
 
 
 def test_a_benchmark_renders_its_own_numbers():
@@ -65,13 +114,13 @@ def test_a_benchmark_renders_its_own_numbers():
     alone = {"work": "v", "seconds": 0.0361, "peak_gigabytes": 0.26, "environment": facts}
     got = render.render_benchmark([line | {"goal": 1.2}, grown, shares, line | {"goal_s": 8.0}, alone])
     assert got.splitlines() == [
-        "| work | seconds | peer | its seconds | ratio | goal | memory |",
-        "|---|---|---|---|---|---|---|",
-        "| w | 1.23 | p | 2.47 | 0.50 | 1.2 x |  |",
-        "| w | 1.23 | p | 2.47 | 0.50 | 8 s |  |",
-        "| v | 0.0361 |  |  |  |  | 0.3 GB |",
+        "| work | seconds | peer | ratio | goal | memory |",
+        "|---|---|---|---|---|---|",
+        "| w | 1.23 | p: 2.47 s | 0.50 | 1.2 x |  |",
+        "| w | 1.23 | p: 2.47 s | 0.50 | 8 s |  |",
+        "| v | 0.0361 |  |  |  | 0.3 GB |",
         "",
-        "| measured | at | seconds | exponent | seconds a unit, straight line | seconds at 0 |",
+        "| work | sizes | seconds | exponent | seconds per unit (linear fit) | seconds at 0 |",
         "|---|---|---|---|---|---|",
         "| g | 1, 2 | 0.5, 0.25 | -1.00 | -0.25 | 0.75 |",
         "",
@@ -112,7 +161,7 @@ def test_pages_show_what_is_recorded(tmp_path):
     for page in ("README.md", "docs/performance.md"):
         (tmp_path / page).write_text((ROOT / page).read_text().replace("grafit", "other"))
     render.write_pages(tmp_path)
-    assert "| `grafit` (k-NN" in (tmp_path / "README.md").read_text()
+    assert "| `grafit` (k-NN + instance loss) |" in (tmp_path / "README.md").read_text()
     assert "| grafit step, resnet18" in (tmp_path / "docs" / "performance.md").read_text()
 
 
@@ -164,10 +213,17 @@ def test_rows_of_two_protocols_are_told_apart():
 
     table = tables.TABLES["maskcon_cpu"]
     found = [of("grafit", "", True), of("grafit_maskcon", "w.pth", "maskcon")]
-    assert layout.markdown_table(found, {"map": "mAP"}, {}, table.facts).splitlines()[2:] == [
-        "| `grafit` | paper | from scratch | torchvision's, black | 50.0 | 1 | 2 | 90 s |",
-        "| `grafit_maskcon` | maskcon | pretrained | MaskCon's, grey | 50.0 | 1 | 2 | 90 s |",
+    name, _ = layout.tell_apart(found, table.notes, table.facts)
+    assert [name(each) for each in found] == [
+        ("`grafit`, protocol paper, trunk from scratch, AutoAugment of torchvision (black)",),
+        ("`grafit_maskcon`, protocol maskcon, trunk pretrained, AutoAugment of MaskCon (grey)",),
     ]
+
+
+def test_every_table_of_the_docs_fits_a_phone():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for line in page.read_text().splitlines():
+            assert not line.startswith("|---") or line.count("|") - 1 <= 8, f"{page.name}: {line}"
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,12 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
     assert [g.mean for g in groups[:3]] == pytest.approx([50, 40, 30]) and math.isnan(groups[3].mean)
     assert [g.numbers for g in groups] == [pytest.approx((40, 60)), pytest.approx((40,)), pytest.approx((30,)), ()]
     assert summary.table(groups, VARYING, "map").splitlines() == [
-        "| method | w | t | **fine mAP** | R@1 | fine k-NN | seeds | views an image | training |",
-        "|---|---|---|---|---|---|---|---|---|",
-        "| `maskcon` | 0.5 | 0.1 | 50.0 ± 14.1 | - | 15.0 ± 7.1 | 2 | 2 | 30 s |",
-        "| `coins` | 0.2 |  | 40.0 | - | 80.0 | 1 | 2 | 30 s |",
-        "| `maskcon` | 0.2 | 0.1 | 30.0 | - | 90.0 | 1 | 2 | 30 s |",
-        "| `maskcon` | 0.8 | 0.1 | - | - | 50.0 | 1 | 2 | 30 s |",
+        "| method | w | t | **fine mAP** | R@1 | fine k-NN | training |",
+        "|---|---|---|---|---|---|---|",
+        "| `maskcon` | 0.5 | 0.1 | 50.0 ± 14.1 | – | 15.0 ± 7.1 | 2 × 30 s |",
+        "| `coins` | 0.2 |  | 40.0 | – | 80.0 | 30 s |",
+        "| `maskcon` | 0.2 | 0.1 | 30.0 | – | 90.0 | 30 s |",
+        "| `maskcon` | 0.8 | 0.1 | – | – | 50.0 | 30 s |",
     ]
     by_knn = summary.groups(COLLECTED, "knn_top1")
     assert [g.mean for g in by_knn] == pytest.approx([90, 80, 50, 15])
@@ -142,7 +142,7 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
     assert status == 1 and out.splitlines()[-3:] == [
         "w=0.5: failed (error: no luck)", "w=1.0: not started", f"plot: {directory / 'sweep.png'}"
     ]  # fmt: skip
-    assert "| `baseline` | 25.0 | - | - | 1 | 1 | 1 s |" in out
+    assert "| `baseline` | 25.0 | – | – | 1 s |" in out
     assert (directory / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert end(stopped=True)[0] == 75
     assert end(wanted=names[:1])[0] == 0 and end(wanted=names[2:])[0] == 75  # of a shard

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import filelock
 
+from grafit_jax import methods
 from grafit_jax.errors import UserError, reading
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs import workdir
@@ -33,8 +34,9 @@ def render(table: Table, found: Sequence[Result], where: str = "the table") -> s
 
 
 def _at_own_layers(result: Result) -> dict[str, float]:
-    """Returns the metrics of a result; without those of a projector where the method has none."""
-    without = claims.own_layer(result["method"]) == "trunk"
+    """Returns the metrics of a result, without a projector's where the method has none of its own."""
+    method = result["method"]
+    without = method == RAW_PIXELS or methods.get(method).projector in (None, "identity")
     return {key: value for key, value in result["metrics"].items() if not (without and key.startswith("projector/"))}
 
 

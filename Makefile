@@ -1,4 +1,4 @@
-# Targets: quickstart, test, test-all, test-faults, test-gpu, test-matrix, coverage, mutants, parity, lint, format, clean.
+# Targets: quickstart, docs, test, test-all, test-faults, test-gpu, test-matrix, coverage, mutants, parity, lint, format, clean.
 # PYTHON chooses the interpreter, VENV the folder.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # Huge pages for XLA's buffers, on Linux: docs/performance.md.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-all test-faults test-gpu test-matrix coverage mutants parity lint format clean
+.PHONY: quickstart docs test test-all test-faults test-gpu test-matrix coverage mutants parity lint format clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/reproduce.py --table=quickstart
@@ -16,8 +16,12 @@ test: lint
 	$(BIN)/pytest
 
 # Every test, with short budgets. Oracles that are not installed are skipped: `make parity`, and Chromium from the system.
-test-all: lint
+test-all: lint docs
 	$(BIN)/pytest -m ''
+
+# The pages in docs as a site, in build/site; a broken link or reference is an error. To read it: mkdocs serve.
+docs: $(VENV)/installed-test
+	$(BIN)/mkdocs build --strict --quiet
 
 # Faults, kills and damaged inputs, with long budgets: by hand, some ten minutes.
 test-faults: $(VENV)/installed-test
@@ -31,7 +35,7 @@ lint: $(VENV)/installed-test
 
 # PyTorch, torchvision and timm, which `make test-all` compares with.
 parity: $(VENV)/installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,parity]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,docs,parity]'
 
 # Line and branch coverage of grafit_jax and of experiments' study and sweeps, subprocesses included: of `make test`, then of `make test-all`.
 coverage: $(VENV)/installed-test
@@ -75,5 +79,5 @@ $(VENV)/installed: requirements.txt pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/installed-test: requirements.txt pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,docs]'
 	touch $(VENV)/installed $@

@@ -10,7 +10,7 @@ from grafit_jax.errors import UserError, reading
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs import workdir
 from grafit_jax.runs.results import Result
-from study import claims, curves, layout, published, recording, reproduction
+from study import claims, curves, layout, published, recording, reference, reproduction
 from study.recording import RAW_PIXELS
 from study.reproduction import RowRun
 from study.tables import TABLES, Table
@@ -148,13 +148,15 @@ def _alone(folder: pathlib.Path) -> filelock.BaseFileLock:
 
 
 def blocks(root: pathlib.Path) -> dict[str, str]:
-    """Returns name -> text for the blocks of README.md and docs that show recorded results."""
+    """Returns name -> text for the generated blocks of README.md and docs: recorded results, and the reference."""
     of_tables = recorded(root)
     found = {
         "maskcon_rows": published.render(of_tables, [name for name in TABLES if name.startswith("maskcon_")]),
         "published_rows": published.render(of_tables),
         "claims": claims.render(of_tables),
         "results_summary": claims.summary(of_tables),
+        "config_keys": reference.config_keys(),
+        "commands": reference.commands(),
         "over_epochs": _over_epochs(of_tables) or _not_run("cifar100_epochs"),
     } | {name: _not_run(name) for name in TABLES}
     for path in _files(root):

@@ -1,6 +1,5 @@
-"""Every key of a config with its default."""
+"""The config schema: every key with its default, and the conversion of configs to and from JSON."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -12,19 +11,19 @@ from flax import traverse_util
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.views import augment
 
-# Like what the entries are of a tuple that is empty by default.
+# An example entry of each tuple that is empty by default.
 _ENTRIES: Mapping[str, tuple[Any]] = {
     "data.coarse_classes": (0,),
     "memory.step_epochs": (40,),
     "memory.step_momentum": (0.8,),
     "optimizer.boundary_epochs": (40,),
 }
-# Keys that are not of one type, and what they may be.
+# Allowed values of the keys whose values have several types.
 _CHOICES: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
     ("views.autoaugment", "key_views.autoaugment"), augment.AUTOAUGMENT
 )
 _LARGEST = 2**32
-# Old key -> the key that it is called by now; a workdir, result or embedding file with an old one is read all the same.
+# Old key -> present key. Workdirs, results and embedding files with old keys stay readable.
 RENAMED: Mapping[str, str] = {
     "clusters.workdir": "clusterfit.source",
     "clusters.k": "clusterfit.num_clusters",
@@ -46,150 +45,194 @@ RENAMED: Mapping[str, str] = {
     "views.grey": "views.grayscale_prob",
     "from": "init",  # an argument of config files
 }
-# Where the data lie on disk.
+# Keys with the location of the data on disk, which may differ between hosts.
 PLACES = ("data.data_dir", "data.inat_categories_file")
 
 
 def default() -> ml_collections.ConfigDict:
-    """The paper's values where they are known, else BYOL's and SNCA's; docs/design.md has each one's standing."""
+    """Returns the default config, locked: the paper's values where they are known, else BYOL's and SNCA's.
+
+    docs/design.md has the source of each value. The comment behind or above a key becomes its entry in the reference
+    of config keys.
+    """
     c = ml_collections.ConfigDict()
+    # Method to train, a name in grafit_jax.methods.METHODS: grafit | grafit_fc | snca_plus | snca | byol | baseline | …
     c.method = "grafit"
-    c.seed = 0
+    c.seed = 0  # Seed of the initial weights, the order of the images and the augmentations, >= 0.
 
     c.data = d = ml_collections.ConfigDict()
-    d.source = "digits"  # digits | tfds:NAME | npz:DIR | folder:DIR | csv:FILE
-    d.data_dir = ""  # where TFDS keeps its data sets; empty = TFDS's own default
-    d.stream = False  # True: the training images stay in their files (not npz), where they do not fit on the devices
-    d.train_level = ""  # the level of labels that is trained on, such as fine or family; empty = the coarse one
-    d.coarse_classes = ()  # keep only the images of these coarse classes; empty = all
-    d.holdout = 0.0  # > 0: test on this share of the training split, to choose settings without touching the test split
-    d.image_size = 0  # > 0: images are resized to this many pixels a side as they are read (not npz); 0 = as they are
-    # Made square as: squash = the whole image, its proportions lost | centre = a square in its middle.
+    d.source = "digits"  # Data set: digits | tfds:NAME | npz:DIR | folder:DIR | csv:FILE.
+    d.data_dir = ""  # Folder of the prepared TFDS data sets; empty = TFDS's default folder.
+    # Whether training images stay in their files, for sets that exceed device memory; for tfds:, folder: and csv:.
+    d.stream = False
+    d.train_level = ""  # Label level to train on, such as fine or family; empty = the coarse level.
+    d.coarse_classes = ()  # Numbers of the coarse classes to keep; empty = all.
+    # Share of the training split, in [0, 1), held out and used as the test split; 0 = use the data set's test split.
+    d.holdout = 0.0
+    # Side in pixels to which images are resized when they are read, for tfds:, folder: and csv:; 0 = not resized.
+    d.image_size = 0
+    # How images become square: squash = resize both sides, changing the proportions | centre = crop the central square.
     d.resize_mode = "squash"
-    # Of stanford_online_products: split1 | split2; empty = all images, in TFDS's own splits.
-    # Of omniglot: within (or empty) = the same characters in both splits | unseen = TFDS's own splits, other alphabets.
+    # Variant of the data set. stanford_online_products: split1 | split2; empty = TFDS's splits with all images.
+    # omniglot: within (or empty) = the same characters in both splits | unseen = TFDS's splits, with other alphabets.
     d.variant = ""
-    # categories.json of i_naturalist2018, for all but species; empty = in the data set's own folder.
+    # Path of i_naturalist2018's categories.json, read for every level but species; empty = in the data set's folder.
     d.inat_categories_file = ""
-    d.test_split = ""  # of folder: and csv:, what the test split is called; empty = test, else val, else validation
-    # A file of folder: or csv: that cannot be read is an error; skip: it is left out, and listed.
+    # Name of the test split of a folder: or csv: data set; empty = the first of test, val and validation that exists.
+    d.test_split = ""
+    # Handling of unreadable image files, for folder: and csv:. fatal = raise an error | skip = leave out and list them.
     d.on_unreadable = "fatal"
 
     c.model = m = ml_collections.ConfigDict()
-    m.trunk = "resnet18"
-    m.stem = "cifar"  # imagenet | cifar | patch2
-    m.head_hidden_dim = 4096  # of projector and predictor (BYOL)
-    m.embed_dim = 256  # of the embedding (BYOL)
-    m.dtype = "float32"  # of the computation; bfloat16 on accelerators. Parameters, statistics and losses: float32
-    m.head_batch_norm = True  # in projector and predictor
-    m.projector_norm = False  # True: the projector ends in a batch norm without scale and bias
-    m.head_init = "lecun"  # of the heads' linear layers: lecun (Flax's default) | pytorch (PyTorch's)
-    # What the trunk starts from: a run's workdir, or a .safetensors or .pth file with torchvision's network.
+    m.trunk = "resnet18"  # Trunk: resnet8 | resnet18 | resnet34 | resnet50 | regnet_y_200mf … regnet_y_16gf.
+    # First layers: imagenet (stride 2, then max pooling for ResNets) | cifar (stride 1) | patch2 (2x2 pixels folded
+    # into channels).
+    m.stem = "cifar"
+    m.head_hidden_dim = 4096  # Hidden width of projector and predictor, >= 1; BYOL uses 4096.
+    m.embed_dim = 256  # Dimension of the embedding, >= 1; BYOL uses 256.
+    # Dtype of the computation: float32 | bfloat16 (for accelerators). Parameters, statistics and losses stay float32.
+    m.dtype = "float32"
+    m.head_batch_norm = True  # Whether the hidden layer of projector and predictor has a batch norm.
+    m.projector_norm = False  # Whether the projector ends in a batch norm without scale and bias.
+    m.head_init = "lecun"  # Initialisation of the heads' linear layers: lecun (Flax's default) | pytorch (PyTorch's).
+    # Initial trunk weights: workdir of a run, or a .safetensors or .pth file of torchvision's network; empty = random.
     m.pretrained = ""
-    m.remat = False  # True: a residual block's activations are made again in the backward pass: less memory, more time
-    m.sync_batch_norm = True  # batch statistics over all devices, so that the device count changes nothing
+    # Whether the backward pass recomputes the activations of residual blocks, which saves memory and costs time.
+    m.remat = False
+    # Whether batch statistics span all devices, which makes results independent of the device count.
+    m.sync_batch_norm = True
 
-    c.views = v = ml_collections.ConfigDict()  # see views/augment.py
-    v.num_views = 8  # T of Eq. 1; the supervised losses see the first view alone
-    v.size = 32
-    v.mean = (0.507, 0.487, 0.441)
-    v.std = (0.267, 0.256, 0.276)
+    c.views = v = ml_collections.ConfigDict()
+    v.num_views = 8  # T of Eq. 1, the views of each image, >= 2; supervised losses use the first view only.
+    v.size = 32  # Side of a view in pixels.
+    v.mean = (0.507, 0.487, 0.441)  # Mean of each channel, for pixel values in [0, 1], subtracted from each view.
+    v.std = (0.267, 0.256, 0.276)  # Standard deviation of each channel, > 0, by which each view is divided.
     v.update(_augmentations())
 
-    c.key_views = _augmentations()  # of the momentum encoder's keys; size, mean and std are those of views
+    c.key_views = _augmentations()  # The momentum encoder's keys; their size, mean and std are those of views.
 
-    c.mixing = ml_collections.ConfigDict({"mixup": 0.0, "cutmix": 0.0})  # see views/mixing.py; for cross-entropy alone
+    c.mixing = ml_collections.ConfigDict()
+    c.mixing.mixup = 0.0  # alpha of Mixup's Beta(alpha, alpha); 0 = no Mixup. For methods with cross-entropy alone.
+    c.mixing.cutmix = 0.0  # alpha of CutMix's Beta(alpha, alpha); 0 = no CutMix. For methods with cross-entropy alone.
 
     c.loss = ml_collections.ConfigDict()
-    c.loss.temperature = 0.05  # sigma of Eq. 2, and t0 of the losses over the queue
-    c.loss.instance_weight = 1.0  # lambda of Eq. 4
-    c.loss.label_smoothing = 0.0  # of cross-entropy
-    c.loss.maskcon_weight = 0.5  # w of protocol "maskcon"
-    c.loss.maskcon_temperature = 0.05  # t of maskcon
+    c.loss.temperature = 0.05  # sigma of Eq. 2, and t0 of the losses over the queue, > 0.
+    c.loss.instance_weight = 1.0  # lambda of Eq. 4, the weight of the instance loss, >= 0.
+    c.loss.label_smoothing = 0.0  # Label smoothing of cross-entropy, in [0, 1).
+    c.loss.maskcon_weight = 0.5  # w of protocol "maskcon", the weight of the supervised term, in [0, 1].
+    c.loss.maskcon_temperature = 0.05  # t of method maskcon, the temperature of its soft labels, > 0.
 
     c.memory = ml_collections.ConfigDict()
-    c.memory.momentum = 0.5
-    c.memory.step_epochs = ()  # from each of these epochs on, the momentum is the one of step_momentum
-    c.memory.step_momentum = ()
-    c.memory.init = "embed"  # embed: one pass over the training set | random: uniform on the sphere
+    c.memory.momentum = 0.5  # Share of the old embedding in an updated memory slot, in [0, 1).
+    c.memory.step_epochs = ()  # Epochs, > 0 and ascending, from which memory.momentum is replaced; empty = never.
+    c.memory.step_momentum = ()  # Memory momentum from each epoch of memory.step_epochs on, in [0, 1).
+    # Initial memory: embed = one pass over the training images | random = uniform on the sphere.
+    c.memory.init = "embed"
 
-    c.queue = ml_collections.ConfigDict({"size": 8192})  # K, of methods with a queue
+    c.queue = ml_collections.ConfigDict()
+    c.queue.size = 8192  # K, the number of keys in the queue, at least train.batch_size; for methods with a queue.
 
-    c.clusterfit = ml_collections.ConfigDict()  # of clusterfit and clusterfit_plus
-    c.clusterfit.source = ""  # of the finished run, trained on coarse labels, whose trunk's features are clustered
-    c.clusterfit.num_clusters = 0  # how many; ClusterFit's has to be chosen for a data set
-    c.clusterfit.spherical = True  # by cosine, as everything is compared here; False: Euclidean
+    c.clusterfit = ml_collections.ConfigDict()
+    # Workdir of the finished coarse-label run whose trunk features are clustered; for clusterfit and clusterfit_plus.
+    c.clusterfit.source = ""
+    # Number of clusters, >= 2, to be chosen for each data set; for clusterfit and clusterfit_plus.
+    c.clusterfit.num_clusters = 0
+    c.clusterfit.spherical = True  # Whether k-means uses cosine similarity; False = Euclidean distance.
 
-    c.ema = ml_collections.ConfigDict({"base": 0.996, "final": 1.0})  # tau at the start, and at the end (BYOL)
+    c.ema = ml_collections.ConfigDict()
+    c.ema.base = 0.996  # tau, the momentum of the target network, at the first step, in [0, 1]; BYOL uses 0.996.
+    c.ema.final = 1.0  # tau at the last step, reached along a cosine, in [0, 1]; BYOL uses 1.
 
     c.optimizer = o = ml_collections.ConfigDict()
-    o.learning_rate = 0.1  # for 256 images a step; scaled in proportion to the batch size
-    o.momentum = 0.9
-    o.nesterov = True
-    o.weight_decay = 1e-4
-    o.decay_all = False  # False: on kernels alone, not on biases and batch norms (BYOL)
-    o.warmup_epochs = 10.0
-    o.layer_decay = 1.0  # the rate of each block is that of the next one above it times this; heads have the full rate
-    o.schedule = "cosine"  # cosine: to 0 at the end | step: times step_factor from each of boundary_epochs on
-    o.boundary_epochs = ()
-    o.step_factor = 0.1
+    o.learning_rate = 0.1  # Peak learning rate for a batch of 256 images, > 0; scaled linearly with the batch size.
+    o.momentum = 0.9  # Momentum of SGD, in [0, 1).
+    o.nesterov = True  # Whether SGD uses Nesterov momentum.
+    o.weight_decay = 1e-4  # Weight decay, >= 0.
+    # Whether weight decay covers biases and batch norms too; False = kernels only, as in BYOL.
+    o.decay_all = False
+    o.warmup_epochs = 10.0  # Epochs of linear learning-rate warm-up from 0, >= 0.
+    # Learning rate of each trunk block relative to the block above it, in (0, 1]; heads have the full rate.
+    o.layer_decay = 1.0
+    # Learning-rate schedule: cosine = to 0 at the end | step = times step_factor at each of boundary_epochs.
+    o.schedule = "cosine"
+    o.boundary_epochs = ()  # Epochs, > 0 and ascending, at which schedule step lowers the learning rate.
+    o.step_factor = 0.1  # Factor of schedule step at each boundary, in (0, 1].
 
     c.train = t = ml_collections.ConfigDict()
-    t.epochs = 600
-    t.batch_size = 1024  # over all devices
-    t.skip_not_finite = False  # True: a step with a loss or gradient that is not finite is left out and counted
-    t.steps_per_call = 0  # steps in one lax.scan; 0 = up to 100 on accelerators, 1 on CPU, where XLA's loops are slow
-    t.shuffle_buffer = 10_000  # images, still encoded, that a streamed order is drawn from
-    # True: streamed images are cropped on the host as they are in their files, T times of one decode; False: on the
-    # device, from squares of data.image_size.
+    t.epochs = 600  # Number of training epochs, >= 1.
+    t.batch_size = 1024  # Images per step over all devices, a multiple of the device count.
+    # Whether a step whose loss or gradient is not finite is skipped and counted instead of applied.
+    t.skip_not_finite = False
+    # Steps compiled into one lax.scan; 0 = up to 100 on accelerators, and 1 on CPU, where XLA's loops are slow.
+    t.steps_per_call = 0
+    t.shuffle_buffer = 10_000  # Encoded images in the shuffle buffer of a streamed data set, >= 1.
+    # Whether the host crops streamed images at full resolution, T views per decoded image; False = the device crops
+    # squares of data.image_size pixels.
     t.host_crops = False
 
     c.eval = e = ml_collections.ConfigDict()
-    e.every_epochs = 0  # 0 = at the end only
-    e.batch_size = 500
-    # What the network sees of an image: size x size pixels, of which 0 = views.size.
-    # whole = the whole image, resized to that (its proportions lost, if it is not square)
-    # centre = that much from the middle of an image whose shorter side was resized to `resize` pixels
-    e.size = 0
+    e.every_epochs = 0  # Epochs between evaluations; 0 = at the end only.
+    e.batch_size = 500  # Images per evaluation batch over all devices, >= 1.
+    e.size = 0  # Side in pixels of the images that are embedded; 0 = views.size.
+    # Evaluation crop: whole = the whole image resized to a square | centre = the central square of the resized image.
     e.crop = "whole"
-    e.resize = 0  # with centre: 0 = 8/7 of size, as 256 for 224
-    e.layers = ("trunk", "projector")  # the first is the headline, the others get their name as a prefix
-    e.recall_at = (1, 2, 5, 10)
-    e.knn_k = 30
-    e.knn_temperature = 0.05
+    e.resize = 0  # Length in pixels of the shorter side before crop centre; 0 = 8/7 of the size, such as 256 for 224.
+    # Layers to evaluate: trunk, projector or both. The first gives the headline metrics, the others are prefixed.
+    e.layers = ("trunk", "projector")
+    e.recall_at = (1, 2, 5, 10)  # Values of k for recall@k, each >= 1.
+    e.knn_k = 30  # Neighbours that vote in k-NN classification, >= 1.
+    e.knn_temperature = 0.05  # sigma of the k-NN votes, > 0.
 
     c.checkpoint = ml_collections.ConfigDict()
-    c.checkpoint.every_epochs = 10
-    c.checkpoint.every_steps = 0  # > 0: and after so many steps, wherever in an epoch that is
-    c.checkpoint.keep = 2  # the newest ones; the best one by `map` is kept beside them
+    c.checkpoint.every_epochs = 10  # Epochs between checkpoints, >= 1.
+    c.checkpoint.every_steps = 0  # Steps between additional checkpoints within epochs; 0 = none.
+    c.checkpoint.keep = 2  # Newest checkpoints to keep, >= 1; the best by map is kept too.
     return c.lock()
 
 
 def _augmentations() -> ml_collections.ConfigDict:
-    """What is done to a view, with the defaults of `augment.Views`, which says what each means."""
-    fields = dataclasses.fields(augment.Views)
-    a = ml_collections.ConfigDict({f.name: f.default for f in fields if f.default is not dataclasses.MISSING})
-    del a.resize  # of evaluation: see `eval`
-    a.autoaugment = ml_collections.FieldReference(a.autoaugment, field_type=object)  # False, True or text
+    """Returns the augmentation keys of `views` and `key_views`, with the defaults of `augment.Views`."""
+    default = augment.Views
+    a = ml_collections.ConfigDict()
+    a.crop_scale = default.crop_scale  # Range of the crop's share of the image area, in (0, 1]; (1, 1) = no crop.
+    a.crop_ratio = default.crop_ratio  # Range of the crop's width / height, > 0, drawn log-uniformly.
+    a.flip_prob = default.flip_prob  # Probability of a horizontal flip.
+    # Strengths of colour jitter: brightness, contrast, saturation (each >= 0) and hue (in turns, 0 to 0.5).
+    a.jitter = default.jitter
+    a.jitter_prob = default.jitter_prob  # Probability of colour jitter.
+    a.grayscale_prob = default.grayscale_prob  # Probability of conversion to grayscale.
+    a.randaugment_ops = default.randaugment_ops  # RandAugment operations per view; 0 = none.
+    a.randaugment_magnitude = default.randaugment_magnitude  # Magnitude of RandAugment's operations, 0 to 30.
+    a.erase_prob = default.erase_prob  # Probability of random erasing.
+    # AutoAugment's policy for CIFAR-10: False = none | True = as in torchvision | maskcon = as in MaskCon's code.
+    a.autoaugment = ml_collections.FieldReference(default.autoaugment, field_type=object)
+    a.perspective = default.perspective  # Distortion scale of a random perspective, 0 to 1; 0 = none.
+    a.perspective_prob = default.perspective_prob  # Probability of a random perspective.
+    a.blur = default.blur  # Range of the Gaussian blur's standard deviation in pixels; (0, 0) = no blur.
+    a.blur_prob = default.blur_prob  # Probability of Gaussian blur.
     return a
 
 
 def check_schema(config: ml_collections.ConfigDict) -> None:
-    """Raises a UserError for keys that are not known, or values that no run can take where the default's stand."""
+    """Checks the keys and the types of their values.
+
+    Raises:
+      UserError: an unknown or missing key, or a value of another type than the default's, not finite or too large.
+    """
     known, found = flatten(default()), flatten(config)
     for key in found:
         if key not in known:
             raise unknown_key(key, known)
     for key, like in known.items():
         if key not in found:
-            raise UserError(f"config key {key!r} is missing: start from grafit_jax.config.default().")
-        wanted = _wanted(key, found[key], like)
-        if wanted:
-            raise UserError(f"{key} = {found[key]!r}: want {wanted}.")
+            raise UserError(f"found no config key {key!r}; use a config made by grafit_jax.config.default().")
+        expected = _expected(key, found[key], like)
+        if expected:
+            raise UserError(f"found {key} = {found[key]!r}; expected {expected}.")
 
 
-def _wanted(key: str, value: Any, like: Any) -> str | None:
-    """What is wanted in place of a value where one like `like` should be; None where it is one."""
+def _expected(key: str, value: Any, like: Any) -> str | None:
+    """Describes the values that a key may have; None if `value`, compared with the default `like`, is one of them."""
     if key in _CHOICES:
         known = any(type(value) is type(choice) and value == choice for choice in _CHOICES[key])
         return None if known else f"one of {', '.join(map(repr, _CHOICES[key]))}"
@@ -197,9 +240,9 @@ def _wanted(key: str, value: Any, like: Any) -> str | None:
         entries = like or _ENTRIES[key]
         if not isinstance(value, tuple):
             return f"a tuple, such as {entries}"
-        return next(filter(None, (_wanted(key, entry, entries[0]) for entry in value)), None)
+        return next(filter(None, (_expected(key, entry, entries[0]) for entry in value)), None)
     if type(value) is not type(like) and not (type(value) is int and isinstance(like, float)):
-        return f"a {type(like).__name__}, such as {like!r}"
+        return f"a value of type {type(like).__name__}, such as {like!r}"
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
@@ -210,33 +253,34 @@ def _wanted(key: str, value: Any, like: Any) -> str | None:
 
 
 def unknown_key(key: str, known: Iterable[str] = ()) -> UserError:
-    """What to raise for a key that is not known, or a part of one: an old key's message names the present one."""
-    renamed = [f"{old} is called {new} now" for old, new in RENAMED.items() if f".{key}." in f".{old}."]
-    hint = f": {', '.join(renamed)}" if renamed else did_you_mean(key, known)
-    return UserError(f"unknown config key {key!r}{hint}.")
+    """Returns the error for an unknown key or a part of one; for an old key it names the present one."""
+    renamed = [f"{new} (renamed from {old})" for old, new in RENAMED.items() if f".{key}." in f".{old}."]
+    hint = f"; use {', '.join(renamed)}" if renamed else did_you_mean(key, known)
+    return UserError(f"found unknown config key {key!r}{hint}.")
 
 
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys to values, old keys by their present names."""
+    """Returns `flat`, a map of dotted keys to values, with old keys under their present names."""
     return {RENAMED.get(key, key): value for key, value in flat.items()}
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys to values."""
+    """Returns a map of dotted keys to values."""
     nested = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else {**config}
     return traverse_util.flatten_dict(nested, sep=".")
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
+    """Returns the config as JSON."""
     return json.dumps(config.to_dict(), indent=2)
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """The config of `to_json`. JSON's lists become tuples again.
+    """Returns the config of `to_json`, with JSON's lists as tuples again; keys that the text lacks have their defaults.
 
     Raises:
-      UserError: keys that are not known, or values of another type than the default's.
-      ValueError, KeyError, TypeError, AttributeError, RecursionError: text of another kind.
+      UserError: see `check_schema`.
+      ValueError, KeyError, TypeError, AttributeError, RecursionError: text that is not a config in JSON.
     """
     config = default()
     with config.ignore_type():
@@ -248,12 +292,12 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 
 def without_places(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """`flatten`, without where the data lie on disk, which makes no difference."""
+    """Returns `flatten(config)` without `PLACES`."""
     return {key: value for key, value in flatten(config).items() if key not in PLACES}
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
-    """'key: old -> new' for every key that differs; where the data lie on disk makes no difference."""
+    """Returns 'key: old -> new' for every key that differs, except `PLACES`."""
     a, b = without_places(old), without_places(new)
     return [
         f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)

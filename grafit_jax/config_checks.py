@@ -1,4 +1,4 @@
-"""The checks of a config before a run: what can be seen to be wrong before data or devices are touched."""
+"""Checks of a config before a run, made before data or devices are used."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,14 +29,14 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "eval.crop": ("whole", "centre"),
 }
 
-# What is right for a value, and what is wanted in its words.
+# A predicate of a value, and a description of the values that satisfy it.
 _Rule = tuple[Callable[[Any], bool], str]
 _FROM_0: _Rule = (lambda v: v >= 0, "0 or more")
 _FROM_1: _Rule = (lambda v: v >= 1, "at least 1")
 _BELOW_1: _Rule = (lambda v: 0 <= v < 1, "a value in [0, 1)")
 _ASCENDING: _Rule = (
     lambda v: all(a < b for a, b in itertools.pairwise((0, *v))),
-    "epochs > 0 in ascending order, as (40, 80)",
+    "ascending epochs > 0, such as (40, 80)",
 )
 _COUNTS = (
     "model.head_hidden_dim", "model.embed_dim", "train.epochs", "train.batch_size", "train.shuffle_buffer",
@@ -44,19 +44,19 @@ _COUNTS = (
 )  # fmt: skip
 _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "seed": _FROM_0,
-    "data.image_size": (lambda v: v >= 0, "0 (as they are) or the pixels of a side"),
-    "mixing.mixup": (lambda v: v >= 0, "alpha > 0, or 0 for none"),
-    "mixing.cutmix": (lambda v: v >= 0, "alpha > 0, or 0 for none"),
-    "loss.temperature": (lambda v: v > 0, "sigma > 0 (the paper's is 0.05)"),
-    "loss.instance_weight": (lambda v: v >= 0, "lambda >= 0 (the paper's is 1)"),
+    "data.image_size": (lambda v: v >= 0, "0 (not resized) or the side in pixels"),
+    "mixing.mixup": (lambda v: v >= 0, "alpha > 0, or 0 (off)"),
+    "mixing.cutmix": (lambda v: v >= 0, "alpha > 0, or 0 (off)"),
+    "loss.temperature": (lambda v: v > 0, "sigma > 0 (the paper uses 0.05)"),
+    "loss.instance_weight": (lambda v: v >= 0, "lambda >= 0 (the paper uses 1)"),
     "loss.label_smoothing": _BELOW_1,
     "loss.maskcon_weight": (lambda v: 0 <= v <= 1, "w in [0, 1]"),
-    "loss.maskcon_temperature": (lambda v: v > 0, "t > 0 (MaskCon's is 0.05)"),
-    "memory.momentum": (lambda v: 0 <= v < 1, "a value in [0, 1) (the paper's is 0.5)"),
+    "loss.maskcon_temperature": (lambda v: v > 0, "t > 0 (MaskCon uses 0.05)"),
+    "memory.momentum": (lambda v: 0 <= v < 1, "a value in [0, 1) (the paper uses 0.5)"),
     "memory.step_epochs": _ASCENDING,
     "memory.step_momentum": (lambda v: all(0 <= m < 1 for m in v), "values in [0, 1)"),
-    "ema.base": (lambda v: 0 <= v <= 1, "a value in [0, 1] (BYOL's is 0.996)"),
-    "ema.final": (lambda v: 0 <= v <= 1, "a value in [0, 1] (BYOL's is 1)"),
+    "ema.base": (lambda v: 0 <= v <= 1, "a value in [0, 1] (BYOL uses 0.996)"),
+    "ema.final": (lambda v: 0 <= v <= 1, "a value in [0, 1] (BYOL uses 1)"),
     "optimizer.learning_rate": (lambda v: v > 0, "a value > 0"),
     "optimizer.momentum": _BELOW_1,
     "optimizer.weight_decay": _FROM_0,
@@ -65,53 +65,57 @@ _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "optimizer.boundary_epochs": _ASCENDING,
     "optimizer.step_factor": (lambda v: 0 < v <= 1, "a value in (0, 1]"),
     "train.steps_per_call": (lambda v: v >= 0, "0 (chosen for the device) or more"),
-    "eval.every_epochs": (lambda v: v >= 0, "0 (at the end alone) or more"),
-    "eval.size": (lambda v: v >= 0, "0 (as views.size) or the pixels of a side"),
+    "eval.every_epochs": (lambda v: v >= 0, "0 (at the end only) or more"),
+    "eval.size": (lambda v: v >= 0, "0 (views.size) or the side in pixels"),
     "eval.layers": (lambda v: 0 < len({*v}) == len(v), "trunk, projector or both, each once, the headline first"),
-    "eval.recall_at": (lambda v: len(v) > 0 and all(k >= 1 for k in v), "whole numbers k >= 1"),
-    "eval.knn_temperature": (lambda v: v > 0, "sigma > 0 (SNCA's is 0.05)"),
-    "checkpoint.every_steps": (lambda v: v >= 0, "0 (at the end of epochs alone) or more"),
+    "eval.recall_at": (lambda v: len(v) > 0 and all(k >= 1 for k in v), "integers k >= 1"),
+    "eval.knn_temperature": (lambda v: v > 0, "sigma > 0 (SNCA uses 0.05)"),
+    "checkpoint.every_steps": (lambda v: v >= 0, "0 (none within epochs) or more"),
 }
 
 
 def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, bool, str]]:
-    """The key to change, whether it is right in view of the others and of the method, and what is wanted."""
+    """Yields checks across keys: (key to change, whether its value is valid, description of the valid values)."""
     patches, classified = c.model.stem == "patch2", m.supervised == "cross_entropy"
     centre, size = c.eval.crop == "centre", c.eval.size or c.views.size
     cropped = c.eval.resize or augment.resize_for(size)
     several = m.instance != "predict" or c.views.num_views >= 2
     yield "views.num_views", several, "T >= 2, since Eq. 1 compares one view with another"
     normed = c.model.projector_norm and m.projector != "mlp"
-    yield "model.projector_norm", not normed, f"False, since {m.name} has no projector of two layers"
+    yield "model.projector_norm", not normed, f"False, since {m.name} has no MLP projector"
     headless = c.eval.layers[0] == "projector" and not m.projector
     yield "eval.layers", not headless, f"trunk first, since {m.name} has no projector"
     yield "views.size", not (patches and c.views.size % 2), "an even number for the stem patch2"
     each = len(c.memory.step_momentum) == len(c.memory.step_epochs)
-    yield "memory.step_momentum", each, f"a value for each of memory.step_epochs, {c.memory.step_epochs}"
+    yield "memory.step_momentum", each, f"one value for each of memory.step_epochs = {c.memory.step_epochs}"
     stepped = c.optimizer.schedule != "step" or len(c.optimizer.boundary_epochs) > 0
     yield "optimizer.boundary_epochs", stepped, "at least one epoch with schedule step"
     yield "clusterfit.source", bool(c.clusterfit.source) or not m.uses_clusters, "the workdir of a finished baseline"
     yield "clusterfit.num_clusters", c.clusterfit.num_clusters >= 2 or not m.uses_clusters, "at least 2 clusters"
     smoothed = c.loss.label_smoothing > 0 and not classified
-    yield "loss.label_smoothing", not smoothed, f"0, since {m.name} trains no cross-entropy"
+    yield "loss.label_smoothing", not smoothed, f"0, since {m.name} has no cross-entropy"
     for key in ("mixup", "cutmix"):
         mixed = c.mixing[key] > 0 and (m.instance or not classified)
-        yield f"mixing.{key}", not mixed, f"0, since {m.name} does not train cross-entropy alone"
-    yield "eval.resize", centre or c.eval.resize == 0, "0, since eval.crop is whole; or eval.crop = centre"
+        yield f"mixing.{key}", not mixed, f"0, since the loss of {m.name} is not cross-entropy alone"
+    yield "eval.resize", centre or c.eval.resize == 0, "0 with eval.crop = whole; use 0, or eval.crop = centre"
     fits = c.eval.resize == 0 or c.eval.resize >= size
     yield "eval.resize", fits, f"0 (8/7 of the size) or at least the size, {size} pixels"
     enough = not centre or c.data.image_size == 0 or c.data.image_size >= cropped
-    yield "data.image_size", enough, f"0 (as they are) or at least {cropped}, what is cropped in evaluation"
+    yield "data.image_size", enough, f"0 (not resized) or at least {cropped}, the side that evaluation crops from"
     yield "eval.size", not (patches and c.eval.size % 2), "an even number for the stem patch2"
     short = m.uses_queue and c.queue.size < c.train.batch_size
-    yield "queue.size", not short, f"K of at least a batch, which has {c.train.batch_size} keys (MaskCon's is 8192)"
-    handed = not c.data.stream or c.train.steps_per_call <= 1
-    yield "train.steps_per_call", handed, "0 or 1 with data.stream: each step is handed its batch"
+    yield "queue.size", not short, f"at least train.batch_size = {c.train.batch_size} keys (MaskCon uses 8192)"
+    single = not c.data.stream or c.train.steps_per_call <= 1
+    yield "train.steps_per_call", single, "0 or 1 with data.stream, since the host feeds each step its batch"
     yield "train.host_crops", c.data.stream or not c.train.host_crops, "False unless data.stream is on"
 
 
 def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
-    """Raises a UserError for what can be seen to be wrong before data or devices are touched."""
+    """Checks a config without using data or devices.
+
+    Raises:
+      UserError: an unknown key, or a value that is invalid by itself or together with others.
+    """
     config_lib.check_schema(config)
     flat = config_lib.flatten(config)
     method = methods.get(config.method)
@@ -121,13 +125,14 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         choose(config.model.trunk, "model.trunk with pretrained weights", TORCHVISION)
     for name in config.eval.layers:
         choose(name, "entry of eval.layers", ("trunk", "projector"))
-    rules = ((key, right(flat[key]), wanted) for key, (right, wanted) in _RULES.items())
-    for key, right, wanted in itertools.chain(rules, _relations(config, method)):
-        if not right:
-            raise UserError(f"{key} = {flat[key]}: want {wanted}.")
+    rules = ((key, is_valid(flat[key]), expected) for key, (is_valid, expected) in _RULES.items())
+    for key, valid, expected in itertools.chain(rules, _relations(config, method)):
+        if not valid:
+            raise UserError(f"found {key} = {flat[key]!r}; expected {expected}.")
     if config.train.batch_size % num_devices:
         below = config.train.batch_size // num_devices * num_devices
         near = f"{below} or {below + num_devices}" if below else str(num_devices)
         raise UserError(
-            f"train.batch_size = {config.train.batch_size} does not divide over {num_devices} devices: take {near}."
+            f"found train.batch_size = {config.train.batch_size}; expected a multiple of the {num_devices} devices; "
+            f"use {near}."
         )

@@ -1,4 +1,4 @@
-"""Config files: loaded from a path, with the typed arguments behind the colon of `--config=file.py:key=value`."""
+"""Config files and their typed arguments, as in `--config=file.py:key=value,key=value`."""
 
 import ast
 import importlib.util
@@ -14,7 +14,7 @@ from grafit_jax.errors import UserError, choose, did_you_mean
 
 
 def load_module(path: pathlib.Path) -> types.ModuleType:
-    """A config file."""
+    """Imports a config file."""
     spec = importlib.util.spec_from_file_location("config_file", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,17 +23,17 @@ def load_module(path: pathlib.Path) -> types.ModuleType:
 
 
 def load_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
-    """The config that a config file makes of `arg`, which stands behind the colon on a command line."""
+    """Returns the config of a config file, given its arguments, the text behind the colon of `--config=file.py:…`."""
     return load_module(path).get_config(arg)
 
 
-# Keys that many config files share: the statistics of ImageNet's images, photos cropped to 224 pixels on the host, the
-# recipe of protocol "paper" for these, and a small net for CPUs.
+# Keys that config files share: ImageNet's pixel statistics, photos cropped to 224 pixels on the host, the recipe of
+# protocol "paper" for such photos, and a small network for CPUs.
 IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}
 PHOTOS = {
     **IMAGENET,
     "data.stream": True,
-    "data.image_size": 256,  # of a photo's middle, for evaluation and for the memory before the first step
+    "data.image_size": 256,  # for evaluation and the initial memory; training crops the full photo
     "data.resize_mode": "centre",
     "train.host_crops": True,
     "model.stem": "imagenet",
@@ -66,13 +66,16 @@ SMALL = {
 def start(
     arg: str | None, common: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]] | None = None, **defaults: Any
 ) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
-    """A config file's config so far, and its arguments.
+    """Returns a config with the file's values, still to be completed, and the parsed arguments.
 
     Args:
-      arg: what stands behind the colon of `--config=file.py:…`.
-      common: keys of the config that differ from the default, with their values.
-      presets: the same of each preset, by what the argument `preset` may be.
-      defaults: of the file's arguments: see `parse_arg`. `method` and `seed` are set in the config.
+      arg: the text behind the colon of `--config=file.py:…`, or None.
+      common: dotted config keys and their values.
+      presets: dotted config keys and their values for each value of the argument `preset`.
+      **defaults: the file's arguments with their defaults; see `parse_arg`. `method` and `seed` are set in the config.
+
+    Raises:
+      UserError: an unknown argument or preset, or an argument of another type.
     """
     given = parse_arg(arg, **defaults)
     c = config_lib.default()
@@ -84,35 +87,35 @@ def start(
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-    """The `key=value,key=value` behind the colon of `--config=file.py:…`, typed like `defaults`.
+    """Parses the `key=value,key=value` behind the colon of `--config=file.py:…`; values are typed like `defaults`.
 
     Raises:
-      UserError: a key that is not in `defaults` (with the nearest known one), or a value of another type.
+      UserError: a key that is not in `defaults`, or a value of another type than its default.
     """
     values = dict(defaults)
     for part in filter(None, (arg or "").split(",")):
         key, equals, text = part.partition("=")
         if not equals and key not in defaults:
             raise UserError(
-                f"config argument {part!r} is no key=value: want a key of {', '.join(defaults)}; a value that holds a "
-                "comma has to be given behind its own flag, as --config.data.source=VALUE."
+                f"found config argument {part!r}; expected key=value with a key of {', '.join(defaults)}; use a flag, "
+                "such as --config.data.source=VALUE, for a value that contains a comma."
             )
         if config_lib.RENAMED.get(key) in defaults:
             new = config_lib.RENAMED[key]
-            raise UserError(f"found the config argument {key!r}, which is called {new!r} now: use {new}={text}.")
+            raise UserError(f"found config argument {key!r}, which was renamed to {new!r}; use {new}={text}.")
         if key not in defaults:
             raise UserError(
-                f"unknown config argument {key!r}{did_you_mean(key, defaults)}: want key=value with a key of "
+                f"found unknown config argument {key!r}{did_you_mean(key, defaults)}; expected key=value with a key of "
                 f"{', '.join(defaults)}."
             )
         if not equals:
-            raise UserError(f"config argument {part!r} has no value: write {key}=VALUE.")
+            raise UserError(f"found config argument {part!r} without a value; use {key}=VALUE.")
         values[key] = typed(key, text, defaults[key])
     return ml_collections.ConfigDict(values)
 
 
 def typed(key: str, text: str, like: Any) -> Any:
-    """The value of an argument of type `like`'s, from text; UserError for text of another type."""
+    """Parses the text of argument `key` as a value of the type of `like`; raises UserError for text of another type."""
     if isinstance(like, str):
         return text
     try:
@@ -121,7 +124,9 @@ def typed(key: str, text: str, like: Any) -> Any:
             value = float(value)
         if type(value) is type(like):
             return value
-    # Nested brackets run out of stack, {[]: 1} does not hash, and 10**400 is no float.
+    # Nested brackets exhaust the stack, {[]: 1} is not hashable, and 10**400 overflows a float.
     except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
         pass
-    raise UserError(f"config argument {key}={text}: want a value of type {type(like).__name__}, like {like!r}.")
+    raise UserError(
+        f"found config argument {key}={text}; expected a value of type {type(like).__name__}, such as {like!r}."
+    )

@@ -88,8 +88,8 @@ def write(name, arrays):
     [
         (remove("."), r"m is no folder: want cars_train, cars_test, devkit/cars_meta\.mat, "),
         (remove("cars_test"), r"cars_test is no folder: want cars_train, "),
-        (remove(cars196.META), r"found no file .*devkit/cars_meta\.mat: want that of Stanford Cars in --manual_dir"),
-        (remove("devkit/cars_train_annos.mat"), r"found no file .*cars_train_annos\.mat: want that of Stanford"),
+        (remove(cars196.META), r"found no file .*devkit/cars_meta\.mat; want that of Stanford Cars in --manual_dir"),
+        (remove("devkit/cars_train_annos.mat"), r"found no file .*cars_train_annos\.mat; want that of Stanford"),
         (remove("cars_test/00003.jpg"), r"cars_test/00003\.jpg is missing, and cars_test_annos_withlabels\.mat lists"),
         (write(cars196.META, {"class_names": np.zeros((1, 195))}), "names 195 classes, want the 196"),
         (write(cars196.META, {"classes": np.zeros(1)}), "cars_meta.mat holds no class_names"),
@@ -100,7 +100,7 @@ def write(name, arrays):
         (lambda folder: (folder / cars196.META).write_bytes(b"no matlab"), r"cars_meta\.mat cannot be read \("),
         (
             lambda folder: (folder / "cars_train/00002.jpg").write_bytes(b"x"),
-            r"00002\.jpg cannot be read \(.*\): want an image; replace it",
+            r"00002\.jpg cannot be read \(.*\); want an image; replace it",
         ),
     ],
 )

@@ -11,10 +11,10 @@ MISTAKES = {
         "unknown config key 'lerning_rate' (did you mean 'learning_rate'?)."
     ),
     "train --config=configs/digits.py --config.model.hidden=64": (
-        "unknown config key 'model.hidden': model.hidden is called model.head_hidden_dim now."
+        "unknown config key 'model.hidden'; use model.head_hidden_dim (renamed from model.hidden)."
     ),
     "train --config=configs/digits.py:from=runs/baseline": (
-        "found the config argument 'from', which is called 'init' now: use init=runs/baseline."
+        "found config argument 'from', which was renamed to 'init'; use init=runs/baseline."
     ),
     "train --config=configs/cifar100.py:preset=cpu --config.data.data_dir={tmp}/empty": (
         "tfds:cifar100 is not prepared in {tmp}/empty: run `tfds build cifar100 --data_dir={tmp}/empty`"
@@ -62,12 +62,16 @@ def test_a_mistake_in_the_code_of_a_config_file_keeps_its_traceback(tmp_path, pr
 @pytest.mark.parametrize(
     ("line", "old", "new"),
     [
-        ("c.model.hidden = 64", "hidden", "model.hidden is called model.head_hidden_dim now."),
-        ("c.clusters.k = 5", "clusters", "clusters.workdir is called clusterfit.source now, clusters.k is called"),
+        ("c.model.hidden = 64", "hidden", "model.head_hidden_dim (renamed from model.hidden)."),
+        (
+            "c.clusters.k = 5",
+            "clusters",
+            "clusterfit.source (renamed from clusters.workdir), clusterfit.num_clusters (renamed",
+        ),
         (
             'c.update_from_flattened_dict({"views.flip": 0.0})',
             "flip",
-            "key_views.flip is called key_views.flip_prob now, views.flip is called",
+            "key_views.flip_prob (renamed from key_views.flip), views.flip_prob (renamed from",
         ),
     ],
 )
@@ -77,7 +81,7 @@ def test_an_old_key_in_a_users_config_names_the_new_one(tmp_path, cli, line, old
         f"    {line}\n    return c\n"
     )
     done = cli("train", f"--workdir={tmp_path / 'run'}", f"--config={tmp_path}/mine.py")
-    assert_one_line(done, f"unknown config key {old!r}: {new}", tmp_path / "run")
+    assert_one_line(done, f"unknown config key {old!r}; use {new}", tmp_path / "run")
 
 
 def test_a_table_with_a_row_that_fails_is_told_at_the_end(tmp_path, cli):

@@ -133,7 +133,7 @@ def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_mo
     with pytest.raises(UserError, match=r"other images or labels than are found now \(split clusters\)"):
         restore.newest(path)
     (path / "clusters.npz").write_bytes(written[:100])
-    with pytest.raises(UserError, match=r"clusters\.npz cannot be read \(.*\): remove it, and it is made again"):
+    with pytest.raises(UserError, match=r"clusters\.npz cannot be read \(.*\); remove it, and it is made again"):
         trains(config, path)
 
 
@@ -180,8 +180,8 @@ def test_mistakes_cost_nothing(baseline, tmp_path, monkeypatch):
         ({"data.train_level": "fine"}, r"was trained on the level coarse, and the level here is fine: want a run of"),
         ({"data.holdout": 0.2}, r"is the run of other images or labels \(split test, train\): want one of the same"),
         ({"clusterfit.num_clusters": 900}, r"clusterfit\.num_clusters = 900 is more than the 899 training images"),
-        ({"clusterfit.num_clusters": 1}, r"clusterfit\.num_clusters = 1: want at least 2 clusters"),
-        ({"clusterfit.source": ""}, r"clusterfit\.source = : want the workdir of a finished baseline"),
+        ({"clusterfit.num_clusters": 1}, r"clusterfit\.num_clusters = 1; expected at least 2 clusters"),
+        ({"clusterfit.source": ""}, r"clusterfit\.source = ''; expected the workdir of a finished baseline"),
     ):
         with pytest.raises(UserError, match=message):
             train.train(config_of(baseline, **overrides), path)

@@ -220,9 +220,9 @@ def test_queries_and_keys_have_their_own_crops(folder):
 
 
 def test_what_is_cropped_on_the_host_has_to_be_streamed(folder):
-    with pytest.raises(UserError, match=r"train\.host_crops = True: want False unless data\.stream is on"):
+    with pytest.raises(UserError, match=r"train\.host_crops = True; expected False unless data\.stream is on"):
         experiment.load(crops_config(folder, "grafit", **{"data.stream": False}))
     with pytest.raises(
-        UserError, match=r"unknown data\.resize_mode 'center' \(did you mean 'centre'\?\): want one of squash, cen"
+        UserError, match=r"unknown data\.resize_mode 'center' \(did you mean 'centre'\?\); expected one of squash, cen"
     ):
         experiment.load(crops_config(folder, "grafit", **{"data.resize_mode": "center"}))

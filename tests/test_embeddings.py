@@ -97,13 +97,13 @@ def test_files_that_are_not_there_or_not_what_they_say(tmp_path):
         with pytest.raises(UserError, match=rf"found no file .*none\{suffix}"):
             embeddings.load(tmp_path / f"none{suffix}")
         (tmp_path / f"text{suffix}").write_text("no numbers here")
-        with pytest.raises(UserError, match=rf"text\{suffix} cannot be read \(.+\): write it anew"):
+        with pytest.raises(UserError, match=rf"text\{suffix} cannot be read \(.+\); write it anew"):
             embeddings.load(tmp_path / f"text{suffix}")
     for call in (embeddings.load, lambda path: embeddings.save(path, some())):
         with pytest.raises(UserError, match=r"f\.txt ends in \.txt: want one of \.npz, \.parquet, \.npy"):
             call(tmp_path / "f.txt")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*take another --out"):
+    with pytest.raises(UserError, match=r"cannot write .*; use another --out"):
         embeddings.save(tmp_path / "file" / "f.npz", some())
 
 

@@ -38,7 +38,7 @@ def test_arguments_are_of_their_types_or_refused(times):
             assert {key: type(value) for key, value in parsed.items()} == {k: type(v) for k, v in TYPED.items()}
 
     for arg in ("w=" + "9" * 400, "seed={[]:1}", "seed=" + "-" * 9000 + "1", "seed=\n", "e=" + "(" * 300, "w=\0"):
-        with pytest.raises(UserError, match="want a value of type"):
+        with pytest.raises(UserError, match="expected a value of type"):
             config_files.parse_arg(arg, **TYPED)
         check(arg)
     fuzzing.hold(check, ARGS | PAIRS, 60 * times)
@@ -82,8 +82,8 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
         config = small_config()
         with config.ignore_type():
             config.update_from_flattened_dict({key: None if isinstance(like, str | tuple) else "x"})
-        wanted = "one of" if key.endswith(".autoaugment") else "a"
-        with pytest.raises(UserError, match=rf"{key} = (None|'x'): want {wanted} "):
+        expected = "one of" if key.endswith(".autoaugment") else "a"
+        with pytest.raises(UserError, match=rf"{key} = (None|'x'); expected {expected} "):
             config_checks.validate(config, num_devices=8)
     fuzzing.hold(check, st.tuples(st.sampled_from([*KNOWN]), strange, st.sampled_from([*methods.METHODS])), 150 * times)
 
@@ -91,13 +91,16 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"train.epochs": 10**30}, r"train\.epochs = 1000+: want a number that fits into 32 bits"),
-        ({"views.mean": (0.1, float("nan"), 0.1)}, r"views\.mean = \(0\.1, nan, 0\.1\): want a finite number"),
-        ({"data.coarse_classes": (0, 1.5)}, r"data\.coarse_classes = \(0, 1\.5\): want a int, such as 0"),
-        ({"memory.step_epochs": ("a",)}, r"memory\.step_epochs = \('a',\): want a int, such as 40"),
-        ({"data.source": "npz:a\0"}, r"data\.source = 'npz:a\\x00': want text without NUL"),
-        ({"data.stream": 1}, r"data\.stream = 1: want a bool, such as False"),
-        ({"model.embed_dim": True}, r"model\.embed_dim = True: want a int, such as 256"),
+        ({"train.epochs": 10**30}, r"train\.epochs = 1000+; expected a number that fits into 32 bits"),
+        ({"views.mean": (0.1, float("nan"), 0.1)}, r"views\.mean = \(0\.1, nan, 0\.1\); expected a finite number"),
+        (
+            {"data.coarse_classes": (0, 1.5)},
+            r"data\.coarse_classes = \(0, 1\.5\); expected a value of type int, such as 0",
+        ),
+        ({"memory.step_epochs": ("a",)}, r"memory\.step_epochs = \('a',\); expected a value of type int, such as 40"),
+        ({"data.source": "npz:a\0"}, r"data\.source = 'npz:a\\x00'; expected text without NUL"),
+        ({"data.stream": 1}, r"data\.stream = 1; expected a value of type bool, such as False"),
+        ({"model.embed_dim": True}, r"model\.embed_dim = True; expected a value of type int, such as 256"),
     ],
 )
 def test_values_that_no_run_can_take(overrides, message):

@@ -76,7 +76,7 @@ def changed(place, **change):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"categories\.json cannot be read \(Expecting .*\): want iNaturalist's categories\.json with real names"),
+        ("{", r"categories\.json cannot be read \(Expecting .*\); want iNaturalist's categories\.json with real names"),
         ({"categories": []}, "categories.json holds no list: want"),
         ([], "categories.json holds no category: want"),
         (["x"], "category 0 has no id: want"),
@@ -313,8 +313,8 @@ def remove(name):
     [
         (remove("."), r"m is no folder: want train_val2019, train2019\.json, val2019\.json, categories\.json in --man"),
         (remove("train_val2019"), r"train_val2019 is no folder: want train_val2019, "),
-        (remove("categories.json"), r"found no file .*m/categories\.json: want iNaturalist's categories\.json"),
-        (remove("val2019.json"), r"found no file .*val2019\.json: want that of iNat"),
+        (remove("categories.json"), r"found no file .*m/categories\.json; want iNaturalist's categories\.json"),
+        (remove("val2019.json"), r"found no file .*val2019\.json; want that of iNat"),
         (remove("train_val2019/Life/4/train3.jpg"), r"train3\.jpg is missing, and train2019\.json lists it"),
         (lambda f: (f / "train_val2019/Life/4/train3.jpg").write_bytes(b"x"), r"train3\.jpg cannot be read \(can"),
         (lambda f: (f / "train2019.json").write_text("["), r"train2019\.json cannot be read \(Expecting value: "),

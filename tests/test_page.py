@@ -438,7 +438,7 @@ def test_mistakes_are_told_with_the_remedy(finished, tmp_path, cli):
         write.make(tmp_path / "foreign", [], out)
     with pytest.raises(UserError, match=r"elsewhere was tested on other images or labels than .*: want a --compare"):
         write.make(finished, [tmp_path / "elsewhere"], out)
-    with pytest.raises(UserError, match=r"cannot write .*: take another --out"):
+    with pytest.raises(UserError, match=r"cannot write .*; use another --out"):
         write.make(finished, [], finished / "config.json" / "page.html")
     for no_file in ("", "/", str(tmp_path)):
         with pytest.raises(UserError, match=r"found '.*' as --out: want a file to write, such as .*report\.html"):

@@ -326,7 +326,7 @@ def test_tables_are_found_by_name_or_by_family_and_scale():
     assert tables.find("maskcon_cifar100") == tables.find("maskcon_cifar100", "gpu") == "maskcon_cifar100"
     assert tables.find("maskcon_cifar100", "paper") == "maskcon_cifar100_pretrained"
     for name, scale, message in (
-        ("omniglott", None, r"unknown table 'omniglott' \(did you mean 'omniglot'\?\): want one of quickstart"),
+        ("omniglott", None, r"unknown table 'omniglott' \(did you mean 'omniglot'\?\); expected one of quickstart"),
         ("imagenett", "paper", r"unknown table 'imagenett' \(did you mean 'imagenet'\?\)"),
         ("imagenet", "cpu", r"found --scale=cpu for table imagenet; expected one of paper\."),
     ):

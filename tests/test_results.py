@@ -85,7 +85,7 @@ def test_no_path_of_this_machine_is_recorded():
             lambda lines: [*lines[:-1], lines[-1].replace("0.25", '"0.25"')],
             "has '0.25' as recall@1: take the file back",
         ),
-        (lambda lines: lines[1:], "cannot be read .KeyError: 'shared'.: take the file back from version control"),
+        (lambda lines: lines[1:], "cannot be read .KeyError: 'shared'.; take the file back from version control"),
         (lambda lines: [*lines[:-1], lines[-1][:-9]], "cannot be read"),
         (lambda lines: ["7"], "cannot be read"),
         (lambda lines: [], "cannot be read"),

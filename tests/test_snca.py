@@ -1,4 +1,4 @@
-"""SNCA by its own recipe: a linear projector, and schedules at the steps where their values can be written down."""
+"""SNCA with its published recipe: linear projector, learning-rate steps, memory momentum."""
 
 import jax
 import numpy as np
@@ -25,7 +25,6 @@ def recipe(dataset):
 
 
 def schedules_of(config, num_images):
-    """Those of a run on so many images."""
     return make_schedules(config, steps_per_epoch=num_images // config.train.batch_size)
 
 
@@ -42,7 +41,7 @@ MOMENTA = {
 
 
 @pytest.mark.parametrize("data", RATES)
-def test_the_recipe_is_what_snca_does_at_every_step(data):
+def test_the_recipe_has_the_published_rate_and_momentum_at_every_step(data):
     config = recipe(data[0])
     config_checks.validate(config, num_devices=8)
     run = schedules_of(config, data[1])
@@ -65,18 +64,18 @@ def test_the_recipe_is_what_snca_does_at_every_step(data):
 
 
 def test_steps_of_the_learning_rate_after_a_warm_up_and_under_jit():
-    # base 0.4, 10 warm-up steps, half of it from step 20 and again from 30.
-    wanted = {0: 0.0, 5: 0.2, 10: 0.4, 19: 0.4, 20: 0.2, 29: 0.2, 30: 0.1, 1000: 0.1}
+    # Base 0.4 after 10 warm-up steps, halved at steps 20 and 30.
+    expected = {0: 0.0, 5: 0.2, 10: 0.4, 19: 0.4, 20: 0.2, 29: 0.2, 30: 0.1, 1000: 0.1}
     options = {"optimizer.learning_rate": 0.4, "train.batch_size": 256, "optimizer.warmup_epochs": 10.0}
     options |= {"optimizer.schedule": "step", "optimizer.boundary_epochs": (20, 30), "optimizer.step_factor": 0.5}
     schedules = make_schedules(small_config("snca", **options), steps_per_epoch=1)
-    got = jax.jit(jax.vmap(schedules.learning_rate))(np.array(list(wanted)))
-    np.testing.assert_allclose(got, list(wanted.values()), rtol=1e-6)
+    got = jax.jit(jax.vmap(schedules.learning_rate))(np.array(list(expected)))
+    np.testing.assert_allclose(got, list(expected.values()), rtol=1e-6)
     assert schedules.memory_momentum(10**6) == 0.5
 
 
-def test_the_optimiser_takes_the_steps():
-    # 899 // 448 = 2 steps an epoch: the third step is of epoch 1.
+def test_the_optimizer_lowers_the_rate_at_the_boundary():
+    # 899 // 448 = 2 steps per epoch: the third step belongs to epoch 1.
     options = {"train.batch_size": 448, "optimizer.schedule": "step", "optimizer.boundary_epochs": (1,)}
     options |= {"optimizer.momentum": 0.0, "optimizer.nesterov": False, "optimizer.weight_decay": 0.0}
     tx = experiment.load(small_config("snca", **options)).tx
@@ -84,12 +83,12 @@ def test_the_optimiser_takes_the_steps():
     for _ in range(3):
         move, state = tx.update({"w": np.ones(3)}, state, {"w": np.ones(3)})
         moves.append(move["w"][0])
-    # 0.1 for 256 images, 448 in a step.
+    # The rate is 0.1 per 256 images, and a step has 448.
     np.testing.assert_allclose(moves, [-0.175, -0.175, -0.0175], rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_epoch():
+def test_a_step_projects_with_one_linear_layer_and_updates_memory_with_the_momentum_of_its_epoch():
     options = {"model.sync_batch_norm": False, "memory.step_epochs": (1,), "memory.step_momentum": (0.8,)}
     run = experiment.load(small_config("snca", **options))
     state, memory = jax.device_get(restore.initial(run))
@@ -104,7 +103,7 @@ def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_e
     call = train_step.pmap_steps(run, feed)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     apply = jax.jit(lambda images: run.network.apply(variables, images, train=True, mutable=["batch_stats"])[0])
-    for step, momentum in ((0, 0.5), (14, 0.8)):  # 14 steps an epoch; each takes the first batch of the order
+    for step, momentum in ((0, 0.5), (14, 0.8)):  # 14 steps per epoch; both steps use the first batch of the order
         at = state.replace(step=np.int32(step))
         key = jax.random.fold_in(state.rng, step)
         images = augment.random_views(run.records["train"].image[ids], ids, key, views=run.views, num_views=1)[0]
@@ -125,18 +124,27 @@ def test_a_step_embeds_by_one_linear_layer_and_writes_with_the_momentum_of_its_e
         ({"optimizer.schedule": "stpe"}, r"unknown optimizer\.schedule 'stpe' \(did you mean 'step'\?\)"),
         (
             {"optimizer.schedule": "step"},
-            r"optimizer\.boundary_epochs = \(\): want at least one epoch with schedule step",
+            r"optimizer\.boundary_epochs = \(\); expected at least one epoch with schedule step",
         ),
         (
             {"optimizer.boundary_epochs": (80, 40)},
-            r"optimizer\.boundary_epochs = \(80, 40\): want epochs > 0 in ascending",
+            r"optimizer\.boundary_epochs = \(80, 40\); expected ascending epochs > 0",
         ),
-        ({"optimizer.boundary_epochs": (0, 40)}, r"optimizer\.boundary_epochs = \(0, 40\): want epochs > 0"),
-        ({"optimizer.step_factor": 0.0}, r"optimizer\.step_factor = 0\.0: want a value in \(0, 1\]"),
-        ({"memory.step_epochs": (80,)}, r"memory\.step_momentum = \(\): want a value for each of memory\.step_epochs"),
-        ({"memory.step_epochs": (2,), "memory.step_momentum": (1.0,)}, r"step_momentum = \(1\.0,\): want values in \["),
+        (
+            {"optimizer.boundary_epochs": (0, 40)},
+            r"optimizer\.boundary_epochs = \(0, 40\); expected ascending epochs > 0",
+        ),
+        ({"optimizer.step_factor": 0.0}, r"optimizer\.step_factor = 0\.0; expected a value in \(0, 1\]"),
+        (
+            {"memory.step_epochs": (80,)},
+            r"memory\.step_momentum = \(\); expected one value for each of memory\.step_epochs",
+        ),
+        (
+            {"memory.step_epochs": (2,), "memory.step_momentum": (1.0,)},
+            r"step_momentum = \(1\.0,\); expected values in \[",
+        ),
     ],
 )
-def test_mistakes_in_schedules_are_told(overrides, message):
+def test_invalid_schedules_are_errors(overrides, message):
     with pytest.raises(UserError, match=message):
         config_checks.validate(small_config("snca", **overrides), num_devices=8)

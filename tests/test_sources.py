@@ -276,7 +276,7 @@ MINUS = np.where(LABEL == 3, -1, LABEL)
         ({"coarse_label": np.full(20, -1)}, "coarse_label goes down to -1, want no negative label"),
         ({"label": LABEL + 2**20}, "label goes up to 1048579, want numbers below 1048576: number the classes from 0"),
         ({"label": np.array([str(y) for y in LABEL])}, r"label is <U1 \[20\], want integers \[20\]"),
-        ({"label": LABEL.astype(object)}, r"some_test\.npz cannot be read \(Object arrays .*\): write it with"),
+        ({"label": LABEL.astype(object)}, r"some_test\.npz cannot be read \(Object arrays .*\); write it with"),
         ({"coarse_label": LABEL // 3}, "fine label 2 occurs under coarse labels 0 and 1: .* correct the labels"),
     ],
 )
@@ -330,7 +330,7 @@ def test_npz_file_spoilt(tmp_path, spoil):
     for split in sources.SPLITS:
         write_npz(tmp_path, split)
     spoil(tmp_path / "some_test.npz")
-    with pytest.raises(UserError, match=r"some_test\.npz cannot be read \(.*\): write it with numpy\.savez") as error:
+    with pytest.raises(UserError, match=r"some_test\.npz cannot be read \(.*\); write it with numpy\.savez") as error:
         load_npz(tmp_path)
     assert "\n" not in str(error.value)
 

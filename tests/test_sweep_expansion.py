@@ -141,13 +141,25 @@ def test_what_the_command_line_says_holds_for_all_points_and_leaves_out_those_th
             "method=byol",
             r"no point .* agrees with the command line, \{method=byol\}: .* \{method=base",
         ),
-        (GRID, "w=x", r"w=x: want a value of type float"),
-        ([{"methd": "grafit"}], "", r"point \{methd=grafit\}: unknown config argument 'methd' \(did you mean 'method'"),
-        ([{"method": "graft"}], "", r"point \{method=graft\}: unknown method 'graft' \(did you mean 'grafit'\?\)"),
+        (GRID, "w=x", r"w=x; expected a value of type float"),
+        (
+            [{"methd": "grafit"}],
+            "",
+            r"point \{methd=grafit\}: found unknown config argument 'methd' \(did you mean 'method'",
+        ),
+        (
+            [{"method": "graft"}],
+            "",
+            r"point \{method=graft\}: found unknown method 'graft' \(did you mean 'grafit'\?\)",
+        ),
         ([{"optimizer.lerning_rate": 1.0}], "", r"unknown config key 'optimizer.lerning_rate' \(did you mean 'opti"),
-        ([{"w": 0.1}, {"optimizer.learning_rate": "a"}], "", r"learning_rate = 'a': want a float, such as 0.1"),
-        ([{"optimizer.learning_rate": -1.0}], "", r"optimizer.learning_rate = -1.0: want a value > 0"),
-        ([{"source": "a,b"}], "", r"'b' is no key=value"),
+        (
+            [{"w": 0.1}, {"optimizer.learning_rate": "a"}],
+            "",
+            r"learning_rate = 'a'; expected a value of type float, such as 0.1",
+        ),
+        ([{"optimizer.learning_rate": -1.0}], "", r"optimizer.learning_rate = -1.0; expected a value > 0"),
+        ([{"source": "a,b"}], "", r"found config argument 'b'; expected key=value"),
     ],
 )
 def test_mistakes_in_a_sweep_are_found_before_anything_is_done(tmp_path, points, arg, message):

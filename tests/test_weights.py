@@ -175,7 +175,7 @@ def test_wrapped_pth(tmp_path, torch):
 @pytest.mark.parametrize("content", [b"", b"junk", b"<html>404</html>", b"PK\x03\x04 cut short", b"\x80\x02}q\x00("])
 def test_a_pth_that_is_none_is_told_in_one_line(tmp_path, content, torch):
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"w\.pth cannot be read \(.+\): want a state dict of tensors alone") as error:
+    with pytest.raises(UserError, match=r"w\.pth cannot be read \(.+\); want a state dict of tensors alone") as error:
         weights.read(tmp_path / "w.pth")
     assert "\n" not in str(error.value)
 
@@ -186,7 +186,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "w.pth").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torch", None)
     for name, message in (
-        ("w.safetensors", r"w\.safetensors cannot be read \(.*\): download it again"),
+        ("w.safetensors", r"w\.safetensors cannot be read \(.*\); download it again"),
         ("none.pth", r"none\.pth is not there: want a \.safetensors or \.pth file"),
         ("w.h5", r"w\.h5 ends in \.h5: want a"),
         ("w.pth", r"w\.pth needs PyTorch to be read: `pip install torch`, or write it as \.safetensors"),

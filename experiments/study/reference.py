@@ -13,7 +13,7 @@ from grafit_jax import config as config_lib
 from grafit_jax.report.tables import markdown
 
 # In the order in which a user meets them.
-COMMANDS = ("train", "evaluate", "embed", "search", "report", "sweep", "reproduce", "benchmark")
+COMMANDS = ("prepare", "train", "evaluate", "embed", "search", "report", "sweep", "reproduce", "benchmark")
 _SCRIPTS = pathlib.Path(__file__).parent.parent
 _DEFINE = re.compile(r"DEFINE_(\w+)$")
 # Assignments that no flag refers to, and that need more of a script than its imports.
@@ -22,12 +22,12 @@ _CALLS = re.compile(r"DEFINE_|__file__")
 
 def config_keys() -> str:
     """Returns all config keys in Markdown, a table for each section: key, default, meaning."""
-    comments = key_comments(inspect.getsource(config_lib))
+    defaults = config_lib.flatten(config_lib.default())
     sections: dict[str, list[list[str]]] = {}
-    for key, value in config_lib.flatten(config_lib.default()).items():
-        section, _, name = key.rpartition(".")
-        default = f"`{value!r}`".replace("|", "\\|")
-        sections.setdefault(section, []).append([f"`{name}`", default, _cell(comments[key])])
+    for key, comment in key_comments(inspect.getsource(config_lib)).items():
+        if key in defaults:
+            section, _, name = key.rpartition(".")
+            sections.setdefault(section, []).append([f"`{name}`", _cell(f"`{defaults[key]!r}`"), _cell(comment)])
     tables = {section: markdown(("key", "default", "meaning"), rows) for section, rows in sections.items()}
     return "\n\n".join(f"### {section or 'Top level'}\n\n{table}" for section, table in tables.items())
 

@@ -111,7 +111,7 @@ def test_tables_of_one_study_are_of_the_same_images():
         return [{"row": row, "seed": 0, "method": "grafit", "metrics": {"map": 0.1}, "config": {}, "run": run}]
 
     same = {"study_cifar100": table("grafit", "a"), "study_ablations": table("grafit_ema_off", "a")}
-    assert "| A target that is a moving average | `grafit` − `grafit_ema_off` |" in claims.render(same)
+    assert "| A target that is a moving average: `grafit` − `grafit_ema_off` |" in claims.render(same)
     with pytest.raises(UserError, match="study_cifar100 and study_ablations mixes results on different images"):
         claims.render(same | {"study_ablations": table("grafit_ema_off", "b")})
 
@@ -127,9 +127,12 @@ def test_every_claim_is_of_rows_that_a_study_has_and_its_verdict_follows():
     assert published.METHOD not in {c.ahead for group in claims.CLAIMS.values() for c in group}
 
     text = claims.render({"study_omniglot": runs(grafit=[50, 51], baseline=[40, 41], snca_plus=[60, 61])})
-    lines = {
-        tuple(cell.strip() for cell in line.split("|")[2:5]): line for line in text.splitlines() if "Δ" not in line
-    }
+    lines, claim = {}, ""
+    for line in text.splitlines():
+        if line.startswith("| ") and "Δ" not in line:
+            first, study, layers = (cell.strip() for cell in line.split("|")[1:4])
+            claim = first.partition(": ")[2] or claim  # the first line of a claim names it
+            lines[claim, study, layers] = line
     # Squares 0.5 in each of three rows over 3 degrees of freedom: 3.182 * sqrt(0.5) * sqrt(1/2 + 1/2) = 2.25.
     line = lines["`grafit` − `baseline`", "Omniglot, 30 → 964", "trunk"]
     assert line.endswith("| +10.0 ± 2.3 | – | – | **holds** |")
@@ -137,8 +140,8 @@ def test_every_claim_is_of_rows_that_a_study_has_and_its_verdict_follows():
     assert lines["`grafit` − `snca_plus`", "Omniglot, 30 → 964", "trunk"].endswith(
         "| -10.0 ± 2.3 | – | – | **does not hold** |"
     )
-    # Of studies of which nothing is recorded nothing is said.
-    assert {place[1] for place in lines if place[1:]} == {"Omniglot, 30 → 964", "---"}
+    # A study without recorded results has no line.
+    assert {study for _, study, _ in lines} == {"Omniglot, 30 → 964"}
     # A row of an older recipe is of another study.
     old = [run | {"row": run["row"] + tables.AS_IT_WAS} for run in runs(grafit=[80])]
     assert claims.render({"study_omniglot": runs(grafit=[50, 51], baseline=[40, 41], snca_plus=[60, 61]) + old}) == text

@@ -144,14 +144,14 @@ def render(recorded: Mapping[str, Sequence[Result]]) -> str:
       UserError: as `check`.
     """
     check(recorded)
-    header = ("claim", "ahead − behind", "where", "layers", *(f"Δ {name}" for name in HEADLINE.values()), "verdict")
+    header = ("claim", "study", "layers", *(f"Δ {name}" for name in HEADLINE.values()), "verdict")
     parts = []
     for heading, claims in CLAIMS.items():
         rows = []
         for claim in claims:
-            text, pair = claim.text, f"`{claim.ahead}` − `{claim.behind}`"
+            text = f"{claim.text}: `{claim.ahead}` − `{claim.behind}`"
             for title, layers, found in _compared(claim, recorded):
-                rows.append([text, pair, title, layers, *map(_cell, found.values()), verdict(found)])
+                rows.append([text, title, layers, *map(_cell, found.values()), verdict(found)])
                 text = ""
         parts.append(f"### Claims {heading}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)

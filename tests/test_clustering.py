@@ -164,8 +164,8 @@ def test_several_empty_clusters_take_one_row_each_and_empty_no_other():
     assert np.bincount(got.label, minlength=4).all()
     assert got.inertia == pytest.approx(expected.inertia_, rel=1e-6)
     # The only row of a cluster stays there: taking 50, the farthest, would empty its cluster.
-    alone = kmeans_from([[0.0], [2.0], [50.0]], [[0.0], [20.0], [900.0]], max_iterations=1)
-    assert sorted(alone.label) == [0, 1, 2] and alone.inertia == 0
+    separate = kmeans_from([[0.0], [2.0], [50.0]], [[0.0], [20.0], [900.0]], max_iterations=1)
+    assert sorted(separate.label) == [0, 1, 2] and separate.inertia == 0
 
 
 def test_one_cluster_is_the_mean_and_n_clusters_are_the_rows():

@@ -267,8 +267,8 @@ def test_blocks_of_queries_and_gallery_lose_nothing_and_count_nothing_twice(monk
     monkeypatch.setattr(neighbors, "_BLOCK", 2**13)
     gallery = np.abs(points(rows, 6, seed=28))
     ids = np.random.default_rng(29).permutation(10 * rows)[:rows]
-    asked = np.random.default_rng(30).integers(0, rows, queries)
-    assert_search(-gallery[asked], gallery, k, query_ids=ids[asked], gallery_ids=ids)
+    chosen = np.random.default_rng(30).integers(0, rows, queries)
+    assert_search(-gallery[chosen], gallery, k, query_ids=ids[chosen], gallery_ids=ids)
 
 
 def test_a_gallery_sorted_by_similarity_in_parts_smaller_than_k(monkeypatch):

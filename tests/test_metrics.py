@@ -25,7 +25,7 @@ def at_angles(degrees, lengths=1.0):
 
 
 def test_recall_golden():
-    # Label 7: first among the two nearest. Label 1: third. Label 4: nowhere. Label 2: first, and twice.
+    # First hits: label 7 at rank 2, label 1 at rank 3, label 4 never, label 2 at rank 1.
     neighbor_labels = np.array([[3, 7, 7], [0, 2, 1], [1, 2, 3], [2, 2, 0]])
     got = metrics.recall_at_k(neighbor_labels, np.array([7, 1, 4, 2]), (1, 2, 3))
     assert set(got) == {1, 2, 3}

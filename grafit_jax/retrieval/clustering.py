@@ -16,12 +16,19 @@ _TOLERANCE = 1e-4  # on the sum of squared centre shifts, relative to the mean v
 
 
 class Clusters(NamedTuple):
-    """Result of `kmeans`."""
+    """Result of `kmeans`.
 
-    centre: np.ndarray  # float32 [k, D]
-    label: np.ndarray  # int32 [N], the nearest centre of each row; ties go to the lower index
-    inertia: float  # sum over rows of the squared distance to the nearest centre
-    iterations: int  # number of centre updates
+    Attributes:
+      centre: float32 [k, D].
+      label: int32 [N], the nearest centre of each row; ties go to the lower index.
+      inertia: sum over rows of the squared distance to the nearest centre.
+      iterations: number of centre updates.
+    """
+
+    centre: np.ndarray
+    label: np.ndarray
+    inertia: float
+    iterations: int
 
 
 def kmeans(embeddings: np.ndarray, k: int, *, seed: int = 0, cosine: bool = False) -> Clusters:
@@ -36,7 +43,7 @@ def kmeans(embeddings: np.ndarray, k: int, *, seed: int = 0, cosine: bool = Fals
       cosine: normalises rows and centres to unit length (spherical k-means); otherwise distances are Euclidean.
 
     Returns:
-      The centres float32 [k, D], the cluster of each row int32 [N], the inertia and the number of iterations.
+      Centres, labels, inertia and number of iterations.
 
     Raises:
       UserError: k < 1 or k > N, or embeddings that are not [N, D], not finite or, with `cosine`, zero.

@@ -17,13 +17,7 @@ _SECTIONS = (metrics, curves, gallery, by_class, confusion, embedding_map, envir
 
 
 def compose(runs: Sequence[Run], test: Records, ids: np.ndarray) -> str:
-    """Returns the page as ASCII HTML.
-
-    Args:
-      runs: as for `Shown`.
-      test: the test images that all runs embed.
-      ids: int [N], the rows of these images in the test split.
-    """
+    """Returns the page as ASCII HTML; the arguments are those of `Shown`."""
     shown = Shown(runs, test, ids)
     sections = [module.section(shown) for module in _SECTIONS]
     title = text(f"{', '.join(run.name for run in runs)}: {runs[0].result['config']['data.source']}")

@@ -92,18 +92,8 @@ def blocks(
 ) -> Iterator[Block]:
     """Yields the results of `search` one block of queries at a time.
 
-    The arguments must have passed `check`. The devices compute the next block while the host processes this one.
-
-    Args:
-      queries: as for `search`.
-      gallery: as for `search`.
-      k: as for `search`.
-      query_ids: as for `search`.
-      gallery_ids: as for `search`.
-      whole: whether a block includes its similarities to the whole gallery.
-
-    Yields:
-      The blocks in the order of the queries.
+    The arguments are those of `search` and must have passed `check`. With `whole`, a block includes its similarities to
+    the whole gallery. The devices compute the next block while the host processes this one.
     """
     query, rows = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
     own = _own_rows(query_ids, gallery_ids, len(query), np)

@@ -1,4 +1,4 @@
-"""k-means: scikit-learn's from the same centres, by hand where it can be, and the same on any number of devices."""
+"""k-means against scikit-learn from the same centres and by hand, on one and on eight devices."""
 
 import jax
 import numpy as np
@@ -14,14 +14,14 @@ from helpers.devices import use_devices
 
 
 def groups(n=2500, k=12, dim=6, apart=2.0, seed=0):
-    """Rows around k points, far from the origin, where products of float32 lose what tells the rows apart."""
+    """Rows around k points far from the origin, where float32 products lose the differences between rows."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, k, n)
     return (rng.normal(size=(n, dim)) + apart * rng.normal(size=(k, dim))[truth] + 1000).astype(np.float32), truth
 
 
 def kmeans_from(rows, centres, *, cosine=False, **limits):
-    """`kmeans` from these centres, not those of k-means++; `limits` are its `tolerance` and `max_iterations`."""
+    """Runs `kmeans` from the given centres; `limits` are `tolerance` and `max_iterations`."""
     rows, start = np.asarray(rows, np.float32), np.asarray(centres, np.float32)
     start = twins.unit(start).astype(np.float32) if cosine else start - rows.mean(0, dtype=float).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +38,7 @@ def scikit_learn(rows, centres, **options):
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-2])
-def test_from_the_same_centres_scikit_learn_finds_the_same(tolerance):
+def test_scikit_learn_finds_the_same_clusters_from_the_same_centres(tolerance):
     rows, _ = groups()
     got = kmeans_from(rows, rows[:12], tolerance=tolerance, max_iterations=300)
     expected = scikit_learn(rows, rows[:12], tol=tolerance, max_iter=300)
@@ -50,8 +50,8 @@ def test_from_the_same_centres_scikit_learn_finds_the_same(tolerance):
 
 
 def test_golden():
-    # From 0 and 3: {0, 1} and {3, 4, 11}; centres 0.5 and 6. Then 3 goes over to 0.5
-    # (6.25 against 9), 4 stays (12.25 against 4): 4/3 and 7.5. Then 4 goes over too (7.1 against 12.25): 2 and 11.
+    # From 0 and 3: {0, 1} and {3, 4, 11}; centres 0.5 and 6. Then 3 joins 0.5 (6.25 against 9) and 4 stays (12.25
+    # against 4): 4/3 and 7.5. Then 4 joins too (7.1 against 12.25): 2 and 11.
     rows = np.array([[0], [1], [3], [4], [11]], np.float32)
     got = kmeans_from(rows, [[0], [3]], tolerance=0.0)
     np.testing.assert_array_equal(got.label, [0, 0, 0, 0, 1])
@@ -59,7 +59,7 @@ def test_golden():
     assert (got.inertia, got.iterations) == (pytest.approx(4 + 1 + 1 + 4), 4)
 
 
-def test_the_last_assignment_is_to_the_centres_that_are_returned():
+def test_labels_are_assignments_to_the_returned_centres():
     rows, _ = groups(n=300)
     got = kmeans_from(rows, rows[:12], max_iterations=2)
     distance = np.sum((rows[:, None].astype(np.float64) - got.centre) ** 2, axis=2)
@@ -69,18 +69,18 @@ def test_the_last_assignment_is_to_the_centres_that_are_returned():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_seeding_finds_clusters_that_lie_apart(monkeypatch, seed):
+def test_seeding_finds_separated_clusters(monkeypatch, seed):
     monkeypatch.setattr(kmeans_lib, "_MAX_ITERATIONS", 1)
-    # Of 12 rows drawn at random, some two would be of one cluster nearly always (all of 12: 12!/12^12 = 0.00005).
+    # 12 rows drawn at random come from 12 different clusters with probability 12!/12^12 = 0.00005.
     rows, truth = groups(apart=40.0)
     got = kmeans(rows, 12, seed=seed)
     assert len({*zip(got.label, truth, strict=True)}) == 12
-    assert got.inertia == pytest.approx(len(rows) * rows.shape[1], rel=0.05)  # the variance inside of a cluster is 1
+    assert got.inertia == pytest.approx(len(rows) * rows.shape[1], rel=0.05)  # the variance within a cluster is 1
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_seeding_takes_of_the_drawn_rows_the_one_that_leaves_least(seed):
-    # Greedy k-means++ in float64, with the same draws. Rows do not fill their blocks.
+def test_seeding_chooses_the_drawn_row_with_the_smallest_remaining_distance(seed):
+    # Greedy k-means++ in float64 with the same draws. The last block is only partly filled.
     rows = np.random.default_rng(seed).normal(size=(150, 3)).astype(np.float32)
     rng, k = np.random.default_rng(seed + 10), 8
     chosen = [int(rng.integers(150))]
@@ -94,13 +94,13 @@ def test_seeding_takes_of_the_drawn_rows_the_one_that_leaves_least(seed):
     np.testing.assert_array_equal(got, rows[chosen])
 
 
-def test_seeding_is_as_good_as_scikit_learns(monkeypatch):
+def test_seeding_has_the_inertia_of_scikit_learn(monkeypatch):
     monkeypatch.setattr(kmeans_lib, "_MAX_ITERATIONS", 1)
     rows, _ = groups(k=40, apart=1.0)
     ours = [kmeans(rows, 40, seed=seed).inertia for seed in range(4)]
     theirs = [KMeans(40, n_init=1, max_iter=1, random_state=seed).fit(rows - 1000).inertia_ for seed in range(4)]
     assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.03)
-    # A single candidate (plain k-means++) or no weighting is worse than that.
+    # Random initialisation is worse.
     plain = [
         KMeans(40, init="random", n_init=1, max_iter=1, random_state=seed).fit(rows - 1000).inertia_
         for seed in range(4)
@@ -109,7 +109,7 @@ def test_seeding_is_as_good_as_scikit_learns(monkeypatch):
 
 
 @pytest.mark.quick
-def test_the_seed_alone_decides_whatever_the_number_of_devices(monkeypatch, eight_devices):
+def test_the_result_depends_on_the_seed_and_not_on_the_number_of_devices(monkeypatch, eight_devices):
     rows, _ = groups(n=9000)
     assert parallel.num_devices() == 8
     eight = kmeans(rows, 12, seed=3)
@@ -123,7 +123,7 @@ def test_the_seed_alone_decides_whatever_the_number_of_devices(monkeypatch, eigh
 
 
 def test_by_cosine():
-    # Spherical k-means in float64, rows of any length.
+    # Spherical k-means in float64 on rows of different lengths.
     rng = np.random.default_rng(1)
     rows = ((rng.normal(size=(500, 8)) + 1) * rng.uniform(0.1, 10, size=(500, 1))).astype(np.float32)
     unit, centre, label = twins.unit(rows), twins.unit(rows[:5]), None
@@ -145,7 +145,7 @@ def test_by_cosine():
 
 
 def test_an_empty_cluster_takes_the_row_farthest_from_its_centre():
-    # From 0, 11 and 500: {0, 3}, {10, 12}, none. 3 is farthest from its centre (9 against 0, 1, 1).
+    # From 0, 11 and 500: {0, 3}, {10, 12} and an empty cluster. 3 is farthest from its centre (9 against 0, 1, 1).
     rows = np.array([[0], [3], [10], [12]], np.float32)
     got = kmeans_from(rows, [[0], [11], [500]])
     np.testing.assert_array_equal(got.label, [0, 2, 1, 1])
@@ -155,20 +155,20 @@ def test_an_empty_cluster_takes_the_row_farthest_from_its_centre():
     np.testing.assert_array_equal(got.label, expected.labels_)
 
 
-def test_several_empty_clusters_take_a_row_each_and_leave_none_empty():
-    # All rows start in one cluster; the others are far off.
+def test_several_empty_clusters_take_one_row_each_and_empty_no_other():
+    # All rows start in one cluster; the other centres are far away.
     rows, _ = groups(n=200, k=4)
     centres = np.concatenate([rows[:1], rows[:3] + 1e4])
     got = kmeans_from(rows, centres, tolerance=0.0)
     expected = scikit_learn(rows, centres, tol=0.0)
     assert np.bincount(got.label, minlength=4).all()
     assert got.inertia == pytest.approx(expected.inertia_, rel=1e-6)
-    # A row that is alone in its cluster stays there: taking 50, the farthest, would only empty another one.
-    alone = kmeans_from([[0.0], [2.0], [50.0]], [[0.0], [20.0], [900.0]], max_iterations=1)
-    assert sorted(alone.label) == [0, 1, 2] and alone.inertia == 0
+    # The only row of a cluster stays there: taking 50, the farthest, would empty its cluster.
+    separate = kmeans_from([[0.0], [2.0], [50.0]], [[0.0], [20.0], [900.0]], max_iterations=1)
+    assert sorted(separate.label) == [0, 1, 2] and separate.inertia == 0
 
 
-def test_one_cluster_is_the_mean_and_a_cluster_for_each_row_is_the_row():
+def test_one_cluster_is_the_mean_and_n_clusters_are_the_rows():
     rows, _ = groups(n=40, dim=3)
     one = kmeans(rows, 1)
     np.testing.assert_allclose(one.centre[0], rows.mean(0, dtype=np.float64), rtol=1e-6)
@@ -182,11 +182,11 @@ def test_fewer_distinct_rows_than_clusters(capsys):
     rows = np.repeat(np.array([[0, 1], [5, 5], [9, 0]], np.float32), (4, 3, 3), axis=0)
     got = kmeans(rows, 5)
     assert capsys.readouterr().err == (
-        "warning: found 3 distinct embeddings for k = 5 clusters: going on with 3 clusters.\n"
+        "warning: k-means: found 3 distinct embeddings; expected at least k = 5; using k = 3.\n"
     )
     assert got.centre.shape == (3, 2) and got.inertia < 1e-9
     assert len({*zip(got.label, map(tuple, rows), strict=True)}) == 3
-    # From given centres there is nothing to fill the empty ones with, and they stay.
+    # With given centres, no row can fill the empty clusters, and their centres stay.
     given = kmeans_from(rows, [[0, 1], [5, 5], [9, 0], [70, 70], [80, 80]])
     np.testing.assert_array_equal(np.bincount(given.label, minlength=5), [4, 3, 3, 0, 0])
     np.testing.assert_allclose(given.centre[3:], [[70, 70], [80, 80]], atol=1e-4)
@@ -197,23 +197,23 @@ def test_fewer_distinct_rows_than_clusters(capsys):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (np.eye(3), {"k": 4}, r"k = 4 clusters of 3 embeddings: want at least 1, and at most one for each"),
-        (np.eye(3), {"k": 0}, r"k = 0 clusters of 3 embeddings"),
-        (np.eye(3) * np.nan, {"k": 2}, r"embeddings has 3 rows with NaN or infinite values, the first is row 0"),
-        (np.ones(3), {"k": 2}, r"embeddings has shape \(3,\): want \[n, D\]"),
-        (np.diag([1.0, 0, 1]), {"k": 2, "cosine": True}, r"embeddings has 1 zero vectors, the first is row 1"),
+        (np.eye(3), {"k": 4}, r"k-means: found k = 4 for 3 embeddings; expected k from 1 to 3"),
+        (np.eye(3), {"k": 0}, r"k-means: found k = 0 for 3 embeddings"),
+        (np.eye(3) * np.nan, {"k": 2}, r"embeddings: found 3 rows with NaN or infinite values, first row 0"),
+        (np.ones(3), {"k": 2}, r"embeddings: found shape \(3,\); expected \[n, D\]"),
+        (np.diag([1.0, 0, 1]), {"k": 2, "cosine": True}, r"embeddings: found 1 zero vectors, first row 1"),
     ],
 )
-def test_mistakes_are_told(rows, options, message):
+def test_errors(rows, options, message):
     with pytest.raises(UserError, match=message):
         kmeans(rows, **options)
 
 
-def test_zero_rows_have_a_place_but_no_direction():
+def test_zero_rows_are_valid_for_euclidean_distances():
     assert kmeans(np.diag([1.0, 0, 5]), 3).inertia == 0
 
 
-def test_no_array_of_all_rows_and_all_centres_is_held():
+def test_no_array_of_all_rows_and_centres_is_allocated():
     rows, k = np.zeros((40_000, 4), np.float32), 300
     blocks = parallel.in_blocks(rows, k)[0]
     with jax.enable_x64(True):

@@ -1,4 +1,4 @@
-"""Embeddings on disk: what is written comes back in every format, and files that cannot be used are named."""
+"""Embedding files: round trips in every format, errors that name the file, and evaluation of loaded embeddings."""
 
 import json
 
@@ -19,7 +19,7 @@ def some(n=12, dim=5, **columns):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".npy"])
-def test_what_is_saved_is_loaded(tmp_path, suffix):
+def test_saved_features_are_loaded_unchanged(tmp_path, suffix):
     written = some(label=np.array(list("abcabcabcabc")), filename=np.array([f"a, b/{i}.jpg" for i in range(12)]),
                    made_by={"layer": "trunk", "config": {"views.size": 8}})  # fmt: skip
     embeddings.save(tmp_path / "deep" / f"f{suffix}", written)
@@ -30,10 +30,10 @@ def test_what_is_saved_is_loaded(tmp_path, suffix):
     assert read.embedding.dtype == np.float32 and read.made_by == written.made_by
 
 
-def test_embeddings_of_two_models_are_told_apart():
+def test_embeddings_of_different_models_are_refused():
     one = {"layer": "trunk", "step": 28, "config": {"views.size": 8, "eval.recall_at": (1, 2)}, "data": {"test": "1f"}}
     model.check_alike("a.npz", one, "b.npz", json.loads(json.dumps(one)))
-    model.check_alike("a.npz", {}, "b.npz", one)  # of which nothing is known
+    model.check_alike("a.npz", {}, "b.npz", one)  # unknown origin
     other = one | {"layer": "projector", "config": one["config"] | {"views.size": 16}, "data": {"test": "2e"}}
     message = (
         r"a\.npz was made by another model or layer than b\.npz \(config views\.size 8, not 16; data test '1f', not "
@@ -41,23 +41,23 @@ def test_embeddings_of_two_models_are_told_apart():
     )
     with pytest.raises(UserError, match=message):
         model.check_alike("a.npz", one, "b.npz", other)
-    # An old key is the new one.
+    # A renamed config key equals its new name.
     old = one | {"config": one["config"] | {"model.dim": 16}}
     model.check_alike("a.npz", old, "b.npz", one | {"config": one["config"] | {"model.embed_dim": 16}})
     with pytest.raises(UserError, match=r"config model\.embed_dim 16, not 8"):
         model.check_alike("a.npz", old, "b.npz", one | {"config": one["config"] | {"model.embed_dim": 8}})
-    # A key that one of two versions does not know tells nothing.
+    # A key that only one of the two versions has is ignored.
     model.check_alike("a.npz", one, "b.npz", one | {"config": one["config"] | {"model.new": 1}})
 
 
 def test_parquet_with_empty_values_is_refused(tmp_path):
     rows = pyarrow.table({"embedding": [[1.0, 2.0], [3.0, 4.0]], "label": ["a", None]})
     pyarrow.parquet.write_table(rows, tmp_path / "f.parquet")
-    with pytest.raises(UserError, match=r"f\.parquet: label has 1 empty values: want one for every row"):
+    with pytest.raises(UserError, match=r"f\.parquet: found 1 empty values of label; expected a value in every row"):
         embeddings.load(tmp_path / "f.parquet")
 
 
-def test_embeddings_alone_get_row_numbers_as_ids(tmp_path):
+def test_row_numbers_are_the_default_ids(tmp_path):
     np.savez(tmp_path / "f.npz", embedding=np.eye(3, dtype=np.float64))
     read = embeddings.load(tmp_path / "f.npz")
     np.testing.assert_array_equal(read.id, [0, 1, 2])
@@ -72,48 +72,53 @@ E = np.eye(4, 3) + 1
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"label": np.zeros(4, int)}, r"f\.npz holds label but no embedding: want embedding \[N, D\] and id, label,"),
-        ({"embedding": E, "label": np.zeros(3, int)}, r"f\.npz: label has shape \(3,\): want one for each of 4 rows"),
-        ({"embedding": E, "label": np.zeros(4)}, r"f\.npz: label is of float64: want integers or strings"),
-        ({"embedding": E, "id": np.array([0, 1, 1, 3])}, r"f\.npz: id has 1 ids more than once, the first is 1: want"),
-        ({"embedding": E[0]}, r"f\.npz: embedding has shape \(3,\): want \[n, D\]"),
-        ({"embedding": E[:0]}, r"f\.npz: embedding has shape \(0, 3\): want \[n, D\] with at least one row"),
-        ({"embedding": np.array([list("abc")])}, r"f\.npz: embedding is of <U1: want numbers"),
-        ({"embedding": E * [[1], [np.nan], [1], [1]]}, r"f\.npz: embedding has 1 rows with NaN or .* first is row 1"),
-        ({"embedding": E * [[1], [1], [1e300], [1]]}, r"f\.npz: embedding has 1 rows with NaN or .* first is row 2"),
-        ({"embedding": E * [[1], [1], [1], [0]]}, r"f\.npz: embedding has 1 zero vectors, the first is row 3"),
+        ({"label": np.zeros(4, int)}, r"f\.npz: found label; expected embedding \[N, D\] and optionally id, label,"),
+        ({"embedding": E, "label": np.zeros(3, int)}, r"f\.npz: found label of shape \(3,\); expected \(4,\)"),
+        ({"embedding": E, "label": np.zeros(4)}, r"f\.npz: found label of dtype float64; expected integers or strings"),
+        (
+            {"embedding": E, "id": np.array([0, 1, 1, 3])},
+            r"f\.npz: id: found 1 duplicate ids, first 1; expected unique",
+        ),
+        ({"embedding": E[0]}, r"f\.npz: embedding: found shape \(3,\); expected \[n, D\]"),
+        ({"embedding": E[:0]}, r"f\.npz: embedding: found shape \(0, 3\); expected \[n, D\] with at least one row"),
+        ({"embedding": np.array([list("abc")])}, r"f\.npz: found embedding of dtype <U1; expected numbers"),
+        ({"embedding": E * [[1], [np.nan], [1], [1]]}, r"f\.npz: embedding: found 1 rows with NaN or .*, first row 1"),
+        ({"embedding": E * [[1], [1], [1e300], [1]]}, r"f\.npz: embedding: found 1 rows with NaN or .*, first row 2"),
+        ({"embedding": E * [[1], [1], [1], [0]]}, r"f\.npz: embedding: found 1 zero vectors, first row 3"),
         ({"embedding": E, "label": np.array([None] * 4)}, r"f\.npz cannot be read \(Object arrays cannot be loaded"),
     ],
 )
-def test_files_that_cannot_be_used_are_told_in_one_line(tmp_path, arrays, message):
+def test_invalid_files_are_a_one_line_error(tmp_path, arrays, message):
     np.savez(tmp_path / "f.npz", **arrays)
     with pytest.raises(UserError, match=message) as error:
         embeddings.load(tmp_path / "f.npz")
     assert "\n" not in str(error.value) and isinstance(error.value, ValueError)
 
 
-def test_files_that_are_not_there_or_not_what_they_say(tmp_path):
+def test_missing_files_and_files_of_another_format_are_refused(tmp_path):
     for suffix in (".npz", ".parquet", ".npy"):
         with pytest.raises(UserError, match=rf"found no file .*none\{suffix}"):
             embeddings.load(tmp_path / f"none{suffix}")
         (tmp_path / f"text{suffix}").write_text("no numbers here")
-        with pytest.raises(UserError, match=rf"text\{suffix} cannot be read \(.+\); write it anew"):
+        with pytest.raises(UserError, match=rf"text\{suffix} cannot be read \(.+\); write it again"):
             embeddings.load(tmp_path / f"text{suffix}")
     for call in (embeddings.load, lambda path: embeddings.save(path, some())):
-        with pytest.raises(UserError, match=r"f\.txt ends in \.txt: want one of \.npz, \.parquet, \.npy"):
+        with pytest.raises(
+            UserError, match=r"f\.txt: found extension '\.txt'; expected one of \.npz, \.parquet, \.npy"
+        ):
             call(tmp_path / "f.txt")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*; use another --out"):
         embeddings.save(tmp_path / "file" / "f.npz", some())
 
 
-# Evaluation of embeddings from anywhere
+# Evaluation of loaded embeddings
 
 OPTIONS = {"ks": (1, 2), "knn_k": 3, "knn_temperature": 0.05}
 
 
-def test_without_a_gallery_a_query_is_left_out_by_its_id():
-    # Ids in no order, and strings: pairs of equal images of different classes would find themselves by rank.
+def test_without_a_gallery_a_query_is_excluded_by_its_id():
+    # Shuffled string ids and pairs of equal images of different classes, which would find themselves by rank.
     embedding = np.repeat(np.random.default_rng(1).normal(size=(10, 4)), 2, axis=0).astype(np.float32)
     order = np.random.default_rng(2).permutation(20)
     given = Features(embedding[order], np.array([f"image {i}" for i in order]), label=np.array([0, 1] * 10)[order])
@@ -123,7 +128,7 @@ def test_without_a_gallery_a_query_is_left_out_by_its_id():
     assert got == expected
 
 
-def test_with_a_gallery_rows_are_left_out_only_if_ids_mean_the_same_images():
+def test_with_a_gallery_rows_are_excluded_only_with_leave_out():
     test, train = some(6, label=np.arange(6) // 2), some(12, label=np.arange(12) % 3)
     got = evaluate_features(test, train, leave_out=False, **OPTIONS)
     assert got == metrics.retrieval_metrics(test.embedding, test.levels, train.embedding, train.levels, **OPTIONS)
@@ -137,12 +142,12 @@ def test_with_a_gallery_rows_are_left_out_only_if_ids_mean_the_same_images():
     assert left_out != got
 
 
-def test_levels_are_those_of_both_sides():
+def test_common_levels_are_scored():
     test, train = (
         some(6, label=np.arange(6) % 2, coarse_label=np.zeros(6, int)),
         some(12, coarse_label=np.arange(12) % 2),
     )
     got = evaluate_features(test, train, leave_out=False, **OPTIONS)
     assert set(got) == {f"coarse/{k}" for k in ("recall@1", "recall@2", "map", "knn_top1", "queries_without_positive")}
-    with pytest.raises(UserError, match="found no labels on both sides"):
+    with pytest.raises(UserError, match="found no level of labels on both sides"):
         evaluate_features(some(6, label=np.arange(6)), train, leave_out=False, **OPTIONS)

@@ -1,4 +1,4 @@
-"""Evaluation: nothing dropped or counted twice, every metric against scikit-learn or brute force on the same arrays."""
+"""Evaluation drops and double-counts nothing, and its metrics agree with scikit-learn on the same arrays."""
 
 import dataclasses
 
@@ -45,8 +45,8 @@ def test_metrics_agree_with_scikit_learn():
         assert got[f"{prefix}knn_top1"] == pytest.approx((votes.argmax(1) == label).mean(), abs=1e-9)
 
 
-def test_queries_without_another_image_of_their_class_are_left_out_and_counted():
-    # Classes 0 0 1: the third image has no other of its class. The first two find each other at once.
+def test_queries_without_another_image_of_their_class_are_excluded_and_counted():
+    # Classes 0 0 1: the third image has no other of its class. The first two find each other at rank 1.
     embedding = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
     label = np.array([0, 0, 1], np.int32)
     test = Embedded(embedding, {"": label, "coarse": np.zeros(3, np.int32)})
@@ -56,10 +56,10 @@ def test_queries_without_another_image_of_their_class_are_left_out_and_counted()
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
-    [(np.nan, "2 rows with NaN or infinite values, the first is row 3"), (0.0, "2 zero vectors, the first is row 3")],
+    ("value", "found"),
+    [(np.nan, "2 rows with NaN or infinite values, first row 3"), (0.0, "2 zero vectors, first row 3")],
 )
-def test_embeddings_of_a_network_that_has_diverged_name_the_remedy_for_its_training(value, said):
+def test_embeddings_of_a_network_that_has_diverged_name_the_remedy_for_its_training(value, found):
     run = experiment.load(small_config())
 
     def embed(variables, images):
@@ -68,7 +68,7 @@ def test_embeddings_of_a_network_that_has_diverged_name_the_remedy_for_its_train
         return {"trunk": np.ones((len(images), 4), np.float32), "projector": rows}
 
     with pytest.raises(
-        UserError, match=rf"projector of split test has {said}.*; lower optimizer\.learning_rate or raise"
+        UserError, match=rf"projector of split test: found {found}.*; lower optimizer\.learning_rate or raise"
     ):
         experiment.evaluate(dataclasses.replace(run, embed_fn=embed), restore.initial(run)[0])
 
@@ -83,14 +83,14 @@ def test_without_fine_labels_the_coarse_metrics_remain():
 
 @pytest.mark.parametrize("batch_size", [8, 100, 40])
 @pytest.mark.quick
-def test_every_image_is_embedded_once_whatever_their_number(batch_size, eight_devices):
+def test_every_image_is_embedded_once_for_each_batch_size(batch_size, eight_devices):
     # 81 = 2 * 40 + 1 images over 8 devices: the last batch holds one image and 39 of padding.
     run = experiment.load(small_config(**{"eval.batch_size": batch_size}))
     state, _ = restore.initial(run)
     images = run.records["test"].image[:81]
     pulse.at(5, "evaluating")
     got = run.embed_fn(state.variables, images)
-    # Each batch is a move: what takes long does not hang.
+    # Each batch beats the watchdog's pulse, so a long evaluation does not count as a hang.
     number = -(-81 // (-(-batch_size // 8) * 8))
     assert pulse.here() == pulse.Place(5, "evaluating", beats=number + 1)
 
@@ -117,13 +117,13 @@ def test_embeddings_leave_the_devices_batch_by_batch(monkeypatch):
     images = np.concatenate([run.records["test"].image] * 2)[: 40 * 16]
     rows = run.embed_fn(state.variables, images)
     assert len(held) == 40 and held[-1] <= held[3]
-    assert all(x.base is None and len(x) == len(images) for x in rows.values())  # on the host once
+    assert all(x.base is None and len(x) == len(images) for x in rows.values())  # one copy on the host
 
 
-def test_a_process_without_an_image_of_its_own_goes_along(monkeypatch):
+def test_a_process_without_images_of_its_own_joins_the_gather(monkeypatch):
     run = experiment.load(small_config())
     state, _ = restore.initial(run)
-    parts = []  # what it gives to the others, when there are more processes than images
+    parts = []  # what it sends to the others if there are more processes than images
     monkeypatch.setattr(parallel, "own_part", lambda total: slice(total, total))
     monkeypatch.setattr(parallel, "gather", lambda rows, total: parts.append(rows.shape))
     run.embed_fn(state.variables, run.records["test"].image[:3])
@@ -140,7 +140,7 @@ def test_headline_is_plain_and_the_others_are_prefixed():
     assert got["map"] != got["trunk/map"]
 
 
-def test_what_is_seen_of_test_images_changes_no_start():
+def test_the_crop_of_test_images_does_not_change_the_initial_memory():
     whole, centre = (
         experiment.load(small_config("grafit", **options))
         for options in ({}, {"eval.crop": "centre", "eval.resize": 12})
@@ -148,7 +148,7 @@ def test_what_is_seen_of_test_images_changes_no_start():
     state = restore.initial_state(whole)
     memories = [restore.initial_memory(run, state).embedding for run in (whole, centre)]
     np.testing.assert_array_equal(*memories)
-    # What is evaluated is the middle 8 of 12 pixels a side.
+    # The evaluated crop is the central 8 of 12 pixels per side.
     image = np.zeros((1, 12, 12, 1), np.uint8)
     image[:, 2:10, 2:10] = 255
     white = np.full((1, 8, 8, 1), 255, np.uint8)

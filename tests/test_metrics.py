@@ -1,4 +1,4 @@
-"""Recall@k, the k-NN vote and average precision: by hand, by their twins, and scikit-learn's average precision."""
+"""Recall@k, the k-NN vote and average precision against hand-computed values, the twins and scikit-learn."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,7 @@ def at_angles(degrees, lengths=1.0):
 
 
 def test_recall_golden():
-    # Label 7: first among the two nearest. Label 1: third. Label 4: nowhere. Label 2: first, and twice.
+    # First hits: label 7 at rank 2, label 1 at rank 3, label 4 never, label 2 at rank 1.
     neighbor_labels = np.array([[3, 7, 7], [0, 2, 1], [1, 2, 3], [2, 2, 0]])
     got = metrics.recall_at_k(neighbor_labels, np.array([7, 1, 4, 2]), (1, 2, 3))
     assert set(got) == {1, 2, 3}
@@ -57,16 +57,16 @@ def test_vote_golden():
 
 
 def test_vote_ties_go_to_the_lower_label():
-    # 2 and 1 have one vote of the same weight each, whichever comes first; 0 has none.
+    # Labels 2 and 1 have one vote of equal weight each, in either order; label 0 has none.
     same = np.array([[0.5, 0.5], [0.5, 0.5]], np.float32)
     np.testing.assert_array_equal(metrics.knn_classify(np.array([[2, 1], [1, 2]]), same), [1, 1])
 
 
 def test_vote_is_finite_at_temperature_one_hundredth():
-    # e^100 against 2 e^99: the first wins by e / 2 although neither is a float32.
+    # e^100 against 2 e^99: the first wins by e / 2, although neither fits into float32.
     got = metrics.knn_classify(np.array([[3, 1, 1]]), np.array([[1.0, 0.99, 0.99]], np.float32), temperature=0.01)
     np.testing.assert_array_equal(got, [3])
-    # All far away: e^-90 underflows, the nearest still wins.
+    # All far away: e^-194 underflows, and the nearest still wins.
     got = metrics.knn_classify(np.array([[3, 1, 1]]), np.array([[-0.97, -0.98, -0.98]], np.float32), temperature=0.005)
     np.testing.assert_array_equal(got, [3])
 
@@ -93,8 +93,8 @@ def test_average_precision_golden():
     np.testing.assert_array_equal(positives, [2])
 
 
-def test_average_precision_golden_leaves_self_out_by_id():
-    # The same, the query itself at rank 1 with id 42. Counted, it would give (1 + 2/2 + 3/4) / 3 = 0.9166667.
+def test_average_precision_golden_excludes_the_query_by_id():
+    # The same with the query itself at rank 1, id 42. Including it gives (1 + 2/2 + 3/4) / 3 = 0.9166667.
     gallery = at_angles([50, 10, 0, 30, 20, 40])
     labels = np.array([0, 1, 1, 1, 0, 0])
     ids = np.array([7, 3, 42, 9, 1, 0])
@@ -109,15 +109,15 @@ def test_average_precision_golden_leaves_self_out_by_id():
 
 @pytest.mark.parametrize("labels", [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
 def test_average_precision_counts_ties_together(labels):
-    # Three equal rows, one of them right: 1/3 wherever it stands, as scikit-learn has it.
+    # Three equal rows, one of them positive: 1/3 for each position, as in scikit-learn.
     ap, _ = metrics.average_precision(at_angles([20]), np.array([1]), at_angles([70, 70, 70]), np.array(labels))
     np.testing.assert_allclose(ap, [1 / 3], rtol=1e-6)
     assert average_precision_score(np.array(labels), [0.5, 0.5, 0.5]) == pytest.approx(1 / 3)
 
 
 def test_average_precision_of_a_query_without_positives_is_zero():
-    # Label 5 is nowhere, label 2 only at the query itself; the third query shows that the others count as ever: at 30
-    # degrees, itself left out, 0 degrees (wrong) ranks before 80 (right): 1/2.
+    # Label 5 is not in the gallery, and label 2 only at the query itself. The third query, at 30 degrees, is scored as
+    # usual: without itself, 0 degrees (negative) ranks before 80 (positive): 1/2.
     gallery, labels, ids = at_angles([0, 30, 80]), np.array([2, 1, 0]), np.arange(3)
     ap, positives = metrics.average_precision(
         at_angles([10, 0, 30]), np.array([5, 2, 0]), gallery, labels, query_ids=np.array([9, 0, 1]), gallery_ids=ids
@@ -130,7 +130,7 @@ def test_average_precision_of_a_query_without_positives_is_zero():
 def test_average_precision_equals_scikit_learn(queries, gallery, dim):
     q, g = embeddings(queries, dim, seed=2), embeddings(gallery, dim, seed=3)
     rng = np.random.default_rng(4)
-    # One class with most of the gallery, many with a few rows: the counts of positives differ by a factor of hundreds.
+    # One class holds most of the gallery, many have a few rows, so the numbers of positives differ by a factor of 100s.
     labels = rng.integers(0, 4, queries)
     gallery_labels = np.where(rng.random(gallery) < 0.7, 0, rng.integers(1, 40, gallery))
     ap, positives = metrics.average_precision(q, labels, g, gallery_labels)
@@ -143,7 +143,7 @@ def test_average_precision_equals_scikit_learn(queries, gallery, dim):
         np.testing.assert_allclose(ap[i], expected, rtol=2e-5, err_msg=f"query {i}")
 
 
-def test_average_precision_within_a_split_equals_scikit_learn_without_self():
+def test_average_precision_within_a_split_equals_scikit_learn_without_the_query():
     x = embeddings(300, 9, seed=5)
     labels = np.random.default_rng(6).integers(0, 12, 300)
     ids = np.random.default_rng(7).permutation(10_000)[:300]
@@ -157,7 +157,7 @@ def test_average_precision_within_a_split_equals_scikit_learn_without_self():
 
 
 def test_average_precision_equals_scikit_learn_on_thousands_of_ties():
-    # Rows of +-1 in four dimensions: five different cosines, exact in float32.
+    # Rows of +-1 in four dimensions: five distinct cosines, exact in float32.
     rng = np.random.default_rng(8)
     gallery = rng.choice([-1.0, 1.0], size=(700, 4)).astype(np.float32)
     labels, ids = rng.integers(0, 5, 700), rng.permutation(700)
@@ -174,8 +174,8 @@ def test_average_precision_equals_scikit_learn_on_thousands_of_ties():
 
 
 def test_average_precision_of_duplicates_with_other_labels():
-    # 50 pairs of equal images, one labelled 0 and one 1. A query's twin, which is wrong, always comes first, and every
-    # positive ties with its own wrong twin: the n-th has 2 n + 1 rows at least as near, n of them right.
+    # 50 pairs of equal images, one labelled 0 and one 1. A query's duplicate, a negative, always comes first, and every
+    # positive ties with its own duplicate: the n-th has 2 n + 1 rows at least as near, n of them positive.
     base = embeddings(50, 16, seed=9)
     x = np.concatenate([base, base])
     labels = np.concatenate([np.zeros(50, int), np.ones(50, int)])
@@ -187,15 +187,15 @@ def test_average_precision_of_duplicates_with_other_labels():
 
 
 def test_collapsed_embeddings_score_the_share_of_their_class():
-    # All equal: whatever the order of the gallery, the AP of a query is the share of positives among the others.
+    # All rows are equal, so the AP of a query is the share of positives among the other rows.
     x, labels = np.tile(np.array([[0.3, -1.7, 2.9]], np.float32), (60, 1)), np.arange(60) % 3
     result = metrics.retrieval_metrics(x, {"": labels})
     assert result["map"] == pytest.approx(19 / 59)
-    # The nearest is image 0, of label 0 (image 1, of label 1, for image 0 itself): right for the other 19 of label 0.
+    # The nearest is image 0 of label 0 (for image 0 itself, image 1 of label 1), a hit for the other 19 of label 0.
     assert result["recall@1"] == pytest.approx(19 / 60)
 
 
-def test_average_precision_is_the_same_on_jax_arrays():
+def test_jax_arrays_give_the_same_average_precision():
     x, labels = embeddings(40, 5, seed=10), np.random.default_rng(11).integers(0, 3, 40)
     expected = metrics.average_precision(x[:7], labels[:7], x, labels)
     got = metrics.average_precision(jnp.asarray(x[:7]), jnp.asarray(labels[:7]), jnp.asarray(x), jnp.asarray(labels))
@@ -203,11 +203,11 @@ def test_average_precision_is_the_same_on_jax_arrays():
     np.testing.assert_array_equal(got[1], expected[1])
 
 
-# All of them, from one pass
+# All metrics in one pass
 
 
 def by_hand(x, labels, gallery, gallery_labels, ks, knn_k, temperature, **ids):
-    """Metrics of one level from the twins, label codes in sorted order."""
+    """Metrics of one level from the twins, with label codes in sorted order."""
     names = sorted({*labels, *gallery_labels})
     y, gallery_y = (np.array([names.index(label) for label in side]) for side in (labels, gallery_labels))
     similarity, index = twins.search(x, gallery, max(*ks, knn_k), **ids)
@@ -264,16 +264,18 @@ def test_one_device_gives_the_metrics_of_eight(monkeypatch, eight_devices):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.zeros(9, int), r"labels of the queries have shape \(9,\): want one for every row, \(10,\)"),
-        (np.zeros(10), r"labels of the queries are float64: want integers or strings"),
+        (np.zeros(9, int), r"labels of the queries: found shape \(9,\); expected \(10,\)"),
+        (np.zeros(10), r"labels of the queries: found dtype float64; expected integers or strings"),
     ],
 )
-def test_labels_that_cannot_be_labels_are_refused(labels, message):
+def test_labels_of_the_wrong_shape_or_dtype_are_refused(labels, message):
     with pytest.raises(UserError, match=message):
         metrics.retrieval_metrics(embeddings(10, 3, seed=21), {"": labels}, ks=(1,))
 
 
-def test_labels_of_two_kinds_are_refused():
+def test_labels_of_different_types_are_refused():
     x = embeddings(10, 3, seed=21)
-    with pytest.raises(UserError, match=r"those of the gallery <U1: want the same"):
+    with pytest.raises(
+        UserError, match=r"labels: found dtype int64 for the queries and <U1 for the gallery; expected integers on both"
+    ):
         metrics.average_precision(x, np.zeros(10, int), x, np.array(list("aabbccddee")))

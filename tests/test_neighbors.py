@@ -1,4 +1,4 @@
-"""Exact neighbours against brute force in float64: order, ties, self by id, and a user's mistakes."""
+"""Exact neighbours against float64 brute force: order, ties, exclusion by id, and error messages."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from helpers import twins
 
 
 def points(n, dim, seed=0):
-    """Random vectors of random lengths: an inner product would order them differently."""
+    """Random vectors of random lengths, so that inner products and cosines rank them differently."""
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(n, dim)) * rng.uniform(0.1, 10, size=(n, 1))).astype(np.float32)
 
@@ -30,7 +30,7 @@ def assert_search(queries, gallery, k, **ids):
 
 
 def test_golden_angles():
-    # Gallery at 0, 30, 60 and 180 degrees, of lengths 1, 2, 10 and 1; query at 50: angles 50, 20, 10 and 130, so the
+    # Gallery at 0, 30, 60 and 180 degrees with lengths 1, 2, 10 and 1; query at 50. Angles 50, 20, 10 and 130, so the
     # order is 2, 1, 0, 3 with cosines 0.9848078, 0.9396926, 0.6427876, -0.6427876.
     angles = np.deg2rad([0, 30, 60, 180])
     gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([[1], [2], [10], [1]])
@@ -49,10 +49,10 @@ def test_golden_angles():
         (1, 1, 3, 1),
         (1, 7, 5, 7),  # k = all
         (3, 33, 17, 10),
-        (2, 65, 5, 64),  # more neighbours than groups of columns
-        (3, 500, 3, 500),  # k = all, more than a block of 32-64 columns holds
+        (2, 65, 5, 64),  # more neighbours than groups
+        (3, 500, 3, 500),  # k = all, more than the columns of a group
         (5, 1000, 2, 3),
-        (2, 4097, 17, 30),  # a gallery of one row more than a power of two
+        (2, 4097, 17, 30),  # one row more than a power of two
         (9, 5000, 17, 5),
         (2, 8193, 5, 40),
     ],
@@ -69,9 +69,9 @@ def test_more_queries_than_a_block():
     np.testing.assert_array_equal(np.asarray(index)[some], twins.search(queries[some], gallery, 3)[1])
 
 
-def test_all_neighbours_side_by_side():
-    # The k best rows are contiguous, as where a data set is sorted by class: a search that keeps one candidate for
-    # each group of columns loses nearly all of them.
+def test_contiguous_neighbours():
+    # The k best rows are contiguous, as in a data set sorted by class. A search that keeps one candidate per group
+    # would lose nearly all of them.
     gallery = points(2000, 9, seed=6)
     query = points(1, 9, seed=7)
     near = np.random.default_rng(8).normal(size=(60, 9))
@@ -82,8 +82,8 @@ def test_all_neighbours_side_by_side():
 
 @pytest.mark.parametrize("n, k", [(300, 50), (4097, 10), (8200, 700)])
 def test_ties_go_to_the_lower_index(n, k):
-    # Rows of +-1 in four dimensions: 16 different vectors, all cosines in {-1, -0.5, 0, 0.5, 1}, exact in float32 in
-    # any order of summation. Thousands of ties, and only one right answer.
+    # Rows of +-1 in four dimensions: 16 distinct vectors with cosines in {-1, -0.5, 0, 0.5, 1}, exact in float32 for
+    # any summation order. There are thousands of ties and one right answer.
     rng = np.random.default_rng(9)
     gallery = rng.choice([-1.0, 1.0], size=(n, 4)).astype(np.float32)
     queries = np.concatenate([gallery[[0, n - 1]], [[1, 0, 0, 0], [1, 1, 0, 0]]]).astype(np.float32)
@@ -98,12 +98,12 @@ def test_all_equal_embeddings(n, vector):
     gallery = np.tile(np.array(vector, np.float32), (n, 1))
     query_ids = np.array([0, 3, n - 1])
     _, index = neighbors.search(gallery[query_ids], gallery, 5, query_ids=query_ids, gallery_ids=np.arange(n))
-    # The lowest indices, each query's own left out: for n = 7 the last query is 6.
+    # The lowest indices without the query's own; for n = 7 the last query is 6.
     np.testing.assert_array_equal(index, [[1, 2, 3, 4, 5], [0, 1, 2, 4, 5], [0, 1, 2, 3, 4]])
 
 
 def test_duplicated_embeddings():
-    # Every row four times, far apart: the copies come first, in the order of their indices.
+    # Each row occurs four times. The copies come first, in the order of their indices.
     base = points(300, 17, seed=10)
     gallery = np.tile(base, (4, 1))
     _, index = neighbors.search(base[:20], gallery, 4)
@@ -114,8 +114,8 @@ def test_duplicated_embeddings():
 
 
 def test_tight_embeddings_of_many_dimensions_are_settled_among_the_candidates(monkeypatch):
-    # Cosines of 0.993 with a deviation of 0.004, as of a network that is about to collapse: float32's error is smaller
-    # than what lies between candidates, and no query has to be compared with all rows, which takes ten times as long.
+    # Cosines of 0.993 with a deviation of 0.004, as of a network close to collapse. The float32 error is below the gaps
+    # between candidates, so no query is compared with the whole gallery, which takes ten times as long.
     rng = np.random.default_rng(12)
     low = rng.normal(size=(8, 1024))
     gallery, queries = (1 + 0.03 * rng.normal(size=(n, 8)) @ low for n in (6000, 20))
@@ -123,8 +123,8 @@ def test_tight_embeddings_of_many_dimensions_are_settled_among_the_candidates(mo
     assert_search(queries.astype(np.float32), gallery.astype(np.float32), 30)
 
 
-def test_collapsed_embeddings_are_settled_for_as_many_queries_as_there_is_time_for(monkeypatch, capsys):
-    # Rows that differ in their last bits alone, each of them twice: float32 tells none apart.
+def test_a_limited_number_of_queries_on_collapsed_embeddings_is_exact_and_the_rest_is_warned_about(monkeypatch, capsys):
+    # Rows that differ in their last bits only, each of them twice; float32 cannot distinguish them.
     rng = np.random.default_rng(13)
     distinct = (1 + 1e-6 * rng.normal(size=(200, 40))).astype(np.float32)
     gallery = np.concatenate([distinct, distinct])
@@ -135,18 +135,18 @@ def test_collapsed_embeddings_are_settled_for_as_many_queries_as_there_is_time_f
     index = neighbors.search(queries, gallery, 5)[1]
     np.testing.assert_array_equal(index[:33], twins.search(queries[:33], gallery, 5)[1])
     assert capsys.readouterr().err == (
-        "warning: of 17 of 50 queries more rows are as near as the neighbour 5 than float32 can tell apart: these are "
-        "exact in float32 only. Have the embeddings collapsed?\n"
+        "warning: search: found 17 of 50 queries with many rows as near as neighbour 5 within float32 precision; their "
+        "neighbours are exact in float32 only. Have the embeddings collapsed?\n"
     )
 
 
-# Self, by id
+# Exclusion by id
 
 
 def test_duplicates_with_other_labels_give_no_recall_at_one():
-    # 500 pairs of equal images with different labels. The nearest other image of each is its twin, which is wrong:
-    # R@1 = 0. Where self is "the first of the ranking", the twin that comes first in the tie is dropped as self, and
-    # the query finds itself: R@1 = 0.5.
+    # 500 pairs of equal images with different labels. The nearest other image of each is its duplicate, which is wrong:
+    # R@1 = 0. If the first rank were dropped instead of the query's id, half of the queries would find themselves:
+    # R@1 = 0.5.
     base = points(500, 16, seed=11)
     embeddings = np.concatenate([base, base])
     labels = np.concatenate([np.zeros(500, int), np.ones(500, int)])
@@ -158,25 +158,25 @@ def test_duplicates_with_other_labels_give_no_recall_at_one():
 
 
 def test_self_is_left_out_wherever_it_ranks():
-    # The query with id 2 is NOT the embedding stored under id 2, which ranks last but one: it still is left out.
+    # The query with id 2 is NOT the embedding stored under id 2, which ranks third. That row is still excluded.
     gallery = np.array([[1, 0], [0.9, 0.1], [0.5, 0.5], [0, 1]], np.float32)
     _, index = neighbors.search(gallery[:1], gallery, 3, query_ids=np.array([2]), gallery_ids=np.arange(4))
     np.testing.assert_array_equal(index, [[0, 1, 3]])
 
 
 def test_arbitrary_ids():
-    # Ids are names, not positions: unsorted, with gaps; the index that comes back is the row of the gallery.
+    # Ids are names, not positions: unsorted, with gaps. The returned index is the gallery row.
     rng = np.random.default_rng(12)
     gallery = points(333, 7, seed=13)
     gallery_ids = rng.permutation(1_000_000)[:333]
     chosen = np.array([332, 0, 17, 5])
     assert_search(gallery[chosen], gallery, 332, query_ids=gallery_ids[chosen], gallery_ids=gallery_ids)
-    # An id that the gallery has not leaves nothing out.
+    # A query id that is not in the gallery excludes nothing.
     assert_search(gallery[:2], gallery, 5, query_ids=np.array([1_000_001, 1_000_002]), gallery_ids=gallery_ids)
 
 
 def test_ties_go_to_the_lower_id():
-    # Five equal rows with ids in no order; nine more than the spare candidates hold, so the whole gallery is asked.
+    # Equal rows with shuffled ids; 40 are more than the spare candidates, so the whole gallery is compared.
     for n in (5, 40):
         ids = np.random.default_rng(22).permutation(1000)[:n]
         gallery = np.tile(points(1, 6, seed=23), (n, 1))
@@ -184,13 +184,13 @@ def test_ties_go_to_the_lower_id():
         np.testing.assert_array_equal(np.sort(ids[1:])[:3], ids[index[0]])
 
 
-def test_without_query_ids_nothing_is_left_out():
+def test_without_query_ids_nothing_is_excluded():
     gallery = points(50, 5, seed=15)
     _, index = neighbors.search(gallery, gallery, 1)
     np.testing.assert_array_equal(np.asarray(index)[:, 0], np.arange(50))
 
 
-def test_arguments_are_left_as_they_were():
+def test_arguments_are_not_modified():
     queries, gallery = points(3, 5), points(20, 5, seed=16)
     before = queries.copy(), gallery.copy()
     neighbors.search(queries, gallery, 3)
@@ -199,8 +199,8 @@ def test_arguments_are_left_as_they_were():
 
 
 @pytest.mark.quick
-def test_matmuls_ask_for_full_float32(eight_devices):
-    # "Exact" is a promise for accelerators too, whose default (TF32, bfloat16) reorders cosines nearer than 1e-3.
+def test_matmuls_request_full_float32(eight_devices):
+    # The default precision of accelerators (TF32, bfloat16) reorders cosines closer than 1e-3.
     inside = jax.make_jaxpr(lambda q, g: neighbors.search(q, g, 3))(points(5, 7), points(40, 7)).jaxpr
     assert twins.matmul_precisions(inside) == {jax.lax.Precision.HIGHEST}
     args = np.zeros((8, 7), np.float32), np.zeros(8, np.int32), np.zeros((4096, 7), np.float32), 4000
@@ -209,11 +209,11 @@ def test_matmuls_ask_for_full_float32(eight_devices):
         assert twins.matmul_precisions(step.jaxpr) == {jax.lax.Precision.HIGHEST}
 
 
-# What float32 cannot tell
+# Ties in float32
 
 
 def almost_equal(n, dim, seed, distance=1e-4):
-    """n rows around one vector: their cosines differ in the 9th digit, which float32 has not."""
+    """n rows around one vector; their cosines differ in the 9th digit, beyond float32 precision."""
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(1, dim)) + distance * rng.normal(size=(n, dim))).astype(np.float32)
 
@@ -221,14 +221,14 @@ def almost_equal(n, dim, seed, distance=1e-4):
 @pytest.mark.parametrize(
     ("n", "far", "k"),
     [
-        (6, 500, 6),  # fewer than the spare candidates hold
+        (6, 500, 6),  # fewer than the spare candidates
         (12, 500, 9),
-        (200, 500, 9),  # more: the whole gallery is asked
+        (200, 500, 9),  # more, so the whole gallery is compared
         (200, 5000, 9),
         (300, 0, 299),
     ],
 )
-def test_neighbours_nearer_than_float32_can_tell_are_in_the_order_of_float64(n, far, k):
+def test_neighbours_that_tie_in_float32_are_in_the_order_of_float64(n, far, k):
     gallery = np.concatenate([points(far, 24, seed=24), almost_equal(n, 24, seed=25)])
     queries = almost_equal(3, 24, seed=25, distance=2e-4)
     unit = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
@@ -241,7 +241,7 @@ def test_neighbours_nearer_than_float32_can_tell_are_in_the_order_of_float64(n, 
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_lengths_that_have_no_square_in_float32(scale):
+def test_lengths_whose_squares_overflow_or_underflow_float32(scale):
     gallery, queries = points(50, 5, seed=26), points(4, 5, seed=27)
     _, expected = neighbors.search(queries, gallery, 5)
     _, index = neighbors.search(queries * np.float32(scale), gallery * np.float32(scale), 5)
@@ -258,21 +258,21 @@ def test_lengths_that_have_no_square_in_float32(scale):
     ("queries", "rows", "k"), [(1, 333, 3), (9, 1024, 1), (130, 1055, 7), (70, 4099, 20), (3, 90, 89)]
 )
 @pytest.mark.slow
-def test_blocks_of_both_sides_lose_and_count_nothing_twice(monkeypatch, on_host, queries, rows, k):
-    # Small blocks, so that there are many of both sides; all rows opposite to the queries, so that a padding of zeros
-    # would be nearer than any of them.
+def test_blocks_of_queries_and_gallery_lose_nothing_and_count_nothing_twice(monkeypatch, on_host, queries, rows, k):
+    # Small blocks, so that there are many of both. All rows are opposite to the queries, so a zero padding would be
+    # nearer than any of them.
     monkeypatch.setattr(neighbors, "_picks_on_host", lambda: on_host)
     monkeypatch.setattr(neighbors, "_MAX_ROWS", 700)
     monkeypatch.setattr(neighbors, "_PART", 512)
     monkeypatch.setattr(neighbors, "_BLOCK", 2**13)
     gallery = np.abs(points(rows, 6, seed=28))
     ids = np.random.default_rng(29).permutation(10 * rows)[:rows]
-    asked = np.random.default_rng(30).integers(0, rows, queries)
-    assert_search(-gallery[asked], gallery, k, query_ids=ids[asked], gallery_ids=ids)
+    chosen = np.random.default_rng(30).integers(0, rows, queries)
+    assert_search(-gallery[chosen], gallery, k, query_ids=ids[chosen], gallery_ids=ids)
 
 
-def test_a_gallery_in_the_order_of_nearness_with_parts_smaller_than_k(monkeypatch):
-    # What the first part offers is nearer than all that follows, and still not enough.
+def test_a_gallery_sorted_by_similarity_in_parts_smaller_than_k(monkeypatch):
+    # The rows of the first part are nearer than all that follow, but fewer than k.
     monkeypatch.setattr(neighbors, "_MAX_ROWS", 512)
     monkeypatch.setattr(neighbors, "_PART", 512)
     angle = np.linspace(0.1, 3, 2000)
@@ -299,9 +299,9 @@ def test_grouped_top_k_is_top_k(size):
     assert not np.any(at == own[:, None]) and at.max() < num_columns
 
 
-def test_inside_jit_groups_with_the_own_row_or_with_padding_take_nobodys_place():
-    # All cosines are negative. The nearest row is the query's own, in a group of far rows; the next is in another one;
-    # and the last group is cut by the end of the gallery, where a padding of zeros would be nearer than all.
+def test_inside_jit_the_own_row_and_padding_displace_no_neighbour():
+    # All cosines are negative. The nearest row is the query's own, in a group of far rows; the next is in another.
+    # The last group is cut by the end of the gallery, where zero padding would be nearer than all rows.
     gallery = np.tile(np.array([[1.0, 0.0]], np.float32), (32 * 20 + 5, 1))
     gallery[100] = [0.1, 1.0]
     gallery[300] = [0.2, 1.0]
@@ -311,7 +311,7 @@ def test_inside_jit_groups_with_the_own_row_or_with_padding_take_nobodys_place()
 
 
 def test_shapes_come_in_buckets():
-    # 16 to 32 sizes an octave: at most a sixteenth is padding, and a hundred galleries share a few compilations.
+    # 16 to 32 sizes per octave: at most a sixteenth is padding, and many gallery sizes share a compilation.
     sizes = np.arange(1, 70_000, 7)
     buckets = np.array([neighbors._bucket(int(n)) for n in sizes])
     assert np.all(buckets >= sizes) and np.all(buckets % neighbors._GROUP == 0)
@@ -320,7 +320,7 @@ def test_shapes_come_in_buckets():
 
 
 def test_the_same_shapes_compile_once(caplog):
-    # `parallel.pmap` is called anew for every search, k-means and fit: JAX knows the function again.
+    # `parallel.pmap` is called in each search, k-means and fit; JAX must find the compiled function in its cache.
     x, label = points(300, 5), np.arange(300) % 2
 
     def everything():
@@ -329,7 +329,7 @@ def test_the_same_shapes_compile_once(caplog):
         probe.fit(x, label, 2, 0.1)
 
     with jax.log_compiles():
-        neighbors.search(points(9, 37), points(331, 37), 4)  # of a shape that no other test has
+        neighbors.search(points(9, 37), points(331, 37), 4)  # a shape of no other test
         assert "Compiling" in caplog.text
         everything()
         caplog.clear()
@@ -343,8 +343,8 @@ def test_the_same_shapes_compile_once(caplog):
 @pytest.mark.parametrize("n, k", [(400, 1), (400, 49), (400, 50), (400, 60), (8, 3)])
 @pytest.mark.quick
 def test_eight_devices_find_what_one_device_finds(n, k, eight_devices):
-    # The gallery's rows are spread over the devices in order, and all devices ask the same queries; k above the rows of
-    # a device; ties across devices go to the lower row of the whole gallery.
+    # The gallery is sharded over the devices in order, and all devices have the same queries. k may exceed the rows
+    # of a device; ties across devices go to the lower row of the whole gallery.
     rng = np.random.default_rng(20)
     gallery = rng.choice([-1.0, 1.0], size=(n, 4)).astype(np.float32)
     ids, chosen = rng.permutation(1000)[:n], np.array([0, 3, n - 1])
@@ -361,7 +361,7 @@ def test_eight_devices_find_what_one_device_finds(n, k, eight_devices):
         np.testing.assert_allclose(np.asarray(similarity)[device], expected, atol=1e-6)
 
 
-# A user's mistakes
+# Validation
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_eight_devices_find_what_one_device_finds(n, k, eight_devices):
         ("empty", ["0", "5"]),
     ],
 )
-def test_mistakes_are_told_in_one_line_with_their_numbers(case, numbers):
+def test_errors_are_one_line_with_the_numbers_found(case, numbers):
     queries, gallery, k, ids = points(3, 5), points(11, 5, seed=17), 4, {}
     match case:
         case "k zero":
@@ -422,13 +422,13 @@ def test_mistakes_are_told_in_one_line_with_their_numbers(case, numbers):
         assert number in message, message
 
 
-def test_the_largest_k_that_is_no_mistake():
+def test_the_largest_valid_k():
     gallery, ids = points(11, 5, seed=18), np.arange(11)
     assert_search(gallery, gallery, 11)
     assert_search(gallery, gallery, 10, query_ids=ids, gallery_ids=ids)
 
 
-def test_is_the_same_on_jax_arrays():
+def test_jax_arrays_give_the_same_result():
     queries, gallery = points(3, 5), points(20, 5, seed=19)
     expected = neighbors.search(queries, gallery, 4)
     got = neighbors.search(jax.numpy.asarray(queries), jax.numpy.asarray(gallery), 4)

@@ -1,4 +1,4 @@
-"""A run's page: its numbers by hand and by other libraries, its HTML taken apart, what a training leaves."""
+"""The page of a run: numbers checked by hand and against other libraries, its HTML, and its writing after training."""
 
 import base64
 import dataclasses
@@ -37,17 +37,17 @@ def opened(uri):
 # Numbers
 
 
-def test_recall_by_class_counts_queries_that_have_another_of_their_class():
+def test_recall_by_class_counts_queries_with_another_image_of_their_class():
     label = np.array([0, 0, 1, 1, 2, 0])
-    nearest = np.array([1, 2, 3, 0, 0, 0])  # right: rows 0, 2, 5; row 4 is alone in its class
+    nearest = np.array([1, 2, 3, 0, 0, 0])  # hits: rows 0, 2, 5; row 4 is the only one of its class
     right, of = by_class.recall_by_class(label, nearest, label, 4)
     assert (right.tolist(), of.tolist()) == ([2, 1, 0, 0], [3, 2, 0, 0])
-    # The same queries, counted by a coarser class: rows 0, 1 and 5 against rows 2 and 3.
+    # The same queries by coarse class: rows 0, 1 and 5 against rows 2 and 3.
     right, of = by_class.recall_by_class(label, nearest, np.array([1, 1, 0, 0, 0, 1]), 2)
     assert (right.tolist(), of.tolist()) == ([1, 2], [2, 3])
 
 
-def test_recall_of_all_classes_is_that_of_the_metrics():
+def test_recall_summed_over_classes_equals_the_metric():
     test = pages.odd_records()
     embedding = pages.embedding(test, noise=2.0)
     seen = neighbors.search(embedding, embedding, 1, query_ids=test.id, gallery_ids=test.id)[1]
@@ -59,7 +59,7 @@ def test_recall_of_all_classes_is_that_of_the_metrics():
 def test_confusion_counts_the_class_of_the_nearest():
     label = np.array([3, 3, 3, 5, 5, 9])
     nearest = np.array([1, 3, 5, 0, 4, 0])
-    # 3 -> 3, 5, 9; 5 -> 3, 5; 9 -> 3, which is not asked for.
+    # 3 -> 3, 5, 9; 5 -> 3, 5; 9 -> 3, which is not compared.
     assert confusion.confusion(label, nearest, np.array([3, 5])).tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
@@ -75,7 +75,7 @@ def test_the_map_is_the_first_two_principal_components_of_unit_vectors(shape):
         assert axis[np.abs(axis).argmax()] > 0
 
 
-def test_a_map_of_what_has_no_two_directions():
+def test_a_map_of_embeddings_of_rank_below_two():
     points, shares = embedding_map.plane(np.array([[1.0, 0], [0, 2], [1, 0]], np.float32))
     np.testing.assert_allclose(points[:, 1], 0, atol=1e-7)
     np.testing.assert_allclose(shares, [1, 0], atol=1e-7)
@@ -86,7 +86,7 @@ def test_a_map_of_what_has_no_two_directions():
         assert np.all(np.isfinite(shares))
 
 
-def test_a_sample_is_drawn_by_the_seed_once_each():
+def test_a_sample_depends_on_the_seed_and_has_no_duplicates():
     drawn = embedding_map.sample(100, 10, seed=3)
     assert len({*drawn.tolist()}) == 10 and np.all(np.diff(drawn) > 0)
     assert (
@@ -108,14 +108,14 @@ def test_a_sample_is_drawn_by_the_seed_once_each():
         (1e-7, 3e-7, [1e-7, 1.5e-7, 2e-7, 2.5e-7, 3e-7]),
     ],
 )
-def test_ticks_are_round_and_enclose_the_values(low, high, expected):
+def test_ticks_are_round_and_cover_the_values(low, high, expected):
     ticks = curves.steps(low, high)
     assert ticks[0] <= low and high <= ticks[-1]
     if low < high:
         np.testing.assert_allclose(ticks, expected, rtol=1e-9)
 
 
-def test_a_chart_draws_its_values_to_scale_and_says_them():
+def test_a_chart_is_to_scale_and_its_label_names_the_values():
     drawn = pages.Page(
         curves.chart("a<b", [curves.Line(0, "x", [1, 2, 4], [0.0, 1.0, 4.0]), curves.Line(1, "y", [4], [2])])
     )
@@ -125,15 +125,15 @@ def test_a_chart_draws_its_values_to_scale_and_says_them():
     assert [x1, x2, x4] == pytest.approx([left + (right - left) * x / 4 for x in (1, 2, 4)], abs=0.1)
     assert y1 - y4 == pytest.approx(4 * (y1 - y2), abs=0.2)
     assert y4 < y1 and single == [f"{x4:.1f},{(y1 + y4) / 2:.1f}"]
-    said = drawn.all("svg")[0][1]["aria-label"]
-    assert said.startswith("a<b: x from 0 in epoch 1 to 4 in epoch 4, lowest 0, highest 4; y from 2 in epoch 4")
+    label = drawn.all("svg")[0][1]["aria-label"]
+    assert label.startswith("a<b: x from 0 in epoch 1 to 4 in epoch 4, lowest 0, highest 4; y from 2 in epoch 4")
     assert {t[2] for t in drawn.all("text")} >= {"0", "4", "epoch"}
 
 
 # Images
 
 
-def test_thumbnails_keep_their_proportions_and_small_images_their_pixels():
+def test_thumbnails_keep_their_aspect_ratio_and_small_images_their_pixels():
     small = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 1), np.uint8)
     got = thumbnails.thumbnails(small, np.array([2, 0]), 64)
     assert [*got] == [0, 2]
@@ -155,7 +155,7 @@ def test_a_sheet_has_every_image_in_its_cell():
     assert whole.getpixel((1, 0)) == 0  # around an image that is not square
 
 
-def test_images_are_read_from_their_files(tmp_path):
+def test_thumbnails_of_images_in_files(tmp_path):
     files = np.array([write_image(tmp_path / f"{i}.png") for i in range(4)])
     lazy = FolderImages(str(tmp_path), files, 8, "squash", skip=False)
     read = lazy.read()
@@ -166,7 +166,7 @@ def test_images_are_read_from_their_files(tmp_path):
 # The page
 
 
-def test_a_page_is_sound_and_names_its_parts():
+def test_a_page_is_valid_html_with_labelled_sections():
     test = pages.odd_records()
     text = compose(test, pages.run(test), pages.run(test, "other", seed=1))
     found = pages.Page(text)
@@ -185,7 +185,7 @@ def test_a_page_is_sound_and_names_its_parts():
     assert all(a["scope"] in ("row", "col") for _, a, _ in found.all("th"))
 
 
-def test_a_page_needs_nothing_from_elsewhere():
+def test_a_page_is_self_contained():
     test = pages.odd_records()
     text = compose(test)
     found = pages.Page(text)
@@ -193,14 +193,14 @@ def test_a_page_needs_nothing_from_elsewhere():
         for key in attributes.keys() & {"src", "href"}:
             assert attributes[key].startswith(("data:", "#")), attributes
     assert not found.all("iframe") and not re.search(r"@import|url\((?!\\?\"\$\{)", found.all("style")[0][2])
-    assert {*re.findall(r"https?://[^\"'\s)]*", text)} == {"http://www.w3.org/2000/svg"}  # a name, in the script
+    assert {*re.findall(r"https?://[^\"'\s)]*", text)} == {"http://www.w3.org/2000/svg"}  # a namespace, in the script
     policy = found.all("meta", **{"http-equiv": "Content-Security-Policy"})[0][1]["content"]
     script = found.all("script")[-1][2]
     digest = base64.b64encode(page.hashlib.sha256(script.encode()).digest()).decode()
     assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}'" in policy
 
 
-def test_odd_names_stay_names():
+def test_odd_names_are_escaped():
     test = pages.odd_records()
     found = pages.Page(compose(test, pages.run(test, name="<i>run</i>")))
     assert not found.all("i") and not found.all("b") and len(found.all("script")) == 3
@@ -210,7 +210,7 @@ def test_odd_names_stay_names():
 
 
 def test_tables_have_the_numbers_of_their_runs():
-    # Pairs of images on a circle, so that each is nearest to the other one: of one class, but for those of 4 and 5.
+    # Pairs of images on a circle, each nearest to the other. Both are of one class, except in classes 4 and 5.
     label = [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 4, 5]
     test = pages.records(np.array(label), np.array(label) // 2)
     angle = np.arange(12) // 2 * 0.5 + np.arange(12) % 2 * 0.01
@@ -218,7 +218,7 @@ def test_tables_have_the_numbers_of_their_runs():
     run = dataclasses.replace(pages.run(test), embedding=embedding)
     found = pages.Page(compose(test, run))
     header, *rows = found.rows("metrics")
-    assert header == ["labels, features", "mAP", "R@1", "k-NN"]
+    assert header == ["level, layer", "mAP", "R@1", "k-NN"]
     assert rows == [
         ["fine, trunk", "50.0", "81.2", "–"],
         ["coarse, trunk", "–", "–", "90.0"],
@@ -227,7 +227,7 @@ def test_tables_have_the_numbers_of_their_runs():
     header, *rows = found.rows("classes")
     odd, coarse = pages.READ, ("left & right", "</style>", "third")
     right = [[odd[c], coarse[c // 2], "2", "100.0"] for c in range(4)]
-    # The lowest first.
+    # Lowest R@1 first.
     assert header == ["fine", "coarse", "images", "R@1"]
     assert rows[:6] == [[odd[c], coarse[2], "2", "0.0"] for c in (4, 5)] + right
     assert rows[6] == ["coarse", "images", "R@1 fine", "R@1 coarse"]
@@ -238,7 +238,7 @@ def test_tables_have_the_numbers_of_their_runs():
     assert ["packages: jax", "0.10"] in found.rows("environment")
 
 
-def test_a_class_of_a_single_image_has_no_r_at_1_and_is_none_of_the_lowest():
+def test_a_class_of_a_single_image_has_no_r_at_1_and_comes_last():
     label = np.array([0, 0, 1, 1, 2])
     test = pages.records(label, np.zeros(5, int))
     embedding = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, -1]], np.float32)
@@ -246,7 +246,7 @@ def test_a_class_of_a_single_image_has_no_r_at_1_and_is_none_of_the_lowest():
     assert [row[-1] for row in rows[:3]] == ["100.0", "100.0", "–"]
 
 
-def test_two_runs_stand_side_by_side_with_what_one_gains():
+def test_two_runs_are_shown_side_by_side_with_their_difference():
     test = pages.odd_records()
     runs = [pages.run(test, noise=0.1), pages.run(test, "other", noise=4.0, seed=1)]
     header, *rows = pages.Page(compose(test, *runs)).rows("classes")
@@ -257,7 +257,7 @@ def test_two_runs_stand_side_by_side_with_what_one_gains():
     assert [row[:2] for row in rows[:2]] == [["fine, trunk", "grafit"], ["fine, trunk", "other"]]
 
 
-def test_three_runs_are_in_one_picture_at_each_layer():
+def test_three_runs_share_one_chart_per_layer():
     test = pages.odd_records()
     runs = [
         pages.run(test, name, noise, seed) for seed, (name, noise) in enumerate((("a", 0.1), ("b", 1.0), ("c", 4.0)))
@@ -269,20 +269,20 @@ def test_three_runs_are_in_one_picture_at_each_layer():
     lines = {a["class"] for tag, a, _ in found.tags if tag == "polyline"}
     assert lines == {"line line-0", "line line-1", "line line-2"}
     assert [".line-2 {" in text for tag, _, text in found.tags if tag == "style"] == [True]
-    assert found.rows("classes")[0][3:] == ["R@1, a", "R@1, b", "R@1, c"]  # a gain is of two
+    assert found.rows("classes")[0][3:] == ["R@1, a", "R@1, b", "R@1, c"]  # the gain is defined for two runs only
 
 
-def test_the_gallery_frames_neighbours_as_the_picture_does():
+def test_the_gallery_has_the_frames_of_the_picture():
     test = pages.odd_records(4)
     ids = np.arange(len(test)) + 100
     runs = [pages.run(test, noise=1.0), pages.run(test, "other", noise=3.0, seed=1)]
     found = pages.Page(compose(test, *runs, ids=ids))
     queries = pictures.queries_of(test.label, 12)
     assert test.label[queries].tolist() == [0, 1, 2, 3, 4, 5]
-    asked = [a["alt"] for _, a, _ in found.all("img", class_="asked")]
-    assert [re.search(r"test/(\d+)", alt)[1] for alt in asked] == [str(ids[q]) for q in queries]
+    query_alts = [a["alt"] for _, a, _ in found.all("img", class_="query-image")]
+    assert [re.search(r"test/(\d+)", alt)[1] for alt in query_alts] == [str(ids[q]) for q in queries]
     frames = iter([a["class"] for _, a, _ in found.all("li") if a.get("class") in pictures.FRAMES])
-    said = iter([a["alt"] for _, a, _ in found.all("img") if a.get("class") != "asked"])
+    alts = iter([a["alt"] for _, a, _ in found.all("img") if a.get("class") != "query-image"])
     captions = iter([c[2] for c in found.all("figcaption") if "same fine class" in c[2]])
     kinds = set()
     for query in queries:
@@ -293,13 +293,13 @@ def test_the_gallery_frames_neighbours_as_the_picture_does():
             cosine[query] = -2
             for rank, row in enumerate(np.argsort(-cosine)[:10], 1):
                 kind = pictures.relation(test.label, test.train_label, query, row)
-                alt = next(said)
+                alt = next(alts)
                 assert next(frames) == kind and alt.startswith(f"{rank}: ") and alt.endswith(f"test/{ids[row]}")
                 assert pictures.FRAMES[kind].meaning in alt
                 here.append(kind)
-            assert next(captions) == f"{run.name}: {here.count('fine')} of 10 of the same fine class"
+            assert next(captions) == f"{run.name}: {here.count('fine')} of 10 in the same fine class"
             kinds |= {*here}
-    assert kinds == {"fine", "coarse", "neither"} and next(said, None) is next(frames, None) is None
+    assert kinds == {"fine", "coarse", "neither"} and next(alts, None) is next(frames, None) is None
     style = found.all("style")[0][2]
     assert ".coarse>img,.swatch.coarse{border:3.6px dashed #ef9a00}" in style
 
@@ -312,26 +312,26 @@ FINE = np.tile(np.arange(8), 3)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said", "unsaid"),
+    ("changes", "shown", "not_shown"),
     [
-        ({"levels": levels(coarse=FINE // 4, fine=None)}, ("of level coarse.", "same coarse class"), ("same fine",)),
-        ({"levels": levels(fine=FINE), "train_level": "fine"}, ("of level fine.", "all classes"), ("coarse class",)),
+        ({"levels": levels(coarse=FINE // 4, fine=None)}, ("at level coarse.", "same coarse class"), ("same fine",)),
+        ({"levels": levels(fine=FINE), "train_level": "fine"}, ("at level fine.", "all classes"), ("coarse class",)),
         (
             {"levels": levels(order=FINE // 8, tribe=FINE // 4, genus=FINE // 2, species=FINE), "train_level": "tribe"},
-            ("8 classes of level species in 2 classes of level tribe.",),
+            ("8 classes at level species, 2 classes at level tribe.",),
             ("level genus",),
         ),
         (
             {"levels": levels(order=FINE // 4, genus=FINE // 2, species=FINE), "train_level": "species"},
-            ("8 classes of level species in 4 classes of level genus.",),
+            ("8 classes at level species, 4 classes at level genus.",),
             ("level order",),
         ),
-        ({"levels": levels(coarse=FINE * 0, fine=FINE)}, ("in 1 classes of level coarse.",), ("No class here",)),
-        ({"levels": levels(coarse=FINE, fine=FINE)}, ("No class here holds two finer ones.",), ("confusion-data",)),
-        ({"image": np.zeros((24, 6, 5, 1), np.uint8)}, ("8 classes of level fine",), ()),
+        ({"levels": levels(coarse=FINE * 0, fine=FINE)}, (", 1 classes at level coarse.",), ("No class has",)),
+        ({"levels": levels(coarse=FINE, fine=FINE)}, ("No class has two or more subclasses.",), ("confusion-data",)),
+        ({"image": np.zeros((24, 6, 5, 1), np.uint8)}, ("8 classes at level fine",), ()),
     ],
 )  # fmt: skip
-def test_pages_of_all_kinds_of_labels_and_images(changes, said, unsaid):
+def test_pages_for_each_kind_of_labels_and_images(changes, shown, not_shown):
     base = {"levels": levels(coarse=FINE // 4, fine=FINE), "image": np.ones((24, 6, 5, 3), np.uint8)} | changes
     test = Records(**base)
     embedding = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
@@ -339,33 +339,33 @@ def test_pages_of_all_kinds_of_labels_and_images(changes, said, unsaid):
     text = compose(test, run)
     body = text.partition("</style>")[2].partition("<script>")[0]
     pages.Page(text)
-    assert all(s in body for s in said) and not any(s in body for s in unsaid)
+    assert all(s in body for s in shown) and not any(s in body for s in not_shown)
 
 
-def test_curves_leave_out_what_is_not_finite():
+def test_curves_omit_values_that_are_not_finite():
     test = pages.odd_records()
     run = pages.run(test)
     log = [*run.log, {"step": 15, "epoch": 3, "loss": float("nan"), "learning_rate": 0.1}]
     log += [{"step": 20, "epoch": float("inf"), "loss": 1.0}, {"step": 0, "epoch": 0, "loss": 9.0}]
     found = pages.Page(compose(test, dataclasses.replace(run, log=log)))
-    said = {a["aria-label"].partition(":")[0]: a["aria-label"] for _, a, _ in found.all("svg") if "aria-label" in a}
-    assert [*said] == ["loss", "learning rate", "mAP, trunk", "mAP, projector"]
-    assert "from 2 in epoch 1 to 1.5 in epoch 2" in said["loss"] and "in epoch 3" in said["learning rate"]
+    labels = {a["aria-label"].partition(":")[0]: a["aria-label"] for _, a, _ in found.all("svg") if "aria-label" in a}
+    assert [*labels] == ["loss", "learning rate", "mAP, trunk", "mAP, projector"]
+    assert "from 2 in epoch 1 to 1.5 in epoch 2" in labels["loss"] and "in epoch 3" in labels["learning rate"]
 
 
-def test_ten_thousand_images_are_less_than_five_megabytes():
+def test_a_page_of_ten_thousand_images_is_smaller_than_five_megabytes():
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (500, 64, 64, 3), np.uint8)  # which compresses worst
+    noise = rng.integers(0, 256, (500, 64, 64, 3), np.uint8)  # the worst case for compression
     label = np.arange(10_000) % 100
     names = [f"class number {i}" for i in range(100)]
     test = pages.records(label, label // 5, names, names[:20], image=noise[np.arange(10_000) % 500])
     runs = [pages.run(test, name, seed=seed) for seed, name in enumerate(("one", "two"))]
     text = compose(test, *runs)
     assert len(text) < 5_000_000
-    assert "1,000 of 10,000 test images, drawn by the seed" in text
+    assert "1,000 of 10,000 test images, sampled at random" in text
 
 
-# What is written
+# Writing
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def finished(trained_once, pages_left, tmp_path):
     return shutil.copytree(trained_once, tmp_path / "finished" / trained_once.name)
 
 
-def test_a_training_leaves_its_page(finished):
+def test_training_writes_the_page(finished):
     found = pages.Page((finished / "report.html").read_text())
     logged = results.collect(finished)["metrics"]
     tile = [t[2] for t in found.all("dd")]
@@ -382,7 +382,7 @@ def test_a_training_leaves_its_page(finished):
     assert found.all("p", class_="run")[0][2] == finished.name
 
 
-def test_a_run_that_was_killed_before_its_page_leaves_it_when_started_again(finished, tmp_path, trains):
+def test_a_run_killed_before_its_page_was_written_writes_it_when_restarted(finished, tmp_path, trains):
     killed = tmp_path / "killed" / finished.name
     shutil.copytree(finished, killed)
     (killed / "report.html").unlink()
@@ -390,12 +390,12 @@ def test_a_run_that_was_killed_before_its_page_leaves_it_when_started_again(fini
     assert metrics == json.loads((finished / "metrics.json").read_text())
     assert (killed / "report.html").read_text() == (finished / "report.html").read_text()
     (killed / "report.html").unlink()
-    shutil.rmtree(killed / "checkpoints")  # to have the room: there is no page to be made
+    shutil.rmtree(killed / "checkpoints")  # deleted to free disk space; no page can be made
     assert trains(workdir.read_config(killed), killed) == metrics
     assert not (killed / "report.html").exists()
 
 
-def test_what_goes_wrong_with_the_page_is_a_warning(finished, monkeypatch, capsys):
+def test_an_error_in_the_page_is_a_warning(finished, monkeypatch, capsys):
     run, state = restore.newest(finished)
     before = (finished / "report.html").read_bytes()
 
@@ -404,10 +404,10 @@ def test_what_goes_wrong_with_the_page_is_a_warning(finished, monkeypatch, capsy
 
     monkeypatch.setattr(write, "compose", broken)
     write.leave(run, state, finished)
-    said = capsys.readouterr().err
-    assert said.startswith("warning: ") and "no way" in said and said.count("\n") == 1
-    assert f"--workdir={finished}" in said and (finished / "report.html").read_bytes() == before
-    monkeypatch.setattr(write.parallel, "is_first", lambda: False)  # and no other process composes
+    warned = capsys.readouterr().err
+    assert warned.startswith("warning: ") and "no way" in warned and warned.count("\n") == 1
+    assert f"--workdir={finished}" in warned and (finished / "report.html").read_bytes() == before
+    monkeypatch.setattr(write.parallel, "is_first", lambda: False)  # other processes do not compose
     write.leave(run, state, finished)
     assert capsys.readouterr().err == ""
 
@@ -422,7 +422,7 @@ def test_two_runs_on_one_page(finished, tmp_path):
     assert found.data("map-data")["maps"][0]["points"] == found.data("map-data")["maps"][1]["points"]
 
 
-def test_mistakes_are_told_with_the_remedy(finished, tmp_path, cli):
+def test_errors_name_the_remedy(finished, tmp_path, cli):
     for name in ("unfinished", "foreign", "elsewhere"):
         shutil.copytree(finished, tmp_path / name)
     (tmp_path / "unfinished" / "metrics.json").unlink()
@@ -436,23 +436,23 @@ def test_mistakes_are_told_with_the_remedy(finished, tmp_path, cli):
         write.make(finished, [tmp_path / "unfinished"], out)
     with pytest.raises(UserError, match=r"foreign holds no run \(no config.json\): give the --workdir of"):
         write.make(tmp_path / "foreign", [], out)
-    with pytest.raises(UserError, match=r"elsewhere was tested on other images or labels than .*: want a --compare"):
+    with pytest.raises(UserError, match=r"elsewhere: found other test images or labels than in .*; expected the same"):
         write.make(finished, [tmp_path / "elsewhere"], out)
     with pytest.raises(UserError, match=r"cannot write .*; use another --out"):
         write.make(finished, [], finished / "config.json" / "page.html")
     for no_file in ("", "/", str(tmp_path)):
-        with pytest.raises(UserError, match=r"found '.*' as --out: want a file to write, such as .*report\.html"):
+        with pytest.raises(UserError, match=r"--out: found '.*'; expected a file name, such as .*report\.html"):
             write.make(finished, [], pathlib.Path(no_file))
-    with pytest.raises(UserError, match=r"found .* as --workdir and --compare: want each run once"):
+    with pytest.raises(UserError, match=r"--workdir and --compare: found .*; expected each run once"):
         write.make(finished, [finished / ".." / finished.name], out)
-    with pytest.raises(UserError, match=r"found 3 runs to --compare with: want at most 2"):
+    with pytest.raises(UserError, match=r"--compare: found 3 runs; expected at most 2"):
         write.make(finished, [tmp_path / name for name in "abc"], out)
     assert not out.exists()
-    told = cli("report", f"--workdir={tmp_path / 'nothing'}")
-    assert told.returncode == 2 and told.stderr.startswith("error: ") and told.stderr.count("\n") == 1
+    done = cli("report", f"--workdir={tmp_path / 'nothing'}")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_images_that_one_of_two_runs_could_not_read_are_on_neither_side(finished, tmp_path, monkeypatch):
+def test_an_image_that_one_run_could_not_read_is_omitted_for_all_runs(finished, tmp_path, monkeypatch):
     test = pages.odd_records(2)
     config = small_config()
     rows = []

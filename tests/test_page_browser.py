@@ -1,4 +1,4 @@
-"""A run's page in a real browser, where there is one: Chromium and its driver, as the system's packages have them."""
+"""The page of a run in Chromium, if the system packages of Chromium and its driver are installed."""
 
 import base64
 import io
@@ -51,7 +51,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture
 def show(browser, file):
-    """Opens the page on a screen of some width, light or dark."""
+    """Opens the page at a given screen width and colour scheme."""
 
     def opened(width=DESK, scheme="light", touch=False):
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE}
@@ -63,7 +63,7 @@ def show(browser, file):
         return browser
 
     yield opened
-    assert browser.get_log("browser") == []  # whatever a test did
+    assert browser.get_log("browser") == []  # no error in any test
 
 
 def texts(browser, selector):
@@ -81,7 +81,7 @@ def press(browser, key):
 
 
 def choose(browser, name, value):
-    """By the keyboard: an option of a select by its place."""
+    """Selects the option number `value` of a menu by keyboard."""
     browser.execute_script(f"document.getElementById('{name}').focus()")
     press(browser, keys.HOME)
     for _ in range(value):
@@ -93,21 +93,21 @@ def screenshot(browser):
     return PIL.Image.open(io.BytesIO(base64.b64decode(picture["data"]))).convert("RGB")
 
 
-def test_nothing_but_the_file_is_asked_for_and_no_name_is_run(show, file):
+def test_the_page_requests_only_its_file_and_runs_no_class_name(show, file):
     browser = show()
     browser.get_log("performance")
     browser.get(file.as_uri())
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-    assert file.as_uri() in asked
-    assert {url for url in asked if not url.startswith("data:")} == {file.as_uri()}
+    requested = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    assert file.as_uri() in requested
+    assert {url for url in requested if not url.startswith("data:")} == {file.as_uri()}
     assert browser.execute_script("return window.ran") is None
     assert browser.execute_script("return document.querySelectorAll('i, b').length") == 0
     assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth === 9)")
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
-def test_it_fits_the_screen_and_is_light_or_dark(show, width):
+def test_the_page_fits_the_screen_in_light_and_dark_mode(show, width):
     mean = {}
     for scheme in ("light", "dark"):
         browser = show(width, scheme)
@@ -122,7 +122,7 @@ def test_it_fits_the_screen_and_is_light_or_dark(show, width):
     assert mean["light"] > 200 and mean["dark"] < 80
 
 
-def test_tables_are_sorted_by_a_press_of_a_key(show):
+def test_tables_are_sorted_by_keyboard(show):
     browser = show()
     first = "#classes .scroll:first-of-type table"
 
@@ -130,7 +130,7 @@ def test_tables_are_sorted_by_a_press_of_a_key(show):
         return texts(browser, f"{first} tbody tr > :nth-child({number})")
 
     before = [float(x) for x in column(6)]
-    assert 25.0 in before and 100.0 in before  # which as text would come first
+    assert 25.0 in before and 100.0 in before  # 100 would sort before 25 as text
     browser.execute_script(f"document.querySelector('{first} th:nth-child(6) button').focus()")
     press(browser, keys.ENTER)
     assert [float(x) for x in column(6)] == sorted(before) != before
@@ -145,7 +145,7 @@ def test_tables_are_sorted_by_a_press_of_a_key(show):
     assert browser.execute_script(state) == ["ascending", None, None, None, None, None]
 
 
-def test_one_query_or_all(show):
+def test_the_query_menu(show):
     browser = show()
     shown = "return [...document.querySelectorAll('.query')].filter(e => e.offsetHeight).map(e => e.dataset.number)"
     assert browser.execute_script(shown) == list("012345")
@@ -155,7 +155,7 @@ def test_one_query_or_all(show):
     assert browser.execute_script(shown) == list("012345")
 
 
-def test_confusion_of_the_class_that_is_chosen(show):
+def test_the_confusion_menu(show):
     browser = show()
     names = texts(browser, "#confusion-choice option")
     assert len(names) == 3
@@ -177,7 +177,7 @@ return tips.map(e => [e.textContent, e.firstChild.style.backgroundPosition, e.fi
 
 
 def place(browser):
-    """Of the ring around the chosen image of the first map; None without one."""
+    """Returns the position of the selected image in the first map, or None."""
     ring = browser.execute_script("""const r = document.querySelector('.ring');
         return r.getAttribute('visibility') === 'visible' ? [r.cx.baseVal.value, r.cy.baseVal.value] : null""")
     return ring and tuple(ring)
@@ -209,7 +209,7 @@ def test_the_map_by_keyboard(show):
     assert browser.execute_script(TIP) == [] and place(browser) is None
 
 
-def test_the_map_by_mouse_and_by_finger(show):
+def test_the_map_by_mouse_and_touch(show):
     for touch in (False, True):
         browser = show(PHONE if touch else DESK, touch=touch)
         browser.execute_script("document.querySelector('.map').scrollIntoView({block: 'center'})")
@@ -229,7 +229,7 @@ def test_the_map_by_mouse_and_by_finger(show):
             assert browser.execute_script(TIP) == []
 
 
-def test_one_class_is_stressed(show):
+def test_one_class_is_highlighted(show):
     browser = show()
     choose(browser, "map-choice", 2)
     dim = browser.execute_script(
@@ -242,11 +242,11 @@ def test_one_class_is_stressed(show):
         assert browser.execute_script(TIP)[0][0].endswith(f"({TEST.train_names[1]})")
 
 
-def test_the_first_stop_of_the_keyboard_leads_to_the_content_and_is_seen(show):
+def test_the_first_tab_stop_is_a_visible_link_to_the_content(show):
     browser = show(PHONE)
     press(browser, keys.TAB)
     link = focused(browser)
-    assert link.text == "to the content" and link.rect["x"] >= 0
+    assert link.text == "Skip to content" and link.rect["x"] >= 0
     assert browser.execute_script("return getComputedStyle(arguments[0]).outlineStyle", link) == "solid"
     press(browser, keys.ENTER)
     assert focused(browser).get_attribute("id") == "main"

@@ -1,4 +1,4 @@
-"""Tables and pictures: their numbers are the runs', and README's are those that are recorded."""
+"""Tables and pictures show the numbers of the runs, and the README shows the recorded results."""
 
 import json
 import pathlib
@@ -44,7 +44,7 @@ def by_method(result):
     return [f"`{result['method']}`"]
 
 
-def test_a_tables_cells_are_means_and_sample_deviations_in_percent():
+def test_table_cells_are_means_and_sample_standard_deviations_in_percent():
     recorded = [
         result("grafit", map=0.5, r=0.25),
         result("grafit", 1, map=0.6, r=0.25),
@@ -105,14 +105,14 @@ def test_what_most_rows_share_is_said_once_and_a_row_states_the_rest():
     assert layout.tell_apart(found[4:], {}, facts)[1] == ""
 
 
-def test_a_benchmark_renders_its_own_numbers():
+def test_benchmark_tables():
     facts = {"device": "1 x cpu", "processor": "2 cores", "python": "3.11", "packages": {"jax": "1"}, "revision": "abc"}
     line = {"work": "w", "seconds": 1.234, "peer": "p", "peer_seconds": 2.468, "ratio": 0.5, "environment": facts}
     grown = {"work": "g", "sizes": [1, 2], "curve_s": [0.5, 0.25], "exponent": -1.0, "seconds_per_unit": -0.25}
     grown |= {"seconds_at_zero": 0.75, "environment": facts}
     shares = {"work": "s", "share": 0.25, "shares": {"copy": 0.25, "convolution": 0.75}, "environment": facts}
-    alone = {"work": "v", "seconds": 0.0361, "peak_gigabytes": 0.26, "environment": facts}
-    got = render.render_benchmark([line | {"goal": 1.2}, grown, shares, line | {"goal_s": 8.0}, alone])
+    memory_only = {"work": "v", "seconds": 0.0361, "peak_gigabytes": 0.26, "environment": facts}
+    got = render.render_benchmark([line | {"goal": 1.2}, grown, shares, line | {"goal_s": 8.0}, memory_only])
     assert got.splitlines() == [
         "| work | seconds | peer | ratio | goal | memory |",
         "|---|---|---|---|---|---|",
@@ -128,11 +128,11 @@ def test_a_benchmark_renders_its_own_numbers():
         "",
         "1 x cpu, 2 cores; Python 3.11, jax 1; revision abc.",
     ]
-    plain = render.render_benchmark([alone | {"goal": None}], plain_table).splitlines()
+    plain = render.render_benchmark([memory_only | {"goal": None}], plain_table).splitlines()
     assert plain == ["work  seconds  memory", "v     0.0361   0.3 GB", "", got.splitlines()[-1]]
 
 
-def test_a_block_is_replaced_and_nothing_else():
+def test_only_the_named_block_is_replaced():
     text = "before\n<!-- a -->\nold\n<!-- /a -->\n<!-- ab -->\nkept\n<!-- /ab -->\n"
     got = layout.replace_block(text, "a", r"new \1 | line")
     assert got == text.replace("old", r"new \1 | line")
@@ -141,7 +141,7 @@ def test_a_block_is_replaced_and_nothing_else():
         layout.replace_block(text, "b", "")
 
 
-def test_pages_show_what_is_recorded(tmp_path):
+def test_pages_show_the_recorded_results(tmp_path):
     documents = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
     for page in ("README.md", *documents, "experiments/results"):
         target = tmp_path / page
@@ -155,9 +155,9 @@ def test_pages_show_what_is_recorded(tmp_path):
     assert [name for name in shown if f"<!-- {name} -->" not in texts] == []
     render.write_pages(tmp_path)
     for page in ("README.md", *documents):
-        said = "run experiments/reproduce.py --record"
-        assert (tmp_path / page).read_text() == (ROOT / page).read_text(), said
-    # And a page that says something else is put right.
+        remedy = "run experiments/reproduce.py --record"
+        assert (tmp_path / page).read_text() == (ROOT / page).read_text(), remedy
+    # A page with other numbers is corrected.
     for page in ("README.md", "docs/performance.md"):
         (tmp_path / page).write_text((ROOT / page).read_text().replace("grafit", "other"))
     render.write_pages(tmp_path)
@@ -169,11 +169,11 @@ RECORDED = [name for name in tables.TABLES if render.results_path(ROOT, name).ex
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_recorded_rows_share_everything_but_method_and_seed(name):
+def test_recorded_rows_differ_only_in_method_and_seed(name):
     recorded = recording.read(render.results_path(ROOT, name))
     rows = {row.name: row for row in tables.TABLES[name].rows}
-    # Every row of a table was trained with the same data, views and budget. Its config may differ in what the row's own
-    # overrides say, and the two protocols in how theirs are.
+    # All rows of a table were trained with the same data, views and budget. The config of a row may differ in its
+    # overrides and in the keys of its protocol.
     own = {
         "method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm",
         "clusterfit.source", "clusterfit.num_clusters", "model.pretrained", "queue.size", "ema.final",
@@ -196,7 +196,7 @@ def test_recorded_rows_share_everything_but_method_and_seed(name):
         assert len({tuple(r["config"].get(key) for key in theirs) for r in of_it}) <= 1
 
 
-def test_a_table_of_two_protocols_says_which_row_is_of_which():
+def test_a_table_of_two_protocols_has_a_protocol_column():
     for name, table in tables.TABLES.items():
         points = reproduction.points(
             table, pathlib.Path("runs"), root=ROOT, seeds=[0],
@@ -206,7 +206,7 @@ def test_a_table_of_two_protocols_says_which_row_is_of_which():
         assert len(protocols) == 1 or "protocol" in table.facts, name
 
 
-def test_rows_of_two_protocols_are_told_apart():
+def test_the_protocol_columns():
     def of(method, pretrained, policy):
         config = {"method": method, "model.pretrained": pretrained, "views.autoaugment": policy}
         return result(method, map=0.5) | {"config": config}
@@ -233,20 +233,20 @@ def test_every_table_of_the_docs_fits_a_phone():
         ("maskcon_cars_pretrained", "", r"start pretrained: found no file of weights, want --pretrained=FILE"),
     ],
 )
-def test_a_table_says_what_its_trunks_start_from(tmp_path, name, file, message):
+def test_a_table_requires_or_refuses_pretrained_weights(tmp_path, name, file, message):
     with pytest.raises(UserError, match=message):
         source = reproduction.Source(pretrained=file)
         reproduction.points(tables.TABLES[name], tmp_path / "runs", root=ROOT, source=source)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_that_is_not_complete_is_no_result(tmp_path):
+def test_an_incomplete_run_has_no_result(tmp_path):
     with pytest.raises(UserError, match=r"holds no finished run \(no metrics\.json\)"):
         results.collect(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, monkeypatch):
+def test_a_table_trains_missing_runs_reads_finished_ones_and_draws(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text(TINY)
     table = tables.Table(
         tables.by_method("tiny.py", "", [tables.RAW_PIXELS, "baseline"]), {"map": "mAP"}, ("baseline", "baseline")
@@ -256,7 +256,7 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
     assert [(r["method"], r["seed"]) for r in first] == [("raw_pixels", 0), ("baseline", 0)]
     assert first[1]["metrics"] == json.loads((tmp_path / "runs" / "baseline" / "metrics.json").read_text())
 
-    # Raw pixels by scikit-learn: cosine ranking of the other test images, mean over all queries.
+    # Raw pixels with scikit-learn: cosine ranking of the other test images, mean over all queries.
     test = sources.load(source="digits")["test"]
     pixels = test.image.reshape(len(test), -1).astype(np.float64)
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
@@ -266,7 +266,7 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
     np.testing.assert_allclose(first[0]["metrics"]["map"], np.mean(expected), rtol=1e-4)
 
     before = (tmp_path / "runs" / "baseline" / "config.json").read_text()
-    monkeypatch.setattr(train, "train", None)  # nothing is left to be trained
+    monkeypatch.setattr(train, "train", None)  # no run is missing
     assert reproduction.result(points[1], {}) == first[1]
     (tmp_path / "runs" / "baseline" / "config.json").write_text(
         (tmp_path / "runs" / "baseline" / "config.json").read_text().replace('"seed": 0', '"seed": 7')
@@ -277,8 +277,8 @@ def test_a_table_trains_what_is_missing_reads_what_is_there_and_draws(tmp_path, 
     assert reproduction.draw(table, tmp_path / "runs").read_bytes().startswith(b"\x89PNG")
 
 
-def test_gallery_frames_tell_fine_from_coarse_and_leave_the_query_out(tmp_path, monkeypatch):
-    # Images numbered by their pixels, on a circle: each one's nearest are its neighbours in number.
+def test_gallery_frames_distinguish_fine_and_coarse_and_exclude_the_query(tmp_path, monkeypatch):
+    # Images on a circle, numbered by their pixel values; the nearest images have the adjacent numbers.
     n = 12
     records = Records(
         image=np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8),
@@ -289,7 +289,7 @@ def test_gallery_frames_tell_fine_from_coarse_and_leave_the_query_out(tmp_path, 
     monkeypatch.setattr(pictures, "_draw", lambda ax, image, frame: drawn.append((int(image[0, 0, 0]), frame)))
     pictures.gallery(tmp_path / "g.png", records, {"x": np.stack([np.cos(angle), np.sin(angle)], 1)}, rows=3, k=2)
     rows = [drawn[i : i + 3] for i in range(0, len(drawn), 3)]
-    assert [query % 3 for (query, _), *_ in rows] == [0, 1, 2]  # a query of each class
+    assert [query % 3 for (query, _), *_ in rows] == [0, 1, 2]  # one query per class
     for (query, _), *near in rows:
         assert {other for other, _ in near} == {(query - 1) % n, (query + 1) % n}
         for other, frame in near:

@@ -1,4 +1,4 @@
-"""Nearest images of a few queries: of the gallery by their ids, and from image files."""
+"""Nearest images of queries given by gallery ids or image files."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_table_golden():
     gallery = angles(0, 10, 25, 90, label=np.array(list("aaba")), filename=np.array(["w", "x", "y", "z"]))
     rows = search.rows_of(gallery, ["g/25", "g/0"])
     similarity, index = search.nearest(gallery, 2, rows=rows)
-    # From 25: 10 is 15 away, 0 is 25 away; from 0: 10 and 25. cos 15, 25, 10 = 0.9659, 0.9063, 0.9848.
+    # From 25, 10 is 15 degrees away and 0 is 25; from 0, 10 and 25. cos 15, 25, 10 = 0.9659, 0.9063, 0.9848.
     assert search.table(["g/25", "g/0"], gallery, similarity, index).splitlines() == [
         "query  rank  id    similarity  label  filename",
         "g/25   1     g/10  0.9659      a      x",
@@ -36,14 +36,14 @@ def test_table_golden():
     ]
 
 
-def test_an_unknown_id_is_named_with_the_nearest():
+def test_an_unknown_id_is_named_with_a_suggestion():
     with pytest.raises(
         UserError, match=r"unknown id 'g/11' \(did you mean 'g/1.?'\?\): the gallery has 'g/0' to 'g/90'"
     ):
         search.rows_of(angles(0, 10, 90), ["g/0", "g/11"])
 
 
-def test_frames_say_what_is_known():
+def test_frames_follow_the_known_labels():
     fine, coarse = np.array([0, 0, 1, 2]), np.array([0, 0, 0, 1])
     assert [pictures.relation(fine, coarse, 0, i) for i in (1, 2, 3)] == ["fine", "coarse", "neither"]
     assert [pictures.relation(None, coarse, 0, i) for i in (1, 2, 3)] == ["coarse", "coarse", "neither"]
@@ -51,7 +51,7 @@ def test_frames_say_what_is_known():
 
 
 @pytest.mark.parametrize("k", [1, 3, 6, 10])
-def test_all_of_a_pictures_legend_is_in_it(tmp_path, k):
+def test_the_legend_of_a_picture_is_not_cut_off(tmp_path, k):
     near = [(np.zeros((4, 4, 3), np.uint8), "query"), *[(np.zeros((4, 4, 3), np.uint8), "fine")] * k]
     pictures.contact_sheet(tmp_path / "near.png", {"gallery": [near]})
     dark = np.asarray(PIL.Image.open(tmp_path / "near.png").convert("L")) < 200
@@ -59,14 +59,14 @@ def test_all_of_a_pictures_legend_is_in_it(tmp_path, k):
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1), ("RGBA", 3), ("P", 1), ("CMYK", 3), ("1", 3)])
-def test_images_of_every_mode_are_read(tmp_path, mode, channels):
+def test_images_of_every_mode_are_loaded(tmp_path, mode, channels):
     path = tmp_path / ("i.tif" if mode == "CMYK" else "i.png")
     PIL.Image.new("RGB", (7, 5), (255, 255, 255)).convert(mode).save(path)
     image = search.read_image(path, channels)
     assert image.shape == (5, 7, channels) and image.dtype == np.uint8 and image.min() > 250
 
 
-def test_images_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_images_are_named(tmp_path):
     with pytest.raises(UserError, match=r"an image cannot be read: .*none\.png \(.*No such file"):
         search.read_image(tmp_path / "none.png", 3)
     whole = tmp_path / "i.png"
@@ -78,7 +78,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
             search.read_image(tmp_path / name, 3)
 
 
-def test_a_layer_that_a_method_has_not_is_named():
+def test_a_layer_that_the_method_lacks_is_an_error():
     run_ = experiment.load(small_config("baseline", **{"model.sync_batch_norm": False}))
     for call in (
         lambda: model.embed(run_, None, "test", "projector"),
@@ -88,8 +88,8 @@ def test_a_layer_that_a_method_has_not_is_named():
             call()
 
 
-def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path):
-    # Read at another size than its own, and evaluated at another one than that of training.
+def test_a_query_file_is_preprocessed_like_the_gallery(tmp_path):
+    # The image is resized, and the evaluation size differs from the training size.
     written = image_files.write_tree(tmp_path, image_files.TREE, height=21, width=30)
     config = small_config(
         "baseline",
@@ -105,8 +105,8 @@ def test_a_file_of_ones_own_is_seen_as_the_gallery_sees_it(tmp_path):
     np.testing.assert_allclose(got[0], gallery.embedding[4], atol=1e-5)
 
 
-def test_a_photo_of_a_test_image_finds_that_image(trained_once, tmp_path):
-    # The same image from a file as from the data set, through the same network: at similarity 1.
+def test_a_file_of_a_test_image_finds_that_image(trained_once, tmp_path):
+    # The same pixels through the same network have similarity 1.
     run_, state = restore.newest(trained_once)
     gallery = model.embed(run_, state, "test", "trunk")
     images = run_.records["test"].image
@@ -144,7 +144,7 @@ def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
         line.split()[2] for line in found
     ]
 
-    # A gallery of another layer has as many dimensions, perhaps; a query of the workdir's network finds nothing in it.
+    # A gallery of another layer may have the same dimensions, but its embeddings are not comparable.
     PIL.Image.new("L", (8, 8), 99).save(tmp_path / "query.png")
     query = f"--workdir={trained_once}", f"--query={tmp_path}/query.png", f"--gallery={tmp_path}/test.npz"
     assert cli("search", *query).returncode == 0

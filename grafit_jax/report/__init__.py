@@ -1,1 +1,1 @@
-"""A run as tables, pictures and one HTML file that needs nothing else: see `write`."""
+"""Reports of runs: tables, pictures and a self-contained HTML page; see `write`."""

@@ -1,4 +1,4 @@
-"""The section with R@1 of every class, and of the images of every coarser one."""
+"""Page section: R@1 of each fine class, and of the images of each coarse class."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,24 +8,23 @@ from grafit_jax.report import markup
 from grafit_jax.report.markup import Cell, Section, text
 from grafit_jax.report.shown import Classes, Run, Shown
 
-# The rows of a table, at most.
+# Maximum number of table rows.
 _ROWS = 1000
 
 
 def recall_by_class(
     label: np.ndarray, nearest: np.ndarray, group: np.ndarray, num_groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """R@1 by group, as the two counts that it is the ratio of.
+    """Counts hits and queries of R@1 by group.
 
     Args:
-      label: int [N], what a query and its nearest image have to share.
-      nearest: int [N], the row of each query's nearest other image.
-      group: int [N], below `num_groups`: what the queries are counted by, such as `label` itself.
+      label: int [N]; a query is a hit if its nearest image has the same label.
+      nearest: int [N], row of the nearest other image of each query.
+      group: int [N], group of each query, below `num_groups`; `label` itself for R@1 by class.
       num_groups: G.
 
     Returns:
-      int [G] right ones and int [G] queries, of which those without another image of their label are left out, as
-      recall@1 leaves them out.
+      Hits int [G] and queries int [G]. As in recall@1, queries without another image of their label do not count.
     """
     counted = np.bincount(label)[label] > 1
     right = counted & (label[nearest] == label)
@@ -33,7 +32,7 @@ def recall_by_class(
 
 
 def section(shown: Shown) -> Section:
-    """A sortable table for each of the two levels."""
+    """Makes one sortable table per level."""
     fine, *coarser = shown.classes
     content = _table(shown.runs, fine, {"R@1": fine}, coarser)
     for level in coarser:
@@ -42,13 +41,13 @@ def section(shown: Shown) -> Section:
 
 
 def _table(runs: Sequence[Run], group: Classes, judged: Mapping[str, Classes], beside: Sequence[Classes]) -> str:
-    """The classes of `group`, those with the lowest R@1 first.
+    """Makes the table of the classes of `group`, lowest R@1 first.
 
     Args:
-      runs: a column each, and what the first gains where they are two.
-      group: whose classes the queries are counted by.
-      judged: heading -> the labels that a query and its nearest image have to share.
-      beside: coarser classes that are named too.
+      runs: one column each; two runs also get their difference.
+      group: classes of the rows.
+      judged: heading -> labels that define a hit.
+      beside: coarser classes to show as further columns.
     """
     images = np.bincount(group.label)
     columns = {
@@ -66,10 +65,10 @@ def _table(runs: Sequence[Run], group: Classes, judged: Mapping[str, Classes], b
         rows.append([*named, markup.number(int(images[label]), "{:d}"), *bars, *gain])
     place = 2 + len(beside)
     lowest = sorted(rows, key=lambda cells: (cells[place].value == markup.UNKNOWN, cells[place].value))[:_ROWS]
-    note = f"<p>{_ROWS:,} of {len(rows):,} classes, those with the lowest R@1.</p>" if len(rows) > _ROWS else ""
+    note = f"<p>The {_ROWS:,} of {len(rows):,} classes with the lowest R@1.</p>" if len(rows) > _ROWS else ""
     header = [group.level, *(level.level for level in beside), "images", *columns]
     header += [f"gain in {next(iter(judged))}"] if len(runs) == 2 else []
-    caption = f"R@1 by class of level {text(group.level)}, in percent"
+    caption = f"R@1 by class at level {text(group.level)}, in percent"
     return note + markup.table(caption, [*map(text, header)], lowest, sortable=True)
 
 

@@ -1,4 +1,4 @@
-"""The section with what is taken for what: the class of the nearest image, among the fine classes of a coarse one."""
+"""Page section: confusion matrices of the nearest image's class, within a coarse class."""
 
 import numpy as np
 
@@ -6,21 +6,21 @@ from grafit_jax.report import markup
 from grafit_jax.report.markup import Section, text
 from grafit_jax.report.shown import Classes, Shown
 
-# The classes of a table, and the tables, at most.
+# Maximum number of classes per table, and of tables.
 _COMPARED = 30
 _TABLES = 300
 
 
 def confusion(label: np.ndarray, nearest: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """How often an image of one class has one of another class for its nearest.
+    """Counts the classes of the nearest images by class.
 
     Args:
       label: int [N].
-      nearest: int [N], the row of each image's nearest other one.
-      classes: int [m], those that are compared, none twice.
+      nearest: int [N], row of the nearest other image of each image.
+      classes: int [m], the compared classes, unique.
 
     Returns:
-      int [m, m + 1]: a row for every class; the last column counts nearest images of classes that are not compared.
+      int [m, m + 1]: one row per class; the last column counts nearest images of all other classes.
     """
     place = np.full(max(label.max(), classes.max()) + 1, len(classes))
     place[classes] = np.arange(len(classes))
@@ -30,7 +30,7 @@ def confusion(label: np.ndarray, nearest: np.ndarray, classes: np.ndarray) -> np
 
 
 def section(shown: Shown) -> Section:
-    """A table for every coarse class and run, the coarse classes with the most mistakes first."""
+    """Makes one table per coarse class and run, the coarse classes with the most errors first."""
     fine, *coarser = shown.classes
     group = coarser[0] if coarser else Classes("", np.zeros_like(fine.label), ("all classes",))
     wrong = np.mean([fine.label[run.nearest] != fine.label for run in shown.runs], axis=0)
@@ -47,13 +47,14 @@ def section(shown: Shown) -> Section:
                 "classes": [fine.names[c] for c in compared],
                 "counts": [confusion(fine.label, run.nearest, compared).tolist() for run in shown.runs],
             })  # fmt: skip
+    title = "Confusions within a coarse class" if coarser else "Confusions between classes"
     if not tables:
-        return Section("confusion", "Confusion", "<p>No class here holds two finer ones.</p>")
+        return Section("confusion", title, "<p>No class has two or more subclasses.</p>")
     options = "".join(f'<option value="{i}">{text(table["name"])}</option>' for i, table in enumerate(tables))
-    words = f"""<p>Rows: the class of an image. Columns: the class of the test image nearest to it. The choice begins
-with the most mistakes.</p>
-<p class="control" hidden><label for="confusion-choice">Inside of</label>
+    content = f"""<p>Rows: class of the query. Columns: class of its nearest test image. The menu is sorted by number of
+errors.</p>
+<p class="control" hidden><label for="confusion-choice">Within</label>
 <select id="confusion-choice">{options}</select></p>
-<div id="confusion-tables"></div><noscript><p>These tables need JavaScript.</p></noscript>"""
+<div id="confusion-tables"></div><noscript><p>The tables require JavaScript.</p></noscript>"""
     data = markup.data("confusion-data", {"runs": [run.name for run in shown.runs], "groups": tables})
-    return Section("confusion", "Confusion", words + data)
+    return Section("confusion", title, content + data)

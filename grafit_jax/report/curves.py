@@ -1,4 +1,4 @@
-"""The section with what was logged over the epochs: a chart for every value, as SVG in the page's own colours."""
+"""Page section: the logged metrics over the epochs, one SVG chart per metric."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from grafit_jax.report.metrics import heading
 from grafit_jax.report.shown import Run, Shown
 from grafit_jax.runs.results import HEADLINE, LAYERS
 
-# What of the log is no curve.
+# Keys of the log without a chart.
 _NOT_DRAWN = ("step", "epoch", "seconds", "data_wait_seconds")
 _WIDTH, _HEIGHT = 320, 160
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 308, 10, 124
 
 
 class Line(NamedTuple):
-    """A line of a chart: the number of its run, for the style .line-NUMBER, its name, epochs x and finite values y."""
+    """A line of a chart: run number (for the style .line-NUMBER), run name, epochs x and finite values y."""
 
     number: int
     name: str
@@ -25,7 +25,7 @@ class Line(NamedTuple):
 
 
 def section(shown: Shown) -> Section:
-    """A chart for every value that was logged, and for the first metrics to look at if they were evaluated twice."""
+    """Makes a chart of each logged value, and of the headline metrics if they were evaluated more than once."""
     charts: dict[str, list[Line]] = {}
     for number, run in enumerate(shown.runs):
         for key, points in _logged(run).items():
@@ -42,19 +42,19 @@ def section(shown: Shown) -> Section:
         '<svg viewBox="0 0 30 8" aria-hidden="true"><line class="line line-{}" x1="0" x2="30" y1="4" y2="4"/></svg>'
     )
     names = "".join(f"<li>{sample.format(number)}{text(run.name)}</li>" for number, run in enumerate(shown.runs))
-    once = """<p>Evaluated at the end alone: the numbers are in the table above. A run with
-<code>--config.eval.every_epochs=5</code> has them over the epochs.</p>"""
+    once = """<p>Evaluated once, at the end: see the table above. Set <code>--config.eval.every_epochs=5</code>
+to evaluate every 5 epochs.</p>"""
     return Section(
         "curves",
-        "Curves",
+        "Learning curves",
         (f'<ul class="legend">{names}</ul>' if len(shown.runs) > 1 else "")
-        + f"<h3>Training</h3>{_charts(training) or '<p>Nothing was logged.</p>'}"
+        + f"<h3>Training</h3>{_charts(training) or '<p>No metrics were logged.</p>'}"
         + f"<h3>Evaluation</h3>{_charts(evaluation) or once}",
     )
 
 
 def _logged(run: Run) -> dict[str, dict[float, float]]:
-    """name -> epoch -> value. The names of metrics have the layer, which the log leaves out of the headline's."""
+    """Returns name -> epoch -> value. Adds the layer to the headline metrics, which the log omits."""
     epochs = {line["step"]: line["epoch"] for line in run.log if 0 < line.get("epoch", 0) < math.inf}
     found: dict[str, dict[float, float]] = {}
     for line in run.log:
@@ -72,7 +72,7 @@ def _layer(key: str) -> str:
 
 
 def _title(key: str) -> str:
-    """A chart's title: metric, level if it is not the finest, layer."""
+    """Returns the title of a chart: metric, level (except the finest) and layer."""
     *path, metric = key.split("/")[1:]
     return ", ".join((heading(metric), *(part for part in path if part not in LAYERS), *filter(None, [_layer(key)])))
 
@@ -83,7 +83,7 @@ def _charts(charts: Mapping[str, Sequence[Line]]) -> str:
 
 
 def chart(title: str, lines: Sequence[Line]) -> str:
-    """A figure of lines over the epochs; every line has at least one point."""
+    """Returns a figure of lines over the epochs; each line has at least one point."""
     low, high = min(min(line.y) for line in lines), max(max(line.y) for line in lines)
     ticks = steps(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
@@ -111,13 +111,13 @@ def chart(title: str, lines: Sequence[Line]) -> str:
     )
     drawn = "".join(map(polyline, lines))
     below = "".join(f'<text x="{across(t)}" y="{_BOTTOM + 14}" text-anchor="middle">{t:g}</text>' for t in epochs)
-    said = f"{title}: " + "; ".join(
+    description = f"{title}: " + "; ".join(
         f"{line.name} from {line.y[0]:.4g} in epoch {line.x[0]:g} to {line.y[-1]:.4g} in epoch {line.x[-1]:g}, "
         f"lowest {min(line.y):.4g}, highest {max(line.y):.4g}"
         for line in lines
     )
     return (
-        f'<figure class="chart"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(said)}">'
+        f'<figure class="chart"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(description)}">'
         f'{grid}<line class="axis" x1="{_LEFT}" x2="{_RIGHT}" y1="{_BOTTOM}" y2="{_BOTTOM}"/>'
         f'<line class="axis" x1="{_LEFT}" x2="{_LEFT}" y1="{_TOP}" y2="{_BOTTOM}"/>{below}{drawn}'
         f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">epoch</text></svg>'
@@ -126,7 +126,7 @@ def chart(title: str, lines: Sequence[Line]) -> str:
 
 
 def steps(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers over low..high, which they enclose or nearly so: 1, 2 or 5 times a power of ten apart."""
+    """Returns tick values that cover low..high, spaced by 1, 2 or 5 times a power of ten."""
     span = high - low or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(power * times for times in (1, 2, 5, 10) if power * times * about >= span)

@@ -1,4 +1,4 @@
-"""The section with the map: the embeddings in two dimensions, with an image at every point."""
+"""Page section: a two-dimensional map of the embeddings, with an image at each point."""
 
 import numpy as np
 
@@ -6,25 +6,25 @@ from grafit_jax.report import markup, thumbnails
 from grafit_jax.report.markup import Section, text
 from grafit_jax.report.shown import Run, Shown
 
-# The pixels of a side, and how many images there are.
+# Pixels per side of a thumbnail, and maximum number of images.
 _SIDE = 48
 _POINTS = 1000
 
 
 def sample(n: int, most: int, seed: int) -> np.ndarray:
-    """At most `most` of n rows, ascending, drawn by the seed."""
+    """Samples at most `most` of n rows without replacement, in ascending order."""
     return np.sort(np.random.default_rng(seed).permutation(n)[:most])
 
 
 def plane(embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two directions of unit-length embeddings along which they differ most (principal components).
+    """Projects normalised embeddings onto their first two principal components.
 
     Args:
-      embedding: float [N, D], any length but zero.
+      embedding: float [N, D], non-zero vectors of any length.
 
     Returns:
-      float64 [N, 2], 0 where there is no second direction, and float64 [2], the shares of the variance along them. The
-      entry of largest magnitude along each is positive, so that a map does not flip from one machine to another.
+      The coordinates float64 [N, 2] and the explained variance ratios float64 [2]; missing components are 0. The
+      coordinate of largest magnitude on each axis is positive, so that the map has the same signs on all machines.
     """
     unit = embedding / np.linalg.norm(embedding.astype(np.float64), axis=1, keepdims=True)
     axes, scale, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
@@ -36,7 +36,7 @@ def plane(embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def section(shown: Shown) -> Section:
-    """The same images for every run."""
+    """Makes one map per run, all with the same images."""
     test, total = shown.test, len(shown.test)
     rows = sample(total, _POINTS, shown.runs[0].result["seed"])
     small = thumbnails.thumbnails(test.image, rows, _SIDE)
@@ -55,19 +55,18 @@ def section(shown: Shown) -> Section:
         "classes": [fine.names[label] for label in names],
         "twoLevels": len(shown.classes) > 1,
     }
-    some = f"{len(rows):,} of {total:,} test images, drawn by the seed," if len(rows) < total else "All test images"
+    some = f"{len(rows):,} of {total:,} test images, sampled at random," if len(rows) < total else "All test images,"
     options = "".join(f'<option value="{i}">{text(name)}</option>' for i, name in enumerate(data["groups"]))
-    words = f"""<p>{some} in the two directions along which their
-embeddings differ most (principal components). Point at an image, tap it, or go from one to the next by the arrow
-keys.</p>
-<p class="control" hidden><label for="map-choice">Stress</label> <select id="map-choice">
-<option value="">all classes of level {text(group.level)}</option>{options}</select></p>
-<div id="maps"></div><noscript><p>The map needs JavaScript.</p></noscript>"""
-    return Section("map", "Map", words + markup.data("map-data", data))
+    content = f"""<p>{some} projected onto the first two principal components of their embeddings. Hover over an
+image, tap it, or move between images with the arrow keys.</p>
+<p class="control" hidden><label for="map-choice">Highlight</label> <select id="map-choice">
+<option value="">all classes at level {text(group.level)}</option>{options}</select></p>
+<div id="maps"></div><noscript><p>The map requires JavaScript.</p></noscript>"""
+    return Section("map", "Embedding map", content + markup.data("map-data", data))
 
 
 def run_map(run: Run, rows: np.ndarray) -> dict[str, object]:
-    """The places of some images: whole numbers up to 1000."""
+    """Returns the map of the given rows, with coordinates as integers from -1000 to 1000."""
     points, shares = plane(run.embedding[rows])
     scale = 1000 / (np.abs(points).max() or 1.0)
     return {

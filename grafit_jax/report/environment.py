@@ -1,4 +1,4 @@
-"""The section with what the numbers stand on: run.json and config.json."""
+"""Page section: run.json and config.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from grafit_jax.report.shown import Shown
 
 
 def section(shown: Shown) -> Section:
-    """Tables of the environments and of the configs, side by side for every run."""
+    """Makes a table of the environments and one of the configs, with one column per run."""
     header = ["name", *(text(run.name) for run in shown.runs)]
     facts = [_flat({k: v for k, v in run.result["run"].items() if k != "curve"}) for run in shown.runs]
     environment = _side_by_side("Environment", header, facts)

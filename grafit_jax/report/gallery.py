@@ -1,4 +1,4 @@
-"""The section with queries and the images nearest to them."""
+"""Page section: random queries and their nearest images."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from grafit_jax.report.pictures import FRAMES, queries_of, relation
 from grafit_jax.report.shown import Run, Shown
 
 _QUERIES = 12
-# The pixels of a side.
+# Pixels per side of a thumbnail.
 _SIDE = 64
 
 
 def section(shown: Shown) -> Section:
-    """A query of each of some classes, the same ones for every run."""
+    """Shows one query of each of up to `_QUERIES` classes, the same queries for each run."""
     queries = queries_of(shown.classes[0].label, _QUERIES)
     rows = np.unique(np.concatenate([queries, *(run.neighbours[1][queries].ravel() for run in shown.runs)]))
     small = thumbnails.thumbnails(shown.test.image, rows, _SIDE)
@@ -29,48 +29,48 @@ def section(shown: Shown) -> Section:
             sides += _side(shown, run, query, kinds, image)
             found.update(kinds)
         heading = text(shown.described(query))
-        said = f"query: {heading}, test/{shown.ids[query]}"
+        description = f"query: {heading}, test/{shown.ids[query]}"
         options += f'<option value="{number}">{heading}</option>'
         articles += (
             f'<article class="query" data-number="{number}"><h3>{heading}</h3><div class="sides">'
-            f'{image[query]} class="asked" alt="{said}" title="{said}">{sides}</div></article>'
+            f'{image[query]} class="query-image" alt="{description}" title="{description}">{sides}</div></article>'
         )
     legend = "".join(_legend(shown, kind) for kind in FRAMES if kind in found)
-    content = f"""<p>A query of each of {len(queries)} classes, drawn by chance and not by what comes out, and the test
-images nearest to it, nearest first.</p>
+    content = f"""<p>One random query from each of {len(queries)} classes with its nearest test images, nearest
+first.</p>
 <ul class="legend">{legend}</ul>
 <p class="control" hidden><label for="query-choice">Show</label> <select id="query-choice">
 <option value="">all {len(queries)} queries</option>{options}</select></p>
 <div id="queries">{articles}</div>"""
-    return Section("gallery", "Nearest images", content)
+    return Section("gallery", "Nearest neighbours", content)
 
 
 def _relations(shown: Shown, query: int, near: np.ndarray) -> list[str]:
-    """The frame of each of a query's neighbours. Without fine labels nothing is more right than the class known."""
+    """Returns the frame of each neighbour. Without fine labels, a hit at the known level is "coarse"."""
     labels = [level.label for level in shown.classes]
     fine, coarse, *_ = [None, *labels] if shown.test.label is None else [*labels, None]
     return [relation(fine, coarse, query, row) for row in near]
 
 
 def _side(shown: Shown, run: Run, query: int, kinds: Sequence[str], image: dict[int, str]) -> str:
-    """The neighbours that a run finds for a query."""
+    """Shows the neighbours of a query in one run."""
     fine, items = shown.classes[0], ""
     cosines, near = (found[query] for found in run.neighbours)
     for rank, (row, cosine, kind) in enumerate(zip(near, cosines, kinds, strict=True), 1):
         means = f"{_meaning(shown, kind)}, cosine {cosine:.3f}, test/{shown.ids[row]}"
-        said = text(f"{rank}: {shown.described(row)}, {means}")
+        description = text(f"{rank}: {shown.described(row)}, {means}")
         symbol = f'<span aria-hidden="true">{FRAMES[kind].symbol}</span>'
         name = f'<small aria-hidden="true">{text(fine.of(row))}</small>'
-        items += f'<li class="{kind}">{image[row]} alt="{said}" title="{said}">{symbol}{name}</li>'
+        items += f'<li class="{kind}">{image[row]} alt="{description}" title="{description}">{symbol}{name}</li>'
     name = f"{text(run.name)}: " if len(shown.runs) > 1 else ""
     right = kinds.count("coarse" if shown.test.label is None else "fine")
-    caption = f"{name}{right} of {len(kinds)} of the same {text(fine.level)} class"
+    caption = f"{name}{right} of {len(kinds)} in the same {text(fine.level)} class"
     return f'<figure><figcaption>{caption}</figcaption><ol class="near">{items}</ol></figure>'
 
 
 def _meaning(shown: Shown, kind: str) -> str:
-    alone = kind == "coarse" and len(shown.classes) == 1
-    return f"same {shown.classes[0].level} class" if alone else FRAMES[kind].meaning
+    single_level = kind == "coarse" and len(shown.classes) == 1
+    return f"same {shown.classes[0].level} class" if single_level else FRAMES[kind].meaning
 
 
 def _legend(shown: Shown, kind: str) -> str:

@@ -1,16 +1,16 @@
-"""HTML in pieces. Whatever comes from data goes through `text`, or through `data` into a script."""
+"""HTML fragments. All strings from data are escaped by `text`, or by `data` for the script."""
 
 import html
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-# What an empty cell is sorted by.
+# Sort key of an empty cell.
 UNKNOWN = -1e9
 
 
 class Section(NamedTuple):
-    """A part of the page: its name in links, its heading, and HTML."""
+    """A section of the page: anchor, heading and HTML content."""
 
     name: str
     heading: str
@@ -24,36 +24,36 @@ class Section(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A cell of a table: HTML, and the value that it is sorted by."""
+    """A table cell: HTML and sort key."""
 
     shown: str
     value: float | str
 
 
 def text(value: object) -> str:
-    """As it is read, between tags or between the quotes of an attribute."""
+    """Escapes a value for element content or a quoted attribute."""
     return html.escape(_whole(str(value)), quote=True)
 
 
 def data(name: str, content: Any) -> str:
-    """JSON for the page's script, which no string in it can end."""
+    """Returns a script element of JSON that no string in it can close."""
     whole = json.loads(_whole(json.dumps(content, ensure_ascii=False)))
     safe = json.dumps(whole, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
     return f'<script type="application/json" id="{name}">{safe}</script>'
 
 
 def _whole(value: str) -> str:
-    """With a question mark for what is no character: the bytes of a file's name that are no UTF-8."""
+    """Replaces lone surrogates, which stand for non-UTF-8 bytes of file names, with question marks."""
     return value.encode("utf-8", "replace").decode()
 
 
 def number(value: float | None, form: str = "{:.1f}") -> Cell:
-    """A number, or a dash in its place."""
+    """A number, or a dash for None."""
     return Cell("–", UNKNOWN) if value is None else Cell(form.format(value), value)
 
 
 def bar(right: int, of: int) -> Cell:
-    """right / of in percent, with a bar as long."""
+    """right / of in percent, with a bar of that length."""
     if not of:
         return number(None)
     percent = 100 * right / of
@@ -61,14 +61,14 @@ def bar(right: int, of: int) -> Cell:
 
 
 def name(value: object) -> Cell:
-    """Text from data."""
+    """A cell of escaped text."""
     return Cell(text(value), str(value))
 
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], *, sortable: bool = False) -> str:
-    """A table whose first column names its rows. Caption and header are `text`.
+    """Returns a table whose first column holds row headers. Caption and header must be escaped.
 
-    A sortable one gets its buttons from the script: without it, there is nothing to press in vain.
+    The script adds the sort buttons of a sortable table, so without JavaScript there are none.
     """
     words = [isinstance(cell.value, str) for cell in rows[0]] if rows else [False] * len(header)
     kinds = [' class="words"' if of_words else "" for of_words in words]

@@ -1,4 +1,4 @@
-"""The head of a page, and the section with the metrics of every run."""
+"""Page header, and page section: the metrics of each run."""
 
 import numpy as np
 
@@ -11,26 +11,26 @@ _PERCENT = {"map": "mAP", "knn_top1": "k-NN", "top1": "top-1", "probe_top1": "pr
 
 
 def headline(shown: Shown) -> str:
-    """What was looked at, and three numbers of every run."""
+    """Returns the data set size and the headline metrics of each run."""
     fine, *_ = shown.classes
     prefix = "" if fine.level == shown.test.finest else f"{fine.level}/"
-    levels = " in ".join(f"{len(np.unique(c.label)):,} classes of level {c.level}" for c in shown.classes)
+    levels = ", ".join(f"{len(np.unique(c.label)):,} classes at level {c.level}" for c in shown.classes)
     tiles = ""
     for run in shown.runs:
-        values = {said: run.result["metrics"].get(prefix + key) for key, said in HEADLINE.items()}
+        values = {name: run.result["metrics"].get(prefix + key) for key, name in HEADLINE.items()}
         numbers = "".join(f"<div><dt>{k}</dt><dd>{100 * v:.1f}</dd></div>" for k, v in values.items() if v is not None)
         tiles += (
             f'<div class="tile"><p class="run">{text(run.name)}</p><p class="note">method '
             f"{text(run.result['method'])}, seed {run.result['seed']}</p><dl>{numbers}</dl></div>"
         )
     return (
-        f'<p>{len(fine.label):,} test images of {text(levels)}.</p><div class="tiles">{tiles}</div>'
-        f'<p class="note">At level {text(fine.level)}, in percent.</p>'
+        f'<p>{len(fine.label):,} test images, {text(levels)}.</p><div class="tiles">{tiles}</div>'
+        f'<p class="note">Metrics at level {text(fine.level)}, in percent.</p>'
     )
 
 
 def section(shown: Shown) -> Section:
-    """metrics.json as a table: a row for every layer and level, of every run."""
+    """Makes the table of metrics.json, one row per level, layer and run."""
     found = {
         (layer, level, run.name): values
         for run in shown.runs
@@ -45,16 +45,17 @@ def section(shown: Shown) -> Section:
         named = [f"{level}, {layer}", run] if several else [f"{level}, {layer}"]
         values = found[layer, level, run]
         rows.append([*map(markup.name, named), *(_cell(metric, values.get(metric)) for metric in columns)])
-    steps = ", ".join(f"{run.name} after step {run.result['metrics'].get('step', 0):,}" for run in shown.runs)
+    steps = ", ".join(f"{run.name} at step {run.result['metrics'].get('step', 0):,}" for run in shown.runs)
     note = (
-        f"<p>Test images among each other (R@k, mAP) and by the training images (k-NN): {text(steps)}. In percent.</p>"
+        "<p>R@k and mAP: retrieval among the test images. k-NN: vote of the nearest training images. In percent; "
+        f"{text(steps)}.</p>"
     )
-    header = ["labels, features", *(["run"] if several else []), *(text(heading(metric)) for metric in columns)]
-    return Section("metrics", "Metrics", note + markup.table("Metrics of every level and layer", header, rows))
+    header = ["level, layer", *(["run"] if several else []), *(text(heading(metric)) for metric in columns)]
+    return Section("metrics", "Retrieval", note + markup.table("Metrics by level and layer", header, rows))
 
 
 def heading(metric: str) -> str:
-    """A metric as a heading."""
+    """Returns the display name of a metric."""
     return _PERCENT.get(metric, metric.replace("recall@", "R@").replace("_", " "))
 
 

@@ -5,7 +5,7 @@
   const read = (id) => JSON.parse(find(`#${id}`)?.textContent ?? "null");
   const SVG = "http://www.w3.org/2000/svg";
 
-  // An element; children that are strings stay text, whatever is in them.
+  // Creates an element. String children become text nodes, so class names cannot inject markup.
   const make = (tag, attributes = {}, ...children) => {
     const element = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -15,7 +15,7 @@
 
   all(".control").forEach((control) => { control.hidden = false; });
 
-  // Tables that are sorted by a column.
+  // Sortable tables.
   const sort = (table, column, direction) => {
     const body = find("tbody", table);
     const rows = all("tr", body).map((row) => [row.cells[column].dataset.value, row]);
@@ -38,20 +38,20 @@
     });
   }
 
-  // One query, or all.
+  // Query menu.
   find("#query-choice").addEventListener("change", ({ target }) => {
     for (const query of all(".query")) query.hidden = target.value !== "" && query.dataset.number !== target.value;
   });
 
-  // What is taken for what, inside of one coarse class.
+  // Confusion tables of one coarse class.
   const confusion = read("confusion-data");
   if (confusion) {
     const table = (group, counts, run) => {
       const cut = group.classes.length < group.of;
-      const outside = cut ? "any other class" : "a class elsewhere";
+      const outside = cut ? "other classes" : "outside this class";
       const columns = [...group.classes, ...(counts.some((row) => row.at(-1)) ? [outside] : [])];
-      const some = cut ? `, the ${group.classes.length} of ${group.of} with the most mistakes` : "";
-      const title = `${confusion.runs.length > 1 ? `${run}: ` : ""}${group.name}${some}`;
+      const note = cut ? `, ${group.classes.length} of ${group.of} classes with the most errors` : "";
+      const title = `${confusion.runs.length > 1 ? `${run}: ` : ""}${group.name}${note}`;
       const body = counts.map((row, i) => {
         const images = row.reduce((a, b) => a + b, 0);
         const cells = columns.map((_, j) => {
@@ -75,7 +75,7 @@
     show();
   }
 
-  // The map: one image is chosen at a time, in all maps; by pointer, by finger, or by the arrow keys.
+  // Embedding maps. One image is selected at a time, in all maps, by mouse, touch or arrow keys.
   const data = read("map-data");
   const SHAPES = [
     "M-15,0a15,15 0 1,0 30,0a15,15 0 1,0 -30,0z", "M-13,-13h26v26h-26z", "M0,-17L16,13H-16z", "M0,-18L18,0L0,18L-18,0z",
@@ -85,8 +85,8 @@
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const THUMBNAIL = 96;
   let chosen = -1;
-  let stressed = "";
-  const isShown = (i) => stressed === "" || data.group[i] === Number(stressed);
+  let highlighted = "";
+  const isShown = (i) => highlighted === "" || data.group[i] === Number(highlighted);
   const described = (i) => {
     const name = data.classes[data.class[i]];
     return data.twoLevels ? `${name} (${data.groups[data.group[i]]})` : name;
@@ -112,8 +112,9 @@
       class: "map", tabindex: "0", role: "application",
       "aria-label": `${map.name}: map of ${at.length} images. Arrow keys move from image to image.`,
     }, make("svg:svg", { viewBox: `${left} ${upper} ${width} ${height}`, "aria-hidden": "true" }, ...points, ring), tip);
-    const figure = make("figure", {}, frame, make("figcaption", {},
-      `${map.name}, ${map.layer}: ${map.shares[0]} % of the variance across, ${map.shares[1]} % upwards`), status);
+    const [across, up] = map.shares;
+    const caption = `${map.name}, ${map.layer}: explained variance ${across} % (horizontal), ${up} % (vertical)`;
+    const figure = make("figure", {}, frame, make("figcaption", {}, caption), status);
     const view = { at, frame, tip, ring, status, points, left, width, upper, height };
 
     const near = (event, within) => {
@@ -131,7 +132,7 @@
       if (event.pointerType === "mouse" && document.activeElement !== frame) choose(-1, view);
     });
     frame.addEventListener("focus", () => {
-      if (!frame.matches(":focus-visible")) return; // by a pointer, which has chosen
+      if (!frame.matches(":focus-visible")) return; // focused by a pointer, which has already chosen
       const centre = ([x, y]) => Math.hypot(x - left - width / 2, y - upper - height / 2);
       choose(chosen < 0 ? nearest(view, centre) : chosen, view);
     });
@@ -153,7 +154,7 @@
     return { ...view, figure };
   });
 
-  // The image that is shown and has the least distance, below a limit; -1 if there is none.
+  // Returns the visible image with the smallest distance below the limit, or -1.
   function nearest({ at }, distance, limit = Infinity) {
     let best = -1;
     at.forEach((point, i) => {
@@ -195,7 +196,7 @@
     find("#maps").append(figure);
   }
   find("#map-choice").addEventListener("change", ({ target }) => {
-    stressed = target.value;
+    highlighted = target.value;
     for (const { points } of views) points.forEach((point, i) => point.classList.toggle("dim", !isShown(i)));
   });
   if (data.groups.length <= SHAPES.length * 8) {

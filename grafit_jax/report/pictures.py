@@ -1,4 +1,4 @@
-"""Pictures of queries and their nearest images, in frames that say whether the labels agree."""
+"""Pictures of queries and their nearest images, framed by whether the labels agree."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,22 @@ from grafit_jax.retrieval import neighbors
 
 
 class Frame(NamedTuple):
-    """What is around an image, and what that says of it."""
+    """Frame around an image."""
 
-    hue: str  # the colour's name
-    colour: str  # as matplotlib and CSS take it
-    style: str  # of the line, likewise
-    width: float  # of the line, in points
-    symbol: str  # for those who do not see colours
-    meaning: str  # how the image stands to its query
+    hue: str  # name of the colour
+    colour: str  # for matplotlib and CSS
+    style: str  # line style, for matplotlib and CSS
+    width: float  # line width in points
+    symbol: str  # for readers who cannot distinguish the colours
+    meaning: str  # relation of the image to its query
 
 
 FRAMES = {
     "query": Frame("black", "black", "solid", 2.5, "", "query"),
     "fine": Frame("green", "#2e7d32", "solid", 1.8, "✓", "same fine class"),
     "coarse": Frame("amber", "#ef9a00", "dashed", 1.8, "~", "same coarse class only"),
-    "neither": Frame("red", "#c62828", "dotted", 1.8, "✗", "neither"),
-    "unknown": Frame("grey", "#9e9e9e", "solid", 1.0, "?", "without labels"),
+    "neither": Frame("red", "#c62828", "dotted", 1.8, "✗", "different class"),
+    "unknown": Frame("grey", "#9e9e9e", "solid", 1.0, "?", "no labels"),
 }
 _LEGEND = [f"{f.hue}, {f.style}: {f.meaning}" for f in (FRAMES[name] for name in ("fine", "coarse", "neither"))]
 
@@ -38,13 +38,15 @@ Thumbnail = tuple[np.ndarray, str]
 def gallery(
     path: pathlib.Path, records: Records, embeddings: Mapping[str, np.ndarray], *, rows: int = 6, k: int = 10
 ) -> None:
-    """A PNG of queries and their k nearest other images, side by side for every entry of `embeddings`.
+    """Writes a PNG of queries and their k nearest other images, side by side for each entry of `embeddings`.
 
-    The queries are drawn once for all, one of each of the first `rows` classes of a seeded order: not chosen by what
-    comes out.
+    The queries are drawn with a fixed seed, one from each of `rows` classes, the same for all entries.
+
+    Raises:
+      UserError: records without fine labels.
     """
     if records.label is None:
-        raise UserError("the gallery compares fine labels, and this split has none.")
+        raise UserError("gallery picture: found a split without fine labels; expected fine labels.")
     queries = queries_of(records.label, rows)
     sheets = {}
     for name, embedding in embeddings.items():
@@ -58,14 +60,14 @@ def gallery(
 
 
 def queries_of(label: np.ndarray, rows: int) -> np.ndarray:
-    """Rows of queries, one of each of the first `rows` classes of a seeded order, by class."""
+    """Draws one query from each of at most `rows` classes with a fixed seed; returns their rows, sorted by class."""
     draw = np.random.default_rng(0)
     classes = np.sort(draw.permutation(np.unique(label))[:rows])
     return np.array([draw.choice(np.flatnonzero(label == c)) for c in classes])
 
 
 def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: int, other: int) -> str:
-    """The frame of `other` among the neighbours of `query`: fine, coarse or neither; unknown without labels."""
+    """Returns the key in `FRAMES` of neighbour `other` of `query`: fine, coarse, neither, or unknown without labels."""
     if label is not None and label[query] == label[other]:
         return "fine"
     if coarse_label is not None and coarse_label[query] == coarse_label[other]:
@@ -74,7 +76,7 @@ def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: i
 
 
 def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thumbnail]]]) -> None:
-    """A PNG of rows of thumbnails in their frames, the query first, with the sheets side by side under their names."""
+    """Writes a PNG of rows of framed thumbnails, the query first, with the sheets side by side under their names."""
     from matplotlib.figure import Figure
 
     width, height = max(len(row) for rows in sheets.values() for row in rows), max(map(len, sheets.values()))

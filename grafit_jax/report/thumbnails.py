@@ -1,4 +1,4 @@
-"""Images for a page: small, and within it."""
+"""Thumbnails embedded in a page as data URIs."""
 
 import base64
 import io
@@ -12,25 +12,25 @@ import PIL.Image
 from grafit_jax.data import records
 
 _READ_BATCH = 64
-# Up to so many pixels a side, an image is a drawing of pixels, which lossy compression would blur.
+# Images of at most this many pixels per side are stored as PNG, because lossy compression would blur them.
 _TINY = 16
 _QUALITY = 75
 
 
 def thumbnails(images: Any, rows: np.ndarray, side: int) -> dict[int, PIL.Image.Image]:
-    """Some images of a split, `Records.image`, in their proportions with at most `side` pixels a side, by their row."""
-    wanted = np.zeros(len(images), bool)
-    wanted[rows] = True
-    read = (image for batch in records.in_order(images[wanted], _READ_BATCH) for image in batch)
+    """Returns row -> thumbnail of `Records.image`, with at most `side` pixels per side and the aspect ratio kept."""
+    chosen = np.zeros(len(images), bool)
+    chosen[rows] = True
+    read = (image for batch in records.in_order(images[chosen], _READ_BATCH) for image in batch)
     made = {}
-    for row, image in zip(np.flatnonzero(wanted).tolist(), read, strict=True):
+    for row, image in zip(np.flatnonzero(chosen).tolist(), read, strict=True):
         made[row] = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         made[row].thumbnail((side, side), PIL.Image.Resampling.BOX)
     return made
 
 
 def sheet(images: Sequence[PIL.Image.Image]) -> tuple[str, int]:
-    """All images in one, as a URL that holds it, in rows of so many square cells; each in the middle of its cell."""
+    """Returns a sprite sheet of square cells as a data URI, and its number of columns; images are centred in cells."""
     columns = math.ceil(math.sqrt(len(images)))
     cell = max(max(image.size) for image in images)
     whole = PIL.Image.new(images[0].mode, (columns * cell, math.ceil(len(images) / columns) * cell))
@@ -41,7 +41,7 @@ def sheet(images: Sequence[PIL.Image.Image]) -> tuple[str, int]:
 
 
 def data_uri(image: PIL.Image.Image, side: int = 0) -> str:
-    """The image as a URL that holds it; `side` is that of the images in it, where it is a sheet of them."""
+    """Returns the image as a data URI; for a sprite sheet, `side` is the size of a cell."""
     tiny = (side or max(image.size)) <= _TINY
     kind, options = ("png", {"optimize": True}) if tiny else ("webp", {"quality": _QUALITY})
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""From workdirs to the file that shows them."""
+"""Writes the HTML page of finished workdirs."""
 
 import os
 import pathlib
@@ -14,48 +14,48 @@ from grafit_jax.report.shown import Run
 from grafit_jax.runs import results, workdir
 from grafit_jax.state import TrainState
 
-# What a training leaves.
+# Name of the page in a workdir.
 NAME = "report.html"
-# Runs on a page: page.css has a line's style for so many.
+# Maximum number of runs on a page; page.css has this many line styles.
 MOST = 3
 
 
 def leave(run: Experiment, state: TrainState, path: pathlib.Path) -> None:
-    """Writes report.html of a run that has just ended into its workdir. Whatever goes wrong is a warning.
+    """Writes report.html of a run that has just ended into its workdir. Any error becomes a warning.
 
-    All processes have to call it; the first one writes.
+    All processes must call this function; the first one writes.
     """
     try:
         rows = run.embed_fn(state.variables, run.records["test"].image)
         if parallel.is_first():
             workdir.write(path / NAME, _composed([path], [run], [rows]))
-    except Exception as error:  # the run is complete, and keeps being it
-        warn(f"no {path / NAME} was written ({error}): try experiments/report.py --workdir={path}.")
-    parallel.all_agree(True)  # the others wait here: JAX would end them, and this one, after five minutes at their exit
+    except Exception as error:  # the run itself is complete
+        warn(f"{path / NAME}: found an error ({error}); run experiments/report.py --workdir={path}.")
+    parallel.all_agree(True)  # the others wait here: JAX's exit barrier ends all processes after five minutes
 
 
 def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, *, data_dir: str | None = None) -> None:
-    """Writes the page of a finished run, beside others on the same test images if there are any.
+    """Writes the page of a finished run, optionally side by side with other runs on the same test images.
 
     Args:
-      path: the run's workdir.
-      others: those of the others, at most two.
-      out: the page.
-      data_dir: where the data lie, if elsewhere by now.
+      path: workdir of the run.
+      others: workdirs of at most two other runs.
+      out: path of the page.
+      data_dir: location of the data, if it has moved since training.
 
     Raises:
-      UserError: a workdir without a finished run, one that is named twice, too many, other test images, or no file
-        to be written.
+      UserError: a workdir without a finished run, a duplicate workdir, too many runs, runs on different test images, or
+        a path that cannot be written.
     """
     paths = [path, *others]
     if len(paths) > MOST:
-        raise UserError(f"found {len(others)} runs to --compare with: want at most {MOST - 1}.")
+        raise UserError(f"--compare: found {len(others)} runs; expected at most {MOST - 1}.")
     if len({os.path.realpath(each) for each in paths}) < len(paths):
-        raise UserError(f"found {', '.join(map(str, paths))} as --workdir and --compare: want each run once.")
+        raise UserError(f"--workdir and --compare: found {', '.join(map(str, paths))}; expected each run once.")
     if not out.name or out.is_dir():
-        raise UserError(f"found {str(out)!r} as --out: want a file to write, such as {out / NAME}.")
+        raise UserError(f"--out: found {str(out)!r}; expected a file name, such as {out / NAME}.")
     for each in paths:
-        results.collect(each)  # before anything is loaded
+        results.collect(each)  # fail before loading anything
     runs: list[Experiment] = []
     rows = []
     for each in paths:
@@ -63,7 +63,8 @@ def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, 
         run, state = restore.newest(each, data_dir=data_dir, records=runs[0].records if same else None)
         if runs and run.records["test"].fingerprint() != runs[0].records["test"].fingerprint():
             raise UserError(
-                f"{each} was tested on other images or labels than {path}: want a --compare on the same test split."
+                f"{each}: found other test images or labels than in {path}; expected the same test split; use another "
+                "--compare."
             )
         runs.append(run)
         rows.append(run.embed_fn(state.variables, run.records["test"].image))
@@ -73,12 +74,12 @@ def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, 
 
 
 def _composed(paths: Sequence[pathlib.Path], runs: Sequence[Experiment], rows: Sequence[dict[str, np.ndarray]]) -> str:
-    """The page of runs on the same test images, of those that all of them could read.
+    """Returns the page of runs on the same test images, restricted to images that all runs could read.
 
     Args:
-      paths: their workdirs.
-      runs: each.
-      rows: what each makes of its test images, as `Experiment.embed_fn` gives it.
+      paths: workdirs of the runs.
+      runs: the runs.
+      rows: their embeddings of the test images, from `Experiment.embed_fn`.
     """
     read = np.all([evaluation.readable(of_run) for of_run in rows], axis=0)
     shown = []
@@ -89,7 +90,7 @@ def _composed(paths: Sequence[pathlib.Path], runs: Sequence[Experiment], rows: S
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:
-    """What the runs are called: by the last parts of their paths, as many as tell them apart."""
+    """Returns the shortest path suffixes that distinguish the runs."""
     parts = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
     depth = 1
     while len(names := {"/".join(part[-depth:]): None for part in parts}) < len(parts):

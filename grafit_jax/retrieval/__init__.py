@@ -1,1 +1,1 @@
-"""Embeddings and what is done with them: exact neighbours, metrics, clusters, a linear probe."""
+"""Retrieval with embeddings: exact nearest neighbours, metrics, k-means and a linear probe."""

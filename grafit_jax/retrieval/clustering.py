@@ -1,4 +1,4 @@
-"""k-means over the embeddings of a whole training set: on all devices, and the same on any number of them."""
+"""k-means over the embeddings of a training set, on all local devices; the result does not depend on their number."""
 
 from typing import NamedTuple
 
@@ -12,44 +12,54 @@ from grafit_jax.retrieval import neighbors
 from grafit_jax.similarity import matmul
 
 _MAX_ITERATIONS = 100
-_TOLERANCE = 1e-4  # for the sum of squared moves of the centres, as a share of the mean variance of the D columns
+_TOLERANCE = 1e-4  # on the sum of squared centre shifts, relative to the mean variance of the D columns
 
 
 class Clusters(NamedTuple):
-    """What k-means found."""
+    """Result of `kmeans`.
 
-    centre: np.ndarray  # float32 [k, D]
-    label: np.ndarray  # int32 [N], the nearest centre of every row, ties to the lower number
-    inertia: float  # the sum over rows of the squared distance to that centre
-    iterations: int  # how often the centres were moved
+    Attributes:
+      centre: float32 [k, D].
+      label: int32 [N], the nearest centre of each row; ties go to the lower index.
+      inertia: sum over rows of the squared distance to the nearest centre.
+      iterations: number of centre updates.
+    """
+
+    centre: np.ndarray
+    label: np.ndarray
+    inertia: float
+    iterations: int
 
 
 def kmeans(embeddings: np.ndarray, k: int, *, seed: int = 0, cosine: bool = False) -> Clusters:
-    """Lloyd's k-means from centres of greedy k-means++, both as in scikit-learn.
+    """Runs Lloyd's k-means from a greedy k-means++ initialisation, both as in scikit-learn.
 
-    A cluster without rows takes the row that is farthest from its centre, out of a cluster that has others.
+    An empty cluster takes the row that is farthest from its centre, from a cluster with more than one row.
 
     Args:
       embeddings: float [N, D].
-      k: how many clusters. Fewer distinct rows give fewer clusters, and a warning.
-      seed: of the first centres; the same seed gives the same clusters.
-      cosine: by cosine (spherical k-means): rows and centres are brought to unit length. Else Euclidean.
+      k: number of clusters. Fewer distinct rows give fewer clusters and a warning.
+      seed: seed of the initialisation; the same seed gives the same clusters.
+      cosine: normalises rows and centres to unit length (spherical k-means); otherwise distances are Euclidean.
+
+    Returns:
+      Centres, labels, inertia and number of iterations.
 
     Raises:
-      UserError: k < 1 or k > N; embeddings that are not [N, D], not finite or, by cosine, zero.
+      UserError: k < 1 or k > N, or embeddings that are not [N, D], not finite or, with `cosine`, zero.
     """
     rows = np.asarray(embeddings, np.float32)
     neighbors.check_embeddings("embeddings", rows, zeros=not cosine)
     if not 1 <= k <= len(rows):
-        raise UserError(f"k = {k} clusters of {len(rows)} embeddings: want at least 1, and at most one for each.")
-    origin = 0 if cosine else rows.mean(axis=0, dtype=float).astype("f4")  # products would lose what all rows share
+        raise UserError(f"k-means: found k = {k} for {len(rows)} embeddings; expected k from 1 to {len(rows)}.")
+    origin = 0 if cosine else rows.mean(axis=0, dtype=float).astype("f4")  # far from 0, float32 products lose precision
     rows = _unit(rows) if cosine else rows - origin
     square, mean = np.einsum("nd,nd->", rows, rows, dtype=np.float64), np.mean(rows, axis=0, dtype=np.float64)
     tolerance = _TOLERANCE * (square / rows.size - np.mean(mean**2))
     blocks = parallel.in_blocks(rows, k)
     centre = _seeded(rows, blocks, k, np.random.default_rng(seed))
     if len(centre) < k:
-        warn(f"found {len(centre)} distinct embeddings for k = {k} clusters: going on with {len(centre)} clusters.")
+        warn(f"k-means: found {len(centre)} distinct embeddings; expected at least k = {k}; using k = {len(centre)}.")
     iterations, shift = 0, np.inf
     while True:
         pulse.beat()
@@ -69,7 +79,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _seeded(rows: np.ndarray, blocks: jax.Array, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Centres of greedy k-means++, which tries a few rows for each: as many as there are distinct rows, k at most."""
+    """Returns at most k initial centres by greedy k-means++, fewer if there are fewer distinct rows."""
     nearest = parallel.in_blocks(np.full(len(rows), np.inf, np.float32), k)
     chosen = [int(rng.integers(len(rows)))]
     while True:
@@ -83,23 +93,24 @@ def _seeded(rows: np.ndarray, blocks: jax.Array, k: int, rng: np.random.Generato
         chosen.append(int(candidates[np.argmin(left)]))
 
 
-# By differences: of the row itself and all that are equal to it zero, so that none of them is chosen again.
+# Differences, not products: the distance between equal rows is exactly 0, so a chosen row is never drawn again.
 _nearer = jax.jit(lambda blocks, nearest, row: jnp.minimum(nearest, jnp.sum(jnp.square(blocks - row), axis=-1)))
 
 
 @jax.jit
 def _left_by(blocks, nearest, candidates):
-    """What the sum of `nearest` would be with each of the candidates [C, D] as one more centre, by block: [n, M, C]."""
+    """Returns the sum of `nearest` over each block after adding one candidate of [C, D] as a centre: [n, M, C]."""
     square = jnp.sum(jnp.square(blocks), axis=-1, keepdims=True) + jnp.sum(jnp.square(candidates), axis=-1)
     return jnp.sum(jnp.clip(square - 2 * matmul(blocks, candidates.T), 0.0, nearest[..., None]), axis=2)
 
 
-# Of rows [M, B, D] the clusters, int32 [M, B], and squared distances to their centres; of clusters the sums [k, D].
 def _assign(blocks, centre):
+    """Returns the nearest centre int32 [M, B] of rows [M, B, D], squared distances [M, B], and cluster sums [k, D]."""
+
     def of_block(total, rows):
         label = jnp.argmin(0.5 * jnp.sum(jnp.square(centre), axis=1) - matmul(rows, centre.T), axis=1)
         distance = jnp.sum(jnp.square(rows - centre[label]), axis=1)
-        # A product, since sums by index come in no fixed order on GPUs. In float64 the blocks' order is no matter.
+        # A matmul, because scatter-adds are not deterministic on GPUs. In float64 the order of blocks is irrelevant.
         members = (label == jnp.arange(len(centre))[:, None]).astype(jnp.float32)
         return total + matmul(members, rows), (label.astype(jnp.int32), distance)
 
@@ -108,7 +119,7 @@ def _assign(blocks, centre):
 
 
 def _moved(rows, label, distance, total, centre, cosine: bool) -> np.ndarray:
-    """The centres [k, D] of the clusters, float32; one that cannot be filled stays where it is. Changes `total`."""
+    """Returns the new centres, float32 [k, D]; a cluster that stays empty keeps its centre. Modifies `total`."""
     count = np.bincount(label, minlength=len(centre))
     order = np.arange(0) if count.all() else np.argsort(-distance, kind="stable")
     far = (row for row in order if distance[row] > 0 and count[label[row]] > 1)
@@ -117,4 +128,4 @@ def _moved(rows, label, distance, total, centre, cosine: bool) -> np.ndarray:
         count[[label[row], cluster]] += (-1, 1)
     moved = (total / np.maximum(count, 1)[:, None]).astype(np.float32)
     moved = _unit(moved) if cosine else moved
-    return np.where(((count == 0) | (cosine & ~moved.any(axis=1)))[:, None], centre, moved)  # rows may cancel out
+    return np.where(((count == 0) | (cosine & ~moved.any(axis=1)))[:, None], centre, moved)  # unit rows may sum to 0

@@ -1,4 +1,4 @@
-"""Embeddings with their labels on disk: .npz, .parquet, or .npy with a .csv beside it."""
+"""Embedding files: .npz, .parquet, or .npy with the labels in a .csv of the same name."""
 
 import csv
 import dataclasses
@@ -15,26 +15,34 @@ from grafit_jax.errors import UserError, reading, writing
 from grafit_jax.retrieval import neighbors
 
 _COLUMNS = ("id", "label", "coarse_label", "filename")
-# Behind the names of further levels: genus_label.
+# Suffix of the columns of further levels: genus_label.
 _LEVEL = "_label"
 _FORMATS = (".npz", ".parquet", ".npy")
 _MADE_BY = "made_by"
 _MADE_BY_NPY = ".made_by.json"
-_WANT = "write it anew with experiments/embed.py"
+_REMEDY = "write it again with experiments/embed.py"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """Embeddings of a set of images; None for columns that are not known. Labels are integers or strings."""
+    """Embeddings of a set of images with their ids and labels; unknown columns are None.
 
-    embedding: np.ndarray  # float32 [N, D]
-    id: np.ndarray  # [N], integers or strings, none twice: what an image is told apart by
-    label: np.ndarray | None = None  # [N], fine labels
-    coarse_label: np.ndarray | None = None  # [N]
-    filename: np.ndarray | None = None  # [N], strings: where the images lie
-    # The labels of further levels, [N], by name, from coarse to fine.
+    Attributes:
+      embedding: float32 [N, D].
+      id: [N], unique integers or strings that identify the images.
+      label: [N], fine labels, integers or strings.
+      coarse_label: [N].
+      filename: [N], paths of the images.
+      further: labels [N] of further levels by name, from coarse to fine.
+      made_by: layer, step, config and data of the network, as read from JSON; empty if unknown.
+    """
+
+    embedding: np.ndarray
+    id: np.ndarray
+    label: np.ndarray | None = None
+    coarse_label: np.ndarray | None = None
+    filename: np.ndarray | None = None
     further: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    # Layer, step, config and data of the network that made them, as JSON has them; empty if not known.
     made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -42,18 +50,22 @@ class Features:
 
     @property
     def levels(self) -> dict[str, np.ndarray]:
-        """The labels that are known, as `metrics.retrieval_metrics` takes them."""
+        """Known labels by level name, the format of `metrics.retrieval_metrics`; the fine level is named ""."""
         found = {"": self.label, "coarse": self.coarse_label, **self.further}
         return {name: labels for name, labels in found.items() if labels is not None}
 
     @property
     def coarser(self) -> np.ndarray | None:
-        """The labels of the next coarser level than the finest."""
+        """Labels of the level just above the finest."""
         return [self.coarse_label, *self.further.values()][-1]
 
 
 def save(path: pathlib.Path, features: Features) -> None:
-    """Writes features in the format that the file's ending names; see `load`."""
+    """Writes features in the format given by the file extension; see `load`.
+
+    Raises:
+      UserError: an unknown extension, or a file that cannot be written.
+    """
     _check_format(path)
     columns = {name: getattr(features, name) for name in _COLUMNS if getattr(features, name) is not None}
     columns |= {level + _LEVEL: labels for level, labels in features.further.items()}
@@ -79,36 +91,38 @@ def save(path: pathlib.Path, features: Features) -> None:
 
 
 def load(path: pathlib.Path) -> Features:
-    """Reads and checks features.
+    """Loads and validates features.
 
-    .npz: arrays `embedding` [N, D] and, each where it is known, `label`, `coarse_label`, `id`, `filename`, all [N],
-    `LEVEL_label` for further levels, such as `genus_label`, and `made_by`, JSON.
-    .parquet: the same as columns, `embedding` a list, `made_by` in the metadata. .npy: the embeddings, with the other
-    columns in a .csv and `made_by` in a .made_by.json of that name. Without ids the row numbers serve.
+    - .npz: array `embedding` [N, D] and the optional arrays `id`, `label`, `coarse_label`, `filename` and, for further
+      levels, `LEVEL_label` (such as `genus_label`), all [N], and `made_by`, a JSON string.
+    - .parquet: the same names as columns, `embedding` as lists, `made_by` in the metadata.
+    - .npy: the embeddings; the other columns in a .csv and `made_by` in a .made_by.json of the same name.
+
+    The default ids are the row numbers.
 
     Raises:
-      UserError: a file that is not there, not readable, without embeddings, or with columns that do not fit them.
+      UserError: a file that is missing, unreadable or without embeddings, or columns that do not match them.
     """
     _check_format(path)
-    with reading(path, _WANT):
+    with reading(path, _REMEDY):
         columns = {".npz": _read_npz, ".parquet": _read_parquet, ".npy": _read_npy}[path.suffix](path)
         made_by = json.loads(str(columns.pop(_MADE_BY, "{}")))
         if not isinstance(made_by, dict):
-            raise ValueError(f"{_MADE_BY} is no object")
+            raise ValueError(f"{_MADE_BY} is not a JSON object")
     if "embedding" not in columns:
-        found = ", ".join(sorted(columns)) or "nothing"
-        raise UserError(f"{path} holds {found} but no embedding: want embedding [N, D] and {', '.join(_COLUMNS)} [N].")
+        found = ", ".join(sorted(columns)) or "no columns"
+        raise UserError(f"{path}: found {found}; expected embedding [N, D] and optionally {', '.join(_COLUMNS)} [N].")
     embedding = columns.pop("embedding")
     if embedding.dtype.kind not in "fiu":
-        raise UserError(f"{path}: embedding is of {embedding.dtype}: want numbers.")
+        raise UserError(f"{path}: found embedding of dtype {embedding.dtype}; expected numbers.")
     with np.errstate(over="ignore"):
         embedding = embedding.astype(np.float32)
     neighbors.check_embeddings(f"{path}: embedding", embedding)
     for name, values in columns.items():
         if values.shape != (len(embedding),):
-            raise UserError(f"{path}: {name} has shape {values.shape}: want one for each of {len(embedding)} rows.")
+            raise UserError(f"{path}: found {name} of shape {values.shape}; expected ({len(embedding)},).")
         if values.dtype.kind not in "biuU":
-            raise UserError(f"{path}: {name} is of {values.dtype}: want integers or strings.")
+            raise UserError(f"{path}: found {name} of dtype {values.dtype}; expected integers or strings.")
     if "id" in columns:
         neighbors.check_ids(f"{path}: id", columns["id"])
     further = {name.removesuffix(_LEVEL): columns.pop(name) for name in [*columns] if name not in _COLUMNS}
@@ -121,11 +135,11 @@ def _is_read(name: str) -> bool:
 
 def _check_format(path: pathlib.Path) -> None:
     if path.suffix not in _FORMATS:
-        raise UserError(f"{path} ends in {path.suffix or 'nothing'}: want one of {', '.join(_FORMATS)}.")
+        raise UserError(f"{path}: found extension {path.suffix!r}; expected one of {', '.join(_FORMATS)}.")
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    return read_npz(path, lambda name: name == _MADE_BY or _is_read(name), (), _WANT)
+    return read_npz(path, lambda name: name == _MADE_BY or _is_read(name), (), _REMEDY)
 
 
 def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -135,7 +149,9 @@ def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
     columns = {_MADE_BY: np.array((table.schema.metadata or {}).get(_MADE_BY.encode(), b"{}").decode())}
     for name in filter(_is_read, table.column_names):
         if table[name].null_count:
-            raise UserError(f"{path}: {name} has {table[name].null_count} empty values: want one for every row.")
+            raise UserError(
+                f"{path}: found {table[name].null_count} empty values of {name}; expected a value in every row."
+            )
         values = table[name].to_numpy()
         if name == "embedding":
             values = np.stack(values) if len(table) else np.zeros((0, 0))
@@ -152,7 +168,7 @@ def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
         with open(path.with_suffix(".csv"), newline="") as file:
             header, *rows = csv.reader(file)
         if max(map(len, itertools.chain(*rows)), default=0) > LONGEST:
-            raise ValueError(f"a value in its .csv has more than {LONGEST} characters")
+            raise ValueError(f"a value in its .csv is longer than {LONGEST} characters")
         read = {name: np.array(values) for name, values in zip(header, zip(*rows, strict=True), strict=True)}
         columns = {name: values for name, values in read.items() if _is_read(name)} | columns
     return columns

@@ -1,4 +1,4 @@
-"""All metrics of embeddings: of a run's test images, and of embeddings from files, this project's or anybody's."""
+"""Computes all metrics of the embeddings of a run, or of embeddings loaded from files."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from grafit_jax.retrieval.probe import probe as fit_probe
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A split as float32 [N, D] embeddings with the labels that are known, by level: see `Records.labels`."""
+    """Embeddings of a split, float32 [N, D], with the known labels [N] by level; see `Records.labels`."""
 
     embedding: np.ndarray
     labels: Mapping[str, np.ndarray]
@@ -22,16 +22,25 @@ class Embedded:
 def evaluate(
     test: Embedded, train: Embedded, *, ks: Sequence[int], knn_k: int, knn_temperature: float, probe: bool = False
 ) -> dict[str, float]:
-    """Retrieval of test images among the other test images, and k-NN votes of the training images, as fractions.
+    """Computes the retrieval metrics within the test images and their k-NN classification by the training images.
 
-    Every level of labels that the test images have gives `recall@k` and `map`, and where the training images have it
-    too, `knn_top1` and, with `probe`, `probe_top1` and `probe_l2`: those of the finest level are named so, the others
-    `LEVEL/map` and so on. One search serves all.
-    Retrieval leaves out the query itself by id, and queries without another image of their class, which are counted in
-    `queries_without_positive`.
+    Retrieval excludes the query itself by id, and skips queries without another image of their class.
+
+    Args:
+      test: embeddings and labels of the test images.
+      train: embeddings and labels of the training images.
+      ks: values of k of recall@k.
+      knn_k: number of training images that vote; at most all of them.
+      knn_temperature: temperature sigma of the votes.
+      probe: whether to train a linear probe; see `probe.probe`.
+
+    Returns:
+      For each level of test labels, as fractions: `recall@k`, `map` and `queries_without_positive`. For the levels of
+      training labels also `knn_top1` and, with `probe`, `probe_top1` and `probe_l2`. The metrics of the finest level
+      have no prefix, the others the prefix `LEVEL/`.
 
     Raises:
-      UserError: embeddings that are not finite or zero, or more neighbours asked than there are images.
+      UserError: embeddings that are zero or not finite, or too few images for the largest k.
     """
     result = metrics.retrieval_metrics(test.embedding, test.labels, ks=ks, knn_k=0)
     similarity, near = neighbors.search(test.embedding, train.embedding, min(knn_k, len(train.embedding)))
@@ -54,30 +63,35 @@ def evaluate_features(
     knn_temperature: float,
     probe: bool = False,
 ) -> dict[str, float]:
-    """All metrics of embeddings from anywhere, at every level that both sides have; see `metrics.retrieval_metrics`.
+    """Computes all metrics of loaded embeddings at each level that both sides have.
 
     Args:
-      queries: each is left out of its own neighbours, if there is no gallery.
-      gallery: the images to be found, or None: the queries.
-      leave_out: the ids of both sides mean the same images: a query is left out of its neighbours in the gallery too.
-      ks, knn_k, knn_temperature: as for `metrics.retrieval_metrics`.
-      probe: whether a probe is trained on the gallery's embeddings and tested on the queries'; see `probe.probe`.
+      queries: the queries. Without a gallery, each is excluded from its own neighbours.
+      gallery: the gallery; None for the queries themselves.
+      leave_out: whether equal ids on both sides mean the same image, which is then excluded from the neighbours.
+      ks: as for `metrics.retrieval_metrics`.
+      knn_k: as for `metrics.retrieval_metrics`.
+      knn_temperature: as for `metrics.retrieval_metrics`.
+      probe: whether to train a linear probe on the gallery and test it on the queries; see `probe.probe`.
+
+    Returns:
+      The metrics of `metrics.retrieval_metrics` and, with `probe`, `probe_top1` and `probe_l2` of each level.
 
     Raises:
-      UserError: no labels to judge by, a probe without a gallery, or as `metrics.retrieval_metrics`.
+      UserError: no common level of labels, a probe without a gallery, or an error of `metrics.retrieval_metrics`.
     """
     ids: dict[str, np.ndarray] = {}
     if gallery is None and probe:
-        raise UserError("found --probe without --gallery: want the training embeddings, which the probe is trained on.")
+        raise UserError("found --probe without --gallery; pass the training embeddings as --gallery.")
     if gallery is None:
         gallery, leave_out = queries, True
     if leave_out:
-        # Ids may be strings. As codes of both sides they keep their order.
+        # Ids may be strings. Joint integer codes keep their order.
         code = np.unique(np.concatenate([queries.id, gallery.id]), return_inverse=True)[1]
         ids = {"query_ids": code[: len(queries)], "gallery_ids": code[len(queries) :]}
     both = queries.levels.keys() & gallery.levels.keys()
     if not both:
-        raise UserError("found no labels on both sides to judge by: want label, coarse_label or both.")
+        raise UserError("found no level of labels on both sides; expected label, coarse_label or another common level.")
     result = metrics.retrieval_metrics(
         queries.embedding, queries.levels, gallery.embedding, gallery.levels,
         ks=ks, knn_k=knn_k, knn_temperature=knn_temperature, **ids,
@@ -88,5 +102,5 @@ def evaluate_features(
 
 
 def _probed(level: str, *arguments: np.ndarray) -> dict[str, float]:
-    """What `probe.probe` finds, by the names of metrics."""
+    """Runs `probe.probe` and returns its results under their metric names."""
     return {f"{level}/probe_{key}" if level else f"probe_{key}": v for key, v in fit_probe(*arguments).items()}

@@ -1,4 +1,4 @@
-"""What retrieval and k-NN classification are judged by: functions of embeddings and labels."""
+"""Metrics of retrieval and k-NN classification, as pure functions of embeddings and labels."""
 
 import concurrent.futures
 import itertools
@@ -14,35 +14,40 @@ from jax.typing import ArrayLike
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import neighbors
 
-# Queries whose neighbours vote at a time: k^2 values each.
+# Queries per batch of the k-NN vote, which needs k^2 values per query.
 _VOTERS = 256
 
 
 def recall_at_k(neighbor_labels: ArrayLike, labels: ArrayLike, ks: Sequence[int]) -> dict[int, Array]:
-    """Whether a query has an image of its own class among its k nearest, for every k.
+    """Returns whether each query has an image of its class among its k nearest neighbours, for each k.
 
     Args:
-      neighbor_labels: int [Q, K], the labels of the neighbours, nearest first (self already left out).
+      neighbor_labels: int [Q, K], labels of the neighbours, nearest first, without the query itself.
       labels: int [Q].
-      ks: each in 1..K.
+      ks: values of k, each in 1..K.
 
     Returns:
-      k -> float32 [Q], 1 or 0; their mean is recall@k.
+      A dict k -> float32 [Q] of 0 and 1; its mean is recall@k.
+
+    Raises:
+      UserError: a k outside 1..K.
     """
     hits = jnp.asarray(neighbor_labels) == jnp.asarray(labels)[:, None]
     if min(ks) < 1 or max(ks) > hits.shape[1]:
-        raise UserError(f"recall@k for k = {tuple(ks)} needs k in 1..{hits.shape[1]}, the neighbours at hand.")
+        raise UserError(
+            f"recall@k: found k = {tuple(ks)}; expected k from 1 to {hits.shape[1]}, the number of neighbours."
+        )
     return {k: hits[:, :k].any(axis=1).astype(jnp.float32) for k in ks}
 
 
 @jax.jit
 def knn_classify(neighbor_labels: ArrayLike, similarity: ArrayLike, temperature: float = 0.05) -> Array:
-    """The class with the largest sum of exp(similarity / temperature) over the neighbours (SNCA).
+    """Returns the class with the largest sum of exp(similarity / temperature) over the neighbours, as in SNCA.
 
     Args:
-      neighbor_labels: int [Q, k].
-      similarity: float [Q, k], cosines.
-      temperature: sigma.
+      neighbor_labels: int [Q, k], labels of the neighbours.
+      similarity: float [Q, k], their cosine similarities.
+      temperature: temperature sigma.
 
     Returns:
       int32 [Q]; ties go to the lower label.
@@ -50,9 +55,9 @@ def knn_classify(neighbor_labels: ArrayLike, similarity: ArrayLike, temperature:
 
     def winner(neighbors_of_query):
         label, similarity = neighbors_of_query
-        # Shifted by the best neighbour, which changes no ranking and cannot overflow.
+        # Subtracting the maximum keeps the ranking and avoids overflow.
         vote = jnp.exp((similarity - similarity.max()) / temperature)
-        votes = jnp.sum(jnp.where(label[:, None] == label, vote, 0.0), axis=1)  # for each neighbour, those of its class
+        votes = jnp.sum(jnp.where(label[:, None] == label, vote, 0.0), axis=1)  # votes of each neighbour's class
         return jnp.min(jnp.where(votes == votes.max(), label, jnp.iinfo(jnp.int32).max))
 
     labels = jnp.asarray(neighbor_labels, jnp.int32)
@@ -68,25 +73,25 @@ def average_precision(
     query_ids: ArrayLike | None = None,
     gallery_ids: ArrayLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision of each query over the whole ranking of the gallery by cosine.
+    """Computes the average precision of each query over the whole gallery, ranked by cosine similarity.
 
-    AP = mean over the positives p of (positives at least as near as p) / (rows at least as near as p), which is
-    `sklearn.metrics.average_precision_score`, with ties as there: rows whose float32 similarities are equal count
-    together, so that their order in the gallery makes no difference.
+    AP is the mean over the positives p of (positives at least as near as p) / (rows at least as near as p), as in
+    `sklearn.metrics.average_precision_score`. Rows with equal float32 similarity share a rank, so the order of the
+    gallery does not matter.
 
     Args:
       queries: float [Q, D].
       labels: [Q], integers or strings.
       gallery: float [N, D].
       gallery_labels: [N].
-      query_ids: int [Q]; a gallery row with the query's id is left out of its ranking. Together with `gallery_ids`.
-      gallery_ids: int [N], none twice.
+      query_ids: int [Q]; the gallery row with the query's id is excluded. Requires `gallery_ids`.
+      gallery_ids: int [N], unique.
 
     Returns:
-      float64 [Q], 0 for a query without positives, and int64 [Q], the number of positives.
+      The average precision float64 [Q], 0 for queries without positives, and the number of positives int64 [Q].
 
     Raises:
-      UserError (a ValueError): as `neighbors.search`, or labels of another length or kind.
+      UserError: labels of the wrong length or type, or an error of `neighbors.search`.
     """
     *_, levels = _one_pass(queries, {"": labels}, gallery, {"": gallery_labels}, query_ids, gallery_ids, k=1)
     return levels[""].precision, levels[""].positives
@@ -104,27 +109,28 @@ def retrieval_metrics(
     knn_k: int = 30,
     knn_temperature: float = 0.05,
 ) -> dict[str, float]:
-    """All metrics of embeddings, from one pass over their similarities.
+    """Computes all retrieval metrics in one pass over the similarities.
 
     Args:
       queries: float [Q, D].
       labels: level -> [Q], integers or strings: {"": fine, "coarse": coarse}, or any levels of a hierarchy.
-      gallery: float [N, D], or None: the queries are each other's gallery, and each is left out of its own neighbours.
+      gallery: float [N, D]. With None the queries are the gallery, and each is excluded from its own neighbours.
       gallery_labels: level -> [N]; only levels on both sides are scored.
-      query_ids: int [Q], with `gallery_ids`: rows that are left out, see `neighbors.search`.
-      gallery_ids: int [N].
-      ks: of recall@k.
-      knn_k: how many neighbours vote; all, where there are fewer; 0 for no vote.
-      knn_temperature: sigma of their votes.
+      query_ids: int [Q]; the gallery row with the query's id is excluded. Requires `gallery_ids`.
+      gallery_ids: int [N], unique.
+      ks: values of k of recall@k.
+      knn_k: number of neighbours that vote, at most the size of the gallery; 0 disables `knn_top1`.
+      knn_temperature: temperature sigma of the votes.
 
     Returns:
-      For every level, with "level/" before all names but those of level "":
-      recall@k for every k, map: means over the queries that have a positive, 0 if none has one.
-      knn_top1: the share of queries that get their own label by the vote of their neighbours.
-      queries_without_positive: how many queries recall@k and map leave out.
+      A dict of metrics, as fractions. Names have the prefix "LEVEL/", except for level "".
+
+      - recall@k and map: means over the queries that have a positive; 0 if there are none.
+      - knn_top1: accuracy of the k-NN vote over all queries.
+      - queries_without_positive: number of queries excluded from recall@k and map.
 
     Raises:
-      UserError (a ValueError): as `neighbors.search`, or labels of another length or kind.
+      UserError: labels of the wrong length or type, or an error of `neighbors.search`.
     """
     if gallery is None:
         gallery, gallery_labels = queries, labels
@@ -152,19 +158,19 @@ def _mean(per_query: np.ndarray) -> float:
 
 
 class _Level:
-    """The labels of one level as codes from 0, and the average precision of the queries seen so far."""
+    """Labels of one level as integer codes, and the average precision of the queries scored so far."""
 
     def __init__(self, labels: ArrayLike, gallery_labels: ArrayLike, num_queries: int, num_rows: int):
         sides = np.asarray(labels), np.asarray(gallery_labels)
-        for side, given, wanted in zip(("queries", "gallery"), sides, (num_queries, num_rows), strict=True):
-            if given.shape != (wanted,):
-                raise UserError(f"labels of the {side} have shape {given.shape}: want one for every row, ({wanted},).")
+        for side, given, number in zip(("queries", "gallery"), sides, (num_queries, num_rows), strict=True):
+            if given.shape != (number,):
+                raise UserError(f"labels of the {side}: found shape {given.shape}; expected ({number},).")
             if given.dtype.kind not in "biuUS":
-                raise UserError(f"labels of the {side} are {given.dtype}: want integers or strings.")
+                raise UserError(f"labels of the {side}: found dtype {given.dtype}; expected integers or strings.")
         if (sides[0].dtype.kind in "US") != (sides[1].dtype.kind in "US"):
             raise UserError(
-                f"labels of the queries are {sides[0].dtype} and those of the gallery {sides[1].dtype}: want the same "
-                "kind, integers or strings on both sides."
+                f"labels: found dtype {sides[0].dtype} for the queries and {sides[1].dtype} for the gallery; expected "
+                "integers on both sides or strings on both sides."
             )
         code = np.unique(np.concatenate(sides), return_inverse=True)[1]
         self.labels, self.gallery_labels = code[:num_queries], code[num_queries:]
@@ -175,12 +181,12 @@ class _Level:
         self.positives = np.zeros(num_queries, np.int64)
 
     def score(self, query: int, similarity: np.ndarray, ranked: np.ndarray, own: int) -> None:
-        """`similarity` [N] of the query to all rows, `ranked` the same in ascending order."""
+        """Scores a query from its similarities [N] to the gallery, unsorted and sorted in ascending order."""
         members = self._members[self.labels[query]]
         positive = np.sort(similarity[members[members != own]])
         self.positives[query] = len(positive)
         if len(positive):
-            near = len(ranked) - np.searchsorted(ranked, positive)  # how many are at least as near
+            near = len(ranked) - np.searchsorted(ranked, positive)  # number of rows at least as near
             if own >= 0:
                 near -= similarity[own] >= positive
             near_positive = len(positive) - np.searchsorted(positive, positive)
@@ -188,12 +194,12 @@ class _Level:
 
 
 def _one_pass(queries, labels, gallery, gallery_labels, query_ids, gallery_ids, *, k: int):
-    """The k nearest, similarity and index [Q, k], and the scored levels that both sides have, by name."""
+    """Returns similarity and index [Q, k] of the k nearest rows, and the scored common levels by name."""
     neighbors.check(queries, gallery, k, query_ids, gallery_ids)
     sizes = len(np.asarray(queries)), len(np.asarray(gallery))
     levels = {name: _Level(labels[name], gallery_labels[name], *sizes) for name in labels if name in gallery_labels}
     near = []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy sorts without the interpreter's lock
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy sorts without the GIL
         for block in neighbors.blocks(queries, gallery, k, query_ids=query_ids, gallery_ids=gallery_ids, whole=True):
             near.append(block.near)
             assert block.similarity is not None

@@ -1,8 +1,8 @@
-"""Exact nearest neighbours by cosine, in blocks.
+"""Exact nearest neighbours by cosine similarity, computed in blocks.
 
-The device does the work in float32: a block of similarities by one product, the maxima of groups of gallery rows, the k
-best groups, the k best rows inside of them. The host then settles what float32 cannot tell: neighbours closer to each
-other than the rounding error are compared in float64, so that the result is that of a float64 brute force.
+The device works in float32. It computes a block of similarities with one matmul, takes the maximum of each group of
+gallery rows, selects the k best groups, then the k best rows of those groups. The host compares in float64 the
+candidates that differ by less than the float32 rounding error, so the result equals a float64 brute-force search.
 """
 
 import functools
@@ -21,10 +21,10 @@ from grafit_jax.errors import UserError
 from grafit_jax.retrieval import rerank
 from grafit_jax.similarity import matmul, unit
 
-# Similarities a device holds at a time: 30 MB stay in a processor's cache, and more would be new pages in every call.
+# Similarities per device at a time. 30 MB fit in a CPU cache; larger blocks allocate new pages in each call.
 _BLOCK = 30 * 2**18
 _MAX_QUERIES = 256
-# A gallery larger than the first is cut into parts of the second: more queries at a time for the same similarities.
+# A gallery of more than _MAX_ROWS rows is split into parts of _PART rows, which allows more queries per block.
 _MAX_ROWS = 7 * 2**13
 _PART = 3 * 2**13
 _GROUP = 32
@@ -39,30 +39,30 @@ def search(
     gallery_ids: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> tuple[Any, Any]:
-    """The k gallery rows with the highest cosine to each query, best first.
+    """Returns the k gallery rows with the highest cosine similarity to each query, nearest first.
 
-    Ties go to the lower gallery id; without ids, to the lower row. A row that has the query's own id is left out: by
-    id, never by rank, which goes wrong where another row is just as near.
+    The gallery row with the query's id is excluded. It is found by id, not by rank, because a duplicate image may rank
+    before it. Ties go to the lower gallery id, or to the lower row if there are no ids.
 
-    Outside of jit the queries are spread over all local devices, and neighbours and ties are those of float64. Inside
-    of jit or pmap they are those of float32, where similarities within some 1e-6 may change places, and ties go to the
-    lower row.
+    Outside jit, the queries are sharded over all local devices, and order and ties are those of float64. Inside jit or
+    pmap they are those of float32: similarities closer than about 1e-6 may swap, and ties go to the lower row.
 
     Args:
-      queries: float [Q, D], any length but zero.
-      gallery: float [N, D]. With `axis_name`, this device's N rows of it, and all devices ask the same queries.
-      k: how many.
-      query_ids: int [Q]; given together with `gallery_ids`, or neither.
-      gallery_ids: int [N], none twice.
-      axis_name: a mapped device axis over which the gallery is sharded: local top-k, gather, second top-k.
+      queries: float [Q, D], non-zero vectors of any length.
+      gallery: float [N, D]. With `axis_name`, the N rows on this device; all devices pass the same queries.
+      k: number of neighbours.
+      query_ids: int [Q]; requires `gallery_ids`.
+      gallery_ids: int [N], unique; requires `query_ids`.
+      axis_name: mapped device axis over which the gallery is sharded. Each device takes its local top-k, the
+        candidates are gathered, and a second top-k selects from them.
 
     Returns:
-      similarity float32 [Q, k] and index int32 [Q, k] into the gallery (of all devices, in device order); NumPy arrays
-      outside of jit.
+      similarity float32 [Q, k] and index int32 [Q, k] into the gallery (of all devices, in device order). NumPy arrays
+      outside jit.
 
     Raises:
-      UserError (a ValueError): k < 1 or more than the gallery holds, other dimensions, ids for one side only or twice,
-        and, where the values are at hand, embeddings that are zero or not finite.
+      UserError: k < 1 or larger than the gallery, different dimensions, ids for one side only or duplicate gallery
+        ids, or (outside jit) embeddings that are zero or not finite. A UserError is a ValueError.
     """
     check(queries, gallery, k, query_ids, gallery_ids, axis_name)
     if axis_name is not None or any(map(_is_traced, (queries, gallery, query_ids, gallery_ids))):
@@ -73,12 +73,12 @@ def search(
 
 
 class Block(NamedTuple):
-    """What a block of b queries gives."""
+    """Search result of a block of b queries."""
 
-    queries: slice  # which of the queries
-    near: tuple[np.ndarray, np.ndarray]  # similarity float32 [b, k] and index int32 [b, k], as `search` gives them
-    own: np.ndarray  # int [b], the row that is left out of a query's neighbours, or -1
-    similarity: np.ndarray | None  # float32 [b, N], with that row; None where it was not asked for
+    queries: slice  # rows of `queries`
+    near: tuple[np.ndarray, np.ndarray]  # similarity float32 [b, k] and index int32 [b, k], as returned by `search`
+    own: np.ndarray  # int [b], the gallery row excluded from the neighbours of each query, or -1
+    similarity: np.ndarray | None  # float32 [b, N], including the excluded rows; None without `whole`
 
 
 def blocks(
@@ -90,9 +90,10 @@ def blocks(
     gallery_ids: ArrayLike | None = None,
     whole: bool = False,
 ) -> Iterator[Block]:
-    """`search`, a block of queries at a time; with `whole`, a block carries all of its similarities.
+    """Yields the results of `search` one block of queries at a time.
 
-    The arguments are those of `search` and have passed `check`. The devices are a step ahead of the host.
+    The arguments are those of `search` and must have passed `check`. With `whole`, a block includes its similarities to
+    the whole gallery. The devices compute the next block while the host processes this one.
     """
     query, rows = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
     own = _own_rows(query_ids, gallery_ids, len(query), np)
@@ -102,11 +103,11 @@ def blocks(
     num_devices = parallel.num_devices()
     size = num_devices * _queries_of_block(_bucket(rows_of_part), -(-len(query) // num_devices))
     query_blocks = [slice(i, min(i + size, len(query))) for i in range(0, len(query), size)]
-    wanted, on_host = k + rerank.SPARE, whole or _picks_on_host()
-    call = parallel.pmap(_of_block(None if on_host else wanted), in_axes=(0, 0, None, None))
+    num_candidates, on_host = k + rerank.SPARE, whole or _picks_on_host()
+    call = parallel.pmap(_of_block(None if on_host else num_candidates), in_axes=(0, 0, None, None))
 
     def steps():
-        """All queries against one part of the gallery after the other: one at a time lies on the devices."""
+        """Compares all queries with each part of the gallery in turn; the devices hold one part at a time."""
         for part in parts:
             gallery_part = parallel.replicate(_unit(_padded(rows[part], np)))
             for block in query_blocks:
@@ -127,16 +128,18 @@ def blocks(
         value, index = (np.asarray(x).reshape(-1, x.shape[-1])[: block.stop - block.start] for x in results)
         similarity, known = value[:, : len(rows)] if whole else None, best.pop(block.start, None)
         if on_host:
-            # Once there are as many as wanted, only what is at least as near as the last of them matters.
+            # With enough candidates from earlier parts, only rows at least as near as the last of them matter.
             num_groups = None
-            if known and known[0].shape[1] == wanted:
+            if known and known[0].shape[1] == num_candidates:
                 num_groups = max(1, int(np.sum(index >= known[0].min(axis=1, keepdims=True), axis=1).max()))
-            value, index = _top_k(value, index, wanted, own_column, part.stop - part.start, num_groups=num_groups)
-        # What is left out, at minus infinity, may be a column past the end.
+            value, index = _top_k(
+                value, index, num_candidates, own_column, part.stop - part.start, num_groups=num_groups
+            )
+        # Excluded entries have similarity -inf and may have a column past the end.
         found = value, np.minimum(index + part.start, part.stop - 1)
         if known:
             value, index = (np.concatenate(pair, axis=1) for pair in zip(known, found, strict=True))
-            place = _largest(value, min(wanted, value.shape[1]))
+            place = _largest(value, min(num_candidates, value.shape[1]))
             found = np.take_along_axis(value, place, axis=1), np.take_along_axis(index, place, axis=1)
         if part is parts[-1]:
             yield Block(block, settle(block, *found), own[block], similarity)
@@ -146,12 +149,12 @@ def blocks(
 
 
 def _picks_on_host() -> bool:
-    # On CPU what the host would fetch is there already, and NumPy's partition is several times faster than XLA's top_k.
+    # On CPU there is no transfer to save, and NumPy's partition is several times faster than XLA's top_k.
     return jax.default_backend() == "cpu"
 
 
 def _own_rows(query_ids, gallery_ids, num_queries: int, xp):
-    """int32 [Q]: the gallery row with the query's id, or -1."""
+    """Returns int32 [Q], the gallery row with the id of each query, or -1."""
     if query_ids is None:
         return xp.full(num_queries, -1, xp.int32)
     query_ids, gallery_ids = xp.asarray(query_ids), xp.asarray(gallery_ids)
@@ -160,29 +163,29 @@ def _own_rows(query_ids, gallery_ids, num_queries: int, xp):
     return xp.where(gallery_ids[place] == query_ids, place, -1).astype(xp.int32)
 
 
-# Shapes. Each compiles once, so they come in buckets.
+# Shapes are rounded up to a few sizes, because each new shape is compiled.
 
 
 def _bucket(n: int) -> int:
-    """The next of 16 to 32 sizes an octave, each a multiple of the group."""
+    """Rounds up to a multiple of the group size with 16 to 32 sizes per octave."""
     step = max(_GROUP, 2 ** (n.bit_length() - 5))
     return -(-n // step) * step
 
 
-def _queries_of_block(num_rows: int, wanted: int) -> int:
+def _queries_of_block(num_rows: int, num_queries: int) -> int:
     largest = min(_MAX_QUERIES, _BLOCK // num_rows)
-    return 2 ** max(3, min(largest.bit_length() - 1, (wanted - 1).bit_length()))
+    return 2 ** max(3, min(largest.bit_length() - 1, (num_queries - 1).bit_length()))
 
 
 def _padded(gallery, xp):
-    """[S, D]; the rows past the end are copies of the last, so that a group's maximum is that of its own rows."""
+    """Pads to [S, D] with copies of the last row, which do not change the maximum of its group."""
     padding = _bucket(len(gallery)) - len(gallery)
     return xp.pad(gallery, ((0, padding), (0, 0)), mode="edge") if padding else gallery
 
 
 @jax.jit
 def _unit(x):
-    # By their largest component first: squares of what is very small or large leave float32.
+    # Divides by the largest component first: squares of very small or large values under- or overflow float32.
     x = jnp.asarray(x, jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     return unit(x / jnp.where(largest > 0, largest, 1.0))
@@ -190,15 +193,15 @@ def _unit(x):
 
 @functools.cache
 def _of_block(k: int | None):
-    """On a device, the k nearest of a block of queries, or with None all similarities and the maxima of their groups.
+    """Returns the device function for a block of queries: top k, or for None all similarities and group maxima.
 
-    A function of its own for each k: what it compiles to is kept with it.
+    Cached, because JAX keeps compiled code per function object.
     """
 
     def of_block(query, own, gallery, num_rows):
         similarity = matmul(_unit(query), gallery.T)
         largest = jnp.max(similarity.reshape(len(query), -1, _GROUP), axis=2)
-        # Of a group that is cut by the end, the columns past it are copies of the last one before it: see `_padded`.
+        # Masks groups that are all padding. A partly padded group repeats its last row, which is harmless.
         largest = jnp.where(jnp.arange(largest.shape[1]) * _GROUP < num_rows, largest, -jnp.inf)
         return (similarity, largest) if k is None else _top_k(similarity, largest, k, own, num_rows)
 
@@ -206,20 +209,23 @@ def _of_block(k: int | None):
 
 
 def _top_k(x, largest, k: int, own, num_columns, *, num_groups: int | None = None):
-    """The k largest of [B, S] and their columns, without column `own` [B], or -1, and all from num_columns on.
+    """Returns the k largest values of x [B, S] and their columns, excluding column `own` [B] and those >= num_columns.
 
-    What is left out is at minus infinity. By JAX they are in order, ties to the lower column; by NumPy in none.
-    A member of the top k lies in one of the k groups with the largest maxima, `largest` [B, S / _GROUP], or of k + 1 if
-    a column is left out: so x is gone through once, for the maxima. `num_groups` says that fewer groups are enough.
+    An `own` of -1 excludes nothing. Excluded entries have the value -inf. With JAX arrays the result is sorted and ties
+    go to the lower column; with NumPy arrays it is unordered.
+
+    Each member of the top k lies in one of the k groups with the largest maxima, `largest` [B, S / _GROUP] (k + 1 if a
+    column is excluded), so only these groups are searched. `num_groups` lowers their number if fewer are known to
+    suffice.
     """
     xp = np if isinstance(x, np.ndarray) else jnp
     best = _largest(largest, min(k + 1, num_groups or largest.shape[1], largest.shape[1])).astype(xp.int32)
-    best = xp.sort(best, axis=1)  # so that ties still go to the lower column
+    best = xp.sort(best, axis=1)  # keeps ties at the lower column
     column = best[:, :, None] * _GROUP + xp.arange(_GROUP, dtype=xp.int32)
     left_out = (column == own[:, None, None]) | (column >= num_columns)
     value = xp.take(x.reshape(-1, _GROUP), xp.arange(len(x))[:, None] * largest.shape[1] + best, axis=0, mode="clip")
     if xp is np:
-        value[left_out] = -np.inf  # ten times as fast as `where`
+        value[left_out] = -np.inf  # ten times faster than `where`
     else:
         value = jnp.where(left_out, -jnp.inf, value)
     value, column = value.reshape(len(x), -1), column.reshape(len(x), -1)
@@ -228,7 +234,7 @@ def _top_k(x, largest, k: int, own, num_columns, *, num_groups: int | None = Non
 
 
 def _largest(x, k: int):
-    """The places [B, k] of the k largest of every row."""
+    """Returns the columns [B, k] of the k largest values of each row."""
     return np.argpartition(x, -k, axis=1)[:, -k:] if isinstance(x, np.ndarray) else lax.top_k(x, k)[1]
 
 
@@ -245,13 +251,13 @@ def _search_inside_jit(queries, gallery, k, query_ids, gallery_ids, axis_name):
     if axis_name is None:
         return similarity, index
     index = index + lax.axis_index(axis_name) * num_rows
-    # Candidates stand in device order, so that the second top-k still gives ties to the lower index.
+    # Candidates are in device order, so ties still go to the lower index.
     similarity, index = (lax.all_gather(x, axis_name, axis=1, tiled=True) for x in (similarity, index))
     best, place = lax.top_k(similarity, k)
     return best, jnp.take_along_axis(index, place, axis=1)
 
 
-# What the user can have got wrong.
+# Validation.
 
 
 def check(
@@ -262,74 +268,80 @@ def check(
     gallery_ids: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> None:
-    """Raises UserError unless `search` can work with these."""
+    """Raises UserError for invalid arguments of `search`."""
     check_embeddings("queries", queries)
     if gallery is not queries:
         check_embeddings("gallery", gallery)
     if np.shape(queries)[1] != np.shape(gallery)[1]:
         raise UserError(
-            f"queries have {np.shape(queries)[1]} dimensions and the gallery {np.shape(gallery)[1]}: want embeddings "
-            "of the same network and layer."
+            f"search: found queries with {np.shape(queries)[1]} dimensions and a gallery with {np.shape(gallery)[1]}; "
+            "expected embeddings of the same network and layer."
         )
     if (query_ids is None) != (gallery_ids is None):
-        raise UserError("found ids for one of queries and gallery: give query_ids and gallery_ids, or neither.")
+        raise UserError("search: found only one of query_ids and gallery_ids; expected both or neither.")
     for name, ids, rows in (("query_ids", query_ids, queries), ("gallery_ids", gallery_ids, gallery)):
         if ids is not None and np.shape(ids) != np.shape(rows)[:1]:
-            raise UserError(f"{name} has shape {np.shape(ids)}: want one id a row, {np.shape(rows)[:1]}.")
+            raise UserError(f"{name}: found shape {np.shape(ids)}; expected {np.shape(rows)[:1]}, one id per row.")
     if k < 1:
-        raise UserError(f"k must be at least 1, found {k}.")
+        raise UserError(f"search: found k = {k}; expected at least 1.")
     others = np.shape(gallery)[0] * (1 if axis_name is None else lax.axis_size(axis_name))
     if gallery_ids is not None and not _is_traced(gallery_ids) and not _is_traced(query_ids):
         check_ids("gallery_ids", gallery_ids)
         others -= has_own_row(query_ids, gallery_ids)
     if k > others:
         raise UserError(
-            f"k = {k} neighbours asked of a gallery with {others} rows (the query itself not counted): "
-            "lower k or enlarge the gallery."
+            f"search: found k = {k}; expected at most {others}, the gallery rows without the query; use a smaller k or "
+            "a larger gallery."
         )
 
 
 def has_own_row(query_ids: ArrayLike | None, gallery_ids: ArrayLike | None) -> bool:
-    """Whether a row is left out of the neighbours of some query."""
+    """Returns whether any query excludes a gallery row by its id."""
     return query_ids is not None and bool(np.any(np.isin(np.asarray(gallery_ids), np.asarray(query_ids))))
 
 
 def check_embeddings(name: str, embeddings: ArrayLike, *, zeros: bool = False, remedy: str = "") -> None:
-    """Raises UserError unless `embeddings` is [n, D] with n >= 1, finite, and without zero vectors or with `zeros`.
+    """Raises UserError unless `embeddings` is a non-empty [n, D] array of finite, non-zero vectors.
 
-    `remedy`: what to do about rows that are not finite or zero, in place of removing them.
+    Args:
+      name: name of the array in the message.
+      embeddings: the array. Traced values are checked for their shape only.
+      zeros: whether zero vectors are allowed.
+      remedy: end of the message about non-finite or zero rows, instead of removing them.
     """
     if np.ndim(embeddings) != 2 or 0 in np.shape(embeddings):
-        raise UserError(f"{name} has shape {np.shape(embeddings)}: want [n, D] with at least one row and column.")
+        raise UserError(
+            f"{name}: found shape {np.shape(embeddings)}; expected [n, D] with at least one row and column."
+        )
     if _is_traced(embeddings):
         return
     with np.errstate(all="ignore"):
         values = np.asarray(embeddings, np.float32)
         squares = np.einsum("nd,nd->n", values, values)
-    # One fast pass finds most rows right. A closer look at the others: wrong, or too long or short for their squares.
+    # One fast pass clears most rows. The others are invalid, or their squares under- or overflow float32.
     doubtful = np.flatnonzero(~((squares > 1e-30) & (squares < np.inf)))
     finite = np.isfinite(values[doubtful]).all(axis=1)
     if not finite.all():
         rows = doubtful[~finite]
         raise UserError(
-            f"{name} has {len(rows)} rows with NaN or infinite values, the first is row {rows[0]}: "
-            f"the network that made them has diverged; {remedy or 'use an earlier checkpoint or remove these rows'}."
+            f"{name}: found {len(rows)} rows with NaN or infinite values, first row {rows[0]}; expected finite values "
+            f"(has the network diverged?); {remedy or 'use an earlier checkpoint or remove these rows'}."
         )
     rows = doubtful[~values[doubtful].any(axis=1)]
     if len(rows) and not zeros:
         raise UserError(
-            f"{name} has {len(rows)} zero vectors, the first is row {rows[0]}: their cosine is undefined; "
-            f"{remedy or 'remove them'}."
+            f"{name}: found {len(rows)} zero vectors, first row {rows[0]}; expected non-zero vectors, because their "
+            f"cosine is undefined; {remedy or 'remove these rows'}."
         )
 
 
 def check_ids(name: str, ids: ArrayLike) -> None:
-    """Raises UserError if an id is there twice."""
+    """Raises UserError for duplicate ids."""
     values, counts = np.unique(ids, return_counts=True)
     if len(values) < len(np.asarray(ids)):
         raise UserError(
-            f"{name} has {int(np.sum(counts > 1))} ids more than once, the first is {values[counts > 1][0]}: want one "
-            "id for every image, since a query is left out of its own neighbours by its id."
+            f"{name}: found {int(np.sum(counts > 1))} duplicate ids, first {values[counts > 1][0]}; expected unique "
+            "ids, because a query is excluded from its own neighbours by its id."
         )
 
 

@@ -1,7 +1,7 @@
-"""A linear probe on frozen embeddings: multinomial logistic regression by L-BFGS, on all devices.
+"""A linear probe on frozen embeddings: multinomial logistic regression with L-BFGS, on all local devices.
 
-It minimises, over weights W [D, K] and biases b [K], the mean cross-entropy of the training embeddings + l2/2 |W|^2.
-Products are of float32. What is summed, compared and stepped on is float64: float32 would end short of the minimum.
+Minimises the mean cross-entropy of the training embeddings + l2/2 |W|^2 over weights W [D, K] and biases b [K].
+Matmuls are float32. Sums, comparisons and updates are float64, because float32 stops short of the minimum.
 """
 
 import math
@@ -18,9 +18,9 @@ from grafit_jax.errors import UserError, warn
 from grafit_jax.retrieval import neighbors
 from grafit_jax.similarity import matmul
 
-# What l2 is chosen from, the strongest first. Embeddings are scaled so that their mean square length is 1.
+# Candidates for l2, largest first, for embeddings scaled to mean squared length 1.
 _L2 = tuple(10.0**-i for i in range(1, 7))
-# L-BFGS ends at a gradient as small as this, where a step gains no more than this, or after so many steps.
+# L-BFGS stops at this largest gradient, at this relative decrease of the objective, or after this many steps.
 _GRADIENT = 1e-7
 _GAIN = 1e-12
 _MAX_ITERATIONS = 300
@@ -35,37 +35,37 @@ def probe(
     *,
     l2: float | None = None,
 ) -> dict[str, float]:
-    """How well a linear classifier of the training embeddings classifies the test embeddings.
+    """Trains a linear classifier on the training embeddings and evaluates it on the test embeddings.
 
-    Both are shifted and scaled alike, so that the training embeddings have mean 0 and mean square length 1: that
-    changes nothing but the unit of l2. A test image of a class without training images counts as wrong.
+    All embeddings are shifted and scaled so that the training embeddings have mean 0 and mean squared length 1, which
+    only changes the unit of l2. A test image whose class has no training images counts as an error.
 
     Args:
       train_embedding: float [N, D].
       train_label: [N], integers or strings.
       test_embedding: float [Q, D].
-      test_label: [Q], as those of the training images.
-      l2: the strength of the penalty. None: of 0.1 to 1e-6 the one that classifies a fifth of the training images of
-        every class best after training on the others, the strongest of equals; then all are trained on.
+      test_label: [Q], integers or strings like `train_label`.
+      l2: weight of the penalty. With None it is the best of 0.1, 0.01, ..., 1e-6 on a held-out fifth of the training
+        images of each class, the largest in case of a tie; the classifier is then trained on all of them.
 
     Returns:
-      top1, the share of test images that are classified right, and l2.
+      A dict with top1, the accuracy on the test images, and l2.
 
     Raises:
-      UserError: embeddings that are not [n, D], not finite or of different D, labels that are not one for each, or
-        every class with a single training image, where l2 cannot be chosen.
+      UserError: embeddings that are not [n, D], not finite or of different D; labels of another length; or, without
+        `l2`, a single training image in every class.
     """
     rows, test = np.asarray(train_embedding, np.float32), np.asarray(test_embedding, np.float32)
     for split, embedding, labels in (("train", rows, train_label), ("test", test, test_label)):
         neighbors.check_embeddings(f"{split}_embedding", embedding, zeros=True)
         if np.shape(labels) != (len(embedding),):
             raise UserError(
-                f"{split}_label has shape {np.shape(labels)}: want one for each of {len(embedding)} embeddings."
+                f"{split}_label: found shape {np.shape(labels)}; expected ({len(embedding)},), one per embedding."
             )
     if rows.shape[1] != test.shape[1]:
         raise UserError(
-            f"train_embedding has {rows.shape[1]} dimensions and test_embedding {test.shape[1]}: want embeddings of "
-            "the same network and layer."
+            f"probe: found train_embedding with {rows.shape[1]} dimensions and test_embedding with {test.shape[1]}; "
+            "expected embeddings of the same network and layer."
         )
     classes, label = np.unique(np.asarray(train_label), return_inverse=True)
     origin = np.mean(rows, axis=0, dtype=np.float64).astype(np.float32)
@@ -76,8 +76,8 @@ def probe(
     weight, steps, gradient = fit(rows, label, len(classes), l2)
     if steps == _MAX_ITERATIONS:
         warn(
-            f"the probe with l2 = {l2:g} stopped at {steps} steps, short of its minimum (largest gradient "
-            f"{gradient:.0e}, wanted {_GRADIENT:.0e}): its top-1 may be a little off"
+            f"probe with l2 = {l2:g}: found a largest gradient of {gradient:.0e} after {steps} steps; expected "
+            f"{_GRADIENT:.0e}; top1 may be slightly off."
         )
     found = classes[predict(weight, test)]
     return {"top1": float(np.mean(found == np.asarray(test_label))), "l2": float(l2)}
@@ -86,49 +86,54 @@ def probe(
 def _chosen(rows: np.ndarray, label: np.ndarray, num_classes: int) -> float:
     held = _held_out(label)
     if not held.any():
-        raise UserError("every class has a single training image: want another one, to choose l2 by, or l2 itself.")
+        raise UserError(
+            "probe: found a single training image in every class; expected more, to choose l2; add images or pass l2."
+        )
 
     def top1(l2):
         weight, *_ = fit(rows, label, num_classes, l2, among=~held)
         return np.mean(predict(weight, rows[held]) == label[held])
 
-    return max(_L2, key=top1)  # the first, the strongest, of equals
+    return max(_L2, key=top1)  # the first maximum, that is the largest l2
 
 
 def _held_out(label: np.ndarray) -> np.ndarray:
-    """bool [N]: of a class of n images floor(n / 5), but at least one of two."""
+    """Returns bool [N], floor(n / 5) images of each class of n, at least one if n > 1."""
     count = np.bincount(label)
-    # RandomState's stream is frozen (NEP 19): the same choice with every version of NumPy.
+    # RandomState's stream is frozen (NEP 19), so the split is the same for every version of NumPy.
     order = np.lexsort((np.random.RandomState(0).random_sample(len(label)), label))
     place = np.empty(len(label), int)
     place[order] = np.arange(len(label)) - np.repeat(np.cumsum(count) - count, count)
-    wanted = np.where(count > 1, np.maximum(1, count // 5), 0)
-    return place < wanted[label]
+    num_held = np.where(count > 1, np.maximum(1, count // 5), 0)
+    return place < num_held[label]
 
 
 def predict(weight: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """int [Q], the class of each row."""
+    """Returns the predicted class of each row, int [Q]."""
     return np.argmax(rows @ weight[:-1].astype(np.float32) + weight[-1].astype(np.float32), axis=1)
 
 
 def fit(
     rows: np.ndarray, label: np.ndarray, num_classes: int, l2: float, *, among: np.ndarray | None = None
 ) -> tuple[np.ndarray, int, float]:
-    """Weights and, as the last row, biases, float64 [D + 1, K]; how many steps it took; the largest gradient there.
+    """Fits the classifier to the given rows.
 
     Args:
-      rows: float32 [N, D]; best with mean 0 and length about 1.
+      rows: float32 [N, D], best scaled to mean 0 and length about 1.
       label: int [N], from 0 to K - 1.
       num_classes: K.
-      l2: scikit-learn's 1 / (C N).
-      among: bool [N], the rows that are trained on; all if None.
+      l2: weight of the penalty, 1 / (C N) in scikit-learn.
+      among: bool [N], the rows to train on; None for all.
+
+    Returns:
+      The weights with the biases as the last row, float64 [D + 1, K], the number of steps, and the largest gradient.
     """
     among = np.ones(len(rows), bool) if among is None else among
     blocks = tuple(parallel.in_blocks(x, num_classes) for x in (rows, label.astype(np.int32), among))
     weight = np.zeros((rows.shape[1] + 1, num_classes))
     step = parallel.pmap(_step, in_axes=(0, None, None, None), out_axes=None, donate_argnums=(1, 2))
     with jax.enable_x64(True):
-        # Copies, since a step takes over the memory of all of these.
+        # Copies, because each step donates these buffers.
         weight, state = parallel.replicate(jax.tree.map(np.array, (weight, _LBFGS.init(weight))))
         steps, before, value, gradient = 0, math.inf, math.inf, math.inf
         while steps < _MAX_ITERATIONS and gradient > _GRADIENT and not before - value <= _GAIN * max(value, 1):
@@ -140,7 +145,7 @@ def fit(
 
 
 def _step(blocks, weight, state, l2):
-    """Weights and state of L-BFGS a step on, and there the objective and its largest gradient."""
+    """Runs one L-BFGS step; returns weights, state, the objective and its largest gradient."""
 
     def objective(weight):
         return _loss(weight, blocks) + l2 / 2 * jnp.sum(weight[:-1] ** 2)
@@ -152,7 +157,7 @@ def _step(blocks, weight, state, l2):
 
 
 def _loss_and_gradient(weight, blocks):
-    """The mean cross-entropy of the rows of all devices, and its gradient [D + 1, K], a block at a time."""
+    """Returns the mean cross-entropy over all devices and its gradient [D + 1, K], computed in blocks."""
 
     def of_block(weight, rows, label, present):
         logits = matmul(rows, weight[:-1]) + weight[-1]
@@ -168,6 +173,6 @@ def _loss_and_gradient(weight, blocks):
     return jax.tree.map(lambda x: x / num_rows, total)
 
 
-# By hand, since the gradient of a scan would hold the logits of all rows.
+# Custom VJP, because the gradient of a scan would keep the logits of all rows.
 _loss = jax.custom_vjp(lambda weight, blocks: _loss_and_gradient(weight, blocks)[0])
 _loss.defvjp(_loss_and_gradient, lambda gradient, scale: (scale * gradient, None))

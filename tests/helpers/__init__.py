@@ -1,1 +1,1 @@
-"""What several test files share; each module says what it holds."""
+"""Helpers shared by several test files."""

@@ -1,4 +1,4 @@
-"""How many of the eight simulated devices the library sees."""
+"""Number of simulated devices visible to the library."""
 
 import jax
 
@@ -6,5 +6,5 @@ from grafit_jax import parallel
 
 
 def use_devices(patch, count):
-    """From now on the library sees the first `count` devices, until the MonkeyPatch is undone."""
+    """Restricts the library to the first `count` devices until the MonkeyPatch is undone."""
     patch.setattr(parallel, "devices", lambda: jax.local_devices()[:count])

@@ -1,4 +1,4 @@
-"""Runs and images made up for the pages of tests/test_webpage*.py, and a parser that tells what is in a page."""
+"""Synthetic runs and images for tests/test_page*.py, and a parser of the page."""
 
 import dataclasses
 import html.parser
@@ -9,13 +9,13 @@ import numpy as np
 from grafit_jax.data.records import Records, two_levels
 from grafit_jax.report.shown import Run
 
-# What a class may be called, at worst, and as it is read on a page.
+# Worst-case class names, and how the page shows them.
 ODD = ("<script>window.ran = 1</script>", "</script><b>", "\"quotes\" & 'more'", "Ærø 猫", "lone \udc80", "plain")
 READ = tuple(name.replace("\udc80", "?") for name in ODD)
 
 
 def records(label, coarse, label_names=ODD, coarse_names=("left & right", "</style>", "third"), **changes):
-    """A split of noise, 8 x 9 in colour."""
+    """A split of colour noise images, 8 x 9 pixels."""
     n = len(coarse)
     image = np.random.default_rng(0).integers(0, 256, (n, 8, 9, 3), np.uint8)
     made = Records(image, two_levels(label, np.asarray(coarse), label_names, coarse_names))
@@ -23,13 +23,13 @@ def records(label, coarse, label_names=ODD, coarse_names=("left & right", "</sty
 
 
 def odd_records(per_class=8):
-    """Six classes with odd names, two in each of three coarse ones."""
+    """Six fine classes with odd names, two in each of three coarse classes."""
     label = np.tile(np.arange(6), per_class)
     return records(label, label // 2)
 
 
 def embedding(test, noise, seed=0, dim=5):
-    """Around a centre of each class."""
+    """Gaussian noise around a centre for each class."""
     rng = np.random.default_rng(seed)
     centre = rng.normal(size=(test.levels["coarse"].label.max() * 10 + 10, dim))
     label = test.train_label if test.label is None else test.label
@@ -37,7 +37,7 @@ def embedding(test, noise, seed=0, dim=5):
 
 
 def run(test, name="grafit", noise=0.5, seed=0):
-    """With two epochs and two evaluations in its log."""
+    """A run with two epochs and two evaluations in its log."""
     log = [
         {"step": 5, "epoch": 1, "loss": 2.0, "learning_rate": 0.1},
         {"step": 5, "eval/map": 0.25, "eval/projector/map": 0.2, "eval/recall@5": 0.2},
@@ -55,7 +55,7 @@ def run(test, name="grafit", noise=0.5, seed=0):
 
 
 class Page(html.parser.HTMLParser):
-    """Tags with their attributes and text in order; open tags have to be closed in order."""
+    """Tags with their attributes and text in document order; asserts that tags are nested correctly."""
 
     VOID = ("meta", "link", "img", "line", "circle", "path", "polyline", "br")
 
@@ -82,11 +82,11 @@ class Page(html.parser.HTMLParser):
             entry[2] += data
 
     def all(self, tag, **attributes):
-        wanted = {key.rstrip("_"): value for key, value in attributes.items()}
-        return [entry for entry in self.tags if entry[0] == tag and wanted.items() <= entry[1].items()]
+        expected = {key.rstrip("_"): value for key, value in attributes.items()}
+        return [entry for entry in self.tags if entry[0] == tag and expected.items() <= entry[1].items()]
 
     def rows(self, part):
-        """The rows of all tables of a part of the page, as the texts of their cells."""
+        """Returns the rows of all tables of a section, as cell texts."""
         start = self.tags.index(self.all("section", id=part)[0]) + 1
         rows = []
         for tag, _, text in self.tags[start:]:

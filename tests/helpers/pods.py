@@ -1,4 +1,4 @@
-"""Runs of several processes over loopback, each a command line with CPU devices of its own."""
+"""Multi-process runs over loopback; each process has its own CPU devices."""
 
 import socket
 import subprocess
@@ -14,9 +14,9 @@ SMALL = [
 
 
 def start(workdir, count, devices, *extra, logs, folders=None):
-    """`count` processes with `devices` CPU devices each, in the repository or, of each, in the folder that is given.
+    """Starts `count` processes with `devices` CPU devices each.
 
-    What they say is in logs/I.log.
+    Process I runs in folders[I], by default in the repository, and logs to logs/I.log.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,7 +37,7 @@ def start(workdir, count, devices, *extra, logs, folders=None):
 
 
 def finish(processes, seconds=600):
-    """Their exit statuses; whoever is still there after so many seconds is killed."""
+    """Returns the exit statuses; kills processes that run longer than the timeout."""
     try:
         return [process.wait(seconds) for process in processes]
     finally:
@@ -46,7 +46,7 @@ def finish(processes, seconds=600):
 
 
 def wait_for_step(workdir, processes, step):
-    """Until a checkpoint of that step or a later one is there."""
+    """Waits for a checkpoint of this or a later step."""
     folder = workdir / "checkpoints"
     while all(process.poll() is None for process in processes):
         done = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []

@@ -1,4 +1,4 @@
-"""A run that takes milliseconds a step, for the tests of everything around it, and what a run leaves."""
+"""A small run of milliseconds per step, and the files of a finished run."""
 
 import json
 
@@ -10,7 +10,7 @@ from grafit_jax import objective, train_step
 
 
 def finish(path, config, metrics, **facts):
-    """Leaves in a workdir what a complete run of that config leaves."""
+    """Writes the files of a finished run into a workdir."""
     path.mkdir(parents=True, exist_ok=True)
     facts = {"train_seconds": 1.0, "train_images": 9, "views_per_image": 1} | facts
     (path / "config.json").write_text(config_lib.to_json(config))
@@ -19,7 +19,7 @@ def finish(path, config, metrics, **facts):
 
 
 def small_config(method="grafit", **overrides):
-    """Digits through a narrow net: a step takes milliseconds."""
+    """Returns a config of digits with a narrow network; a step takes milliseconds."""
     c = config_lib.default()
     values = {
         "method": method,
@@ -35,7 +35,7 @@ def small_config(method="grafit", **overrides):
         "optimizer.warmup_epochs": 0.0,
         "train.epochs": 2,
         "train.batch_size": 64,
-        "train.steps_per_call": 1,  # what 0 is on CPU, on accelerators too
+        "train.steps_per_call": 1,  # the CPU default, for accelerators too
         "eval.batch_size": 300,
     }
     c.update_from_flattened_dict(values | overrides)
@@ -43,7 +43,7 @@ def small_config(method="grafit", **overrides):
 
 
 def means(totals):
-    """One mean for every metric of the calls of an epoch."""
+    """Returns the epoch mean of each metric."""
     epoch_means = objective.EpochMeans()
     for of_call in totals:
         epoch_means.add(of_call)
@@ -52,13 +52,13 @@ def means(totals):
 
 
 def log_of(path):
-    """The lines of a run's metrics.jsonl, without what depends on the clock."""
+    """Returns the lines of metrics.jsonl without the time measurements."""
     lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
 
 
 def before_calls(monkeypatch, events):
-    """Does `events[n]()` before the step function is called for the n-th time, counted over all runs."""
+    """Calls `events[n]()` before the n-th call of the step function, counted over all runs."""
     make_call, count = train_step.pmap_steps, [0]
 
     def made(run, feed, *steps):
@@ -75,5 +75,5 @@ def before_calls(monkeypatch, events):
 
 
 def assert_close(tree, expected, **tolerance):
-    """Every leaf, as `np.testing.assert_allclose` compares it."""
+    """Applies `np.testing.assert_allclose` to each leaf."""
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), tree, expected)

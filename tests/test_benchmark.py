@@ -92,8 +92,8 @@ def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table(cli):
 
 def test_part_of_a_suite_is_not_recorded_and_what_there_is_not_is_named(cli):
     for arguments, said in (
-        (["--entries=import", "--record"], "--record keeps a whole suite"),
-        (["--entries=nothing"], "suite train has no entry 'nothing': want some of step_resnet18_64"),
+        (["--entries=import", "--record"], "found --record with --entries; expected a whole suite"),
+        (["--entries=nothing"], "found entry 'nothing' of suite train; expected one of step_resnet18_64"),
     ):
         done = cli("benchmark", "--suite=train", *arguments)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1

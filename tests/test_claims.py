@@ -107,7 +107,7 @@ def test_tables_of_one_study_are_of_the_same_images():
 
     same = {"study_cifar100": table("grafit", "a"), "study_ablations": table("grafit_ema_off", "a")}
     assert "| A target that is a moving average | `grafit` − `grafit_ema_off` |" in claims.render(same)
-    with pytest.raises(UserError, match="study_cifar100 and study_ablations mixes results on different images"):
+    with pytest.raises(UserError, match="study_cifar100 and study_ablations: found results on different images"):
         claims.render(same | {"study_ablations": table("grafit_ema_off", "b")})
 
 

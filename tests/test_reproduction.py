@@ -102,7 +102,7 @@ def test_a_run_that_others_start_from_is_trained_though_it_is_recorded(wanted):
     ]  # fmt: skip
     assert names(wanted(only=["grafit", "baseline"])) == ["grafit", "baseline"]  # the order in which they are asked for
     with pytest.raises(
-        UserError, match=r"the table has no graft \(did you mean 'grafit'\?\): its rows are baseline, cl"
+        UserError, match=r"found unknown row graft \(did you mean 'grafit'\?\); expected one of baseline, cl"
     ):
         wanted(only=["graft"])
 
@@ -212,7 +212,7 @@ def test_a_run_in_other_hands_keeps_no_other_from_being_shown(tmp_path, processe
         )
     assert done.returncode == 75, done.stderr[-2000:]
     assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == ["raw_pixels"]
-    assert f"left: {tmp_path}/baseline: running: start the same command again" in done.stderr
+    assert f"left: {tmp_path}/baseline: running; start the same command again" in done.stderr
 
 
 def test_a_price_is_the_mean_of_recorded_runs_of_the_same_config(wanted):
@@ -271,18 +271,22 @@ def test_a_budget_starts_what_ends_in_time(wanted):
     budget.trained(recorded("baseline", seconds=90.0), 250.0)
     # 350 s are left. Grafit takes 200 s, and a quarter more than the 160 s around the last run.
     assert budget.refusal([grafit]) == (
-        "takes 6.7 minutes by recorded runs, and 5.8 are left: start the same command again to go on"
+        "found 5.8 minutes left; expected 6.7 by recorded runs; start the same command again to resume"
     )
     assert budget.refusal([]) is None and budget.refusal([baseline]) is None
-    assert (budget.refusal([baseline, grafit]) or "").startswith("takes 11.6 minutes by recorded runs, and 5.8 are lef")
+    assert (budget.refusal([baseline, grafit]) or "").startswith(
+        "found 5.8 minutes left; expected 11.6 by recorded runs; inc"
+    )
     # A run that took less than its training is no reason to start one that does not end in time.
     budget.trained(recorded("baseline", seconds=95.0), 1.0)
     assert budget.refusal([grafit]) is not None
     tight = pricing.Budget(280.0, known, on_cpu=True, clock=lambda: now[0])
-    assert (tight.refusal([grafit]) or "").endswith("and 4.7 are left: give it more --budget_minutes")
+    assert tight.refusal([grafit]) == (
+        "found 4.7 minutes left; expected 4.8 by recorded runs; increase --budget_minutes"
+    )
     other_kind = pricing.Budget(600.0, known, on_cpu=False, clock=lambda: now[0])
     assert other_kind.refusal([grafit]) is None
-    assert "no recorded run gives its time" in (budget.refusal([clusterfit]) or "")
+    assert "found no recorded run with its time" in (budget.refusal([clusterfit]) or "")
 
 
 def test_what_a_budget_leaves_is_told_and_not_trained(wanted, monkeypatch):

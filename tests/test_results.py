@@ -79,13 +79,13 @@ def test_no_path_of_this_machine_is_recorded():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda lines: [*lines[:-1], lines[-1].replace('"metrics"', '"m"')], "has a result without metrics: take the"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"metrics"', '"m"')], "found a result without metrics; restore"),
         (lambda lines: [*lines[:-1], lines[-1].replace('"grafit"', '"graft"')], "unknown method 'graft'"),
         (
             lambda lines: [*lines[:-1], lines[-1].replace("0.25", '"0.25"')],
-            "has '0.25' as recall@1: take the file back",
+            "found recall@1 = '0.25'; expected a number; restore the file",
         ),
-        (lambda lines: lines[1:], "cannot be read .KeyError: 'shared'.: take the file back from version control"),
+        (lambda lines: lines[1:], "cannot be read .KeyError: 'shared'.: restore the file from version control"),
         (lambda lines: [*lines[:-1], lines[-1][:-9]], "cannot be read"),
         (lambda lines: ["7"], "cannot be read"),
         (lambda lines: [], "cannot be read"),
@@ -110,8 +110,9 @@ def test_results_are_merged_by_row_and_seed():
     changed = entry(seed=2, **{"train.epochs": 3, "loss.temperature": 0.1})
     with pytest.raises(UserError) as caught:
         recording.merge(merged, [changed], rows, "F")
-    assert "F has grafit, seed 2, of another config (loss.temperature: 0.05 -> 0.1; train.epochs: 2 -> 3): remove" in (
-        str(caught.value)
+    assert (
+        "F: found grafit, seed 2, of another config (loss.temperature: 0.05 -> 0.1; train.epochs: 2 -> 3); remove"
+        in (str(caught.value))
     )
 
 
@@ -146,7 +147,9 @@ def test_a_table_does_not_mix_data():
     clusters = entry("clusterfit", prints=PRINTS | {"clusters": "12"})  # whose labels are its own matter
     recording.check_together([entry(), clusters], "T")
     other = entry("byol", 4, prints=PRINTS | {"test": "ef"})
-    with pytest.raises(UserError, match=r"T mixes .* different images or labels \(grafit, seed 0; byol, seed 4\): mea"):
+    with pytest.raises(
+        UserError, match=r"T: found .* different images or labels \(grafit, seed 0; byol, seed 4\); mea"
+    ):
         recording.check_together([entry(), other], "T")
     # The same images in another order: told by their content, where both results have it.
     other_order = {"prints": {"train": "12", "test": "34"}}
@@ -163,7 +166,9 @@ def test_a_table_does_not_mix_data():
             recording.check_together(results_of, "T")
     # Judged by other rules, whatever else is the same.
     for change in ({"eval.knn_k": 5}, {"eval.crop": "centre"}):
-        with pytest.raises(UserError, match=rf"T mixes results of different {next(iter(change))} .*evaluate all rows"):
+        with pytest.raises(
+            UserError, match=rf"T: found results with different {next(iter(change))} .*evaluate all rows"
+        ):
             recording.check_together([entry(), entry("byol", **change)], "T")
     # Photos that are kept larger are the same photos: the table says how large.
     large = entry("byol", 4, prints=PRINTS | {"test": "ef"}, **{"data.image_size": 384})
@@ -239,7 +244,7 @@ def test_a_trunk_from_scratch_has_no_place_among_pretrained_ones(house, monkeypa
     render.record(house, "t", complete("grafit", 0))
     monkeypatch.setattr(render, "TABLES", {"t": dataclasses.replace(render.TABLES["t"], pretrained=True)})
     with pytest.raises(
-        UserError, match=r"t\.jsonl, row grafit, seed 0, is of no run of the table \(.* found no file of"
+        UserError, match=r"t\.jsonl, row grafit, seed 0, is of no run of the table \(found no file of weights"
     ):
         render.recorded(house)
 
@@ -251,7 +256,7 @@ def test_a_studys_tables_are_of_the_same_images_before_one_is_written(house, mon
     monkeypatch.setattr(render.claims, "CLAIMS", {"of the method": ()})
     (house / "README.md").write_text("<!-- t -->\n<!-- /t -->\n<!-- u -->\n<!-- /u -->\n")
     render.record(house, "t", complete("grafit", 0))
-    with pytest.raises(UserError, match="t and u mixes results on different images"):
+    with pytest.raises(UserError, match="t and u: found results on different images"):
         render.record(house, "u", complete("baseline", 0, prints={"train": "x", "test": "y"}))
     assert not (house / "experiments" / "results" / "u.jsonl").exists()
 
@@ -263,7 +268,7 @@ def test_what_cannot_be_recorded_is_told_before_it_is_trained(house):
 
     render.record(house, "t", complete("grafit"))
     render.check_record(house, "t", [point()])
-    with pytest.raises(UserError, match=r"t\.jsonl has grafit, seed 0, of another config \(train\.epochs: 2 -> 3\)"):
+    with pytest.raises(UserError, match=r"t\.jsonl: found grafit, seed 0, of another config \(train\.epochs: 2 -> 3\)"):
         render.check_record(house, "t", [point(**{"train.epochs": 3})])
     (house / "README.md").write_text("nothing")
     with pytest.raises(UserError, match=r"no block <!-- t --> … <!-- /t --> found: put these two lines"):

@@ -111,7 +111,7 @@ def test_seeds_multiply_every_point_and_take_the_place_of_its_own(tmp_path):
         ("baseline", 0), ("baseline", 2), ("grafit", 0), ("grafit", 2)
     ]  # fmt: skip
     assert names(sweep) == ["method=baseline", "method=baseline,seed=2", "method=grafit", "method=grafit,seed=2"]
-    with pytest.raises(UserError, match=r"have the one name"):  # two that were the same before are a mistake still
+    with pytest.raises(UserError, match=r"with the same name"):  # equal points stay an error
         expand(tmp_path, [{"w": 0.2}, {"w": 0.2}], seeds=[0, 1])
 
 
@@ -128,18 +128,18 @@ def test_what_the_command_line_says_holds_for_all_points_and_leaves_out_those_th
 @pytest.mark.parametrize(
     ("points", "arg", "message"),
     [
-        (None, "", r"yields no points: want dicts, such as"),
-        ([], "", r"yields no points: want dicts, such as \{\"method\": \"grafit\"\}"),
-        (["grafit"], "", r"yields 'grafit': want a dict"),
-        ([{1: 2}], "", r"yields \{1: 2\}: want a dict"),
-        (GRID + GRID[1:2], "", r"\{method=baseline, w=0.5\} and \{method=baseline, w=0.5\} have the one name"),
-        ([{"source": "npz:a"}, {"source": "npz/a"}], "", r"source=npz:a\} and \{source=npz/a\} have the one name"),
-        ([{"source": "npz:a"}, {"source": "npz:A"}], "", r"have the one name"),  # where file systems take them for one
-        ([{"w": 0.5}, {"method": "baseline"}], "", r"\{w=0.5\} and \{method=baseline\} make the one config"),
+        (None, "", r"found no points in sweep\(\); expected dicts, such as"),
+        ([], "", r"found no points in sweep\(\); expected dicts, such as \{\"method\": \"grafit\"\}"),
+        (["grafit"], "", r"found 'grafit' in sweep\(\); expected a dict"),
+        ([{1: 2}], "", r"found \{1: 2\} in sweep\(\); expected a dict"),
+        (GRID + GRID[1:2], "", r"\{method=baseline, w=0.5\} and \{method=baseline, w=0.5\} with the same name"),
+        ([{"source": "npz:a"}, {"source": "npz/a"}], "", r"source=npz:a\} and \{source=npz/a\} with the same name"),
+        ([{"source": "npz:a"}, {"source": "npz:A"}], "", r"with the same name"),  # on file systems that ignore case
+        ([{"w": 0.5}, {"method": "baseline"}], "", r"\{w=0.5\} and \{method=baseline\} with the same config"),
         (
             GRID,
             "method=byol",
-            r"no point .* agrees with the command line, \{method=byol\}: .* \{method=base",
+            r"no point .* agrees with the command line, \{method=byol\}; .* \{method=base",
         ),
         (GRID, "w=x", r"w=x: want a value of type float"),
         ([{"methd": "grafit"}], "", r"point \{methd=grafit\}: unknown config argument 'methd' \(did you mean 'method'"),
@@ -159,7 +159,7 @@ def test_mistakes_in_a_sweep_are_found_before_anything_is_done(tmp_path, points,
 def test_a_file_without_a_sweep_is_refused(tmp_path):
     file = tmp_path / "single.py"
     file.write_text((ROOT / "configs" / "digits.py").read_text().partition("def sweep")[0])
-    with pytest.raises(UserError, match=r"single.py has no sweep\(\): want a function that yields dicts"):
+    with pytest.raises(UserError, match=r"single.py: found no sweep\(\); expected a function that yields dicts"):
         expansion.expand(str(file), "", {})
 
 
@@ -170,7 +170,7 @@ def test_shards_are_a_partition(tmp_path):
         assert sorted(p.name for part in parts for p in part) == sorted(p.name for p in points)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     for wrong in ("3/3", "-1/3", "1", "0/0", "a/b", "", "1/3/5", "1 /3", "1/3\n"):
-        with pytest.raises(UserError, match=r"want i/n, part i of n, with i from 0 to n - 1"):
+        with pytest.raises(UserError, match=r"; expected i/n, part i of n, with i from 0 to n - 1"):
             expansion.shard(points, wrong)
 
 
@@ -193,7 +193,9 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
         expansion.check_directory(sweep, directory)
     (runs[3] / "holiday").rmdir()
     (directory / "photos").mkdir()
-    with pytest.raises(UserError, match=r"holds what is no run of this sweep \(photos\): take another --workdir"):
+    with pytest.raises(
+        UserError, match=r"runs: found photos; expected only runs of this sweep, .*; use another --workdir"
+    ):
         expansion.check_directory(sweep, directory)
     (directory / "photos").rmdir()
     other = expand(tmp_path, GRID, overrides={"train.epochs": 9})

@@ -189,12 +189,12 @@ def test_a_disk_that_takes_no_more_is_told_of_in_one_line(tmp_path, capsys):
     attempt.log = pathlib.Path("/dev/full").open("ab")  # noqa: SIM115
     assert attempt.finish() == Standing("stopped")  # as if it had been killed: it is tried again
     assert re.fullmatch(
-        r"warning: how .* has ended \(1\) cannot be written .*No space left.*\n", capsys.readouterr().err
+        r"warning: .*: the exit status 1 cannot be written .*No space left.*\n", capsys.readouterr().err
     )
     # What runs goes on to its end, nothing more is started, and the sweep has failed.
     (tmp_path / "b").touch()
     points = commands(tmp_path, a=DONE, b=DONE, c=DONE)
-    with pytest.raises(UserError, match=r"/b cannot be created \(.*\): .* then start the sweep again\."):
+    with pytest.raises(UserError, match=r"/b cannot be created \(.*\); .* then start the sweep again\."):
         runner.run_all(points, tmp_path, jobs=2)
     assert states(tmp_path, ["a", "c"]) == {"a": "complete", "c": "not started"}
     assert re.search(

@@ -64,7 +64,7 @@ def test_what_slurm_is_told_and_mistakes_of_it(tmp_path, monkeypatch):
     options = slurm.parameters(["timeout_min=240", "slurm_partition=gpu", "slurm_time=4:00:00", "mem_gb=1.5"])
     assert options == {"timeout_min": 240, "slurm_partition": "gpu", "slurm_time": "4:00:00", "mem_gb": 1.5}
     for wrong in ("timeout_min", "=3", "a b=3"):
-        with pytest.raises(UserError, match=r"in --slurm: want key=value, as timeout_min=240,slurm_partition=gpu"):
+        with pytest.raises(UserError, match=r"in --slurm; expected key=value, as timeout_min=240,slurm_partition=gpu"):
             slurm.parameters([wrong])
 
     def submit(**options):
@@ -72,14 +72,16 @@ def test_what_slurm_is_told_and_mistakes_of_it(tmp_path, monkeypatch):
 
     monkeypatch.setenv("PATH", str(tmp_path))  # where no srun is
     with pytest.raises(
-        UserError, match=r"submitit cannot submit to slurm \(.*srun.*\): see --slurm, or take --submit=pr"
+        UserError, match=r"submitit cannot submit to slurm \(.*srun.*\); correct --slurm, or use --submit=pr"
     ):
         submit()
     (tmp_path / "srun").touch(mode=0o755)
     with pytest.raises(UserError, match=r"submitit cannot submit to slurm \(.*gpus_a_node"):
         submit(gpus_a_node=1)
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match=r"needs submitit, which is not installed: pip install -e '.\[slurm\]'"):
+    with pytest.raises(
+        UserError, match=r"found no submitit for --submit=slurm; install it: pip install -e '.\[slurm\]'"
+    ):
         submit()
 
 
@@ -99,6 +101,8 @@ def test_an_array_of_jobs_is_what_sbatch_gets(tmp_path, monkeypatch):
     assert [job.submission().function.words[1] for job in jobs] == list(commands)
     assert slurm.submit({}, tmp_path / "runs", options, jobs=2) == []
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n")
-    with pytest.raises(UserError, match=r"cannot submit to slurm \(.*invalid partition specified: gpu.*see --slurm"):
+    with pytest.raises(
+        UserError, match=r"cannot submit to slurm \(.*invalid partition specified: gpu.*; correct --slurm"
+    ):
         slurm.submit(commands, tmp_path / "runs", options, jobs=2)
     assert json.dumps([str(job.submission().function.run) for job in jobs]).count(str(tmp_path / "runs")) == 3

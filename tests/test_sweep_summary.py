@@ -46,10 +46,10 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
     assert [g.mean for g in by_knn] == pytest.approx([90, 80, 50, 15])
     assert summary.table(by_knn, VARYING, "knn_top1").startswith("| method | w | t | **fine k-NN** | fine mAP |")
     with pytest.raises(
-        UserError, match=r"no result has the metric 'mapp' \(did you mean 'map'\?\): want --metric= one"
+        UserError, match=r"found no metric 'mapp' \(did you mean 'map'\?\) in the results; expected --metric= one"
     ):
         summary.groups(COLLECTED, "mapp")
-    with pytest.raises(UserError, match=r"want --metric= one of map, knn_top1\."):  # counts are not on offer
+    with pytest.raises(UserError, match=r"expected --metric= one of map, knn_top1\."):  # no counts
         summary.groups([({"w": 1}, result(map=0.1, knn_top1=0.2, **{"coarse/queries_without_positive": 3}))], "x")
     assert summary.groups([], "map") == []
     assert len(summary.table([], VARYING, "map").splitlines()) == 2  # the heading alone
@@ -61,7 +61,7 @@ def test_a_metric_that_no_run_will_have_is_told_before_one_is_started(tmp_path):
         summary.check_metric(known, sweep)
     for wrong, near in (("mapp", "map"), ("recall@3", "recall@"), ("coarse/queries_without_positive", "")):
         with pytest.raises(
-            UserError, match=rf"found --metric={wrong}.*{near}.*: want one of map, knn_top1, top1, recall@1"
+            UserError, match=rf"found --metric={wrong}.*{near}.*; expected one of map, knn_top1, top1, recall@1"
         ):
             summary.check_metric(wrong, sweep)
 

@@ -288,7 +288,7 @@ OTHERS = (
            "        return None\n", "        return lock\n",
            "faults::test_a_lock_is_held_until_its_run_ends"),
     mutant("a sweep starts what runs already", "experiments/sweeps/runner.py",
-           '# the latter on some network file systems\n                return Standing("running")',
+           '# PermissionError on some network file systems\n                return Standing("running")',
            "\n                pass",
            "sweep_runner::test_what_others_are_at_is_passed_over_and_looked_at_again"),
     mutant("a run does not know the lock of its sweep", "grafit_jax/runs/locks.py",

@@ -33,10 +33,10 @@ MISTAKES = {
 }
 
 
-def assert_one_line(done, wanted, target):
+def assert_one_line(done, message, target):
     lines = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert (done.returncode, done.stdout) == (2, ""), done.stderr[-2000:]
-    assert len(lines) == 1 and wanted in lines[0] and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr, done.stderr[-2000:]
     assert not target.exists()
 
 

@@ -1,4 +1,4 @@
-"""A config file with a sweep of runs that take seconds, and commands in place of trainings that take milliseconds."""
+"""A config file with a sweep of short runs, and commands that stand in for trainings and take milliseconds."""
 
 import json
 import sys
@@ -28,14 +28,14 @@ def sweep():
 
 
 def write_file(path, points):
-    """The path of a config file whose sweep has these points."""
+    """Writes a config file whose sweep has these points, and returns its path."""
     file = path / "small.py"
     file.write_text(FILE + f"\n\nPOINTS = {points!r}\n")
     return str(file)
 
 
 def stub(code):
-    """A command line that runs Python's own library alone, which starts faster; the run's directory is `run`."""
+    """Returns a command that runs `code` with only the standard library, for a fast start; `run` is the workdir."""
     return lambda run: [
         sys.executable, "-IS", "-c",
         f"import json, os, pathlib, signal, sys\nrun = pathlib.Path(sys.argv[1])\n{code}", str(run),
@@ -43,12 +43,12 @@ def stub(code):
 
 
 def write_metrics(**metrics):
-    """The code of a run that is complete at once."""
+    """Returns the code of a run that is complete at once."""
     return f"(run / 'metrics.json').write_text({json.dumps(metrics)!r})"
 
 
 def write_images(path):
-    """A data set of the two files that npz:PATH wants: noise, of two coarse and four fine classes."""
+    """Writes a data set for npz:PATH: noise images of two coarse and four fine classes."""
     draw = np.random.default_rng(0)
     for split, number in (("train", 96), ("test", 64)):
         label = np.arange(number) % 4

@@ -13,7 +13,8 @@ Arguments:
     seed= (default: 0)
     init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 30 images a cluster [ours].
 
-Hours: 11 s grafit, 5 s baseline, training alone on 2 CPU cores (`train_seconds`, experiments/results/quickstart.jsonl).
+Hours: training alone, 11 s grafit and 5 s baseline on 2 CPU cores (`train_seconds`,
+    experiments/results/quickstart.jsonl).
 
 Expect: fine mAP at the trunk, in percent, three seeds (experiments/results/quickstart.jsonl).
     73.4 ± 1.2 grafit, 65.1 ± 1.5 baseline_mlp, 55.1 ± 1.3 baseline

@@ -28,9 +28,10 @@ Arguments:
     t= (default: 0.05) the temperature of the soft labels of `maskcon`. w and t of the published `grafit_maskcon` rows
         are not known; `sweep()` covers both. Values that MaskCon's README gives are defaults too: `RELEASED`.
 
-Hours: 6 min, full, cifar100 from scratch, one H200 (experiments/results/maskcon_cifar100.jsonl); 7 min grafit_maskcon
-    and 13 min grafit, cpu, 2 CPU cores (experiments/results/maskcon_cpu.jsonl). Not measured for the other data sets,
-    which take 12,600 steps (cars), 500,000 (imagenet32) and 39,600 (sop); cifar100 takes 78,000.
+Hours: training alone, from `train_seconds` in experiments/results/.
+    cifar100, one H200            6 min grafit_maskcon from scratch (maskcon_cifar100.jsonl); 78,000 steps
+    preset=cpu, 2 CPU cores       7 min grafit_maskcon, 13 min grafit (maskcon_cpu.jsonl)
+    cars, imagenet32, sop         not measured; 12,600, 500,000 and 39,600 steps
 
 Expect: R@1 / 2 / 5 / 10 at the trunk of `grafit_maskcon`, in percent.
     cifar100    60.57 / 71.13 / 82.32 / 89.21 [seed], pretrained; 50.3 / 61.5 / 74.4 / 83.1 measured from scratch, with

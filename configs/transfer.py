@@ -30,7 +30,8 @@ Arguments:
     init= (default: none) the workdir of any run, or a .pth or .safetensors file of torchvision's network; none means
         from scratch.
 
-Hours: 2 min, preset=cpu, 2 CPU cores (`train_seconds`, experiments/results/transfer.jsonl). Not measured for full.
+Hours: training alone, 2 min for preset=cpu on 2 CPU cores (`train_seconds`, experiments/results/transfer.jsonl).
+    Not measured for full.
 
 Expect: top-1 of Grafit fine-tuned from ImageNet, in percent, [paper] unless marked (docs/paper.md section 4); not run.
               RegNetY-8GF, larger test images  RegNetY-8GF  ResNet-50

@@ -144,7 +144,7 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
     lock.release()
     assert not locks.is_held(tmp_path / "lock")
     assert runner.begin(tmp_path / "run", DONE(tmp_path / "run")).finish() == Standing("complete")
-    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'run'} is on a file system without locks (")
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'run'}: found a file system without locks (")
 
 
 def test_checking_a_lock_does_not_block_a_sweep(tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def begin(run: pathlib.Path, words: Sequence[str], since: float = math.inf) -> A
             except (BlockingIOError, PermissionError):  # PermissionError on some network file systems
                 return Standing("running")
             except OSError as error:
-                warn(f"{run} is on a file system without locks ({error}); make sure that no other sweep runs it.")
+                warn(f"{run}: found a file system without locks ({error}); make sure that no other sweep runs it.")
             left = _left(run)
             if left.state == "complete" or (left.state == "failed" and _log_size(run) > since):
                 return left

@@ -41,7 +41,8 @@ Expect: fine mAP at the trunk, in percent, from the same files (cpu_short: study
     cpu_long    7.5 grafit, 7.8 baseline_mlp (one seed)
     paper       not run. No coarse -> fine cell of the paper is confirmed. With level=fine, 83.7 top-1 [seed] is one of
                 the two readings of that number; configs/transfer.py is the other (docs/paper.md section 4).
-    r18, cpu_half  not run
+    r18         not run
+    cpu_half    not recorded; its trunks are fine-tuned in table `transfer`
 """
 
 from grafit_jax import config_files

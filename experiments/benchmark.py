@@ -29,9 +29,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills", "saves")
 _SUITE = flags.DEFINE_enum("suite", None, _SUITES, "suite to run", required=True)
 _ENTRIES = flags.DEFINE_list("entries", None, "entries to run (default: all of the suite)")
-_RECORD = flags.DEFINE_bool(
-    "record", False, "write the lines to experiments/results and render the pages that show them"
-)
+_RECORD = flags.DEFINE_bool("record", False, "write the lines to experiments/results and render their pages")
 _HERE = flags.DEFINE_bool("here", False, "internal: run the entries in this process")
 
 

@@ -24,9 +24,7 @@ from grafit_jax.commands import cli
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "file.py:key=value,… and, for single keys, --config.x.y=value"
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,…; single keys: --config.x.y=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the runs' workdirs", required=True)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and print its state; run nothing")
 _JOBS = flags.DEFINE_integer("jobs", None, "number of runs at a time (default: 1 here, any on SLURM)", lower_bound=1)
@@ -50,9 +48,7 @@ def main(argv):
     directory = pathlib.Path(_WORKDIR.value)
     seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
     if _SLURM.value and _SUBMIT.value != "slurm":
-        raise UserError(
-            f"found --slurm with --submit={_SUBMIT.value}; expected --submit=slurm; use it or remove --slurm."
-        )
+        raise UserError(f"found --slurm with --submit={_SUBMIT.value}; use --submit=slurm, or remove --slurm.")
     sweep = expansion.expand(file, arg, overrides, seeds)
     summary.check_metric(_METRIC.value, sweep)
     expansion.check_directory(sweep, directory)

@@ -22,13 +22,9 @@ from grafit_jax.commands import cli, train
 from grafit_jax.errors import warn
 from grafit_jax.runs import multihost
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "file.py:key=value,… and, for single keys, --config.x.y=value"
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,…; single keys: --config.x.y=value")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
-_PROFILE = flags.DEFINE_bool(
-    "profile", False, "trace one step into WORKDIR/profile, for XProf or TensorBoard; do not train"
-)
+_PROFILE = flags.DEFINE_bool("profile", False, "only trace one step into WORKDIR/profile, for XProf or TensorBoard")
 _ALLOWED = flags.DEFINE_list(
     "allow_config_change",
     [],

@@ -14,9 +14,7 @@ from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-SOURCE = flags.DEFINE_string(
-    "data_source", "", "images of the steps: npz:DIR or tfds:NAME (default: random ones like CIFAR's)"
-)
+SOURCE = flags.DEFINE_string("data_source", "", "images: npz:DIR or tfds:NAME (default: random, CIFAR's shape)")
 
 
 def records(num_images: int = 50_000, size: int = 32) -> dict[str, Records]:
@@ -61,7 +59,7 @@ class Ours:
     def __init__(self, config, data: dict[str, Records] | None = None):
         self.run = experiment.load(config, data)
         feed = experiment.make_feed(self.run)
-        self.steps = feed.steps_per_call  # steps per call
+        self.steps = feed.steps_per_call
         self._compiled, self._inputs = train_step.pmap_steps(self.run, feed), next(iter(feed.epoch(0)))
         self.carry: Any = restore.initial(self.run)  # state and memory
         self.first_call = timing.seconds(self.call)  # with compilation

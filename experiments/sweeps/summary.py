@@ -61,7 +61,7 @@ def conclude(sweep: Sweep, directory: pathlib.Path, names: Sequence[str], metric
 class Group:
     """The results of points that differ only in their seeds."""
 
-    values: Values  # values of the points, without the seed
+    values: Values  # without the seed
     results: tuple[Result, ...]
     numbers: tuple[float, ...]  # the metric in percent, of the results that have it
 

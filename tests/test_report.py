@@ -173,8 +173,12 @@ def test_rows_of_two_protocols_are_told_apart():
 @pytest.mark.parametrize(
     ("name", "file", "message"),
     [
-        ("maskcon_cifar100", "w.pth", r"start from scratch: found w\.pth of weights, want no --pre"),
-        ("maskcon_cars_pretrained", "", r"start pretrained: found no file of weights, want --pretrained=FILE"),
+        ("maskcon_cifar100", "w.pth", r"found --pretrained=w\.pth for a table with trunks from scratch; remove --pre"),
+        (
+            "maskcon_cars_pretrained",
+            "",
+            r"found no file of weights for a table with pretrained trunks; use --pretrained=FILE",
+        ),
     ],
 )
 def test_a_table_says_what_its_trunks_start_from(tmp_path, name, file, message):

@@ -1,18 +1,31 @@
-"""ImageNet-1k in protocol "paper" (docs/paper.md, 2, 5): trained on 127 coarse classes or all 1,000, judged at both.
+"""ImageNet-1k: trained on 127 coarse classes or all 1,000, judged by k-NN and retrieval at both levels.
 
+Paper: https://arxiv.org/abs/2011.12982, ImageNet-1k; docs/paper.md sections 2 and 5, protocol "paper".
+
+Command:
     tfds build imagenet2012 --manual_dir=DIR      # once; DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
     python experiments/train.py --config=configs/imagenet.py:method=grafit --workdir=runs/imagenet_grafit \\
         --config.data.data_dir=$HOME/tensorflow_datasets
+    # ClusterFit starts from a finished baseline:
+    python experiments/train.py --config=configs/imagenet.py:method=clusterfit,init=runs/imagenet_baseline \\
+        --workdir=runs/imagenet_clusterfit --config.data.data_dir=$HOME/tensorflow_datasets
 
-`level` is the one that is trained on: coarse (127 classes, of which 65 hold a single fine class and the largest 218) or
-fine. Presets:
-  paper  ResNet-50 at 224 px, T = 4, 600 epochs, batch 1024: the recipe as far as it is known. By arithmetic, not
-         measured: 751,000 steps of 134 TFLOP (four views forward and backward, and forward in the target network) are
-         1.0e20 FLOP, 42 hours on a TPU v3-32 at a third of its peak.
-  short  the same for 100 epochs: a sixth of that.
-ClusterFit starts from a finished baseline: `method=clusterfit,init=runs/imagenet_baseline`; about 85 images in a
-cluster [ours]. The paper's coarse -> fine cells are not confirmed; no number to expect. ResNet-50 with fine labels is
-published at 79.6 top-1, by a linear classifier after fine-tuning.
+Arguments:
+    method= (default: grafit) a method of docs/paper.md section 2.
+    level= (default: coarse) the label level to train on: coarse (127 classes; 65 of them hold a single fine class, the
+        largest holds 218) or fine.
+    preset= (default: paper)
+        paper  ResNet-50 at 224 px, T = 4, 600 epochs, batch 1024: the paper's recipe as far as known.
+        short  paper with 100 epochs.
+    seed= (default: 0)
+    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 85 images a cluster [ours].
+
+Hours: not measured. Estimated as in docs/pods.md, at a third of the peak: 751,000 steps of 134 TFLOP (four views
+    forward and backward, and forward in the target network) take 42 hours on a TPU v3-32 with preset=paper; short takes
+    a sixth of that.
+
+Expect: not run. No coarse -> fine cell of the paper is confirmed. ResNet-50 trained on fine labels reaches 79.6 top-1
+    [paper] by a linear classifier after fine-tuning (docs/paper.md section 4).
 """
 
 from grafit_jax import config_files
@@ -31,7 +44,7 @@ def get_config(arg=None):
 
 
 def sweep():
-    """Train levels x methods of the table coarse / fine x coarse / fine."""
+    """Yields the train levels and methods of the table train level x test level."""
     for level in ("coarse", "fine"):
         for method in ("baseline", "baseline_mlp", "snca_plus", "grafit_fc", "grafit"):
             yield {"level": level, "method": method}

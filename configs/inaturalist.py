@@ -1,22 +1,33 @@
-"""iNaturalist 2018 and 2019: trained on one level of the tree of life, judged at all seven (docs/paper.md, 2, 5).
+"""iNaturalist 2018 and 2019: trained on one level of the taxonomy, judged by k-NN and retrieval at all seven.
 
+Paper: https://arxiv.org/abs/2011.12982, iNaturalist; docs/paper.md sections 2 and 5, protocol "paper".
+
+Command:
+    tfds build i_naturalist2018                   # once, for year=2018; see Arguments for categories.json
+    python experiments/prepare.py --dataset=inaturalist2019 --manual_dir=FOLDER      # once, for year=2019
     python experiments/train.py --config=configs/inaturalist.py:year=2019,level=genus,method=grafit \\
         --workdir=runs/inat_genus --config.data.data_dir=$HOME/tensorflow_datasets
+    # ClusterFit starts from a finished baseline:
+    python experiments/train.py --config=configs/inaturalist.py:year=2019,method=clusterfit,init=runs/inat_baseline \\
+        --workdir=runs/inat_clusterfit --config.data.data_dir=$HOME/tensorflow_datasets
 
-`level` is one of kingdom, phylum, class, order, family, genus, species. Data, once:
-  2018  tfds build i_naturalist2018, and its categories.json (with real names, from the competition's page) into
-        i_naturalist2018/ of TFDS's data directory, or --config.data.inat_categories_file=FILE. TFDS itself has the
-        species alone.
-  2019  a folder with train_val2019/, train2019.json, val2019.json and categories.json (with real names):
-        python experiments/prepare.py --dataset=inaturalist2019 --manual_dir=FOLDER
+Arguments:
+    year= (default: 2018)
+        2018  needs the competition's categories.json (with real names) in i_naturalist2018/ of TFDS's data directory,
+              or --config.data.inat_categories_file=FILE. TFDS itself has species only.
+        2019  FOLDER holds train_val2019/, train2019.json, val2019.json and categories.json (with real names).
+    level= (default: genus) the level to train on: kingdom, phylum, class, order, family, genus or species.
+    method= (default: grafit) a method of docs/paper.md section 2.
+    preset= (default: paper)
+        paper  ResNet-50 at 224 px, T = 4, 600 epochs, batch 1024: the paper's recipe as far as known.
+        short  paper with 100 epochs.
+    seed= (default: 0)
+    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 44 images a cluster [ours].
 
-Presets:
-  paper  ResNet-50 at 224 px, T = 4, 600 epochs, batch 1024: the recipe as far as it is known. By arithmetic, not
-         measured, at 134 TFLOP a step and a third of the peak of a TPU v3-32: 256,000 steps and 15 hours for 2018,
-         155,000 steps and 9 hours for 2019.
-  short  the same for 100 epochs: a sixth of that.
-ClusterFit starts from a finished baseline: `method=clusterfit,init=runs/inat_baseline`; about 44 images in a cluster
-[ours]. The paper's cells of train level x test level are not confirmed; no number to expect.
+Hours: not measured. Estimated as in docs/pods.md, at a third of the peak of a TPU v3-32 and 134 TFLOP a step, for
+    preset=paper: 15 hours for 2018 (256,000 steps), 9 hours for 2019 (155,000 steps); a sixth of that for short.
+
+Expect: not run. No train level x test level cell of the paper is confirmed (docs/paper.md section 4).
 """
 
 from grafit_jax import config_files
@@ -42,7 +53,7 @@ def get_config(arg=None):
 
 
 def sweep():
-    """Train levels of the table train level x test level, with and without Grafit's losses."""
+    """Yields the train levels of the table train level x test level, with and without Grafit's losses."""
     for year in DATASETS:
         for level in taxonomy.LEVELS:
             for method in ("baseline", "grafit"):

@@ -1,41 +1,54 @@
-"""Retrieval rows of protocol "maskcon" (docs/paper.md, 3): CIFAR-100, Cars, ImageNet32, Stanford Online Products.
+"""Four data sets in protocol "maskcon": trained on coarse labels, judged by Recall@k among fine classes.
 
+Paper: https://arxiv.org/abs/2303.12756 (MaskCon), Recall@k rows; docs/paper.md section 3. What it calls Grafit is
+    `grafit_maskcon` here, not the method of https://arxiv.org/abs/2011.12982.
+
+Command:
     python experiments/train.py --config=configs/maskcon.py:dataset=cifar100,method=grafit_maskcon \\
         --workdir=runs/maskcon --config.data.data_dir=$HOME/tensorflow_datasets \\
         --config.model.pretrained=resnet18.safetensors
+    python experiments/train.py --config=configs/maskcon.py:dataset=cifar100,preset=cpu --workdir=runs/maskcon_cpu \\
+        --config.data.data_dir=$HOME/tensorflow_datasets
 
-Methods: selfcon, supcon, supce, grafit_maskcon, coins, maskcon; grafit, snca_plus and the other methods of protocol
-"paper" run on the same data, trunk and budget, with their own losses. The rows printed under Grafit's name are of
-`grafit_maskcon`, which is not the paper's Grafit, and their trunk started from torchvision's ImageNet weights; without
-`model.pretrained` it starts from scratch.
+Arguments:
+    dataset= (default: cifar100)
+        cifar100    CIFAR-100; as npz, without TensorFlow: --config.data.source=npz:DIR.
+        cars        Stanford Cars; first: python experiments/prepare.py --dataset=cars196 --manual_dir=DIR.
+        imagenet32  ImageNet at 32 px; first: tfds build imagenet_resized/32x32.
+        sop         Stanford Online Products; first: tfds build stanford_online_products.
+    method= (default: grafit_maskcon) selfcon, supcon, supce, grafit_maskcon, coins or maskcon; or a method of protocol
+        "paper", which runs with its own losses on the same data, trunk and number of epochs.
+    preset= (default: full)
+        full  ResNet-18 in bfloat16, 128 images a step, 200 epochs (imagenet32: 256 images, 100 epochs). The recipe is
+              for one accelerator. Without model.pretrained the trunk starts from scratch.
+        cpu   cifar100 only: a small network from scratch, 6 epochs.
+    split= (default: split1) for sop, split1 or split2 of docs/paper.md section 3.
+    seed= (default: 0)
+    w= (default: 0.5) the weight of the supervised loss.
+    t= (default: 0.05) the temperature of the soft labels of `maskcon`. w and t of the published `grafit_maskcon` rows
+        are not known; `sweep()` covers both. Values that MaskCon's README gives are defaults too: `RELEASED`.
 
-Row to reach (R@1 / 2 / 5 / 10, [seed]) and expected time on one H100-class GPU and on a TPU v3-8:
+Hours: training alone, from `train_seconds` in experiments/results/.
+    cifar100, one H200            6 min grafit_maskcon from scratch (maskcon_cifar100.jsonl); 78,000 steps
+    preset=cpu, 2 CPU cores       7 min grafit_maskcon, 13 min grafit (maskcon_cpu.jsonl)
+    cars, imagenet32, sop         not measured; 12,600, 500,000 and 39,600 steps
 
-  dataset     row to reach                   steps   GPU      TPU v3-8
-  cifar100    60.57 / 71.13 / 82.32 / 89.21  78,000  10 min   10 min
-  cars        42.3 / 54.79 / 71.1 / 81.74    12,600  25 min   20 min
-  imagenet32  18.13 / 25.46 / 37.19 / 46.64  500,000 2 hours  2 hours
-  sop         74.02 / 78.82 / 84.13 / 87.91  39,600  80 min   60 min  (which split the row is of is not known)
-
-The times are arithmetic: 78,000 steps in 600 s are 130 a second, of 0.50 TFLOP each: 65 TFLOP/s, 7 % of an H100's
-bfloat16 peak. Measured on one GPU, for CIFAR-100: docs/performance.md and docs/maskcon.md. The recipe is made for one
-accelerator: 128 images a step (ImageNet32: 256, for 100 epochs) leave 16 for each of 8 cores. Runs go on where they
-were stopped, so that one can be split over several short sessions.
-
-CIFAR-100 needs no TensorFlow as npz: --config.data.source=npz:DIR. Cars: `experiments/prepare.py --dataset=cars196`.
-
-Preset cpu (cifar100 alone): a small net from scratch, 6 epochs, at most 12 minutes on 2 cores; the table
-`maskcon_cpu` of the README. w and t of the published rows of `grafit_maskcon` are not known: `sweep()`. Where MaskCon's
-README gives them for another method they are that method's defaults here: `RELEASED`.
+Expect: R@1 / 2 / 5 / 10 at the trunk of `grafit_maskcon`, in percent.
+    cifar100    60.57 / 71.13 / 82.32 / 89.21 [seed], pretrained; 50.3 / 61.5 / 74.4 / 83.1 measured from scratch, with
+                torchvision's AutoAugment (docs/maskcon.md)
+    cars        42.3 / 54.79 / 71.1 / 81.74 [seed], pretrained; not run
+    imagenet32  18.13 / 25.46 / 37.19 / 46.64 [seed], pretrained; not run
+    sop         74.02 / 78.82 / 84.13 / 87.91 [seed], pretrained; its split is not known; not run
+    preset=cpu  14.4 / 21.7 / 34.7 / 46.8 measured (experiments/results/maskcon_cpu.jsonl)
 """
 
 from grafit_jax import config_files, methods
 from grafit_jax.config_files import IMAGENET, SMALL
 from grafit_jax.errors import UserError, choose
 
-_AUTOAUGMENT = {"views.autoaugment": "maskcon"}  # on the query; the key is cropped and flipped alone
+_AUTOAUGMENT = {"views.autoaugment": "maskcon"}  # of the query; the key is only cropped and flipped
 _PHOTOS = {
-    "data.image_size": 256,  # what is kept of a photo, before crops of 224 [ours]
+    "data.image_size": 256,  # stored size of a photo, before crops of 224 px [ours]
     "model.stem": "imagenet",
     "views.size": 224,
     "views.perspective": 0.5,
@@ -63,8 +76,8 @@ DATASETS = {
     },
     "sop": {"data.source": "tfds:stanford_online_products", **IMAGENET, **_PHOTOS},
 }
-# (w, t) of MaskCon's README, by data set and the method that they are given with; t is nothing to CoIns. Of other
-# methods, and of CIFAR-100, none is given.
+# (w, t) of MaskCon's README, by data set and method; CoIns ignores t. The README gives none for CIFAR-100 and for the
+# other methods.
 RELEASED = {
     ("imagenet32", "coins"): (1.0, 0.05),
     ("sop", "maskcon"): (0.8, 0.1),
@@ -73,7 +86,7 @@ RELEASED = {
 
 
 _COMMON = {
-    "views.num_views": 2,  # of the paper's methods: as many as a query and its key
+    "views.num_views": 2,  # for methods of protocol "paper": as many as a query and its key
     "ema.base": 0.99,
     "ema.final": 0.99,
     "optimizer.nesterov": False,
@@ -94,8 +107,8 @@ PRESETS = {
     "cpu": {
         **SMALL,
         "model.head_hidden_dim": 128,
-        # Chosen for a net from scratch and few epochs, for grafit_maskcon and grafit alike, on a tenth of the training
-        # images: of 0.04, 0.15, 0.5 and 1.0 (0.2 and 0.6).
+        # Chosen on a held-out tenth of the training images for grafit_maskcon and grafit, from scratch with few epochs,
+        # among 0.04, 0.15, 0.5 and 1.0 (then 0.2 and 0.6).
         "optimizer.learning_rate": 0.6,
         "optimizer.warmup_epochs": 1.0,
         "train.epochs": 6,
@@ -114,7 +127,7 @@ def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, PRESETS, **defaults)
     choose(arg.dataset, "dataset", DATASETS)
     if arg.preset == "cpu" and arg.dataset != "cifar100":
-        raise UserError(f"found preset=cpu with dataset={arg.dataset}: it is for dataset=cifar100 alone, leave it out.")
+        raise UserError(f"found preset=cpu with dataset={arg.dataset}; expected dataset=cifar100; remove preset=cpu.")
     c.update_from_flattened_dict(DATASETS[arg.dataset])
     c.loss.maskcon_weight = arg.w
     c.loss.maskcon_temperature = arg.t
@@ -128,7 +141,7 @@ def get_config(arg=None):
 
 
 def sweep():
-    """w for the mixtures, and w and t for maskcon."""
+    """Yields w for the mixtures, and w and t for `maskcon`."""
     for w in (0.0, 0.2, 0.5, 0.8, 1.0):
         for method in ("grafit_maskcon", "coins"):
             yield {"method": method, "w": w}

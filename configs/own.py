@@ -1,14 +1,23 @@
-"""Your own images: coarse labels for training, fine ones, where there are any, for evaluation (docs/own_images.md).
+"""Your own images: trained on coarse labels, judged by fine ones where there are any, by coarse ones otherwise.
 
+Paper: https://arxiv.org/abs/2011.12982, methods only; docs/paper.md section 2. Guide: docs/own_images.md.
+
+Command:
     python experiments/train.py --config=configs/own.py:dir=photos --workdir=runs/photos
     python experiments/search.py --workdir=runs/photos --query=new.jpg --out=near.png
 
-with images in photos/train/<coarse>/ and photos/test/<coarse>/, or a folder deeper, in <coarse>/<fine>/. A CSV of files
-and classes is taken by csv=FILE instead of dir=DIR.
+Arguments:
+    dir= (default: none, which means images) a folder with train/<coarse>/[<fine>/] and test/<coarse>/[<fine>/].
+    csv= (default: none) a CSV of files and classes, in place of dir.
+    method= (default: grafit) any method of docs/paper.md sections 2 and 3.
+    preset= (default: gpu) both are ours, not the paper's.
+        gpu  ResNet-50 at 224 px, T = 4, 100 epochs, batch 256, bfloat16; photos are streamed from their files.
+        cpu  a small network at 32 px, 50 epochs; images are held in memory.
+    seed= (default: 0)
 
-Presets (both ours, not the paper's):
-  gpu  ResNet-50 at 224 px, T = 4, 100 epochs, batch 256, bfloat16; photos stream from their files.
-  cpu  a small net at 32 px, 50 epochs, images in memory: a few minutes for some thousand images on 2 cores.
+Hours: not measured.
+
+Expect: depends on your images. `baseline` and `baseline_mlp` of `sweep()` are the controls to compare with.
 """
 
 from grafit_jax import config_files
@@ -34,12 +43,12 @@ PRESETS = {
 def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, PRESETS, dir="", csv="", method="grafit", preset="gpu", seed=0)
     if arg.dir and arg.csv:
-        raise UserError(f"found dir={arg.dir} and csv={arg.csv}: want one of them.")
+        raise UserError(f"found dir={arg.dir} and csv={arg.csv}; expected one of them; remove the other.")
     c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir or 'images'}"
     return c
 
 
 def sweep():
-    """Grafit beside its control and plain cross-entropy."""
+    """Yields Grafit, its control and plain cross-entropy."""
     for method in ("baseline", "baseline_mlp", "grafit"):
         yield {"method": method}

@@ -1,15 +1,25 @@
-"""SNCA by its own recipe (docs/paper.md section 2): the k-NN loss alone, through a linear projector to 128 dimensions.
+"""SNCA by its own recipe: trained on coarse labels with the k-NN loss alone, judged by k-NN and retrieval.
 
+Paper: https://arxiv.org/abs/1808.04699 (SNCA) and its released code; docs/paper.md section 2.
+
+Command:
     python experiments/train.py --config=configs/snca.py:dataset=cifar100 --workdir=runs/snca \\
         --config.data.data_dir=$HOME/tensorflow_datasets
 
-  imagenet  ResNet-50 on the 127 coarse classes; SGD with lr 0.1, a tenth of it every 40 of 130 epochs, batch 256,
-            weight decay 1e-4; memory momentum 0.5, 0.8 from epoch 80 and 0.9 from epoch 120; crops from 0.08, flips.
-  cifar100  ResNet-18 with a 32 px stem; SGD with lr 0.1, a tenth of it every 50 of 200 epochs, batch 128, weight decay
-            5e-4; memory momentum 0.5; crops from 0.2, flips, jitter always, grey.
+Arguments:
+    dataset= (default: cifar100)
+        imagenet  ResNet-50 [ours] on the 127 coarse classes; SGD with lr 0.1, a tenth of it every 40 of 130 epochs,
+                  batch 256, weight decay 1e-4; memory momentum 0.5, 0.8 from epoch 80 and 0.9 from epoch 120; crops
+                  from 0.08, flips.
+        cifar100  ResNet-18 with a 32 px stem; SGD with lr 0.1, a tenth of it every 50 of 200 epochs, batch 128, weight
+                  decay 5e-4; memory momentum 0.5; crops from 0.2, flips, jitter always, grayscale.
+        Both project linearly to 128 dimensions, as SNCA's code does, and start from a random memory [ours].
+    method= (default: snca) or snca_plus, through Grafit's projector.
+    seed= (default: 0)
 
-That is what SNCA's code says; ours are the trunk of imagenet and a random memory at the start. No row of the paper is
-confirmed for either: no number to expect. `method=snca_plus` runs the same through Grafit's projector.
+Hours: not measured.
+
+Expect: not run. No published row is confirmed for either data set.
 """
 
 from grafit_jax import config_files
@@ -61,7 +71,7 @@ def get_config(arg=None):
 
 
 def sweep():
-    """SNCA and SNCA+ by this recipe, on both data sets."""
+    """Yields SNCA and SNCA+ by this recipe, on both data sets."""
     for dataset in DATASETS:
         for method in ("snca", "snca_plus"):
             yield {"dataset": dataset, "method": method}

@@ -1,11 +1,11 @@
-"""Measures a claim of the README or an issue, side by side with a peer where one can be installed.
+"""Runs a suite of benchmarks, each entry next to a peer library where one is installed.
 
 python experiments/benchmark.py --suite=retrieval|train|gpu|data|memory|collectives|kills|saves
     [--entries=search_k10,…] [--record] [--data_source=npz:DIR]
 
-Every entry runs in a process of its own (so that peak memory is its own) and prints a line of JSON; a table follows on
-standard error. Peers are extras: pip install -e '.[benchmark]'. A peer that is not installed is left out and named.
-Timings are the best of several rounds in which we and the peer take turns, on a machine that should be quiet.
+Every entry runs in its own process, so that its peak memory is its own, and prints one line of JSON. A table follows on
+stderr. Peers are optional (pip install -e '.[benchmark]'); an entry names a peer that is not installed. Times are the
+best of several rounds in which ours and the peer take turns. Use a quiet machine.
 """
 
 import importlib
@@ -27,12 +27,10 @@ from grafit_jax.runs import provenance
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills", "saves")
-_SUITE = flags.DEFINE_enum("suite", None, _SUITES, "which claims", required=True)
-_ENTRIES = flags.DEFINE_list("entries", None, "these alone (default: all of the suite)")
-_RECORD = flags.DEFINE_bool(
-    "record", False, "keep the lines in experiments/results and render the pages that show them"
-)
-_HERE = flags.DEFINE_bool("here", False, "run in this process: what the benchmark starts for every entry")
+_SUITE = flags.DEFINE_enum("suite", None, _SUITES, "suite to run", required=True)
+_ENTRIES = flags.DEFINE_list("entries", None, "entries to run (default: all of the suite)")
+_RECORD = flags.DEFINE_bool("record", False, "write the lines to experiments/results and render their pages")
+_HERE = flags.DEFINE_bool("here", False, "internal: run the entries in this process")
 
 
 def main(argv):
@@ -40,25 +38,25 @@ def main(argv):
     names = _ENTRIES.value or list(entries)
     for name in names:
         if name not in entries:
-            raise UserError(f"suite {_SUITE.value} has no entry {name!r}: want some of {', '.join(entries)}.")
+            raise UserError(f"found entry {name!r} of suite {_SUITE.value}; expected one of {', '.join(entries)}.")
     if _HERE.value:
         for name in names:
             print(json.dumps({"entry": name, **entries[name](), "environment": provenance.describe()}))
         return
     if _RECORD.value and _ENTRIES.value:
-        raise UserError("--record keeps a whole suite, measured in one go: leave out --entries.")
+        raise UserError("found --record with --entries; expected a whole suite; remove --entries.")
     lines: list[dict] = []
     failed = []
     for name in names:
         done = _run_apart(name)
         print(done.stdout, end="", flush=True)
-        if done.returncode:  # the others are measured all the same
+        if done.returncode:  # the other entries still run
             failed.append(f"{name} (exit status {done.returncode})")
             continue
         lines.append(json.loads(done.stdout))
     if failed:
-        raise UserError(f"failed: {', '.join(failed)}; their own messages stand above.")
-    if _RECORD.value:  # at the end alone, since a file that git does not know makes the revision "-dirty"
+        raise UserError(f"failed: {', '.join(failed)}; see their messages above.")
+    if _RECORD.value:  # only at the end: an untracked file makes the revision "-dirty"
         recorded = _recorded_name(lines)
         render.record_benchmark(_ROOT, recorded, lines)
         if grown := [line for line in lines if "curve_s" in line]:
@@ -67,15 +65,15 @@ def main(argv):
 
 
 def _run_apart(name: str) -> subprocess.CompletedProcess:
-    """One entry, in a process of its own."""
+    """Runs one entry in its own process."""
     here = ["--here", f"--suite={_SUITE.value}", f"--entries={name}", f"--data_source={steps.SOURCE.value}"]
-    # A GPU's memory is not to be taken whole, since the peer needs its part of it.
+    # JAX must not reserve the whole memory of a GPU: the peer needs some of it.
     environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return subprocess.run([sys.executable, __file__, *here], stdout=subprocess.PIPE, text=True, env=environ)
 
 
 def _recorded_name(lines: list[dict]) -> str:
-    """benchmark_SUITE, and for a GPU its name behind it, since there are many."""
+    """Returns benchmark_SUITE, followed by the device's name for suite gpu."""
     if _SUITE.value != "gpu":
         return f"benchmark_{_SUITE.value}"
     device = lines[0]["environment"]["device"].partition(" x ")[2]

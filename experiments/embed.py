@@ -1,4 +1,4 @@
-"""Writes the embeddings of a split with ids and labels, for experiments/evaluate.py, search.py and anything else.
+"""Writes the embeddings, ids and labels of a split to a file, which evaluate.py and search.py read.
 
 python experiments/embed.py --workdir=runs/grafit --split=test --out=test.npz
 """
@@ -12,13 +12,11 @@ from grafit_jax.commands import cli
 from grafit_jax.data import sources
 from grafit_jax.retrieval import embeddings
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "a workdir of experiments/train.py; its newest checkpoint", required=True
-)
-_SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "which images")
-_LAYER = flags.DEFINE_enum("layer", "trunk", ("trunk", "projector"), "which embedding")
-_OUT = flags.DEFINE_string("out", None, "the file: .npz, .parquet, or .npy (with a .csv)", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory, where it is not the one of the training")
+_WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run; the newest checkpoint is used", required=True)
+_SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split to embed")
+_LAYER = flags.DEFINE_enum("layer", "trunk", ("trunk", "projector"), "layer of the embeddings")
+_OUT = flags.DEFINE_string("out", None, "output file: .npz, .parquet, or .npy (with a .csv)", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
 
 
 def main(argv):

@@ -1,13 +1,13 @@
-"""Prints the metrics of a checkpoint, or of embeddings from anywhere, as one line of JSON, values as fractions.
+"""Prints the metrics of a checkpoint, or of a file of embeddings, as one line of JSON; values are fractions.
 
 python experiments/evaluate.py --workdir=runs/grafit
 python experiments/evaluate.py --features=test.npz [--gallery=train.npz] [--k=1,2,5,10] [--probe] [--out=metrics.json]
 
---probe adds the top-1 of a logistic regression, trained on the frozen embeddings of the training images (a workdir's
-trunk features, or the gallery) and tested on those of the test images.
+--workdir evaluates the newest checkpoint. --features without --gallery is its own gallery, and every query is excluded
+from its own neighbours by id. --leave_out does the same with a --gallery that contains the queries.
 
-Of a workdir it is the newest checkpoint. Features without a gallery are each other's, and each is left out of its own
-neighbours by its id. With a gallery, --leave_out does so with the rows of a gallery that holds the queries too.
+--probe adds the top-1 of a logistic regression that is trained on the frozen embeddings of the training images (the
+trunk features of a workdir, or the gallery) and tested on the test images.
 """
 
 import json
@@ -24,16 +24,16 @@ from grafit_jax.runs import workdir
 
 _DEFAULTS = config.default().eval
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of experiments/train.py")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory, where it is not the one of the training")
+_WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
 _FEATURES = flags.DEFINE_string("features", None, "embeddings and labels: .npz, .parquet, or .npy with a .csv")
-_GALLERY = flags.DEFINE_string("gallery", None, "the same of the images to be found (default: those of --features)")
-_LEAVE_OUT = flags.DEFINE_bool("leave_out", False, "ids mean the same image in both files: a query finds not itself")
-_K = flags.DEFINE_list("k", [str(k) for k in _DEFAULTS.recall_at], "of recall@k, as 1,2,5,10")
-_KNN_K = flags.DEFINE_integer("knn_k", _DEFAULTS.knn_k, "how many neighbours vote", lower_bound=1)
-_KNN_TEMPERATURE = flags.DEFINE_float("knn_temperature", _DEFAULTS.knn_temperature, "of their votes", lower_bound=1e-6)
-_PROBE = flags.DEFINE_bool("probe", False, "train a logistic probe on the training embeddings")
-_OUT = flags.DEFINE_string("out", None, "a file that gets the line too")
+_GALLERY = flags.DEFINE_string("gallery", None, "embeddings and labels of the gallery (default: --features)")
+_LEAVE_OUT = flags.DEFINE_bool("leave_out", False, "exclude the gallery row that has the query's id")
+_K = flags.DEFINE_list("k", [str(k) for k in _DEFAULTS.recall_at], "values of k in recall@k, as 1,2,5,10")
+_KNN_K = flags.DEFINE_integer("knn_k", _DEFAULTS.knn_k, "number of neighbours that vote", lower_bound=1)
+_KNN_TEMPERATURE = flags.DEFINE_float("knn_temperature", _DEFAULTS.knn_temperature, "of the votes", lower_bound=1e-6)
+_PROBE = flags.DEFINE_bool("probe", False, "add the top-1 of a logistic regression")
+_OUT = flags.DEFINE_string("out", None, "file to write the line to, as well as stdout")
 _OF_FEATURES = ("gallery", "leave_out", "k", "knn_k", "knn_temperature")
 cli.want_numbers("k")
 
@@ -42,7 +42,7 @@ def main(argv):
     if _WORKDIR.value is not None and _FEATURES.value is None:
         given = [name for name in _OF_FEATURES if flags.FLAGS[name].present]
         if given:
-            raise UserError(f"found --{given[0]} with --workdir, whose config says how it is evaluated: leave it out.")
+            raise UserError(f"found --{given[0]} with --workdir, whose config has the settings; remove --{given[0]}.")
         run, state = restore.newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
         metrics = experiment.evaluate(run, state, probe=_PROBE.value)
     elif _FEATURES.value is not None and _WORKDIR.value is None:
@@ -61,7 +61,7 @@ def main(argv):
             probe=_PROBE.value,
         )
     else:
-        raise UserError("want one of --workdir=DIR (a checkpoint) and --features=FILE (embeddings).")
+        raise UserError("found both or neither of --workdir=DIR and --features=FILE; expected one.")
     line = json.dumps(metrics)
     print(line)
     if _OUT.value is not None:

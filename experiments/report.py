@@ -1,8 +1,8 @@
-"""Writes a finished run as one HTML page: tables, curves, nearest images, R@1 by class, confusion, a map, environment.
+"""Writes the report of a run as one HTML page: tables, curves, nearest images, R@1 by class, confusion, map.
 
 python experiments/report.py --workdir=runs/grafit [--compare=runs/baseline,runs/baseline_mlp] [--out=report.html]
 
-Everything is in the file, and it needs no network. --compare puts up to two runs on the same test images beside it.
+The page is self-contained and needs no network. --compare adds up to two runs that were tested on the same images.
 """
 
 import pathlib
@@ -12,10 +12,10 @@ from absl import flags
 from grafit_jax.commands import cli
 from grafit_jax.report import write
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of experiments/train.py", required=True)
-_COMPARE = flags.DEFINE_list("compare", [], "others, at most two, tested on the same images")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory, where it is not the one of the training")
-_OUT = flags.DEFINE_string("out", None, f"the page (default: WORKDIR/{write.NAME})")
+_WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a finished run", required=True)
+_COMPARE = flags.DEFINE_list("compare", [], "workdirs of at most two other runs, tested on the same images")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
+_OUT = flags.DEFINE_string("out", None, f"output file (default: WORKDIR/{write.NAME})")
 
 
 def main(argv):

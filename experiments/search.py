@@ -1,11 +1,11 @@
-"""The nearest images of a few queries, as a table and, with --out, as a picture.
+"""Prints the nearest images of some queries as a table and, with --out, draws them.
 
 python experiments/search.py --workdir=runs/grafit --ids=test/3,test/17 --k=10 --out=near.png
 python experiments/search.py --workdir=runs/grafit --query=photo.jpg --query=other.png
 python experiments/search.py --gallery=test.npz --ids=test/3
 
-A workdir's newest checkpoint embeds the queries, and the gallery too (its test split, or --split) where no file is
-given. A gallery on its own is searched by the ids of its rows, each left out of its own neighbours.
+The newest checkpoint of --workdir embeds the queries, and the gallery (the test split, or --split) without --gallery.
+--gallery without --workdir is searched by ids of its rows; every row is excluded from its own neighbours.
 """
 
 import pathlib
@@ -19,27 +19,27 @@ from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings as files
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of experiments/train.py")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory, where it is not the one of the training")
-_GALLERY = flags.DEFINE_string("gallery", None, "embeddings of experiments/embed.py")
-_SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "the gallery, where it is not given")
-_LAYER = flags.DEFINE_enum("layer", "trunk", ("trunk", "projector"), "which embedding")
-_QUERY = flags.DEFINE_multi_string("query", [], "an image file; may be given several times")
-_IDS = flags.DEFINE_list("ids", [], "ids of images of the gallery, as test/3,test/17")
-_K = flags.DEFINE_integer("k", 10, "how many neighbours", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "a PNG of queries and neighbours")
+_WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
+_GALLERY = flags.DEFINE_string("gallery", None, "file of embeddings, written by experiments/embed.py")
+_SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split that is the gallery, without --gallery")
+_LAYER = flags.DEFINE_enum("layer", "trunk", ("trunk", "projector"), "layer of the embeddings")
+_QUERY = flags.DEFINE_multi_string("query", [], "image file; may be repeated")
+_IDS = flags.DEFINE_list("ids", [], "ids of gallery images, as test/3,test/17")
+_K = flags.DEFINE_integer("k", 10, "number of neighbours", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "file to draw queries and neighbours in: .png, .jpg, .pdf or .svg")
 
 
 def main(argv):
     if bool(_QUERY.value) == bool(_IDS.value):
-        raise UserError("want one of --query=IMAGE and --ids=ID,ID.")
+        raise UserError("found both or neither of --query=IMAGE and --ids=ID,ID; expected one.")
     if _WORKDIR.value is None and (_QUERY.value or _GALLERY.value is None):
-        raise UserError("want --workdir=DIR, whose network embeds images, or --gallery=FILE and --ids=ID,ID.")
+        raise UserError("found no --workdir; expected --workdir=DIR, or --gallery=FILE and --ids=ID,ID.")
     if _OUT.value is not None and pathlib.Path(_OUT.value).suffix not in (".png", ".jpg", ".pdf", ".svg"):
-        raise UserError(f"--out={_OUT.value}: want a file that ends in .png, .jpg, .pdf or .svg.")
+        raise UserError(f"found --out={_OUT.value}; expected a file that ends in .png, .jpg, .pdf or .svg.")
     for name in ("split", "layer"):
         if _GALLERY.value is not None and _IDS.value and flags.FLAGS[name].present:
-            raise UserError(f"found --{name} with --gallery, which has its embeddings already: leave it out.")
+            raise UserError(f"found --{name} with --gallery, which is embedded already; remove --{name}.")
     run: Any = None
     state: Any = None
     images: Any
@@ -55,7 +55,7 @@ def main(argv):
         gallery = model.embed(run, state, _SPLIT.value, _LAYER.value)
         images = run.records[_SPLIT.value].image
     if _OUT.value is not None and images is None:
-        raise UserError(f"{_GALLERY.value} names no files to draw: leave out --out, or search with --workdir alone.")
+        raise UserError(f"{_GALLERY.value}: found no file names to draw; remove --out, or use only --workdir.")
 
     if _IDS.value:
         names, rows = _IDS.value, search.rows_of(gallery, _IDS.value)

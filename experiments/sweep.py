@@ -1,13 +1,15 @@
-"""Runs the `sweep()` of a config file, and ends with a table, best first, and a plot, WORKDIR/sweep.png.
+"""Runs the `sweep()` of a config file, prints a table, best first, and draws WORKDIR/sweep.png.
 
 python experiments/sweep.py --config=configs/maskcon.py:dataset=cifar100 --workdir=runs/maskcon [--jobs=2] [--dry_run]
 python experiments/sweep.py --config=configs/digits.py --workdir=runs/digits --submit=print | parallel -j 8
 
-What stands behind the colon and --config.x.y=value hold for all points: those that say otherwise are left out. A point
-that is complete is read, one that was stopped goes on. The same command may run several times at once, on any machines
-that share WORKDIR: each takes what no other one is at. A run takes all devices that it sees: on a host with several
-GPUs, start a sweep on each of them, with CUDA_VISIBLE_DEVICES. Exit status 0: all points are complete; 1: some failed;
-75: some are not complete, since SIGTERM or SIGINT came or another sweep is at them; 2: a mistake, told in one line.
+Arguments after the colon and --config.x.y=value apply to all points; points with another value are left out. A complete
+point is read, a stopped one is resumed. Several sweeps may share one WORKDIR, also from different machines: each skips
+the points that another sweep is running. A run takes all devices that it sees; on a host with several GPUs, start one
+sweep on each, with CUDA_VISIBLE_DEVICES.
+
+Exit status 0: all points are complete; 1: some failed; 75: some are not complete, because of SIGTERM or SIGINT or
+because another sweep is running them; 2: a user's mistake, printed in one line.
 """
 
 import pathlib
@@ -22,17 +24,20 @@ from grafit_jax.commands import cli
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,… ; single keys by --config.x.y=value")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where the runs are, or will be, each in a directory", required=True)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and say how far it is; run nothing")
-_JOBS = flags.DEFINE_integer("jobs", None, "how many runs at a time (default: 1 here, any on SLURM)", lower_bound=1)
-_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: part i of n of the points alone, i from 0")
-_SEEDS = flags.DEFINE_list("seeds", None, "seeds of every point, as 0,1,2 (default: the sweep's own)")
-_METRIC = flags.DEFINE_string("metric", "map", "what the table is ordered by and the plot shows")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,…; single keys: --config.x.y=value")
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the runs' workdirs", required=True)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and print its state; run nothing")
+_JOBS = flags.DEFINE_integer("jobs", None, "number of runs at a time (default: 1 here, any on SLURM)", lower_bound=1)
+_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: only part i of n of the points, i from 0")
+_SEEDS = flags.DEFINE_list("seeds", None, "seeds of every point, as 0,1,2 (default: those of sweep())")
+_METRIC = flags.DEFINE_string("metric", "map", "metric that orders the table and is plotted")
 _SUBMIT = flags.DEFINE_enum(
-    "submit", "local", ["local", "slurm", "print"], "run here; queue a job, or print a command, for each point to do"
+    "submit",
+    "local",
+    ["local", "slurm", "print"],
+    "run here; or queue a job or print a command for each incomplete point",
 )
-_SLURM = flags.DEFINE_list("slurm", [], "of the jobs, as timeout_min=240,gpus_per_node=1,slurm_partition=gpu")
+_SLURM = flags.DEFINE_list("slurm", [], "options of the jobs, as timeout_min=240,gpus_per_node=1,slurm_partition=gpu")
 cli.want_numbers("seeds")
 
 
@@ -43,7 +48,7 @@ def main(argv):
     directory = pathlib.Path(_WORKDIR.value)
     seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
     if _SLURM.value and _SUBMIT.value != "slurm":
-        raise UserError(f"found --slurm with --submit={_SUBMIT.value}: want it with --submit=slurm.")
+        raise UserError(f"found --slurm with --submit={_SUBMIT.value}; use --submit=slurm, or remove --slurm.")
     sweep = expansion.expand(file, arg, overrides, seeds)
     summary.check_metric(_METRIC.value, sweep)
     expansion.check_directory(sweep, directory)

@@ -1,4 +1,4 @@
-"""What the benchmarks count and compare; timings themselves are never tested."""
+"""Benchmarks: counts, comparisons and output; times are not tested."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from grafit_jax.report.tables import plain_table
 from helpers.command_lines import ROOT, shell_environment
 
 
-def test_a_growths_line_and_exponent_are_those_of_the_function():
+def test_growth_fits_the_line_and_exponent_of_a_function():
     line = train.growth("n", [1, 2, 4], lambda n: 3.0 * n + 1.0)
     assert line["curve_s"] == [4.0, 7.0, 13.0]
     assert (line["seconds_per_unit"], line["seconds_at_zero"]) == pytest.approx((3.0, 1.0))
@@ -27,7 +27,7 @@ def test_a_growths_line_and_exponent_are_those_of_the_function():
     ("kind", "peak"),
     [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("TPU v5 lite", 197e12), ("cpu", None)],
 )
-def test_a_devices_peak_goes_by_its_name(kind, peak):
+def test_the_peak_of_a_device_is_found_by_its_name(kind, peak):
     assert gpu.peak_flops(kind) == peak
 
 
@@ -39,9 +39,11 @@ def test_model_flops_are_four_forward_passes_of_every_view():
 
     per_image = flops() / (4 * 8 * 2)
     # Multiply-adds of a CIFAR ResNet-18 (stem, 4 x stage, 3 projections), of its projector and predictor; 2 FLOPs
-    # each. XLA leaves out what falls on padding: an eighth at most.
+    # each. XLA does not count products with padding: an eighth at most.
     stem, stage1 = 32 * 32 * 27 * 64, 4 * 32 * 32 * 9 * 64 * 64
-    later = 3 * (stage1 - stage1 // 8) + 3 * 16 * 16 * 64 * 128  # each stage has as many, its first convolution half
+    later = (
+        3 * (stage1 - stage1 // 8) + 3 * 16 * 16 * 64 * 128
+    )  # equal work in each stage, half in its first convolution
     heads = 512 * 1024 + 1024 * 128 + 128 * 1024 + 1024 * 128
     expected = 2 * (stem + stage1 + later + heads)
     assert 0.85 * expected < per_image < 1.02 * expected
@@ -49,7 +51,7 @@ def test_model_flops_are_four_forward_passes_of_every_view():
 
 
 @pytest.mark.slow
-def test_minutes_of_a_whole_run_follow_from_its_steps(monkeypatch):
+def test_minutes_of_a_run_follow_from_its_steps(monkeypatch):
     few = {split: r.take(np.arange(len(r)) < 300) for split, r in steps.records(300).items()}
     monkeypatch.setattr(steps, "data", lambda: few)
     monkeypatch.setattr(parallel, "devices", lambda: jax.local_devices()[:1])
@@ -67,16 +69,16 @@ def test_minutes_of_a_whole_run_follow_from_its_steps(monkeypatch):
     assert line["images_per_second"] * line["seconds"] == pytest.approx(128)
 
 
-def test_the_peers_losses_are_ours(torch):
+def test_the_peers_losses_equal_ours(torch):
     from benchmarks import torch_peer
 
     rng = np.random.default_rng(0)
     z, memory = rng.normal(size=(6, 8)).astype(np.float32), rng.normal(size=(20, 8)).astype(np.float32)
     memory /= np.linalg.norm(memory, axis=1, keepdims=True)
     labels, ids = np.arange(20) % 4, np.array([3, 0, 19, 7, 8, 2])
-    want = losses.knn_loss(z, labels[ids], memory, labels, temperature=0.05, own_slot=ids)
+    expected = losses.knn_loss(z, labels[ids], memory, labels, temperature=0.05, own_slot=ids)
     got = torch_peer.knn_loss(*(torch.from_numpy(x) for x in (z, labels[ids], memory, labels, ids)), 0.05)
-    np.testing.assert_allclose(got, want, rtol=2e-5)
+    np.testing.assert_allclose(got, expected, rtol=2e-5)
     views = rng.normal(size=(2, 3, 6, 8)).astype(np.float32)
     got = torch_peer.instance_loss(*map(torch.from_numpy, views))
     np.testing.assert_allclose(got, losses.instance_loss(*map(jnp.asarray, views)), rtol=1e-5)
@@ -90,10 +92,10 @@ def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table(cli):
     assert done.stderr.endswith(render.render_benchmark([line], plain_table) + "\n")
 
 
-def test_part_of_a_suite_is_not_recorded_and_what_there_is_not_is_named(cli):
+def test_recording_part_of_a_suite_and_unknown_entries_are_errors(cli):
     for arguments, said in (
-        (["--entries=import", "--record"], "--record keeps a whole suite"),
-        (["--entries=nothing"], "suite train has no entry 'nothing': want some of step_resnet18_64"),
+        (["--entries=import", "--record"], "found --record with --entries; expected a whole suite"),
+        (["--entries=nothing"], "found entry 'nothing' of suite train; expected one of step_resnet18_64"),
     ):
         done = cli("benchmark", "--suite=train", *arguments)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
@@ -130,5 +132,5 @@ print(ours.steps, steps.peer(config, ours.run.records, "cpu", tuned=True))
     ("gibibytes", "names"),
     [(7.0, "v2, v3, v5e, v4, v6e, v5p"), (7.1, "v3, v5e, v4, v6e, v5p"), (31.5, "v5p"), (94.5, "none")],
 )
-def test_memory_names_the_tpus_that_hold_a_step_and_a_gibibyte_more(gibibytes, names):
+def test_memory_names_the_tpus_that_hold_a_step_and_the_reserve(gibibytes, names):
     assert memory.fits(gibibytes) == names

@@ -1,4 +1,4 @@
-"""What holds of the paper's claims: margins by hand, verdicts on results written by hand."""
+"""Claims: margins computed by hand, and verdicts on results written by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ from grafit_jax.errors import UserError
 
 
 def runs(**rows):
-    """A result for each seed of each row, from its mAP in percent."""
+    """Returns a result for each seed of each row, given mAP in percent."""
     return [
         {"row": row, "seed": seed, "method": "grafit", "metrics": {"map": value / 100}, "config": {}, "run": {}}
         for row, values in rows.items()
@@ -19,26 +19,26 @@ def runs(**rows):
     ]
 
 
-def test_a_difference_is_of_means_and_its_margin_is_students():
+def test_a_difference_is_of_means_with_a_students_t_margin():
     claim = Claim("", "a", "b", ())
     found = claims.difference(runs(a=[10, 12, 14], b=[7], c=[1, 5]), claim, "map", "trunk")
     assert found.points == pytest.approx(5.0)
-    # Squares about the means: 4 + 0 + 4 in a, none in b, 4 + 4 in c; 16 over 3 degrees of freedom. The quantile of t
-    # with 3 is 3.182, from a printed table.
+    # Squared deviations: 4 + 0 + 4 in a, none in b, 4 + 4 in c; 16 over 3 degrees of freedom. The t quantile for 3 is
+    # 3.182, from a printed table.
     assert found.margin == pytest.approx(3.182 * math.sqrt(16 / 3) * math.sqrt(1 / 3 + 1), abs=2e-3)
-    # Of two rows alone it is the t test.
+    # For two rows it is the t test.
     two = claims.difference(runs(a=[10, 12, 14], b=[7, 8]), claim, "map", "trunk")
     interval = stats.ttest_ind([10, 12, 14], [7, 8]).confidence_interval(0.95)
     assert (two.points - two.margin, two.points + two.margin) == pytest.approx((interval.low, interval.high))
-    # A run that is in two tables counts once.
+    # A run in two tables counts once.
     assert claims.difference(2 * runs(a=[10, 12, 14], b=[7, 8]), claim, "map", "trunk") == two
     assert claims.difference(runs(a=[1, 2]), claim, "map", "trunk") is None
     single = claims.difference(runs(a=[3], b=[1]), claim, "map", "trunk")
     assert single.points == pytest.approx(2.0) and math.isnan(single.margin) and not single.decided
 
 
-def test_a_difference_is_taken_at_the_layer_that_is_asked_for():
-    """Grafit's loss sees its projector, cross-entropy without one the trunk."""
+def test_a_difference_is_taken_at_the_requested_layer():
+    """Grafit's loss acts on its projector; cross-entropy without a projector acts on the trunk."""
 
     def run(row, method, seed, trunk, projector=None, headline="trunk"):
         metrics = {"map": trunk / 100} | ({} if projector is None else {"projector/map": projector / 100})
@@ -62,7 +62,7 @@ def test_a_difference_is_taken_at_the_layer_that_is_asked_for():
         "trunk": -5.0, "projector": None, "own": 6.0,
     }  # fmt: skip
     assert (points("baseline_mlp", "trunk"), points("baseline_mlp", "projector")) == (-3.0, 3.0)
-    # Noise at the projector is that of the rows that have one: squares 2 and 2 over 2 degrees of freedom.
+    # The noise at the projector is from rows with one: squared deviations 2 and 2 over 2 degrees of freedom.
     margin = claims.difference(study, Claim("", "grafit", "baseline_mlp", ()), "map", "projector").margin
     assert margin == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(4 / 2) * math.sqrt(1 / 2 + 1 / 2))
 
@@ -105,25 +105,25 @@ def test_verdicts():
         assert claims.verdict(dict(zip("xy", metrics, strict=True))) == expected
 
 
-def test_tables_of_one_study_are_of_the_same_images():
+def test_tables_of_one_study_must_be_of_the_same_images():
     def table(row, prints):
         run = {"data_fingerprint": {"train": prints, "test": "t"}}
         return [{"row": row, "seed": 0, "method": "grafit", "metrics": {"map": 0.1}, "config": {}, "run": run}]
 
     same = {"study_cifar100": table("grafit", "a"), "study_ablations": table("grafit_ema_off", "a")}
     assert "| A target that is a moving average: `grafit` − `grafit_ema_off` |" in claims.render(same)
-    with pytest.raises(UserError, match="study_cifar100 and study_ablations mixes results on different images"):
+    with pytest.raises(UserError, match="study_cifar100 and study_ablations: found results on different images"):
         claims.render(same | {"study_ablations": table("grafit_ema_off", "b")})
 
 
-def test_every_claim_is_of_rows_that_a_study_has_and_its_verdict_follows():
+def test_every_claim_names_rows_of_its_studies_and_gets_a_verdict():
     for claim in (claim for group in claims.CLAIMS.values() for claim in group):
         for study in claim.studies:
             rows = {row.name for table in claims.STUDIES[study][1] for row in tables.TABLES[table].rows}
             assert {claim.ahead, claim.behind} <= rows, (claim, study)
     of_studies = {table for _, of_study in claims.STUDIES.values() for table in of_study}
     assert of_studies <= {*tables.at("cpu"), "cifar100_gpu"}
-    # One paper's method is never held against the other's under its name.
+    # MaskCon's "Grafit" never stands for the paper's.
     assert published.METHOD not in {c.ahead for group in claims.CLAIMS.values() for c in group}
 
     text = claims.render({"study_omniglot": runs(grafit=[50, 51], baseline=[40, 41], snca_plus=[60, 61])})
@@ -142,6 +142,6 @@ def test_every_claim_is_of_rows_that_a_study_has_and_its_verdict_follows():
     )
     # A study without recorded results has no line.
     assert {study for _, study, _ in lines} == {"Omniglot, 30 → 964"}
-    # A row of an older recipe is of another study.
+    # Rows of an older recipe do not count.
     old = [run | {"row": run["row"] + tables.AS_IT_WAS} for run in runs(grafit=[80])]
     assert claims.render({"study_omniglot": runs(grafit=[50, 51], baseline=[40, 41], snca_plus=[60, 61]) + old}) == text

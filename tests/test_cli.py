@@ -21,22 +21,22 @@ MISTAKES = {
     ),
     "train --config=configs/digits.py stray": "found 'stray' where a flag should be: want --name=value.",
     "evaluate": "holds no run (no config.json): give the --workdir of experiments/train.py.",
-    "reproduce --rows=gaussian": "the table has no gaussian: its rows are raw_pixels, baseline,",
-    "reproduce --again": "found --again without --record: want both",
-    "reproduce --all --table=omniglot": "found --all and --table=omniglot: want one of them",
+    "reproduce --rows=gaussian": "found unknown row gaussian; expected one of raw_pixels, baseline,",
+    "reproduce --again": "found --again without --record; expected both",
+    "reproduce --all --table=omniglot": "found --all and --table=omniglot; expected one of them",
     "reproduce --seeds=0,0": "want numbers, as 0,1,2, none twice",
     "sweep --config=configs/digits.py:method=byol": "that agrees with the command line, {{method=byol}}",
     "reproduce --table=cifar100_cpuu": "unknown table 'cifar100_cpuu' (did you mean 'cifar100_cpu'?)",
     "reproduce --table=omniglot --scale=paper": "found --scale=paper: want one of cpu, at which",
-    "reproduce --budget_minutes=9 --jobs=2": "found --budget_minutes with --jobs=2: use --jobs=1 with a budget.",
+    "reproduce --budget_minutes=9 --jobs=2": "found --budget_minutes with --jobs=2; use --jobs=1 with a budget.",
     "reproduce --seeds=0,x": "want numbers, as 0,1,2",
 }
 
 
-def assert_one_line(done, wanted, target):
+def assert_one_line(done, message, target):
     lines = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert (done.returncode, done.stdout) == (2, ""), done.stderr[-2000:]
-    assert len(lines) == 1 and wanted in lines[0] and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr, done.stderr[-2000:]
     assert not target.exists()
 
 
@@ -99,10 +99,10 @@ def test_a_budget_says_what_it_leaves_and_whether_to_start_again(tmp_path, cli, 
     done = cli(*command)
     assert (done.returncode, done.stdout, [*tmp_path.iterdir()]) == (1, "", [])
     for line, row in zip(done.stderr.splitlines(), ("baseline", "grafit"), strict=True):
-        assert line.startswith(f"left: {tmp_path}/{row}: takes ") and "minutes by recorded runs" in line
-        assert line.endswith(" and 0.1 are left: give it more --budget_minutes")
-    refusals = {"baseline": "give it more", "grafit": f"0 are left: {reproduction.AGAIN}"}
+        assert line.startswith(f"left: {tmp_path}/{row}: found 0.1 minutes left; expected ")
+        assert line.endswith(" by recorded runs; increase --budget_minutes")
+    refusals = {"baseline": "increase it", "grafit": f"found 0 minutes left; {reproduction.AGAIN}"}
     monkeypatch.setattr(pricing.Budget, "refusal", lambda self, missing: refusals[missing[0].name])
     again = cli(*command)
     assert (again.returncode, again.stdout) == (75, "")
-    assert again.stderr.splitlines()[-1] == f"left: {tmp_path}/grafit: 0 are left: {reproduction.AGAIN}"
+    assert again.stderr.splitlines()[-1] == f"left: {tmp_path}/grafit: found 0 minutes left; {reproduction.AGAIN}"

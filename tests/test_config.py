@@ -57,7 +57,9 @@ def test_every_config_file_and_every_point_of_its_sweep_is_valid(path):
 @pytest.mark.parametrize(("name", "dataset"), [("transfer", "flowers"), ("maskcon", "cars")])
 def test_a_preset_for_one_data_set_is_an_error_with_another(name, dataset):
     module = config_files.load_module(next(path for path in CONFIG_FILES if path.stem == name))
-    with pytest.raises(UserError, match=rf"found preset=cpu with dataset={dataset}: it is for dataset=cifar100 alone"):
+    with pytest.raises(
+        UserError, match=rf"found preset=cpu with dataset={dataset}; expected dataset=cifar100; remove preset=cpu"
+    ):
         module.get_config(f"preset=cpu,dataset={dataset}")
 
 

@@ -210,7 +210,7 @@ def test_after_the_last_words_of_a_process_nothing_is_shown(monkeypatch, clock, 
     ("config", "remedy"),
     [
         ("own.py:dir=nowhere", r"use preset=cpu of \S*/own\.py"),
-        ("imagenet.py", r"\S*/imagenet\.py has no preset for a CPU"),
+        ("imagenet.py", r"\S*/imagenet\.py has no preset for CPUs"),
         ("own.py:dir=nowhere,preset=cpu", None),
     ],
 )
@@ -218,7 +218,7 @@ def test_a_preset_for_accelerators_is_warned_of_before_data_are_loaded(tmp_path,
     done = cli("train", f"--config=configs/{config}", f"--workdir={tmp_path}")
     *warned, error = done.stderr.strip().splitlines()
     assert done.returncode == 2 and error.startswith("error: ")
-    found = [line for line in warned if "accelerators" in line]
+    found = [line for line in warned if "accelerator" in line]
     assert bool(found) == (remedy is not None), done.stderr
-    expected = rf"warning: found only a CPU, and a config for accelerators .*, which may take days: {remedy}\."
+    expected = rf"warning: found only a CPU for model.dtype = bfloat16, .*; expected an accelerator; {remedy}\."
     assert not found if remedy is None else re.fullmatch(expected, found[0])

@@ -1,4 +1,4 @@
-"""What is shown of training's length: the evaluations of a log, means over seeds, the last epoch beside the best."""
+"""Curves over the length of training: evaluations of a log, means over seeds, last and best epoch."""
 
 import json
 
@@ -17,7 +17,7 @@ LOG = [
 ]
 
 
-def test_a_curve_is_of_the_fine_metrics_at_both_layers():
+def test_a_curve_has_the_fine_metrics_of_both_layers():
     assert results.curve(LOG) == [
         {"epoch": 1, "map": 0.25, "projector/map": 0.5},
         {"epoch": 3, "map": 0.125, "knn_top1": 0.5},
@@ -29,20 +29,20 @@ def result(row, seed, *curve, features=("trunk", "projector")):
     return {"row": row, "seed": seed, "config": {"eval.layers": features}, "run": {"curve": [*curve]}}
 
 
-def test_lines_are_means_over_seeds_at_epochs_that_all_have():
+def test_curves_are_means_over_seeds_at_common_epochs():
     runs = [
         result("a", 0, {"epoch": 5, "map": 0.2}, {"epoch": 10, "map": 0.4, "projector/map": 0.7}),
         result("a", 1, {"epoch": 10, "map": 0.5, "projector/map": 0.8}),
     ]
     assert curves.means(runs, "map", "trunk") == pytest.approx({10: 45.0})
     assert curves.means(runs, "map", "projector") == pytest.approx({10: 75.0})
-    # Where the projector is the headline, its metrics have the plain names.
+    # If the projector comes first in eval.layers, its metrics have no prefix.
     swapped = result("a", 0, {"epoch": 1, "map": 0.1, "trunk/map": 0.3}, features=("projector", "trunk"))
     assert curves.means([swapped], "map", "trunk") == pytest.approx({1: 30.0})
     assert curves.means([{"config": {}, "run": {}}], "map", "trunk") == {}  # recorded before there were curves
 
 
-def test_the_end_stands_beside_the_best_epoch_which_is_called_an_oracle(tmp_path):
+def test_the_last_epoch_is_shown_next_to_the_best_oracle_epoch(tmp_path):
     def at(epoch, value):
         return {"epoch": epoch, **dict.fromkeys(("map", "recall@1", "knn_top1"), value)}
 
@@ -62,7 +62,7 @@ def test_the_end_stands_beside_the_best_epoch_which_is_called_an_oracle(tmp_path
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(2**17)) > 50
 
 
-def test_a_run_leaves_its_curve_and_what_its_images_are_in_any_order(trained_once):
+def test_a_run_records_its_curve_and_the_content_of_its_data(trained_once):
     run, metrics = (json.loads((trained_once / name).read_text()) for name in ("run.json", "metrics.json"))
     *_, last = run["curve"]
     epochs = json.loads((trained_once / "config.json").read_text())["train"]["epochs"]

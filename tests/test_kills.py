@@ -1,4 +1,4 @@
-"""Kills by the dozen: a run resumes and ends like one that was never killed, and no checkpoint is lost."""
+"""Repeated kills: a run resumes and ends like one that was never killed, and no checkpoint is lost."""
 
 import json
 import os
@@ -18,8 +18,8 @@ print(json.dumps(kills.study(doing, kills=int(number), seed=0, folder=pathlib.Pa
 
 
 @pytest.mark.parametrize("doing", ["restoring", "taking a step", "saving", "evaluating"])
-def test_runs_killed_again_and_again_end_as_one_that_was_not(doing, long, tmp_path):
-    # A process of its own, since the runs are forked from one that has not begun to compute.
+def test_repeatedly_killed_runs_end_like_one_without_kills(doing, long, tmp_path):
+    # A separate process: runs are forked from one that has not started to compute.
     number = 50 if long else 6
     done = subprocess.run(
         [sys.executable, "-c", STUDY, doing, str(number), str(tmp_path)],
@@ -32,6 +32,6 @@ def test_runs_killed_again_and_again_end_as_one_that_was_not(doing, long, tmp_pa
     found = json.loads(done.stdout)
     assert found["kills"] == sum(found["hits"].values()) == number and found["runs_equal"] >= 1
     assert found["hits"][doing] >= 1
-    # Every three steps there is a save, of which the newest two may still have been on their way.
+    # A save every three steps; the newest two may have been unfinished.
     assert found["most_lost"] <= 9
     assert not long or doing != "saving" or found["half_written"] >= 5

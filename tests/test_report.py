@@ -137,7 +137,7 @@ def test_only_the_named_block_is_replaced():
     got = layout.replace_block(text, "a", r"new \1 | line")
     assert got == text.replace("old", r"new \1 | line")
     assert layout.replace_block(got, "a", "old") == text
-    with pytest.raises(UserError, match="no block <!-- b --> "):
+    with pytest.raises(UserError, match="found no block <!-- b --> "):
         layout.replace_block(text, "b", "")
 
 
@@ -229,8 +229,12 @@ def test_every_table_of_the_docs_fits_a_phone():
 @pytest.mark.parametrize(
     ("name", "file", "message"),
     [
-        ("maskcon_cifar100", "w.pth", r"start from scratch: found w\.pth of weights, want no --pre"),
-        ("maskcon_cars_pretrained", "", r"start pretrained: found no file of weights, want --pretrained=FILE"),
+        ("maskcon_cifar100", "w.pth", r"found --pretrained=w\.pth for a table with trunks from scratch; remove --pre"),
+        (
+            "maskcon_cars_pretrained",
+            "",
+            r"found no file of weights for a table with pretrained trunks; use --pretrained=FILE",
+        ),
     ],
 )
 def test_a_table_requires_or_refuses_pretrained_weights(tmp_path, name, file, message):

@@ -1,4 +1,4 @@
-"""Which runs a table needs, what they take, and ours beside the paper's: on results written by hand."""
+"""Reproducing tables: their runs, training times, and published values, on results written by hand."""
 
 import dataclasses
 import pathlib
@@ -38,7 +38,7 @@ NAMES = ("baseline", "clusterfit", "grafit")
 
 
 def recorded(method="grafit", seed=0, *, row=None, seconds=60.0, metrics=None, device="1 x cpu", **overrides):
-    """What is recorded of a run of 100 training images."""
+    """Returns the recorded result of a run with 100 training images."""
     config = config_lib.flatten(small_config(method, **{"seed": seed, **overrides}))
     views = methods.get(method).views_per_image(config["views.num_views"])
     facts = {"train_seconds": seconds, "train_images": 100, "views_per_image": views, "device": device}
@@ -48,8 +48,8 @@ def recorded(method="grafit", seed=0, *, row=None, seconds=60.0, metrics=None, d
 
 
 @pytest.fixture
-def wanted(tmp_path):
-    """The runs of three rows, clusterfit's starting from the baseline's."""
+def points_of(tmp_path):
+    """Returns a function that gives the runs of three rows; clusterfit starts from the baseline."""
     (tmp_path / "c.py").write_text(CONFIG_FILE)
     table = tables.Table(tables.by_method("c.py", "", NAMES), {"map": "mAP"})
     return lambda **kwargs: reproduction.points(table, tmp_path / "runs", root=tmp_path, **kwargs)
@@ -63,8 +63,8 @@ def names(points):
     return [point.name for point in points]
 
 
-def test_a_run_is_missing_begun_complete_or_recorded(wanted):
-    baseline, clusterfit, grafit = points = wanted()
+def test_a_run_is_missing_begun_complete_or_recorded(points_of):
+    baseline, clusterfit, grafit = points = points_of()
     assert [reproduction.state(point, {}) for point in points] == ["missing"] * 3
     finish(baseline)
     grafit.directory.mkdir(parents=True)
@@ -75,7 +75,7 @@ def test_a_run_is_missing_begun_complete_or_recorded(wanted):
     assert [reproduction.state(point, known) for point in points] == ["complete", "recorded", "begun"]
     assert names(reproduction.missing(points, known)) == ["grafit"]
     assert [r["row"] for r in reproduction.complete(points)] == ["baseline"]
-    # A result of another seed or of clusters of another run is not this one's.
+    # A result of another seed, or of the clusters of another run, does not count.
     for changed in ({"seed": 1}, {"clusterfit.source": "/theirs/other", "clusterfit.num_clusters": 5}):
         other = reproduction.index(
             [recorded("clusterfit", **{"clusterfit.source": "/baseline", "clusterfit.num_clusters": 5} | changed)]
@@ -91,23 +91,23 @@ def test_a_run_is_missing_begun_complete_or_recorded(wanted):
     assert reproduction.complete(points) == []
 
 
-def test_a_run_that_others_start_from_is_trained_though_it_is_recorded(wanted):
+def test_a_recorded_run_that_others_start_from_is_trained(points_of):
     known = reproduction.index([recorded("baseline", 1, **{"clusterfit.num_clusters": 5})])
-    assert names(reproduction.missing(wanted(seeds=[1]), known)) == [
+    assert names(reproduction.missing(points_of(seeds=[1]), known)) == [
         "baseline_seed1", "clusterfit_seed1", "grafit_seed1",
     ]  # fmt: skip
-    assert names(reproduction.missing(wanted(seeds=[1], only=["baseline"]), known)) == []
-    assert names(reproduction.missing(wanted(seeds=[2], only=["clusterfit"]), {})) == [
+    assert names(reproduction.missing(points_of(seeds=[1], only=["baseline"]), known)) == []
+    assert names(reproduction.missing(points_of(seeds=[2], only=["clusterfit"]), {})) == [
         "baseline_seed2", "clusterfit_seed2",
     ]  # fmt: skip
-    assert names(wanted(only=["grafit", "baseline"])) == ["grafit", "baseline"]  # the order in which they are asked for
+    assert names(points_of(only=["grafit", "baseline"])) == ["grafit", "baseline"]  # in the order of `only`
     with pytest.raises(
-        UserError, match=r"the table has no graft \(did you mean 'grafit'\?\): its rows are baseline, cl"
+        UserError, match=r"found unknown row graft \(did you mean 'grafit'\?\); expected one of baseline, cl"
     ):
-        wanted(only=["graft"])
+        points_of(only=["graft"])
 
 
-def test_only_what_is_missing_is_trained(wanted, monkeypatch):
+def test_only_missing_runs_are_trained(points_of, monkeypatch):
     order = []
 
     def pretend(config, directory):
@@ -115,28 +115,28 @@ def test_only_what_is_missing_is_trained(wanted, monkeypatch):
         finish(next(p for p in points for p in (p, p.start) if p is not None and p.directory == directory))
 
     monkeypatch.setattr(train, "train", pretend)
-    points = wanted(seeds=[0, 1])
+    points = points_of(seeds=[0, 1])
     theirs = recorded("grafit", 1, metrics={"map": 0.75}, **{"clusterfit.num_clusters": 5, "eval.batch_size": 7})
-    elsewhere = recorded("grafit", 0, row="grafit_large", **{"eval.size": 16})  # trained alike, measured otherwise
+    elsewhere = recorded("grafit", 0, row="grafit_large", **{"eval.size": 16})  # the same training, another evaluation
     found = list(reproduction.all_results(points, reproduction.index([theirs, elsewhere]), {}))
     assert order == ["baseline", "baseline_seed1", "clusterfit", "clusterfit_seed1", "grafit"]
     assert [(r["row"], r["seed"], r["metrics"]["map"]) for r in found] == [
         ("baseline", 0, 0.125), ("baseline", 1, 0.25), ("clusterfit", 0, 0.125),
         ("clusterfit", 1, 0.25), ("grafit", 0, 0.125), ("grafit", 1, 0.75),
     ]  # fmt: skip
-    # What is complete has no need of what it started from.
+    # A complete run does not need the run that it started from.
     shutil.rmtree(points[1].directory)
     assert reproduction.result(points[3], {})["metrics"] == {"map": 0.25} and len(order) == 5
 
 
-def test_a_row_that_fails_leaves_the_others_alone(wanted, monkeypatch, capsys):
+def test_a_failed_row_does_not_stop_the_others(points_of, monkeypatch, capsys):
     def pretend(config, directory):
         if config.method == "baseline":
             raise {0: UserError("loss not finite"), 1: RuntimeError("XLA")}[config.seed]
         finish(next(p for p in points if p.directory == directory))
 
     monkeypatch.setattr(train, "train", pretend)
-    points, failed = wanted(seeds=[0, 1]), {}
+    points, failed = points_of(seeds=[0, 1]), {}
     assert [(r["row"], r["seed"]) for r in reproduction.all_results(points, {}, failed)] == [
         ("grafit", 0),
         ("grafit", 1),
@@ -147,7 +147,7 @@ def test_a_row_that_fails_leaves_the_others_alone(wanted, monkeypatch, capsys):
         "clusterfit": "starts from baseline, which failed",
         "clusterfit_seed1": "starts from baseline_seed1, which failed",
     }
-    # In another folder a baseline of the same name has not failed.
+    # A failure in another folder does not count.
     failed = {points[0].directory.parent.parent / "other" / "baseline": "NaN"}
     finish(points[0])
     assert [r["row"] for r in reproduction.all_results(points[:3:2], {}, failed)] == ["baseline", "clusterfit"]
@@ -158,12 +158,12 @@ def test_a_row_that_fails_leaves_the_others_alone(wanted, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "train", stopped)
     with pytest.raises(Preempted):
-        list(reproduction.all_results(wanted(seeds=[2]), {}, {}))
+        list(reproduction.all_results(points_of(seeds=[2]), {}, {}))
 
 
-def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp_path, monkeypatch):
+def test_parallel_runs_are_trained_after_the_runs_that_they_start_from(points_of, tmp_path, monkeypatch):
     trace, finished = tmp_path / "trace", tmp_path / "finished"
-    for point in wanted(seeds=[0, 1]):
+    for point in points_of(seeds=[0, 1]):
         finish(dataclasses.replace(point, directory=finished / point.name))
     succeed = f"shutil.copytree({str(finished)!r} + '/' + run.name, run, dirs_exist_ok=True)"
     code = {"baseline": "sys.exit('no luck')", "grafit_seed1": "sys.exit(75)"}
@@ -173,8 +173,8 @@ def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp
         return stub(traced + code.get(point.name, succeed))(point.directory)
 
     monkeypatch.setattr(reproduction, "words", words)
-    monkeypatch.setattr(train, "train", None)  # all of it is done, or has failed
-    points, failed = wanted(seeds=[0, 1]), {}
+    monkeypatch.setattr(train, "train", None)  # must not be called: every run is complete or failed
+    points, failed = points_of(seeds=[0, 1]), {}
     known = reproduction.index([recorded("grafit", 0, **{"clusterfit.num_clusters": 5})])
     left = {}
     assert reproduction.train_all(points, known, failed, left, root=ROOT, jobs=2) is False
@@ -190,13 +190,13 @@ def test_runs_at_a_time_are_trained_after_those_that_they_start_from(wanted, tmp
         ("baseline", 1), ("clusterfit", 1), ("grafit", 0), ("grafit", 1),
     ]  # fmt: skip
     assert failed[points[2].directory] == "starts from baseline, which failed"
-    # Asked to stop, it starts no more.
+    # A stop signal ends it.
     monkeypatch.setattr(reproduction.runner, "run_all", lambda commands, directory, jobs: True)
     assert reproduction.train_all(points, known, {}, {}, root=ROOT, jobs=2) is True
 
 
 @pytest.mark.slow
-def test_a_table_is_trained_by_processes(tmp_path, processes):
+def test_jobs_train_a_table_in_processes(tmp_path, processes):
     rows = ["raw_pixels", "baseline"]
     done = processes("reproduce", "--table=quickstart", f"--rows={','.join(rows)}", "--jobs=2", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -205,18 +205,18 @@ def test_a_table_is_trained_by_processes(tmp_path, processes):
 
 
 @pytest.mark.slow
-def test_a_run_in_other_hands_keeps_no_other_from_being_shown(tmp_path, processes):
+def test_a_run_of_another_process_does_not_hide_the_others(tmp_path, processes):
     with workdir.lock(tmp_path / "baseline"):
         done = processes(
             "reproduce", "--table=quickstart", "--rows=raw_pixels,baseline", "--jobs=2", f"--workdir={tmp_path}"
         )
     assert done.returncode == 75, done.stderr[-2000:]
     assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == ["raw_pixels"]
-    assert f"left: {tmp_path}/baseline: running: start the same command again" in done.stderr
+    assert f"left: {tmp_path}/baseline: running; start the same command again" in done.stderr
 
 
-def test_a_price_is_the_mean_of_recorded_runs_of_the_same_config(wanted):
-    baseline, clusterfit, grafit = wanted()
+def test_a_price_is_the_mean_of_recorded_runs_of_the_same_config(points_of):
+    baseline, clusterfit, grafit = points_of()
     known = [
         recorded("baseline", 1, seconds=30.0),
         recorded("baseline", 2, seconds=50.0),
@@ -225,7 +225,7 @@ def test_a_price_is_the_mean_of_recorded_runs_of_the_same_config(wanted):
         recorded("grafit", seconds=900.0, **{"data.source": "npz:D"}),
     ]
     assert pricing.price(baseline, known) == (40.0, 2)
-    # A run that starts from another one takes the same time whatever their seeds.
+    # The seed of the run that it starts from does not affect the time.
     started = recorded(
         "clusterfit", 3, seconds=70.0, **{"clusterfit.source": "runs/baseline_seed3", "clusterfit.num_clusters": 5}
     )
@@ -233,9 +233,9 @@ def test_a_price_is_the_mean_of_recorded_runs_of_the_same_config(wanted):
     assert pricing.price(clusterfit, known) == pricing.price(grafit, known) == (None, 0)
 
 
-def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
+def test_a_plan_counts_every_run_once_with_its_time(points_of):
     known = [recorded("baseline", seed, seconds=1800.0) for seed in (0, 1)]
-    asked = {"t": wanted(seeds=[0, 1], only=["clusterfit", "baseline"]), "u": wanted(only=["baseline", "grafit"])}
+    asked = {"t": points_of(seeds=[0, 1], only=["clusterfit", "baseline"]), "u": points_of(only=["baseline", "grafit"])}
     assert pricing.plan(asked, {}, known).splitlines() == [
         "table  row         runs  to train  hours    recorded runs",
         "t      clusterfit  2     2         unknown  0",
@@ -247,45 +247,49 @@ def test_a_plan_says_what_is_trained_once_and_how_long(wanted):
     ]
     last = pricing.plan({"t": asked["t"][2:]}, {}, known, jobs=2).splitlines()[-1]
     assert last == "total: 1.00 hours of training for 2 runs, 2 at a time in 0.50 hours"
-    # Recorded, a baseline is not trained for itself; for clusterfit it is.
+    # A recorded baseline is trained only for clusterfit.
     index = reproduction.index([recorded("baseline", seed, **{"clusterfit.num_clusters": 5}) for seed in (0, 1)])
-    rows = pricing.plan({"t": wanted(only=["baseline"])}, index, []).splitlines()
+    rows = pricing.plan({"t": points_of(only=["baseline"])}, index, []).splitlines()
     assert rows[1].split() == ["t", "baseline", "1", "0", "-", "-"]
-    rows = pricing.plan({"t": wanted(only=["clusterfit"])}, index, []).splitlines()
+    rows = pricing.plan({"t": points_of(only=["clusterfit"])}, index, []).splitlines()
     assert [row.split()[1:5] for row in rows[1:3]] == [
         ["clusterfit", "1", "1", "unknown"], ["baseline", "0", "1", "unknown"],
     ]  # fmt: skip
 
 
-def test_a_budget_starts_what_ends_in_time(wanted):
+def test_a_budget_allows_runs_that_end_in_time(points_of):
     now = [1000.0]
     known = [
         recorded("baseline", 1, seconds=100.0),
         recorded("grafit", 1, seconds=200.0),
-        recorded("grafit", 2, seconds=1.0, device="1 x NVIDIA H200"),  # of another kind of device
+        recorded("grafit", 2, seconds=1.0, device="1 x NVIDIA H200"),  # another kind of device
     ]
-    baseline, clusterfit, grafit = wanted()
+    baseline, clusterfit, grafit = points_of()
     budget = pricing.Budget(600.0, known, on_cpu=True, clock=lambda: now[0])
-    assert budget.refusal([baseline]) is None  # 100 s and 90 around it
+    assert budget.refusal([baseline]) is None  # 100 s of training and 90 s around it
     now[0] += 250
     budget.trained(recorded("baseline", seconds=90.0), 250.0)
-    # 350 s are left. Grafit takes 200 s, and a quarter more than the 160 s around the last run.
+    # 350 s are left. Grafit takes 200 s, and 1.25 times the 160 s around the last run.
     assert budget.refusal([grafit]) == (
-        "takes 6.7 minutes by recorded runs, and 5.8 are left: start the same command again to go on"
+        "found 5.8 minutes left; expected 6.7 by recorded runs; start the same command again to resume"
     )
     assert budget.refusal([]) is None and budget.refusal([baseline]) is None
-    assert (budget.refusal([baseline, grafit]) or "").startswith("takes 11.6 minutes by recorded runs, and 5.8 are lef")
-    # A run that took less than its training is no reason to start one that does not end in time.
+    assert (budget.refusal([baseline, grafit]) or "").startswith(
+        "found 5.8 minutes left; expected 11.6 by recorded runs; inc"
+    )
+    # A run that took less than its training time does not lower the estimate.
     budget.trained(recorded("baseline", seconds=95.0), 1.0)
     assert budget.refusal([grafit]) is not None
     tight = pricing.Budget(280.0, known, on_cpu=True, clock=lambda: now[0])
-    assert (tight.refusal([grafit]) or "").endswith("and 4.7 are left: give it more --budget_minutes")
+    assert tight.refusal([grafit]) == (
+        "found 4.7 minutes left; expected 4.8 by recorded runs; increase --budget_minutes"
+    )
     other_kind = pricing.Budget(600.0, known, on_cpu=False, clock=lambda: now[0])
     assert other_kind.refusal([grafit]) is None
-    assert "no recorded run gives its time" in (budget.refusal([clusterfit]) or "")
+    assert "found no recorded run with its time" in (budget.refusal([clusterfit]) or "")
 
 
-def test_what_a_budget_leaves_is_told_and_not_trained(wanted, monkeypatch):
+def test_runs_refused_by_a_budget_are_reported_and_not_trained(points_of, monkeypatch):
     class Budget:
         """Refuses all but the last run."""
 
@@ -300,17 +304,17 @@ def test_what_a_budget_leaves_is_told_and_not_trained(wanted, monkeypatch):
             self.known.append((result["row"], seconds >= 0))
 
     budget = Budget()
-    points, left = wanted(), {}
+    points, left = points_of(), {}
     monkeypatch.setattr(train, "train", lambda config, directory: finish(points[2]))
     found = list(reproduction.all_results(points, {}, {}, left, budget))
     assert budget.asked == [["baseline"], ["baseline", "clusterfit"], ["grafit"]]  # clusterfit takes two runs
     assert [path.name for path in left] == ["baseline", "clusterfit"] and set(left.values()) == {"too long"}
     assert [r["row"] for r in found] == ["grafit"] and budget.known == [("grafit", True)]
-    # Again: what is complete is not asked for, and tells of no time. What failed is not asked for either.
+    # The budget is not asked for complete or failed runs, and complete ones add no time.
     again, failed = Budget(), {points[0].directory: "XLA"}
     assert [r["row"] for r in reproduction.all_results(points, {}, failed, {}, again)] == ["grafit"]
     assert again.asked == [] and again.known == []
-    # A directory of something else is a failure of its own row, whatever the budget.
+    # A workdir of something else fails only its own row, with any budget.
     (points[0].directory / "config.json").parent.mkdir(parents=True)
     (points[0].directory / "notes.txt").write_text("mine")
     failed = {}
@@ -337,7 +341,7 @@ def test_tables_are_found_by_name_or_by_family_and_scale():
     assert set(tables.at("cpu") + tables.at("gpu") + tables.at("paper")) <= tables.TABLES.keys()
 
 
-# Methods of protocol "paper" that are not the paper's, and so in no table of its methods.
+# Methods of protocol "paper" that are ours, and in no table of the paper's methods.
 OURS = {"grafit_no_projector"}
 
 
@@ -345,21 +349,21 @@ def test_the_study_has_every_method_and_ablation_with_its_seeds():
     of_paper = {name for name, m in methods.METHODS.items() if m.protocol == "paper"} - OURS
     of_maskcon = {name for name, m in methods.METHODS.items() if m.protocol == "maskcon"}
     assert set(published.OF_PAPER) == of_paper
-    for table, wanted in (("study_cifar100", of_paper), ("study_omniglot", of_paper | of_maskcon)):
+    for table, expected in (("study_cifar100", of_paper), ("study_omniglot", of_paper | of_maskcon)):
         seeds = {row.name: row.seeds for row in tables.TABLES[table].rows}
-        assert seeds.keys() == wanted and min(seeds.values()) == 2
+        assert seeds.keys() == expected and min(seeds.values()) == 2
         assert {name for name, n in seeds.items() if n == 3} == {"baseline", "baseline_mlp", "grafit"}
     twice = ("supce", "grafit_maskcon", "maskcon", "grafit", "baseline_mlp")
     now = dict.fromkeys((*of_maskcon, "snca_plus"), 1) | dict.fromkeys(twice, 2)
     as_it_was = {f"{name}_torchvision": 2 for name in now}
     assert {row.name: row.seeds for row in tables.TABLES["maskcon_cpu"].rows} == now | as_it_was
-    # Each ablation is grafit with its own change and no other.
+    # Each ablation is grafit with exactly one change.
     points = reproduction.points(tables.TABLES["study_ablations"], pathlib.Path("runs"), root=ROOT, seeds=[0])
     grafit = points[0]
     for point in points[1:]:
         changes = recording.differences(grafit.flat, point.flat)
         value = point.name.rpartition("_")[2]
-        if value.replace(".", "").isdigit():  # its name says what the one key is changed to
+        if value.replace(".", "").isdigit():  # the name ends with the changed value
             (change,) = changes
             assert float(change.rpartition(" -> ")[2]) == float(value), change
         else:
@@ -369,7 +373,7 @@ def test_the_study_has_every_method_and_ablation_with_its_seeds():
 
 
 def parsed(words):
-    """The flattened config and the workdir that train.py has from its command line."""
+    """Returns the flattened config and the workdir that train.py parses from a command."""
     assert words[:2] == [sys.executable, str(ROOT / "experiments" / "train.py")]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words[1:])
@@ -394,7 +398,7 @@ def test_every_row_of_every_table_is_a_valid_config(name):
 
 def test_every_published_row_has_its_runs():
     of_paper = [t for t in published.TARGETS if t.standing]
-    # The seed's three of transfer, of which CIFAR-100 can be read in two ways.
+    # Three transfer rows are [seed]; CIFAR-100 has two readings.
     assert len(of_paper) == 3 + 1 + 19 + 8 + 1 and all(t.rows for t in published.TARGETS)
     readings = {t.table: dict(t.published) for t in of_paper if 83.7 in t.published.values()}
     assert readings == {"transfer_cifar100": {"top1": 83.7}, "cifar100_fine": {"knn_top1": 83.7}}
@@ -409,29 +413,29 @@ def test_every_published_row_has_its_runs():
                 source=reproduction.Source(pretrained="w.pth" if table.pretrained else ""),
             )  # fmt: skip
             assert seen[0].config.model.trunk == target.trunk
-    # The paper's own tables: nine methods, and no cell that is confirmed.
+    # The paper's tables: nine methods, no confirmed cell.
     for name, levels in (("cifar100_paper", 1), ("imagenet", 2), ("inaturalist2018", 7), ("inaturalist2019", 7)):
         of_table = [t for t in published.TARGETS if t.table == name and not t.standing]
         assert len(of_table) == 9 and {len(t.rows) for t in of_table} == {levels}
         assert {value for t in of_table for value in t.published.values()} == {None}
 
 
-def test_what_is_transferred_is_trained_once_and_tested_at_the_size_that_is_published():
+def test_transfer_trunks_are_trained_once_and_tested_at_the_published_size():
     names = [name for name in tables.TABLES if name.startswith("transfer_")]
     assert len(names) == 7 and {tables.TABLES[name].folder for name in names} == {"imagenet"} == {
         tables.TABLES["imagenet"].folder or "imagenet"
     }
     points = lambda name: reproduction.points(tables.TABLES[name], pathlib.Path("none/imagenet"), root=ROOT)  # noqa: E731
-    wanted = [point for name in names for point in points(name)]
-    assert len({point.directory for point in wanted}) == len(wanted) == 5 * 4 + 2 * 2
-    trunks = {p.directory: p for p in reproduction.missing(wanted, {}) if p not in wanted}
+    everything = [point for name in names for point in points(name)]
+    assert len({point.directory for point in everything}) == len(everything) == 5 * 4 + 2 * 2
+    trunks = {p.directory: p for p in reproduction.missing(everything, {}) if p not in everything}
     assert [path.name for path in trunks] == ["baseline_fine", "grafit_fine", "grafit_fine_regnet_y_8gf"]
-    # The first two are table imagenet's own.
+    # The first two are runs of table imagenet.
     of_imagenet = {point.directory: recording.key(point.flat) for point in points("imagenet")}
     assert all(of_imagenet[path] == recording.key(point.flat) for path, point in [*trunks.items()][:2])
-    size = {point.name: point.config.eval.size for point in wanted}
+    size = {point.name: point.config.eval.size for point in everything}
     assert size["flowers_grafit_regnet_y_8gf_384"] == 384 and size["flowers_grafit_regnet_y_8gf"] == 0
-    # So no run stands beside both of the published numbers, nor in one row with its seed.
+    # So no run is shown next to both published numbers, and the two are separate rows.
     runs = [
         {**of_rows(**{point.name: [{"top1": 0.99}]})[0], "method": "baseline", "config": point.flat, "run": {}}
         for point in points("transfer_flowers")
@@ -467,7 +471,7 @@ def test_a_target_is_measured_ready_or_blocked(monkeypatch):
     ]
 
 
-def test_ours_stands_beside_the_papers_with_the_difference():
+def test_our_values_are_shown_next_to_published_ones_with_the_difference():
     recalls = [{f"recall@{k}": v for k, v in ((1, 0.6), (2, 0.72), (5, r5), (10, 0.9))} for r5 in (0.82, 0.83)]
     both = {name: of_rows(maskcon=recalls, grafit_maskcon=recalls) for name in ("maskcon_cifar100", "maskcon_cars")}
     assert published.render(both, ["maskcon_cifar100"]).splitlines()[2:] == [

@@ -1,4 +1,4 @@
-"""Recorded results: written and read, merged in pieces, and refused where they do not belong together."""
+"""Recorded results: writing, reading, merging, and errors for results that are not comparable."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ PRINTS = {"train": "ab", "test": "cd"}
 
 
 def entry(method="grafit", seed=0, *, row=None, value=0.5, prints=PRINTS, content=None, **overrides):
-    """A result as a run leaves it and `reproduction.result` gives it."""
+    """Returns a result as `reproduction.result` returns it for a run."""
     config = json.loads(json.dumps(config_lib.flatten(small_config(method, **{"seed": seed, **overrides}))))
     metrics = {"map": value, "recall@1": 0.25}
     run = {"train_seconds": 90.0, "train_images": 10, "views_per_image": 2, "data_fingerprint": prints}
@@ -31,7 +31,7 @@ def written(path, found):
     return path
 
 
-def test_what_was_written_is_read_and_what_is_shared_is_said_once(tmp_path):
+def test_written_results_are_read_back_and_shared_values_are_written_once(tmp_path):
     found = [entry(), entry("maskcon", 3), entry(value=0.25, content={"train": "é"})]
     path = written(tmp_path / "t.jsonl", found)
     for result in found:
@@ -40,7 +40,7 @@ def test_what_was_written_is_read_and_what_is_shared_is_said_once(tmp_path):
     first, *lines = map(json.loads, path.read_text().splitlines())
     assert len(lines) == 3 and first["shared"]["run"]["train_images"] == 10
     assert set(lines[1]["config"]) >= {"method", "seed"} and "train.epochs" not in lines[1]["config"]
-    # Lines of a benchmark, of one environment and of several.
+    # Benchmark entries of different environments.
     bench = [
         {"entry": "a", "environment": {"python": "3", "device": "x"}},
         {"entry": "b", "environment": {"python": "3"}},
@@ -51,24 +51,24 @@ def test_what_was_written_is_read_and_what_is_shared_is_said_once(tmp_path):
     }
 
 
-def test_what_is_recorded_again_changes_no_other_line(tmp_path):
+def test_recording_again_changes_no_other_line(tmp_path):
     path = written(tmp_path / "t.jsonl", [entry(), entry(seed=1)])
     before = path.read_text()
-    config = config_lib.flatten(small_config("grafit", seed=1))  # as a run has it: tuples
+    config = config_lib.flatten(small_config("grafit", seed=1))  # with tuples, as in a run
     written(path, [recording.read(path)[0], entry(seed=1) | {"config": config}])
     assert path.read_text() == before
 
 
-def test_keys_of_an_older_version_are_read_as_the_present_ones(tmp_path):
+def test_renamed_config_keys_are_read_under_their_new_names(tmp_path):
     path = written(tmp_path / "t.jsonl", [entry(), entry(seed=1)])
-    want = recording.read(path)
-    old, new = next((old, new) for old, new in config_lib.RENAMED.items() if new in want[0]["config"])
+    expected = recording.read(path)
+    old, new = next((old, new) for old, new in config_lib.RENAMED.items() if new in expected[0]["config"])
     assert f'"{new}"' in path.read_text()
     path.write_text(path.read_text().replace(f'"{new}"', f'"{old}"'))
-    assert recording.read(path) == want
+    assert recording.read(path) == expected
 
 
-def test_no_path_of_this_machine_is_recorded():
+def test_no_local_path_is_recorded():
     config = {"clusterfit.source": "/home/me/runs/baseline_seed1", "model.pretrained": "/data/w.pth"}
     config |= {"data.data_dir": "/data", "data.source": "npz:/data/cifar"}
     saved = recording.save_form(entry("clusterfit", **config))
@@ -79,19 +79,19 @@ def test_no_path_of_this_machine_is_recorded():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda lines: [*lines[:-1], lines[-1].replace('"metrics"', '"m"')], "has a result without metrics: take the"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"metrics"', '"m"')], "found a result without metrics; restore"),
         (lambda lines: [*lines[:-1], lines[-1].replace('"grafit"', '"graft"')], "unknown method 'graft'"),
         (
             lambda lines: [*lines[:-1], lines[-1].replace("0.25", '"0.25"')],
-            "has '0.25' as recall@1: take the file back",
+            "found recall@1 = '0.25'; expected a number; restore the file",
         ),
-        (lambda lines: lines[1:], "cannot be read .KeyError: 'shared'.; take the file back from version control"),
+        (lambda lines: lines[1:], "cannot be read .KeyError: 'shared'.; restore the file from version control"),
         (lambda lines: [*lines[:-1], lines[-1][:-9]], "cannot be read"),
         (lambda lines: ["7"], "cannot be read"),
         (lambda lines: [], "cannot be read"),
     ],
 )
-def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage, message):
+def test_a_damaged_file_is_a_one_line_error(tmp_path, damage, message):
     path = written(tmp_path / "t.jsonl", [entry("baseline"), entry()])
     path.write_text("\n".join(damage(path.read_text().splitlines())))
     with pytest.raises(UserError, match=message) as caught:
@@ -110,19 +110,20 @@ def test_results_are_merged_by_row_and_seed():
     changed = entry(seed=2, **{"train.epochs": 3, "loss.temperature": 0.1})
     with pytest.raises(UserError) as caught:
         recording.merge(merged, [changed], rows, "F")
-    assert "F has grafit, seed 2, of another config (loss.temperature: 0.05 -> 0.1; train.epochs: 2 -> 3): remove" in (
-        str(caught.value)
+    assert (
+        "F: found grafit, seed 2, of another config (loss.temperature: 0.05 -> 0.1; train.epochs: 2 -> 3); remove"
+        in (str(caught.value))
     )
 
 
-def test_configs_are_the_same_where_they_train_the_same():
+def test_configs_that_train_the_same_are_equal():
     config = entry()["config"]
     same = [
         config | {"data.data_dir": "/x", "data.inat_categories_file": "c.json"},
-        config | {"clusterfit.num_clusters": 30, "clusterfit.source": "/x"},  # which grafit has no use for
+        config | {"clusterfit.num_clusters": 30, "clusterfit.source": "/x"},  # unused by grafit
         config | {"views.mean": (0.3,), "loss.instance_weight": 1},
-        config | {"eval.every_epochs": 9, "eval.layers": ("trunk",), "checkpoint.keep": 5},  # which train nothing
-        {key: value for key, value in config.items() if key != "train.host_crops"},  # from before there was that key
+        config | {"eval.every_epochs": 9, "eval.layers": ("trunk",), "checkpoint.keep": 5},  # not used in training
+        {key: value for key, value in config.items() if key != "train.host_crops"},  # recorded before the key existed
     ]
     for other in same:
         assert recording.differences(config, other) == [] and recording.key(config) == recording.key(other)
@@ -130,7 +131,7 @@ def test_configs_are_the_same_where_they_train_the_same():
         other = config | {key: value}
         assert recording.differences(config, other) == [f"{key}: {config[key]!r} -> {value!r}"]
         assert recording.key(config) != recording.key(other)
-    # Of the run that clusters come from, the name counts and not the place.
+    # The run that clusters come from counts by its name, not its path.
     clustered = entry("clusterfit", **{"clusterfit.source": "/a/baseline", "clusterfit.num_clusters": 9})["config"]
     assert recording.differences(clustered, clustered | {"clusterfit.source": "b/baseline"}) == []
     assert recording.differences(clustered, clustered | {"clusterfit.source": "/a/baseline_seed1"}) == [
@@ -141,14 +142,16 @@ def test_configs_are_the_same_where_they_train_the_same():
     ]
 
 
-def test_a_table_does_not_mix_data():
+def test_results_of_different_data_are_not_mixed():
     recording.check_together([entry(), entry("byol"), entry("maskcon")], "T")
-    clusters = entry("clusterfit", prints=PRINTS | {"clusters": "12"})  # whose labels are its own matter
+    clusters = entry("clusterfit", prints=PRINTS | {"clusters": "12"})  # its labels are clusters
     recording.check_together([entry(), clusters], "T")
     other = entry("byol", 4, prints=PRINTS | {"test": "ef"})
-    with pytest.raises(UserError, match=r"T mixes .* different images or labels \(grafit, seed 0; byol, seed 4\): mea"):
+    with pytest.raises(
+        UserError, match=r"T: found .* different images or labels \(grafit, seed 0; byol, seed 4\); mea"
+    ):
         recording.check_together([entry(), other], "T")
-    # The same images in another order: told by their content, where both results have it.
+    # The same images in another order have the same content, if both results record it.
     other_order = {"prints": {"train": "12", "test": "34"}}
     content = {"train": "aa", "test": "bb"}
     here, there = entry(content=content), entry("byol", 4, content=content, **other_order)
@@ -156,16 +159,18 @@ def test_a_table_does_not_mix_data():
     recording.check_together([entry("baseline"), there, here], "T")  # older, as `here`
     for results_of in (
         [here, entry("byol", 4, content=content | {"test": "cc"}, **other_order)],
-        [entry(), there],  # the first one is older
-        [here, entry("byol", 4, content={}, **other_order)],  # of images that stay in files
+        [entry(), there],  # the first result is older and has no content
+        [here, entry("byol", 4, content={}, **other_order)],  # streamed images have no content
     ):
         with pytest.raises(UserError, match=r"different images or labels \(grafit, seed 0; byol, seed 4\)"):
             recording.check_together(results_of, "T")
-    # Judged by other rules, whatever else is the same.
+    # Different evaluation settings.
     for change in ({"eval.knn_k": 5}, {"eval.crop": "centre"}):
-        with pytest.raises(UserError, match=rf"T mixes results of different {next(iter(change))} .*evaluate all rows"):
+        with pytest.raises(
+            UserError, match=rf"T: found results with different {next(iter(change))} .*evaluate all rows"
+        ):
             recording.check_together([entry(), entry("byol", **change)], "T")
-    # Photos that are kept larger are the same photos: the table says how large.
+    # The same photos at another size are comparable: the table shows the size.
     large = entry("byol", 4, prints=PRINTS | {"test": "ef"}, **{"data.image_size": 384})
     recording.check_together([entry(), large], "T")
 
@@ -184,7 +189,7 @@ def get_config(arg):
 
 @pytest.fixture
 def house(tmp_path, monkeypatch):
-    """A repository with one table of two rows, and a place for it."""
+    """A repository with one table of two rows, and a page that shows it."""
     (tmp_path / "experiments" / "results").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("<!-- t -->\n<!-- /t -->\n")
@@ -200,7 +205,7 @@ ENVIRONMENT = {
 
 
 def complete(method, seed=0, **arguments):
-    """An entry that a page can show."""
+    """Returns an entry that a page can show."""
     found = entry(method, seed, **arguments)
     return found | {"run": found["run"] | ENVIRONMENT}
 
@@ -213,8 +218,8 @@ def test_a_table_is_recorded_in_pieces_and_shown(house):
         ("baseline", 0), ("grafit", 0), ("grafit", 1),
     ]  # fmt: skip
     shown = (house / "README.md").read_text()
-    assert "| `baseline` (coarse cross-entropy) | 25.0 | 1 |" in shown
-    assert "| `grafit` (k-NN + instance loss) | 55.0 ± 7.1 | 2 |" in shown
+    assert "| `baseline` | trunk | 25.0 |" in shown
+    assert "| `grafit` | trunk | 55.0 ± 7.1 |" in shown
     before = (house / "experiments" / "results" / "t.jsonl").read_text()
     for wrong in (
         complete("grafit", **{"train.epochs": 9}),
@@ -225,52 +230,56 @@ def test_a_table_is_recorded_in_pieces_and_shown(house):
             render.record(house, "t", wrong)
     path = house / "experiments" / "results" / "t.jsonl"
     assert path.read_text() == before
-    # A result in the place of another one.
+    # A result under another row's name.
     for change in ({"row": "baseline"}, {"row": "other"}):
         written(path, [complete("grafit", 0) | change])
         with pytest.raises(UserError, match=re.escape(str(path))):
             render.recorded(house)
     written(path, [complete("grafit", 0, **{"train.epochs": 9})])
-    with pytest.raises(UserError, match=r"seed 0, was not trained by the config of that row \(train\.epochs:"):
+    with pytest.raises(
+        UserError, match=r"seed 0: found another config \(train\.epochs: .*\); expected the row's own; restore"
+    ):
         render.blocks(house)
 
 
-def test_a_trunk_from_scratch_has_no_place_among_pretrained_ones(house, monkeypatch):
+def test_a_trunk_from_scratch_is_an_error_in_a_pretrained_table(house, monkeypatch):
     render.record(house, "t", complete("grafit", 0))
     monkeypatch.setattr(render, "TABLES", {"t": dataclasses.replace(render.TABLES["t"], pretrained=True)})
     with pytest.raises(
-        UserError, match=r"t\.jsonl, row grafit, seed 0, is of no run of the table \(.* found no file of"
+        UserError,
+        match=r"t\.jsonl, row grafit, seed 0: found an entry of no run of the table \(found no file of weights",
     ):
         render.recorded(house)
 
 
-def test_a_studys_tables_are_of_the_same_images_before_one_is_written(house, monkeypatch):
+def test_tables_of_a_study_must_be_of_the_same_images_to_be_recorded(house, monkeypatch):
     # A second table of the same study, on other images.
     monkeypatch.setattr(render, "TABLES", dict.fromkeys(("t", "u"), render.TABLES["t"]))
     monkeypatch.setattr(render.claims, "STUDIES", {"s": ("S", ("t", "u"))})
     monkeypatch.setattr(render.claims, "CLAIMS", {"of the method": ()})
+    monkeypatch.setattr(render.claims, "SUMMARY", ())
     (house / "README.md").write_text("<!-- t -->\n<!-- /t -->\n<!-- u -->\n<!-- /u -->\n")
     render.record(house, "t", complete("grafit", 0))
-    with pytest.raises(UserError, match="t and u mixes results on different images"):
+    with pytest.raises(UserError, match="t and u: found results on different images"):
         render.record(house, "u", complete("baseline", 0, prints={"train": "x", "test": "y"}))
     assert not (house / "experiments" / "results" / "u.jsonl").exists()
 
 
-def test_what_cannot_be_recorded_is_told_before_it_is_trained(house):
+def test_a_result_that_cannot_be_recorded_is_an_error_before_training(house):
     def point(**overrides):
         row = tables.Row("grafit", "c.py", "method=grafit")
         return reproduction.RowRun(row, 0, house / "runs" / "grafit", "", small_config(**overrides))
 
     render.record(house, "t", complete("grafit"))
     render.check_record(house, "t", [point()])
-    with pytest.raises(UserError, match=r"t\.jsonl has grafit, seed 0, of another config \(train\.epochs: 2 -> 3\)"):
+    with pytest.raises(UserError, match=r"t\.jsonl: found grafit, seed 0, of another config \(train\.epochs: 2 -> 3\)"):
         render.check_record(house, "t", [point(**{"train.epochs": 3})])
     (house / "README.md").write_text("nothing")
-    with pytest.raises(UserError, match=r"no block <!-- t --> … <!-- /t --> found: put these two lines"):
+    with pytest.raises(UserError, match=r"found no block <!-- t --> … <!-- /t --> in a page; add these two lines"):
         render.check_record(house, "t", [point()])
 
 
-def test_the_config_of_a_complete_run_stays_as_it_was(tmp_path):
+def test_the_config_of_a_complete_run_is_not_changed(tmp_path):
     workdir.claim(tmp_path, small_config())
     workdir.claim(tmp_path, small_config(**{"data.data_dir": "/moved"}))
     before = (tmp_path / "config.json").read_text()

@@ -155,13 +155,16 @@ def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
     done = cli("evaluate", f"--workdir={trained_once}", "--k=1,50")
     assert done.returncode == 2 and "found --k with --workdir" in done.stderr
     for arguments, message in (
-        ([f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--out=x.png"], "names no files to draw"),
-        ([f"--workdir={trained_once}"], "want one of --query=IMAGE and --ids=ID,ID."),
+        (
+            [f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--out=x.png"],
+            "found no file names to draw; remove --out",
+        ),
+        ([f"--workdir={trained_once}"], "found both or neither of --query=IMAGE and --ids=ID,ID; expected one."),
         (
             ["--ids=test/3", "--out=x.doc", f"--workdir={trained_once}"],
-            "want a file that ends in .png, .jpg, .pdf or .svg.",
+            "expected a file that ends in .png, .jpg, .pdf or .svg.",
         ),
-        (["--ids=test/3"], "want --workdir=DIR, whose network embeds images, or --gallery=FILE"),
+        (["--ids=test/3"], "found no --workdir; expected --workdir=DIR, or --gallery=FILE and --ids=ID,ID."),
     ):
         done = cli("search", *arguments)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr

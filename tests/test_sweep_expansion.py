@@ -1,4 +1,4 @@
-"""Sweeps: what a file's sweep() comes to, and what of it is refused before anything runs."""
+"""Sweeps: the points of a file's sweep(), and errors before a run."""
 
 import pathlib
 import shlex
@@ -28,7 +28,7 @@ def names(sweep):
 
 
 def config_of(words):
-    """What experiments/train.py makes of its flags."""
+    """Returns the config and workdir that experiments/train.py parses from its flags."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -37,7 +37,7 @@ def config_of(words):
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda p: p.stem)
-def test_every_sweep_of_the_repository_expands_and_its_commands_say_what_its_configs_are(path, tmp_path):
+def test_every_sweep_of_the_repository_expands_and_its_commands_give_its_configs(path, tmp_path):
     sweep = expansion.expand(str(path), "", {"optimizer.weight_decay": 0.25})
     assert len(sweep.points) > 1 and len(set(names(sweep))) == len(sweep.points)
     expansion.check_directory(sweep, tmp_path / "new")
@@ -50,7 +50,7 @@ def test_every_sweep_of_the_repository_expands_and_its_commands_say_what_its_con
         assert (words[0], pathlib.Path(words[1]).resolve()) == ("py", ROOT / "experiments" / "train.py")
 
 
-def test_a_list_is_a_tuple_as_the_config_has_it(tmp_path):
+def test_a_list_becomes_a_tuple(tmp_path):
     (point, _) = expand(tmp_path, [{"views.crop_scale": [0.5, 1.0]}, {"w": 0.2}]).points
     assert point.values["views.crop_scale"] == point.config.views.crop_scale == (0.5, 1.0)
 
@@ -82,7 +82,7 @@ def test_keys_without_a_dot_are_arguments_and_those_with_one_are_config_keys(tmp
         assert config_lib.differences(config, point.config) == [] and target == str(tmp_path / "a b" / point.name)
 
 
-def test_a_name_is_what_differs_and_the_seed_if_it_is_not_0(tmp_path):
+def test_a_name_has_the_differing_values_and_a_seed_other_than_0(tmp_path):
     points = [
         {"method": "maskcon", "w": 0.5, "loss.maskcon_temperature": 0.1, "seed": 0},
         {"method": "maskcon", "w": 0.5, "loss.maskcon_temperature": 0.1, "seed": 1},
@@ -101,21 +101,21 @@ def test_a_name_is_what_differs_and_the_seed_if_it_is_not_0(tmp_path):
     assert names(expand(tmp_path, signed)) == ["views.mean=0.5", "views.mean=-0.5"]
     long = names(expand(tmp_path, [{"source": "npz:" + "x" * 300 + end} for end in "ab"]))
     assert len(set(long)) == 2 and all(len(name) < 230 for name in long)
-    assert expansion._name({"source": ".."}, ["source"]) == "source=.."  # never a way out of the directory
+    assert expansion._name({"source": ".."}, ["source"]) == "source=.."  # a name never leaves the directory
 
 
-def test_seeds_multiply_every_point_and_take_the_place_of_its_own(tmp_path):
+def test_seeds_replace_those_of_every_point(tmp_path):
     points = [{"method": m, "seed": s} for m in ("baseline", "grafit") for s in (0, 1)]
     sweep = expand(tmp_path, points, seeds=[0, 2])
     assert [(p.config.method, p.config.seed) for p in sweep.points] == [
         ("baseline", 0), ("baseline", 2), ("grafit", 0), ("grafit", 2)
     ]  # fmt: skip
     assert names(sweep) == ["method=baseline", "method=baseline,seed=2", "method=grafit", "method=grafit,seed=2"]
-    with pytest.raises(UserError, match=r"have the one name"):  # two that were the same before are a mistake still
+    with pytest.raises(UserError, match=r"with the same name"):  # equal points stay an error
         expand(tmp_path, [{"w": 0.2}, {"w": 0.2}], seeds=[0, 1])
 
 
-def test_what_the_command_line_says_holds_for_all_points_and_leaves_out_those_that_say_otherwise(tmp_path):
+def test_command_line_values_apply_to_all_points_and_exclude_points_with_others(tmp_path):
     assert names(expand(tmp_path, GRID, arg="w=0.50")) == ["method=baseline,w=0.5", "method=grafit,w=0.5"]
     (only,) = expand(tmp_path, GRID, arg="method=grafit,w=0.2", overrides={"train.epochs": 7}).points
     assert (only.config.method, only.config.loss.maskcon_weight, only.config.train.epochs) == ("grafit", 0.2, 7)
@@ -128,18 +128,18 @@ def test_what_the_command_line_says_holds_for_all_points_and_leaves_out_those_th
 @pytest.mark.parametrize(
     ("points", "arg", "message"),
     [
-        (None, "", r"yields no points: want dicts, such as"),
-        ([], "", r"yields no points: want dicts, such as \{\"method\": \"grafit\"\}"),
-        (["grafit"], "", r"yields 'grafit': want a dict"),
-        ([{1: 2}], "", r"yields \{1: 2\}: want a dict"),
-        (GRID + GRID[1:2], "", r"\{method=baseline, w=0.5\} and \{method=baseline, w=0.5\} have the one name"),
-        ([{"source": "npz:a"}, {"source": "npz/a"}], "", r"source=npz:a\} and \{source=npz/a\} have the one name"),
-        ([{"source": "npz:a"}, {"source": "npz:A"}], "", r"have the one name"),  # where file systems take them for one
-        ([{"w": 0.5}, {"method": "baseline"}], "", r"\{w=0.5\} and \{method=baseline\} make the one config"),
+        (None, "", r"found no points in sweep\(\); expected dicts, such as"),
+        ([], "", r"found no points in sweep\(\); expected dicts, such as \{\"method\": \"grafit\"\}"),
+        (["grafit"], "", r"found 'grafit' in sweep\(\); expected a dict"),
+        ([{1: 2}], "", r"found \{1: 2\} in sweep\(\); expected a dict"),
+        (GRID + GRID[1:2], "", r"\{method=baseline, w=0.5\} and \{method=baseline, w=0.5\} with the same name"),
+        ([{"source": "npz:a"}, {"source": "npz/a"}], "", r"source=npz:a\} and \{source=npz/a\} with the same name"),
+        ([{"source": "npz:a"}, {"source": "npz:A"}], "", r"with the same name"),  # on file systems that ignore case
+        ([{"w": 0.5}, {"method": "baseline"}], "", r"\{w=0.5\} and \{method=baseline\} with the same config"),
         (
             GRID,
             "method=byol",
-            r"no point .* agrees with the command line, \{method=byol\}: .* \{method=base",
+            r"no point .* agrees with the command line, \{method=byol\}; .* \{method=base",
         ),
         (GRID, "w=x", r"w=x; expected a value of type float"),
         (
@@ -162,16 +162,16 @@ def test_what_the_command_line_says_holds_for_all_points_and_leaves_out_those_th
         ([{"source": "a,b"}], "", r"found config argument 'b'; expected key=value"),
     ],
 )
-def test_mistakes_in_a_sweep_are_found_before_anything_is_done(tmp_path, points, arg, message):
+def test_mistakes_in_a_sweep_are_errors_before_a_run(tmp_path, points, arg, message):
     with pytest.raises(UserError, match=message) as caught:
         expand(tmp_path, points, arg=arg)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_without_a_sweep_is_refused(tmp_path):
+def test_a_file_without_a_sweep_is_an_error(tmp_path):
     file = tmp_path / "single.py"
     file.write_text((ROOT / "configs" / "digits.py").read_text().partition("def sweep")[0])
-    with pytest.raises(UserError, match=r"single.py has no sweep\(\): want a function that yields dicts"):
+    with pytest.raises(UserError, match=r"single.py: found no sweep\(\); expected a function that yields dicts"):
         expansion.expand(str(file), "", {})
 
 
@@ -182,11 +182,11 @@ def test_shards_are_a_partition(tmp_path):
         assert sorted(p.name for part in parts for p in part) == sorted(p.name for p in points)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     for wrong in ("3/3", "-1/3", "1", "0/0", "a/b", "", "1/3/5", "1 /3", "1/3\n"):
-        with pytest.raises(UserError, match=r"want i/n, part i of n, with i from 0 to n - 1"):
+        with pytest.raises(UserError, match=r"; expected i/n, part i of n, with i from 0 to n - 1"):
             expansion.shard(points, wrong)
 
 
-def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp_path):
+def test_only_a_directory_of_this_sweep_is_accepted(tmp_path):
     sweep = expand(tmp_path, GRID)
     part = expand(tmp_path, GRID, arg="method=grafit")
     directory = tmp_path / "runs"
@@ -196,8 +196,8 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
         (directory / there).mkdir()
     runs[2].mkdir()
     (runs[2] / workdir.LOG).write_text("exit status 1\n")
-    (runs[2] / "config.json.tmp").write_text("{")  # of a run that was killed while it wrote
-    for ours in (sweep, part):  # the runs of the points that were left out are no strangers
+    (runs[2] / "config.json.tmp").write_text("{")  # of a run killed while writing
+    for ours in (sweep, part):  # runs of excluded points are accepted
         expansion.check_directory(ours, directory)
 
     (runs[3] / "holiday").mkdir(parents=True)
@@ -205,7 +205,9 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
         expansion.check_directory(sweep, directory)
     (runs[3] / "holiday").rmdir()
     (directory / "photos").mkdir()
-    with pytest.raises(UserError, match=r"holds what is no run of this sweep \(photos\): take another --workdir"):
+    with pytest.raises(
+        UserError, match=r"runs: found photos; expected only runs of this sweep, .*; use another --workdir"
+    ):
         expansion.check_directory(sweep, directory)
     (directory / "photos").rmdir()
     other = expand(tmp_path, GRID, overrides={"train.epochs": 9})
@@ -222,7 +224,7 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
         expansion.check_directory(sweep, directory)
 
 
-def test_the_command_line_prints_a_line_for_each_point_that_is_to_be_run(tmp_path, cli):
+def test_submit_print_prints_a_command_for_each_incomplete_point(tmp_path, cli):
     file = write_file(tmp_path, GRID)
     target = tmp_path / "a b"
     sweep = expansion.expand(file, "", {"train.epochs": 3})

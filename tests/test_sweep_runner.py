@@ -1,4 +1,4 @@
-"""Sweeps at work: who runs what, what is left alone, and how it ends, with real processes, locks and signals."""
+"""Running sweeps with real processes, locks and signals: which points run, which are skipped, and how they end."""
 
 import errno
 import fcntl
@@ -22,7 +22,7 @@ from helpers.command_lines import ROOT, a_moment, command, shell_environment
 from helpers.sweep_files import stub, write_file, write_images, write_metrics
 
 DONE = stub(write_metrics(map=0.5))
-# Leaves a line for every time that it is run.
+# Writes a line for every run.
 ONCE = "with (run / 'trace').open('a') as f: f.write('run\\n')\n"
 
 
@@ -31,7 +31,7 @@ def commands(path, **stubs):
 
 
 def hold(path):
-    """A lock of our own on a file, as another process would have it."""
+    """Locks a file as another process would."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +58,7 @@ def states(path, names):
         ("y" * 10_000 + "\nexit status 1\n", Standing("failed", "y" * 300)),
     ],
 )
-def test_how_far_a_point_is_follows_from_what_lies_in_its_directory(tmp_path, log, expected):
+def test_the_state_of_a_point_is_read_from_its_workdir(tmp_path, log, expected):
     if log is not None:
         (tmp_path / workdir.LOG).write_text(log, encoding="utf-8")
     assert runner.standing(tmp_path) == expected
@@ -70,7 +70,7 @@ def test_how_far_a_point_is_follows_from_what_lies_in_its_directory(tmp_path, lo
     assert runner.standing(tmp_path) == Standing("complete")
 
 
-def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path):
+def test_failed_points_do_not_stop_others_and_complete_ones_are_not_run_again(tmp_path):
     points = commands(
         tmp_path,
         bad=stub(ONCE + "print('so far so good', flush=True); sys.exit('no luck')"),
@@ -84,21 +84,21 @@ def test_what_fails_stops_nothing_and_what_is_complete_is_not_run_again(tmp_path
             "bad": "failed (no luck)",
             "good": "complete",
             "killed": "failed (killed by signal 9)",
-            "lazy": "failed (exit status 0)",  # which has left no result
+            "lazy": "failed (exit status 0)",  # without a result
         }
-        assert (tmp_path / "bad" / "trace").read_text() == "run\n" * again  # a sweep that starts tries once more
+        assert (tmp_path / "bad" / "trace").read_text() == "run\n" * again  # a new sweep tries again
         assert (tmp_path / "good" / "trace").read_text() == "run\n"
     log = (tmp_path / "bad" / workdir.LOG).read_text()
     assert log == "so far so good\nno luck\n\nexit status 1\n" * 2
 
 
-def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, monkeypatch):
+def test_points_that_another_sweep_runs_are_skipped_and_checked_again(tmp_path, monkeypatch):
     points = commands(tmp_path, theirs=DONE, ours=DONE)
     with hold(tmp_path / "theirs" / workdir.LOCK):
         assert runner.run_all(points, tmp_path, jobs=1) is False
         assert states(tmp_path, points) == {"theirs": "running", "ours": "complete"}
 
-    # They let go, having failed or not ended, while we are at our own.
+    # The other sweep releases its points, failed or stopped, while this one runs its own.
     left, failing = (hold(tmp_path / name / workdir.LOCK) for name in ("left", "failing"))
     begin = runner.begin
 
@@ -113,10 +113,10 @@ def test_what_others_are_at_is_passed_over_and_looked_at_again(tmp_path, monkeyp
     monkeypatch.setattr(runner, "begin", begun)
     runner.run_all(points, tmp_path, jobs=1)
     assert states(tmp_path, points) == {"left": "complete", "failing": "failed", "slow": "complete"}
-    assert not (tmp_path / "failing" / "trace").exists()  # nobody has tried it again
+    assert not (tmp_path / "failing" / "trace").exists()  # not tried again
 
 
-def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+def test_a_briefly_held_lock_is_waited_for(tmp_path, monkeypatch):
     path = tmp_path / "lock"
     held = hold(path)
     assert locks.take(path) is None and locks.is_held(path)
@@ -144,26 +144,26 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
     lock.release()
     assert not locks.is_held(tmp_path / "lock")
     assert runner.begin(tmp_path / "run", DONE(tmp_path / "run")).finish() == Standing("complete")
-    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'run'} is on a file system without locks (")
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'run'}: found a file system without locks (")
 
 
-def test_who_only_looks_at_a_point_keeps_nobody_from_it(tmp_path, monkeypatch):
-    looks = [Standing("running")]  # holds the lock for a moment, to see whether it is free
+def test_checking_a_lock_does_not_block_a_sweep(tmp_path, monkeypatch):
+    looks = [Standing("running")]  # as if another process held the lock to check it
     begin = runner.begin
     monkeypatch.setattr(runner, "begin", lambda *of_run: looks.pop() if looks else begin(*of_run))
     assert runner.run_all(commands(tmp_path, a=DONE), tmp_path, jobs=1) is False
     assert states(tmp_path, ["a"]) == {"a": "complete"} and not looks
 
 
-def test_a_run_works_under_the_lock_that_its_sweep_has_taken(tmp_path):
-    # As train.py does; another run on the same workdir is refused, whoever starts it.
+def test_a_run_inherits_the_lock_of_its_sweep(tmp_path):
+    # Takes the lock as train.py does; every other run of the same workdir is refused.
     code = f"""
 sys.path.insert(0, {str(ROOT)!r})
 from grafit_jax.runs import locks
 lock = locks.take(run / 'lock')
 print(lock is not None, locks.is_held(run / 'lock'), locks.take(run / 'other') is not None, flush=True)
 if lock is not None:
-    lock.release()  # of its own copy alone
+    lock.release()  # releases only its own copy
 signal.sigwait({{signal.SIGTERM}})
 """
     masked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
@@ -173,28 +173,28 @@ signal.sigwait({{signal.SIGTERM}})
         while attempt.process.poll() is None and not (tmp_path / workdir.LOG).read_text():
             a_moment(attempt.process)
         assert (tmp_path / workdir.LOG).read_text() == "True True True\n"
-        attempt.lock.close()  # as by the end of the sweep
+        attempt.lock.close()  # as if the sweep had ended
         assert runner.begin(tmp_path, DONE(tmp_path)) == Standing("running") == runner.standing(tmp_path)
         with pytest.raises(UserError, match=r"is used by another run"), workdir.lock(tmp_path):
             pass
     finally:
         attempt.process.terminate()
         attempt.finish()
-    with workdir.lock(tmp_path):  # it is free, and no other process has inherited it
+    with workdir.lock(tmp_path):  # the lock is free again
         assert locks.is_held(tmp_path / workdir.LOCK)
 
 
-def test_a_disk_that_takes_no_more_is_told_of_in_one_line(tmp_path, capsys):
+def test_a_full_disk_is_reported_in_one_line(tmp_path, capsys):
     attempt = runner.begin(tmp_path, stub("sys.exit(1)")(tmp_path))
     attempt.log = pathlib.Path("/dev/full").open("ab")  # noqa: SIM115
-    assert attempt.finish() == Standing("stopped")  # as if it had been killed: it is tried again
+    assert attempt.finish() == Standing("stopped")  # like a killed run: it is tried again
     assert re.fullmatch(
-        r"warning: how .* has ended \(1\) cannot be written .*No space left.*\n", capsys.readouterr().err
+        r"warning: .*: the exit status 1 cannot be written .*No space left.*\n", capsys.readouterr().err
     )
-    # What runs goes on to its end, nothing more is started, and the sweep has failed.
+    # Running points continue, no more are started, and the sweep fails.
     (tmp_path / "b").touch()
     points = commands(tmp_path, a=DONE, b=DONE, c=DONE)
-    with pytest.raises(UserError, match=r"/b cannot be created \(.*\): .* then start the sweep again\."):
+    with pytest.raises(UserError, match=r"/b cannot be created \(.*\); .* then start the sweep again\."):
         runner.run_all(points, tmp_path, jobs=2)
     assert states(tmp_path, ["a", "c"]) == {"a": "complete", "c": "not started"}
     assert re.search(
@@ -203,12 +203,12 @@ def test_a_disk_that_takes_no_more_is_told_of_in_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_being_asked_to_stop_asks_the_runs_and_starts_no_more(tmp_path, number):
+def test_a_stop_signal_is_passed_to_the_runs_and_no_more_are_started(tmp_path, number):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    # Both save themselves when they are asked; the first one asks the sweep to stop, when the second one is ready.
+    # Both save themselves on a signal. The first stops the sweep once the second is ready.
     os.mkfifo(tmp_path / "ready")
     masked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})\n"
-    own_group = "os.getpgid(0) == os.getpid()"  # Ctrl-C of a terminal goes to the sweep's group alone
+    own_group = "os.getpgid(0) == os.getpid()"  # Ctrl-C reaches only the sweep's group
     saves = f"print({own_group}, signal.sigwait({{signal.SIGTERM, signal.SIGINT}}).name)\nsys.exit(75)"
     asks = f"(run.parent / 'ready').read_bytes()\nos.kill(os.getppid(), {int(number)})\n"
     ready = "(run.parent / 'ready').write_bytes(b'')\n"
@@ -222,7 +222,7 @@ def test_being_asked_to_stop_asks_the_runs_and_starts_no_more(tmp_path, number):
     assert states(tmp_path, points)["first"] == "complete"
 
 
-# Two sweepers at once, and a sweep that is killed: real processes of both.
+# Two sweeps at once, and a killed sweep, as real processes.
 
 _SWEEPER = """
 import json, pathlib, sys
@@ -236,12 +236,12 @@ runner.run_all(commands, pathlib.Path(directory), jobs=2)
 _ENVIRONMENT = shell_environment() | {"PYTHONPATH": str(ROOT / "experiments")}
 
 
-# Leaves the number of the sweep that runs it.
+# Writes the process id of its sweep.
 BY = "with (run / 'trace').open('a') as f: f.write(f'{os.getppid()}\\n')\n"
 
 
 def runs_of(sweeper):
-    """The processes that a sweep has started, and the names of their points."""
+    """Returns the processes of a sweep's running points, with the names of the points."""
     of_threads = pathlib.Path(f"/proc/{sweeper.pid}/task").glob("*/children")
     ids = [int(number) for path in of_threads for number in path.read_text().split()]
     flags = {number: pathlib.Path(f"/proc/{number}/cmdline").read_text().split("\0") for number in ids}
@@ -250,7 +250,7 @@ def runs_of(sweeper):
 
 
 @pytest.mark.slow
-def test_two_sweepers_on_one_directory_never_run_the_same_point_twice(tmp_path):
+def test_two_sweeps_of_one_directory_never_run_a_point_twice(tmp_path):
     names = [f"point{number}" for number in range(12)]
     points = commands(tmp_path, **dict.fromkeys(names, stub(BY + write_metrics(map=0.5))))
     points |= commands(tmp_path, bad=stub(BY + "sys.exit('no luck')"))
@@ -274,7 +274,7 @@ def test_two_sweepers_on_one_directory_never_run_the_same_point_twice(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_sweep_was_killed_is_not_started_again(tmp_path):
-    # The run works until it is told to end.
+    # The run works until the pipe is written.
     os.mkfifo(tmp_path / "end")
     points = commands(tmp_path, a=stub(ONCE + "(run.parent / 'end').read_bytes()\n" + write_metrics(map=0.5)))
     sweeper = subprocess.Popen(
@@ -296,8 +296,8 @@ def test_a_run_whose_sweep_was_killed_is_not_started_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_in_the_middle_goes_on_and_finishes_with_the_right_table(tmp_path):
-    # What a training compiles is the same for all of them.
+def test_a_killed_sweep_resumes_and_ends_with_the_right_table(tmp_path):
+    # All runs compile the same programs.
     points = [{"eval.knn_temperature": t, "seed": seed} for t in (0.05, 5.0) for seed in (0, 1)]
     points += [{"eval.knn_temperature": 0.5}, {"eval.knn_temperature": 0.05, "data.source": "npz:/nowhere"}]
     write_images(tmp_path)
@@ -310,7 +310,7 @@ def test_a_sweep_that_is_killed_in_the_middle_goes_on_and_finishes_with_the_righ
     while sweeper.poll() is None and not (complete := [*directory.glob("*/metrics.json")]):
         a_moment(sweeper)
     done = complete[0].parent.name
-    sweeper.send_signal(signal.SIGSTOP)  # so that it starts none while its runs are counted
+    sweeper.send_signal(signal.SIGSTOP)  # so that it starts no run while they are counted
     os.waitid(os.P_PID, sweeper.pid, os.WSTOPPED)
     at_work = runs_of(sweeper)
     sweeper.kill()
@@ -333,7 +333,7 @@ def test_a_sweep_that_is_killed_in_the_middle_goes_on_and_finishes_with_the_righ
         steps = [json.loads(line) for line in (runs[name] / "metrics.jsonl").read_text().splitlines()]
         assert [("loss" in step, "eval/map" in step) for step in steps] == [(True, False), (False, True)]
 
-    # The table, by hand from what the runs wrote.
+    # The table, computed from the files of the runs.
     def numbers(metric, *names):
         return [100 * json.loads((runs[name] / "metrics.json").read_text())[metric] for name in names]
 

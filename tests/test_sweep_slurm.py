@@ -1,4 +1,4 @@
-"""Jobs of SLURM: what submitit is given, and that a job is a run as any other. With submitit's own executors."""
+"""Sweeps as SLURM jobs: submitit's arguments, and the runs of jobs, with submitit's own executors."""
 
 import json
 import pickle
@@ -16,18 +16,18 @@ from helpers.sweep_files import stub, write_metrics
 submitit = pytest.importorskip("submitit")
 
 
-def test_a_job_is_a_process_of_its_own_and_says_how_its_run_ended(tmp_path):
+def test_a_job_runs_in_its_own_process_and_returns_the_state_of_its_run(tmp_path):
     directory = tmp_path / "runs"
     commands = {"good": stub(write_metrics(map=0.5))(directory / "good")}
     (job,) = slurm.submit(commands, directory, {"timeout_min": 5}, jobs=2, cluster="local")
     assert job.result() == f"{directory / 'good'} is complete"
     assert runner.standing(directory / "good") == Standing("complete")
-    with pytest.raises(RuntimeError, match=r"bad failed: no luck"):  # by which SLURM knows it
+    with pytest.raises(RuntimeError, match=r"bad failed: no luck"):  # SLURM sees the failure
         slurm.Job(directory / "bad", stub("sys.exit('no luck')")(directory / "bad"))()
     assert runner.standing(directory / "bad") == Standing("failed", "no luck")
 
 
-def test_a_job_leaves_alone_what_is_complete_or_in_other_hands(tmp_path):
+def test_a_job_skips_a_complete_or_running_run(tmp_path):
     job = pickle.loads(pickle.dumps(slurm.Job(tmp_path / "a", stub("sys.exit('never')")(tmp_path / "a"))))
     with workdir.lock(tmp_path / "a"):
         assert job().endswith("is running")
@@ -37,8 +37,8 @@ def test_a_job_leaves_alone_what_is_complete_or_in_other_hands(tmp_path):
     assert not locks.is_held(tmp_path / "a" / workdir.LOCK)  # the job has released the lock
 
 
-def test_before_its_time_is_up_a_job_lets_its_run_save_itself_and_is_queued_again(tmp_path):
-    # The run asks its job to come to an end, as SLURM does, by the signal that submitit hands on.
+def test_before_its_time_limit_a_job_saves_its_run_and_is_queued_again(tmp_path):
+    # The run stops its job by the signal that submitit forwards from SLURM.
     code = (
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nos.kill(os.getppid(), signal.SIGUSR2)\n"
         "signal.sigwait({signal.SIGTERM})\nprint('saved')\nsys.exit(75)"
@@ -48,7 +48,7 @@ def test_before_its_time_is_up_a_job_lets_its_run_save_itself_and_is_queued_agai
 
     def handle(number, frame):
         queued.append(job.checkpoint())
-        assert (tmp_path / workdir.LOG).read_text() == "saved\n"  # it has ended when the job is queued again
+        assert (tmp_path / workdir.LOG).read_text() == "saved\n"  # it ends before the job is queued again
 
     before = signal.signal(signal.SIGUSR2, handle)
     try:
@@ -60,31 +60,33 @@ def test_before_its_time_is_up_a_job_lets_its_run_save_itself_and_is_queued_agai
     pickle.dumps(again)
 
 
-def test_what_slurm_is_told_and_mistakes_of_it(tmp_path, monkeypatch):
+def test_options_of_slurm_and_their_errors(tmp_path, monkeypatch):
     options = slurm.parameters(["timeout_min=240", "slurm_partition=gpu", "slurm_time=4:00:00", "mem_gb=1.5"])
     assert options == {"timeout_min": 240, "slurm_partition": "gpu", "slurm_time": "4:00:00", "mem_gb": 1.5}
     for wrong in ("timeout_min", "=3", "a b=3"):
-        with pytest.raises(UserError, match=r"in --slurm: want key=value, as timeout_min=240,slurm_partition=gpu"):
+        with pytest.raises(UserError, match=r"in --slurm; expected key=value, as timeout_min=240,slurm_partition=gpu"):
             slurm.parameters([wrong])
 
     def submit(**options):
         slurm.submit({}, tmp_path, options, jobs=None)
 
-    monkeypatch.setenv("PATH", str(tmp_path))  # where no srun is
+    monkeypatch.setenv("PATH", str(tmp_path))  # without srun
     with pytest.raises(
-        UserError, match=r"submitit cannot submit to slurm \(.*srun.*\): see --slurm, or take --submit=pr"
+        UserError, match=r"submitit cannot submit to slurm \(.*srun.*\); correct --slurm, or use --submit=pr"
     ):
         submit()
     (tmp_path / "srun").touch(mode=0o755)
     with pytest.raises(UserError, match=r"submitit cannot submit to slurm \(.*gpus_a_node"):
         submit(gpus_a_node=1)
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match=r"needs submitit, which is not installed: pip install -e '.\[slurm\]'"):
+    with pytest.raises(
+        UserError, match=r"found no submitit for --submit=slurm; install it: pip install -e '.\[slurm\]'"
+    ):
         submit()
 
 
-def test_an_array_of_jobs_is_what_sbatch_gets(tmp_path, monkeypatch):
-    # In place of SLURM: sbatch keeps what it is handed, and gives a number.
+def test_sbatch_receives_an_array_of_jobs(tmp_path, monkeypatch):
+    # A fake sbatch that keeps its script and prints a job id.
     for name, line in (("srun", ""), ("sbatch", 'cp "$1" "$(dirname "$0")/handed.sh"; echo Submitted batch job 17')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
@@ -99,6 +101,8 @@ def test_an_array_of_jobs_is_what_sbatch_gets(tmp_path, monkeypatch):
     assert [job.submission().function.words[1] for job in jobs] == list(commands)
     assert slurm.submit({}, tmp_path / "runs", options, jobs=2) == []
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n")
-    with pytest.raises(UserError, match=r"cannot submit to slurm \(.*invalid partition specified: gpu.*see --slurm"):
+    with pytest.raises(
+        UserError, match=r"cannot submit to slurm \(.*invalid partition specified: gpu.*; correct --slurm"
+    ):
         slurm.submit(commands, tmp_path / "runs", options, jobs=2)
     assert json.dumps([str(job.submission().function.run) for job in jobs]).count(str(tmp_path / "runs")) == 3

@@ -1,4 +1,4 @@
-"""What a sweep has come to: order, means and spreads against numbers by hand, what is drawn, and the exit status."""
+"""Summaries of sweeps: order, means and deviations against numbers by hand, plots, and the exit status."""
 
 import math
 
@@ -46,35 +46,35 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
     assert [g.mean for g in by_knn] == pytest.approx([90, 80, 50, 15])
     assert summary.table(by_knn, VARYING, "knn_top1").startswith("| method | w | t | **fine k-NN** | fine mAP |")
     with pytest.raises(
-        UserError, match=r"no result has the metric 'mapp' \(did you mean 'map'\?\): want --metric= one"
+        UserError, match=r"found no metric 'mapp' \(did you mean 'map'\?\) in the results; expected --metric= one"
     ):
         summary.groups(COLLECTED, "mapp")
-    with pytest.raises(UserError, match=r"want --metric= one of map, knn_top1\."):  # counts are not on offer
+    with pytest.raises(UserError, match=r"expected --metric= one of map, knn_top1\."):  # no counts
         summary.groups([({"w": 1}, result(map=0.1, knn_top1=0.2, **{"coarse/queries_without_positive": 3}))], "x")
     assert summary.groups([], "map") == []
-    assert len(summary.table([], VARYING, "map").splitlines()) == 2  # the heading alone
+    assert len(summary.table([], VARYING, "map").splitlines()) == 2  # only the heading
 
 
-def test_a_metric_that_no_run_will_have_is_told_before_one_is_started(tmp_path):
+def test_an_unknown_metric_is_an_error_before_a_run(tmp_path):
     sweep = expansion.expand(write_file(tmp_path, [{"method": "byol"}, {"eval.recall_at": (1, 4)}]), "", {})
     for known in ("map", "knn_top1", "recall@4", "recall@10", "coarse/map", "projector/recall@1"):
         summary.check_metric(known, sweep)
     for wrong, near in (("mapp", "map"), ("recall@3", "recall@"), ("coarse/queries_without_positive", "")):
         with pytest.raises(
-            UserError, match=rf"found --metric={wrong}.*{near}.*: want one of map, knn_top1, top1, recall@1"
+            UserError, match=rf"found --metric={wrong}.*{near}.*; expected one of map, knn_top1, top1, recall@1"
         ):
             summary.check_metric(wrong, sweep)
 
 
 def draw(collected, varying=VARYING, metric="map"):
-    """The axes of what is drawn."""
+    """Returns the axes of the plot."""
     figure = summary.draw(summary.groups(collected, metric), varying, metric)
     figure.draw_without_rendering()
     (ax,) = figure.axes
     return ax
 
 
-def test_over_one_number_a_line_for_all_else_is_drawn():
+def test_lines_are_drawn_over_the_only_varying_number():
     collected = [
         ({"method": m, "w": w}, result(map=value))
         for m, w, value in (("a", 0.5, 0.2), ("b", 0.1, 0.3), ("b", 0.5, 0.7), ("a", 0.1, 0.4))
@@ -91,18 +91,18 @@ def test_over_one_number_a_line_for_all_else_is_drawn():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["method=b", "method=a"]
 
     rates = [({"optimizer.learning_rate": rate}, result(map=rate)) for rate in (0.001, 0.1)]
-    ax = draw(rates, ("optimizer.learning_rate", "source"))  # the other sources have failed
+    ax = draw(rates, ("optimizer.learning_rate", "source"))  # the other sources failed
     assert ax.get_xscale() == "log" and ax.get_legend() is None
-    # Over a number that some have not, theirs would not be drawn.
+    # Not lines over a number that some groups lack: they would not be drawn.
     ax = draw([*rates, ({"source": "digits"}, result(map=0.5))], ("optimizer.learning_rate", "source"))
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         "source=digits", "optimizer.learning_rate=0.1", "optimizer.learning_rate=0.001"
     ]  # fmt: skip
 
 
-def test_over_several_keys_a_bar_for_every_group_is_drawn_with_its_seeds_as_dots():
+def test_bars_are_drawn_for_several_keys_with_seeds_as_dots():
     ax = draw(COLLECTED)
-    # 0.8 has no map. The best is the first and on top.
+    # w=0.8 has no map. The best group is on top.
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         "method=maskcon, w=0.5, t=0.1", "method=coins, w=0.2", "method=maskcon, w=0.2, t=0.1"
     ]  # fmt: skip
@@ -118,11 +118,11 @@ def test_over_several_keys_a_bar_for_every_group_is_drawn_with_its_seeds_as_dots
     "collected",
     [[], COLLECTED[:1], COLLECTED[2:3], [({"method": "a"}, result(map=0.5)), ({"method": "b"}, result(map=0.5))]],
 )
-def test_little_can_be_drawn_too(collected):
+def test_few_results_can_be_drawn(collected):
     draw(collected, metric="knn_top1" if collected == COLLECTED[2:3] else "map")
 
 
-def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path, capsys):
+def test_the_summary_lists_incomplete_points_and_sets_the_exit_status(tmp_path, capsys):
     points = [{"w": w} for w in (0.0, 0.5, 1.0)]
     sweep = expansion.expand(write_file(tmp_path, points), "", {})
     directory = tmp_path / "runs"
@@ -131,8 +131,8 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
     def finish(point, value):
         runs.finish(directory / point.name, point.config, {"map": value, "step": 3})
 
-    def end(wanted=names, metric="map", stopped=False):
-        return summary.conclude(sweep, directory, wanted, metric, stopped=stopped), capsys.readouterr().out
+    def end(asked=names, metric="map", stopped=False):
+        return summary.conclude(sweep, directory, asked, metric, stopped=stopped), capsys.readouterr().out
 
     finish(sweep.points[0], 0.25)
     (directory / names[1]).mkdir()
@@ -145,14 +145,14 @@ def test_the_end_names_what_is_not_complete_and_the_exit_status_says_it(tmp_path
     assert "| `baseline` | 25.0 | – | – | 1 s |" in out
     assert (directory / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert end(stopped=True)[0] == 75
-    assert end(wanted=names[:1])[0] == 0 and end(wanted=names[2:])[0] == 75  # of a shard
+    assert end(asked=names[:1])[0] == 0 and end(asked=names[2:])[0] == 75  # of a shard
     log.write_text("begun")
     assert end()[0] == 75
     for point in sweep.points:
         finish(point, 0.5)
     status, out = end()
     assert status == 0 and "w=" not in out
-    assert end(stopped=True)[0] == 0  # too late to cut anything short
+    assert end(stopped=True)[0] == 0  # stopped after the last point
 
     (directory / names[2] / "metrics.json").write_text('{"map": [1]}')
     with pytest.raises(UserError, match=r"w=1.0 has '\[1\]' as map: want what experiments/train.py wrote"):

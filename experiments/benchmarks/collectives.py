@@ -1,6 +1,6 @@
-"""What the devices of a slice send each other in a step, by arithmetic: nothing is run.
+"""Bytes that the devices of a slice send each other in a step, computed without running it.
 
-tests/test_collectives.py compares the arithmetic with the collectives of compiled steps.
+tests/test_collectives.py compares them with the collectives of compiled steps.
 """
 
 import functools
@@ -14,49 +14,49 @@ from grafit_jax import experiment, restore
 from grafit_jax.methods import Method
 from grafit_jax.state import TrainState, target_part
 
-_FLOAT = 4  # bytes of a float32 and of an int32: nothing else travels
-# A step of configs/imagenet.py, by the arithmetic in its docstring.
+_FLOAT = 4  # bytes of a float32 or int32; no other dtype is sent
+# FLOP of a step of configs/imagenet.py, from its docstring.
 _FLOP = 134e12
-# The part of a device's peak that networks are taken to reach. [ours]
+# Assumed fraction of a device's peak that networks reach [ours].
 _UTILISATION = 1 / 3
 
 
 class Traffic(NamedTuple):
-    """Bytes of the arrays that collectives work on: each counts whole, as if it lay on one device."""
+    """Bytes of the arrays in collectives; each array counts whole, as if it were on one device."""
 
-    all_reduce: int = 0  # what is added up, or whose maximum is taken
-    all_gather: int = 0  # what comes out
-    reduce_scatter: int = 0  # what goes in
+    all_reduce: int = 0  # bytes summed, or reduced by their maximum
+    all_gather: int = 0  # bytes of the output
+    reduce_scatter: int = 0  # bytes of the input
 
     def sent(self, num_devices: int) -> float:
-        """Bytes that each device of a ring sends: an all-reduce goes round twice, the others once."""
+        """Returns the bytes that each device of a ring sends: an all-reduce passes the ring twice, the others once."""
         return (2 * self.all_reduce + self.all_gather + self.reduce_scatter) * (num_devices - 1) / num_devices
 
 
 def of_step(config, method: Method, state: TrainState) -> dict[str, Traffic]:
-    """What a step sends, part by part. The metrics' few numbers are left out.
+    """Returns the traffic of each part of a step, without the few numbers of the metrics.
 
     Args:
-      config: the run's. B = train.batch_size, over all devices, and D = model.embed_dim.
-      method: the config's.
-      state: the run's; shapes do.
+      config: config of the run; train.batch_size counts the images of all devices.
+      method: method of the config.
+      state: state of the run, or its shapes.
     """
     batch, dim = config.train.batch_size, config.model.embed_dim
     statistics = _bytes(state.batch_stats)
     of_target = _bytes(target_part(state.batch_stats)) if method.uses_target else 0
-    # A mean and a mean square of every channel in the forward pass of either network, and their gradients in the
-    # backward pass of one; then the running averages, whether they differ between devices or not.
+    # Synchronised: mean and mean square of every channel in the forward pass of both networks, and their gradients in
+    # the backward pass of the online network. Always: the running averages.
     synchronised = 2 * statistics + of_target if config.model.sync_batch_norm else 0
     parts = {
         "gradients": Traffic(all_reduce=_bytes(state.params)),
         "batch_norm": Traffic(all_reduce=synchronised + statistics),
     }
     if method.uses_memory:
-        # Queries with label and own slot to all rows; a maximum and a sum for each of two log-sum-exps; gradients back.
+        # Gathered: queries, labels and own slots. Reduced: maximum and sum of two log-sum-exps. Scattered: gradients.
         parts["knn"] = Traffic(
             all_reduce=_FLOAT * batch * 4, all_gather=_FLOAT * batch * (dim + 2), reduce_scatter=_FLOAT * batch * dim
         )
-        # The slots' numbers are the own slots of the loss, gathered already.
+        # The slot indices were gathered for the loss.
         parts["memory"] = Traffic(all_gather=_FLOAT * batch * dim)
     if method.uses_queue:
         parts["queue"] = Traffic(all_gather=_FLOAT * batch * (dim + 1))
@@ -64,10 +64,10 @@ def of_step(config, method: Method, state: TrainState) -> dict[str, Traffic]:
 
 
 def batch_norms(method: Method, state: TrainState) -> int:
-    """How many small all-reduces a step has at most, where batch statistics are over all devices.
+    """Returns the maximum number of small all-reduces of a step with synchronised batch norms.
 
-    Every batch norm has one forward and one backward, and those of the target's pass have one. Nearly all of a pass
-    wait for the one before.
+    Every batch norm has one forward and one backward; those of the target network have one. Nearly every all-reduce of
+    a pass waits for the one before it.
     """
     layers = len(jax.tree.leaves(state.batch_stats)) // 2
     of_target = len(jax.tree.leaves(target_part(state.batch_stats))) // 2 if method.uses_target else 0
@@ -79,16 +79,16 @@ def _bytes(tree: Any) -> int:
 
 
 def slice_of(name: str, num_devices: int, *, link: float, peak: float) -> dict[str, Any]:
-    """A step of configs/imagenet.py over the devices of a TPU slice.
+    """Returns the entry of a step of configs/imagenet.py on a TPU slice.
 
     Args:
-      name: of the slice.
-      num_devices: cores of a v3, else chips.
-      link: bytes/s that one link between two chips carries in one direction.
+      name: name of the slice.
+      num_devices: number of cores for v3, of chips for others.
+      link: bytes/s of one link between two chips in one direction.
       peak: bfloat16 FLOP/s of a device.
     """
     config = steps.from_file("imagenet", "method=grafit")
-    config.data.stream = config.train.host_crops = False  # where images come from makes no difference here
+    config.data.stream = config.train.host_crops = False  # the data source does not affect the traffic
     run = experiment.load(config, steps.records(config.train.batch_size))
     state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))
     sent = {part: traffic.sent(num_devices) for part, traffic in of_step(config, run.method, state).items()}

@@ -1,4 +1,4 @@
-"""JPEGs to crops of 224 pixels on the host: as own images are read (PIL), and as TFDS's are (tf.data)."""
+"""Decoding JPEGs to crops of 224 pixels on the host, by PIL (own images) and by tf.data (TFDS)."""
 
 import functools
 import pathlib
@@ -19,7 +19,7 @@ _CROPS = {num_views: Crops(224, ((num_views, (0.2, 1.0), (3 / 4, 4 / 3)),)) for 
 
 
 def photo(width: int, height: int, seed: int) -> PIL.Image.Image:
-    """Smooth shapes with some noise: as many bytes a pixel as photos have."""
+    """Returns smooth shapes with noise, with as many JPEG bytes per pixel as a photo."""
     rng = np.random.default_rng(seed)
     shapes = PIL.Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8)).resize((width, height))
     noise = rng.normal(0, 8, (height, width, 3))
@@ -29,7 +29,7 @@ def photo(width: int, height: int, seed: int) -> PIL.Image.Image:
 def _compared(
     work: str, peer: str, calls: Callable[[list[str]], list], *, width: int = 500, height: int = 375, count: int = 200
 ) -> dict[str, Any]:
-    """Times our call and the peer's, as `calls` makes them of the files of some photos."""
+    """Times our call and the peer's, which `calls` makes from the files of `count` photos."""
     with tempfile.TemporaryDirectory() as folder:
         files = [str(pathlib.Path(folder, f"{i}.jpg")) for i in range(count)]
         for seed, file in enumerate(files):
@@ -41,7 +41,7 @@ def _compared(
 
 
 def _decoders(files: list[str], num_views: int) -> list[Callable[[], np.ndarray]]:
-    """T crops of one decode of each photo."""
+    """Returns a function for each photo that decodes it once and cuts T crops."""
     crops = _CROPS[num_views]
     return [
         functools.partial(images.decode_boxes, file, crops.size, functools.partial(crops.boxes, 0, row))
@@ -54,7 +54,7 @@ def _one_thread(decoders: list[Callable[[], np.ndarray]], times: int = 1) -> Cal
 
 
 def _dataset(files: list[str], num_views: int):
-    """As `readers.tfds` decodes and crops, in one thread."""
+    """Returns a call that decodes and crops as `readers.tfds` does, in one thread."""
     tf, _ = import_tfds()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -70,7 +70,7 @@ def _dataset(files: list[str], num_views: int):
 
 
 def crops(num_views: int, **photos: int) -> dict[str, Any]:
-    """T crops of one decode, by one thread each of PIL and of TensorFlow."""
+    """Measures T crops from one decode, in one thread of PIL and of TensorFlow."""
     return _compared(
         f"{num_views} crops of 224 px each, PIL, one thread",
         "tf.data, one thread",
@@ -80,7 +80,7 @@ def crops(num_views: int, **photos: int) -> dict[str, Any]:
 
 
 def one_decode() -> dict[str, Any]:
-    """What it brings that the crops of an image come from one decode of it."""
+    """Measures the gain of cutting all crops of an image from one decode."""
     return _compared(
         "4 crops of one decode, PIL, one thread",
         "a decode for each crop",
@@ -89,7 +89,7 @@ def one_decode() -> dict[str, Any]:
 
 
 def threads() -> dict[str, Any]:
-    """What all cores of the host bring over one thread."""
+    """Measures the gain of all cores over one thread."""
 
     def calls(files):
         decoders = _decoders(files, 4)

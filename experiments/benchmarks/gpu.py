@@ -1,4 +1,4 @@
-"""The training step on one GPU, against PyTorch. Needs neither TensorFlow nor a network (see --data_source)."""
+"""The training step on one GPU, against PyTorch. It needs no TensorFlow and no network (see --data_source)."""
 
 import functools
 from collections.abc import Callable
@@ -10,29 +10,29 @@ import jax.numpy as jnp
 from benchmarks import steps, timing, train
 from grafit_jax import experiment, restore
 
-# Dense bfloat16 products, FLOP/s, of the vendors' data sheets: what a device is called after -> its peak.
+# Part of a device's name -> peak FLOP/s of dense bfloat16 products, from the vendors' data sheets.
 _PEAKS = {
     "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12,
     "T4": 65e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
 }  # fmt: skip
-# What a whole run of the recipe may take on an H100-class GPU.
+# Goal for a whole run of the recipe on an H100-class GPU.
 _RECIPE_SECONDS = 600
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Of a device, None for one that is not known."""
+    """Returns the peak FLOP/s of a device, or None if it is unknown."""
     return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
 
 
 def model_flops(run: experiment.Experiment) -> float:
-    """FLOPs of a step's networks: the online one forward and backward (three times forward), the target forward."""
+    """Returns the FLOPs of a step's networks: online forward and backward (3 x forward), and target forward."""
     config, state = run.config, restore.initial_state(run, placeholder=True)
     size, channels = config.views.size, run.records["train"].image.shape[-1]
-    # One image, since a count is not to depend on how a batch is cut up.
+    # One image, so that the count does not depend on how a batch is split.
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     apply = functools.partial(run.network.apply, train=False)
-    shapes = jax.eval_shape(lambda x: x, state.variables)  # on no device
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # XLA counts nothing in a program for a GPU or a TPU
+    shapes = jax.eval_shape(lambda x: x, state.variables)  # no arrays
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # XLA counts no FLOPs for GPUs and TPUs
         cost: Any = jax.jit(apply).lower(shapes, image).cost_analysis()
     return 4 * cost["flops"] * config.train.batch_size * config.views.num_views
 
@@ -41,7 +41,7 @@ def step(
     dtype: str, *, trunk: str = "resnet18", batch_size: int = 512, device: str = "cuda", released_steps: int = 16,
     steps_per_call: int = 24,
 ) -> dict[str, Any]:  # fmt: skip
-    """A step inside of a scan, and the peer's. A call has fewer steps than an epoch, so that all of it is soon over."""
+    """Measures a step inside a scan, and the peer's. A call has fewer steps than an epoch, to save time."""
     config = steps.config(trunk, batch_size, **{"model.dtype": dtype, "train.steps_per_call": steps_per_call})
     line, mine = steps.compare(
         config, steps.data(), device=device, rounds=1, released_steps=released_steps, goal=1 / 1.3
@@ -56,7 +56,7 @@ def step(
 
 
 def recipe(dtype: str, *, arg: str = "dataset=cifar100,method=grafit_maskcon", **overrides: Any) -> dict[str, Any]:
-    """A step of configs/maskcon.py, and the minutes of the whole run at that rate, evaluations not counted."""
+    """Measures a step of configs/maskcon.py, and scales it to the minutes of a whole run without evaluations."""
     config = steps.from_file("maskcon", arg)
     config.update_from_flattened_dict({"model.dtype": dtype, "optimizer.warmup_epochs": 0.0, **overrides})
     mine = steps.Ours(config, steps.data())

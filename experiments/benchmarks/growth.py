@@ -1,4 +1,4 @@
-"""How a time grows with a size: the straight line through its measurements, and their plot."""
+"""Growth of a time with a size: a straight line through measurements, and their plot."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def growth(name: str, values: list[int], measure: Callable[[int], float]) -> dict[str, Any]:
-    """An entry: seconds over a size, with the straight line through them and the exponent of a power of the size."""
+    """Returns an entry: seconds over a size, with the fitted straight line and the exponent of the fitted power law."""
     seconds = [measure(value) for value in values]
     slope, intercept = np.polyfit(values, seconds, 1)
     exponent = np.polyfit(np.log(values), np.log(seconds), 1)[0]
@@ -19,7 +19,7 @@ def growth(name: str, values: list[int], measure: Callable[[int], float]) -> dic
 
 
 def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """A PNG with a panel for each of these entries."""
+    """Writes a PNG with a panel for each entry."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(lines), 2.4))

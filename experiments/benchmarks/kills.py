@@ -1,8 +1,7 @@
-"""What SIGKILL costs: a run killed again and again at random moments, until it has come to its end all the same.
+"""The cost of SIGKILL: a run is killed repeatedly at random moments until it completes.
 
-Every entry kills in one of the things that a run, or an evaluation of it, is at. The processes are real and the signals
-too; they are forked from this one, which has imported everything and not begun to compute, so that a start takes a
-second.
+Each entry kills during one activity of a run or of its evaluation. Processes and signals are real. The processes are
+forked from this one, which has imported everything but has not started to compute, so that a start takes a second.
 """
 
 import collections
@@ -21,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import sklearn.datasets  # noqa: F401 - so that no process has to import it
+import sklearn.datasets  # noqa: F401 - imported once for all processes
 import tensorboardX  # noqa: F401
 
 from benchmarks import steps
@@ -34,58 +33,58 @@ _SMALL = {
     "model.trunk": "resnet8", "model.stem": "patch2", "model.head_hidden_dim": 32, "model.embed_dim": 16,
     "train.epochs": 12, "checkpoint.every_epochs": 1, "checkpoint.every_steps": 3, "eval.every_epochs": 1,
 }  # fmt: skip
-# Seconds: the longest that a process may take from one thing to the next before this study is given up.
+# Maximum seconds between two activities of a process; beyond it the study fails.
 _PATIENCE = 300.0
-# The activity that a kill interrupts -> the latest moment of the kill, in seconds after the activity begins, and the
-# number of times, of which one is drawn, that a process may begin it before. A save continues in the background.
+# Activity to kill in -> (latest kill in seconds after it begins, n): the kill happens in one of its first n times,
+# drawn at random. A save continues in the background.
 _MOMENTS = {"restoring": (0.5, 1), "taking a step": (0.003, 12), "saving": (0.3, 6), "evaluating": (0.3, 2)}
 _FORK = multiprocessing.get_context("fork")
 
 
-def _begin(work: Callable[[], Any], said: pathlib.Path, telling: Any) -> None:
-    """In a process of its own: `work`, which tells whenever it begins another thing."""
-    with open(said, "a") as out:
+def _begin(work: Callable[[], Any], log_file: pathlib.Path, sender: Any) -> None:
+    """Runs `work` in the forked process, and sends the step and name of every activity that begins."""
+    with open(log_file, "a") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    pulse.at = lambda step, doing: telling.send((step, doing.removeprefix("compiling and ")))  # type: ignore[assignment]
+    pulse.at = lambda step, doing: sender.send((step, doing.removeprefix("compiling and ")))  # type: ignore[assignment]
     work()
 
 
 def process(
-    work: Callable[[], Any], said: pathlib.Path, *, kill_at: str = "", passed_over: int = 0, seconds: float = 0.0
+    work: Callable[[], Any], log_file: pathlib.Path, *, kill_at: str = "", skip: int = 0, seconds: float = 0.0
 ) -> tuple[int, tuple[int, str]]:
-    """Lets a process do `work` and end, or kills it so long after it begins the thing `kill_at`.
+    """Runs `work` in a process to its end, or kills it `seconds` after an activity begins.
 
     Args:
-      work: what it does.
-      said: the file that its output goes to.
-      kill_at: what pulse calls the thing; nothing, for no kill.
-      passed_over: how often it may begin the thing before.
-      seconds: from its beginning to the kill.
+      work: the work.
+      log_file: file for its output.
+      kill_at: activity, as `pulse` names it, to kill in; empty for no kill.
+      skip: number of times that the activity may begin before.
+      seconds: time between the begin of the activity and the kill.
 
     Returns:
-      its exit status, and the step and the thing that it was at in the end.
+      the exit status, and the last step and activity.
     """
-    told, telling = _FORK.Pipe(duplex=False)
-    forked = _FORK.Process(target=_begin, args=(work, said, telling))
+    receiver, sender = _FORK.Pipe(duplex=False)
+    forked = _FORK.Process(target=_begin, args=(work, log_file, sender))
     forked.start()
-    telling.close()
+    sender.close()
     place = (0, "starting")
     try:
-        while told.poll(_PATIENCE):
-            place = told.recv()
-            if place[1] == kill_at and passed_over == 0:
+        while receiver.poll(_PATIENCE):
+            place = receiver.recv()
+            if place[1] == kill_at and skip == 0:
                 time.sleep(seconds)
                 forked.kill()
-            passed_over -= place[1] == kill_at
-        raise TimeoutError(f"a process has not come on for {_PATIENCE:g} s")
-    except (EOFError, OSError):  # it has ended, perhaps in the middle of a word
+            skip -= place[1] == kill_at
+        raise TimeoutError(f"found a process without progress for {_PATIENCE:g} s")
+    except (EOFError, OSError):  # the process ended, maybe while sending
         forked.join()
     return forked.exitcode or 0, place
 
 
 def _evaluate(path: pathlib.Path) -> None:
-    """As experiments/evaluate.py does."""
+    """Evaluates a run as experiments/evaluate.py does."""
     pulse.at(0, "restoring")
     run, state = restore.newest(path)
     pulse.at(int(state.step), "evaluating")
@@ -93,7 +92,7 @@ def _evaluate(path: pathlib.Path) -> None:
 
 
 def _assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
-    """Parameters, memory, metrics and log of two complete runs, to the bit."""
+    """Asserts that parameters, memory, metrics and log of two complete runs are equal to the bit."""
     found = []
     for path in (one, other):
         run = restore.load(workdir.read_config(path), path)
@@ -110,36 +109,36 @@ def _assert_same(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[str, Any]:
-    """Kills runs, and evaluations of them, while they are at `doing`, until there have been so many kills.
+    """Kills runs, and evaluations of them, during an activity, until the number of kills is reached.
 
-    A run that is killed is started again, and killed again, until it has come to its end; then it is compared with one
-    that nobody has killed, and the next one begins.
+    A killed run is started and killed again until it completes. It is then compared with a run that was never killed,
+    and the next run begins.
 
     Args:
       doing: "restoring", "taking a step", "saving" or "evaluating".
-      kills: how many; the run that is killed last goes on to its end.
-      seed: of the moments.
-      folder: where the runs are.
+      kills: number of kills; the last killed run is resumed to its end.
+      seed: seed of the moments.
+      folder: directory of the runs.
 
     Returns:
-      what was hit, how many steps were lost by a kill, and how many runs ended as if there had been none.
+      the killed activities, the steps lost by a kill, and the number of runs equal to the one without kills.
 
     Raises:
-      RuntimeError: a run that does not go on, or ends otherwise.
+      RuntimeError: a run does not resume, or ends with another result.
     """
-    # Of its own, since a kill may leave half an entry behind.
+    # A separate cache, since a kill may leave half an entry behind.
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = steps.from_file("digits", "method=grafit")
     config.update_from_flattened_dict(_SMALL)
-    path, said, draw = folder / "killed", folder / "said.txt", random.Random(f"{doing} {seed}")
+    path, log_file, draw = folder / "killed", folder / "log.txt", random.Random(f"{doing} {seed}")
 
-    def expect(yes: bool, otherwise: str) -> None:
-        if not yes:
-            raise RuntimeError(f"{otherwise}:\n{said.read_text()[-3000:]}")
+    def check(ok: bool, message: str) -> None:
+        if not ok:
+            raise RuntimeError(f"{message}:\n{log_file.read_text()[-3000:]}")
 
     training: Callable[[], Any] = functools.partial(train.train, config, path)
-    expect(process(functools.partial(train.train, config, folder / "whole"), said)[0] == 0, "the first run failed")
+    check(process(functools.partial(train.train, config, folder / "whole"), log_file)[0] == 0, "the first run failed")
     hits: collections.Counter[str] = collections.Counter()
     lost: list[int] = []
     half_written = equal = 0
@@ -148,26 +147,26 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
         moment: dict[str, Any] = {}
         if hits.total() < kills:
             reading = doing in ("restoring", "evaluating") and bool(_steps(path)) and draw.random() < 0.5
-            # A run that is killed whenever it restores has nothing to restore: every other time it comes on.
-            come_on = doing == "restoring" and not reading and (not _steps(path) or draw.random() < 0.5)
-            at_what = "taking a step" if come_on else doing
+            # A run that is killed whenever it restores never progresses: let it take steps every other time.
+            progress = doing == "restoring" and not reading and (not _steps(path) or draw.random() < 0.5)
+            at_what = "taking a step" if progress else doing
             work = functools.partial(_evaluate, path) if reading else training
             latest, often = _MOMENTS[at_what]
-            passed_over = 0 if reading else draw.randrange(often)
-            moment = {"kill_at": at_what, "passed_over": passed_over, "seconds": draw.random() * latest}
-        status, (step, at) = process(work, said, **moment)
+            skip = 0 if reading else draw.randrange(often)
+            moment = {"kill_at": at_what, "skip": skip, "seconds": draw.random() * latest}
+        status, (step, at) = process(work, log_file, **moment)
         if status == -signal.SIGKILL:
             hits[at] += 1
             half_written += any((path / "checkpoints").glob("*tmp*"))
             if work is training and at not in ("starting", "loading data", "restoring", "creating the first state"):
                 lost.append(step - max(_steps(path), default=0))
             continue
-        expect(status == 0, f"a run, gone on after kill {hits.total()}, failed")
+        check(status == 0, f"a run, resumed after kill {hits.total()}, failed")
         if work is training:
-            status, _ = process(functools.partial(_assert_same, folder / "whole", path), said)
-            expect(status == 0, f"a run ended otherwise after kill {hits.total()}")
+            status, _ = process(functools.partial(_assert_same, folder / "whole", path), log_file)
+            check(status == 0, f"a run ended with another result after kill {hits.total()}")
             damaged = [*(path / "checkpoints").glob("damaged-*")]
-            expect(not damaged and "is damaged" not in said.read_text(), f"a kill has left {damaged} unreadable")
+            check(not damaged and "damaged" not in log_file.read_text(), f"a kill has left {damaged} unreadable")
             equal += 1
             shutil.rmtree(path)
     return {
@@ -182,7 +181,7 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
 
 
 def _steps(path: pathlib.Path) -> list[int]:
-    """Of the checkpoints of a run that are complete."""
+    """Returns the steps of the complete checkpoints of a run."""
     return [int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit()]
 
 

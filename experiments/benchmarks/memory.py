@@ -1,6 +1,6 @@
-"""Memory of a training step of the paper's scale, as the TPU's own compiler plans it: no TPU is needed, nothing is run.
+"""Memory of a training step at the paper's scale, as planned by the TPU compiler. It needs no TPU and runs nothing.
 
-Needs libtpu (pip install 'libtpu==0.0.42.*' for jax 0.10; in general the version that jax[tpu] asks for).
+It needs libtpu: pip install 'libtpu==0.0.42.*' for jax 0.10, in general the version that jax[tpu] requires.
 """
 
 import functools
@@ -18,34 +18,34 @@ from grafit_jax import experiment, memory, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.models import layers
 
-# Training images of ImageNet-1k: a slot of the memory each.
+# Training images of ImageNet-1k, one memory slot each.
 _IMAGES = 1_281_167
-# What the step is compiled for. It has the most memory, so that a plan is not squeezed to fit.
+# The target of the compiler: the TPU with the most memory, so that the plan is not squeezed to fit.
 _TOPOLOGY = "v5p:2x2x1"
-# GiB of a device, that is of a core for v2 and v3 and of a chip for the others: Google's data sheets.
+# GiB per device, a core for v2 and v3 and a chip for the others, from Google's data sheets.
 _HBM = {"v2": 8, "v3": 16, "v5e": 16, "v4": 32, "v6e": 32, "v5p": 95}
-# So that libtpu asks nobody about the machine that it is on.
+# Keep libtpu from querying the machine's metadata.
 _NO_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-# GiB left for the program itself, collectives and the images that are on their way. [ours]
+# GiB reserved for the program, collectives and images in transfer [ours].
 _RESERVE = 1.0
 
 
 def fits(gibibytes: float) -> str:
-    """The TPUs whose devices hold so much."""
+    """Returns the TPUs whose devices have that much memory and the reserve."""
     return ", ".join(name for name, size in _HBM.items() if gibibytes + _RESERVE <= size) or "none"
 
 
 def step(trunk: str, num_devices: int, *, remat: bool = False, arg: str = "", **overrides: Any) -> dict[str, Any]:
-    """A device's part of a step of configs/imagenet.py: its images, its rows of the memory, all of the state."""
+    """Measures one device's part of a step of configs/imagenet.py: its images, its memory rows and the whole state."""
     config = steps.from_file("imagenet", arg)
     whole = config.train.batch_size
     config.update_from_flattened_dict({"model.trunk": trunk, "model.remat": remat, **overrides})
     work = f"{trunk}, {config.views.size} px, T = {config.views.num_views}, {config.model.dtype}"
     work += f"{', remat' if remat else ''}, batch {whole} over {num_devices} devices"
     config.data.stream, config.train.host_crops, config.train.batch_size = False, False, whole // num_devices
-    config.model.sync_batch_norm = False  # one device's program, without its collectives
+    config.model.sync_batch_norm = False  # one device's program without collectives
     seconds, plan = _compile(config, memory.rows_per_device(_IMAGES, num_devices))
-    # What is donated is written where it was read.
+    # Donated outputs (aliases) reuse their arguments' memory.
     total = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     total += plan.temp_size_in_bytes
     return {
@@ -59,7 +59,7 @@ def step(trunk: str, num_devices: int, *, remat: bool = False, arg: str = "", **
 
 
 def _compile(config, rows: int) -> tuple[float, Any]:
-    """Seconds, and the compiler's memory analysis of a step with so many rows of the memory."""
+    """Returns compile seconds and the compiler's memory analysis of a step with `rows` memory rows."""
     batch_size = config.train.batch_size
     run = experiment.load(config, steps.records(max(1000, batch_size), config.data.image_size))
     state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))
@@ -70,22 +70,22 @@ def _compile(config, rows: int) -> tuple[float, Any]:
     here = jax.sharding.SingleDeviceSharding(_tpu())
     function = train_step.make_train_step(run, axis_name=None)
     jitted = jax.jit(function, donate_argnums=(0, 1), in_shardings=here, out_shardings=here)
-    layers.PART = sys.maxsize  # parts are for CPUs, and this compiles for another device
+    layers.PART = sys.maxsize  # convolutions are split only on CPUs
     compiled: list[Any] = []
     seconds = timing.seconds(lambda: compiled.append(jitted.lower(state, slots, batch, state.rng).compile()))
     return seconds, compiled[0].memory_analysis()
 
 
 def _tpu() -> Any:
-    """A TPU to compile for, where there is none."""
+    """Returns a TPU device to compile for, without a TPU."""
     for name, value in _NO_TPU.items():
         os.environ.setdefault(name, value)
     try:
         return topologies.get_topology_desc(_TOPOLOGY, platform="tpu").devices[0]
-    except Exception as error:  # the many ways in which a plugin may be missing
+    except Exception as error:  # a missing plugin raises many types
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"found no TPU compiler ({reason}): pip install the libtpu that jax[tpu] {jax.__version__} asks for."
+            f"found no TPU compiler ({reason}); install the libtpu that jax[tpu] {jax.__version__} requires."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Search and metrics of random embeddings, against faiss and scikit-learn."""
+"""Search and metrics on random embeddings, against faiss and scikit-learn."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ _DIM = 128
 
 
 def _random(n: int, seed: int, clusters: int = 0) -> np.ndarray:
-    """Unit vectors; in clusters as a trained network has its classes: neighbours are near, and near to each other."""
+    """Returns unit vectors [n, 128], in clusters like those of the classes of a trained network if `clusters` > 0."""
     rng = np.random.default_rng(seed)
     if clusters:
         centre = np.random.default_rng(0).standard_normal((clusters, _DIM), np.float32)
@@ -48,7 +48,7 @@ def search(num_queries: int, num_rows: int, k: int, goal: float, clusters: int =
 def mean_average_precision(
     num_queries: int, num_rows: int, num_classes: int, goal: float | None = None, sample: int = 100
 ) -> dict[str, Any]:
-    """Exact mAP; scikit-learn scores `sample` queries, given our similarities for nothing, and is scaled up."""
+    """Measures exact mAP. scikit-learn scores `sample` queries from given similarities, and its time is scaled."""
     from sklearn.metrics import average_precision_score
 
     gallery = _random(num_rows, 2)
@@ -82,7 +82,7 @@ def mean_average_precision(
 
 
 def one_pass() -> dict[str, Any]:
-    """All metrics at two levels, against the search and the two mAP that they would be one by one."""
+    """Measures all metrics at two levels in one pass, against the search and the two mAP one by one."""
     x = _random(10_000, 1)
     labels = {"": np.arange(10_000) % 100, "coarse": np.arange(10_000) % 100 // 5}
     ids: dict[str, Any] = {"query_ids": np.arange(10_000), "gallery_ids": np.arange(10_000)}

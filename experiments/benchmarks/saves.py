@@ -1,7 +1,7 @@
-"""What a checkpoint costs a run: how long its loop stands still, and how much later its steps are done.
+"""The cost of a checkpoint: how long it blocks the training loop, and how much it delays the following steps.
 
-The files are written in the background, by the same cores on a CPU. Steps with a save at their beginning and steps
-without one take turns; a turn is long enough for the files to be complete before it ends.
+Files are written in the background, on a CPU by the same cores. Turns of steps with a save at the start and turns
+without one alternate. A turn is long enough for the files to be complete before it ends.
 """
 
 import functools
@@ -15,18 +15,18 @@ from typing import Any
 from benchmarks import steps, timing
 from grafit_jax.runs.checkpoint import Checkpoints
 
-# What all saves of a run may add to it.
+# Goal: maximum fraction of a run's time that saves add.
 _GOAL = 0.02
 
 
 def cost(trunk: str, batch_size: int, *, turn: int, rounds: int) -> dict[str, Any]:
-    """Of a run of `trunk` on 50,000 images: seconds of a step, of a save in the loop, and what a save adds in all.
+    """Measures a run on 50,000 images: seconds of a step, of the loop blocked by a save, and added by a save in all.
 
     Args:
-      trunk: of the network.
+      trunk: name of the network.
       batch_size: images a step.
-      turn: steps that are timed together.
-      rounds: pairs of turns, of which the median counts.
+      turn: steps timed together.
+      rounds: pairs of turns; the median counts.
     """
     ours = steps.Ours(steps.config(trunk, batch_size), steps.records())
     still, added, longest, plain = [], [], [], []
@@ -36,7 +36,7 @@ def cost(trunk: str, batch_size: int, *, turn: int, rounds: int) -> dict[str, An
             alone = [timing.seconds(ours.call) for _ in range(turn)]
             save = timing.seconds(functools.partial(checkpoints.save, number + 1, *ours.carry))
             beside = [timing.seconds(ours.call) for _ in range(turn)]
-            left = timing.seconds(checkpoints.wait)  # what is left of it counts too
+            left = timing.seconds(checkpoints.wait)  # the rest of the save counts too
             if number:  # the first one warms up
                 still.append(save)
                 added.append(save + sum(beside) + left - sum(alone))
@@ -44,7 +44,7 @@ def cost(trunk: str, batch_size: int, *, turn: int, rounds: int) -> dict[str, An
                 plain += alone
         size = sum(file.stat().st_size for file in pathlib.Path(folder).rglob("*") if file.is_file())
         checkpoints.close()
-    # What is written in the background may be lost in the noise of the steps; what the loop waits for is not.
+    # The background part may vanish in the noise of the steps, so the blocked time is the minimum.
     step_s, adds = median(plain), max(median(added), median(still))
     return {
         "work": f"{trunk}, batch {batch_size}, {len(ours.run.records['train']):,} slots",

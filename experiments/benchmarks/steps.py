@@ -1,4 +1,4 @@
-"""A training step of ours, timed beside the peer's, where torch is there; on CPU as on an accelerator."""
+"""A training step, timed next to the peer's if torch is installed, on CPUs and accelerators."""
 
 import pathlib
 from typing import Any
@@ -14,11 +14,11 @@ from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-SOURCE = flags.DEFINE_string("data_source", "", "images of steps: npz:DIR, tfds:NAME; empty: random ones like CIFAR's")
+SOURCE = flags.DEFINE_string("data_source", "", "images: npz:DIR or tfds:NAME (default: random, CIFAR's shape)")
 
 
 def records(num_images: int = 50_000, size: int = 32) -> dict[str, Records]:
-    """Random images of 20 coarse and 100 fine classes, by default as many as CIFAR-100 has."""
+    """Returns random images of 20 coarse and 100 fine classes, by default as many as CIFAR-100 has."""
     fine = np.arange(num_images, dtype=np.int32) % 100
     image = np.random.default_rng(0).integers(0, 256, (num_images, size, size, 3), np.uint8)
     train_split = Records(image, two_levels(fine, fine // 5, map(str, range(100)), map(str, range(20))))
@@ -26,17 +26,17 @@ def records(num_images: int = 50_000, size: int = 32) -> dict[str, Records]:
 
 
 def data() -> dict[str, Records]:
-    """The images of --data_source, or random ones."""
+    """Returns the images of --data_source, or random ones."""
     return sources.load(source=SOURCE.value) if SOURCE.value else records()
 
 
 def from_file(name: str, arg: str = ""):
-    """The config that configs/NAME.py makes of `arg`."""
+    """Returns the config of configs/NAME.py with the arguments `arg`."""
     return config_files.load_file(ROOT / "configs" / f"{name}.py", arg)
 
 
 def config(trunk: str, batch_size: int, **overrides: Any):
-    """Grafit on CIFAR's shapes; the views are crop and flip, which the peer has as well."""
+    """Returns a config of Grafit on CIFAR's shapes, with crops and flips, which the peer has too."""
     c = config_lib.default()
     small = trunk == "resnet8"
     values = {
@@ -54,12 +54,12 @@ def config(trunk: str, batch_size: int, **overrides: Any):
 
 
 class Ours:
-    """A run at its first batches, over and over. Its data may be others than its config's."""
+    """A run that repeats its first batches. `data` replaces the data of its config."""
 
     def __init__(self, config, data: dict[str, Records] | None = None):
         self.run = experiment.load(config, data)
         feed = experiment.make_feed(self.run)
-        self.steps = feed.steps_per_call  # a call
+        self.steps = feed.steps_per_call
         self._compiled, self._inputs = train_step.pmap_steps(self.run, feed), next(iter(feed.epoch(0)))
         self.carry: Any = restore.initial(self.run)  # state and memory
         self.first_call = timing.seconds(self.call)  # with compilation
@@ -68,15 +68,15 @@ class Ours:
         *self.carry, _ = jax.block_until_ready(self._compiled(*self.carry, self._inputs))
 
     def seconds(self, rounds: int, peer: Any = None) -> list[float]:
-        """Of a step, and in turns with it of a step of the peer, if there is one."""
+        """Returns seconds of a step and, measured in turns with it, of a step of the peer, if any."""
         calls = [self.call, *([lambda: peer.run(self.steps)] if peer else [])]
         return [seconds / self.steps for seconds in timing.best(calls, rounds)]
 
 
 def peer(config, data: dict[str, Records], device: str, *, tuned: bool) -> Any:
-    """The peer's trainer for the same step, warmed up; None where torch is not installed.
+    """Returns the peer's trainer for the same step, warmed up, or None if torch is not installed.
 
-    To be made before JAX has threads, since the loader of the untuned one forks its workers.
+    Call it before JAX starts threads: the loader of the untuned trainer forks its workers.
     """
     try:
         from benchmarks import torch_peer
@@ -91,10 +91,10 @@ def peer(config, data: dict[str, Records], device: str, *, tuned: bool) -> Any:
 def compare(
     config, data: dict[str, Records], *, device: str, rounds: int, released_steps: int, goal: float
 ) -> tuple[dict[str, Any], Ours]:
-    """Seconds a step of ours, of the peer well tuned (in turns), and of the peer as released (before them)."""
+    """Measures a step of ours in turns with the well-tuned peer, and before them the peer as released."""
     facts: dict[str, Any] = {"goal": goal}
     if released := peer(config, data, device, tuned=False):
-        released.run(released.loaded_ahead)  # what its loader had ready in advance
+        released.run(released.loaded_ahead)  # drain the batches loaded in advance
         facts["peer_as_released_seconds"] = timing.seconds(lambda: released.run(released_steps)) / released_steps
         timing.say("PyTorch, as released", facts["peer_as_released_seconds"])
         del released

@@ -1,4 +1,4 @@
-"""What the entries of all suites share: turns, times, memory, and the line that states them."""
+"""Timing and memory of benchmark entries, and their line of results."""
 
 import pathlib
 import sys
@@ -14,7 +14,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def best(calls: Sequence[Callable[[], Any]], rounds: int, turn: int = 3) -> list[float]:
-    """The best time of each: in turns of several, since the threads of a library may go on spinning after its call."""
+    """Returns the best time of each call. A turn has several calls, since a library's threads may spin after a call."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for mine, call in zip(times, calls, strict=True):
@@ -23,12 +23,12 @@ def best(calls: Sequence[Callable[[], Any]], rounds: int, turn: int = 3) -> list
 
 
 def say(who: str, seconds: float) -> None:
-    """Prints a first figure on stderr: what a benchmark that is cut short leaves behind."""
+    """Prints a first time on stderr, in case the benchmark is cut short."""
     print(f"{who}: {seconds:.4g} s a step", file=sys.stderr, flush=True)
 
 
 def line(work: str, seconds: float, peer: str = "", peer_seconds: float | None = None, **more: Any) -> dict[str, Any]:
-    """An entry: what was done in so many seconds, beside its peer, with other keys that `study.render` knows."""
+    """Returns an entry: seconds of some work and of its peer, and other keys that `study.render` knows."""
     stated: dict[str, Any] = {"work": work, "seconds": seconds, **more}
     if peer:
         stated["peer"] = peer
@@ -38,7 +38,7 @@ def line(work: str, seconds: float, peer: str = "", peer_seconds: float | None =
 
 
 def gigabytes(key: str) -> float:
-    """VmRSS, what is resident now, or VmHWM, its peak since `reset_peak`."""
+    """Returns "VmRSS", the resident memory, or "VmHWM", its peak since `reset_peak`, in GiB."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split(f"{key}:")[1].split()[0]) / 2**20
 

@@ -1,8 +1,9 @@
 """The peer: Grafit's training step (docs/paper.md section 2) in plain PyTorch, as released or well tuned.
 
-torch and torchvision are extras (`pip install -e '.[benchmark]'`). The same work as `grafit_jax.train_step`: T views of
-each image, the target network over all of them without gradient, the online network over all of them with it, k-NN loss
-of the first view over the whole memory, instance loss, SGD with Nesterov's momentum, moving average, memory.
+torch and torchvision are optional (`pip install -e '.[benchmark]'`). The work is that of `grafit_jax.train_step`: T
+views of each image, the target network on all of them without gradient, the online network on all of them with
+gradient, the k-NN loss of the first view over the whole memory, the instance loss, SGD with Nesterov momentum, EMA and
+memory update.
 """
 
 import copy
@@ -16,19 +17,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-# Of the CIFAR-100 configs.
+# Pixel statistics of the CIFAR-100 configs.
 _MEAN, _STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 
 
 def torchvision():
-    """torchvision, also where its compiled operators do not fit the installed torch: nothing here needs them."""
+    """Imports torchvision even if its compiled operators do not match torch; they are not needed here."""
     try:
         import torchvision
     except RuntimeError:  # "operator torchvision::nms does not exist"
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # what the first attempt has left
+            del sys.modules[name]  # remains of the first attempt
         import torchvision
 
     return torchvision
@@ -40,7 +41,7 @@ def _mlp(features: int, hidden: int, dim: int) -> nn.Sequential:
 
 
 def _trunk(name: str) -> tuple[nn.Module, int]:
-    """A trunk and its number of features: "resnet18" with a CIFAR stem, or "resnet8", 16 wide, on patches of 2 x 2."""
+    """Returns a trunk and its width: "resnet18" with a CIFAR stem, or "resnet8", 16 wide, on 2 x 2 patches."""
     resnet = torchvision().models.resnet
     if name == "resnet18":
         net = resnet.resnet18()
@@ -56,7 +57,7 @@ def _trunk(name: str) -> tuple[nn.Module, int]:
 
 
 def knn_loss(z: Tensor, labels: Tensor, memory: Tensor, memory_labels: Tensor, ids: Tensor, sigma: float) -> Tensor:
-    """Eq. 2-3, as a whole [B, N] array."""
+    """Returns the k-NN loss [B], Eq. 2-3, by the whole [B, N] array."""
     similarity = F.normalize(z, dim=1) @ memory.T / sigma
     similarity = similarity.scatter(1, ids[:, None], float("-inf"))
     same = memory_labels[None, :] == labels[:, None]
@@ -64,7 +65,7 @@ def knn_loss(z: Tensor, labels: Tensor, memory: Tensor, memory_labels: Tensor, i
 
 
 def instance_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Eq. 1 of [T, B, D]."""
+    """Returns the instance loss [B], Eq. 1, of predictions and targets [T, B, D]."""
     p, t = F.normalize(predictions, dim=-1), F.normalize(targets, dim=-1)
     views = len(p)
     cosines = torch.einsum("ibd,jbd->bij", p, t)
@@ -72,9 +73,10 @@ def instance_loss(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 class Trainer:
-    """State and step of a run's config on its training images and labels.
+    """State and step of a config on training images and labels.
 
-    `tuned`: channels last, compiled, data on the device; else as released codes have it, in float32.
+    `tuned` uses channels-last layout, `torch.compile` and data on the device; otherwise it is like released code, in
+    float32.
     """
 
     def __init__(self, config, images: np.ndarray, labels: np.ndarray, *, tuned: bool, device: str):
@@ -97,7 +99,7 @@ class Trainer:
         self.memory = F.normalize(torch.randn(len(images), dim, device=device), dim=1)
         self.labels = torch.as_tensor(labels, device=device).long()
         self.workers = 0 if tuned else 4 if device == "cuda" else 2
-        self.loaded_ahead = 2 * self.workers  # batches: a DataLoader's usual
+        self.loaded_ahead = 2 * self.workers  # batches, the DataLoader's default
         self.batches = self._made_here() if tuned else self._loaded()
 
     def step(self) -> Tensor:
@@ -122,13 +124,13 @@ class Trainer:
         return loss
 
     def run(self, steps: int) -> float:
-        """The loss after so many steps, which waits for the device."""
+        """Runs some steps and returns the last loss, which waits for the device."""
         for _ in range(steps):
             loss = self.step()
         return loss.item()
 
     def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """As released: torchvision's transforms, image by image, by the workers of a DataLoader."""
+        """Yields views and ids as released code does: torchvision's transforms in the workers of a DataLoader."""
         transform, _ = per_image_transforms("weak", 32)
 
         def collate(ids: list[int]) -> tuple[Tensor, Tensor]:
@@ -149,7 +151,7 @@ class Trainer:
                 yield views.to(self.device, non_blocking=True), ids.to(self.device)
 
     def _made_here(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """As tuned: gathered and transformed on the device, a batch at a time."""
+        """Yields views and ids, gathered and transformed on the device, a batch at a time."""
         on_device = torch.as_tensor(self.images, device=self.device)
         while True:
             for ids in torch.randperm(len(self.images), device=self.device).split(self.batch_size):
@@ -159,7 +161,7 @@ class Trainer:
 
 
 def per_image_transforms(kind: str, size: int) -> list[Callable[[np.ndarray], Tensor]]:
-    """The views "weak", "colour" and "strong" of an image uint8 [H, W, C]: by way of PIL, and on a tensor."""
+    """Returns transforms of an image uint8 [H, W, C] to a "weak", "colour" or "strong" view: by PIL, on a tensor."""
     t = torchvision().transforms
     steps: list[Any] = [t.RandomResizedCrop(size, (0.2, 1.0)), t.RandomHorizontalFlip()]
     if kind == "colour":
@@ -177,7 +179,7 @@ def per_image_transforms(kind: str, size: int) -> list[Callable[[np.ndarray], Te
 
 
 def batch_transform(x: Tensor) -> Tensor:
-    """The weak views of a batch [B, 3, H, W] of its device: one resampling, each image with its own box."""
+    """Returns weak views of a batch [B, 3, H, W]: one resampling, with a box for each image."""
     b, device = len(x), x.device
     area = torch.empty(b, device=device).uniform_(0.2, 1.0)
     ratio = torch.empty(b, device=device).uniform_(np.log(3 / 4), np.log(4 / 3)).exp()

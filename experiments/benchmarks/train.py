@@ -1,4 +1,4 @@
-"""The training step and its parts on CPU, against PyTorch: convolutions, views, k-NN loss, start-up, growth."""
+"""The training step and its parts on CPUs, against PyTorch: convolutions, views, k-NN loss, start-up, growth."""
 
 import functools
 import math
@@ -23,13 +23,13 @@ from grafit_jax.views import augment
 
 
 def step(trunk: str, batch_size: int, *, rounds: int = 1, released_steps: int = 4) -> dict[str, Any]:
-    """One step of ours and of the peer's."""
+    """Measures a step of ours and of the peer."""
     config, data = steps.config(trunk, batch_size), steps.data()
     return steps.compare(config, data, device="cpu", rounds=rounds, released_steps=released_steps, goal=1.0)[0]
 
 
 def convolutions(batch_size: int = 128) -> dict[str, Any]:
-    """ResNet-18 forward and backward with convolutions part by part, and with each in one go."""
+    """Measures ResNet-18 forward and backward with split convolutions, and with whole ones."""
     trunk = build_trunk("resnet18", stem="cifar")
     x = jax.random.normal(jax.random.key(0), (batch_size, 32, 32, 3))
     variables = trunk.init(jax.random.key(1), x[:2], train=False)
@@ -57,7 +57,7 @@ def convolutions(batch_size: int = 128) -> dict[str, Any]:
 
 
 def knn(num_rows: int, batch_size: int, goal: float | None = None, device: str = "cpu") -> dict[str, Any]:
-    """The k-NN loss with its gradient, against the direct formula in PyTorch."""
+    """Measures the k-NN loss with its gradient, against the direct formula in PyTorch."""
     dim = 128
     keys = jax.random.split(jax.random.key(0), 3)
     memory = jax.jit(lambda key: unit(jax.random.normal(key, (num_rows, dim))))(keys[0])
@@ -79,7 +79,7 @@ def knn(num_rows: int, batch_size: int, goal: float | None = None, device: str =
     before = timing.gigabytes("VmRSS")
     call()
     work, facts = f"k-NN loss and gradient, {num_rows} x {dim}, batch {batch_size}", dict[str, Any](goal_s=goal)
-    if device == "cpu":  # what a process holds is the host's
+    if device == "cpu":  # on a GPU the arrays are not in the process's memory
         facts["gigabytes_over_memory"] = timing.gigabytes("VmHWM") - before
     try:
         import torch
@@ -111,7 +111,7 @@ _VIEWS: dict[str, dict[str, Any]] = {
 
 
 def views(kind: str, *, size: int = 32, side: int = 32, batch_size: int = 128) -> dict[str, Any]:
-    """Two views of each image of a batch, in images a second, against torchvision's transforms image by image."""
+    """Measures two views of each image of a batch, against torchvision's transforms image by image."""
     mean, std = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
     options = augment.Views(size=size, mean=mean, std=std, crop_scale=(0.2, 1.0), **_VIEWS[kind])
     images = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
@@ -125,13 +125,13 @@ def views(kind: str, *, size: int = 32, side: int = 32, batch_size: int = 128) -
     try:
         from benchmarks import torch_peer
 
-        torch_peer.torch.set_num_threads(1)  # as in the worker of a loader
+        torch_peer.torch.set_num_threads(1)  # as in a loader's worker
         transforms = torch_peer.per_image_transforms(kind, size)
     except ImportError:
         transforms = []
     sample = images[: max(8, batch_size // 4)]
     seconds, *peers = timing.best([call, *(lambda t=t: [t(x) for x in sample] for t in transforms)], 3)
-    # The peer is granted a loader process on each core, at no other cost.
+    # The peer's time assumes a loader process on each core, without overhead.
     workers, count = len(os.sched_getaffinity(0)), 2 * batch_size
     peer_seconds = min(peers) * count / len(sample) / workers if peers else None
     peer = f"torchvision, {workers} ideal workers" if peers else "not installed"
@@ -140,7 +140,7 @@ def views(kind: str, *, size: int = 32, side: int = 32, batch_size: int = 128) -
 
 
 def _process(code: str, **environment: str) -> str:
-    """What a Python process prints that runs `code` with these modules at hand."""
+    """Runs `code` in a Python process that can import these modules, and returns its output."""
     paths = os.pathsep.join([str(steps.ROOT), str(steps.ROOT / "experiments"), os.environ.get("PYTHONPATH", "")])
     environ = os.environ | {"PYTHONPATH": paths} | environment
     return subprocess.run(
@@ -149,7 +149,7 @@ def _process(code: str, **environment: str) -> str:
 
 
 def imported(module: str, goal: float) -> dict[str, Any]:
-    """An import, within a process that has nothing else to do."""
+    """Measures an import in a process of its own."""
     code = f"import sys, time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
     code += "; assert 'tensorflow' not in sys.modules"
     seconds = min(float(_process(code)) for _ in range(3))
@@ -157,13 +157,13 @@ def imported(module: str, goal: float) -> dict[str, Any]:
 
 
 def quickstart_step() -> None:
-    """The first step of the quickstart's Grafit run and nothing else."""
+    """Runs only the first step of the quickstart's Grafit run."""
     cli.use_compilation_cache()
     steps.Ours(steps.from_file("digits"))
 
 
 def first_step(cache: str, goal: float) -> dict[str, Any]:
-    """From the start of a process to the end of the quickstart's first Grafit step; the cache is cold or warm."""
+    """Measures from process start to the end of the quickstart's first step, with a "cold" or "warm" cache."""
     code = "from benchmarks import train; train.quickstart_step()"
     with tempfile.TemporaryDirectory() as folder:
         times = [
@@ -174,7 +174,7 @@ def first_step(cache: str, goal: float) -> dict[str, Any]:
 
 
 def scan() -> dict[str, Any]:
-    """Steps in a scan against single calls."""
+    """Measures steps in a scan against single calls."""
     data = steps.data()
     single, looped = (steps.Ours(steps.config("resnet8", 128, **{"train.steps_per_call": n}), data) for n in (1, 5))
     one, five = timing.best([single.call, looped.call], 1)
@@ -182,14 +182,14 @@ def scan() -> dict[str, Any]:
 
 
 def step_seconds(**overrides: Any) -> float:
-    """A step of the small net."""
+    """Returns seconds of a step of the small network."""
     batch_size = overrides.pop("train.batch_size", 128)
     data = steps.records(overrides.pop("images", 50_000), overrides.get("views.size", 32))
     return timing.best([steps.Ours(steps.config("resnet8", batch_size, **overrides), data).call], 2)[0]
 
 
 def spread_seconds(count: int) -> float:
-    """The same on so many simulated devices, in a process of its own."""
+    """Returns `step_seconds` on `count` simulated devices, in a process of its own."""
     code = (
         f"import jax; assert jax.device_count() == {count}; from benchmarks import train; print(train.step_seconds())"
     )

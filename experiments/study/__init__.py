@@ -1,1 +1,1 @@
-"""The tables of experiments/reproduce.py: runs, recorded results, published rows, claims, rendering."""
+"""The tables of experiments/reproduce.py: runs, recorded results, published rows, claims and rendering."""

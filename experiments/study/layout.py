@@ -112,10 +112,8 @@ def _duration(seconds: float) -> str:
 
 
 def replace_block(text: str, name: str, block: str) -> str:
-    """`text` with what stands between `<!-- name -->` and `<!-- /name -->` replaced by `block`."""
+    """Returns `text` with the lines between `<!-- name -->` and `<!-- /name -->` replaced by `block`."""
     pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise UserError(
-            f"no block <!-- {name} --> … <!-- /{name} --> found: put these two lines where it should stand."
-        )
+        raise UserError(f"found no block <!-- {name} --> … <!-- /{name} --> in a page; add these two lines to one.")
     return pattern.sub(lambda m: f"{m[1]}{block}\n{m[2]}", text)

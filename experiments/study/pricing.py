@@ -1,4 +1,4 @@
-"""What runs will take, before they are started: the mean of recorded runs of the same config, else unknown."""
+"""Predicted training times: the mean over recorded runs of the same config, or unknown."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,9 +12,9 @@ from study.reproduction import Recorded, RowRun
 
 
 def price(point: RowRun, known: Iterable[Result]) -> tuple[float | None, int]:
-    """Seconds of training, the mean over known runs of the same config but for the seed, and their number.
+    """Returns the mean training time in seconds of known runs of the same config with any seed, and their number.
 
-    Evaluation and compilation come on top. The seconds are None where no run is known.
+    Evaluation and compilation are not included. The mean is None if no run is known.
     """
     if point.row.name == RAW_PIXELS:
         return 0.0, 0
@@ -25,59 +25,59 @@ def price(point: RowRun, known: Iterable[Result]) -> tuple[float | None, int]:
 
 
 def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config makes a difference to the time of the runs of its row."""
+    """Returns the keys of a config that affect the training time."""
     apart = ("seed", *recording.STARTS)  # every seed of a row starts from another run
     return {key: value for key, value in recording.comparable(config).items() if key not in apart}
 
 
 class Budget:
-    """A time limit for several runs: refuses the runs that would not end in time.
+    """A time limit for several runs, which refuses the runs that would not end in time.
 
-    For compilation, evaluation and writing a run is allowed 1.25 times what the slowest run so far needed; the first
-    run is allowed 90 seconds. A resumed run is priced as if it started from the beginning.
+    Compilation, evaluation and writing of a run are estimated as 1.25 times the longest so far, 90 seconds for the
+    first run. A resumed run counts as a whole run.
     """
 
     def __init__(
         self, seconds: float, known: Iterable[Result], *, on_cpu: bool, clock: Callable[[], float] = time.monotonic
     ):
-        """`known` are results whose times are known; those of the kind of device at hand count (`on_cpu`)."""
+        """`known` are results with times; those on the same kind of device count: CPUs (`on_cpu`) or others."""
         self._clock, self._seconds, self._end = clock, seconds, clock() + seconds
         self._known = [result for result in known if ("cpu" in result["run"].get("device", "cpu")) == on_cpu]
         self._around: list[float] = []
 
     def refusal(self, missing: Sequence[RowRun]) -> str | None:
-        """Why these runs, one after the other, are not to be started; None if they are."""
+        """Returns why these runs, one after the other, must not be started, or None if they may."""
         seconds = [price(point, self._known)[0] for point in missing]
         if None in seconds:
-            return "no recorded run gives its time: train it once without --budget_minutes"
+            return "found no recorded run with its time; train it once without --budget_minutes"
         around = 1.25 * max(self._around, default=72.0)
         left, takes = self._end - self._clock(), sum(s + around for s in seconds if s is not None)
         if not seconds or takes <= left:
             return None
-        needs = f"takes {takes / 60:.1f} minutes by recorded runs, and {max(left, 0) / 60:.1f} are left"
-        return f"{needs}: {reproduction.AGAIN if takes <= self._seconds else 'give it more --budget_minutes'}"
+        remedy = reproduction.AGAIN if takes <= self._seconds else "increase --budget_minutes"
+        return f"found {max(left, 0) / 60:.1f} minutes left; expected {takes / 60:.1f} by recorded runs; {remedy}"
 
     def trained(self, result: Result, seconds: float) -> None:
-        """Notes a run that was trained from its start, and the seconds that it took in all."""
+        """Records a run that was trained from its start, and the seconds that it took in all."""
         self._around.append(max(0.0, seconds - result["run"]["train_seconds"]))
         self._known.append(result)
 
 
 def plan(tables: Mapping[str, Sequence[RowRun]], recorded: Recorded, known: Sequence[Result], *, jobs: int = 1) -> str:
-    """What training the runs of some tables takes, row by row, for a terminal.
+    """Returns a table, for a terminal, of the training time of every row of some tables.
 
     Args:
       tables: name -> its runs.
       recorded: results that are not trained again.
-      known: results whose times are known.
-      jobs: how many runs at a time.
+      known: results with known times.
+      jobs: number of runs at a time.
     """
     lines, total, unknown, done = [], 0.0, 0, set()
-    for table, wanted in tables.items():
-        missing = [point for point in reproduction.missing(wanted, recorded) if point.directory not in done]
+    for table, points in tables.items():
+        missing = [point for point in reproduction.missing(points, recorded) if point.directory not in done]
         done |= {point.directory for point in missing}
-        for row in dict.fromkeys(point.row.name for point in [*wanted, *missing]):
-            asked = sum(point.row.name == row for point in wanted)
+        for row in dict.fromkeys(point.row.name for point in [*points, *missing]):
+            asked = sum(point.row.name == row for point in points)
             prices = [price(point, known) for point in missing if point.row.name == row]
             seconds = [s for s, _ in prices if s is not None]
             total, unknown = total + sum(seconds), unknown + len(prices) - len(seconds)

@@ -1,4 +1,4 @@
-"""Every published row (docs/paper.md section 4): its value, ours, what it lacks."""
+"""The published rows (docs/paper.md section 4): their values, ours, and what is missing to run them."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from grafit_jax.runs.results import Result
 
 Recorded = Mapping[str, Sequence[Result]]
 
-# Under Grafit's name the MaskCon paper means this method.
+# The method that the MaskCon paper calls Grafit.
 METHOD = "grafit_maskcon"
 # The nine methods of docs/paper.md section 2.
 OF_PAPER = (
@@ -21,16 +21,16 @@ OF_PAPER = (
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A published row, or one that the paper has and of which no cell is confirmed.
+    """A published row, or a row of the paper without a confirmed cell.
 
     Attributes:
-      table: of `tables.TABLES`, whose runs measure it.
-      rows: of that table; more than one where a method is trained at several levels.
-      trunk: the network.
-      published: metric -> percent, or None where it is not confirmed.
-      standing: of the published values: "seed", "paper", or "" without any.
-      lacks: what has to be got by hand before it can be run; empty if nothing.
-      how: the published value came about, if not as one expects.
+      table: the table of `tables.TABLES` whose runs measure it.
+      rows: rows of that table; more than one for a method trained at several levels.
+      trunk: name of the network.
+      published: metric -> percent, or None if it is not confirmed.
+      standing: standing of the published values: "seed", "paper", or "" if there are none.
+      lacks: data and weights that must be obtained by hand before it can run.
+      how: how the published value was obtained, if it needs a remark.
     """
 
     table: str
@@ -42,7 +42,7 @@ class Target:
     how: str = ""
 
 
-# What has to be got by hand.
+# Data and weights that must be obtained by hand.
 _CARS = "images of Cars"
 _IMAGENET = "ImageNet"
 _INAT18 = "categories.json of iNaturalist 2018"
@@ -50,8 +50,7 @@ _INAT19 = "iNaturalist 2019"
 _SOP = "Online Products"
 _WEIGHTS = "resnet18 weights"
 
-# Protocol "maskcon", by what configs/maskcon.py calls the data set: what a trunk that starts pretrained reaches at R@1,
-# 2, 5 and 10 [seed], and what is to be got.
+# Protocol "maskcon": data set in configs/maskcon.py -> (R@1, 2, 5 and 10 of a pretrained trunk [seed], what it lacks).
 _KS = (1, 2, 5, 10)
 MASKCON = {
     "cifar100": ((60.57, 71.13, 82.32, 89.21), ()),
@@ -62,7 +61,7 @@ MASKCON = {
 
 
 def table_name(dataset: str, *, pretrained: bool) -> str:
-    """What `tables.TABLES` calls the runs of a row of protocol "maskcon"."""
+    """Returns the table, in `tables.TABLES`, of a data set of protocol "maskcon"."""
     return f"maskcon_{dataset}{'_pretrained' if pretrained else ''}"
 
 
@@ -74,7 +73,7 @@ def _maskcon() -> Iterable[Target]:
         yield Target(scratch, (METHOD,), "resnet18", published, "seed", lacks, "pretrained")
 
 
-# Transfer, by what configs/transfer.py calls the data set: what is to be got.
+# Transfer: data set in configs/transfer.py -> what it lacks.
 TRANSFER = {
     "inat19": (_INAT19,),
     "cifar100": (),
@@ -84,9 +83,9 @@ TRANSFER = {
     "cars": (_CARS,),
     "imagenet": (),
 }
-# Pixels of the larger test images [ours]: how large the published ones are is not known.
+# Size of the larger test images in pixels [ours]; the published size is not known.
 LARGE_SIZE = "384"
-# (data set, method, trunk, how it is published) -> top-1.
+# (data set, method, trunk, `Target.how`) -> top-1.
 _LARGE, _LATER, _UNSAID = "larger test images", "a later paper", "one of two readings"
 _SEED = {
     ("inat19", "grafit", "regnet_y_8gf", _LARGE): 84.1,
@@ -115,12 +114,12 @@ _PUBLISHED = {
     ("inat18", "grafit", "resnet50", _LATER): 68.5,
     ("inat19", "grafit", "resnet50", _LATER): 74.6,
 }
-# Data sets with rows at larger test images.
+# Data sets with rows of larger test images.
 LARGE = {dataset for dataset, _, _, how in (*_SEED, *_PUBLISHED) if how == _LARGE}
 
 
 def transfer_row(dataset: str, method: str, trunk: str, size: str = "") -> str:
-    """What `tables.TABLES` calls a row of fine-tuning, tested at `size` if that is not the usual one."""
+    """Returns the name, in `tables.TABLES`, of a fine-tuning row; `size` is the test size if not the training size."""
     return "_".join(filter(None, (dataset, method, trunk, size)))
 
 
@@ -147,7 +146,7 @@ def _coarse_to_fine() -> Iterable[Target]:
             yield Target(table, rows, trunk, {"knn_top1": None, "map": None}, lacks=lacks)
 
 
-# The other reading of the seed's CIFAR-100, besides fine-tuning: k-NN top-1 after training on fine labels.
+# The other reading of the CIFAR-100 value [seed], next to fine-tuning: k-NN top-1 after training on fine labels.
 _FINE = {"knn_top1": _SEED["cifar100", "grafit", "resnet50", _UNSAID]}
 TARGETS: tuple[Target, ...] = (
     *_transfer(),
@@ -167,7 +166,7 @@ _NAMES = {
 
 
 def ours(target: Target, recorded: Recorded) -> list[dict[str, float]]:
-    """For each row of a target that is measured, its metrics in percent, means over the recorded seeds."""
+    """Returns the metrics of each measured row of a target: means over the recorded seeds, in percent."""
     found = []
     for row in target.rows:
         runs = [r["metrics"] for r in recorded.get(target.table, ()) if r["row"] == row]
@@ -177,7 +176,7 @@ def ours(target: Target, recorded: Recorded) -> list[dict[str, float]]:
 
 
 def state(target: Target, recorded: Recorded) -> str:
-    """Measured, ready, or blocked and by what."""
+    """Returns whether a target is measured, ready to run, or blocked, and by what."""
     measured = len(ours(target, recorded))
     if measured == len(target.rows):
         return "measured"
@@ -187,7 +186,7 @@ def state(target: Target, recorded: Recorded) -> str:
 
 
 def command(table: str) -> str:
-    """The command line that trains a table; resnet18.safetensors stands for the file of pretrained weights."""
+    """Returns the command that trains a table; resnet18.safetensors stands for the file of pretrained weights."""
     weights = " --pretrained=resnet18.safetensors" if table.endswith("_pretrained") else ""
     return f"python experiments/reproduce.py --table={table}{weights}"
 
@@ -196,12 +195,12 @@ _HEADER = ("table", "row", "trunk", "metric", "paper", "ours", "state")
 
 
 def render(recorded: Recorded, tables: Iterable[str] = (), as_text: Callable[..., str] = markdown) -> str:
-    """Published values beside ours, with the difference in points behind ours; "" where nothing is published.
+    """Renders published values beside ours, each of ours with its difference in points; "" if nothing is published.
 
     Args:
       recorded: results by table.
-      tables: whose rows; all without any.
-      as_text: of a header and rows.
+      tables: tables to show; empty for all.
+      as_text: renders a header and rows.
     """
     chosen = {*tables} or {target.table for target in TARGETS}
     rows = [_cells(target, recorded) for target in TARGETS if target.table in chosen]

@@ -1,4 +1,4 @@
-"""Recorded results: JSON lines that git keeps, whether they can stand in one table, and merging them with new ones."""
+"""Recorded results: JSON lines files in version control, checks that results are comparable, and merging."""
 
 import functools
 import json
@@ -11,27 +11,27 @@ from grafit_jax import methods
 from grafit_jax.errors import UserError, reading
 from grafit_jax.runs.results import Result
 
-# Whose neighbours are found by the pixels themselves: the control without a network, and without a config of its own.
+# The control without a network: neighbours by raw pixels. It has no config of its own.
 RAW_PIXELS = "raw_pixels"
-# What changes no training.
+# Prefixes of config keys that do not affect training.
 _NOT_TRAINING = ("eval.", "checkpoint.")
-# By what test images are judged, which results in one table have to share; their size a table can say.
+# Evaluation settings that all results of one table must share. The image size may differ: tables show it.
 _JUDGED_BY = ("eval.crop", "eval.resize", "eval.knn_k", "eval.knn_temperature")
-# Runs that others start from, by where they are.
+# Config keys that hold the path of a run or weights to start from.
 STARTS = ("clusterfit.source", "model.pretrained")
-# The parts of an entry of which a file says once what all its entries share.
+# The parts of an entry whose shared values are written once, in the first line of a file.
 _PARTS = ("run", "config", "environment")
-WANT = "take the file back from version control, or record it again with experiments/reproduce.py or benchmark.py"
+RESTORE = "restore the file from version control, or record it again with experiments/reproduce.py or benchmark.py"
 
 
 def protocol(method: str) -> str:
-    """That a method is of; none of raw pixels."""
+    """Returns the protocol of a method; "" for raw pixels."""
     return "" if method == RAW_PIXELS else methods.get(method).protocol
 
 
 def dumps(entries: Sequence[Mapping[str, Any]]) -> str:
-    """JSON lines: first what all entries share of their parts, then an entry a line, with the rest."""
-    first, *others = entries = json.loads(json.dumps(entries))  # what is read back: lists, no tuples
+    """Returns JSON lines: first the values that all entries share, then one line for each entry with the rest."""
+    first, *others = entries = json.loads(json.dumps(entries))  # as read back: lists, not tuples
     shared = {
         part: {
             key: value
@@ -49,23 +49,23 @@ def dumps(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def load(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The entries of a file that `dumps` made; UserError for a file that holds something else."""
-    with reading(path, WANT):
+    """Loads the entries of a file written by `dumps`; raises UserError if the content is invalid."""
+    with reading(path, RESTORE):
         first, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         shared = first["shared"]
         return [{**line, **{part: same | line[part] for part, same in shared.items()}} for line in lines]
 
 
 def read(path: pathlib.Path) -> list[Result]:
-    """The recorded results of a table; UserError for a file that holds something else."""
+    """Loads the recorded results of a table; raises UserError if the content is invalid."""
     found = load(path)
-    with reading(path, WANT):
+    with reading(path, RESTORE):
         for result in found:
             if missing := {"row", "metrics", "run", "config"} - result.keys():
-                raise UserError(f"{path} has a result without {', '.join(sorted(missing))}: {WANT}.")
+                raise UserError(f"{path}: found a result without {', '.join(sorted(missing))}; {RESTORE}.")
             for name, value in result["metrics"].items():
                 if not isinstance(value, int | float):
-                    raise UserError(f"{path} has {str(value)[:40]!r} as {name}: {WANT}.")
+                    raise UserError(f"{path}: found {name} = {str(value)[:40]!r}; expected a number; {RESTORE}.")
             config = config_lib.renamed(result["config"])
             protocol(config["method"])
             result |= {"method": config["method"], "seed": config["seed"], "config": config}
@@ -73,23 +73,23 @@ def read(path: pathlib.Path) -> list[Result]:
 
 
 def save_form(result: Result) -> dict[str, Any]:
-    """What is recorded of a result: without what its config says again, or where its files lie on this machine."""
+    """Returns the recorded form of a result, without values that its config repeats and without local paths."""
     config = {key: _placeless(key, v) for key, v in result["config"].items() if key not in config_lib.PLACES}
     return {"row": result["row"], "metrics": result["metrics"], "run": result["run"], "config": config}
 
 
 def check_together(results: Sequence[Result], where: str) -> None:
-    """Checks that results can stand in one table.
+    """Checks that results are comparable, so that one table may show them.
 
     Raises:
-      UserError: images of different data, or other rules by which they are judged.
+      UserError: the results are of different images or labels, or of different evaluation settings.
     """
     for key in _JUDGED_BY:
         values = {result["config"].get(key, _defaults()[key]): result for result in results}
         if len(values) > 1:
             found = "; ".join(f"{r['row']}, seed {r['seed']}: {value}" for value, r in values.items())
-            raise UserError(f"{where} mixes results of different {key} ({found}): evaluate all rows alike.")
-    # By the size that photos are kept at, which is in their fingerprint.
+            raise UserError(f"{where}: found results with different {key} ({found}); evaluate all rows with the same.")
+    # Grouped by data.image_size, on which the fingerprint of photos depends.
     by_size: dict[int, list[Result]] = {}
     for result in results:
         by_size.setdefault(result["config"].get("data.image_size", 0), []).append(result)
@@ -97,15 +97,16 @@ def check_together(results: Sequence[Result], where: str) -> None:
         different = _on_different_data(of_size)
         if len(different) > 1:
             raise UserError(
-                f"{where} mixes results on different images or labels ({'; '.join(different)}): measure all "
-                "rows on the same data."
+                f"{where}: found results on different images or labels ({'; '.join(different)}); measure all rows on "
+                "the same data."
             )
 
 
 def _on_different_data(results: Iterable[Result]) -> list[str]:
-    """One result of each data set among these, by row and seed; those that say nothing of their data left out.
+    """Returns the row and seed of one result for each data set among the results; results without one are ignored.
 
-    Data are the same in the same order (`data_fingerprint`), or in any (`data_content`, which older results lack).
+    Two results have the same data if their images are equal in order (`data_fingerprint`) or in any order
+    (`data_content`, which older results lack).
     """
     groups: list[tuple[set[tuple], str]] = []
     for result in results:
@@ -124,44 +125,43 @@ def _on_different_data(results: Iterable[Result]) -> list[str]:
 
 
 def merge(old: Iterable[Result], new: Iterable[Result], rows: Sequence[str], where: str) -> list[Result]:
-    """Old and new results in the order of `rows`, then of seeds; a new one takes the place of an old one of its config.
+    """Merges results in the order of `rows`, then of seeds; a new result replaces an old one of the same config.
 
     Raises:
-      UserError: a row that the table has not, or a new result of another config than the one that is there.
+      UserError: a row is not in `rows`, or a new result has another config than the old one of its row and seed.
     """
     merged: dict[tuple[str, int], Result] = {}
     for result in [*old, *new]:
         place = (result["row"], result["seed"])
         if result["row"] not in rows:
-            raise UserError(f"{where} has the row {result['row']}, and the table has {', '.join(rows)}: remove it.")
+            raise UserError(f"{where}: found row {result['row']}; expected one of {', '.join(rows)}; remove it.")
         changed = differences(merged[place]["config"], result["config"]) if place in merged else []
         if changed:
             raise UserError(
-                f"{where} has {place[0]}, seed {place[1]}, of another config ({'; '.join(changed)}): remove that entry "
-                "if the new one is to take its place, or train by the config that it has."
+                f"{where}: found {place[0]}, seed {place[1]}, of another config ({'; '.join(changed)}); remove that "
+                "entry to replace it, or train with its config."
             )
         merged[place] = result
     return sorted(merged.values(), key=lambda r: (rows.index(r["row"]), r["seed"]))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """'key: old -> new' where two configs (dotted keys to values) would not train the same.
+    """Returns 'key: old -> new' for every difference between two configs (dotted key -> value) that affects training.
 
-    A key that one of them lacks is at its default, since it was recorded before there was that key. Of a run to start
-    from only the name counts, and of clusters nothing, where the method has none. Evaluation and checkpoints change no
-    training.
+    A missing key has its default: the config was recorded before the key existed. Paths count by their last part.
+    Ignored are `eval.*`, `checkpoint.*` and, for methods without clusters, `clusterfit.*`.
     """
     a, b = comparable(old), comparable(new)
     return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 
 def key(config: Mapping[str, Any]) -> frozenset:
-    """Equal for configs without `differences`, and for no others."""
+    """Returns a key that is equal for two configs if and only if they have no `differences`."""
     return frozenset(comparable(config).items())
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config makes a difference to its run: as JSON has it or not, and however old it is."""
+    """Returns the keys of a config that affect training, in one form for configs of JSON, of Python and of any age."""
     values = _defaults() | dict(config)
     values = {
         key: _placeless(key, tuple(v) if isinstance(v, list) else v)
@@ -179,7 +179,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _placeless(key: str, value: Any) -> Any:
-    """The value of a config's key, of a file or a folder its name alone."""
+    """Returns the value of a config key; a path is reduced to its last part."""
     if key in STARTS:
         return pathlib.Path(value).name
     if key == "data.source" and value.startswith("npz:"):

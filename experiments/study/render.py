@@ -80,8 +80,8 @@ def recorded(root: pathlib.Path) -> dict[str, list[Result]]:
 def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
     """Raises a UserError if a result's config is not the one of its row and table."""
     path, table, config = results_path(root, name), TABLES[name], result["config"]
-    place = f"{path}, row {result['row']}, seed {result['seed']},"
-    with reading(path, recording.WANT):
+    place = f"{path}, row {result['row']}, seed {result['seed']}"
+    with reading(path, recording.RESTORE):
         # The same images may come from another source; their fingerprints are compared instead.
         elsewhere = config["data.source"] if config["data.source"].startswith("npz:") else ""
         weights = config.get("model.pretrained", "") if table.pretrained else ""
@@ -160,7 +160,7 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
         "over_epochs": _over_epochs(of_tables) or _not_run("cifar100_epochs"),
     } | {name: _not_run(name) for name in TABLES}
     for path in _files(root):
-        with reading(path, recording.WANT):
+        with reading(path, recording.RESTORE):
             if path.stem in TABLES:
                 found[path.stem] = render(TABLES[path.stem], of_tables[path.stem], str(path))
             else:

@@ -1,4 +1,4 @@
-"""The runs of a table: which of them are there, what the others take, and their results."""
+"""The runs of a table: their state, training what is missing, and their results."""
 
 import contextlib
 import dataclasses
@@ -29,11 +29,11 @@ from study.tables import RAW_PIXELS, Row, Table
 
 @dataclasses.dataclass(frozen=True)
 class RowRun:
-    """A row and a seed.
+    """The run of a row with one seed.
 
     Attributes:
-      directory: of its run.
-      arg: what stands behind the config file's colon.
+      directory: its workdir.
+      arg: arguments of the config file.
       start: the run that it starts from.
     """
 
@@ -50,19 +50,19 @@ class RowRun:
 
     @property
     def flat(self) -> dict[str, Any]:
-        """The config as a result has it: dotted keys to values, with the method that is none of a config's."""
+        """The config as a result has it: dotted key -> value, with method "raw_pixels" for that row."""
         flat = config_lib.flatten(self.config)
         return flat | {"method": RAW_PIXELS} if self.row.name == RAW_PIXELS else flat
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a table's data and weights are, if not where its configs say.
+    """Locations of data and weights that replace those of a table's configs.
 
     Attributes:
       data_dir: TFDS's data directory.
-      data_source: where the same images lie, in place of the config's data.source; empty for that.
-      pretrained: the file of weights, for a table whose trunks start from one.
+      data_source: replaces data.source, with the same images; empty for the config's.
+      pretrained: file of weights, for a table with pretrained trunks.
     """
 
     data_dir: str = ""
@@ -79,26 +79,29 @@ def points(
     only: Sequence[str] | None = None,
     source: Source = Source(),
 ) -> list[RowRun]:
-    """The runs of a table, row by row; nothing is trained or read but config files.
+    """Returns the runs of a table, row by row; reads only config files and trains nothing.
 
     Args:
-      table: which.
-      path: where its runs are.
-      root: of the repository.
-      seeds: of every row, in place of the table's own.
-      only: these rows alone, by name, in this order.
-      source: of data and weights.
+      table: the table.
+      path: directory of its runs.
+      root: root of the repository.
+      seeds: seeds of every row, in place of the table's own.
+      only: names of rows, in this order; None for all.
+      source: locations of data and weights.
+
+    Raises:
+      UserError: weights are missing or not used, or a name in `only` is unknown.
     """
     given = source.pretrained
     if table.pretrained and not given:
-        raise UserError("the table's trunks start pretrained: found no file of weights, want --pretrained=FILE.")
+        raise UserError("found no file of weights for a table with pretrained trunks; use --pretrained=FILE.")
     if given and not table.pretrained:
-        raise UserError(f"the table's trunks start from scratch: found {given} of weights, want no --pretrained.")
+        raise UserError(f"found --pretrained={given} for a table with trunks from scratch; remove --pretrained.")
     rows = {row.name: row for row in table.rows}
     unknown = set(only or ()) - {*rows}
     if unknown:
         near = did_you_mean(min(unknown), [*rows])
-        raise UserError(f"the table has no {', '.join(sorted(unknown))}{near}: its rows are {', '.join(rows)}.")
+        raise UserError(f"found unknown row {', '.join(sorted(unknown))}{near}; expected one of {', '.join(rows)}.")
 
     def point(row: Row, seed: int) -> RowRun:
         start = None if row.start is None else point(row.start, seed)
@@ -121,65 +124,65 @@ def points(
 
 
 def run_directory(path: pathlib.Path, name: str, seed: int) -> pathlib.Path:
-    """Of the run of a row: under its name, with the seed if it is not 0."""
+    """Returns the workdir of a row's run: the row's name, with the seed if it is not 0."""
     return path / (f"{name}_seed{seed}" if seed else name)
 
 
-# What helps a run that was not started, or stopped.
-AGAIN = "start the same command again to go on"
+# The remedy for runs that were stopped or not started.
+AGAIN = "start the same command again to resume"
 
 
 class Budget(Protocol):
-    """What `all_results` asks before it trains; `pricing.Budget`."""
+    """The interface of `pricing.Budget` that `all_results` uses."""
 
     def refusal(self, missing: Sequence[RowRun]) -> str | None: ...
     def trained(self, result: Result, seconds: float) -> None: ...
 
 
-# What is recorded, in whichever table: row, and `results.key` of the config -> result.
+# Recorded results of all tables: (row, `recording.key` of the config) -> result.
 Recorded = Mapping[tuple[str, frozenset], Result]
 
 
 def index(found: Iterable[Result]) -> Recorded:
-    """Recorded results by their rows, and by what they were trained with."""
+    """Indexes recorded results by row and config."""
     return {(result["row"], recording.key(result["config"])): result for result in found}
 
 
 def state(point: RowRun, known: Recorded) -> str:
-    """What there is of a run: "recorded", "complete", "begun" or "missing"; UserError for files of something else."""
+    """Returns "recorded", "complete", "begun" or "missing"; raises UserError for a workdir of something else."""
     if known_result(point, known) is not None:
         return "recorded"
     if point.row.name == RAW_PIXELS:
-        return "missing"  # seconds
+        return "missing"  # computed in seconds
     workdir.check(point.directory, point.config)
     if (point.directory / "metrics.json").is_file():
         return "complete"
     return "begun" if (point.directory / "config.json").is_file() else "missing"
 
 
-def missing(wanted: Iterable[RowRun], known: Recorded) -> list[RowRun]:
-    """What is to be trained, in order and each run once: also runs that others start from, whatever is recorded."""
+def missing(runs: Iterable[RowRun], known: Recorded) -> list[RowRun]:
+    """Returns the runs to train, in order and each once, with the runs that they start from even if recorded."""
     found: dict[pathlib.Path, RowRun] = {}
 
     def add(point: RowRun, known: Recorded) -> None:
         if state(point, known) in ("recorded", "complete"):
             return
         if point.start is not None:
-            add(point.start, {})  # its checkpoint is needed
+            add(point.start, {})  # a recorded result has no checkpoint
         found.setdefault(point.directory, point)
 
-    for point in wanted:
+    for point in runs:
         add(point, known)
     return list(found.values())
 
 
 def known_result(point: RowRun, known: Recorded) -> Result | None:
-    """The recorded result of the same row, trained by the same config."""
+    """Returns the recorded result of the same row and config, or None."""
     return known.get((point.row.name, recording.key(point.flat)))
 
 
 def result(point: RowRun, known: Recorded) -> Result:
-    """The result of a run, which is trained if it is neither recorded nor complete."""
+    """Returns the result of a run, and trains it if it is neither recorded nor complete."""
     found = known_result(point, known)
     if found is not None:
         return found
@@ -189,11 +192,11 @@ def result(point: RowRun, known: Recorded) -> Result:
     return {"row": point.row.name} | results.collect(point.directory)
 
 
-def complete(wanted: Iterable[RowRun]) -> list[Result]:
-    """The results of the runs that are complete already, recorded or not; what cannot be read is passed over."""
+def complete(runs: Iterable[RowRun]) -> list[Result]:
+    """Returns the results of the runs with a complete workdir; skips unreadable ones."""
     found = []
-    for point in wanted:
-        with contextlib.suppress(UserError):  # `all_results` tells of it
+    for point in runs:
+        with contextlib.suppress(UserError):  # `all_results` reports it
             if state(point, {}) == "complete":
                 found.append(result(point, {}))
     return found
@@ -201,7 +204,7 @@ def complete(wanted: Iterable[RowRun]) -> list[Result]:
 
 def _train(point: RowRun) -> None:
     if (point.directory / "metrics.json").exists():
-        workdir.claim(point.directory, point.config)  # refuses the results of another config
+        workdir.claim(point.directory, point.config)  # raises for another config
         return
     if point.start is not None:
         _train(point.start)
@@ -209,7 +212,7 @@ def _train(point: RowRun) -> None:
 
 
 def words(point: RowRun, root: pathlib.Path) -> list[str]:
-    """The words of the command line that trains a run here, by the repository in `root`."""
+    """Returns the words of the command that trains a run with the repository in `root`."""
     places = {key: point.flat[key] for key in ("data.data_dir", "data.source", "model.pretrained")}
     config = f"--config={root / point.row.config}:{point.arg}"
     flags = [f"--config.{key}={value}" for key, value in {**point.row.overrides, **places}.items()]
@@ -217,7 +220,7 @@ def words(point: RowRun, root: pathlib.Path) -> list[str]:
 
 
 def train_all(
-    wanted: Iterable[RowRun],
+    runs: Iterable[RowRun],
     known: Recorded,
     failed: dict[pathlib.Path, str],
     left: dict[pathlib.Path, str],
@@ -225,27 +228,29 @@ def train_all(
     root: pathlib.Path,
     jobs: int,
 ) -> bool:
-    """Trains what is missing, some runs at a time, each by a process of its own with its log beside its checkpoints.
+    """Trains the missing runs, `jobs` at a time, each in its own process that logs to its workdir.
+
+    Afterwards every run is complete, or in `failed` or `left`, for `all_results`.
 
     Args:
-      wanted: of all tables: `all_results` of them finds the runs complete, or in `failed` or `left`.
-      known: as for `all_results`.
-      failed: gets the reasons by directory.
-      left: the same of runs that are to be gone on with: somebody else is at them, or they start from such a one.
-      root: of the repository.
-      jobs: how many at a time.
+      runs: runs of all tables.
+      known: recorded results, which are not trained again.
+      failed: receives the reason of every failed run, by workdir.
+      left: receives the reason of every unfinished run, by workdir: another process runs it, or the run it starts from.
+      root: root of the repository.
+      jobs: number of runs at a time.
 
     Returns:
-      whether it was asked to stop, by SIGTERM or SIGINT, and its runs have saved themselves.
+      whether SIGTERM or SIGINT stopped it; its runs have saved themselves then.
     """
-    waiting = [point for point in missing(wanted, known) if point.row.name != RAW_PIXELS]
+    waiting = [point for point in missing(runs, known) if point.row.name != RAW_PIXELS]
     while waiting:
         there = {point.directory for point in waiting}
         ready = [p for p in waiting if p.start is None or p.start.directory not in there]
         waiting = [p for p in waiting if p not in ready]
         for p in ready:
             if p.start is not None and p.start.directory in left:
-                left[p.directory] = f"starts from {p.start.name}, which is not complete: {AGAIN}"
+                left[p.directory] = f"starts from {p.start.name}, which is not complete; {AGAIN}"
         can = [p for p in ready if p.start is None or p.start.directory not in {*failed, *left}]
         commands = {str(point.directory): words(point, root) for point in can}
         if runner.run_all(commands, pathlib.Path(), jobs=jobs):
@@ -255,27 +260,27 @@ def train_all(
             if standing.state == "failed":
                 failed[point.directory] = f"{standing}; see {point.directory / workdir.LOG}"
             elif standing.state != "complete":
-                left[point.directory] = f"{standing}: {AGAIN}"
+                left[point.directory] = f"{standing}; {AGAIN}"
     return False
 
 
 def all_results(
-    wanted: Sequence[RowRun],
+    runs: Sequence[RowRun],
     known: Recorded,
     failed: dict[pathlib.Path, str],
     left: dict[pathlib.Path, str] | None = None,
     budget: Budget | None = None,
 ) -> Iterator[Result]:
-    """The results of runs one after the other; of one that fails, its reason into `failed` by directory, no result.
+    """Yields the results of runs one after the other, and trains what is missing. A failed run yields no result.
 
     Args:
-      wanted: which. What is in `failed` already is not tried again.
-      known: what is recorded, and not trained.
-      failed: gets the reasons by directory.
-      left: gets the reasons of runs that the budget refuses.
-      budget: the time in which runs are to end; None for no limit.
+      runs: the runs. Those in `failed` are not tried again.
+      known: recorded results, which are not trained again.
+      failed: receives the reason of every failed run, by workdir.
+      left: receives the reason of every run that the budget refuses, by workdir.
+      budget: time limit; None for no limit.
     """
-    for point in wanted:
+    for point in runs:
         if point.directory in failed:
             continue
         if point.start is not None and point.start.directory in failed:
@@ -295,7 +300,7 @@ def all_results(
             raise
         except UserError as error:
             failed[point.directory] = str(error)
-        except Exception as error:  # a bug, or a machine's fault, in hours of which the other rows are not lost
+        except Exception as error:  # a bug or a machine's fault must not stop the other rows
             traceback.print_exc()
             failed[point.directory] = f"{type(error).__name__}: {error}"
         else:
@@ -321,7 +326,7 @@ def _raw_pixels(point: RowRun) -> Result:
 
 
 def draw(table: Table, path: pathlib.Path) -> pathlib.Path:
-    """The gallery of the table's two rows, seed 0, as `path`/gallery.png."""
+    """Draws the gallery of the table's two rows with seed 0, and returns its path, `path`/gallery.png."""
     embeddings = {}
     for name in table.gallery:
         run_, state = restore.newest(run_directory(path, name, 0))

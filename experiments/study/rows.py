@@ -1,4 +1,4 @@
-"""What a table is made of: its rows, each a command line, and how they are shown."""
+"""Tables: their rows, each a config of experiments/train.py, and their columns."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -7,21 +7,21 @@ from typing import Any
 from grafit_jax import methods
 from study.recording import RAW_PIXELS
 
-# Whose features ClusterFit clusters.
+# The method whose features ClusterFit clusters.
 CLUSTERED = "baseline"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table: the runs of one config, one for every seed.
+    """A row of a table: the runs of one config, one for each seed.
 
     Attributes:
-      name: of the row; with the seed it names the runs' directories.
-      config: the config file, from the root of the repository.
-      arg: what stands behind its colon, without the seed.
-      seeds: how many.
-      start: whose run of the same seed it starts from, given to the config file as `init`.
-      overrides: dotted key -> value, of the config that comes out.
+      name: name of the row; with the seed it names the runs' workdirs.
+      config: path of the config file from the root of the repository.
+      arg: arguments of the config file, without the seed.
+      seeds: number of seeds.
+      start: row whose run of the same seed it starts from, passed to the config file as `init`.
+      overrides: dotted key -> value, set in the resulting config.
     """
 
     name: str
@@ -34,19 +34,19 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: rows of runs, and what is shown of them.
+    """A table: rows of runs, and the columns that show them.
 
     Attributes:
-      rows: in their order.
-      columns: metric -> heading; the headline first.
-      layers: the layers that are shown, a row for each.
-      levels: the levels of labels that are shown, a row for each, from coarse to fine. Empty: the finest.
+      rows: rows in order.
+      columns: metric -> heading; the headline metric first.
       gallery: two rows whose neighbours are drawn side by side, or none.
       facts: what tells rows of one method apart -> its value for a run's config.
-      notes: method -> what is said behind its name.
-      pretrained: whether its trunks start from a file of weights, which is given when it is run.
-      folder: where its runs lie in `runs`, unless it is said; tables of one folder share the runs of rows of one name.
-        Empty: the table's name.
+      notes: method -> remark shown after its name.
+      pretrained: whether its trunks start from a file of weights (--pretrained).
+      folder: default folder of its runs in `runs`; empty for the table's name. Tables with the same folder share the
+        runs of rows with the same name.
+      layers: layers that are shown, a row for each.
+      levels: label levels that are shown, a row for each, from coarse to fine; empty for the finest.
     """
 
     rows: tuple[Row, ...]
@@ -63,13 +63,13 @@ class Table:
 def by_method(
     config: str, arg: str, seeds: Mapping[str, int] | Iterable[str], levels: Iterable[str] = ("",)
 ) -> tuple[Row, ...]:
-    """A row for every method; where levels are named, for every method at every level that it is trained on.
+    """Returns a row for every method, or for every method and train level.
 
     Args:
-      config: the config file.
-      arg: what stands behind its colon before the method; empty, or with a comma at its end.
-      seeds: method -> how many seeds, or the methods alone, for one seed each.
-      levels: as the config file's argument `level`.
+      config: path of the config file.
+      arg: its arguments before `method`; empty, or with a comma at the end.
+      seeds: method -> number of seeds, or only methods, with one seed each.
+      levels: values of the config file's argument `level`.
     """
     seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(seeds, 1)
 

@@ -1,1 +1,1 @@
-"""The points of a sweep, and how they are run, on this machine or by SLURM."""
+"""Sweeps: their points, and running them on this machine or by SLURM."""

@@ -1,8 +1,8 @@
-"""Runs the points of a sweep, on this machine or as jobs of SLURM. Its state is the content of the run directories.
+"""Runs the points of a sweep, on this machine or as SLURM jobs. The state of a sweep is the content of its workdirs.
 
-A sweep takes the lock of a run's workdir, and the run's process inherits it: the lock is free when both have ended,
-however they end. An attempt that ends by itself leaves its exit status as the last line of the log; an attempt without
-that line was killed.
+A sweep locks the workdir of a run, and the run's process inherits the lock: it is free when both have ended, however
+they end. An attempt that ends by itself writes its exit status as the last line of the log; an attempt without that
+line was killed.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from grafit_jax.runs import locks, workdir
 from grafit_jax.runs.preemption import EXIT_PREEMPTED
 
 _ENDED = "exit status "
-_LONGEST = 300  # characters of a failure's line
-_POLL = 0.05  # seconds until a sweep looks again for runs that have ended
+_LONGEST = 300  # characters of the reason of a failure
+_POLL = 0.05  # seconds between two checks for runs that have ended
 
 # The name of a point -> the words of its command line.
 Commands = Mapping[str, Sequence[str]]
@@ -34,7 +34,7 @@ Commands = Mapping[str, Sequence[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """The state of a point, and the last line of an attempt that has failed."""
+    """The state of a point, and the last log line of a failed attempt."""
 
     state: Literal["complete", "running", "failed", "stopped", "not started"]
     why: str = ""
@@ -44,13 +44,13 @@ class Standing:
 
 
 def standing(run: pathlib.Path) -> Standing:
-    """The state of the point whose run is in `run`."""
+    """Returns the state of the point with the workdir `run`."""
     left = _left(run)
     return Standing("running") if left.state != "complete" and locks.is_held(run / workdir.LOCK) else left
 
 
 def _left(run: pathlib.Path) -> Standing:
-    """The state of a point that no process is running."""
+    """Returns the state of a point that no process is running."""
     log = run / workdir.LOG
     if (run / "metrics.json").is_file():
         return Standing("complete")
@@ -68,7 +68,7 @@ def _left(run: pathlib.Path) -> Standing:
 
 @dataclasses.dataclass
 class Attempt:
-    """A point that is being run: its process, the log that the process writes to, and the lock of its workdir."""
+    """A running point: its process, the log that the process writes to, and the lock of its workdir."""
 
     run: pathlib.Path
     process: subprocess.Popen
@@ -81,17 +81,19 @@ class Attempt:
         try:
             with self.log:
                 self.log.write(f"\n{_ENDED}{status}\n".encode())
-        except OSError as error:  # it counts as stopped
-            warn(f"how {self.run} has ended ({status}) cannot be written to its log ({error}).")
+        except OSError as error:  # without the line it counts as stopped
+            warn(f"{self.run}: the exit status {status} cannot be written to the log ({error}).")
         self.lock.close()
         return standing(self.run)
 
 
 def begin(run: pathlib.Path, words: Sequence[str], since: float = math.inf) -> Attempt | Standing:
-    """Starts the run of a workdir by a command line, or returns the state of a point that is not to be started.
+    """Starts the run of a workdir by a command line, or returns the state of a run that must not be started.
 
-    It is running, complete, or has failed with a log of more than `since` bytes: another sweep has already tried this
-    run; do not retry it. UserError where the workdir, or a file in it, cannot be created.
+    It is running, complete, or failed with a log of more than `since` bytes: another sweep has already tried it.
+
+    Raises:
+      UserError: the workdir or a file in it cannot be created.
     """
     try:
         with contextlib.ExitStack() as files:
@@ -99,10 +101,10 @@ def begin(run: pathlib.Path, words: Sequence[str], since: float = math.inf) -> A
             lock = files.enter_context((run / workdir.LOCK).open("ab"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):  # the latter on some network file systems
+            except (BlockingIOError, PermissionError):  # PermissionError on some network file systems
                 return Standing("running")
             except OSError as error:
-                warn(f"{run} is on a file system without locks ({error}): make sure that no other sweep runs it.")
+                warn(f"{run}: found a file system without locks ({error}); make sure that no other sweep runs it.")
             left = _left(run)
             if left.state == "complete" or (left.state == "failed" and _log_size(run) > since):
                 return left
@@ -113,24 +115,24 @@ def begin(run: pathlib.Path, words: Sequence[str], since: float = math.inf) -> A
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock.fileno()],
-                # The log's last line is to be the last thing that was printed.
+                # Unbuffered, so that the last printed line is the last line of the log.
                 env=os.environ | {"PYTHONUNBUFFERED": "1", locks.INHERITED: os.path.abspath(lock.name)},
-                process_group=0,  # its own: Ctrl-C is for the sweep, which asks its runs to save themselves
+                process_group=0,  # Ctrl-C reaches only the sweep, which then asks its runs to save themselves
             )
             files.pop_all()
             return Attempt(run, process, log, lock)
     except OSError as error:
         raise UserError(
-            f"{run} cannot be created ({error}): runs that have started continue to their end; make room, or make it "
-            "writable, then start the sweep again."
+            f"{run} cannot be created ({error}); running points continue; free disk space or make it writable, then "
+            "start the sweep again."
         ) from error
 
 
 def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
-    """Runs the points of `directory` that are not complete, `jobs` at a time; skips those that others are running.
+    """Runs the incomplete points of `directory`, `jobs` at a time; skips the points that another sweep is running.
 
     Returns:
-      whether it was asked to stop, by SIGTERM or SIGINT, and has asked its runs to do so.
+      whether SIGTERM or SIGINT stopped it; its runs were asked to stop then.
     """
     began = {name: _log_size(directory / name) for name in commands}
     waiting, skipped = deque(commands), deque[str]()
@@ -142,13 +144,13 @@ def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
                 try:
                     begun = begin(directory / name, commands[name], began[name])
                 except UserError as error:
-                    warn(f"{error} No more runs are started.")  # at once: those that run may take hours
+                    warn(f"{error} No more runs are started.")  # now, since the running points may take hours
                     for name, attempt in running.items():
                         _say(f"{name}: {attempt.finish()}")
                     raise
                 if isinstance(begun, Attempt):
                     running[name] = begun
-                    if asked:  # before it was among those that are asked
+                    if asked:  # the signal came before the run was in `running`
                         begun.process.terminate()
                     _say(f"{name}: started, process {begun.process.pid}")
                 elif begun.state == "running":
@@ -159,7 +161,7 @@ def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
             if running and not ended:
                 time.sleep(_POLL)
                 continue
-            waiting.extend(skipped)  # which may be free by now
+            waiting.extend(skipped)  # which may be free now
             skipped.clear()
             if not running and (asked or all(standing(directory / name).state == "running" for name in waiting)):
                 return bool(asked)
@@ -167,12 +169,12 @@ def run_all(commands: Commands, directory: pathlib.Path, *, jobs: int) -> bool:
 
 @contextlib.contextmanager
 def _asked_to_stop(running: Mapping[str, Attempt]) -> Iterator[list[int]]:
-    """Gives the SIGTERM and SIGINT that have come so far; by each the running processes get SIGTERM."""
+    """Yields the list of received SIGTERM and SIGINT signals; each sends SIGTERM to the running processes."""
     asked: list[int] = []
 
     def handle(number, frame):
-        # Not by print, in the midst of which the signal may have come.
-        os.write(2, f"{signal.Signals(number).name}: the runs are asked to save themselves\n".encode())
+        # Not print, which the signal may have interrupted.
+        os.write(2, f"{signal.Signals(number).name}: asking the runs to save themselves\n".encode())
         asked.append(number)
         for attempt in running.values():
             attempt.process.terminate()

@@ -1,4 +1,4 @@
-"""The points of a sweep as jobs of SLURM, through submitit."""
+"""The points of a sweep as SLURM jobs, by submitit."""
 
 import ast
 import dataclasses
@@ -14,7 +14,7 @@ from sweeps.expansion import SLURM
 
 @dataclasses.dataclass
 class Job:
-    """A point as a job: submitit calls it, and `checkpoint` before the time is up or when it is preempted."""
+    """A point as a job. submitit calls it, and calls `checkpoint` on preemption or shortly before the time limit."""
 
     run: pathlib.Path
     words: Sequence[str]
@@ -31,24 +31,24 @@ class Job:
         return f"{self.run} is {ended.state}"
 
     def checkpoint(self) -> Any:
-        """Lets the run save itself and end; returns the job that resumes it. A signal calls it, within `__call__`."""
+        """Stops the run, which saves itself, and returns the job that resumes it. Signals call it during `__call__`."""
         import submitit
 
         if self.attempt is not None:
             process = self.attempt.process
             process.terminate()
-            # `__call__` is in process.wait(), which cannot be entered twice.
+            # Not process.wait(): `__call__` is inside it already.
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Job(self.run, self.words))
 
 
 def parameters(texts: Sequence[str]) -> dict[str, Any]:
-    """The options of submitit, from "key=value" each: numbers as numbers, all else as text."""
+    """Parses "key=value" options of submitit; values that are not Python literals are text."""
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise UserError(f"found {text!r} in --slurm: want key=value, as timeout_min=240,slurm_partition=gpu.")
+            raise UserError(f"found {text!r} in --slurm; expected key=value, as timeout_min=240,slurm_partition=gpu.")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -64,25 +64,27 @@ def submit(
     jobs: int | None,
     cluster: str = "slurm",
 ) -> list[Any]:
-    """Queues the runs of `directory` by their command lines, as one array of submitit's jobs, which it returns.
+    """Queues the runs of `directory` as one job array, and returns submitit's jobs.
 
     Args:
-      options: of submitit: timeout_min, gpus_per_node, slurm_partition, …
-      jobs: how many may run at a time; None for submitit's own number.
+      commands: name of a point -> words of its command.
+      directory: directory of the workdirs.
+      options: options of submitit: timeout_min, gpus_per_node, slurm_partition, …
+      jobs: maximum number of jobs at a time; None for submitit's default.
       cluster: one of submitit's executors.
 
     Raises:
-      UserError: submitit is not installed, this is no SLURM cluster, or it does not know an option.
+      UserError: submitit is not installed, there is no SLURM, or submitit rejects an option.
     """
     try:
         import submitit
     except ImportError as error:
         raise UserError(
-            "--submit=slurm needs submitit, which is not installed: pip install -e '.[slurm]', or take --submit=print."
+            "found no submitit for --submit=slurm; install it: pip install -e '.[slurm]', or use --submit=print."
         ) from error
     if jobs is not None:
         options = options | {"slurm_array_parallelism": jobs}
-    # A job is unpickled by a Python that finds `sweeps` where this one has.
+    # The Python that unpickles a job must find the module `sweeps`.
     modules = [str(pathlib.Path(__file__).resolve().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(modules)))
     try:
@@ -95,5 +97,5 @@ def submit(
     except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"submitit cannot submit to {cluster} ({reason}): see --slurm, or take --submit=print."
+            f"submitit cannot submit to {cluster} ({reason}); correct --slurm, or use --submit=print."
         ) from error

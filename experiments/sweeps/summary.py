@@ -1,4 +1,4 @@
-"""The summary of a sweep: a table, best first, and a plot. Every number comes from files that a run wrote."""
+"""The summary of a sweep, from the files of its runs: a table, best first, and a plot."""
 
 import dataclasses
 import math
@@ -20,28 +20,28 @@ from sweeps.runner import Standing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COUNTS = ("step", "queries_without_positive")  # which are no better for being more
-# Shown beside the metric that a table is ordered by.
+_COUNTS = ("step", "queries_without_positive")  # not metrics
+# Metrics that a table shows next to the one that orders it.
 _BESIDE = {"map": "fine mAP", "recall@1": "R@1", "knn_top1": "fine k-NN"}
 
 
 def check_metric(metric: str, sweep: Sweep) -> None:
-    """Raises a UserError for a metric that no run of the sweep will have, before one is started."""
+    """Raises a UserError for a metric that no run of the sweep will have."""
     ks = sorted({k for point in sweep.points for k in point.config.eval.recall_at})
     known = ["map", "knn_top1", "top1", *(f"recall@{k}" for k in ks)]
     if metric.rpartition("/")[2] not in known:
         raise UserError(
-            f"found --metric={metric}{did_you_mean(metric, known)}: want one of {', '.join(known)}, or one of "
-            "them behind a level or a layer, as coarse/map."
+            f"found --metric={metric}{did_you_mean(metric, known)}; expected one of {', '.join(known)}, if need be "
+            "after a level or a layer, as coarse/map."
         )
 
 
-def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metric: str, *, stopped: bool) -> int:
-    """Prints the table of the whole sweep, names what is not complete, and draws.
+def conclude(sweep: Sweep, directory: pathlib.Path, names: Sequence[str], metric: str, *, stopped: bool) -> int:
+    """Prints the table of the whole sweep and the state of incomplete points, and draws the plot.
 
     Returns:
-      the exit status: 0, the points `wanted` are complete; 1, some have failed, in a sweep that was not stopped; 75,
-      the sweep is to be started again.
+      the exit status: 0 if the points `names` are complete; 1 if some failed and the sweep was not stopped; 75 if the
+      sweep must be started again.
     """
     standings = {point.name: runner.standing(directory / point.name) for point in sweep.points}
     found = show(sweep, directory, standings, metric)
@@ -51,7 +51,7 @@ def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metri
     if found:
         draw(found, sweep.varying, metric).savefig(directory / PLOT, dpi=130)
         print(f"plot: {directory / PLOT}")
-    states = {standings[name].state for name in wanted}
+    states = {standings[name].state for name in names}
     if states <= {"complete"}:
         return 0
     return 1 if "failed" in states and not stopped else EXIT_PREEMPTED
@@ -59,11 +59,11 @@ def conclude(sweep: Sweep, directory: pathlib.Path, wanted: Sequence[str], metri
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The results of points that differ in their seeds alone."""
+    """The results of points that differ only in their seeds."""
 
-    values: Values  # of the points, without the seed
+    values: Values  # without the seed
     results: tuple[Result, ...]
-    numbers: tuple[float, ...]  # the metric of the results that have it, in percent
+    numbers: tuple[float, ...]  # the metric in percent, of the results that have it
 
     @property
     def mean(self) -> float:
@@ -71,7 +71,7 @@ class Group:
 
 
 def show(sweep: Sweep, directory: pathlib.Path, standings: Mapping[str, Standing], metric: str) -> list[Group]:
-    """Prints the table of the points that are complete, if there are any, and returns its groups."""
+    """Prints the table of the complete points, if any, and returns its groups."""
     complete = [point for point in sweep.points if standings[point.name].state == "complete"]
     found = groups([(point.values, results.collect(directory / point.name)) for point in complete], metric)
     if found:
@@ -80,15 +80,15 @@ def show(sweep: Sweep, directory: pathlib.Path, standings: Mapping[str, Standing
 
 
 def groups(collected: Sequence[tuple[Values, Result]], metric: str) -> list[Group]:
-    """Groups points that differ in their seeds alone, the best mean of `metric` first.
+    """Groups points that differ only in their seeds, the best mean of `metric` first.
 
     Raises:
-      UserError: a metric that no result has.
+      UserError: no result has the metric.
     """
     known = dict.fromkeys(name for _, result in collected for name in result["metrics"] if not name.endswith(_COUNTS))
     if collected and metric not in known:
         raise UserError(
-            f"no result has the metric {metric!r}{did_you_mean(metric, known)}: want --metric= one of "
+            f"found no metric {metric!r}{did_you_mean(metric, known)} in the results; expected --metric= one of "
             f"{', '.join(known)}."
         )
     by_values: dict[tuple[tuple[str, Any], ...], list[Result]] = {}
@@ -103,12 +103,12 @@ def groups(collected: Sequence[tuple[Values, Result]], metric: str) -> list[Grou
 
 
 def _apart(found: Sequence[Group], varying: Sequence[str]) -> list[str]:
-    """The keys that are not the same in all these groups; points without a result may have other values."""
+    """Returns the keys whose values differ between these groups."""
     return [key for key in varying if len({str(group.values.get(key)) for group in found}) > 1]
 
 
 def table(found: Sequence[Group], varying: Sequence[str], metric: str) -> str:
-    """The groups in Markdown, in percent, mean ± standard deviation over the seeds."""
+    """Renders the groups in Markdown: percent, mean ± standard deviation over the seeds."""
     keys = [key for key in _apart(found, varying) if key != "method"]
     columns = {metric: f"**{_BESIDE.get(metric, metric)}**"} | {k: v for k, v in _BESIDE.items() if k != metric}
     cells = {
@@ -121,14 +121,14 @@ def table(found: Sequence[Group], varying: Sequence[str], metric: str) -> str:
 
 
 def draw(found: Sequence[Group], varying: Sequence[str], metric: str) -> "Figure":
-    """The metric over the one number that varies, a line for all else; or a bar for every group. Seeds are dots."""
-    from matplotlib.figure import Figure  # not before it is needed: it takes its time
+    """Draws lines over the only number that varies, or else a bar for each group; seeds are dots."""
+    from matplotlib.figure import Figure  # slow to import
 
     drawn = [group for group in found if group.numbers]
     keys = _apart(drawn, varying)
     numeric = [key for key in keys if all(_is_number(group.values.get(key, 0)) for group in drawn)]
     title = f"{_BESIDE.get(metric, metric)}, in percent"
-    if len(numeric) == 1 and all(numeric[0] in group.values for group in drawn):  # a line has a place for all of them
+    if len(numeric) == 1 and all(numeric[0] in group.values for group in drawn):  # each group has a place on a line
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         _draw_lines(figure.subplots(), drawn, numeric[0], [key for key in keys if key != numeric[0]], title)
     else:
@@ -171,4 +171,4 @@ def _draw_bars(ax, drawn: Sequence[Group], keys: Sequence[str], title: str) -> N
         ax.plot(group.numbers, [place] * len(group.numbers), "o", markersize=4, color="black")
     ax.set_yticks(range(len(drawn)), [_label(group, keys) for group in drawn], fontsize=8)
     ax.set(xlabel=title)
-    ax.invert_yaxis()  # the best on top
+    ax.invert_yaxis()  # best on top

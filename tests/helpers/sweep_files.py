@@ -1,4 +1,4 @@
-"""A config file with a sweep of short runs, and stub commands that replace training."""
+"""A config file with a sweep of short runs, and commands that stand in for trainings and take milliseconds."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def write_file(path, points):
 
 
 def stub(code):
-    """Returns a command line that runs `code` with the standard library only; `run` is the workdir."""
+    """Returns a command that runs `code` with only the standard library, for a fast start; `run` is the workdir."""
     return lambda run: [
         sys.executable, "-IS", "-c",
         f"import json, os, pathlib, signal, sys\nrun = pathlib.Path(sys.argv[1])\n{code}", str(run),
@@ -43,12 +43,12 @@ def stub(code):
 
 
 def write_metrics(**metrics):
-    """Returns stub code that finishes the run immediately."""
+    """Returns the code of a run that is complete at once."""
     return f"(run / 'metrics.json').write_text({json.dumps(metrics)!r})"
 
 
 def write_images(path):
-    """Writes the two files of npz:PATH: noise images of two coarse and four fine classes."""
+    """Writes a data set for npz:PATH: noise images of two coarse and four fine classes."""
     draw = np.random.default_rng(0)
     for split, number in (("train", 96), ("test", 64)):
         label = np.arange(number) % 4

@@ -39,8 +39,8 @@ Expect: fine mAP at the trunk, in percent, from the same files (cpu_short: study
     cpu_short   15.6 ± 0.1 grafit, 17.2 ± 0.5 baseline, 15.8 ± 0.2 baseline_mlp
     cpu_epochs  20.9 grafit, 22.5 baseline, 20.6 baseline_mlp (one seed)
     cpu_long    7.5 grafit, 7.8 baseline_mlp (one seed)
-    paper       not run. No coarse -> fine cell of the paper is confirmed. With level=fine, 83.7 top-1 [seed] is one of
-                the two readings of that number; configs/transfer.py is the other (docs/paper.md section 4).
+    paper       not run. No coarse -> fine cell of the paper is confirmed. With level=fine, 83.7 top-1 [reported] is one
+                of the two readings of that number; configs/transfer.py is the other (docs/paper.md section 4).
     r18         not run
     cpu_half    not recorded; its trunks are fine-tuned in table `transfer`
 """

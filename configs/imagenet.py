@@ -25,7 +25,7 @@ Hours: not measured. Estimated as in docs/pods.md, at a third of the peak: 751,0
     a sixth of that.
 
 Expect: not run. No coarse -> fine cell of the paper is confirmed. ResNet-50 trained on fine labels reaches 79.6 top-1
-    [paper] by a linear classifier after fine-tuning (docs/paper.md section 4).
+    [paper] (docs/paper.md section 4).
 """
 
 from grafit_jax import config_files

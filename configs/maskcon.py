@@ -34,11 +34,11 @@ Hours: training alone, from `train_seconds` in experiments/results/.
     cars, imagenet32, sop         not measured; 12,600, 500,000 and 39,600 steps
 
 Expect: R@1 / 2 / 5 / 10 at the trunk of `grafit_maskcon`, in percent.
-    cifar100    60.57 / 71.13 / 82.32 / 89.21 [seed], pretrained; 50.3 / 61.5 / 74.4 / 83.1 measured from scratch, with
-                torchvision's AutoAugment (docs/maskcon.md)
-    cars        42.3 / 54.79 / 71.1 / 81.74 [seed], pretrained; not run
-    imagenet32  18.13 / 25.46 / 37.19 / 46.64 [seed], pretrained; not run
-    sop         74.02 / 78.82 / 84.13 / 87.91 [seed], pretrained; its split is not known; not run
+    cifar100    60.57 / 71.13 / 82.32 / 89.21 [reported], pretrained; 50.3 / 61.5 / 74.4 / 83.1 measured from scratch
+                with torchvision's AutoAugment (docs/maskcon.md)
+    cars        42.3 / 54.79 / 71.1 / 81.74 [reported], pretrained; not run
+    imagenet32  18.13 / 25.46 / 37.19 / 46.64 [reported], pretrained; not run
+    sop         74.02 / 78.82 / 84.13 / 87.91 [reported], pretrained; its split is not known; not run
     preset=cpu  14.4 / 21.7 / 34.7 / 46.8 measured (experiments/results/maskcon_cpu.jsonl)
 """
 

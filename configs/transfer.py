@@ -37,10 +37,10 @@ Expect: top-1 of Grafit fine-tuned from ImageNet, in percent, [paper] unless mar
               RegNetY-8GF, larger test images  RegNetY-8GF  ResNet-50
     flowers   99.1                             99.0         98.2
     cars      94.7                             94.0         92.5
-    food101   93.7 [seed]                      -            -
-    cifar100  -                                -            83.7 [seed]
+    food101   93.7 [reported]                  -            -
+    cifar100  -                                -            83.7 [reported]
     inat18    81.2                             76.8         69.8
-    inat19    84.1 [seed]                      80.0         75.9
+    inat19    84.1 [reported]                  80.0         75.9
     imagenet  -                                -            79.6
     The 83.7 of cifar100 has two readings; the other is configs/cifar100.py:preset=paper,level=fine.
     preset=cpu  39.3 from baseline, 38.6 from grafit, 30.3 from scratch: measured, one seed

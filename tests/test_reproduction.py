@@ -398,7 +398,7 @@ def test_every_row_of_every_table_is_a_valid_config(name):
 
 def test_every_published_row_has_its_runs():
     of_paper = [t for t in published.TARGETS if t.standing]
-    # Three transfer rows are [seed]; CIFAR-100 has two readings.
+    # Three transfer rows are [reported]; CIFAR-100 has two readings.
     assert len(of_paper) == 3 + 1 + 19 + 8 + 1 and all(t.rows for t in published.TARGETS)
     readings = {t.table: dict(t.published) for t in of_paper if 83.7 in t.published.values()}
     assert readings == {"transfer_cifar100": {"top1": 83.7}, "cifar100_fine": {"knn_top1": 83.7}}
@@ -454,7 +454,7 @@ def of_rows(**metrics):
 
 
 def test_a_target_is_measured_ready_or_blocked(monkeypatch):
-    one = published.Target("t", ("a",), "net", {"map": 50.0}, "seed")
+    one = published.Target("t", ("a",), "net", {"map": 50.0}, "reported")
     many = published.Target("t", ("a_x", "a_y"), "net", {"map": None, "knn_top1": None}, lacks=("x", "y"))
     assert published.state(one, {}) == "ready, not run"
     assert published.state(many, {}) == "blocked: needs x, y"
@@ -465,9 +465,9 @@ def test_a_target_is_measured_ready_or_blocked(monkeypatch):
     assert published.state(dataclasses.replace(many, lacks=()), found) == "ready, 1 of 2 rows measured"
     monkeypatch.setattr(published, "TARGETS", (one, many))
     assert published.render(found, as_text=plain_table).splitlines() == [
-        "table  row           trunk  metric    paper      ours           state",
-        "t      a             net    mAP       50 [seed]  55.00 (+5.00)  measured",
-        "t      a x 2 levels  net    mAP/k-NN  –          1 of 2         blocked: needs x, y",
+        "table  row           trunk  metric    paper          ours           state",
+        "t      a             net    mAP       50 [reported]  55.00 (+5.00)  measured",
+        "t      a x 2 levels  net    mAP/k-NN  –              1 of 2         blocked: needs x, y",
     ]
 
 
@@ -475,7 +475,7 @@ def test_our_values_are_shown_next_to_published_ones_with_the_difference():
     recalls = [{f"recall@{k}": v for k, v in ((1, 0.6), (2, 0.72), (5, r5), (10, 0.9))} for r5 in (0.82, 0.83)]
     both = {name: of_rows(maskcon=recalls, grafit_maskcon=recalls) for name in ("maskcon_cifar100", "maskcon_cars")}
     assert published.render(both, ["maskcon_cifar100"]).splitlines()[2:] == [
-        "| maskcon_cifar100 | grafit_maskcon | resnet18 | R@1/2/5/10 | 60.57/71.13/82.32/89.21 [seed, pretrained] "
+        "| maskcon_cifar100 | grafit_maskcon | resnet18 | R@1/2/5/10 | 60.57/71.13/82.32/89.21 [reported, pretrained] "
         "| 60.00 (-0.57)/72.00 (+0.87)/82.50 (+0.18)/90.00 (+0.79) | measured |"
     ]
     assert published.render({"quickstart": of_rows(grafit=[{"map": 0.5}])}, ["quickstart"]) == ""

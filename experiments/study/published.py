@@ -28,7 +28,7 @@ class Target:
       rows: rows of that table; more than one for a method trained at several levels.
       trunk: name of the network.
       published: metric -> percent, or None if it is not confirmed.
-      standing: standing of the published values: "seed", "paper", or "" if there are none.
+      standing: standing of the published values: "reported", "paper", or "" if there are none.
       lacks: data and weights that must be obtained by hand before it can run.
       how: how the published value was obtained, if it needs a remark.
     """
@@ -50,7 +50,7 @@ _INAT19 = "iNaturalist 2019"
 _SOP = "Online Products"
 _WEIGHTS = "resnet18 weights"
 
-# Protocol "maskcon": data set in configs/maskcon.py -> (R@1, 2, 5 and 10 of a pretrained trunk [seed], what it lacks).
+# Protocol "maskcon": data set in configs/maskcon.py -> (R@1, 2, 5, 10 of a pretrained trunk [reported], what it lacks).
 _KS = (1, 2, 5, 10)
 MASKCON = {
     "cifar100": ((60.57, 71.13, 82.32, 89.21), ()),
@@ -69,8 +69,8 @@ def _maskcon() -> Iterable[Target]:
     for dataset, (recall, lacks) in MASKCON.items():
         published = {f"recall@{k}": value for k, value in zip(_KS, recall, strict=True)}
         pretrained, scratch = (table_name(dataset, pretrained=p) for p in (True, False))
-        yield Target(pretrained, (METHOD,), "resnet18", published, "seed", (*lacks, _WEIGHTS))
-        yield Target(scratch, (METHOD,), "resnet18", published, "seed", lacks, "pretrained")
+        yield Target(pretrained, (METHOD,), "resnet18", published, "reported", (*lacks, _WEIGHTS))
+        yield Target(scratch, (METHOD,), "resnet18", published, "reported", lacks, "pretrained")
 
 
 # Transfer: data set in configs/transfer.py -> what it lacks.
@@ -87,7 +87,7 @@ TRANSFER = {
 LARGE_SIZE = "384"
 # (data set, method, trunk, `Target.how`) -> top-1.
 _LARGE, _LATER, _UNSAID = "larger test images", "a later paper", "one of two readings"
-_SEED = {
+_REPORTED = {
     ("inat19", "grafit", "regnet_y_8gf", _LARGE): 84.1,
     ("cifar100", "grafit", "resnet50", _UNSAID): 83.7,
     ("food101", "grafit", "regnet_y_8gf", _LARGE): 93.7,
@@ -115,7 +115,7 @@ _PUBLISHED = {
     ("inat19", "grafit", "resnet50", _LATER): 74.6,
 }
 # Data sets with rows of larger test images.
-LARGE = {dataset for dataset, _, _, how in (*_SEED, *_PUBLISHED) if how == _LARGE}
+LARGE = {dataset for dataset, _, _, how in (*_REPORTED, *_PUBLISHED) if how == _LARGE}
 
 
 def transfer_row(dataset: str, method: str, trunk: str, size: str = "") -> str:
@@ -124,10 +124,10 @@ def transfer_row(dataset: str, method: str, trunk: str, size: str = "") -> str:
 
 
 def _transfer() -> Iterable[Target]:
-    for key, top1 in {**_SEED, **_PUBLISHED}.items():
+    for key, top1 in {**_REPORTED, **_PUBLISHED}.items():
         dataset, method, trunk, how = key
         row = transfer_row(dataset, method, trunk, LARGE_SIZE if how == _LARGE else "")
-        standing = "seed" if key in _SEED else "paper"
+        standing = "reported" if key in _REPORTED else "paper"
         lacks = (_IMAGENET, *TRANSFER[dataset])
         yield Target(f"transfer_{dataset}", (row,), trunk, {"top1": top1}, standing, lacks, how)
 
@@ -146,11 +146,11 @@ def _coarse_to_fine() -> Iterable[Target]:
             yield Target(table, rows, trunk, {"knn_top1": None, "map": None}, lacks=lacks)
 
 
-# The other reading of the CIFAR-100 value [seed], next to fine-tuning: k-NN top-1 after training on fine labels.
-_FINE = {"knn_top1": _SEED["cifar100", "grafit", "resnet50", _UNSAID]}
+# The other reading of the CIFAR-100 value [reported], next to fine-tuning: k-NN top-1 after training on fine labels.
+_FINE = {"knn_top1": _REPORTED["cifar100", "grafit", "resnet50", _UNSAID]}
 TARGETS: tuple[Target, ...] = (
     *_transfer(),
-    Target("cifar100_fine", ("grafit_fine",), "resnet50", _FINE, "seed", how=_UNSAID),
+    Target("cifar100_fine", ("grafit_fine",), "resnet50", _FINE, "reported", how=_UNSAID),
     *_maskcon(),
     *_coarse_to_fine(),
 )

@@ -125,13 +125,19 @@ def test_similarities_are_products_in_full_float32():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"key": np.ones((6, 7))}, r"want \[B, D\], \[B, D\] and \[K, D\], found \(6, 8\), \(6, 7\) and queue"),
+        (
+            {"key": np.ones((6, 7))},
+            r"found query \(6, 8\), key \(6, 7\) and queue \(20, 8\); expected \[B, D\], \[B, D\] and \[K, D\]",
+        ),
         ({"queue": np.ones((20, 7))}, r"queue \(20, 7\)"),
         ({"labels": np.ones(5, int)}, r"labels \(5,\)"),
-        ({"queue_labels": np.ones(19, int)}, r"a label for each of the queue's keys \(20, 8\), found \(19,\)"),
-        ({"temperature": 0.0}, r"temperature must be > 0, found 0"),
-        ({"soft_temperature": -1.0}, r"soft_temperature must be > 0, found -1"),
-        ({"weight": 1.5}, r"weight must be in \[0, 1\], found 1\.5"),
+        (
+            {"queue_labels": np.ones(19, int)},
+            r"found queue_labels \(19,\) with queue \(20, 8\); expected one label for each",
+        ),
+        ({"temperature": 0.0}, r"found temperature = 0\.0; expected a value > 0"),
+        ({"soft_temperature": -1.0}, r"found soft_temperature = -1\.0; expected a value > 0"),
+        ({"weight": 1.5}, r"found weight = 1\.5; expected a value in \[0, 1\]"),
     ],
 )
 def test_mistakes_are_named(change, message):

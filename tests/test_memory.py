@@ -171,7 +171,7 @@ def test_queue_golden_first_in_first_out_round_the_end():
 
 def test_a_batch_that_does_not_fit_the_queue_is_refused():
     queue = memory_lib.fill_queue(jnp.ones((3, 2)), [0, 1, 2], 3)
-    with pytest.raises(ValueError, match=r"a batch of 4 keys does not fit a queue of 3"):
+    with pytest.raises(ValueError, match=r"found a batch of 4 keys for a queue of 3; expected K"):
         memory_lib.enqueue(queue, jnp.ones((4, 2)), jnp.zeros(4, jnp.int32), step=jnp.int32(0))
     # One of exactly its size replaces it.
     whole = memory_lib.enqueue(queue, -jnp.ones((3, 2)), jnp.arange(4, 7), step=jnp.int32(5))

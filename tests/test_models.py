@@ -141,7 +141,8 @@ def test_without_a_projector_the_losses_see_the_trunk():
     np.testing.assert_array_equal(out.projection, out.features)
     assert out.prediction.shape == (5, 64)
     with pytest.raises(
-        UserError, match=r"model\.embed_dim = 16, and the trunk has 64 features: want the same without a proj"
+        UserError,
+        match=r"model\.embed_dim = 16 with a trunk of 64 features; expected equal .* without a projector; use .* = 64",
     ):
         network(16).init(jax.random.key(1), x, train=False)
 

@@ -84,7 +84,9 @@ def test_workdirs_that_give_no_trunk(trained_once, tmp_path):
         start(fine_tuning(**options), records=colour)
     with pytest.raises(UserError, match=r"pretrained = runs/none is not there: want a run's workdir, or"):
         start(fine_tuning(**{"model.pretrained": "runs/none"}))
-    with pytest.raises(UserError, match=r"config\.json ends in \.json: want a \.safetensors or \.pth file"):
+    with pytest.raises(
+        UserError, match=r"config\.json: found file type '\.json'; expected a \.safetensors or \.pth file"
+    ):
         start(fine_tuning(**{"model.pretrained": str(tmp_path / "config.json")}))
 
 

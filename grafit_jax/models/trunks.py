@@ -26,7 +26,7 @@ def build_trunk(
     axis_name: str | None = None,
     remat: bool = False,
 ) -> Trunk:
-    """Returns the trunk `name`, a key of `TRUNKS`; for the options see `ResNet`. Raises UserError for an unknown name."""
+    """Returns the trunk `name`, a key of `TRUNKS`; for the options see `ResNet`. UserError for other names."""
     return TRUNKS[choose(name, "trunk", TRUNKS)](stem=stem, dtype=dtype, axis_name=axis_name, remat=remat)
 
 

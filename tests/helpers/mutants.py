@@ -258,7 +258,7 @@ OTHERS = (
     # Networks.
     mutant("stride in the first stage", "grafit_jax/models/resnet.py",
            "2 if stage > 1 and place == 0 else 1", "2 if place == 0 else 1",
-           "models::test_stems_leave_the_first_stage_its_resolution"),
+           "models::test_stems_determine_the_resolution_of_the_first_stage"),
     mutant("squeeze-and-excitation without sigmoid", "grafit_jax/models/regnet.py",
            "(x.shape[-1], nn.sigmoid)", "(x.shape[-1], nn.relu)",
            "trunks::test_squeeze_and_excitation_golden"),
@@ -336,7 +336,7 @@ OTHERS = (
            "augment::test_plain_view_of_the_middle_of_what_has_that_size_is_its_pixels"),
     mutant("heads start twice as wide as PyTorch's", "grafit_jax/models/heads.py",
            "bound = kernel.shape[0] ** -0.5", "bound = 2 * kernel.shape[0] ** -0.5",
-           "models::test_heads_may_start_as_those_of_pytorch"),
+           "models::test_heads_may_be_initialised_as_in_pytorch"),
     mutant("the projector's last norm has a scale", "grafit_jax/models/heads.py",
            "use_scale=False, use_bias=False)(x)", "use_bias=False)(x)",
            "models::test_a_projector_may_end_in_a_batch_norm_without_scale_and_bias"),

@@ -50,7 +50,7 @@ def knn_loss_and_weight(
       axis_name: the mapped device axis over which the memory is sharded and the examples differ.
 
     Returns:
-      The loss, float32 [B], and its weight, float32 [B]: 1, or both are 0 for an example without a positive in memory.
+      The loss, float32 [B], and its weight, float32 [B], which is 1. For an example without a positive, both are 0.
 
     Raises:
       ValueError: shapes that do not fit together, or temperature <= 0.

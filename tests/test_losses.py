@@ -46,7 +46,7 @@ def test_knn_loss_and_gradient_are_zero_with_a_single_class():
     assert np.abs(knn(z, jnp.zeros(5, int), memory, jnp.arange(9) % 2, jnp.arange(5))[2]).max() > 0.1
 
 
-# Eq. 2-3, by hand
+# Eq. 2-3, hand-computed
 
 # Vectors at cosines 1, 0 and -1 to z = (1, 0), of lengths 2, 1, 1.
 AXES = np.array([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], np.float32)
@@ -173,10 +173,10 @@ def test_knn_example_without_a_positive_has_no_loss_weight_or_gradient():
     np.testing.assert_array_equal(loss[[1, 2]], [0, 0])
     np.testing.assert_array_equal(gradient[[1, 2]], np.zeros((2, 7)))
     some = [0, 3]
-    alone, _, gradient_alone = knn(z[some], labels[some], memory, memory_labels, own_slot[some])
-    np.testing.assert_allclose(loss[some], alone, rtol=1e-6)
-    np.testing.assert_allclose(gradient[some], gradient_alone, rtol=1e-5, atol=1e-6)
-    assert (np.abs(gradient_alone).max(axis=-1) > 1e-3).all()
+    expected, _, expected_gradient = knn(z[some], labels[some], memory, memory_labels, own_slot[some])
+    np.testing.assert_allclose(loss[some], expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[some], expected_gradient, rtol=1e-5, atol=1e-6)
+    assert (np.abs(expected_gradient).max(axis=-1) > 1e-3).all()
 
 
 @pytest.mark.parametrize("memory_labels, own_slot", [([-1, -1, -1], -1), ([1, -1, -1], 0)])

@@ -115,7 +115,7 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
         finite = jnp.isfinite(terms["loss"][0]) & jnp.isfinite(terms["gradient_norm"][0])
         terms = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), terms)
         terms["skipped"] = (1.0 - finite, jnp.ones(()))
-        # Keep the optimizer's step count, so that the learning rate follows the step like every other schedule.
+        # A skipped step advances the optimizer's count too, so that the learning rate follows `state.step`.
         count = optax.tree.get(opt_state, "count")
         before = (
             state.replace(step=after.step, opt_state=optax.tree.set(state.opt_state, count=count)),

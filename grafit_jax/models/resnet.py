@@ -44,7 +44,7 @@ class ResNet(nn.Module):
     Attributes:
       stage_sizes: number of blocks in each stage.
       bottleneck: whether the blocks are bottlenecks.
-      width: channels of the first stage, doubled by every stage.
+      width: channels of the first stage, doubled by every further stage.
       stem: "imagenet" (7x7 stride 2, max-pool), "cifar" (3x3 stride 1, for images of about 32 px) or "patch2" (2x2
         pixels folded into channels, then 3x3 stride 1, which takes a quarter of the work, for CPUs).
       dtype: of the computation; parameters and batch statistics are float32.

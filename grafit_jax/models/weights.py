@@ -120,7 +120,8 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
             # A stride of 0 turns a few bytes into gigabytes.
             if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
                 raise UserError(
-                    f"{path}: found tensor {key} of shape {list(tensor.shape)} with fewer bytes in the file."
+                    f"{path}: found tensor {key} of shape {list(tensor.shape)} with fewer stored values; use "
+                    "`tensor.contiguous()` before saving it."
                 )
         # PyTorch cannot convert its bfloat16 to NumPy.
         return {str(key): (v.float() if v.is_floating_point() else v).detach().numpy() for key, v in content.items()}

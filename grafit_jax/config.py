@@ -45,7 +45,7 @@ RENAMED: Mapping[str, str] = {
     "views.grey": "views.grayscale_prob",
     "from": "init",  # an argument of config files
 }
-# Keys with the location of the data on disk, which may differ between hosts.
+# Keys with the location of the data on disk, which have no effect on results.
 PLACES = ("data.data_dir", "data.inat_categories_file")
 
 
@@ -109,11 +109,13 @@ def default() -> ml_collections.ConfigDict:
     v.std = (0.267, 0.256, 0.276)  # Standard deviation of each channel, > 0, by which each view is divided.
     v.update(_augmentations())
 
-    c.key_views = _augmentations()  # The momentum encoder's keys; their size, mean and std are those of views.
+    c.key_views = _augmentations()  # Views of the momentum encoder's keys; size, mean and std are those of views.
 
     c.mixing = ml_collections.ConfigDict()
-    c.mixing.mixup = 0.0  # alpha of Mixup's Beta(alpha, alpha); 0 = no Mixup. For methods with cross-entropy alone.
-    c.mixing.cutmix = 0.0  # alpha of CutMix's Beta(alpha, alpha); 0 = no CutMix. For methods with cross-entropy alone.
+    # alpha of Mixup's Beta(alpha, alpha), >= 0; 0 = no Mixup. Requires cross-entropy as the only loss.
+    c.mixing.mixup = 0.0
+    # alpha of CutMix's Beta(alpha, alpha), >= 0; 0 = no CutMix. Requires cross-entropy as the only loss.
+    c.mixing.cutmix = 0.0
 
     c.loss = ml_collections.ConfigDict()
     c.loss.temperature = 0.05  # sigma of Eq. 2, and t0 of the losses over the queue, > 0.
@@ -151,7 +153,7 @@ def default() -> ml_collections.ConfigDict:
     # Whether weight decay covers biases and batch norms too; False = kernels only, as in BYOL.
     o.decay_all = False
     o.warmup_epochs = 10.0  # Epochs of linear learning-rate warm-up from 0, >= 0.
-    # Learning rate of each trunk block relative to the block above it, in (0, 1]; heads have the full rate.
+    # Ratio of a trunk block's learning rate to that of the block or head above it, in (0, 1]; heads have the full rate.
     o.layer_decay = 1.0
     # Learning-rate schedule: cosine = to 0 at the end | step = times step_factor at each of boundary_epochs.
     o.schedule = "cosine"
@@ -192,24 +194,24 @@ def default() -> ml_collections.ConfigDict:
 
 def _augmentations() -> ml_collections.ConfigDict:
     """Returns the augmentation keys of `views` and `key_views`, with the defaults of `augment.Views`."""
-    default = augment.Views
+    views = augment.Views
     a = ml_collections.ConfigDict()
-    a.crop_scale = default.crop_scale  # Range of the crop's share of the image area, in (0, 1]; (1, 1) = no crop.
-    a.crop_ratio = default.crop_ratio  # Range of the crop's width / height, > 0, drawn log-uniformly.
-    a.flip_prob = default.flip_prob  # Probability of a horizontal flip.
+    a.crop_scale = views.crop_scale  # Range of the crop's share of the image area, in (0, 1]; (1, 1) = no crop.
+    a.crop_ratio = views.crop_ratio  # Range of the crop's width / height, > 0, drawn log-uniformly.
+    a.flip_prob = views.flip_prob  # Probability of a horizontal flip, in [0, 1].
     # Strengths of colour jitter: brightness, contrast, saturation (each >= 0) and hue (in turns, 0 to 0.5).
-    a.jitter = default.jitter
-    a.jitter_prob = default.jitter_prob  # Probability of colour jitter.
-    a.grayscale_prob = default.grayscale_prob  # Probability of conversion to grayscale.
-    a.randaugment_ops = default.randaugment_ops  # RandAugment operations per view; 0 = none.
-    a.randaugment_magnitude = default.randaugment_magnitude  # Magnitude of RandAugment's operations, 0 to 30.
-    a.erase_prob = default.erase_prob  # Probability of random erasing.
+    a.jitter = views.jitter
+    a.jitter_prob = views.jitter_prob  # Probability of colour jitter, in [0, 1].
+    a.grayscale_prob = views.grayscale_prob  # Probability of conversion to grayscale, in [0, 1].
+    a.randaugment_ops = views.randaugment_ops  # RandAugment operations per view, >= 0; 0 = none.
+    a.randaugment_magnitude = views.randaugment_magnitude  # Magnitude of RandAugment's operations, 0 to 30.
+    a.erase_prob = views.erase_prob  # Probability of random erasing, in [0, 1].
     # AutoAugment's policy for CIFAR-10: False = none | True = as in torchvision | maskcon = as in MaskCon's code.
-    a.autoaugment = ml_collections.FieldReference(default.autoaugment, field_type=object)
-    a.perspective = default.perspective  # Distortion scale of a random perspective, 0 to 1; 0 = none.
-    a.perspective_prob = default.perspective_prob  # Probability of a random perspective.
-    a.blur = default.blur  # Range of the Gaussian blur's standard deviation in pixels; (0, 0) = no blur.
-    a.blur_prob = default.blur_prob  # Probability of Gaussian blur.
+    a.autoaugment = ml_collections.FieldReference(views.autoaugment, field_type=object)
+    a.perspective = views.perspective  # Distortion scale of a random perspective, 0 to 1; 0 = none.
+    a.perspective_prob = views.perspective_prob  # Probability of a random perspective, in [0, 1].
+    a.blur = views.blur  # Range of the Gaussian blur's standard deviation in pixels; (0, 0) = no blur.
+    a.blur_prob = views.blur_prob  # Probability of Gaussian blur, in [0, 1].
     return a
 
 

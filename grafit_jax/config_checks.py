@@ -96,7 +96,7 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "loss.label_smoothing", not smoothed, f"0, since {m.name} has no cross-entropy"
     for key in ("mixup", "cutmix"):
         mixed = c.mixing[key] > 0 and (m.instance or not classified)
-        yield f"mixing.{key}", not mixed, f"0, since the loss of {m.name} is not cross-entropy alone"
+        yield f"mixing.{key}", not mixed, f"0, since cross-entropy is not the only loss of {m.name}"
     yield "eval.resize", centre or c.eval.resize == 0, "0 with eval.crop = whole; use 0, or eval.crop = centre"
     fits = c.eval.resize == 0 or c.eval.resize >= size
     yield "eval.resize", fits, f"0 (8/7 of the size) or at least the size, {size} pixels"

@@ -1,7 +1,7 @@
-"""Losses of Grafit and of protocol "maskcon" (docs/paper.md sections 2 and 3): arrays in, one float32 per example out.
+"""Losses of Grafit and of protocol "maskcon" (docs/paper.md sections 2 and 3), as pure functions of arrays.
 
-Nothing here knows of networks, configs or data sets. Shapes: B examples, D embedding size, R memory rows on this
-device, K keys in the queue, T views.
+Each returns one float32 per example. Shapes: B examples, D embedding size, R memory rows on this device, K keys in the
+queue, T views.
 """
 
 import functools
@@ -13,14 +13,14 @@ from jax import Array, lax
 
 from grafit_jax.similarity import matmul, unit
 
-# Memory rows scored at a time: no [B, N] array is ever held. 4,096 rows keep a block of a 128-example batch in cache.
+# Memory rows per block, so that no [B, N] array exists. With 4,096 rows a block of a 128-example batch fits in cache.
 _BLOCK_ROWS = 4096
-# Stands for log(0). Finite, so that a set without members makes no NaN on the way.
+# Stands for log(0). It is finite so that an empty set yields no NaN.
 _LOG_ZERO = -1e30
 
 
 def knn_loss(embeddings: Array, labels: Array, memory: Array, memory_labels: Array, **options) -> Array:
-    """The k-NN loss, float32 [B]: see `knn_loss_and_weight`, whose arguments these are."""
+    """Returns the k-NN loss, float32 [B]; for the arguments see `knn_loss_and_weight`."""
     return knn_loss_and_weight(embeddings, labels, memory, memory_labels, **options)[0]
 
 
@@ -34,33 +34,35 @@ def knn_loss_and_weight(
     own_slot: Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[Array, Array]:
-    """The k-NN loss, Eq. 2-3: -log of the share of an example's softmax over the memory that falls on its own class.
+    """Computes the k-NN loss, Eq. 2-3: -log of the probability of the own class under a softmax over the memory.
 
     The sum over the positives is inside the log (NCA), not outside (SupCon).
 
     Args:
-      embeddings: float [B, D], brought to unit length inside. Gradient flows to these only.
+      embeddings: float [B, D], normalised inside. Only they receive a gradient.
       labels: int [B].
-      memory: float [R, D], brought to unit length inside; a constant for the gradient. With `axis_name`, the rows of
-        this device: device d of n holds rows d*R to (d+1)*R-1 of the n*R rows that the loss is over.
-      memory_labels: int [R]; a negative label marks an empty slot, which is ignored.
-      temperature: sigma, > 0. Values down to 0.01 are stable, with bfloat16 inputs too.
-      own_slot: int [B], the row (counted over all devices) that holds the example itself and is left out of both sums;
-        -1 or None leaves nothing out.
-      axis_name: the mapped device axis over which the memory is sharded and examples differ.
+      memory: float [R, D], normalised inside. With `axis_name`, the rows of this device: device d of n holds rows d*R
+        to (d+1)*R-1 of the n*R rows of the memory.
+      memory_labels: int [R]; rows with a negative label are empty and ignored.
+      temperature: sigma > 0. Values down to 0.01 are stable, also with bfloat16 inputs.
+      own_slot: int [B], the row (counted over all devices) of the example itself, which both sums exclude; -1 or None
+        excludes none.
+      axis_name: the mapped device axis over which the memory is sharded and the examples differ.
 
     Returns:
-      The loss, float32 [B], and its weight, float32 [B]: both 0 for an example without a positive in memory, else the
-      weight is 1.
+      The loss, float32 [B], and its weight, float32 [B], which is 1. For an example without a positive, both are 0.
+
+    Raises:
+      ValueError: shapes that do not fit together, or temperature <= 0.
     """
     _check_batch(embeddings, labels)
     if memory.ndim != 2 or memory.shape[1] != embeddings.shape[1] or memory_labels.shape != memory.shape[:1]:
         raise ValueError(
-            f"memory {memory.shape} and memory_labels {memory_labels.shape} do not fit embeddings "
-            f"{embeddings.shape}: want [R, {embeddings.shape[1]}] and [R]."
+            f"found memory {memory.shape} and memory_labels {memory_labels.shape} with embeddings {embeddings.shape}; "
+            f"expected [R, {embeddings.shape[1]}] and [R]."
         )
     if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, found {temperature}.")
+        raise ValueError(f"found temperature = {temperature}; expected a value > 0.")
     if own_slot is None:
         own_slot = jnp.full(labels.shape, -1, jnp.int32)
     return _knn_loss(
@@ -69,31 +71,43 @@ def knn_loss_and_weight(
 
 
 def instance_loss(predictions: Array, targets: Array) -> Array:
-    """The instance loss, Eq. 1: minus the mean cosine between the prediction from one view and the target of another.
+    """Computes the instance loss, Eq. 1: minus the mean cosine of one view's prediction and another view's target.
 
     Args:
       predictions: float [T, B, D], q(g_theta(t_i(x))), T >= 2.
-      targets: float [T, B, D], g_xi(t_j(x)); no gradient flows to them.
+      targets: float [T, B, D], g_xi(t_j(x)), which receive no gradient.
 
     Returns:
       float32 [B] in [-1, 1], the mean over the T(T-1) ordered pairs i != j.
+
+    Raises:
+      ValueError: shapes that differ, or T < 2.
     """
     if predictions.ndim != 3 or predictions.shape != targets.shape or predictions.shape[0] < 2:
         raise ValueError(
-            f"predictions {predictions.shape} and targets {targets.shape} must both be [T, B, D] with T >= 2."
+            f"found predictions {predictions.shape} and targets {targets.shape}; expected both [T, B, D], T >= 2."
         )
     num_views = predictions.shape[0]
     p, t = unit(predictions), lax.stop_gradient(unit(targets))
-    # All pairs less the pairs i = j: T sums instead of T(T-1) products.
+    # All pairs minus the pairs i = j: T sums instead of T(T-1) products.
     all_pairs = jnp.sum(p.sum(0) * t.sum(0), axis=-1)
     same_view = jnp.sum(p * t, axis=(0, -1))
     return -(all_pairs - same_view) / (num_views * (num_views - 1))
 
 
 def cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.0) -> Array:
-    """Softmax cross-entropy, float32 [B], of `logits` float [B, K] and `labels` int [B] in 0..K-1.
+    """Computes softmax cross-entropy with label smoothing (Szegedy et al. 2016).
 
-    `smoothing` of each label's weight is spread evenly over all K classes (Szegedy et al. 2016).
+    Args:
+      logits: float [B, K].
+      labels: int [B] in 0..K-1.
+      smoothing: share of each label's weight that is spread evenly over all K classes, in [0, 1).
+
+    Returns:
+      float32 [B].
+
+    Raises:
+      ValueError: shapes that do not fit together.
     """
     _check_batch(logits, labels)
     logits = logits.astype(jnp.float32)
@@ -104,16 +118,19 @@ def cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.0) -> Ar
 
 
 def info_nce(query: Array, key: Array, queue: Array, *, temperature: float) -> Array:
-    """InfoNCE (`selfcon`, MoCo): -log p_0 of the softmax p over a query's own key and the K keys of the queue.
+    """Computes InfoNCE (`selfcon`, MoCo): -log p_0 of the softmax p over a query's own key and the K keys of the queue.
 
     Args:
-      query: float [B, D], brought to unit length inside. Gradient flows to these only.
-      key: float [B, D], each query's own key, another view of its image; brought to unit length inside.
-      queue: float [K, D], keys of other images; brought to unit length inside.
-      temperature: t0 > 0; 0.1 in MaskCon's code.
+      query: float [B, D], normalised inside. Only queries receive a gradient.
+      key: float [B, D], the query's own key, from another view of its image; normalised inside.
+      queue: float [K, D], keys of other images; normalised inside.
+      temperature: t0 > 0; MaskCon's code uses 0.1.
 
     Returns:
       float32 [B].
+
+    Raises:
+      ValueError: shapes that do not fit together, or temperature <= 0.
     """
     own, _ = _log_probabilities(query, key, queue, temperature)
     return -own
@@ -122,17 +139,23 @@ def info_nce(query: Array, key: Array, queue: Array, *, temperature: float) -> A
 def supcon_queue(
     query: Array, key: Array, queue: Array, labels: Array, queue_labels: Array, *, temperature: float
 ) -> Array:
-    """`supcon`: the mean of -log p_j over a query's own key and the queue's keys of its label.
+    """Computes `supcon`: the mean of -log p_j over a query's own key and the queue's keys of the same label.
 
-    The mean is outside the log, other than in the k-NN loss.
+    The mean is outside the log, unlike the sum of the k-NN loss.
 
     Args:
-      query, key, queue, temperature: as for `info_nce`.
+      query: float [B, D], see `info_nce`.
+      key: float [B, D], see `info_nce`.
+      queue: float [K, D], see `info_nce`.
       labels: int [B].
       queue_labels: int [K].
+      temperature: t0 > 0, see `info_nce`.
 
     Returns:
-      float32 [B]; with no key of the label in the queue, `info_nce`.
+      float32 [B]; equal to `info_nce` for a query without a key of its label in the queue.
+
+    Raises:
+      ValueError: shapes that do not fit together, or temperature <= 0.
     """
     _check_queue_labels(query, queue, labels, queue_labels)
     own, others = _log_probabilities(query, key, queue, temperature)
@@ -151,31 +174,38 @@ def maskcon(
     soft_temperature: float,
     weight: float,
 ) -> Array:
-    """MaskCon: cross-entropy of p to `weight` * z + (1 - `weight`) * (one for the own key).
+    """Computes MaskCon: the cross-entropy of p to the target `weight` * z + (1 - `weight`) * onehot(own key).
 
-    z weighs the queue's keys of the label by their similarity to the own key, exp(key . queue_j / soft_temperature)
-    over its largest value among them, and the own key by 1; its sum is 1. With no key of the label z is the own key
-    alone (the released code gives 0 / 0). A soft temperature without bound gives `supcon_queue`, weight 0 `info_nce`.
+    z gives the own key weight 1 and each key of the same label the weight exp(key . queue_j / soft_temperature) divided
+    by its maximum over these keys; then z is normalised to sum 1. Without a key of the label, z is onehot(own key); the
+    released code computes 0 / 0. weight = 0 gives `info_nce`; weight = 1 and soft_temperature -> infinity give
+    `supcon_queue`.
 
     Args:
-      query, key, queue, temperature: as for `info_nce`.
+      query: float [B, D], see `info_nce`.
+      key: float [B, D], see `info_nce`.
+      queue: float [K, D], see `info_nce`.
       labels: int [B].
       queue_labels: int [K].
+      temperature: t0 > 0, see `info_nce`.
       soft_temperature: t > 0.
       weight: w in [0, 1].
 
     Returns:
       float32 [B].
+
+    Raises:
+      ValueError: shapes that do not fit together, a temperature <= 0, or a weight outside [0, 1].
     """
     _check_queue_labels(query, queue, labels, queue_labels)
     if soft_temperature <= 0:
-        raise ValueError(f"soft_temperature must be > 0, found {soft_temperature}.")
+        raise ValueError(f"found soft_temperature = {soft_temperature}; expected a value > 0.")
     if not 0 <= weight <= 1:
-        raise ValueError(f"weight must be in [0, 1], found {weight}.")
+        raise ValueError(f"found weight = {weight}; expected a value in [0, 1].")
     own, others = _log_probabilities(query, key, queue, temperature)
     same = queue_labels == labels[:, None]
     nearness = lax.stop_gradient(matmul(unit(key), unit(queue).T))
-    nearest = jnp.max(nearness, axis=1, where=same, initial=-1.0)  # no cosine is below it
+    nearest = jnp.max(nearness, axis=1, where=same, initial=-1.0)  # the smallest cosine
     z = jnp.where(same, jnp.exp((nearness - nearest[:, None]) / soft_temperature), 0.0)
     total = 1 + jnp.sum(z, axis=1)
     soft = (own + jnp.sum(z * jnp.where(same, others, 0.0), axis=1)) / total
@@ -183,11 +213,13 @@ def maskcon(
 
 
 def _log_probabilities(query: Array, key: Array, queue: Array, temperature: float) -> tuple[Array, Array]:
-    """log p of a query's own key [B] and of the queue's keys [B, K], the softmax being over all 1 + K."""
+    """Returns log p of the own key [B] and of the queue's keys [B, K] under a softmax over all 1 + K keys."""
     if query.ndim != 2 or key.shape != query.shape or queue.ndim != 2 or queue.shape[1] != query.shape[1]:
-        raise ValueError(f"want [B, D], [B, D] and [K, D], found {query.shape}, {key.shape} and queue {queue.shape}.")
+        raise ValueError(
+            f"found query {query.shape}, key {key.shape} and queue {queue.shape}; expected [B, D], [B, D] and [K, D]."
+        )
     if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, found {temperature}.")
+        raise ValueError(f"found temperature = {temperature}; expected a value > 0.")
     query, key, queue = unit(query), lax.stop_gradient(unit(key)), lax.stop_gradient(unit(queue))
     own = jnp.sum(query * key, axis=1) / temperature
     others = matmul(query, queue.T) / temperature
@@ -198,12 +230,14 @@ def _log_probabilities(query: Array, key: Array, queue: Array, temperature: floa
 def _check_queue_labels(query: Array, queue: Array, labels: Array, queue_labels: Array) -> None:
     _check_batch(query, labels)
     if queue_labels.shape != queue.shape[:1]:
-        raise ValueError(f"want a label for each of the queue's keys {queue.shape}, found {queue_labels.shape}.")
+        raise ValueError(
+            f"found queue_labels {queue_labels.shape} with queue {queue.shape}; expected one label for each key."
+        )
 
 
 def _check_batch(rows: Array, labels: Array) -> None:
     if rows.ndim != 2 or labels.shape != rows.shape[:1]:
-        raise ValueError(f"want [B, D] and [B], found {rows.shape} and labels {labels.shape}.")
+        raise ValueError(f"found rows {rows.shape} and labels {labels.shape}; expected [B, D] and [B].")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -212,7 +246,7 @@ def _knn_loss(temperature, axis_name, embeddings, labels, own_slot, memory, memo
 
 
 def _knn_forward(temperature, axis_name, embeddings, labels, own_slot, memory, memory_labels):
-    # The rows stay where they are and the queries travel: B*D numbers instead of N*D.
+    # Gather the queries, not the rows: B*D numbers instead of N*D.
     queries = (embeddings, labels, own_slot)
     if axis_name is not None:
         queries = lax.all_gather(queries, axis_name, tiled=True)
@@ -227,7 +261,7 @@ def _knn_forward(temperature, axis_name, embeddings, labels, own_slot, memory, m
     log_all, log_positive = (_finish_log_sum_exp(maximum, total, axis_name) for maximum, total in sums)
     weight = (log_positive > _LOG_ZERO).astype(jnp.float32)
     loss = weight * (log_all - log_positive)  # Eq. 3, from the two log-sum-exps of Eq. 2
-    if axis_name is not None:  # back to this device's own examples
+    if axis_name is not None:  # keep this device's own examples
         first = lax.axis_index(axis_name) * size
         loss, weight = (lax.dynamic_slice_in_dim(x, first, size) for x in (loss, weight))
     return (loss, weight), (queries, memory, memory_labels, log_all, log_positive, weight)
@@ -239,13 +273,13 @@ def _knn_backward(temperature, axis_name, residuals, cotangents):
     def add_block(gradient, rows, row_labels, first_row):
         similarity, valid, positive = _score(queries, rows, row_labels, first_row, temperature)
         p_all = jnp.where(valid, jnp.exp(similarity - log_all[:, None]), 0.0)
-        # Capped at probability 1: without positives log_positive is log(0), and weight 0 must not meet infinity.
+        # Capped at probability 1: without positives log_positive is log(0), and 0 * infinity would be NaN.
         p_positive = jnp.where(positive, jnp.exp(jnp.minimum(similarity - log_positive[:, None], 0.0)), 0.0)
         return gradient + matmul(p_all - p_positive, unit(rows))
 
     gradient = _fold_blocks(add_block, jnp.zeros_like(queries[0]), memory, memory_labels, axis_name)
     if axis_name is not None:
-        # Each device holds its own rows' part of every query's gradient: add up, and keep one's own queries.
+        # Each device has the part of every query's gradient from its own rows: sum the parts, keep the own queries.
         gradient = lax.psum_scatter(gradient, axis_name, scatter_dimension=0, tiled=True)
     scale = cotangents[0] * weight / temperature
     return gradient * scale[:, None], None, None, None, None
@@ -255,7 +289,7 @@ _knn_loss.defvjp(_knn_forward, _knn_backward)
 
 
 def _score(queries, rows, row_labels, first_row, temperature):
-    """Scaled similarities [Q, r] of the queries with a block of rows, and which of them count, and as positives."""
+    """Returns the scaled similarities [Q, r] to a block of rows, and masks of the valid and of the positive pairs."""
     embeddings, labels, own_slot = queries
     similarity = matmul(embeddings, unit(rows).T) / temperature
     row = first_row + jnp.arange(rows.shape[0])
@@ -264,7 +298,7 @@ def _score(queries, rows, row_labels, first_row, temperature):
 
 
 def _add_log_sum_exp(maximum_and_sum, similarity, mask):
-    """One more block for a running log-sum-exp, kept as (maximum, sum of exp(x - maximum))."""
+    """Adds a block to a running log-sum-exp, kept as (maximum, sum of exp(x - maximum))."""
     maximum, total = maximum_and_sum
     new = jnp.maximum(maximum, jnp.max(similarity, axis=1, where=mask, initial=_LOG_ZERO))
     block = jnp.sum(jnp.where(mask, jnp.exp(similarity - new[:, None]), 0.0), axis=1)
@@ -280,7 +314,7 @@ def _finish_log_sum_exp(maximum, total, axis_name):
 
 
 def _fold_blocks(add_block, start, memory, memory_labels, axis_name):
-    """`add_block(accumulated, rows, row_labels, first_row)` over the memory, block by block, the last one shorter."""
+    """Folds `add_block(accumulated, rows, row_labels, first_row)` over the blocks of the memory."""
     num_rows = memory.shape[0]
     offset = 0 if axis_name is None else lax.axis_index(axis_name) * num_rows
     num_blocks, rest = divmod(num_rows, _BLOCK_ROWS)

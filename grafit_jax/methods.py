@@ -1,4 +1,4 @@
-"""The methods of docs/paper.md sections 2 and 3: which heads each has, and which losses it trains."""
+"""The methods of docs/paper.md sections 2 and 3, with their heads and losses."""
 
 import dataclasses
 import functools
@@ -13,18 +13,16 @@ from grafit_jax.models.heads import MLP, Identity, Linear
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What a method trains; everything else is the same for all methods.
+    """The parts in which methods differ.
 
     Attributes:
-      name: as in docs/paper.md.
-      supervised: what teaches the coarse labels: "cross_entropy", "knn" (Eq. 2-3), "supcon", "maskcon" or None.
-      instance: what tells images apart: "predict" (Eq. 1, with a predictor and T views), "info_nce" (with a key view,
-        whose own law of views is `key_views`) or None.
-      projector: the P_theta that stands on the trunk: "mlp", "linear", "identity" (the losses see the trunk's features)
-        or None.
-      uses_clusters: whether cluster ids of another run's features are trained on in place of the coarse labels.
-      protocol: "paper" (section 2) or "maskcon" (section 3); results of the two are never compared in one table
-        without saying so.
+      name: the name in docs/paper.md.
+      supervised: the supervised loss: "cross_entropy", "knn" (Eq. 2-3), "supcon", "maskcon" or None.
+      instance: the loss between views of an image: "predict" (Eq. 1, with a predictor and T views), "info_nce" (with a
+        key view, augmented by `key_views`) or None.
+      projector: P_theta: "mlp", "linear", "identity" (the losses use the trunk's features) or None.
+      uses_clusters: whether the labels are clusters of another run's features instead of the coarse classes.
+      protocol: "paper" (section 2) or "maskcon" (section 3). A table that compares results of both must say so.
     """
 
     name: str
@@ -36,29 +34,29 @@ class Method:
 
     @property
     def uses_memory(self) -> bool:
-        """Whether there is a slot for every training image."""
+        """Whether the method has a memory with a slot for every training image."""
         return self.supervised == "knn"
 
     @property
     def uses_queue(self) -> bool:
-        """Whether a queue of keys is compared with."""
+        """Whether the method has a queue of keys."""
         return self.instance == "info_nce" or self.supervised in ("supcon", "maskcon")
 
     @property
     def uses_target(self) -> bool:
-        """Whether there is a target network, which embeds the other views, or the keys."""
+        """Whether the method has a target network, which embeds the other views or the keys."""
         return self.instance == "predict" or self.uses_queue
 
     def views_per_image(self, num_views: int) -> int:
-        """How many views of an image a step makes, where the config says T = `num_views`."""
+        """Returns the number of views per image in a step, given T = `num_views` of the config."""
         if self.uses_queue:
-            return 2  # the query's and the key's
+            return 2  # query and key
         return num_views if self.instance == "predict" else 1
 
     def weights(self, *, instance_weight: float, weight: float) -> tuple[float, float]:
-        """What the supervised and the instance loss are multiplied by.
+        """Returns the weights of the supervised and the instance loss.
 
-        Protocol "paper" adds lambda times the latter (Eq. 4); protocol "maskcon" mixes the two, w and 1 - w.
+        They are 1 and lambda in protocol "paper" (Eq. 4), and w and 1 - w in protocol "maskcon".
         """
         if self.protocol == "paper":
             return 1.0, instance_weight
@@ -70,21 +68,21 @@ METHODS = {
     for m in (
         Method("baseline", "cross_entropy", None, projector=None),
         Method("baseline_mlp", "cross_entropy", None),
-        # ClusterFit+ through Grafit's projector, as SNCA+ is [ours].
+        # ClusterFit+ with Grafit's projector, in analogy to SNCA+ [ours].
         Method("clusterfit", "cross_entropy", None, projector=None, uses_clusters=True),
         Method("clusterfit_plus", "cross_entropy", None, uses_clusters=True),
         Method("snca", "knn", None, projector="linear"),
         Method("snca_plus", "knn", None),
         Method("byol", None, "predict"),
-        # The classifier stands on the projection [ours], so that Grafit FC differs from Grafit in the loss alone.
+        # The classifier's input is the projection [ours], so that Grafit FC differs from Grafit in the loss only.
         Method("grafit_fc", "cross_entropy", "predict"),
         Method("grafit", "knn", "predict"),
-        # What the projector brings [ours]; model.embed_dim is the trunk's width.
+        # Ablation of the projector [ours]; model.embed_dim must be the trunk's width.
         Method("grafit_no_projector", "knn", "predict", projector="identity"),
         Method("selfcon", None, "info_nce", protocol="maskcon"),
         Method("supcon", "supcon", None, protocol="maskcon"),
         Method("supce", "cross_entropy", None, projector=None, protocol="maskcon"),
-        # What the MaskCon paper calls Grafit: not the method above.
+        # The method that the MaskCon paper calls Grafit, which differs from grafit above.
         Method("grafit_maskcon", "supcon", "info_nce", protocol="maskcon"),
         Method("coins", "cross_entropy", "info_nce", protocol="maskcon"),
         Method("maskcon", "maskcon", None, protocol="maskcon"),
@@ -93,12 +91,19 @@ METHODS = {
 
 
 def get(name: str) -> Method:
-    """The method of that name; a UserError with the nearest known name if there is none."""
+    """Returns the method of a name; raises UserError with the nearest known name if there is none."""
     return METHODS[choose(name, "method", METHODS)]
 
 
 def build_network(method: Method, config, *, num_classes: int, axis_name: str | None = None) -> Network:
-    """The method's network. `config` is the config's `model`; `num_classes` counts the labels that are trained on."""
+    """Returns the network of a method.
+
+    Args:
+      method: the method.
+      config: the group `model` of the config.
+      num_classes: number of training labels, for the classifier.
+      axis_name: the mapped device axis, or None.
+    """
     dtype = jnp.dtype(config.dtype)
     axis_name = axis_name if config.sync_batch_norm else None
 

@@ -1,4 +1,4 @@
-"""A method's loss, put together from `losses`: Eq. 4 of the paper, and the mixtures of protocol "maskcon"."""
+"""The loss of a method, composed of `losses`: Eq. 4 of the paper, and the mixtures of protocol "maskcon"."""
 
 import dataclasses
 import math
@@ -15,18 +15,18 @@ from grafit_jax.memory import Memory, Queue
 from grafit_jax.methods import Method
 from grafit_jax.models import Outputs
 
-# name -> (sum, count) over examples: means are taken once, on the host.
+# Metric name -> (sum, count) over examples; the host computes the mean.
 Totals = dict[str, tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a method minimises.
+    """The loss function of a method.
 
     Attributes:
-      method: which losses.
-      loss: the config's `loss`.
-      num_views: T, of the instance loss.
+      method: the method.
+      loss: the group `loss` of the config.
+      num_views: T of the instance loss.
       axis_name: the mapped device axis, or None.
     """
 
@@ -38,16 +38,19 @@ class Objective:
     def __call__(
         self, out: Outputs, targets: Array | None, batch: dict[str, Array], memory: Memory | None, queue: Queue | None
     ) -> tuple[Array, Totals]:
-        """The loss of each example, float32 [B], and the totals of its terms.
+        """Computes the loss of each example and the totals of its terms.
 
         Args:
-          out: the online network's, of the T*B views, view by view; supervised losses see the first view alone
-            (appendix B.1).
-          targets: the target network's projections: of the same T*B views, or of B key views. A constant.
-          batch: label int32 [B], coarse classes or clusters, and id int32 [B]; of mixed images also other_label int32
+          out: outputs of the online network for the T*B views, ordered by view; supervised losses use the first view
+            only (appendix B.1).
+          targets: projections of the target network for the same T*B views, or for B key views; constants.
+          batch: label int32 [B], coarse classes or clusters, and id int32 [B]; mixed images also have other_label int32
             [B] and share float32 [B], see `views.mixing`.
-          memory: this device's rows, before the step.
-          queue: as it was before the step.
+          memory: the rows of this device before the step.
+          queue: the queue before the step.
+
+        Returns:
+          The loss, float32 [B], and the totals.
         """
         label = batch["label"]
         first = jax.tree.map(lambda x: x[: len(label)], out)
@@ -73,7 +76,7 @@ class Objective:
         if self.method.supervised == "cross_entropy":
             smoothing = self.loss.label_smoothing
             term = losses.cross_entropy(first.logits, label, smoothing=smoothing)
-            if "other_label" in batch:  # mixed images have two
+            if "other_label" in batch:  # a mixed image has two labels
                 other = losses.cross_entropy(first.logits, batch["other_label"], smoothing=smoothing)
                 term = batch["share"] * term + (1 - batch["share"]) * other
             accuracy = jnp.argmax(first.logits, -1) == label
@@ -109,23 +112,23 @@ class Objective:
 
 
 def total(per_example: Array) -> tuple[Array, Array]:
-    """(sum, count)."""
+    """Returns (sum, count)."""
     return jnp.sum(per_example.astype(jnp.float32)), jnp.asarray(per_example.size, jnp.float32)
 
 
 class EpochMeans:
-    """What the steps of an epoch have come to so far: one mean for every metric, from sums and counts of many calls."""
+    """The running mean of each metric over the steps of an epoch."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None, seconds: float = 0.0):
-        """Resumes an epoch by the arguments that `record` returned, or starts one."""
+        """Starts an epoch, or resumes one, given what `record` returned."""
         self._sums, self._seconds = dict(sums or {}), seconds
         self._began, self._totals = time.perf_counter(), list[Totals]()
 
     def add(self, totals: Totals) -> None:
-        self._totals.append(totals)  # fetched later: a step does not wait for the host
+        self._totals.append(totals)  # fetched later, so that steps do not wait for the host
 
     def record(self) -> dict[str, Any]:
-        """For JSON, with the seconds that the epoch's steps took until they were done, which is waited for."""
+        """Waits for the steps; returns their sums and counts, and the seconds of the epoch so far, for JSON."""
         for totals in jax.device_get(self._totals):
             for name, values in totals.items():
                 self._sums[name] = [a + float(b) for a, b in zip(self._sums.get(name, (0.0, 0.0)), values, strict=True)]
@@ -133,16 +136,16 @@ class EpochMeans:
         return {"sums": self._sums, "seconds": self._seconds + time.perf_counter() - self._began}
 
     def means(self) -> dict[str, float]:
-        """Of what has been recorded."""
+        """Returns the mean of each metric as of the last `record`."""
         return {name: value / count if count else 0.0 for name, (value, count) in self._sums.items()}
 
 
 def guessing(method: Method, labels: np.ndarray, num_classes: int, queue_size: int) -> dict[str, float]:
-    """The mean of each softmax loss for a network that guesses: all probabilities are equal.
+    """Returns the mean of each softmax loss for a network that guesses, with equal probabilities.
 
     Args:
-      method: whose terms.
-      labels: int [N], those that are trained on.
+      method: the method.
+      labels: int [N], the training labels.
       num_classes: C.
       queue_size: K.
     """

@@ -1,4 +1,4 @@
-"""The optimiser and the schedules of a run, made from its config."""
+"""The optimizer and the schedules of a run."""
 
 import functools
 from collections.abc import Sequence
@@ -13,13 +13,12 @@ from jax.typing import ArrayLike
 
 
 class Schedules(NamedTuple):
-    """Functions of the step.
+    """Schedules, as functions of the step.
 
     Attributes:
-      learning_rate: linear from 0 over the warm-up, then half a cosine to 0, or a constant times a factor from each of
-        some epochs on; in proportion to the batch size.
-      memory_momentum: the share of a memory slot that stays.
-      tau: of the target network's moving average, along a cosine (BYOL, section 3.2).
+      learning_rate: linear warm-up from 0, then half a cosine to 0, or steps; proportional to the batch size.
+      memory_momentum: share of the old embedding in an updated memory slot.
+      tau: momentum of the target network's moving average, along a cosine (BYOL, section 3.2).
     """
 
     learning_rate: optax.Schedule
@@ -28,6 +27,7 @@ class Schedules(NamedTuple):
 
 
 def make_schedules(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -> Schedules:
+    """Returns the schedules of a config."""
     o, m, ema = config.optimizer, config.memory, config.ema
     total_steps = config.train.epochs * steps_per_epoch
     peak = o.learning_rate * config.train.batch_size / 256
@@ -53,17 +53,17 @@ def make_schedules(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -
 
 
 def _piecewise(values: Sequence[float], boundaries: Sequence[int]) -> optax.Schedule:
-    """values[0] before the first boundary, values[i] from boundaries[i - 1] on; float32."""
+    """Returns values[0] before the first boundary and values[i] from boundaries[i - 1] on, as float32."""
     return optax.join_schedules([optax.constant_schedule(jnp.float32(value)) for value in values], boundaries)
 
 
 def _cosine(step: ArrayLike, *, steps: int) -> Array:
-    """Half a cosine from 1 to 0; `optax.cosine_decay_schedule` differs in the last bit, and so would every run."""
+    """Half a cosine from 1 to 0. `optax.cosine_decay_schedule` differs in the last bit, which changes every run."""
     return 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(step / steps, 0.0, 1.0)))
 
 
 def make_optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay; `config` is the config's `optimizer`."""
+    """Returns SGD with momentum and weight decay; `config` is the group `optimizer` of the config."""
     parts = [
         optax.add_decayed_weights(
             config.weight_decay, mask=lambda params: jax.tree.map(lambda p: config.decay_all or p.ndim > 1, params)
@@ -76,7 +76,7 @@ def make_optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Sched
 
 
 def _layer_rates(updates: dict[str, Any], decay: float) -> dict[str, Any]:
-    """The updates of the trunk's blocks times `decay`, once for the last, twice for the one before it, and so on.
+    """Scales the updates of the trunk's last block by `decay`, of the one before it by its square, and so on.
 
     The stem counts as the block before the first one.
     """
@@ -87,6 +87,6 @@ def _layer_rates(updates: dict[str, Any], decay: float) -> dict[str, Any]:
 
 
 def _block(name: str) -> int:
-    """The number of a block of a trunk by the name of its variables, such as YBlock_3; -1 of the stem's layers."""
+    """Returns the number in the name of a trunk's block, such as YBlock_3; -1 for a layer of the stem."""
     kind, _, number = name.rpartition("_")
     return int(number) if kind.endswith("Block") else -1

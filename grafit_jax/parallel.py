@@ -1,7 +1,7 @@
-"""The devices of all hosts: the axis name, and how values get onto them.
+"""Devices, `pmap`, and the placement of arrays, on one or several hosts.
 
-The axis goes over the devices of all processes, one process after the other. Arrays are a process's own: what lies on
-its devices. So everything but the step and `gather` is as on one host.
+The mapped axis spans the devices of all processes, ordered by process. Arrays are local to a process, so only the
+training step, `gather` and the functions that say so communicate between hosts.
 """
 
 import hashlib
@@ -16,42 +16,50 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grafit_jax.errors import UserError
 
-# Rows of a block, and what a device makes of a block at a time (float32: 32 MB).
+# Maximum rows of a block, and maximum float32 values that a device computes from a block (32 MB).
 _BLOCK_ROWS = 1024
 _BLOCK_SIZE = 2**23
-# Gathered over the hosts at a time (64 MB): it passes through the devices.
+# Bytes gathered over the hosts at a time (64 MB), since they pass through device memory.
 _GATHER_BYTES = 2**26
-# The name of the mapped axis, in losses, batch norms and memory alike.
+# The name of the mapped axis in losses, batch norms and memory.
 AXIS = "batch"
 
 
 def devices() -> list[jax.Device]:
-    """The devices of this process."""
+    """Returns the devices of this process."""
     return jax.local_devices()
 
 
 def num_devices() -> int:
-    """How many this process has."""
+    """Returns the number of devices of this process."""
     return len(devices())
 
 
 def num_all_devices() -> int:
-    """How many the run is spread over: those of all processes, of which each has as many as this one."""
+    """Returns the number of devices of all processes; each process has equally many."""
     return num_devices() * jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Returns whether this is process 0, which writes files."""
     return jax.process_index() == 0
 
 
 def all_agree(yes: bool) -> bool:
-    """Whether every process says yes. All have to call it."""
+    """Returns whether `yes` is true on every process. All processes must call it."""
     return yes if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(yes))))
 
 
 def check_same(what: str, text: str) -> None:
-    """Raises UserError unless all processes give the same `text`, of what is called `what`. All have to call it."""
+    """Checks that all processes have the same `text`. All processes must call it.
+
+    Args:
+      what: name of the text in the message.
+      text: the text, of which only a digest is exchanged.
+
+    Raises:
+      UserError: a process has another text than process 0.
+    """
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
@@ -59,7 +67,7 @@ def check_same(what: str, text: str) -> None:
     others = np.flatnonzero(np.any(digests != digests[0], axis=1)).tolist()
     if others:
         raise UserError(
-            f"process {', '.join(map(str, others))} of {jax.process_count()} found other {what} than process 0: want "
+            f"process {', '.join(map(str, others))} of {jax.process_count()} found other {what} than process 0; use "
             "the same command, and the same data in the same order, on all hosts."
         )
 
@@ -72,16 +80,17 @@ def pmap(
     donate_argnums: tuple[int, ...] = (),
     everywhere: bool = False,
 ) -> Any:
-    """`function` on all devices at the same time, over the axis AXIS; the arguments are those of `jax.pmap`.
-
-    The only call of `jax.pmap`, which JAX keeps on top of jit and shard_map: nothing else knows how it is done.
+    """Maps a function over the devices with `jax.pmap`, over the axis AXIS. No other code calls `jax.pmap`.
 
     Args:
-      function: of one device's part of the arguments.
-      in_axes: 0 for arguments with a row for each device, None for what all devices have.
-      out_axes: likewise, of the results. None is trusted, not checked: without a pmean it is device 0's.
-      donate_argnums: arguments whose memory is used again.
-      everywhere: on the devices of all processes, which all have to call it; else on those of this process.
+      function: maps one device's part of the arguments to its part of the results.
+      in_axes: 0 for arguments with a row per device, None for arguments that all devices share.
+      out_axes: the same for results. None is not checked: without a pmean or psum the result is device 0's.
+      donate_argnums: arguments whose memory may be reused.
+      everywhere: True maps over the devices of all processes, which all must call it; False over this process's.
+
+    Returns:
+      The mapped function.
     """
     own = None if everywhere and jax.process_count() > 1 else devices()
     return jax.pmap(
@@ -90,19 +99,19 @@ def pmap(
 
 
 def own(rows: Any) -> Any:
-    """This process's rows of [n, ...], one for each of all devices."""
+    """Returns this process's rows of an array [n, ...] with one row for each device of all processes."""
     first = jax.process_index() * num_devices()
     return rows[first : first + num_devices()]
 
 
 def own_part(total: int, process: int | None = None) -> slice:
-    """Which of `total` rows are this process's, or another's, where they are shared out evenly, in order."""
+    """Returns the slice of `total` rows, split evenly and in order, that belongs to this process or to `process`."""
     index, count = jax.process_index() if process is None else process, jax.process_count()
     return slice(index * total // count, (index + 1) * total // count)
 
 
 def gather(rows: np.ndarray, total: int) -> np.ndarray:
-    """All [total, ...] rows, on every process, of which each gives its `own_part`. All processes have to call it."""
+    """Returns all rows [total, ...] on every process, given each process's `own_part`. All processes must call it."""
     count = jax.process_count()
     if count == 1:
         return rows
@@ -116,31 +125,31 @@ def gather(rows: np.ndarray, total: int) -> np.ndarray:
 
 
 def _sharding(spec: PartitionSpec, *, all_processes: bool = False) -> NamedSharding:
-    # The sharding that pmap itself gives its results: nothing is moved, and nothing compiled anew, between two calls.
+    # The sharding of pmap's results, so that calls neither move arrays nor compile again.
     over = devices()
-    if all_processes and jax.process_count() > 1:  # in the order that pmap has them in
+    if all_processes and jax.process_count() > 1:  # pmap's order
         over = [d for process in range(jax.process_count()) for d in jax.local_devices(process_index=process)]
     return NamedSharding(Mesh(np.array(over), (AXIS,)), spec)
 
 
 def replicate(tree: Any) -> Any:
-    """Every leaf whole on each device: what pmap takes with axis None."""
+    """Copies every leaf to each device, for pmap's axis None."""
     return jax.device_put(tree, _sharding(PartitionSpec()))
 
 
 def shard(tree: Any) -> Any:
-    """Leaves [n, ...] with row d on device d: what pmap takes with axis 0."""
+    """Puts row d of each leaf [n, ...] on device d, for pmap's axis 0."""
     return jax.device_put(tree, _sharding(PartitionSpec(AXIS)))
 
 
 def everywhere(x: jax.Array, *, all_processes: bool = True) -> jax.Array:
-    """An array that each device of each process holds whole, as one array of all processes, or of this one again."""
+    """Returns an array that is replicated on each device as one global array, or as a local one again."""
     sharding = _sharding(PartitionSpec(), all_processes=all_processes)
     return jax.make_array_from_single_device_arrays(x.shape, sharding, [shard.data for shard in x.addressable_shards])
 
 
 def joined(x: jax.Array) -> jax.Array:
-    """[n, R, ...] with a row on each device of this process, as one array [N*R, ...] of all processes and N devices."""
+    """Returns [n, R, ...], with a row per device of this process, as one global array [N*R, ...] over all N devices."""
     sharding = _sharding(PartitionSpec(AXIS), all_processes=True)
     shape = (num_all_devices() * x.shape[1], *x.shape[2:])
     return jax.make_array_from_single_device_arrays(shape, sharding, [shard.data[0] for shard in x.addressable_shards])
@@ -154,9 +163,9 @@ def from_joined(x: jax.Array) -> jax.Array:
 
 
 def in_blocks(rows: np.ndarray, columns: int) -> Any:
-    """Rows [N, ...] on the devices, [n, M, B, ...]: M blocks of B rows for each, and zeros behind the last row.
+    """Puts rows [N, ...] on the devices as [n, M, B, ...], M blocks of B rows for each, padded with zeros.
 
-    B is such that a device may hold B x `columns` float32 at a time, and the same on any number of devices.
+    B is chosen such that a device can hold B x `columns` float32 values, independently of the number of devices.
     """
     size = 2 ** int(math.log2(min(_BLOCK_ROWS, max(8, _BLOCK_SIZE // columns))))
     num_blocks = -(-len(rows) // (size * num_devices())) * num_devices()

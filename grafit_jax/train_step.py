@@ -1,4 +1,4 @@
-"""The training step: of one device, and mapped over all of them."""
+"""The training step of one device, and its mapping over all devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,26 +21,25 @@ from grafit_jax.views.mixing import mix
 
 Step = Callable[[TrainState, Memory | None, dict[str, Array], Array], tuple[TrainState, Memory | None, Totals]]
 
-# Folded into a step's key for the keys' views, so that they are others than the queries'.
+# Folded into a step's PRNG key for the views of the momentum encoder's keys, which must differ from the queries'.
 _KEY_VIEW = 0x6B6579
-# And for what images are mixed with.
+# Folded into a step's PRNG key for the mixing of images.
 _MIX_KEY = 0x6D6978
 
 
 def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
-    """The pure per-device function `(state, memory, batch, rng) -> (state, memory, metrics)` of a run.
+    """Returns the pure per-device step of a run, `(state, memory, batch, rng) -> (state, memory, metrics)`.
 
-    A batch holds image uint8 [B, H, W, C], label int32 [B] (coarse class or cluster) and id int32 [B], the device's
-    own B examples. Where crops are made on the host, an image is [T, S, S, C]: one for each view, those of keys last.
+    A batch has the B examples of the device: image uint8 [B, H, W, C], label int32 [B] (coarse class or cluster) and id
+    int32 [B]. With crops on the host, image is [B, T, S, S, C], one crop per view, with the views of keys last.
 
-    Without a queue the supervised loss sees the first of the T views of an image (appendix B.1), the instance loss
-    all, and so does the target network. With one the online network sees one view, the query, and the target network
-    another, the key, made by `run.key_views`. Each network runs once, over all of its views, with the
-    statistics of that batch: the target, as in BYOL and MaskCon, normalises with its own batch and never with running
-    averages, which it does not keep.
+    Without a queue, the instance loss and the target network use all T views of an image, and the supervised loss uses
+    the first (appendix B.1). With a queue, the online network embeds one view, the query, and the target network
+    another, the key, made by `run.key_views`. Each network runs once over all of its views. The target network
+    normalises with the statistics of its own batch, as in BYOL and MaskCon, and keeps no running averages.
 
-    With `train.skip_not_finite` a step whose loss or gradient is not finite changes nothing but the counts of steps,
-    and is counted as `skipped`.
+    With `train.skip_not_finite`, a step whose loss or gradient is not finite changes only the step counts, and is
+    counted as `skipped`.
     """
     config, network, method = run.config, run.network, run.method
     num_views = config.views.num_views if method.instance == "predict" else 1
@@ -49,7 +48,7 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
 
     def step(state, memory, batch, rng):
         memory_before = memory
-        # 1. Views, made here from uint8: keyed by (seed, step, image id, view), so the device makes no difference.
+        # 1. Views. Draws are keyed by (seed, step, image id, view), so they do not depend on the device.
         key = jax.random.fold_in(rng, state.step)
         image = batch["image"]
         for_queries, for_keys = (image[:, :num_views], image[:, num_views:]) if image.ndim == 5 else (image, image)
@@ -61,7 +60,7 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
             )
             batch = batch | {"other_label": other_label, "share": share}
 
-        # 2. Targets g_xi(t_j(x)), or keys, outside of what is differentiated.
+        # 2. Targets g_xi(t_j(x)), or keys, outside the differentiated function.
         targets = None
         if method.uses_target:
             seen = images
@@ -71,8 +70,8 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
             out, _ = network.apply(variables, seen, train=True, mutable=["batch_stats"], method="embed")
             targets = out.projection
 
-        # 3. The loss of this device's examples, and its gradient. No collective on the way but in batch norms and the
-        # k-NN loss, which define their own gradients: a psum here would multiply gradients by the device count.
+        # 3. The loss of this device's examples, and its gradient. The only collectives are those of batch norms and of
+        # the k-NN loss, which define their gradients: any other psum would multiply gradients by the device count.
         def loss_fn(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
             out, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
@@ -82,14 +81,14 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
 
         grads, (batch_stats, terms, projection) = jax.grad(loss_fn, has_aux=True)(state.params)
 
-        # 4. One mean over the devices; per-device batch statistics become one running average too.
+        # 4. Mean over the devices, also of per-device batch statistics.
         if axis_name is not None:
             grads, batch_stats = lax.pmean((grads, batch_stats), axis_name)
             terms = lax.psum(terms, axis_name)
 
-        # 5. Update theta, then xi <- tau xi + (1 - tau) theta, then memory or queue, scored before it is written.
-        # MaskCon's code moves xi before its forward pass: there the first move does nothing, since xi starts as theta,
-        # and every other one is the one at the end of the step before, here.
+        # 5. Update theta, then xi <- tau xi + (1 - tau) theta, then memory or queue, after they were scored. MaskCon's
+        # code updates xi before the forward pass, which is the same: xi starts as theta, so its first update has no
+        # effect, and each later one is the update at the end of the previous step here.
         updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         target_params, queue = state.target_params, state.queue
@@ -112,11 +111,11 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
         )
         if not config.train.skip_not_finite:
             return after, memory, terms
-        # Both are the same on all devices: a psum and a norm of what pmean gave.
+        # The same on all devices, since the loss is a psum and the gradient a pmean.
         finite = jnp.isfinite(terms["loss"][0]) & jnp.isfinite(terms["gradient_norm"][0])
         terms = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), terms)
         terms["skipped"] = (1.0 - finite, jnp.ones(()))
-        # The rate of the next step is by its number, as everything else that is scheduled.
+        # A skipped step advances the optimizer's count too, so that the learning rate follows `state.step`.
         count = optax.tree.get(opt_state, "count")
         before = (
             state.replace(step=after.step, opt_state=optax.tree.set(state.opt_state, count=count)),
@@ -129,16 +128,20 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
 
 
 def _flat_views(images: Array, ids: Array, key: Array, views: augment.Views, num_views: int) -> Array:
-    """float32 [T*B, S, S, C], view by view."""
+    """Returns float32 [T*B, S, S, C], ordered by view."""
     images = augment.random_views(images, ids, key, views=views, num_views=num_views)
     return images.reshape(-1, *images.shape[2:])
 
 
 def pmap_steps(run: Experiment, feed: Resident | Streamed, steps: int | None = None) -> Any:
-    """`(state, memory, inputs) -> (state, memory, metrics)`: steps of a run in one scan, on all devices.
+    """Returns `(state, memory, inputs) -> (state, memory, metrics)`, which scans over several steps on all devices.
 
-    Each device takes its own part of every batch out of `inputs`, which `feed` gives. State and memory are donated.
-    `steps`: how many, where an epoch has no more left than that; else as many as the feed has in a call.
+    Each device takes its part of every batch from `inputs`, an item of `feed`. State and memory are donated.
+
+    Args:
+      run: the run.
+      feed: the batches of the run.
+      steps: number of steps, for the last call of an epoch; None = `feed.steps_per_call`.
     """
     step, count = make_train_step(run), feed.steps_per_call if steps is None else steps
 
@@ -149,13 +152,13 @@ def pmap_steps(run: Experiment, feed: Resident | Streamed, steps: int | None = N
             return (state, memory), metrics
 
         if count == 1:
-            # No scan of one: XLA's CPU convolutions are some 15 times slower inside of a loop (jax issue 12868).
+            # No scan for one step: XLA's CPU convolutions are about 15 times slower inside a loop (jax issue 12868).
             (state, memory), metrics = body((state, memory), None)
             return state, memory, metrics
         (state, memory), metrics = lax.scan(body, (state, memory), length=count)
         return state, memory, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
-    # Replicated results (axis None): everything in state and metrics is a pmean or psum.
+    # State and metrics are replicated (axis None), since all of their values come from a pmean or psum.
     return parallel.pmap(
         call, in_axes=(None, 0, feed.in_axes), out_axes=(None, 0, None), donate_argnums=(0, 1), everywhere=True
     )

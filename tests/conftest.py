@@ -1,11 +1,11 @@
 """Tiers, budgets and devices of the tests.
 
-A test belongs to the slow tier (`make test-all`) if it asks for a fixture in SLOW or is marked `slow`; a test marked
-`quick` stays in the fast tier (`make test`) all the same. A test that asks for a fixture in FAULTS is one of those that
-`make test-faults` runs with --long.
+A test belongs to the slow tier (`make test-all`) if it uses a fixture in SLOW or is marked `slow`, unless it is marked
+`quick`; all others belong to the fast tier (`make test`). `make test-faults` runs the tests that use a fixture in
+FAULTS, with --long.
 
-The library sees one device; the fixture `eight_devices` shows it eight. All settings are made before JAX is imported.
-`make test-gpu` leaves JAX the accelerator instead.
+The library sees one device, and eight with the fixture `eight_devices`. Settings must precede the import of JAX.
+`make test-gpu` uses the accelerator instead.
 """
 
 import contextlib
@@ -26,22 +26,21 @@ FAULTS = {"times", "long"}
 if "GRAFIT_TEST_ACCELERATOR" not in os.environ:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-    # Most of the time goes into compiling: LLVM's first level halves it and leaves a step its speed, at level 0 a step
-    # takes ten times as long. Eight devices on a machine that has other work may wait long for each other: XLA would
-    # end the process after 40 seconds.
+    # Compilation dominates: LLVM's level 1 halves its time at full step speed; at level 0 steps are ten times slower.
+    # On a busy machine eight devices may wait long for each other, and XLA would abort the process after 40 seconds.
     os.environ["XLA_FLAGS"] = " ".join([
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=1",
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     ])  # fmt: skip
-# Many tests, and the command lines that they run, compile the same small programs, and so do those of the next run.
+# Tests, and the command lines that they run, share many compiled programs, also between runs.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path.home() / ".cache" / "grafit_jax" / "tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="long budgets for fault, kill and fuzz tests")
+    parser.addoption("--long", action="store_true", help="use the long budgets of fault, kill and fuzz tests")
 
 
 def pytest_collection_modifyitems(items):
@@ -56,7 +55,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    # Triton, which PyTorch's CUDA builds import late, is a segmentation fault after TensorFlow: so it comes before.
+    # Triton, which PyTorch's CUDA builds import late, crashes if it is imported after TensorFlow.
     asked = any("torch" in item.fixturenames for item in session.items)
     if asked and importlib.util.find_spec("torch") and importlib.util.find_spec("triton"):
         import triton  # noqa: F401
@@ -73,7 +72,7 @@ def one_device():
 
 @pytest.fixture
 def eight_devices(monkeypatch):
-    """The library sees eight devices."""
+    """Shows the library eight devices."""
     from helpers.devices import use_devices
 
     use_devices(monkeypatch, 8)
@@ -81,7 +80,7 @@ def eight_devices(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_pages():
-    """Trainings leave no report.html, which takes as long as they do. Yields the functions that are replaced."""
+    """Disables report.html, which takes as long as a training here. Yields the replaced functions."""
     from grafit_jax.commands import train
     from grafit_jax.report import write
 
@@ -103,14 +102,14 @@ def _pages(own):
 
 @pytest.fixture
 def pages_left(no_pages):
-    """Trainings leave their page, as they do for a user."""
+    """Enables report.html, as for a user."""
     with _pages(no_pages):
         yield
 
 
 @pytest.fixture(scope="session")
 def cli():
-    """`cli("evaluate", "--workdir=...")` runs a command line within this process."""
+    """`cli("evaluate", "--workdir=...")` runs a command line in this process."""
     from helpers.command_lines import main
 
     return main
@@ -118,7 +117,7 @@ def cli():
 
 @pytest.fixture(scope="session")
 def processes():
-    """`processes("train", "--workdir=...")` runs a command line in a process of its own, where that is the point."""
+    """`processes("train", "--workdir=...")` runs a command line in a process of its own."""
     from helpers.command_lines import run
 
     return run
@@ -126,7 +125,7 @@ def processes():
 
 def _need_oracle(name):
     if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is an oracle: pip install -e '.[test,parity]'")
+        pytest.skip(f"found no {name}; use pip install -e '.[test,parity]'")
 
 
 @pytest.fixture(scope="session")
@@ -150,10 +149,10 @@ def timm(torchvision):
 
 
 def _prepared(name):
-    """TFDS's data directory, if the real data set is prepared there."""
+    """Returns TFDS's data directory; skips the test unless the data set is prepared there."""
     folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR", pathlib.Path.home() / "tensorflow_datasets"))
     if not (folder / name).is_dir():
-        pytest.skip(f"no {name} in {folder}: run `tfds build {name} --data_dir={folder}`")
+        pytest.skip(f"found no {name} in {folder}; use `tfds build {name} --data_dir={folder}`")
     return str(folder)
 
 
@@ -169,7 +168,7 @@ def omniglot():
 
 @pytest.fixture(scope="session")
 def trains():
-    """`trains(config, path)`, the training of a run, for tests for which `trained_once` will not do."""
+    """`trains(config, path)` trains a run, for tests that cannot use `trained_once`."""
     from grafit_jax.commands import train
 
     return train.train
@@ -177,7 +176,7 @@ def trains():
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory, no_pages):
-    """The workdir of a small Grafit run with its page, trained once whatever the number of workers; not to change."""
+    """The workdir of a small Grafit run with its page, trained once and shared by all workers; read-only."""
     from grafit_jax.commands import train
     from helpers.runs import small_config
 
@@ -193,19 +192,19 @@ def trained_once(tmp_path_factory, no_pages):
 
 @pytest.fixture
 def train_run(trained_once, tmp_path):
-    """A copy of that workdir, with checkpoints of steps 14 and 28, for a test to restore, read or damage."""
+    """A copy of that workdir, with checkpoints of steps 14 and 28, which a test may change."""
     return shutil.copytree(trained_once, tmp_path / "train_run")
 
 
 @pytest.fixture
 def long(request):
-    """Whether a fault test has the long budget, that of `make test-faults`."""
+    """Whether a fault test has the long budget of `make test-faults`."""
     return request.config.getoption("--long")
 
 
 @pytest.fixture
 def times(request):
-    """How many times the examples of a short run a fuzz test draws."""
+    """The number of examples of a fuzz test, relative to a short run."""
     return 20 if request.config.getoption("--long") else 1
 
 
@@ -214,9 +213,9 @@ _crashed = set()
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem, report, sched):
-    """A test in which XLA has crashed the process is run once more, counted as a rerun; what fails is never run again.
+    """Reruns a test once if XLA has crashed the process, and counts it as a rerun; failed tests are not rerun.
 
-    Seen once in some ten thousand tests, in native code, and not in the same test again.
+    XLA's native code crashes about once in ten thousand tests, and not in the same test again.
     """
     if crashitem not in _crashed:
         _crashed.add(crashitem)

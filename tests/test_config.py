@@ -1,5 +1,6 @@
 """Configs: typed arguments, unknown names, renamed keys, JSON, and the checks before a run."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from grafit_jax import config as config_lib
 from grafit_jax import config_checks, config_files
 from grafit_jax.errors import UserError
+from grafit_jax.views import augment
 from helpers.command_lines import ROOT
 from helpers.runs import small_config
 
@@ -227,7 +229,7 @@ def test_maskcon_recipe_is_that_of_the_paper_summary_section_3():
         ({"data.on_unreadable": "skp"}, r"unknown data\.on_unreadable 'skp' \(did you mean 'skip'\?\)"),
         (
             {"method": "grafit_fc", "mixing.mixup": 0.2},
-            r"mixup = 0\.2; expected 0, since the loss of grafit_fc is not cross",
+            r"mixup = 0\.2; expected 0, since cross-entropy is not the only loss of grafit_fc",
         ),
         ({"loss.label_smoothing": 0.1}, r"label_smoothing = 0\.1; expected 0, since grafit has no cross-entropy"),
         ({"seed": -1}, r"seed = -1; expected 0 or more"),
@@ -243,7 +245,7 @@ def test_maskcon_recipe_is_that_of_the_paper_summary_section_3():
         ),
         (
             {"mixing.cutmix": 1.0},
-            r"mixing\.cutmix = 1\.0; expected 0, since the loss of grafit is not cross-entropy alone",
+            r"mixing\.cutmix = 1\.0; expected 0, since cross-entropy is not the only loss of grafit",
         ),
         ({"data.image_size": -1}, r"data\.image_size = -1; expected 0"),
         (
@@ -285,6 +287,12 @@ def test_an_unknown_or_missing_key_is_an_error():
     del config.train.epoch, config.train.epochs
     with pytest.raises(UserError, match=r"found no config key 'train\.epochs'; use a config made by"):
         config_checks.validate(config, num_devices=1)
+
+
+def test_augmentation_keys_are_the_options_of_views():
+    config, fields = config_lib.default(), {field.name for field in dataclasses.fields(augment.Views)}
+    assert {*config.key_views} == fields - {"size", "mean", "std", "resize"}
+    assert {*config.views} == fields - {"resize"} | {"num_views"}
 
 
 def with_old_keys(flat):

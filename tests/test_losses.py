@@ -1,4 +1,4 @@
-"""Eq. 1, Eq. 2-3 and cross-entropy against numbers computed by hand, float64 twins and other formulas' gradients."""
+"""Eq. 1, Eq. 2-3 and cross-entropy against hand-computed numbers, float64 twins and the gradients of formulas."""
 
 import functools
 
@@ -13,7 +13,7 @@ from helpers import twins
 
 @functools.partial(jax.jit, static_argnames="temperature")
 def knn(z, labels, memory, memory_labels, own_slot=None, cotangent=1.0, *, temperature=0.05):
-    """Loss [B], weight [B], and the gradient of sum(cotangent * loss) to the embeddings. jit, to compile once."""
+    """Returns loss [B], weight [B], and the gradient of sum(cotangent * loss) with respect to the embeddings."""
 
     def total(z):
         loss, weight = losses.knn_loss_and_weight(
@@ -26,7 +26,7 @@ def knn(z, labels, memory, memory_labels, own_slot=None, cotangent=1.0, *, tempe
 
 
 def direct_knn_loss(z, labels, memory, memory_labels, *, temperature, own_slot):
-    """Eq. 2-3 as one [B, N] formula in jnp, for its automatic gradient. Every example has a positive here."""
+    """Eq. 2-3 as one [B, N] formula in jnp, for its automatic gradient. Every example must have a positive."""
     z = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
     logits = jnp.matmul(z, memory.T, precision="highest") / temperature
     valid = (memory_labels >= 0) & (jnp.arange(len(memory)) != own_slot[:, None])
@@ -35,27 +35,27 @@ def direct_knn_loss(z, labels, memory, memory_labels, *, temperature, own_slot):
     return everything - jax.nn.logsumexp(jnp.where(positive, logits, -jnp.inf), axis=-1)
 
 
-def test_without_labels_the_knn_loss_teaches_nothing():
-    """With one class for all images only the instance loss is left: unlabelled Grafit is BYOL."""
+def test_knn_loss_and_gradient_are_zero_with_a_single_class():
+    """With one class for all images, Grafit reduces to BYOL: only the instance loss is left."""
     z, memory = (jax.random.normal(jax.random.key(seed), (n, 8)) for seed, n in ((0, 5), (1, 9)))
     loss, weight, gradient = knn(z, jnp.zeros(5, int), memory, jnp.zeros(9, int), jnp.arange(5))
     np.testing.assert_allclose(loss, 0.0, atol=1e-5)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
     np.testing.assert_array_equal(weight, 1.0)
-    # A second class is what makes it more than that.
+    # With two classes there is a gradient.
     assert np.abs(knn(z, jnp.zeros(5, int), memory, jnp.arange(9) % 2, jnp.arange(5))[2]).max() > 0.1
 
 
-# Eq. 2-3, by hand
+# Eq. 2-3, hand-computed
 
-# Unit vectors at cosines 1, 0 and -1 to z = (1, 0); lengths 2, 1, 1.
+# Vectors at cosines 1, 0 and -1 to z = (1, 0), of lengths 2, 1, 1.
 AXES = np.array([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], np.float32)
 
 
 def test_knn_golden_at_temperature_one():
     # Positives at cosines 1 and 0, a negative at -1: exponentials 2.718282, 1 and 0.367879, their sum 4.086161.
-    # Loss = -log(3.718282 / 4.086161) = 0.0943447. The lengths 5 and 2 change nothing: these are cosines.
-    # SupCon, the sum outside: -(log(2.718282 / 4.086161) + log(1 / 4.086161)) / 2 = 0.9076060.
+    # Loss = -log(3.718282 / 4.086161) = 0.0943447. The lengths 5 and 2 have no effect on cosines.
+    # SupCon, with the sum outside the log: -(log(2.718282 / 4.086161) + log(1 / 4.086161)) / 2 = 0.9076060.
     z = np.array([[5.0, 0.0]], np.float32)
     got = losses.knn_loss(z, np.array([1]), AXES, np.array([1, 1, 0]), temperature=1.0)
     np.testing.assert_allclose(got, [0.0943447], atol=2e-6)
@@ -63,17 +63,17 @@ def test_knn_golden_at_temperature_one():
 
 
 def test_knn_golden_gradient_is_that_of_nca_not_of_supcon():
-    # Same case. The loss knows directions only, so only the second coordinate of the gradient is free:
-    # dL/dz_2 = p_2 - q_2, p over all, q over the positives: 1/4.086161 - 1/3.718282 = 0.244728 - 0.268941 = -0.024213.
-    # SupCon: 0.244728 - 1/2 = -0.255272. Twice the length halves it.
+    # Same case. The loss depends on the direction only, so only the second coordinate of the gradient is nonzero:
+    # dL/dz_2 = p_2 - q_2, with p over all rows and q over the positives: 1/4.086161 - 1/3.718282 = 0.244728 - 0.268941
+    # = -0.024213. SupCon: 0.244728 - 1/2 = -0.255272. Twice the length halves the gradient.
     z = np.array([[1.0, 0.0], [2.0, 0.0]], np.float32)
     _, _, gradient = knn(z, np.array([1, 1]), AXES, np.array([1, 1, 0]), temperature=1.0)
     np.testing.assert_allclose(gradient, [[0.0, -0.024213], [0.0, -0.012107]], atol=2e-6)
 
 
 def test_knn_golden_leaves_the_own_slot_out_of_both_sums():
-    # The own slot 0 is at cosine 1. Left out: cosines 0 (positive) and -1 (negative): -log(1 / 1.367879) = 0.3132617.
-    # Kept in both sums: 0.0943447, as above. -1 is nobody's slot, not the last one: that would give 0.
+    # The own slot 0 has cosine 1. Without it, cosines 0 (positive) and -1 (negative): -log(1 / 1.367879) = 0.3132617.
+    # With it, 0.0943447, as above. -1 excludes no slot; taken as the last slot it would give 0.
     z = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
     out = losses.knn_loss(z, np.array([1, 1]), AXES, np.array([1, 1, 0]), temperature=1.0, own_slot=np.array([0, -1]))
     np.testing.assert_allclose(out, [0.3132617, 0.0943447], atol=2e-6)
@@ -89,8 +89,8 @@ def test_knn_golden_at_the_papers_temperature_by_default():
 
 
 def test_knn_golden_extreme_cosines_at_temperature_one_hundredth():
-    # Positive at cosine -1, negative at 1: log(1 + e^200) = 200; an unshifted float32 exponential is infinite at 89.
-    # The other way round: log(1 + e^-200) = 0, and a positive nevertheless: weight 1.
+    # Positive at cosine -1, negative at 1: log(1 + e^200) = 200; an unshifted float32 exponential overflows at 89.
+    # Swapped: log(1 + e^-200) = 0, with weight 1, since there is a positive.
     z, memory = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32), np.array([[-1.0, 0.0], [1.0, 0.0]], np.float32)
     loss, weight, gradient = knn(z, np.array([0, 1]), memory, np.array([0, 1]), temperature=0.01)
     np.testing.assert_allclose(loss, [200.0, 0.0], rtol=1e-6, atol=1e-6)
@@ -100,7 +100,7 @@ def test_knn_golden_extreme_cosines_at_temperature_one_hundredth():
 
 # Eq. 2-3 against its twin
 
-SHAPES = [  # one slot, fewer slots than any block, no multiple of one, several blocks and a rest; D odd, and D = 1
+SHAPES = [  # one slot, less than a block, several blocks, a partial last block; D odd and D = 1
     (1, 1, 3, 0.05),
     (1, 7, 5, 0.05),
     (6, 7, 1, 0.05),
@@ -117,7 +117,7 @@ def assert_equals_twin(got, args, temperature, **own):
     expected, expected_weight = twins.knn_loss_and_weight(*args, temperature=temperature, **own)
     assert loss.shape == weight.shape == expected.shape
     assert loss.dtype == weight.dtype == jnp.float32
-    # A cosine is good to about 1e-7; divided by the temperature that is 1e-5 in the loss.
+    # A cosine has an error of about 1e-7; divided by the temperature that is 1e-5 in the loss.
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=5e-7 / temperature)
     np.testing.assert_array_equal(weight, expected_weight)
 
@@ -125,7 +125,7 @@ def assert_equals_twin(got, args, temperature, **own):
 @pytest.mark.parametrize("batch, slots, dim, temperature", SHAPES)
 def test_knn_equals_the_twin(batch, slots, dim, temperature):
     args = twins.knn_problem(batch, slots, dim)
-    # First to last: in every block, and in a last one that is not full.
+    # Own slots in every block, including a partial last one.
     own_slot = np.linspace(0, slots - 1, batch).astype(int)
     for own in (own_slot, np.full(batch, -1)):
         assert_equals_twin(knn(*args, own, temperature=temperature), args, temperature, own_slot=own)
@@ -137,7 +137,7 @@ def test_knn_equals_the_twin_without_own_slots(batch, slots, dim, temperature):
     assert_equals_twin(knn(*args, temperature=temperature), args, temperature)
 
 
-def test_knn_loss_is_the_first_of_the_pair():
+def test_knn_loss_equals_the_loss_of_knn_loss_and_weight():
     args, own = twins.knn_problem(5, 130, 17), np.array([1, 2, 3, -1, 129])
     got = jax.jit(functools.partial(losses.knn_loss, temperature=0.01))(*args, own_slot=own)
     np.testing.assert_allclose(got, knn(*args, own, temperature=0.01)[0], rtol=1e-6)
@@ -145,7 +145,7 @@ def test_knn_loss_is_the_first_of_the_pair():
 
 @pytest.mark.parametrize("row", ["zero", "query", "huge"])
 def test_knn_ignores_rows_with_a_negative_label(row):
-    # Empty slots hold zeros, the very query, or rubbish; and a query labelled -1 finds no positive among them.
+    # Empty slots may hold zeros, the query itself or huge numbers; a query labelled -1 has no positive among them.
     z, labels, memory, memory_labels = twins.knn_problem(4, 40, 5, seed=1)
     labels[3] = -1
     padding = {"zero": np.zeros((9, 5)), "query": np.tile(z[:1], (9, 1)), "huge": np.full((9, 5), 1e15)}[row]
@@ -163,7 +163,7 @@ def test_knn_ignores_rows_with_a_negative_label(row):
 
 
 def test_knn_example_without_a_positive_has_no_loss_weight_or_gradient():
-    # Example 1 has the label of no slot; example 2's only positive is its own slot. 0 and 3 are as if alone.
+    # Example 1 has a label that no slot has; example 2's only positive is its own slot; 0 and 3 are unaffected.
     z, labels, memory, memory_labels = twins.knn_problem(4, 50, 7, classes=2, seed=2)
     labels[1], labels[2] = 8, 9
     memory_labels[17] = 9
@@ -173,14 +173,14 @@ def test_knn_example_without_a_positive_has_no_loss_weight_or_gradient():
     np.testing.assert_array_equal(loss[[1, 2]], [0, 0])
     np.testing.assert_array_equal(gradient[[1, 2]], np.zeros((2, 7)))
     some = [0, 3]
-    alone, _, gradient_alone = knn(z[some], labels[some], memory, memory_labels, own_slot[some])
-    np.testing.assert_allclose(loss[some], alone, rtol=1e-6)
-    np.testing.assert_allclose(gradient[some], gradient_alone, rtol=1e-5, atol=1e-6)
-    assert (np.abs(gradient_alone).max(axis=-1) > 1e-3).all()
+    expected, _, expected_gradient = knn(z[some], labels[some], memory, memory_labels, own_slot[some])
+    np.testing.assert_allclose(loss[some], expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[some], expected_gradient, rtol=1e-5, atol=1e-6)
+    assert (np.abs(expected_gradient).max(axis=-1) > 1e-3).all()
 
 
 @pytest.mark.parametrize("memory_labels, own_slot", [([-1, -1, -1], -1), ([1, -1, -1], 0)])
-def test_knn_with_no_slot_left_is_zero_not_nan(memory_labels, own_slot):
+def test_knn_without_valid_slots_is_zero_and_not_nan(memory_labels, own_slot):
     z = np.array([[1.0, 2.0]], np.float32)
     loss, weight, gradient = knn(z, np.array([1]), AXES, np.array(memory_labels), np.array([own_slot]))
     np.testing.assert_array_equal(loss, [0.0])
@@ -192,12 +192,12 @@ def test_knn_with_no_slot_left_is_zero_not_nan(memory_labels, own_slot):
 def test_knn_computes_in_float32_whatever_the_input(temperature):
     z, labels, memory, memory_labels = twins.knn_problem(5, 300, 17, seed=3)
     z, memory = jnp.asarray(z, jnp.bfloat16), jnp.asarray(memory, jnp.bfloat16)
-    # Both twins start from the same rounded numbers, so that float32 inside means near, at float32's tolerance.
+    # The twin uses the same rounded inputs, so float32 arithmetic agrees to float32's tolerance.
     rounded = np.asarray(z, np.float32), labels, np.asarray(memory, np.float32), memory_labels
     own_slot = np.arange(5)
     got = knn(z, labels, memory, memory_labels, own_slot, temperature=temperature)
     assert_equals_twin(got, rounded, temperature, own_slot=own_slot)
-    # The gradient is rounded once, to bfloat16's 8 bits, on its way out.
+    # The gradient is rounded once, to bfloat16's 8 bits, at the end.
     expected = knn(*rounded, own_slot, temperature=temperature)[2]
     assert got[2].dtype == jnp.bfloat16
     largest = np.abs(expected).max()
@@ -223,7 +223,7 @@ def test_knn_gradient_equals_finite_differences_of_the_twin(temperature):
 
 
 @pytest.mark.parametrize("batch, slots, dim", [(1, 7, 5), (16, 130, 17), (4, 5000, 17)])
-def test_knn_gradient_equals_the_direct_formulas(batch, slots, dim):
+def test_knn_gradient_equals_that_of_the_direct_formula(batch, slots, dim):
     z, labels, memory, memory_labels = twins.knn_problem(batch, slots, dim, seed=5)
     memory_labels[:3] = [0, 1, 2]
     memory_labels[-1] = -1
@@ -242,7 +242,7 @@ def test_knn_gradient_equals_the_direct_formulas(batch, slots, dim):
 
 
 def test_knn_gradient_flows_to_the_embeddings_only():
-    # And neither through the weight.
+    # The weight has no gradient either.
     z, labels, memory, memory_labels = twins.knn_problem(4, 30, 5, seed=7)
 
     @jax.jit
@@ -265,17 +265,17 @@ def test_knn_gradient_flows_to_the_embeddings_only():
 
 
 def test_instance_golden_two_views():
-    # p_1 = (2, 0), p_2 = (0, 3), t_1 = (1, 1), t_2 = (5, 0). The ordered pairs: cos(p_1, t_2) = 1, cos(p_2, t_1) =
-    # 0.7071068; minus their mean: -0.8535534. (Summed: -1.707; the pairs i = j instead: -0.354.)
+    # p_1 = (2, 0), p_2 = (0, 3), t_1 = (1, 1), t_2 = (5, 0): cos(p_1, t_2) = 1 and cos(p_2, t_1) = 0.7071068; minus
+    # their mean is -0.8535534. (Minus their sum is -1.707; minus the mean of the pairs i = j is -0.354.)
     p = jnp.array([[[2.0, 0.0]], [[0.0, 3.0]]])
     t = jnp.array([[[1.0, 1.0]], [[5.0, 0.0]]])
     np.testing.assert_allclose(losses.instance_loss(p, t), [-0.8535534], atol=1e-6)
 
 
 def test_instance_golden_four_views():
-    # Predictions and targets of view i at i * 90 degrees: each i sees cosines 0, -1, 0 in the other three views, -4 in
-    # all; minus the mean over the 12 ordered pairs is 4/12. With i = j it were 0, with 1/T^2 it were 4/16.
-    # Second image: all predictions and targets alike: -1.
+    # View i at i * 90 degrees: each view has cosines 0, -1, 0 to the other three, in total -4; minus the mean over the
+    # 12 ordered pairs is 4/12. With the pairs i = j it would be 0, with 1/T^2 4/16.
+    # Second image: all predictions and targets equal, so -1.
     circle = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     alike = np.tile([[0.6, 0.8]], (4, 1))
     p = jnp.asarray(np.stack([circle, alike], axis=1))

@@ -1,4 +1,4 @@
-"""The losses of protocol "maskcon" against float64 twins, by hand, and where each becomes another."""
+"""The losses of protocol "maskcon" against hand-computed numbers, float64 twins and each other at their limits."""
 
 import functools
 
@@ -14,7 +14,7 @@ T0, T = 0.1, 0.05
 
 
 def problem(batch=6, size=20, dim=8, classes=3, seed=0):
-    """query, key, queue (of any length), labels, queue labels."""
+    """Returns query, key, queue (not normalised), labels and queue labels."""
     rng = np.random.default_rng(seed)
     query, key = rng.normal(size=(2, batch, dim)) * 3
     queue = rng.normal(size=(size, dim)) * 2
@@ -27,18 +27,17 @@ def maskcon(*arrays, **options):
 
 
 def test_golden():
-    # One query along x, its own key along x too: cosine 1. Queue: x again (same class), y (other class). At t0 = 1:
-    # p = e, e, 1 over 2e + 1.
+    # Query and own key along x; queue: x (same class) and y (other class). At t0 = 1: p = (e, e, 1) / (2e + 1).
     arrays = [np.array(x, np.float32) for x in ([[2, 0]], [[5, 0]], [[3, 0], [0, 7]])]
     log_p = 1 - np.log(2 * np.e + 1)
     np.testing.assert_allclose(losses.info_nce(*arrays, temperature=1.0), [-log_p], rtol=1e-6)
     labels = np.array([4]), np.array([4, 9])
-    # Own key and the first one count the same, and have the same p.
+    # The own key and the first key have the same target and the same p.
     np.testing.assert_allclose(losses.supcon_queue(*arrays, *labels, temperature=1.0), [-log_p], rtol=1e-6)
-    # The other way round: y is of the class, with log p = 0 - log(2e + 1); the mean of the two.
+    # If y is the key of the class, with log p = 0 - log(2e + 1): the mean of the two.
     other = np.array([9]), np.array([4, 9])
     np.testing.assert_allclose(losses.supcon_queue(*arrays, *other, temperature=1.0), [-log_p + 0.5], rtol=1e-6)
-    # Both of the class: z = 1 (own), 1 (nearest), exp(0 - 1) at t = 1, over their sum 2 + 1/e; w = 1.
+    # If both are of the class, at t = 1, w = 1: z = (1, 1, exp(0 - 1)) over the sum 2 + 1/e.
     both = np.array([4]), np.array([4, 4])
     got = maskcon(*arrays, *both, temperature=1.0, soft_temperature=1.0, weight=1.0)
     z = np.array([1, 1, np.exp(-1)]) / (2 + np.exp(-1))
@@ -67,14 +66,14 @@ def test_against_float64_twins(seed, dtype):
             np.testing.assert_allclose(got, twins.maskcon(*arrays, t0, t, w), rtol=2e-5, atol=1e-5)
 
 
-def test_where_one_loss_becomes_another():
+def test_limits_where_the_losses_are_equal():
     arrays = problem()
     selfcon = losses.info_nce(*arrays[:3], temperature=T0)
     supcon = losses.supcon_queue(*arrays, temperature=T0)
     assert np.abs(selfcon - supcon).min() > 0.01
     np.testing.assert_allclose(maskcon(*arrays, weight=0.0), selfcon, rtol=1e-6)
     np.testing.assert_allclose(maskcon(*arrays, soft_temperature=1e6, weight=1.0), supcon, rtol=1e-5)
-    # And between the two: a cold t leaves the own key and the nearest one of its class.
+    # As t -> 0, the target is the own key and the nearest key of its class.
     query, key, queue, labels, queue_labels = arrays
     near = twins.unit(key) @ twins.unit(queue).T
     near[labels[:, None] != queue_labels] = -2
@@ -90,33 +89,33 @@ def test_where_one_loss_becomes_another():
 @pytest.mark.parametrize("soft_temperature", [0.01, 1e6])
 def test_without_a_key_of_the_label_the_own_key_is_the_target(soft_temperature):
     query, key, queue, labels, _ = problem()
-    nobody = np.full(len(queue), 99)
-    want = twins.info_nce(query, key, queue, T0)
-    arrays = query, key, queue, labels, nobody
-    np.testing.assert_allclose(losses.supcon_queue(*arrays, temperature=T0), want, rtol=2e-5, atol=1e-5)
+    others = np.full(len(queue), 99)
+    expected = twins.info_nce(query, key, queue, T0)
+    arrays = query, key, queue, labels, others
+    np.testing.assert_allclose(losses.supcon_queue(*arrays, temperature=T0), expected, rtol=2e-5, atol=1e-5)
 
     def total(query):
         return jnp.sum(maskcon(query, *arrays[1:], soft_temperature=soft_temperature, weight=1.0))
 
     value, gradient = jax.value_and_grad(total)(query)
-    np.testing.assert_allclose(value, want.sum(), rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(value, expected.sum(), rtol=2e-5, atol=1e-5)
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
 @pytest.mark.parametrize("name", ["info_nce", "supcon_queue", "maskcon"])
-def test_gradient_flows_to_the_query_alone(name):
+def test_gradient_flows_to_the_query_only(name):
     query, key, queue, labels, queue_labels = problem(batch=3, size=5, dim=4)
     rest = () if name == "info_nce" else (labels, queue_labels)
     options = {"temperature": T0} | ({"soft_temperature": T, "weight": 0.7} if name == "maskcon" else {})
     ours = functools.partial(getattr(losses, name), **options)
     gradients = jax.grad(lambda q, k, m: jnp.sum(ours(q, k, m, *rest)), argnums=(0, 1, 2))(query, key, queue)
     twin = functools.partial(getattr(twins, name), **options)
-    want = twins.finite_difference(lambda q: twin(q, key, queue, *rest).sum(), query)
-    np.testing.assert_allclose(gradients[0], want, rtol=1e-3, atol=1e-5)
+    expected = twins.finite_difference(lambda q: twin(q, key, queue, *rest).sum(), query)
+    np.testing.assert_allclose(gradients[0], expected, rtol=1e-3, atol=1e-5)
     assert not np.any(gradients[1]) and not np.any(gradients[2])
 
 
-def test_similarities_are_products_in_full_float32():
+def test_similarities_use_full_float32_matmuls():
     query, key, queue, labels, queue_labels = problem()
     jaxpr = jax.make_jaxpr(lambda q: maskcon(q, key, queue, labels, queue_labels))(query).jaxpr
     assert twins.matmul_precisions(jaxpr) == {jax.lax.Precision.HIGHEST}
@@ -125,16 +124,22 @@ def test_similarities_are_products_in_full_float32():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"key": np.ones((6, 7))}, r"want \[B, D\], \[B, D\] and \[K, D\], found \(6, 8\), \(6, 7\) and queue"),
+        (
+            {"key": np.ones((6, 7))},
+            r"found query \(6, 8\), key \(6, 7\) and queue \(20, 8\); expected \[B, D\], \[B, D\] and \[K, D\]",
+        ),
         ({"queue": np.ones((20, 7))}, r"queue \(20, 7\)"),
         ({"labels": np.ones(5, int)}, r"labels \(5,\)"),
-        ({"queue_labels": np.ones(19, int)}, r"a label for each of the queue's keys \(20, 8\), found \(19,\)"),
-        ({"temperature": 0.0}, r"temperature must be > 0, found 0"),
-        ({"soft_temperature": -1.0}, r"soft_temperature must be > 0, found -1"),
-        ({"weight": 1.5}, r"weight must be in \[0, 1\], found 1\.5"),
+        (
+            {"queue_labels": np.ones(19, int)},
+            r"found queue_labels \(19,\) with queue \(20, 8\); expected one label for each",
+        ),
+        ({"temperature": 0.0}, r"found temperature = 0\.0; expected a value > 0"),
+        ({"soft_temperature": -1.0}, r"found soft_temperature = -1\.0; expected a value > 0"),
+        ({"weight": 1.5}, r"found weight = 1\.5; expected a value in \[0, 1\]"),
     ],
 )
-def test_mistakes_are_named(change, message):
+def test_invalid_arguments_are_errors(change, message):
     names = ("query", "key", "queue", "labels", "queue_labels")
     arguments = dict(zip(names, problem(), strict=True)) | {"temperature": T0, "soft_temperature": T, "weight": 0.5}
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The k-NN loss at size and over devices: no [B, N] array, full float32, and eight devices equal to one."""
+"""The k-NN loss with a large memory and on eight devices: no [B, N] array, full float32, the result of one device."""
 
 import jax
 import jax.numpy as jnp
@@ -33,18 +33,18 @@ def test_knn_gradient_traces_no_array_of_batch_by_slots():
     sizes = [
         variable.aval.size for e in twins.equations(jaxpr) for variable in e.outvars if hasattr(variable.aval, "size")
     ]
-    # The memory itself has 1.6 million elements; a [128, 100_000] array 12.8 million.
+    # The memory has 1.6 million elements, a [128, 100_000] array 12.8 million.
     assert max(sizes) < full / 4, f"an array of {max(sizes):,} elements; [B, N] has {full:,}"
 
 
-def test_knn_gradient_compiles_without_the_memory_of_batch_by_slots():
+def test_compiled_knn_gradient_allocates_less_than_batch_by_slots():
     gradient, shapes, full = big_gradient()
     held = jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
     assert held < full * 4 / 2, f"{held:,} bytes of temporaries; a [B, N] float32 has {full * 4:,}"
 
 
-def test_knn_matmuls_ask_for_full_float32():
-    # An accelerator's default is TF32 or bfloat16: an error of 1e-3 in a cosine is one of 0.1 in a logit at 0.01.
+def test_knn_matmuls_use_full_float32():
+    # Accelerators default to TF32 or bfloat16: an error of 1e-3 in a cosine is 0.1 in a logit at temperature 0.01.
     gradient, shapes, _ = big_gradient()
     precisions = twins.matmul_precisions(jax.make_jaxpr(gradient)(*shapes).jaxpr)
     assert precisions == {jax.lax.Precision.HIGHEST}
@@ -54,13 +54,13 @@ def test_knn_matmuls_ask_for_full_float32():
 
 
 def sharded_problem(slots, dim=9, per_device=2, seed=9):
-    """The one-device problem and its split: rows over devices, the last rows padding with label -1."""
+    """Returns a problem for one device, and the same sharded over devices; padding rows have label -1."""
     z, labels, memory, memory_labels = twins.knn_problem(DEVICES * per_device, slots, dim, seed=seed)
     rng = np.random.default_rng(seed)
     own_slot = rng.permutation(slots)[: len(z)] if slots >= len(z) else np.arange(len(z)) % slots
     own_slot[1] = -1
     labels[own_slot >= 0] = memory_labels[own_slot[own_slot >= 0]]
-    labels[5] = 77  # nowhere in memory
+    labels[5] = 77  # not in memory
     rows = -(-slots // DEVICES)
     pad = rows * DEVICES - slots
 
@@ -74,7 +74,7 @@ def sharded_problem(slots, dim=9, per_device=2, seed=9):
 
 
 def loss_and_gradient(axis_name, temperature=0.05, with_own=True):
-    """Of the local loss with a different weight for every example; trap 3 of DESIGN.md: no psum inside."""
+    """Returns a function for the local loss and its gradient. A psum inside would scale it by the device count."""
 
     def run(z, labels, memory, memory_labels, own_slot, cotangent):
         def total(z):
@@ -99,8 +99,8 @@ def loss_and_gradient(axis_name, temperature=0.05, with_own=True):
 @pytest.mark.parametrize("slots", [5, 64, 1003, 33_001])
 @pytest.mark.quick
 def test_knn_on_eight_devices_equals_one_device(slots, temperature, eight_devices):
-    # 5 slots leave three devices with nothing but padding; 1003 leave five padded rows on the last; 33,001 give each
-    # device more than 4,096 rows, more than a block.
+    # With 5 slots three devices have padding only; with 1003 the last device has five padding rows; with 33,001 each
+    # device has more than one block of 4,096 rows.
     one, many = sharded_problem(slots)
     cotangent = np.random.default_rng(10).normal(size=len(one[0])).astype(np.float32)
     expected = jax.jit(loss_and_gradient(None, temperature))(*one, cotangent)
@@ -113,7 +113,7 @@ def test_knn_on_eight_devices_equals_one_device(slots, temperature, eight_device
     scale = np.abs(expected[2]).max()
     np.testing.assert_allclose(gradient, expected[2], rtol=1e-4, atol=1e-5 * scale)
     if slots > 5000:
-        return  # a loop over 16 x 33,001 pairs takes its time, and one device has been compared with the twin
+        return  # the twin's loop over 16 x 33,001 pairs is slow
     twin, twin_weight = twins.knn_loss_and_weight(*one[:4], temperature=temperature, own_slot=one[4])
     np.testing.assert_allclose(loss, twin, rtol=1e-5, atol=5e-7 / temperature)
     np.testing.assert_array_equal(weight, twin_weight)
@@ -131,7 +131,7 @@ def test_knn_on_eight_devices_without_own_slots(eight_devices):
 
 @pytest.mark.quick
 def test_pmean_of_local_gradients_is_the_gradient_of_the_mean_loss(eight_devices):
-    # What a train step does: z = x W, replicated W, mean over the device's examples, pmean over devices.
+    # As in a training step: z = x W with replicated W, mean over the device's examples, pmean over devices.
     one, many = sharded_problem(100)
     w = np.random.default_rng(11).normal(size=(9, 9)).astype(np.float32)
 

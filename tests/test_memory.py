@@ -1,4 +1,4 @@
-"""The memory of one slot per image: hand-computed updates, the float64 twin, and eight devices against one."""
+"""Memory and queue: hand-computed updates, the float64 twin, and eight devices against one."""
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ def a_memory(n=7, dim=5, seed=0):
     )
 
 
-def test_golden_half_way_and_back_to_unit_length():
+def test_golden_update_is_the_normalised_mean():
     # m = (1, 0), z = (0, 2): unit(z) = (0, 1), the mean (0.5, 0.5), its unit vector (0.7071068, 0.7071068).
-    # Without unit(z) the mean were (0.5, 1) and the direction (0.447, 0.894).
+    # Without unit(z) the mean would be (0.5, 1) and the direction (0.447, 0.894).
     memory = memory_lib.Memory(embedding=jnp.array([[1.0, 0.0], [0.0, 1.0]]), label=jnp.array([4, 5], jnp.int32))
     new = memory_lib.update(memory, jnp.array([0]), jnp.array([[0.0, 2.0]]))
     np.testing.assert_allclose(new.embedding, [[0.7071068, 0.7071068], [0.0, 1.0]], atol=1e-6)
@@ -68,20 +68,20 @@ def test_bfloat16_embeddings_leave_a_float32_memory_of_unit_rows():
     z = jnp.asarray(np.random.default_rng(2).normal(size=(2, 5)), jnp.bfloat16)
     new = memory_lib.update(memory, jnp.array([1, 4]), z)
     assert new.embedding.dtype == jnp.float32
-    # The twin sees the same rounded numbers: only the arithmetic may differ, and that is float32.
+    # The twin uses the same rounded inputs; the arithmetic must be float32.
     expected = twins.memory_update(memory.embedding, [1, 4], z.astype(jnp.float32))
     np.testing.assert_allclose(new.embedding, expected, atol=1e-6)
 
 
 def test_opposite_embedding_leaves_a_finite_row():
-    # m = -z: the mean is the zero vector, whose direction nobody knows; a NaN would spread through every loss.
+    # m = -z: the mean is the zero vector, which has no direction; a NaN would reach every loss.
     memory = memory_lib.Memory(embedding=jnp.array([[1.0, 0.0]]), label=jnp.array([0], jnp.int32))
     new = memory_lib.update(memory, jnp.array([0]), jnp.array([[-1.0, 0.0]]))
     assert np.isfinite(np.asarray(new.embedding)).all()
 
 
 def split(memory):
-    """Rows over devices, as DESIGN.md has it: device d holds global rows d*R .. (d+1)*R-1, padding labelled -1."""
+    """Shards a memory: device d holds rows d*R to (d+1)*R-1, and padding has label -1."""
     n, dim = memory.embedding.shape
     rows = memory_lib.rows_per_device(n, DEVICES)
     pad = rows * DEVICES - n
@@ -97,7 +97,7 @@ def test_eight_devices_write_what_one_device_writes(n, eight_devices):
     assert jax.local_device_count() == DEVICES
     memory = a_memory(n=n, dim=5, seed=3)
     rng = np.random.default_rng(4)
-    # Every device's two slots belong, most of them, to other devices; one is nobody's.
+    # Most slots of a device's batch are stored on other devices, and one is -1.
     slots = rng.permutation(n)[: 2 * DEVICES]
     slots[3] = -1
     z = rng.normal(size=(2 * DEVICES, 5)).astype(np.float32)
@@ -115,7 +115,7 @@ def test_eight_devices_write_what_one_device_writes(n, eight_devices):
     np.testing.assert_array_equal(padding, np.zeros_like(padding))
 
 
-def test_create_pads_behind_the_last_image():
+def test_create_pads_after_the_last_image():
     z = np.random.default_rng(5).normal(size=(10, 3)).astype(np.float32) * 4
     memory = memory_lib.create(jnp.asarray(z), jnp.arange(10) % 3, 4)
     assert memory.embedding.shape == (4, 3, 3)
@@ -136,12 +136,12 @@ def test_random_memory_is_uniform_on_the_sphere():
     assert rows.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), 1.0, atol=1e-5)
     # Uniform on the sphere of R^5: mean 0 with standard error 1/sqrt(5 * 4000) = 0.007, covariance I/5. Rows of
-    # |normal| or uniform [0, 1) numbers would have a mean of about 0.4.
+    # |normal| or uniform [0, 1) draws would have a mean of about 0.4.
     np.testing.assert_allclose(np.mean(rows, axis=0), np.zeros(5), atol=0.03)
     np.testing.assert_allclose(np.cov(np.asarray(rows).T), np.eye(5) / 5, atol=0.02)
 
 
-def test_random_memory_follows_its_key():
+def test_random_memory_depends_on_its_key_only():
     first, again, other = (memory_lib.random(jax.random.key(seed), 9, 4) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
@@ -150,8 +150,8 @@ def test_random_memory_follows_its_key():
 # The queue of keys
 
 
-def test_queue_golden_first_in_first_out_round_the_end():
-    # K = 5, batches of 2: places 0 1 | 2 3 | 4 0 | 1 2. Each key is the unit vector of its number's sign and label.
+def test_queue_golden_is_first_in_first_out_with_wraparound():
+    # K = 5, batches of 2: places 0 1 | 2 3 | 4 0 | 1 2. Each key of size 1 becomes its sign.
     queue = memory_lib.fill_queue(jnp.array([[2.0], [-2.0]]), [7, 8], 5)
     np.testing.assert_array_equal(queue.label, [7, 8, 7, 8, 7])
     np.testing.assert_array_equal(queue.embedding[:, 0], [1, -1, 1, -1, 1])
@@ -162,24 +162,24 @@ def test_queue_golden_first_in_first_out_round_the_end():
         seen.append(queue.label.tolist())
     assert seen == [[0, 1, 7, 8, 7], [0, 1, 10, 11, 7], [21, 1, 10, 11, 20], [21, 30, 31, 11, 20]]
     np.testing.assert_array_equal(queue.embedding[:, 0], [-1, 1, -1, -1, 1])
-    # As far as 3 million steps of 1,000 keys, where the number of keys so far is more than an int32 holds.
+    # After 3 million steps of 1,000 keys, the number of keys exceeds int32.
     queue = memory_lib.fill_queue(jnp.ones((1, 1)), [7], 8192)
     late = memory_lib.enqueue(queue, jnp.ones((1000, 1)), jnp.arange(1000), step=jnp.int32(3_000_001))
     first = 3_000_001 * 1000 % 8192
     assert late.label[first] == 0 and late.label[(first + 999) % 8192] == 999
 
 
-def test_a_batch_that_does_not_fit_the_queue_is_refused():
+def test_a_batch_larger_than_the_queue_is_an_error():
     queue = memory_lib.fill_queue(jnp.ones((3, 2)), [0, 1, 2], 3)
-    with pytest.raises(ValueError, match=r"a batch of 4 keys does not fit a queue of 3"):
+    with pytest.raises(ValueError, match=r"found a batch of 4 keys for a queue of 3; expected K"):
         memory_lib.enqueue(queue, jnp.ones((4, 2)), jnp.zeros(4, jnp.int32), step=jnp.int32(0))
-    # One of exactly its size replaces it.
+    # A batch of the queue's size replaces it.
     whole = memory_lib.enqueue(queue, -jnp.ones((3, 2)), jnp.arange(4, 7), step=jnp.int32(5))
     np.testing.assert_array_equal(whole.label, [4, 5, 6])
 
 
 @pytest.mark.quick
-def test_every_device_enters_the_keys_of_all_in_the_order_of_the_devices(eight_devices):
+def test_every_device_enqueues_the_keys_of_all_devices_in_device_order(eight_devices):
     rng = np.random.default_rng(0)
     keys, labels = rng.normal(size=(16, 3)).astype(np.float32), np.arange(100, 116)
     queue = memory_lib.fill_queue(rng.normal(size=(21, 3)), np.zeros(21, int), 21)

@@ -1,4 +1,4 @@
-"""Layers, stems and heads: convolutions by hand, dtypes, who owns which parameters."""
+"""Layers, stems and heads: hand-computed convolutions, dtypes, parameters of each method."""
 
 import functools
 
@@ -20,13 +20,13 @@ from helpers.runs import small_config
         ("resnet18", "imagenet", 8, "BasicBlock_0", 64),
         ("resnet18", "cifar", 32, "BasicBlock_0", 64),
         ("resnet18", "patch2", 16, "BasicBlock_0", 64),
-        # The first stage of a RegNet has a stride too.
+        # A RegNet's first stage has stride 2.
         ("regnet_y_400mf", "imagenet", 8, "YBlock_0", 48),
         ("regnet_y_400mf", "cifar", 16, "YBlock_0", 48),
         ("regnet_y_400mf", "patch2", 8, "YBlock_0", 48),
     ],
 )
-def test_stems_leave_the_first_stage_its_resolution(name, stem, side, block, width):
+def test_stems_determine_the_resolution_of_the_first_stage(name, stem, side, block, width):
     trunk = build_trunk(name, stem=stem)
 
     def first_stage():
@@ -38,8 +38,8 @@ def test_stems_leave_the_first_stage_its_resolution(name, stem, side, block, wid
     assert jax.eval_shape(first_stage).shape == (1, side, side, width)
 
 
-def test_patches_are_folded_without_mixing_places():
-    # A 4x4 image of its own pixel numbers: the patch at row 0, column 1 holds the pixels 2 3 6 7.
+def test_folded_patches_keep_their_positions():
+    # A 4x4 image of pixel numbers: the patch at row 0, column 1 has the pixels 2 3 6 7.
     image = jnp.arange(16.0).reshape(1, 4, 4, 1)
     folded = fold_patches(image, 2)
     assert folded.shape == (1, 2, 2, 4)
@@ -49,14 +49,14 @@ def test_patches_are_folded_without_mixing_places():
 
 def test_convolution_golden():
     # One 3x3 convolution of ones over a 3x3 image of ones, stride 1, padding 1: 4 taps in the corners, 6 at the edges,
-    # 9 in the middle. Stride 2 with torchvision's symmetric padding takes the corners: 4 4 4 4.
+    # 9 in the middle. Stride 2 with torchvision's symmetric padding gives the corners: 4 4 4 4.
     image = jnp.ones((1, 3, 3, 1))
     ones = {"params": {"kernel": jnp.ones((3, 3, 1, 1))}}
     np.testing.assert_allclose(
         conv3x3(1, 1, jnp.float32).apply(ones, image)[0, ..., 0], [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
     )
     np.testing.assert_allclose(conv3x3(1, 2, jnp.float32).apply(ones, image)[0, ..., 0], [[4, 4], [4, 4]])
-    # On a 4x4 image, stride 2: rows 0 and 2 as centres -> 4 6 / 6 9. "SAME" would pad below and give 9 6 / 6 4.
+    # On a 4x4 image with stride 2, centred at rows 0 and 2: 4 6 / 6 9. "SAME" would pad below and give 9 6 / 6 4.
     np.testing.assert_allclose(
         conv3x3(1, 2, jnp.float32).apply(ones, jnp.ones((1, 4, 4, 1)))[0, ..., 0], [[4, 6], [6, 9]]
     )
@@ -66,21 +66,20 @@ def test_convolution_golden():
     ("images", "stride", "groups", "dtype"),
     [(70, 1, 1, "float32"), (64, 2, 1, "float32"), (33, 1, 1, "bfloat16"), (70, 2, 2, "float32"), (7, 1, 4, "float32")],
 )
-def test_convolution_in_parts_is_the_convolution_and_so_are_its_gradients(images, stride, groups, dtype, monkeypatch):
+def test_convolution_in_parts_equals_the_convolution_with_its_gradients(images, stride, groups, dtype, monkeypatch):
     monkeypatch.setattr(layers, "PART", 2000)  # bytes: 3 images of float32, 6 of bfloat16
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (images, 6, 6, 4), dtype)
     kernel = jax.random.normal(keys[1], (3, 3, 4 // groups, 8), dtype)
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
-    options["precision"] = "highest"  # else a GPU rounds float32 to 10 bits
+    options["precision"] = "highest"  # otherwise a GPU rounds float32 to 10 bits
     out, pull = jax.vjp(
         lambda x, k: layers.conv_general_dilated(x, k, (stride, stride), [(1, 1)] * 2, **options), x, kernel
     )
     cotangent = jax.random.normal(keys[2], out.shape, dtype)
     got = pull(cotangent)
 
-    # The same as a sum over the nine taps, in float64, with the kernels of the groups as blocks on the diagonal of one
-    # that takes in all channels.
+    # Reference: a float64 sum over the nine taps, with the kernels of the groups as diagonal blocks of a dense kernel.
     x64, kernel64, c64 = (np.asarray(a, np.float64) for a in (x, kernel, cotangent))
     blocks = [np.s_[:, :, i * 4 // groups : (i + 1) * 4 // groups] for i in range(groups)]
     blocks = [(*block, np.s_[i * 8 // groups : (i + 1) * 8 // groups]) for i, block in enumerate(blocks)]
@@ -98,9 +97,10 @@ def test_convolution_in_parts_is_the_convolution_and_so_are_its_gradients(images
         x_gradient[taps] += c64 @ dense[i, j].T
     kernel_gradient = np.concatenate([dense_gradient[block] for block in blocks], axis=-1)
     tolerance = 1e-5 if dtype == "float32" else 1e-2
-    for mine, want in zip((out, *got), (expected, x_gradient[:, 1:-1, 1:-1], kernel_gradient), strict=True):
-        assert mine.dtype == dtype
-        np.testing.assert_allclose(np.asarray(mine, np.float64), want, atol=tolerance * np.abs(want).max())
+    for found, reference in zip((out, *got), (expected, x_gradient[:, 1:-1, 1:-1], kernel_gradient), strict=True):
+        assert found.dtype == dtype
+        atol = tolerance * np.abs(reference).max()
+        np.testing.assert_allclose(np.asarray(found, np.float64), reference, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_convolution_in_parts_is_the_convolution_and_so_are_its_gradients(images
         ("grafit", {"trunk", "projector", "predictor"}),
     ],
 )
-def test_a_method_has_the_heads_it_trains_and_no_others(name, parts):
+def test_a_method_has_exactly_the_heads_it_trains(name, parts):
     config = small_config(name)
     network = methods.build_network(methods.get(name), config.model, num_classes=2)
     x = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
@@ -128,7 +128,7 @@ def test_a_method_has_the_heads_it_trains_and_no_others(name, parts):
     assert shapes["logits"] == ((5, 2) if "classifier" in parts else None)
 
 
-def test_without_a_projector_the_losses_see_the_trunk():
+def test_without_a_projector_the_losses_use_the_trunks_features():
     x = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
 
     def network(dim):
@@ -141,7 +141,8 @@ def test_without_a_projector_the_losses_see_the_trunk():
     np.testing.assert_array_equal(out.projection, out.features)
     assert out.prediction.shape == (5, 64)
     with pytest.raises(
-        UserError, match=r"model\.embed_dim = 16, and the trunk has 64 features: want the same without a proj"
+        UserError,
+        match=r"model\.embed_dim = 16 with a trunk of 64 features; expected equal .* without a projector; use .* = 64",
     ):
         network(16).init(jax.random.key(1), x, train=False)
 
@@ -154,17 +155,17 @@ def test_a_projector_may_end_in_a_batch_norm_without_scale_and_bias(dtype):
     variables = network.init(jax.random.key(1), x, train=False)
     last = variables["params"]["projector"]["Dense_1"]
     assert set(last) == {"kernel"} and "BatchNorm_1" not in variables["params"]["projector"]
-    assert set(variables["params"]["predictor"]["Dense_1"]) == {"kernel", "bias"}  # of the projector alone
+    assert set(variables["params"]["predictor"]["Dense_1"]) == {"kernel", "bias"}  # the projector only
     out, updated = network.apply(variables, x, train=True, mutable=["batch_stats"])
     z = np.asarray(out.projection, np.float64)
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(z.std(0), 1, atol=2e-3)
-    # In evaluation an image's embedding does not depend on its batch.
-    alone, among = (network.apply({**variables, **updated}, images, train=False).projection for images in (x[:1], x))
-    np.testing.assert_allclose(alone[0], among[0], atol=1e-4 if dtype == "float32" else 0.1)
+    # In evaluation an embedding does not depend on its batch.
+    alone, batched = (network.apply({**variables, **updated}, images, train=False).projection for images in (x[:1], x))
+    np.testing.assert_allclose(alone[0], batched[0], atol=1e-4 if dtype == "float32" else 0.1)
 
 
-def test_heads_may_start_as_those_of_pytorch():
+def test_heads_may_be_initialised_as_in_pytorch():
     def start(init):
         options = {"model.head_init": init, "model.head_hidden_dim": 400, "model.head_batch_norm": False}
         return restore.initial_state(experiment.load(small_config("grafit_fc", **options)))
@@ -174,12 +175,12 @@ def test_heads_may_start_as_those_of_pytorch():
     assert jax.tree.structure(theirs) == jax.tree.structure(flax)
     layers = [theirs[head][layer] for head in ("projector", "predictor") for layer in ("Dense_0", "Dense_1")]
     for layer in (*layers, theirs["classifier"]):
-        bound = 1 / np.sqrt(layer["kernel"].shape[0])  # torch.nn.Linear: uniform, of weights and of biases
+        bound = 1 / np.sqrt(layer["kernel"].shape[0])  # torch.nn.Linear: uniform weights and biases
         drawn = layer["kernel"].ravel()
         assert 0.9 * bound < np.abs(drawn).max() <= bound
         assert drawn.std() == pytest.approx(bound / np.sqrt(3), rel=5 / np.sqrt(drawn.size))
         assert 0.5 * bound < np.abs(layer["bias"]).max() <= bound
-    # No two layers are drawn alike.
+    # Layers have different draws.
     assert not np.array_equal(theirs["projector"]["Dense_1"]["bias"], theirs["predictor"]["Dense_1"]["bias"])
 
 
@@ -188,9 +189,9 @@ def test_a_jitted_trunk_in_bfloat16_is_close_to_float32(trunk, stem):
     exact, low = (build_trunk(trunk, stem=stem, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
     image = jax.random.normal(jax.random.PRNGKey(0), (8, 32, 32, 3))
     variables = exact.init(jax.random.PRNGKey(1), image, train=False)
-    want = exact.apply(variables, image, train=False)
+    expected = exact.apply(variables, image, train=False)
     got = jax.jit(functools.partial(low.apply, train=False))(variables, image)
-    np.testing.assert_allclose(got, want, rtol=0.1, atol=0.02 * float(jnp.abs(want).max()))
+    np.testing.assert_allclose(got, expected, rtol=0.1, atol=0.02 * float(jnp.abs(expected).max()))
 
 
 @pytest.mark.slow

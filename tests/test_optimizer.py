@@ -1,4 +1,4 @@
-"""Learning rate and moving-average rate at the steps where their values can be written down."""
+"""The learning rate and the target network's tau at hand-computed steps."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ from grafit_jax import experiment
 from grafit_jax.optimizer import make_schedules
 from helpers.runs import small_config
 
-# Peak 0.4, 10 warm-up steps, 110 in all. Half-way through the cosine is step 10 + 100/2 = 60, where (1 + cos 90 deg)/2
-# = 1/2; a quarter of the way is step 35, where (1 + cos 45 deg)/2 = 0.8535534.
+# Peak 0.4, 10 warm-up steps of 110. Half-way through the cosine is step 10 + 100/2 = 60, where (1 + cos 90 deg)/2 is
+# 1/2; a quarter of the way is step 35, where (1 + cos 45 deg)/2 = 0.8535534.
 WARM = {0: 0.0, 5: 0.2, 10: 0.4, 35: 0.4 * 0.8535534, 60: 0.2, 110: 0.0}
 
 
 def schedules(*, peak=0.4, total_steps=110, warmup_steps=0, **overrides):
-    """With an epoch of one step, and batches of 256 images."""
+    """Schedules for epochs of one step and batches of 256 images."""
     values = {
         "train.batch_size": 256,
         "train.epochs": total_steps,
@@ -50,7 +50,7 @@ def test_a_warm_up_longer_than_the_run_is_cut_off():
     np.testing.assert_allclose([rate(s) for s in (0, 5, 10)], [0.0, 0.1, 0.2], rtol=1e-6)
 
 
-def test_ema_rate_goes_from_its_base_to_one():
+def test_tau_goes_from_its_base_to_one():
     # BYOL: 1 - (1 - base)(cos(pi k/K) + 1)/2. At K/2 the cosine is 0: 1 - 0.004/2 = 0.998; at K/4, cos 45 deg:
     # 1 - 0.004 * 0.8535534 = 0.9965858.
     tau = schedules(total_steps=1000, **{"ema.base": 0.996}).tau
@@ -59,7 +59,7 @@ def test_ema_rate_goes_from_its_base_to_one():
     assert constant(0) == constant(55) == 1
 
 
-def test_schedules_are_the_same_functions_of_a_traced_step():
+def test_schedules_agree_for_traced_and_concrete_steps():
     steps = jnp.arange(0, 111, 5, dtype=jnp.int32)
     momenta = {"memory.step_epochs": (40, 80), "memory.step_momentum": (0.8, 0.9)}
     for function in schedules(warmup_steps=10, **momenta):
@@ -67,9 +67,9 @@ def test_schedules_are_the_same_functions_of_a_traced_step():
         np.testing.assert_allclose(traced, [function(int(s)) for s in steps], rtol=1e-5, atol=1e-7)
 
 
-def test_the_configs_warm_up_comes_before_the_cosine():
-    # 899 // 64 = 14 steps an epoch, and 0.1 * 64 / 256 at the most: half of it after one of the two epochs of warm-up,
-    # and again half-way through the two epochs of the cosine.
+def test_the_warm_up_of_the_config_precedes_the_cosine():
+    # 899 // 64 = 14 steps per epoch, and a peak of 0.1 * 64 / 256: half of it after one of two warm-up epochs, and
+    # again half-way through the two epochs of the cosine.
     run = experiment.load(small_config(**{"optimizer.warmup_epochs": 2.0, "train.epochs": 4}))
     got = [run.learning_rate(step) for step in (0, 14, 28, 42, 56)]
     np.testing.assert_allclose(got, [0, 0.0125, 0.025, 0.0125, 0], rtol=1e-5, atol=1e-8)

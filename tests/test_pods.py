@@ -116,7 +116,7 @@ def test_processes_that_find_the_same_data_in_another_order_are_refused_before_a
     for text in said(tmp_path, 2):
         assert text.splitlines()[-1] == (
             "error: process 1 of 2 found other images or labels of split test, or another order of them than process "
-            "0: want the same command, and the same data in the same order, on all hosts."
+            "0; use the same command, and the same data in the same order, on all hosts."
         )
     assert not (tmp_path / "run").exists()
 

@@ -307,7 +307,7 @@ def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(
         checkpoints.save(0, state, None)
         checkpoints.close()
     assert experiment.evaluate(*restore.newest(tmp_path / "run"))["step"] == 0
-    with pytest.raises(UserError, match=r"train\.batch_size = 60 does not divide over 8 devices"):
+    with pytest.raises(UserError, match=r"train\.batch_size = 60; expected a multiple of the 8 devices"):
         trains(config, tmp_path / "run")
 
 

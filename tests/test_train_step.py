@@ -1,4 +1,4 @@
-"""The pmapped step against its parts, computed one by one, and against itself on another number of devices."""
+"""The pmapped step against its parts, and on eight devices against one."""
 
 import functools
 import types
@@ -29,7 +29,7 @@ def start(config):
 
 
 def rows(memory):
-    """Memory rows in the order of the ids, without padding."""
+    """Returns memory rows in the order of ids, without padding."""
     embedding, label = np.asarray(memory.embedding), np.asarray(memory.label)
     return embedding.reshape(-1, embedding.shape[-1])[label.reshape(-1) >= 0]
 
@@ -46,8 +46,8 @@ def after(config, steps):
 @pytest.mark.parametrize(
     ("method", "options"), [("baseline", {}), ("grafit", {}), ("grafit_fc", {"model.projector_norm": True})]
 )
-def test_eight_devices_do_what_one_does(method, options, monkeypatch, eight_devices):
-    # 899 images over 8 devices: 113 rows each, the last 5 of them padding.
+def test_eight_devices_compute_the_steps_of_one(method, options, monkeypatch, eight_devices):
+    # 899 images over 8 devices: 113 rows each; the last 5 are padding.
     _, state8, memory8, metrics8 = after(small_config(method, **options), steps=3)
     use_devices(monkeypatch, 1)
     _, state1, memory1, metrics1 = after(small_config(method, **options), steps=3)
@@ -63,7 +63,7 @@ def test_eight_devices_do_what_one_does(method, options, monkeypatch, eight_devi
 
 
 @pytest.mark.slow
-def test_scan_of_steps_is_the_steps_one_by_one():
+def test_a_scan_of_steps_equals_single_steps():
     _, state, memory, metrics = after(small_config(), steps=7)
     _, state7, memory7, metrics7 = after(small_config(**{"train.steps_per_call": 7}), steps=1)
     for name in metrics:
@@ -72,17 +72,17 @@ def test_scan_of_steps_is_the_steps_one_by_one():
     assert int(state7.step) == int(state.step) == 7
 
 
-def test_activations_made_again_give_the_same_steps_on_eight_devices(eight_devices):
+def test_remat_gives_the_same_steps_on_eight_devices(eight_devices):
     _, kept, _, kept_metrics = after(small_config("baseline"), steps=2)
     run, state, _, metrics = after(small_config("baseline", **{"model.remat": True}), steps=2)
     assert run.network.trunk.remat
     for name in metrics:
         np.testing.assert_allclose(metrics[name], kept_metrics[name], rtol=1e-5, err_msg=name)
-    # Parameters and, once a step, running averages.
+    # Parameters, and running averages, which must be updated once per step.
     assert_close(state, kept, atol=1e-6)
 
 
-def test_state_and_memory_are_donated_and_the_data_are_not():
+def test_state_and_memory_are_donated_but_not_the_data():
     _, state, memory, inputs, call = start(small_config())
     call(state, memory, inputs)
     assert all(x.is_deleted() for x in jax.tree.leaves((state, memory)))
@@ -91,7 +91,7 @@ def test_state_and_memory_are_donated_and_the_data_are_not():
 
 @pytest.fixture(scope="module")
 def grafit_step():
-    """A Grafit step from a state in which the target differs much from the online network, and what goes into it.
+    """A Grafit step from a state whose target network differs much from the online one, with its inputs and outputs.
 
     Attributes:
       state, memory: before the step; `new_state`, `new_memory`: after it; `metrics`: of the step.
@@ -99,7 +99,7 @@ def grafit_step():
       out, updated: the online network's outputs for the T*B views, in train mode, and its batch statistics.
       target: the target network's outputs for the same views, with the statistics of its own batch.
     """
-    # Without shared statistics, so that the networks can be applied outside of the pmapped step too.
+    # Without shared statistics, so that the networks can be applied outside the pmapped step.
     run, state, memory, inputs, call = start(small_config(**{"model.sync_batch_norm": False}))
     state, memory, _ = call(state, memory, inputs)
     state, memory = jax.device_get((state, memory))
@@ -126,24 +126,24 @@ def grafit_step():
 
 
 def by_view(x):
-    """float64 [T, B, D]."""
+    """Returns float64 [T, B, D]."""
     return np.asarray(x, np.float64).reshape(2, -1, x.shape[-1])
 
 
-def test_losses_are_the_papers_on_the_outputs_of_the_networks(grafit_step):
+def test_losses_equal_the_twins_for_the_outputs_of_the_networks(grafit_step):
     s = grafit_step
     label, slots = s.run.records["train"].train_label, s.memory
-    # Eq. 2-3 on the first view, against the memory as it was before the step.
+    # Eq. 2-3 for the first view, with the memory before the step.
     first = by_view(s.out.projection)[0]
     expected = twins.knn_loss(first, label[s.ids], slots.embedding[0], slots.label[0], temperature=0.05, own_slot=s.ids)
     np.testing.assert_allclose(s.metrics["knn_loss"], np.mean(expected), rtol=1e-4)
-    # Eq. 1: the target network in train mode, on the same views, with the statistics of its own batch.
+    # Eq. 1: target network in train mode, same views, statistics of its own batch.
     expected = twins.instance_loss(by_view(s.out.prediction), by_view(s.target.projection))
     np.testing.assert_allclose(s.metrics["instance_loss"], np.mean(expected), rtol=1e-4)
     np.testing.assert_allclose(s.metrics["loss"], s.metrics["knn_loss"] + s.metrics["instance_loss"], rtol=1e-5)
 
 
-def test_memory_takes_half_of_the_first_views_embedding_after_scoring(grafit_step):
+def test_memory_is_updated_with_the_first_view_after_scoring(grafit_step):
     s = grafit_step
     first = by_view(s.out.projection)[0]
     expected = twins.memory_update(s.memory.embedding[0], s.ids, first, momentum=0.5)
@@ -161,7 +161,7 @@ def test_target_follows_the_updated_network_and_keeps_no_statistics(grafit_step)
             lambda xi, theta: tau * xi + (1 - tau) * theta, old.target_params[name], new.params[name]
         )
         assert_close(new.target_params[name], expected, rtol=1e-5, atol=1e-7)
-    # The running statistics are those of the online network's pass: the target's, much different here, leave no trace.
+    # Running statistics come from the online network only; the target's, which differ much here, are not used.
     assert_close(new.batch_stats, dict(s.updated), rtol=1e-4, atol=1e-6)
 
 
@@ -177,7 +177,7 @@ def test_target_never_uses_running_statistics():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_reports_the_losses_it_has_and_keeps_the_state_it_needs(method):
+def test_a_method_has_the_metrics_and_the_state_of_its_losses(method):
     run = experiment.load(small_config(method, **{"model.sync_batch_norm": False, "memory.init": "random"}))
     images = run.records["train"].image[:4]
     batch = {"image": images, "label": np.array([0, 1, 0, 1]), "id": np.arange(4)}
@@ -199,7 +199,7 @@ def test_a_method_reports_the_losses_it_has_and_keeps_the_state_it_needs(method)
 
 
 @pytest.mark.slow
-def test_byol_is_blind_to_labels():
+def test_byol_ignores_labels():
     _, state, memory, inputs, call = start(small_config("byol"))
     state = jax.device_get(state)
     params = []
@@ -211,7 +211,7 @@ def test_byol_is_blind_to_labels():
 
 
 @pytest.mark.slow
-def test_bfloat16_computes_low_and_keeps_parameters_losses_and_memory_in_float32():
+def test_bfloat16_keeps_parameters_and_memory_in_float32():
     _, state, memory, low = after(small_config(**{"model.dtype": "bfloat16"}), steps=3)
     _, _, _, full = after(small_config(), steps=3)
     assert {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats, memory.embedding))} == {
@@ -223,8 +223,8 @@ def test_bfloat16_computes_low_and_keeps_parameters_losses_and_memory_in_float32
 
 @pytest.mark.parametrize(("method", "knn_loss"), [("byol", 0.0), ("grafit", 0.3132617)])
 def test_lambda_weighs_the_instance_loss(method, knn_loss):
-    # Each view's prediction is the other view's target: the instance loss is -1. At temperature 1 the memory's row of
-    # the image's class has cosine 1, the other one 0: the k-NN loss is log(1 + 1/e).
+    # Each prediction equals the other view's target: the instance loss is -1. At temperature 1, the memory row of the
+    # image's class has cosine 1 and the other one 0: the k-NN loss is log(1 + 1/e).
     views = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     out = Outputs(features=views, projection=views, prediction=views)
     memory = Memory(embedding=views, label=jnp.array([0, 1]))
@@ -235,8 +235,8 @@ def test_lambda_weighs_the_instance_loss(method, knn_loss):
     np.testing.assert_allclose(terms["instance_loss"], [-1, 1], rtol=1e-6)
 
 
-def test_two_devices_take_the_mean_of_their_gradients():
-    # vmap stands for pmap: its collectives are the same, and it needs no second device.
+def test_gradients_are_averaged_over_two_devices():
+    # vmap replaces pmap: it has the same collectives and needs no second device.
     run = experiment.load(small_config("baseline"))
     state = jax.device_get(restore.initial_state(run))
     records, ids = run.records["train"], np.arange(16)

@@ -1,4 +1,4 @@
-"""The step of methods with a queue: its losses on the networks' own outputs, its queue, its momentum encoder."""
+"""The training step of methods with a queue: losses, queue, momentum encoder."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from helpers.runs import assert_close, means, small_config
 
 METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "knn_queue")
 FAST = ("coins", "maskcon", "knn_queue")
-# Memory and queue at once, which none of the methods has.
+# A method with memory and queue, which METHODS lacks.
 BOTH = methods.Method("knn_queue", "knn", "info_nce")
 BATCH, QUEUE = 64, 150  # not a multiple
 
@@ -61,7 +61,7 @@ def start(config):
     params=[pytest.param(m, marks=() if m in FAST else pytest.mark.slow) for m in METHODS],
 )
 def one_step(request):
-    """A second step, from a state in which the momentum encoder differs much from the network, and what goes into it.
+    """A second step, from a state whose momentum encoder differs much from the network, with its inputs and outputs.
 
     Attributes:
       state, memory: before the step; `new`, `new_memory`: after it; `metrics`: of the step.
@@ -84,7 +84,7 @@ def one_step(request):
         out, updated = apply({"params": state.params, "batch_stats": state.batch_stats}, query)
         if not state.target_params:
             return out, updated["batch_stats"], None
-        # Keys are whole images here, so that their views need no draw.
+        # Keys are whole images here, so their views need no draws.
         target = {"params": state.target_params, "batch_stats": state_lib.target_part(state.batch_stats)}
         keys, _ = apply(target, augment.plain_view(images, views=run.views), method="embed")
         return out, updated["batch_stats"], keys.projection
@@ -96,7 +96,7 @@ def one_step(request):
     )  # fmt: skip
 
 
-def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
+def test_losses_equal_the_twins_for_the_outputs_of_the_networks(one_step):
     s = one_step
     terms = {}
     if s.keys is not None:
@@ -115,7 +115,7 @@ def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
     found = set(s.metrics) & {"info_nce", "supcon", "maskcon", "cross_entropy", "knn_loss"}
     for name in found:
         np.testing.assert_allclose(s.metrics[name], np.mean(terms[name]), rtol=1e-4, err_msg=name)
-    # docs/paper.md section 3: w = 0.3; of Eq. 4 lambda = 2.
+    # docs/paper.md section 3 with w = 0.3, and Eq. 4 with lambda = 2.
     mixture = {
         "selfcon": {"info_nce": 1.0},
         "supcon": {"supcon": 1.0},
@@ -130,7 +130,7 @@ def test_losses_are_those_of_the_twins_on_the_outputs_of_the_networks(one_step):
     np.testing.assert_allclose(s.metrics["loss"], expected, rtol=1e-4)
 
 
-def test_queue_takes_the_keys_after_scoring_and_the_encoder_follows(one_step):
+def test_queue_and_momentum_encoder_are_updated_after_scoring(one_step):
     s = one_step
     state, new = s.state, s.new
     if not s.run.method.uses_queue:
@@ -144,11 +144,11 @@ def test_queue_takes_the_keys_after_scoring_and_the_encoder_follows(one_step):
     for name in ("trunk", "projector"):
         follows = jax.tree.map(lambda xi, theta: 0.9 * xi + 0.1 * theta, state.target_params[name], new.params[name])
         assert_close(new.target_params[name], follows, rtol=1e-4, atol=1e-6)
-    # Parameters only: the statistics are the online network's.
+    # Statistics come from the online network only.
     assert_close(new.batch_stats, dict(s.updated), rtol=1e-4, atol=1e-6)
 
 
-def test_memory_takes_half_of_the_querys_embedding_after_scoring(one_step):
+def test_memory_is_updated_with_the_query_after_scoring(one_step):
     s = one_step
     if s.memory is None:
         assert s.new_memory is None
@@ -157,11 +157,11 @@ def test_memory_takes_half_of_the_querys_embedding_after_scoring(one_step):
     np.testing.assert_allclose(s.new_memory.embedding[0], expected, atol=1e-5)
 
 
-def test_a_methods_heads(one_step):
+def test_heads_of_a_method(one_step):
     run, state = one_step.run, one_step.state
     heads = {"supce": {"classifier"}, "coins": {"projector", "classifier"}}.get(run.method.name, {"projector"})
     assert set(state.params) == {"trunk"} | heads
-    if "classifier" in heads:  # on the 64 features of the trunk, never on the projection
+    if "classifier" in heads:  # its input is the trunk's 64 features, not the projection
         assert state.params["classifier"]["kernel"].shape == (64, 2)
     if "projector" in heads:  # two linear layers with biases, no batch norm
         assert {k: set(v) for k, v in state.params["projector"].items()} == {
@@ -171,14 +171,14 @@ def test_a_methods_heads(one_step):
 
 
 @pytest.mark.parametrize("method", ["coins", "maskcon", "knn_queue"])
-def test_eight_devices_do_what_one_does(method, monkeypatch, eight_devices):
+def test_eight_devices_compute_the_steps_of_one(method, monkeypatch, eight_devices):
     def after(steps):
         _, state, memory, inputs, call = start(config(method))
         totals = []
         for _ in range(steps):
             state, memory, sums = call(state, memory, inputs)
             totals.append(sums)
-        for leaf in jax.tree.leaves(state.queue):  # every device has the same
+        for leaf in jax.tree.leaves(state.queue):  # replicated
             first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
             for other in others:
                 np.testing.assert_array_equal(other, first)
@@ -194,14 +194,14 @@ def test_eight_devices_do_what_one_does(method, monkeypatch, eight_devices):
 
 
 @pytest.mark.slow
-def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatch):
-    laws, made = [], {}
+def test_query_and_key_are_views_with_their_own_augmentations(monkeypatch):
+    drawn, made = [], {}
     random_views = augment.random_views
 
     def noted(images, ids, key, *, views, num_views):
         out = random_views(images, ids, key, views=views, num_views=num_views)
-        laws.append((views, num_views))
-        jax.debug.callback(functools.partial(made.setdefault, len(laws)), out)
+        drawn.append((views, num_views))
+        jax.debug.callback(functools.partial(made.setdefault, len(drawn)), out)
         return out
 
     monkeypatch.setattr(augment, "random_views", noted)
@@ -212,15 +212,15 @@ def test_query_and_key_are_two_views_of_the_image_each_by_its_own_law(monkeypatc
     batch = {"image": records.image[:8], "label": records.train_label[:8], "id": np.arange(8)}
     state = restore.initial_state(run, placeholder=True)
     jax.block_until_ready(jax.jit(train_step.make_train_step(run, axis_name=None))(state, None, batch, state.rng))
-    (query, one), (key, other) = laws
-    assert one == other == 1  # whatever T is
+    (query, one), (key, other) = drawn
+    assert one == other == 1  # for any T
     assert (query.jitter, key.jitter) == ((0.1, 0, 0, 0), (0, 0, 0, 0))
     assert (key.size, key.mean, key.std) == (query.size, query.mean, query.std)
-    # The same law of crops, and other draws: else the two views of an image were one.
+    # Same crop distribution, different draws: otherwise the two views would be identical.
     assert np.abs(np.asarray(made[1]) - np.asarray(made[2])).max(axis=(0, 2, 3, 4)).min() > 0.3
 
 
-def test_queue_starts_with_embeddings_of_training_images():
+def test_initial_queue_has_embeddings_of_training_images():
     for size, repeated in ((150, 1), (2000, 3)):  # of 899 images
         run = experiment.load(config("selfcon", **{"queue.size": size}))
         state = restore.initial_state(run)
@@ -244,21 +244,21 @@ def test_weight_decay_on_everything_and_plain_momentum():
         options = base | {"optimizer.decay_all": decay_all, "optimizer.nesterov": nesterov}
         tx = experiment.load(config("selfcon", **options)).tx
         updates, opt_state = tx.update(zero, tx.init(params), params)
-        # lr 1 at step 0. Gradient 0.1; Nesterov's adds 0.9 of it once more.
+        # Learning rate 1 at step 0 and gradient 0.1; Nesterov momentum adds 0.9 of it.
         np.testing.assert_allclose(updates["bias"], -bias, rtol=1e-5)
         np.testing.assert_allclose(updates["kernel"], -(0.19 if nesterov else 0.1), rtol=1e-5)
-        if not nesterov:  # 0.9 of the first and the same gradient again, times a learning rate just below 1
+        if not nesterov:  # 0.9 of the first update plus the gradient, times a rate just below 1
             updates, _ = tx.update(zero, opt_state, params)
             np.testing.assert_allclose(updates["bias"], -second, rtol=0.2)
 
 
-def test_queries_and_keys_have_draws_of_their_own(monkeypatch):
+def test_queries_and_keys_have_different_draws(monkeypatch):
     keys = []
 
     def noted(images, ids, key, **_):
         keys.append(np.asarray(key))
         if len(keys) == 2:
-            raise InterruptedError  # before a network is applied
+            raise InterruptedError  # stop before a network is applied
         return images[None]
 
     monkeypatch.setattr(augment, "random_views", noted)

@@ -1,4 +1,4 @@
-"""Transfer: a run's trunk under a new classifier, rates by layer, mixed images, smoothed labels, size."""
+"""Transfer: pretrained trunk with a new classifier, layer-wise learning rates, mixed images, label smoothing."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ def assert_same(got, expected):
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
-def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_is_new(trained_once):
+def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_from_scratch(trained_once):
     _, theirs = restore.newest(trained_once)
     state = restore.initial_state(experiment.load(fine_tuning(**{"model.pretrained": str(trained_once)})))
     fresh = restore.initial_state(experiment.load(fine_tuning()))
@@ -47,11 +47,11 @@ def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_is_new(traine
         assert_same(got, expected)
         assert any(np.any(x != kernels(getattr(fresh, kind)["trunk"])[name]) for name, x in got.items())
     assert state.params.keys() == {"trunk", "classifier"}
-    assert state.params["classifier"]["kernel"].shape == (64, 10)  # digits, where the run had two classes
+    assert state.params["classifier"]["kernel"].shape == (64, 10)  # the fine classes of digits; the run had two classes
     assert_same(kernels(state.params["classifier"]), kernels(fresh.params["classifier"]))
 
 
-def test_the_convolution_of_another_stem_stays_fresh(trained_once):
+def test_the_convolution_of_another_stem_starts_from_scratch(trained_once):
     _, theirs = restore.newest(trained_once)
     options = {"model.stem": "cifar"}
     state = restore.initial_state(experiment.load(fine_tuning(**options, **{"model.pretrained": str(trained_once)})))
@@ -59,13 +59,13 @@ def test_the_convolution_of_another_stem_stays_fresh(trained_once):
     ours = state.params["trunk"]
     assert_same(kernels(ours["Conv_0"]), kernels(fresh.params["trunk"]["Conv_0"]))
     others = [name for name in theirs.params["trunk"] if name != "Conv_0"]
-    assert len(others) == 4  # three blocks, and the batch norm behind the convolution
+    assert len(others) == 4  # three blocks, and the stem's batch norm
     for name in others:
         assert_same(kernels(ours[name]), kernels(theirs.params["trunk"][name]))
         assert_same(kernels(state.batch_stats["trunk"][name]), kernels(theirs.batch_stats["trunk"][name]))
 
 
-def test_workdirs_that_give_no_trunk(trained_once, tmp_path):
+def test_workdirs_without_a_fitting_trunk_are_errors(trained_once, tmp_path):
     def start(config, **kwargs):
         return restore.initial_state(experiment.load(config, **kwargs))
 
@@ -84,11 +84,13 @@ def test_workdirs_that_give_no_trunk(trained_once, tmp_path):
         start(fine_tuning(**options), records=colour)
     with pytest.raises(UserError, match=r"pretrained = runs/none is not there: want a run's workdir, or"):
         start(fine_tuning(**{"model.pretrained": "runs/none"}))
-    with pytest.raises(UserError, match=r"config\.json ends in \.json: want a \.safetensors or \.pth file"):
+    with pytest.raises(
+        UserError, match=r"config\.json: found file type '\.json'; expected a \.safetensors or \.pth file"
+    ):
         start(fine_tuning(**{"model.pretrained": str(tmp_path / "config.json")}))
 
 
-def test_a_trunk_that_does_not_fit_is_told_before_anything_is_written(trained_once, tmp_path, monkeypatch):
+def test_a_trunk_that_does_not_fit_is_an_error_before_anything_is_written(trained_once, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(trained_once.parent))
     (tmp_path / "colour").mkdir()
     for split in ("train", "test"):
@@ -102,7 +104,7 @@ def test_a_trunk_that_does_not_fit_is_told_before_anything_is_written(trained_on
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_is_read_on_other_devices(trained_once, eight_devices):
+def test_a_checkpoint_is_read_on_another_number_of_devices(trained_once, eight_devices):
     checkpoints = Checkpoints(trained_once, read_only=True)
     state = checkpoints.read_newest("state")
     checkpoints.close()
@@ -111,7 +113,7 @@ def test_a_checkpoint_is_read_on_other_devices(trained_once, eight_devices):
     assert_same(kernels(state["params"]), kernels(theirs.params))
 
 
-def test_rates_fall_from_the_head_to_the_stem():
+def test_layer_decay_lowers_the_rates_from_the_head_to_the_stem():
     params = {
         "trunk": {name: {"kernel": np.ones((1, 1), np.float32)} for name in ("Conv_0", "BatchNorm_0")}
         | {f"YBlock_{i}": {"Conv_0": {"kernel": np.ones((1, 1), np.float32)}} for i in (0, 1, 10)},
@@ -124,14 +126,16 @@ def test_rates_fall_from_the_head_to_the_stem():
         trunk = updates["trunk"]
         got = [updates["classifier"]["kernel"], *(trunk[f"YBlock_{i}"]["Conv_0"]["kernel"] for i in (10, 1, 0))]
         got += [trunk["BatchNorm_0"]["kernel"], trunk["Conv_0"]["kernel"]]
-        np.testing.assert_allclose(np.ravel(got), -0.1 * np.array(expected), rtol=1e-6)  # 0.4 for 256, here 64
+        np.testing.assert_allclose(
+            np.ravel(got), -0.1 * np.array(expected), rtol=1e-6
+        )  # 0.4 per 256 images, and the batch has 64
 
 
 # Labels
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.9])
-def test_smoothed_labels(smoothing):
+def test_label_smoothing(smoothing):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(6, 5)) * 4, np.array([0, 4, 2, 2, 1, 3])
     target = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
@@ -155,7 +159,7 @@ def test_mixup_blends_with_the_mirrored_image_by_a_beta_share():
     assert scipy.stats.kstest(share, scipy.stats.beta(0.4, 0.4).cdf).pvalue > 0.01
 
 
-def test_cutmix_pastes_a_square_and_counts_what_is_left():
+def test_cutmix_pastes_a_rectangle_and_returns_the_remaining_share():
     mixed, other, share = mix(IMAGES, LABELS, IDS, KEY, mixup=0.0, cutmix=1.0)
     np.testing.assert_array_equal(other, LABELS[::-1])
     own, pasted = np.isclose(mixed, IMAGES, atol=1e-6), np.isclose(mixed, IMAGES[::-1], atol=1e-6)
@@ -163,26 +167,26 @@ def test_cutmix_pastes_a_square_and_counts_what_is_left():
     np.testing.assert_allclose(own.mean(axis=(1, 2, 3)), share, atol=1e-6)
     for image in pasted[..., 0]:  # a rectangle is the product of its rows and its columns
         np.testing.assert_array_equal(image, image.any(1)[:, None] & image.any(0)[None, :])
-    # On average, without a border, half of an image would stay; what falls outside makes it more.
+    # Without a border, half of an image would remain on average; rectangles are cut off at the border, so it is more.
     assert 0.5 < np.mean(share) < 0.75 and np.ptp(share) == 1
 
 
-def test_the_area_of_a_square_follows_cutmix():
+def test_the_area_of_the_rectangle_depends_on_alpha():
     images = np.random.default_rng(1).normal(size=(400, 16, 16, 1)).astype(np.float32)
-    half = mix(images, LABELS[:400], IDS[:400], KEY, mixup=0.0, cutmix=50.0)[2]  # give or take 15 % of the image
+    half = mix(images, LABELS[:400], IDS[:400], KEY, mixup=0.0, cutmix=50.0)[2]  # 50 % ± 15 % of the image
     assert np.all(half > 0.3) and np.all(half < 0.95)
-    extreme = mix(images, LABELS[:400], IDS[:400], KEY, mixup=0.0, cutmix=0.02)[2]  # all or nothing
+    extreme = mix(images, LABELS[:400], IDS[:400], KEY, mixup=0.0, cutmix=0.02)[2]  # nearly 0 or 1
     assert 0.4 < np.mean(np.asarray(extreme) > 0.99) < 0.6
 
 
-def test_both_take_turns():
+def test_mixup_and_cutmix_alternate():
     mixed, _, share = mix(IMAGES, LABELS, IDS, KEY, mixup=1.0, cutmix=1.0)
     weight = np.asarray(share)[:, None, None, None]
     blended = np.isclose(mixed, weight * IMAGES + (1 - weight) * IMAGES[::-1], atol=1e-5).all(axis=(1, 2, 3))
-    assert 0.4 < np.mean(blended) < 0.65  # and those few where a square took all or nothing
+    assert 0.4 < np.mean(blended) < 0.65  # includes the few rectangles of nearly all or nothing
 
 
-def test_a_mixture_follows_its_id_and_the_key():
+def test_a_mixture_depends_on_its_id_and_the_key_only():
     share = mix(IMAGES, LABELS, IDS, KEY, mixup=1.0, cutmix=0.0)[2]
     rows = np.array([7, 3, 1999])
     again = mix(IMAGES[rows], LABELS[rows], IDS[rows], KEY, mixup=1.0, cutmix=0.0)[2]
@@ -192,7 +196,7 @@ def test_a_mixture_follows_its_id_and_the_key():
 
 
 @pytest.mark.slow
-def test_the_number_of_devices_makes_no_difference_to_a_mixture():
+def test_a_mixture_does_not_depend_on_the_number_of_devices():
     rows = slice(0, 64)
     one = mix(IMAGES[rows], LABELS[rows], IDS[rows], KEY, mixup=0.4, cutmix=1.0)
     of_device = functools.partial(mix, mixup=0.4, cutmix=1.0, axis_name="batch")
@@ -207,7 +211,7 @@ def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):
     seen = []
 
     def noted(images, labels, ids, key, *, mixup, cutmix, axis_name=None):
-        # Shares at hand, and images that say which they are: of the first of each pair, its own alone.
+        # Known shares, and unmixed images; even ids have the share 1.
         seen.append((mixup, cutmix))
         share = jnp.where(ids % 2 == 0, 1.0, 0.25)
         return images, labels[::-1], share
@@ -230,7 +234,7 @@ def test_a_step_scores_a_mixture_by_both_labels(monkeypatch):
     np.testing.assert_allclose(terms["loss"][0] / 16, -(target * log_p).sum(1).mean(), rtol=1e-5)
 
 
-def test_a_step_mixes_by_either_kind_or_not_at_all(monkeypatch):
+def test_a_step_mixes_images_only_if_the_config_says_so(monkeypatch):
     seen = []
 
     def noted(images, labels, ids, key, *, mixup, cutmix, axis_name=None):
@@ -247,7 +251,7 @@ def test_a_step_mixes_by_either_kind_or_not_at_all(monkeypatch):
 
 
 def test_a_mixture_is_scored_by_both_labels():
-    # Logits (log 3, 0): the classes have 3/4 and 1/4. A share of 0.8 of the first class, then 0 of it.
+    # Logits (log 3, 0): probabilities 3/4 and 1/4. The first class has a share of 0.8 and of 0.
     out = Outputs(features=jnp.zeros((2, 1)), logits=jnp.log(jnp.array([[3.0, 1.0]] * 2)))
     batch = {"label": jnp.array([0, 0]), "other_label": jnp.array([1, 1]), "share": jnp.array([0.8, 0.0])}
     loss = types.SimpleNamespace(instance_weight=1.0, maskcon_weight=1.0, temperature=1.0, label_smoothing=0.0)
@@ -259,13 +263,13 @@ def test_a_mixture_is_scored_by_both_labels():
 
 
 @pytest.mark.parametrize(("level", "name"), [("fine", "top1"), ("", "coarse/top1")])
-def test_top1_is_what_the_classifier_says_at_the_level_of_training(level, name):
+def test_top1_is_the_accuracy_of_the_classifier_at_the_training_level(level, name):
     run = experiment.load(fine_tuning(**{"data.train_level": level, "eval.size": 12}))
     state = restore.initial_state(run)
     metrics = experiment.evaluate(run, state)
     assert [key for key in metrics if "top1" in key and "knn" not in key] == [name]
     test = run.records["test"]
-    # At the size of the evaluation, which is not that of training.
+    # At the size of evaluation, which differs from that of training.
     images = augment.plain_view(test.image, views=dataclasses.replace(run.views, size=12))
     out = run.network.apply(state.variables, images, train=False)
     assert metrics[name] == pytest.approx(np.mean(np.argmax(out.logits, 1) == test.train_label))
@@ -275,13 +279,13 @@ def test_top1_is_what_the_classifier_says_at_the_level_of_training(level, name):
     assert np.abs(at_8.features - out.features).max() > 1e-2
 
 
-def test_no_classifier_no_top1():
+def test_without_a_classifier_there_is_no_top1():
     run = experiment.load(small_config("byol", **{"eval.layers": ("trunk",)}))
     assert not [k for k in experiment.evaluate(run, restore.initial_state(run)) if k.endswith("/top1") or k == "top1"]
 
 
 @pytest.mark.slow
-def test_fine_tuning_learns_and_goes_on_without_the_run_it_started_from(trained_once, tmp_path, trains):
+def test_fine_tuning_learns_and_resumes_without_the_pretraining_run(trained_once, tmp_path, trains):
     options = {"optimizer.layer_decay": 0.7, "mixing.cutmix": 1.0, "train.epochs": 6, "optimizer.learning_rate": 0.3}
     start = tmp_path / "start"
     shutil.copytree(trained_once, start)

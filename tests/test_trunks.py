@@ -1,4 +1,4 @@
-"""ResNets and RegNets against torchvision: parameters, multiply-adds, gradients, initialisation; and training them."""
+"""ResNets and RegNets against torchvision: parameters, multiply-adds, gradients, initialisation; remat."""
 
 import functools
 
@@ -14,8 +14,8 @@ from grafit_jax.models.layers import batch_norm, stage_of
 from helpers import state_dicts, twins
 from helpers.runs import assert_close
 
-# Parameters with a 1000-way classifier, 10^9 multiply-adds at 224 px, features. The first two are what torchvision
-# states; for the 200MF what its RegNet has with the paper's parameters, and what the paper states.
+# Parameters with a 1000-way classifier, 10^9 multiply-adds at 224 px, features. The first two are torchvision's; for
+# the 200MF, those of torchvision's RegNet with the paper's parameters, and the paper's.
 PUBLISHED = {
     "resnet18": (11_689_512, 1.814, 512),
     "resnet34": (21_797_672, 3.664, 512),
@@ -29,12 +29,12 @@ PUBLISHED = {
     "regnet_y_16gf": (83_590_140, 15.912, 3024),
 }
 
-# The hardware's generator, which compiles faster than the default one.
+# The hardware's random number generator, which compiles faster than the default one.
 KEY = jax.random.key(0, impl="rbg")
 
 
 def multiply_adds(jaxpr):
-    """Of all convolutions and matrix products, taps on the padding included."""
+    """Counts the multiply-adds of convolutions and matrix products, including those on padding."""
     total = 0
     for equation in twins.equations(jaxpr):
         if equation.primitive.name == "conv_general_dilated":
@@ -49,7 +49,7 @@ def multiply_adds(jaxpr):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_and_multiply_adds_are_the_published_ones(name):
+def test_parameters_and_multiply_adds_equal_the_published_ones(name):
     network = models.build(name)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
@@ -62,7 +62,7 @@ def test_parameters_and_multiply_adds_are_the_published_ones(name):
     assert row in regnet.__doc__ or not name.startswith("regnet"), row
 
 
-def test_features_are_float32_averages_of_the_last_map():
+def test_features_are_float32_vectors():
     for name in ("resnet50", "regnet_y_8gf"):
         trunk = models.build_trunk(name, dtype=jnp.bfloat16)
         images = jnp.zeros((2, 64, 64, 3))
@@ -70,7 +70,7 @@ def test_features_are_float32_averages_of_the_last_map():
         assert out.shape == (2, PUBLISHED[name][2]) and out.dtype == jnp.float32
 
 
-def test_published_numbers_are_torchvisions(torch, torchvision):
+def test_published_numbers_equal_torchvisions(torch, torchvision):
     tv = torchvision.models
     for name in trunks.TORCHVISION:
         meta = tv.get_model_weights(name)["IMAGENET1K_V1"].meta
@@ -83,9 +83,9 @@ def test_published_numbers_are_torchvisions(torch, torchvision):
 
 def test_stages_golden():
     # u = 192 268.82 ... 1421.12; s = 0 0 1 1 1 1 2 ... 2 3; widths 192 424 920 2016 before groups of 56.
-    # 424 / 56 = 7.57 -> 8, 920 / 56 = 16.4 -> 16, 2016 = 36 x 56; 192 / 56 = 3.43 -> 168, less than 0.9 x 192: 224.
+    # 424 / 56 = 7.57 -> 8, 920 / 56 = 16.4 -> 16, 2016 = 36 x 56; 192 / 56 = 3.43 -> 168 < 0.9 x 192, so 224.
     assert models.build_trunk("regnet_y_8gf").stages() == ([2, 4, 10, 1], [224, 448, 896, 2016])
-    # Halves go up: 136 / 16 = 8.5 -> 9, 776 / 16 = 48.5 -> 49, 56 / 16 = 3.5 -> 4.
+    # Halves round up: 136 / 16 = 8.5 -> 9, 776 / 16 = 48.5 -> 49, 56 / 16 = 3.5 -> 4.
     assert models.build_trunk("regnet_y_800mf").stages() == ([1, 3, 8, 2], [64, 144, 320, 784])
     assert [stage_of(block, [2, 4, 10, 1]) for block in (0, 1, 2, 5, 6, 16)] == [
         (1, 0), (1, 1), (2, 0), (2, 3), (3, 0), (4, 0),
@@ -94,7 +94,7 @@ def test_stages_golden():
 
 def test_squeeze_and_excitation_golden():
     # Means of the first image: 2 and -1 -> 2 x 1 - 1 x 0.5 + 0.5 = 2 -> relu 2 -> 2 x 0.5 + 0 = 1 and 2 x -1 + 1 = -1.
-    # Of the second: -2 and 1 -> -1 -> relu 0 -> 0 and 1. The sigmoid of 1 is 0.7310586.
+    # Means of the second: -2 and 1 -> -1 -> relu 0 -> 0 and 1. The sigmoid of 1 is 0.7310586.
     first = jnp.array([[[1.0, -2.0], [3.0, 0.0]]])
     params = {
         "Conv_0": {"kernel": jnp.array([1.0, 0.5]).reshape(1, 1, 2, 1), "bias": jnp.array([0.5])},
@@ -106,7 +106,7 @@ def test_squeeze_and_excitation_golden():
     np.testing.assert_allclose(out[1], -first * np.array([0.5, s]), rtol=1e-6)
 
 
-def test_initialisation_is_torchvisions():
+def test_initialisation_equals_torchvisions():
     block = regnet.YBlock(64, 1, 16, functools.partial(batch_norm, use_running_average=False), jnp.float32)
     params = jax.jit(block.init)(KEY, jnp.zeros((1, 4, 4, 256)))["params"]
     for name, fan_out in (("Conv_0", 64), ("Conv_1", 9 * 64), ("Conv_2", 64), ("Conv_3", 64)):
@@ -116,22 +116,22 @@ def test_initialisation_is_torchvisions():
         np.testing.assert_array_equal(norm["scale"], 1)  # the last one too
         np.testing.assert_array_equal(norm["bias"], 0)
     squeeze, excite = (params["SqueezeExcitation_0"][name] for name in ("Conv_0", "Conv_1"))
-    assert squeeze["kernel"].shape == (1, 1, 64, 64)  # a quarter of the 256 that come in
+    assert squeeze["kernel"].shape == (1, 1, 64, 64)  # a quarter of the 256 input channels
     for layer in (squeeze, excite):
         assert np.std(layer["kernel"]) == pytest.approx(np.sqrt(2 / 64), rel=0.05)
-        # PyTorch's uniform law, bounded by 1 / sqrt(64).
+        # PyTorch's uniform distribution, bounded by 1 / sqrt(64).
         assert 0.1 < np.max(np.abs(layer["bias"])) <= 0.125
         assert np.std(layer["bias"]) == pytest.approx(0.125 / np.sqrt(3), rel=0.2)
 
 
 def tiny_regnet(**options):
-    """Stages of 1, 2 and 1 blocks, 8, 16 and 32 wide, in groups of 8."""
+    """Returns a RegNet with stages of 1, 2 and 1 blocks, widths 8, 16 and 32, and groups of 8."""
     trunk = regnet.RegNet(4, 8, 6.0, 2.0, 8, **options)
     assert trunk.stages() == ([1, 2, 1], [8, 16, 32])
     return trunk
 
 
-def test_classifier_starts_as_torchvisions():
+def test_initialisation_of_the_classifier_equals_torchvisions():
     network = models.Classifier(tiny_regnet(), 1000)
     head = jax.jit(network.init)(KEY, jnp.zeros((1, 32, 32, 3)))["params"]["classifier"]
     assert np.std(head["kernel"]) == pytest.approx(0.01, rel=0.05)
@@ -150,8 +150,8 @@ def cross_entropy(network, labels, images):
 
 @pytest.mark.parametrize("name", ["resnet50", "regnet_y_8gf"])
 @pytest.mark.slow
-def test_one_step_moves_every_parameter_and_lowers_the_loss(name):
-    # Not from a fresh network: the zero scales that end a ResNet's blocks would let nothing else in them move.
+def test_one_step_changes_every_parameter_and_lowers_the_loss(name):
+    # Not from an initial network: the zero scales at the end of a ResNet's blocks would block their gradients.
     variables = weights.convert(name, state_dicts.state_dict(name))
     params, batch_stats = variables["params"], variables["batch_stats"]
     loss = cross_entropy(models.build(name, num_classes=10), jnp.array([3, 8]), state_dicts.images())
@@ -167,9 +167,9 @@ def test_one_step_moves_every_parameter_and_lowers_the_loss(name):
         assert jax.tree.all(changed), changed
 
 
-def test_gradients_are_those_of_torchvision(torch, torchvision):
-    # In float64: a float32's rounding moves a few activations over a ReLU's kink, and so torchvision's own gradients
-    # by a tenth.
+def test_gradients_equal_torchvisions(torch, torchvision):
+    # In float64: rounding in float32 moves a few activations across a ReLU's kink, which changes torchvision's own
+    # gradients by a tenth.
     tv = torchvision.models
     name, labels = "regnet_y_400mf", [3, 8, 1, 3]
     images = np.random.default_rng(1).normal(size=(4, 64, 64, 3))
@@ -177,23 +177,23 @@ def test_gradients_are_those_of_torchvision(torch, torchvision):
     net = getattr(tv, name)(num_classes=10).train()
     net.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
     logits = net.double()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    want_loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
-    want_loss.backward()
-    # Gradients in the places of their tensors, and the running averages after the pass.
-    want = {key: value.numpy() for key, value in net.state_dict().items()}
-    want |= {key: value.grad.numpy() for key, value in net.named_parameters()}
-    want = weights.convert(name, want)
+    torch_loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
+    torch_loss.backward()
+    # Gradients in place of their parameters, and the running averages after the pass.
+    expected = {key: value.numpy() for key, value in net.state_dict().items()}
+    expected |= {key: value.grad.numpy() for key, value in net.named_parameters()}
+    expected = weights.convert(name, expected)
 
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), weights.convert(name, tensors))
         network = models.build(name, num_classes=10, dtype=jnp.float64)
         gradient = jax.jit(jax.value_and_grad(cross_entropy(network, jnp.array(labels), images), has_aux=True))
         (loss, stats), grads = jax.device_get(gradient(variables["params"], variables["batch_stats"]))
-    assert float(loss) == pytest.approx(want_loss.item(), abs=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), grads, want["params"])
-    # Variances differ by design: PyTorch divides its running ones by n - 1.
-    for got, expected in zip(means(stats), means(want["batch_stats"]), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert float(loss) == pytest.approx(torch_loss.item(), abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), grads, expected["params"])
+    # Variances differ by design: PyTorch divides running variances by n - 1.
+    for got, mean in zip(means(stats), means(expected["batch_stats"]), strict=True):
+        np.testing.assert_allclose(got, mean, atol=1e-5)
 
 
 def means(stats):
@@ -209,7 +209,7 @@ def means(stats):
     ids=["resnet", "regnet"],
 )
 @pytest.mark.slow
-def test_remat_changes_memory_alone(trunk, saved):
+def test_remat_saves_memory_without_changing_results(trunk, saved):
     images = jax.random.normal(jax.random.key(1), (32, 16, 16, 3))
     results, memory, variables = [], [], []
     for remat in (False, True):
@@ -217,7 +217,7 @@ def test_remat_changes_memory_alone(trunk, saved):
         variables.append(jax.jit(network.init)(KEY, images[:2]))
         start = variables[0]["params"], variables[0]["batch_stats"]
         loss = jax.value_and_grad(cross_entropy(network, jnp.arange(32) % 10, images), has_aux=True)
-        # On CPU this pass would let XLA merge what is made again with what was made, which an accelerator's does not.
+        # On CPU this pass lets XLA merge recomputed with original values, unlike on accelerators.
         compiled = jax.jit(loss).lower(*start).compile({"xla_disable_hlo_passes": "cse_barrier_expander"})
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
         results.append(compiled(*start))
@@ -227,9 +227,9 @@ def test_remat_changes_memory_alone(trunk, saved):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "regnet_y_8gf"])
-def test_remat_leaves_variables_their_names(name):
-    kept, made_again = (
+def test_remat_keeps_the_names_of_variables(name):
+    kept, recomputed = (
         jax.eval_shape(models.build(name, remat=remat).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         for remat in (False, True)
     )
-    assert jax.tree.structure(kept) == jax.tree.structure(made_again)
+    assert jax.tree.structure(kept) == jax.tree.structure(recomputed)

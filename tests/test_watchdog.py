@@ -131,9 +131,7 @@ def test_of_several_processes_those_that_differ_from_the_first_are_named(monkeyp
     digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in texts]
     monkeypatch.setattr(jax, "process_count", lambda: 5)
     monkeypatch.setattr(parallel.multihost_utils, "process_allgather", lambda own: np.stack([own, *digests[1:]]))
-    with pytest.raises(
-        UserError, match=r"process 2, 4 of 5 found other keys of the config than process 0: want the sa"
-    ):
+    with pytest.raises(UserError, match=r"process 2, 4 of 5 found other keys of the config than process 0; use the sa"):
         parallel.check_same("keys of the config", "a")
 
 

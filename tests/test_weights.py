@@ -1,4 +1,4 @@
-"""Weights from torchvision: the same logits, every tensor in its place, and mistakes named."""
+"""Weights from torchvision: equal logits, layout of tensors, errors."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def logits(name, variables, images):
 
 
 def random_tensors(net, torch):
-    """Other weights than a fresh network's in every tensor, with logits of order 1."""
+    """Changes every tensor from its initial value, keeping logits of order 1."""
     torch.manual_seed(0)
     for key, tensor in net.state_dict().items():
         if key.endswith(("running_mean", "bn1.bias", "bn2.bias", "bn3.bias", "1.bias")):
@@ -41,7 +41,7 @@ def random_tensors(net, torch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_are_those_of_torchvision(name, tmp_path, torch, torchvision):
+def test_logits_equal_torchvisions(name, tmp_path, torch, torchvision):
     net = random_tensors(getattr(torchvision.models, name)(num_classes=10), torch)
     torch.save(net.state_dict(), tmp_path / "net.pth")
     numpy_dict = {key: value.numpy() for key, value in net.state_dict().items()}
@@ -51,7 +51,7 @@ def test_logits_are_those_of_torchvision(name, tmp_path, torch, torchvision):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_logits_are_those_of_timm(name, torch, timm):
+def test_logits_equal_timms(name, torch, timm):
     net = random_tensors(timm.create_model(name, pretrained=False, num_classes=10), torch)
     assert_same_logits(name, {key: value.numpy() for key, value in net.state_dict().items()}, net, torch)
 
@@ -59,9 +59,9 @@ def test_logits_are_those_of_timm(name, torch, timm):
 def assert_same_logits(name, tensors, net, torch):
     images = state_dicts.images()
     with torch.no_grad():
-        want = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    assert 0.1 < np.abs(want).max() < 10
-    np.testing.assert_allclose(logits(name, weights.convert(name, tensors), images), want, atol=1e-4)
+        expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert 0.1 < np.abs(expected).max() < 10
+    np.testing.assert_allclose(logits(name, weights.convert(name, tensors), images), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -70,7 +70,7 @@ def test_logits_golden(name):
     np.testing.assert_allclose(logits(name, variables, state_dicts.images()), GOLDEN[name], atol=1e-4)
 
 
-def test_variables_are_those_of_the_module():
+def test_variables_have_the_shapes_of_the_module():
     network = models.build("resnet50", num_classes=1000)
     image = jnp.zeros((1, 64, 64, 3))
     fresh = jax.eval_shape(lambda: network.init(jax.random.key(0), image))
@@ -84,19 +84,25 @@ def test_variables_are_those_of_the_module():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("layer2.0.downsample.1.running_var"), r"layer2\.0\.downsample\.1\.running_var of resnet18 is"),
-        (lambda d: d.update({"layer9.weight": d["conv1.weight"]}), r"tensor layer9\.weight is not one of resnet18"),
+        (
+            lambda d: d.pop("layer2.0.downsample.1.running_var"),
+            r"found no tensor layer2\.0\.downsample\.1\.running_var of resnet18; expected torchvision's resnet18",
+        ),
+        (
+            lambda d: d.update({"layer9.weight": d["conv1.weight"]}),
+            r"found tensor layer9\.weight, which resnet18 lacks",
+        ),
         (
             lambda d: d.update({"layer1.0.conv1.weight": d["layer2.0.conv1.weight"]}),
-            r"layer1\.0\.conv1\.weight is \[128, 64, 3, 3\], .* \[3, 3, 64, 128\] here, want \[3, 3, 64, 64\]",
+            r"layer1\.0\.conv1\.weight of shape \[128, 64, 3, 3\], \[3, 3, 64, 128\] in .*; expected \[3, 3, 64, 64\]",
         ),
         (
             lambda d: d.update({"maxpool.w": d.pop("fc.weight")}),
-            r"tensor fc\.weight of resnet18 is missing \(maxpool\.w, which it has not",
+            r"found no tensor fc\.weight of resnet18 \(but maxpool\.w, which it lacks",
         ),
     ],
 )  # fmt: skip
-def test_a_tensor_that_does_not_fit_is_named(change, message):
+def test_the_error_for_a_wrong_tensor_names_it(change, message):
     tensors = state_dicts.state_dict("resnet18")
     change(tensors)
     with pytest.raises(UserError, match=message) as error:
@@ -104,9 +110,9 @@ def test_a_tensor_that_does_not_fit_is_named(change, message):
     assert "\n" not in str(error.value)
 
 
-def test_another_networks_file_is_told_from_the_one_wanted(tmp_path):
+def test_the_file_of_another_network_is_an_error(tmp_path):
     safetensors.numpy.save_file(state_dicts.state_dict("resnet34"), tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"w\.safetensors: tensor layer1\.2\.bn1\.bias is not one of resnet18"):
+    with pytest.raises(UserError, match=r"w\.safetensors: found tensor layer1\.2\.bn1\.bias, which resnet18 lacks"):
         weights.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
 
 
@@ -115,26 +121,26 @@ def test_another_networks_file_is_told_from_the_one_wanted(tmp_path):
     [
         (
             lambda d: d.pop("trunk_output.block2.block2-0.proj.1.running_var"),
-            r"trunk_output\.block2\.block2-0\.proj\.1\.running_var of regnet_y_400mf is missing",
+            r"found no tensor trunk_output\.block2\.block2-0\.proj\.1\.running_var of regnet_y_400mf",
         ),
         (
             lambda d: d.update({"trunk_output.block3.block3-5.f.b.0.weight": np.zeros((208, 16, 3, 3))}),
-            r"block3-5\.f\.b\.0\.weight is \[208, 16, 3, 3\], .* want \[3, 3, 8, 208\]",
+            r"block3-5\.f\.b\.0\.weight of shape \[208, 16, 3, 3\], .*; expected \[3, 3, 8, 208\]",
         ),
-        (  # as timm calls it
+        (  # timm's name
             lambda d: d.update({"s4.b6.se.fc2.bias": d.pop("trunk_output.block4.block4-5.f.se.fc2.bias")}),
-            r"block4-5\.f\.se\.fc2\.bias of regnet_y_400mf is missing \(s4\.b6\.se\.fc2\.bias, which it has not",
+            r"no tensor .*block4-5\.f\.se\.fc2\.bias of regnet_y_400mf \(but s4\.b6\.se\.fc2\.bias, which it lacks",
         ),
     ],
 )  # fmt: skip
-def test_a_regnets_tensor_that_does_not_fit_is_named(change, message):
+def test_the_error_for_a_wrong_tensor_of_a_regnet_names_it(change, message):
     tensors = state_dicts.state_dict("regnet_y_400mf")
     change(tensors)
     with pytest.raises(UserError, match=message):
         weights.convert("regnet_y_400mf", tensors)
 
 
-def test_a_regnets_small_stem_has_a_fresh_convolution_and_the_files_batch_norm(tmp_path):
+def test_a_regnets_cifar_stem_has_a_random_convolution_and_the_files_batch_norm(tmp_path):
     tensors = state_dicts.state_dict("regnet_y_400mf")
     tensors["stem.0.weight"] = tensors["stem.0.weight"][:, :1]
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
@@ -142,13 +148,13 @@ def test_a_regnets_small_stem_has_a_fresh_convolution_and_the_files_batch_norm(t
     known = {"BatchNorm_0"} | {f"YBlock_{i}" for i in range(16)}
     assert set(trunk["params"]) == set(trunk["batch_stats"]) == known
     np.testing.assert_array_equal(trunk["params"]["BatchNorm_0"]["bias"], tensors["stem.1.bias"])
-    want = tensors["trunk_output.block3.block3-5.f.se.fc1.weight"].transpose(2, 3, 1, 0)
-    np.testing.assert_array_equal(trunk["params"]["YBlock_9"]["SqueezeExcitation_0"]["Conv_0"]["kernel"], want)
-    with pytest.raises(UserError, match=r"tensor stem\.0\.weight is \[32, 1, 3, 3\]"):
+    expected = tensors["trunk_output.block3.block3-5.f.se.fc1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(trunk["params"]["YBlock_9"]["SqueezeExcitation_0"]["Conv_0"]["kernel"], expected)
+    with pytest.raises(UserError, match=r"tensor stem\.0\.weight of shape \[32, 1, 3, 3\]"):
         weights.load_trunk(tmp_path / "w.safetensors", "regnet_y_400mf", stem="imagenet")
 
 
-def test_half_precision_and_wrapped_names(tmp_path):
+def test_half_precision_and_prefixed_names(tmp_path):
     tensors = state_dicts.state_dict("resnet18")
     half = {
         k: v.astype(ml_dtypes.bfloat16) if v.ndim > 1 else v.astype(np.float16) if v.ndim else v
@@ -158,38 +164,41 @@ def test_half_precision_and_wrapped_names(tmp_path):
     variables = weights.convert("resnet18", weights.read(tmp_path / "half.safetensors"))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
     kernel = variables["params"]["trunk"]["BasicBlock_2"]["Conv_2"]["kernel"]
-    want = half["layer2.0.downsample.0.weight"].astype(np.float32)[:, :, 0, 0].T
-    np.testing.assert_array_equal(kernel[0, 0], want)
+    expected = half["layer2.0.downsample.0.weight"].astype(np.float32)[:, :, 0, 0].T
+    np.testing.assert_array_equal(kernel[0, 0], expected)
 
 
-def test_wrapped_pth(tmp_path, torch):
+def test_a_pth_with_a_wrapped_state_dict(tmp_path, torch):
     tensor = torch.arange(3.0).to(torch.bfloat16)
     torch.save({"state_dict": {"module.a": tensor, "n": torch.tensor(2)}, "epoch": 3}, tmp_path / "w.pth")
     got = weights.read(tmp_path / "w.pth")
     assert {k: v.tolist() for k, v in got.items()} == {"a": [0.0, 1.0, 2.0], "n": 2}
     torch.save({"epoch": 3}, tmp_path / "none.pth")
-    with pytest.raises(UserError, match=r"none\.pth holds no state dict"):
+    with pytest.raises(UserError, match=r"none\.pth: found no state dict; expected tensors by name"):
         weights.read(tmp_path / "none.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"<html>404</html>", b"PK\x03\x04 cut short", b"\x80\x02}q\x00("])
-def test_a_pth_that_is_none_is_told_in_one_line(tmp_path, content, torch):
+def test_an_invalid_pth_is_an_error_of_one_line(tmp_path, content, torch):
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"w\.pth cannot be read \(.+\); want a state dict of tensors alone") as error:
+    with pytest.raises(UserError, match=r"w\.pth cannot be read \(.+\); expected a state dict of tensors, as") as error:
         weights.read(tmp_path / "w.pth")
     assert "\n" not in str(error.value)
 
 
-def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+def test_unreadable_files_are_errors(tmp_path, monkeypatch):
     (tmp_path / "w.safetensors").write_bytes(b"not safetensors at all")
     (tmp_path / "w.h5").write_bytes(b"")
     (tmp_path / "w.pth").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torch", None)
     for name, message in (
         ("w.safetensors", r"w\.safetensors cannot be read \(.*\); download it again"),
-        ("none.pth", r"none\.pth is not there: want a \.safetensors or \.pth file"),
-        ("w.h5", r"w\.h5 ends in \.h5: want a"),
-        ("w.pth", r"w\.pth needs PyTorch to be read: `pip install torch`, or write it as \.safetensors"),
+        ("none.pth", r"found no file .*none\.pth; expected a \.safetensors or \.pth file"),
+        ("w.h5", r"w\.h5: found file type '\.h5'; expected a"),
+        (
+            "w.pth",
+            r"w\.pth: found no PyTorch to read it; use `pip install torch`, or convert the file to \.safetensors",
+        ),
     ):
         with pytest.raises(UserError, match=message) as error:
             weights.read(tmp_path / name)
@@ -212,7 +221,7 @@ def resnet18_config(path, **options):
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path):
+def test_a_run_starts_from_the_file_with_a_random_stem_convolution(tmp_path):
     tensors = state_dicts.state_dict("resnet18")
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
     run = experiment.load(resnet18_config(tmp_path / "w.safetensors"))
@@ -220,8 +229,8 @@ def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path):
     state = jax.device_get(restore.initial_state(run))
     scratch = jax.device_get(restore.initial_state(run, placeholder=True))
     trunk, fresh = state.params["trunk"], scratch.params["trunk"]
-    # The first convolution, which torchvision's is too large for, and the head are a fresh network's; all else, also
-    # the batch norm behind it (MaskCon's code), is the file's.
+    # The first convolution, for which torchvision's is too large, and the head start from scratch; everything else is
+    # from the file, including the stem's batch norm (as in MaskCon's code).
     assert trunk["Conv_0"]["kernel"].shape == (3, 3, 1, 64)
     jax.tree.map(np.testing.assert_array_equal, trunk["Conv_0"], fresh["Conv_0"])
     np.testing.assert_array_equal(trunk["BatchNorm_0"]["scale"], tensors["bn1.weight"])
@@ -237,20 +246,20 @@ def test_a_run_starts_from_the_file_with_a_fresh_stem(tmp_path):
     assert jax.tree.structure(state) == jax.tree.structure(scratch)
 
 
-def test_the_imagenet_stem_comes_from_the_file(tmp_path):
+def test_the_imagenet_stem_is_loaded_from_the_file(tmp_path):
     tensors = state_dicts.state_dict("resnet18")
     safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
     trunk = weights.load_trunk(tmp_path / "w.safetensors", "resnet18", stem="imagenet")
     kernel = trunk["params"]["Conv_0"]["kernel"]
     np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
-    # Next to our own module's variables nothing is missing and nothing too much.
+    # The variables are exactly those of the module.
     fresh = jax.eval_shape(
         lambda: models.build_trunk("resnet18").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
     )
     assert jax.tree.structure(fresh) == jax.tree.structure(trunk)
 
 
-def test_a_file_that_does_not_fit_is_told_before_a_workdir_is_made(tmp_path):
+def test_a_missing_file_or_unsupported_trunk_is_an_error_before_the_workdir_exists(tmp_path):
     with pytest.raises(UserError, match=r"w\.safetensors is not there"):
         train.train(resnet18_config(tmp_path / "w.safetensors"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
 """Trunks and heads, in Flax Linen.
 
-Linen, because its parameters and batch statistics are plain pytrees handed to a pure `apply`: what pmap, Orbax and the
-target network's moving average all want.
+Linen keeps parameters and batch statistics as plain pytrees outside a pure `apply`, as pmap, Orbax and the target
+network's moving average require.
 """
 
 from grafit_jax.models.heads import Network, Outputs

@@ -1,4 +1,4 @@
-"""The heads on a trunk, and the network that joins them: g_theta = P_theta o f_theta, predictor q_theta, classifier."""
+"""The heads, and the network of trunk and heads: g_theta = P_theta o f_theta, predictor q_theta, classifier."""
 
 import dataclasses
 import functools
@@ -15,15 +15,20 @@ from jax.typing import DTypeLike
 from grafit_jax.errors import UserError
 from grafit_jax.models.layers import batch_norm
 
-# How the heads' linear layers start: as Flax's do by default, or as PyTorch's.
+# Initialisations of the heads' linear layers: Flax's default, or PyTorch's.
 INITS = ("lecun", "pytorch")
 
 
 class MLP(nn.Module):
-    """Linear, batch norm, ReLU, linear: BYOL's projector and predictor; [ours] for Grafit, whose heads are unknown.
+    """Linear, batch norm, ReLU, linear: BYOL's projector and predictor; [ours] for Grafit, whose heads are unpublished.
 
-    MoCo's and MaskCon's projector has no batch norm. `final_norm` adds one at the end, without scale and bias, as
-    SimSiam's projector has it: what all embeddings share is taken out of them.
+    Attributes:
+      hidden: width of the hidden layer.
+      dim: width of the output.
+      dtype: of the computation; the output is float32.
+      axis_name: the mapped device axis over which batch statistics are shared, or None.
+      batch_norm: whether the hidden layer has a batch norm; MoCo's and MaskCon's projectors have none.
+      final_norm: whether the output has a batch norm without scale and bias, which centres the embeddings (SimSiam).
     """
 
     hidden: int
@@ -36,7 +41,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)
-        # The bias in front of a batch norm would do nothing.
+        # A bias before a batch norm would have no effect.
         x = nn.Dense(self.hidden, use_bias=not self.batch_norm, dtype=self.dtype)(x)
         if self.batch_norm:
             x = norm()(x)
@@ -47,7 +52,7 @@ class MLP(nn.Module):
 
 
 class Linear(nn.Module):
-    """A single linear layer: SNCA's projector. Unit length is the losses' matter, here as for an MLP."""
+    """A single linear layer: SNCA's projector. As for `MLP`, the losses normalise the output."""
 
     dim: int
     dtype: DTypeLike = jnp.float32
@@ -58,7 +63,7 @@ class Linear(nn.Module):
 
 
 class Identity(nn.Module):
-    """No projector: the embedding is the trunk's feature, which `dim` has to fit."""
+    """No projector: the embedding is the trunk's feature vector, of size `dim`."""
 
     dim: int
 
@@ -66,21 +71,21 @@ class Identity(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         if x.shape[-1] != self.dim:
             raise UserError(
-                f"model.embed_dim = {self.dim}, and the trunk has {x.shape[-1]} features: want the same without a "
-                "projector."
+                f"found model.embed_dim = {self.dim} with a trunk of {x.shape[-1]} features; expected equal numbers "
+                f"without a projector; use model.embed_dim = {x.shape[-1]}."
             )
         return x
 
 
 @flax.struct.dataclass
 class Outputs:
-    """What a network makes of B images; None where it has no such head.
+    """Outputs of a network for B images; None for a head that it lacks.
 
     Attributes:
-      features: float32 [B, F], f_theta(x): the trunk.
+      features: float32 [B, F], the trunk's f_theta(x).
       projection: float32 [B, D], g_theta(x).
       prediction: float32 [B, D], q_theta(g_theta(x)).
-      logits: float32 [B, K] over the coarse classes, or over clusters.
+      logits: float32 [B, K] over coarse classes or clusters.
     """
 
     features: Array
@@ -90,10 +95,9 @@ class Outputs:
 
 
 class Network(nn.Module):
-    """A trunk with the heads that a method needs; a head that is None is left out.
+    """A trunk with the heads of a method; None for a head that it lacks.
 
-    The classifier stands on the projection, if there is a projector and `classify` is "projection", else on the
-    features.
+    The classifier's input is the projection if `classify` is "projection" and there is a projector, else the features.
     """
 
     trunk: nn.Module
@@ -111,19 +115,19 @@ class Network(nn.Module):
         return dataclasses.replace(out, prediction=prediction, logits=logits)
 
     def embed(self, images: Array, *, train: bool) -> Outputs:
-        """The part that the target network has too: trunk and projector."""
+        """Applies trunk and projector, the part that the target network has too."""
         features = self.trunk(images, train=train)
         projection = None if self.projector is None else self.projector(features, train=train)
         return Outputs(features=features, projection=projection)
 
 
 def as_pytorch(heads: dict[str, Any], key: Array) -> dict[str, Any]:
-    """Parameters of heads, their linear layers drawn as torch.nn.Linear's: uniform in ±1 / sqrt(fan in), biases too."""
+    """Redraws the linear layers of heads as torch.nn.Linear does: kernels and biases uniform in ±1 / sqrt(fan in)."""
     flat = traverse_util.flatten_dict(heads)
     drawn = {}
     for i, path in enumerate(sorted(flat)):
         kernel = flat.get((*path[:-1], "kernel"))
-        if kernel is None:  # of a batch norm
+        if kernel is None:  # a batch norm
             drawn[path] = flat[path]
             continue
         bound = kernel.shape[0] ** -0.5

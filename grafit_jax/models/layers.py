@@ -1,4 +1,4 @@
-"""The layers that both families of trunks are made of, with torchvision's constants."""
+"""Layers shared by ResNets and RegNets, with torchvision's constants."""
 
 import functools
 import itertools
@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-# On CPU: bytes of the images that are convolved in one go, which a core's caches can hold.
+# On CPU: largest input of one convolution in bytes, so that it fits in a core's caches.
 PART = 2**22
 
 
 def conv_general_dilated(images: Array, kernel: Array, *args, **options) -> Array:
-    """`lax.conv_general_dilated` over the batch axis 0; what `nn.Conv` calls.
+    """Wraps `lax.conv_general_dilated`, for `nn.Conv`, and splits large batches on CPU.
 
-    On CPU a large batch is convolved part by part, and so are its gradients: XLA's convolutions of more than the caches
-    hold wait for memory (`experiments/benchmark.py --suite=train --entries=convolution` has the ratio).
+    On CPU the convolution and its gradients run part by part, because XLA's convolutions of inputs that exceed the
+    caches are bound by memory (see `experiments/benchmark.py --suite=train --entries=convolution`).
     """
     parts = min(len(images), math.ceil(images.size * images.dtype.itemsize / PART))
     if jax.default_backend() != "cpu" or parts <= 1:
@@ -31,7 +31,7 @@ def conv_general_dilated(images: Array, kernel: Array, *args, **options) -> Arra
 
 # PyTorch's momentum 0.1 in Flax's convention, and torchvision's epsilon.
 batch_norm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
-# torchvision's initialisation: He normal over the fan-out, which groups do not divide.
+# torchvision's initialisation: He normal over the fan-out of all groups together.
 conv = functools.partial(
     nn.Conv,
     use_bias=False,
@@ -41,7 +41,7 @@ conv = functools.partial(
 
 
 def conv3x3(width: int, stride: int, dtype: DTypeLike, *, groups: int = 1) -> nn.Conv:
-    # Explicit padding: "SAME" would pad a strided convolution on one side only, other than torchvision.
+    # Explicit padding as in torchvision: "SAME" would pad a strided convolution on one side only.
     return conv(width, (3, 3), strides=stride, padding=1, feature_group_count=groups, dtype=dtype)
 
 
@@ -55,21 +55,21 @@ def fold_patches(x: Array, size: int) -> Array:
 def global_average(x: Array) -> Array:
     """[B, H, W, C] -> float32 [B, C], the average over the feature map."""
     if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        # jaxlib 0.11 and 0.12 fuse a ResNet's last block with this sum on CPU, and the result is NaN.
+        # On CPU, jaxlib 0.11 and 0.12 fuse a ResNet's last block with this sum and return NaN.
         x = lax.optimization_barrier(x)
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
 def residual(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """The block, or the same whose activations are made again in the backward pass instead of kept.
+    """Returns the block, with `remat` such that the backward pass recomputes its activations.
 
-    Give its modules names: Flax derives others from what this returns, and variables have to be the same either way.
-    On CPU XLA merges much of it again with what was made before, so that it saves memory on accelerators alone.
+    Name its modules explicitly: Flax's automatic names differ for `nn.remat`, and the variables must be the same. The
+    memory is saved on accelerators only: on CPU XLA merges the recomputed values with the original ones.
     """
     return nn.remat(block) if remat else block
 
 
 def stage_of(block: int, sizes: Sequence[int]) -> tuple[int, int]:
-    """The stage, from 1, of the trunk's block of that number, and its number within the stage."""
+    """Returns the stage of a trunk's block, counted from 1, and the block's index within the stage."""
     before = sum(first <= block for first in itertools.accumulate(sizes))
     return before + 1, block - sum(sizes[:before])

@@ -1,4 +1,4 @@
-"""RegNetY (Radosavovic et al. 2020, arXiv 2003.13678, as torchvision lays it out), NHWC.
+"""RegNetY (Radosavovic et al. 2020, arXiv 2003.13678) in torchvision's variant, NHWC.
 
 | name | parameters | multiply-adds at 224 px | features |
 |---|---|---|---|
@@ -10,8 +10,8 @@
 | regnet_y_8gf | 39,381,472 | 8.47 G | 2016 |
 | regnet_y_16gf | 83,590,140 | 15.91 G | 3024 |
 
-Both counts are with a 1000-way classifier and equal torchvision's; the 200MF is in the paper alone. At 800MF and 8GF
-torchvision rounds widths up where the paper rounds them down, so its 8GF takes 8.5 G.
+Both counts include a 1000-way classifier and equal torchvision's, which has no 200MF. At 800MF and 8GF torchvision
+rounds widths up where the paper rounds them down, so its 8GF takes 8.5 G.
 """
 
 import functools
@@ -29,7 +29,7 @@ from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, gl
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel times a number in (0, 1) that a network of two layers reads from the means of all channels."""
+    """Scales each channel by a factor in (0, 1), computed from all channel means by two layers."""
 
     width: int
     dtype: DTypeLike
@@ -44,12 +44,12 @@ class SqueezeExcitation(nn.Module):
 
 
 def _uniform(bound: float) -> Callable[..., Array]:
-    """PyTorch's initialisation of a bias, which torchvision leaves as it is."""
+    """PyTorch's default initialisation of a bias, which torchvision keeps."""
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class YBlock(nn.Module):
-    """1x1, grouped 3x3, squeeze-and-excitation, 1x1, and a shortcut; the stride is at the 3x3."""
+    """1x1, grouped 3x3 (with the stride), squeeze-and-excitation and 1x1 convolution, and a shortcut."""
 
     width: int
     stride: int
@@ -62,7 +62,7 @@ class YBlock(nn.Module):
         y = nn.relu(self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(x)))
         y = conv3x3(self.width, self.stride, self.dtype, groups=self.width // self.group_width)(y)
         y = nn.relu(self.norm()(y))
-        # A quarter of the channels that come into the block, not of those inside of it.
+        # A quarter of the block's input channels, not of its inner channels.
         y = SqueezeExcitation(x.shape[-1] // 4, self.dtype)(y)
         y = self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(y))
         if x.shape != y.shape:
@@ -73,15 +73,18 @@ class YBlock(nn.Module):
 class RegNet(nn.Module):
     """float [B, H, W, C] -> float32 [B, features], the average over the last feature map.
 
-    Every stage halves the resolution, the first one too.
+    Every stage halves the resolution, including the first.
 
-    Attributes, beside those of `ResNet`:
-      depth: blocks in all.
+    Attributes:
+      depth: total number of blocks.
       w_0: width of the first block.
-      w_a: what each further block is wider, before widths are rounded to powers of `w_m` (times `w_0`).
-      w_m: the ratio between the widths of two neighbouring stages.
-      group_width: channels of a group of the 3x3 convolutions, at most the width of the first stage.
-      stem: as there, but "imagenet" is 3x3 stride 2.
+      w_a: increase of the width per block, before widths are rounded to `w_0` times a power of `w_m`.
+      w_m: ratio of the widths of consecutive stages.
+      group_width: channels per group of the 3x3 convolutions, at most the width of the first stage.
+      stem: as for `ResNet`, but "imagenet" is 3x3 stride 2.
+      dtype: see `ResNet`.
+      axis_name: see `ResNet`.
+      remat: see `ResNet`.
     """
 
     depth: int
@@ -110,7 +113,7 @@ class RegNet(nn.Module):
 
     @nn.nowrap
     def stages(self) -> tuple[list[int], list[int]]:
-        """Blocks and width of each stage (section 3.3 of the paper), rounded as torchvision does."""
+        """Returns the number of blocks and the width of each stage (RegNet, section 3.3; torchvision's rounding)."""
         # u_j = w_0 + w_a j, to the nearest w_0 w_m^s with a whole s, to the nearest multiple of 8.
         u = self.w_0 + self.w_a * np.arange(self.depth)
         s = np.round(np.log(u / self.w_0) / math.log(self.w_m))
@@ -120,7 +123,7 @@ class RegNet(nn.Module):
 
     @nn.nowrap
     def torch_name(self, path: Sequence[str]) -> str:
-        """("YBlock_1", "Conv_0") -> "trunk_output.block2.block2-0.f.a.0": what torchvision calls a layer."""
+        """Returns torchvision's name of a layer: ("YBlock_1", "Conv_0") -> "trunk_output.block2.block2-0.f.a.0"."""
         *inside, layer = path
         kind, _, number = layer.rpartition("_")
         part = {"Conv": "0", "BatchNorm": "1"}[kind]
@@ -135,12 +138,12 @@ class RegNet(nn.Module):
 
 
 def _whole_groups(width: int, group_width: int) -> int:
-    """The nearest multiple of the group width (halves up), or the next one if that takes away a tenth of `width`."""
+    """Rounds to the nearest multiple of the group width (halves up), or up if that removes over a tenth of `width`."""
     near = (2 * width + group_width) // (2 * group_width) * group_width
     return near + group_width if near < 0.9 * width else near
 
 
-# Parameters are torchvision's, and so are the names; the 200MF is in the paper alone.
+# torchvision's names and parameters; those of the 200MF are the paper's.
 TRUNKS = {
     "regnet_y_200mf": functools.partial(RegNet, 13, 24, 36.44, 2.49, 8),
     "regnet_y_400mf": functools.partial(RegNet, 16, 48, 27.89, 2.09, 8),

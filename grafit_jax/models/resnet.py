@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016, as torchvision lays them out), NHWC, with stems for large and small images."""
+"""Residual networks (He et al. 2016) in torchvision's variant, NHWC, with stems for large and small images."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, gl
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions (ResNet-18 and -34), or 1x1, 3x3 and 1x1 (a bottleneck: ResNet-50), and a shortcut.
+    """A residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1, and a shortcut.
 
-    The stride of a bottleneck is at the 3x3, as in torchvision.
+    The 3x3 convolution of a bottleneck has the stride, as in torchvision.
     """
 
     width: int
@@ -42,14 +42,14 @@ class ResNet(nn.Module):
     """float [B, H, W, C] -> float32 [B, features], the average over the last feature map.
 
     Attributes:
-      stage_sizes: blocks a stage.
-      bottleneck: of which kind the blocks are.
-      width: channels of the first stage; they double from stage to stage.
-      stem: "imagenet" (7x7 stride 2, max-pool), "cifar" (3x3 stride 1: for images of about 32 px) or "patch2" (2x2
-        pixels folded into channels, then 3x3 stride 1: four times less work, for CPUs).
-      dtype: of the computation; parameters and batch statistics are float32 always.
-      axis_name: a mapped device axis over which batch statistics are shared, or None for each device's own.
-      remat: whether activations inside of blocks are made again in the backward pass instead of kept.
+      stage_sizes: number of blocks in each stage.
+      bottleneck: whether the blocks are bottlenecks.
+      width: channels of the first stage, doubled by every further stage.
+      stem: "imagenet" (7x7 stride 2, max-pool), "cifar" (3x3 stride 1, for images of about 32 px) or "patch2" (2x2
+        pixels folded into channels, then 3x3 stride 1, which takes a quarter of the work, for CPUs).
+      dtype: of the computation; parameters and batch statistics are float32.
+      axis_name: the mapped device axis over which batch statistics are shared, or None for per-device statistics.
+      remat: whether the backward pass recomputes the activations inside blocks instead of keeping them.
     """
 
     stage_sizes: Sequence[int]
@@ -80,13 +80,13 @@ class ResNet(nn.Module):
 
     @nn.nowrap
     def torch_name(self, path: Sequence[str]) -> str:
-        """("BasicBlock_2", "Conv_1") -> "layer2.0.conv2": what torchvision calls a layer of this trunk."""
+        """Returns torchvision's name of a layer: ("BasicBlock_2", "Conv_1") -> "layer2.0.conv2"."""
         *inside, layer = path
         kind, _, number = layer.rpartition("_")
         if not inside:
             return {"Conv": "conv1", "BatchNorm": "bn1"}[kind]
         stage, place = stage_of(int(inside[0].rpartition("_")[2]), self.stage_sizes)
-        # Behind a block's own convolutions stands that of its shortcut.
+        # The shortcut's convolution follows the block's own ones.
         if int(number) == (3 if self.bottleneck else 2):
             name = {"Conv": "downsample.0", "BatchNorm": "downsample.1"}[kind]
         else:
@@ -94,7 +94,7 @@ class ResNet(nn.Module):
         return f"layer{stage}.{place}.{name}"
 
 
-# Names are torchvision's; the small one, for CPUs, is [ours].
+# torchvision's names; resnet8, for CPUs, is [ours].
 TRUNKS = {
     "resnet18": functools.partial(ResNet, (2, 2, 2, 2)),
     "resnet34": functools.partial(ResNet, (3, 4, 6, 3)),

@@ -1,4 +1,4 @@
-"""The trunks f_theta by name, alone and with torchvision's linear classifier."""
+"""The trunks f_theta by name, without a head or with torchvision's linear classifier."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from grafit_jax.models.resnet import ResNet
 Trunk = ResNet | RegNet
 
 TRUNKS = resnet.TRUNKS | regnet.TRUNKS
-# Those of which torchvision has weights.
+# Trunks with weights in torchvision.
 TORCHVISION = tuple(name for name in TRUNKS if name not in ("resnet8", "regnet_y_200mf"))
 STEMS = ("imagenet", "cifar", "patch2")
 
@@ -26,26 +26,32 @@ def build_trunk(
     axis_name: str | None = None,
     remat: bool = False,
 ) -> Trunk:
-    """The trunk of that name (a key of `TRUNKS`); see `ResNet` for the arguments."""
+    """Returns the trunk `name`, a key of `TRUNKS`; for the options see `ResNet`. UserError for other names."""
     return TRUNKS[choose(name, "trunk", TRUNKS)](stem=stem, dtype=dtype, axis_name=axis_name, remat=remat)
 
 
 class Classifier(nn.Module):
-    """float [B, H, W, C] -> logits float32 [B, num_classes]; parameters are those of `trunk` and `classifier`."""
+    """float [B, H, W, C] -> logits float32 [B, num_classes], from the parameters of `trunk` and `classifier`."""
 
     trunk: Trunk
     num_classes: int
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
-        # As torchvision's RegNets start; its ResNets' uniform law is about as wide.
+        # The initialisation of torchvision's RegNets; its ResNets' uniform distribution has a similar width.
         head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")
         return head(self.trunk(images, train=train))
 
 
 def build(name: str, *, num_classes: int = 1000, **options) -> Classifier:
-    """The network that torchvision calls `name`, as a Flax module: `apply(variables, images, train=False)`, NHWC.
+    """Returns torchvision's network `name` as a Flax module: `apply(variables, images, train=False)`, NHWC.
 
-    `options` are those of `build_trunk`, which raises UserError for a name that there is not.
+    Args:
+      name: a key of `TRUNKS`.
+      num_classes: outputs of the classifier.
+      **options: see `build_trunk`.
+
+    Raises:
+      UserError: an unknown name.
     """
     return Classifier(trunk=build_trunk(name, **options), num_classes=num_classes)

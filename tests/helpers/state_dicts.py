@@ -1,16 +1,16 @@
-"""A trunk's tensors under torchvision's names, from a seed: written here so that no PyTorch is needed to make them."""
+"""Random tensors of trunks under torchvision's names, made without PyTorch."""
 
 import hashlib
 
 import numpy as np
 
-# Blocks a stage and the kernels of a block.
+# Blocks per stage, and kernel sizes of a block.
 RESNETS = {
     "resnet18": ((2, 2, 2, 2), (3, 3)),
     "resnet34": ((3, 4, 6, 3), (3, 3)),
     "resnet50": ((3, 4, 6, 3), (1, 3, 1)),
 }
-# Blocks and width of each stage and the width of a group, read off torchvision's networks.
+# Blocks and width of each stage, and group width, as in torchvision.
 REGNETS = {
     "regnet_y_400mf": ((1, 3, 6, 6), (48, 104, 208, 440), 8),
     "regnet_y_8gf": ((2, 4, 10, 1), (224, 448, 896, 2016), 56),
@@ -18,7 +18,7 @@ REGNETS = {
 
 
 class Tensors(dict):
-    """Every tensor has a generator of its own, keyed by its name, so that their order does not matter."""
+    """Tensors drawn from generators that are seeded by the tensor's name, so that their order has no effect."""
 
     def draw(self, key, *shape):
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little")
@@ -29,7 +29,7 @@ class Tensors(dict):
         self[f"{key}.weight"] = weight.astype(np.float32)
 
     def norm(self, key, width):
-        # No two of the four are alike, none is what it is in a fresh network, and variances are positive.
+        # All four differ from each other and from an initial network, and variances are positive.
         self[f"{key}.weight"] = 0.7 + 0.2 * self.draw(f"{key}.weight", width)
         self[f"{key}.bias"] = 0.1 * self.draw(f"{key}.bias", width)
         self[f"{key}.running_mean"] = 0.2 * self.draw(f"{key}.running_mean", width)
@@ -42,7 +42,7 @@ class Tensors(dict):
 
 
 def state_dict(name, *, num_classes=10):
-    """The tensors of a key of RESNETS or REGNETS."""
+    """Returns the tensors of a key of RESNETS or REGNETS."""
     tensors = Tensors()
     into = _resnet(tensors, *RESNETS[name]) if name in RESNETS else _regnet(tensors, *REGNETS[name])
     tensors.linear("fc", num_classes, into)
@@ -93,5 +93,5 @@ def _regnet(tensors, sizes, widths, group_width):
 
 
 def images(size=64):
-    """float32 [2, size, size, 3]."""
+    """Returns float32 [2, size, size, 3]."""
     return np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)

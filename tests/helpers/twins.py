@@ -1,7 +1,6 @@
-"""Slow twins of the numerical modules: numpy in float64, loops, the formulas as docs/paper.md prints them.
+"""Slow reference implementations ("twins") of the numerical modules: float64 numpy loops over docs/paper.md's formulas.
 
-Nothing here is imported from `grafit_jax`, nothing is blocked, shifted or vectorised for speed: a twin is right because
-it can be read beside the equation.
+They import nothing from `grafit_jax` and are not optimised, so that each can be compared with its equation by reading.
 """
 
 import math
@@ -10,12 +9,12 @@ import numpy as np
 
 
 def array64(x):
-    """Any array, also bfloat16 of jax, as float64."""
+    """Returns any array as float64, including bfloat16 of jax."""
     return np.asarray(np.asarray(x), np.float64)
 
 
 def unit(x):
-    """Rows of unit length; a zero row stays zero."""
+    """Normalises rows; a zero row stays zero."""
     x = array64(x)
     length = np.sqrt(np.sum(x * x, axis=-1, keepdims=True))
     return x / np.where(length == 0, 1, length)
@@ -29,7 +28,7 @@ def cosine(a, b):
 
 
 def knn_problem(batch, slots, dim, *, classes=3, seed=0):
-    """Random embeddings of any length, their labels, unit memory rows, their labels."""
+    """Returns random embeddings (not normalised), their labels, unit memory rows and their labels."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(batch, dim)).astype(np.float32) * 3
     memory = unit(rng.normal(size=(slots, dim))).astype(np.float32)
@@ -37,7 +36,7 @@ def knn_problem(batch, slots, dim, *, classes=3, seed=0):
 
 
 def knn_loss_and_weight(embeddings, labels, memory, memory_labels, *, temperature=0.05, own_slot=None):
-    """Eq. 2-3, one sum after the other: -log sum_{j != i, y_j = y_i} p_ij. Without a positive (0, 0)."""
+    """Eq. 2-3: -log sum_{j != i, y_j = y_i} p_ij, and weights; (0, 0) without a positive."""
     z, m = unit(embeddings), unit(memory)
     labels, memory_labels = np.asarray(labels), np.asarray(memory_labels)
     losses, weights = [], []
@@ -47,7 +46,7 @@ def knn_loss_and_weight(embeddings, labels, memory, memory_labels, *, temperatur
             own = own_slot is not None and j == int(own_slot[i])
             if own or memory_labels[j] < 0:
                 continue
-            # Minus 1 inside: float64 has room for exp(-2 / 0.01), not for exp(1 / 0.001); it cancels in the ratio.
+            # Subtract 1, which cancels in the ratio: float64 can represent exp(-2 / 0.01) but not exp(1 / 0.001).
             p = math.exp((float(z[i] @ m[j]) - 1) / temperature)
             denominator += p
             if memory_labels[j] == labels[i]:
@@ -63,7 +62,7 @@ def knn_loss(*args, **kwargs):
 
 
 def supcon_loss(embeddings, labels, memory, memory_labels, *, temperature=0.05):
-    """What Eq. 2-3 is NOT: the mean over the positives of -log p_ij, the sum outside the logarithm."""
+    """SupCon, unlike Eq. 2-3: the mean over the positives of -log p_ij, with the sum outside the log."""
     z, m = unit(embeddings), unit(memory)
     out = []
     for i in range(len(z)):
@@ -84,7 +83,7 @@ def instance_loss(predictions, targets):
 
 
 def _queue_probabilities(query, key, queue, temperature):
-    """p over 1 + K: the own key first."""
+    """Yields p over the 1 + K keys, the own key first."""
     for q, k in zip(unit(query), unit(key), strict=True):
         logits = np.array([q @ k, *(q @ other for other in unit(queue))]) / temperature
         p = np.exp(logits - logits.max())
@@ -106,7 +105,7 @@ def supcon_queue(query, key, queue, labels, queue_labels, temperature):
 
 
 def maskcon(query, key, queue, labels, queue_labels, temperature, soft_temperature, weight):
-    """Cross-entropy to w z + (1 - w) onehot(own); z_j = [same] exp(k . queue_j / t) over its maximum, own key 1."""
+    """Cross-entropy to w z + (1 - w) onehot(own); z is 1 (own) and exp(k . queue_j / t) / max (same), over its sum."""
     out = []
     rows = zip(_queue_probabilities(query, key, queue, temperature), unit(key), labels, strict=True)
     for p, k, label in rows:
@@ -131,7 +130,7 @@ def cross_entropy(logits, labels):
 
 
 def finite_difference(function, x, step=1e-6):
-    """Gradient of a scalar float64 function by central differences, one coordinate after the other."""
+    """Gradient of a scalar float64 function by central differences."""
     x = array64(x)
     gradient = np.zeros_like(x)
     for position in np.ndindex(*x.shape):
@@ -146,7 +145,7 @@ def finite_difference(function, x, step=1e-6):
 
 
 def memory_update(embedding, slots, z, *, momentum=0.5):
-    """m_i <- unit(momentum m_i + (1 - momentum) unit(z_i)); a negative slot is nobody's."""
+    """m_i <- unit(momentum m_i + (1 - momentum) unit(z_i)); negative slots are ignored."""
     out = array64(embedding).copy()
     for slot, row in zip(np.asarray(slots).reshape(-1), array64(z).reshape(-1, out.shape[-1]), strict=True):
         if slot >= 0:
@@ -158,9 +157,9 @@ def memory_update(embedding, slots, z, *, momentum=0.5):
 
 
 def ranking(query, gallery, query_id=None, gallery_ids=None):
-    """All gallery rows but the query's own, best first, ties to the lower index: (cosines, indices).
+    """Ranks all gallery rows but the query's own, ties by index: (cosines, indices), best first.
 
-    Cosines are rounded to 12 digits, so that rows that are equal as vectors are equal as numbers.
+    Cosines are rounded to 12 digits, so that equal directions have equal cosines.
     """
     gallery_ids = range(len(gallery)) if gallery_ids is None else gallery_ids
     entries = []
@@ -195,7 +194,7 @@ def knn_classify(neighbor_labels, similarity, num_classes, temperature=0.05):
 
 
 def average_precision(queries, labels, gallery, gallery_labels, *, query_ids=None, gallery_ids=None):
-    """Mean over positives of (positives at least as near) / (rows at least as near): (ap [Q], num_positives [Q])."""
+    """Mean over positives of (positives at least as near) / (rows at least as near): (ap [Q], positives [Q])."""
     out, counts = [], []
     for q, query in enumerate(array64(queries)):
         cosines, order = ranking(query, gallery, None if query_ids is None else query_ids[q], gallery_ids)
@@ -206,11 +205,11 @@ def average_precision(queries, labels, gallery, gallery_labels, *, query_ids=Non
     return np.array(out), np.array(counts)
 
 
-# What a function would compute, read off its jaxpr
+# Jaxprs
 
 
 def equations(jaxpr):
-    """All equations, those of inner jaxprs (scan, pmap, custom_vjp, ...) included."""
+    """Yields all equations, including those of inner jaxprs (scan, pmap, custom_vjp, ...)."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
@@ -221,7 +220,7 @@ def equations(jaxpr):
 
 
 def matmul_precisions(jaxpr):
-    """The precisions that its float matmuls ask for; None is the accelerator's default. All must be of float32."""
+    """Returns the precisions of the matmuls, which must be float32; None is the accelerator's default."""
     dots = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
     assert {str(v.aval.dtype) for e in dots for v in e.invars} == {"float32"}
     found = set()

@@ -5,6 +5,7 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
+import ml_collections
 
 from grafit_jax.errors import choose
 from grafit_jax.models import Network, build_trunk
@@ -95,7 +96,7 @@ def get(name: str) -> Method:
     return METHODS[choose(name, "method", METHODS)]
 
 
-def build_network(method: Method, config, *, num_classes: int, axis_name: str | None = None) -> Network:
+def build_network(method: Method, config: ml_collections.ConfigDict, *, num_classes: int, axis_name: str | None = None) -> Network:
     """Returns the network of a method.
 
     Args:

@@ -96,7 +96,9 @@ def get(name: str) -> Method:
     return METHODS[choose(name, "method", METHODS)]
 
 
-def build_network(method: Method, config: ml_collections.ConfigDict, *, num_classes: int, axis_name: str | None = None) -> Network:
+def build_network(
+    method: Method, config: ml_collections.ConfigDict, *, num_classes: int, axis_name: str | None = None
+) -> Network:
     """Returns the network of a method.
 
     Args:

@@ -1,4 +1,4 @@
-"""docs/tutorial_digits.md as its reader has it: every block is executed as printed, and prints what the page shows."""
+"""Executes every block of docs/tutorial_digits.md and compares its output with the page."""
 
 import os
 import pathlib
@@ -13,18 +13,18 @@ from helpers.command_lines import ROOT, shell_environment
 PAGE = ROOT / "docs" / "tutorial_digits.md"
 LAID_OUT = ("configs", "docs", "experiments", "grafit_jax")
 SCRIPTS = ["train", "train", "evaluate", "embed", "search", "report", "sweep", "reproduce"]
-# Not those within names, as in recall@5.
+# Numbers outside of names; not the 5 of recall@5.
 NUMBER = re.compile(r"(?<![\w@=.])-?\d+(?:\.\d+)?(?:e-?\d+)?")
 COMMAND = re.compile(r"python experiments/(\w+)\.py")
 
 
 def blocks(page):
-    """[(language, text)] of all fenced blocks, in order."""
+    """Returns (language, text) of all fenced blocks, in order."""
     return re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
 def execute(language, text, cwd):
-    """What a block prints on stdout, of the interpreter of the tests."""
+    """Returns what a block prints on stdout, run with the tests' interpreter."""
     command = {"bash": ["bash", "-eo", "pipefail", "-c", text], "python": [sys.executable, "-c", text]}[language]
     env = shell_environment()
     env["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), env["PATH"]])
@@ -34,10 +34,10 @@ def execute(language, text, cwd):
 
 
 def differences(shown, printed):
-    """What is wrong with an output that a page shows, in a line, or None.
+    """Returns how `printed` differs from the output `shown` on the page, or None.
 
-    "…" stands for any lines. Words, keys and names are the same, and so is the order; columns may be of other widths;
-    whole numbers differ freely, those with a point by a tenth at most, of one or of what is shown where that is more.
+    "…" matches any lines. Words, keys, names and their order must be equal; column widths may differ. Integers may
+    differ freely, numbers with a point by 0.1, or by a tenth of the shown value if that is more.
     """
     pattern = ""
     for line in shown.splitlines():
@@ -49,16 +49,16 @@ def differences(shown, printed):
         pattern += text + r"[ ]*\n"
     found = re.fullmatch(pattern, printed)
     if not found:
-        return f"of another shape:\n{shown}\nwas printed as:\n{printed[-3000:]}"
+        return f"expected output like:\n{shown}\nfound:\n{printed[-3000:]}"
     lines = [line for line in shown.splitlines() if line.strip() != "…"]
-    wanted = [number for line in lines for number in NUMBER.findall(line)]
-    for want, got in zip(wanted, found.groups(), strict=True):
-        if "." in want and abs(float(got) - float(want)) > 0.1 * max(1.0, abs(float(want))):
-            return f"{want} is shown, {got} was printed:\n{printed[-3000:]}"
+    expected = [number for line in lines for number in NUMBER.findall(line)]
+    for number, got in zip(expected, found.groups(), strict=True):
+        if "." in number and abs(float(got) - float(number)) > 0.1 * max(1.0, abs(float(number))):
+            return f"expected {number}, found {got}:\n{printed[-3000:]}"
     return None
 
 
-def test_what_a_page_shows_is_compared_by_shape_and_roughly_by_number():
+def test_outputs_are_compared_exactly_in_words_and_roughly_in_numbers():
     printed = '{\n    "map": 0.57,\n    "step": 70\n}\nid      label\ntest/3  8\n'
     same = ["…\n", '{\n    "map": 0.61,\n…\n}\nid  label\ntest/12  9\n', printed]
     assert [differences(shown, printed) for shown in same] == [None] * 3
@@ -74,7 +74,7 @@ def test_what_a_page_shows_is_compared_by_shape_and_roughly_by_number():
 
 
 def missing(page, cwd):
-    """Files of runs that a page names and that are not in `cwd`, and links of it that lead nowhere."""
+    """Returns the run files that a page names but `cwd` lacks, and its broken links."""
     named = sorted(set(re.findall(r"runs/[\w=./]*\w", page)))
     links = re.findall(r"\]\(([\w.]+)\)", page)
     assert named and links
@@ -83,7 +83,7 @@ def missing(page, cwd):
     ]
 
 
-def test_files_that_are_named_and_not_there_are_found(tmp_path):
+def test_missing_files_and_broken_links_are_found(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "a.npz").touch()
     page = "python x.py --out=runs/a.npz, then `runs/b.png`. ![](tutorial_digits.png) [x](nowhere.md)"
@@ -91,14 +91,14 @@ def test_files_that_are_named_and_not_there_are_found(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_command_of_the_tour_prints_what_it_shows(tmp_path):
+def test_every_command_of_the_tutorial_prints_what_the_page_shows(tmp_path):
     page = PAGE.read_text()
     fenced = blocks(page)
     steps, outputs = fenced[::2], fenced[1::2]
     assert {language for language, _ in steps} == {"bash", "python"} and {language for language, _ in outputs} == {
         "text"
     }
-    # Whatever stands on the page as a command is run, in whatever way it is set.
+    # Every command on the page is in a fenced block, and every block is run.
     assert COMMAND.findall("\n".join(text for _, text in steps)) == COMMAND.findall(page) == SCRIPTS
     assert [language for language, _ in steps].count("python") == page.count("from grafit_jax.retrieval import") == 1
     for name in LAID_OUT:

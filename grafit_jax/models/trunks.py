@@ -1,5 +1,7 @@
 """The trunks f_theta by name, without a head or with torchvision's linear classifier."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -43,7 +45,7 @@ class Classifier(nn.Module):
         return head(self.trunk(images, train=train))
 
 
-def build(name: str, *, num_classes: int = 1000, **options) -> Classifier:
+def build(name: str, *, num_classes: int = 1000, **options: Any) -> Classifier:
     """Returns torchvision's network `name` as a Flax module: `apply(variables, images, train=False)`, NHWC.
 
     Args:

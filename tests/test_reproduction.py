@@ -444,8 +444,8 @@ def test_transfer_trunks_are_trained_once_and_tested_at_the_published_size():
     assert len({name(run) for run in runs}) == 4
     lines = published.render({"transfer_flowers": runs}, ["transfer_flowers"]).split("\n")
     assert [line.split(" | ")[1::2] for line in lines if "regnet" in line] == [
-        ["flowers_grafit_regnet_y_8gf_384", "top-1", "99.00 (-0.10)"],
-        ["flowers_grafit_regnet_y_8gf", "top-1", "99.00 (+0.00)"],
+        ["`flowers_grafit_regnet_y_8gf_384`", "top-1", "99.00 (-0.10)"],
+        ["`flowers_grafit_regnet_y_8gf`", "top-1", "99.00 (+0.00)"],
     ]
 
 
@@ -475,7 +475,8 @@ def test_our_values_are_shown_next_to_published_ones_with_the_difference():
     recalls = [{f"recall@{k}": v for k, v in ((1, 0.6), (2, 0.72), (5, r5), (10, 0.9))} for r5 in (0.82, 0.83)]
     both = {name: of_rows(maskcon=recalls, grafit_maskcon=recalls) for name in ("maskcon_cifar100", "maskcon_cars")}
     assert published.render(both, ["maskcon_cifar100"]).splitlines()[2:] == [
-        "| maskcon_cifar100 | grafit_maskcon | resnet18 | R@1/2/5/10 | 60.57/71.13/82.32/89.21 [reported, pretrained] "
-        "| 60.00 (-0.57)/72.00 (+0.87)/82.50 (+0.18)/90.00 (+0.79) | measured |"
+        "| `maskcon_cifar100` | `grafit_maskcon` | resnet18 | R@1 / 2 / 5 / 10 "
+        "| 60.57 / 71.13 / 82.32 / 89.21 [reported, pretrained] "
+        "| 60.00 (-0.57) / 72.00 (+0.87) / 82.50 (+0.18) / 90.00 (+0.79) | measured |"
     ]
     assert published.render({"quickstart": of_rows(grafit=[{"map": 0.5}])}, ["quickstart"]) == ""

@@ -204,6 +204,8 @@ def render(recorded: Recorded, tables: Iterable[str] = (), as_text: Callable[...
     """
     chosen = {*tables} or {target.table for target in TARGETS}
     rows = [_cells(target, recorded) for target in TARGETS if target.table in chosen]
+    if as_text is markdown:  # a phone breaks lines at spaces and within code
+        rows = [[f"`{table}`", f"`{row}`", *(cell.replace("/", " / ") for cell in more)] for table, row, *more in rows]
     return as_text(_HEADER, rows) if rows else ""
 
 

@@ -87,13 +87,18 @@ def commands() -> str:
     parts = []
     for name in COMMANDS:
         tree = ast.parse((_SCRIPTS / f"{name}.py").read_text())
-        summary, _, rest = (ast.get_docstring(tree) or "").partition("\n\n")
+        paragraphs = (ast.get_docstring(tree) or "").split("\n\n")
         rows = list(_flags(tree))
         if rows[0][0] == "`--config`":
             rows.insert(1, ["`--config.KEY`", "", "Sets one [config key](config.md), as in `--config.seed=1`."])
         table = markdown(("flag", "default", "meaning"), rows)
-        parts.append(f"## {name}.py\n\n{summary}\n\n```text\n{rest}\n```\n\n{table}")
+        parts += [f"## {name}.py", *map(_paragraph, paragraphs), table]
     return "\n\n".join(parts)
+
+
+def _paragraph(text: str) -> str:
+    """Returns a paragraph of a docstring in Markdown: commands and lists as they are laid out, prose as prose."""
+    return f"```text\n{text}\n```" if text.startswith("python ") or "\n  " in text else text
 
 
 def _flags(tree: ast.Module) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Small TFDS data sets on disk, and what is in their files."""
+"""Small TFDS data sets on disk, and readers of their files."""
 
 import io
 import pathlib
@@ -10,7 +10,7 @@ import PIL.Image
 def make_builder(
     data_dir, *, shape=(6, 5, 3), withheld=False, coarse=True, splits=("train", "test"), file_format="tfrecord"
 ):
-    """Prepares 90 random images a split, in 3 files each: 6 fine classes in 3 coarse ones."""
+    """Prepares splits of 90 random images in 3 files; 6 fine classes in 3 coarse classes."""
     import tensorflow_datasets as tfds
 
     names = {"label": list("abcdef"), "coarse_label": list("xyz")}
@@ -35,7 +35,7 @@ def make_builder(
         "_generate_examples": generate,
         "_split_generators": lambda self, _: {s: self._generate_examples(s) for s in splits},
     }
-    # Not registered: so it is read from its files alone, as another process does.
+    # Not registered, so TFDS reads it from its files only, as in another process.
     with tfds.core.registered.skip_registration():
         cls = type("TinyHierarchy", (tfds.core.GeneratorBasedBuilder,), body)
     builder = cls(data_dir=data_dir, file_format=file_format)
@@ -43,7 +43,7 @@ def make_builder(
 
 
 def in_files(folder, name, key, split):
-    """The values of an integer feature, file after file, without TFDS."""
+    """Reads an integer feature and the images of a split in file order, without TFDS."""
     import tensorflow as tf
 
     files = sorted(map(str, pathlib.Path(folder, name).rglob(f"*-{split}.tfrecord-*")))
@@ -54,7 +54,7 @@ def in_files(folder, name, key, split):
 
 
 def prepare(folder, name, examples, config=None, shards=1):
-    """Prepares {split: examples} with the features of TFDS's own builder."""
+    """Prepares {split: examples} with the features of TFDS's builder `name`."""
     import tensorflow_datasets as tfds
 
     base = tfds.builder_cls(name)

@@ -111,7 +111,7 @@ def test_numbers_of_classes_other_than_the_published_ones_give_a_warning(capsys)
     )
 
 
-# 2018, with TFDS's own species: those in LINES, and others in made-up families
+# 2018, with TFDS's own species: those of LINES, and the others in one family
 
 OF_TFDS = {"train": [3486, 3995, 3640, 7052, 3641, 3995], "validation": [3995, 7052]}  # label + 1
 

@@ -42,7 +42,7 @@ def check_nested(splits: Sequence[Mapping[str, Level]]) -> None:
 
 
 def check_level(level: str, known: Sequence[str], coarse: str, where: str) -> None:
-    """Raises a UserError if the level `level` is unknown; an empty one is always valid."""
+    """Raises a UserError if `level` is unknown; an empty one is valid."""
     if level and level not in known:
         raise UserError(
             f"{where}: found data.train_level = {level!r}; expected {' or '.join(known)}, or empty for {coarse}."

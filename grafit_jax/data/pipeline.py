@@ -33,7 +33,7 @@ class Resident:
     Attributes:
       steps_per_call: the number of steps in the scan of a call; the last call of an epoch may be shorter.
       in_axes: the data are replicated, the order is sharded.
-      waited: seconds spent waiting for data, 0.0.
+      waited: seconds that the host has waited for data: 0.0.
     """
 
     in_axes = (None, 0)
@@ -127,7 +127,7 @@ def _steps_per_call(requested: int, steps: int) -> int:
     """Returns the number of steps per call in an epoch of `steps`; `requested` = 0 chooses one for the device."""
     if requested:
         return min(requested, steps)
-    # On CPU the overhead of a call is small, and XLA's convolutions are slow inside a loop.
+    # On CPU a step is long compared with the overhead of a call, and XLA's convolutions are slow inside a loop.
     if jax.default_backend() == "cpu":
         return 1
     # A divisor of `steps` compiles one scan length only; fall back to a shorter last call where divisors are small.

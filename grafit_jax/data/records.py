@@ -14,7 +14,7 @@ from grafit_jax.views.crops import Crops
 
 # The batch size for reading a whole split.
 READ_BATCH = 500
-# A function of an image's location, or of its id and its decoded pixels.
+# A function of an image's id, or of its id and its decoded pixels.
 Transform = Callable[..., Any]
 
 

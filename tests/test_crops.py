@@ -219,7 +219,7 @@ def test_queries_and_keys_have_their_own_crops(folder):
     assert loss(query, key) != pytest.approx(loss(key, query), rel=1e-4)
 
 
-def test_host_crops_require_streaming(folder):
+def test_what_is_cropped_on_the_host_has_to_be_streamed(folder):
     with pytest.raises(UserError, match=r"train\.host_crops = True: want False unless data\.stream is on"):
         experiment.load(crops_config(folder, "grafit", **{"data.stream": False}))
     with pytest.raises(

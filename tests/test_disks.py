@@ -57,7 +57,7 @@ def test_an_unwritable_disk_gives_an_error_and_costs_no_checkpoint(
             os.sched_yield()
         spoil(small_disk)
 
-    before_calls(monkeypatch, {20: spoil_when_saved})  # 14 steps per epoch
+    before_calls(monkeypatch, {20: spoil_when_saved})  # of 14 steps an epoch
     with pytest.raises(UserError, match=r"cannot (be written|write) to .*make room"):
         trains(config, run)
     assert {p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit()} == {"14"}

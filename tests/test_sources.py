@@ -74,7 +74,7 @@ def test_fingerprint_changes_with_the_data():
     assert other_names.content() == records.content()
 
 
-def test_the_content_does_not_depend_on_the_order(digits):
+def test_the_content_is_the_same_in_any_order(digits):
     train = digits["train"]
     order = np.random.default_rng(0).permutation(len(train))
     moved = dataclasses.replace(

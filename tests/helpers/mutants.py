@@ -345,7 +345,7 @@ OTHERS = (
            "claims::test_a_difference_is_taken_at_the_layer_that_is_asked_for"),
     mutant("content depends on the order of images", "grafit_jax/data/records.py",
            "b\"\".join(sorted(row.digest() for row in each))", "b\"\".join(row.digest() for row in each)",
-           "sources::test_the_content_does_not_depend_on_the_order"),
+           "sources::test_the_content_is_the_same_in_any_order"),
     mutant("how a run is evaluated is part of what it is", "experiments/study/recording.py",
            '_NOT_TRAINING = ("eval.", "checkpoint.")', '_NOT_TRAINING = ("checkpoint.",)',
            "results::test_configs_are_the_same_where_they_train_the_same"),

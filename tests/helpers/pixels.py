@@ -1,14 +1,14 @@
-"""Pixels for tests of image operations, and conversions to and from PIL."""
+"""Images for the tests of image operations, and conversions to and from PIL."""
 
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 _RNG = np.random.default_rng(0)
-# A colour gradient plus noise: histograms have gaps, and channels differ.
+# A smooth colour ramp plus noise, so that histograms have gaps and channels differ.
 _RAMP = np.linspace(20, 200, 32)[:, None, None] * np.array([1.0, 0.7, 0.4])
 RGB = np.clip(_RAMP + _RNG.normal(0, 25, (32, 32, 3)), 0, 255).astype(np.uint8)
-LEVEL = 1 / 255 + 1e-6  # PIL rounds or truncates to 256 levels, the module works in float32
+LEVEL = 1 / 255 + 1e-6  # tolerance of one level: PIL works with 256 levels, the library in float32
 
 
 def unit(image):

@@ -10,7 +10,7 @@ import PIL.Image
 def make_builder(
     data_dir, *, shape=(6, 5, 3), withheld=False, coarse=True, splits=("train", "test"), file_format="tfrecord"
 ):
-    """Prepares splits of 90 random images in 3 files; 6 fine classes in 3 coarse classes."""
+    """Prepares 90 random images per split in 3 files, with 6 fine classes in 3 coarse ones."""
     import tensorflow_datasets as tfds
 
     names = {"label": list("abcdef"), "coarse_label": list("xyz")}
@@ -35,7 +35,7 @@ def make_builder(
         "_generate_examples": generate,
         "_split_generators": lambda self, _: {s: self._generate_examples(s) for s in splits},
     }
-    # Not registered, so TFDS reads it from its files only, as in another process.
+    # Not registered, so that it is read from its files, as in another process.
     with tfds.core.registered.skip_registration():
         cls = type("TinyHierarchy", (tfds.core.GeneratorBasedBuilder,), body)
     builder = cls(data_dir=data_dir, file_format=file_format)
@@ -43,7 +43,7 @@ def make_builder(
 
 
 def in_files(folder, name, key, split):
-    """Reads an integer feature and the images of a split in file order, without TFDS."""
+    """Returns an integer feature and the images in file order, read without TFDS."""
     import tensorflow as tf
 
     files = sorted(map(str, pathlib.Path(folder, name).rglob(f"*-{split}.tfrecord-*")))
@@ -54,7 +54,7 @@ def in_files(folder, name, key, split):
 
 
 def prepare(folder, name, examples, config=None, shards=1):
-    """Prepares {split: examples} with the features of TFDS's builder `name`."""
+    """Prepares {split: examples} with the features of the TFDS builder `name`."""
     import tensorflow_datasets as tfds
 
     base = tfds.builder_cls(name)

@@ -347,7 +347,7 @@ def test_random_views_without_options_are_plain_views(channels, size):
         ({"crop_scale": (1.0, 1.0)}, ["crop"]),
         ({}, ["_jitter", "grey", "randaugment_op", "erase_mask", "autoaugment", "perspective", "gaussian_blur"]),
         ({"perspective": 0.5, "perspective_prob": 0.0}, ["perspective"]),
-        ({"perspective": 0.2}, ["perspective"]),  # corners would move by less than a pixel
+        ({"perspective": 0.2}, ["perspective"]),  # no corner can move by a whole pixel
         ({"blur": (0.5, 1.0), "blur_prob": 0.0}, ["gaussian_blur"]),
         ({"jitter": (0.4,) * 4, "jitter_prob": 0.0}, ["_jitter"]),
         ({"jitter": (0.4, 0.0, 0.0, 0.0)}, ["contrast", "saturation", "hue"]),

@@ -52,13 +52,9 @@ def check_level(level: str, known: Sequence[str], coarse: str, where: str) -> No
 def check_trainable(records: Records, *, neighbours: bool) -> None:
     """Checks that a training split has enough images.
 
-    Args:
-      records: the training split.
-      neighbours: whether the k-NN loss is used.
-
     Raises:
-      UserError: the split has fewer than two images, or, with `neighbours`, a class has a single image, which can
-        never have a positive.
+      UserError: it has fewer than two images or, with `neighbours` (the k-NN loss), a class with a single image, which
+        can never have a positive.
     """
     if len(records) < 2:
         raise UserError(

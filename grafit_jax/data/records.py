@@ -29,14 +29,10 @@ class InFiles(abc.ABC):
     dtype, ndim = np.dtype(np.uint8), 4
 
     def __init__(self, rows: np.ndarray, channels: int, image_size: int, resize_mode: str, size: Sequence[int] = ()):
-        """Stores the locations of the images and the size to read them at.
+        """Stores the locations `rows` of the images, [N], whose meaning a subclass defines, and their size.
 
-        Args:
-          rows: the locations, [N]; a subclass defines their meaning.
-          channels: C.
-          image_size: the side S to resize images to, pixels; 0 keeps their size.
-          resize_mode: how to make them square, a key of `crops.RESIZE_MODES`.
-          size: (H, W) of the images, needed if image_size is 0.
+        With image_size S > 0, images are resized to S x S by `crops.RESIZE_MODES[resize_mode]`; otherwise they have
+        the size (H, W).
         """
         self._rows, self._image_size, self._resize_mode = rows, image_size, resize_mode
         self.shape = (len(rows), *((image_size, image_size) if image_size else size), channels)

@@ -56,11 +56,9 @@ def load(
       image_size: above 0, the side in pixels to resize images to while decoding (bilinear, antialiased); required for
         "tfds:NAME" and image files whose images vary in size.
       resize_mode: how to make resized images square, a key of `crops.RESIZE_MODES`.
-      variant: a variant of a data set of the catalog, which selects images and splits. Empty for its default: all
-        images in TFDS's splits, unless the catalog names one.
+      variant: a variant of a data set of the catalog, which selects images and splits. Empty for the default.
       train_level: the name of the level to train on. Empty for the data set's coarse level.
-      inat_categories_file: the path of iNaturalist's categories.json, for a data set whose levels it defines. Empty for
-        that file in the data set's own folder.
+      inat_categories_file: the categories.json that defines the levels of a data set. Empty for the one in its folder.
       on_unreadable: how to treat unreadable files of "folder:DIR" and "csv:FILE": "fatal" or "skip".
       test_split: the name of the test split of "folder:DIR" and "csv:FILE"; see `listing.list_images`.
 
@@ -74,9 +72,7 @@ def load(
     if not 0 <= holdout < 1:
         raise UserError(f"found holdout = {holdout}; expected a share of the training split, at least 0 and below 1.")
     if image_size < 0:
-        raise UserError(
-            f"found data.image_size = {image_size}; expected the side in pixels, or 0 to keep the images' own size."
-        )
+        raise UserError(f"found data.image_size = {image_size}; expected the side in pixels, or 0 for no resizing.")
     if test_split not in ("", *listing.TEST_SPLITS):
         raise UserError(f"found data.test_split = {test_split!r}; expected one of {', '.join(listing.TEST_SPLITS)}.")
     kind, _, name = source.partition(":")

@@ -181,7 +181,7 @@ def _view(image: Array, u: Array, views: Views) -> Array:
         x = image_ops.crop(image, box, views.size)
     if views.flip_prob:
         x = jnp.where(u[_FLIPPED] < views.flip_prob, x[:, ::-1], x)
-    # If corners can move by less than a pixel, every draw is the identity.
+    # If no corner can move by a whole pixel, every draw is the identity.
     if views.perspective_prob and int(views.perspective * (views.size // 2)):
         corners = moved_corners(u[_CORNERS], views.size, views.size, views.perspective)
         x = jnp.where(u[_DISTORTED] < views.perspective_prob, image_ops.perspective(x, corners), x)

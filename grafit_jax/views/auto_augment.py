@@ -58,11 +58,7 @@ _GREY = 128 / 255  # the fill value of MaskCon's code
 def inverse_affine(op: str, level: float, height: int, width: int, *, whole: bool = True) -> np.ndarray:
     """Returns the affine matrix, float32 [2, 3], from output to input points; the identity unless `op` is geometric.
 
-    Args:
-      op: the name of the operation.
-      level: its signed magnitude as a share of the largest, -1 to 1.
-      height, width: the image's size, pixels.
-      whole: whether to truncate translations to whole pixels.
+    `level` is the signed share of the largest magnitude, -1 to 1; `whole` truncates translations to whole pixels.
     """
     pixels = int if whole else float
     matrix = np.eye(2, 3)

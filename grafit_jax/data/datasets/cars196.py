@@ -29,9 +29,7 @@ _FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
 
 
 def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[pathlib.Path, dict[str, int]]:
-    """Writes TFDS's data set cars196 as tfrecord, unless it is already prepared.
-
-    Prints a warning if the splits do not have 8,144 and 8,041 images.
+    """Writes TFDS's cars196 as tfrecord, unless it is prepared; warns unless it has 8,144 and 8,041 images.
 
     Args:
       manual_dir: a folder with cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat, devkit/cars_train_annos.mat

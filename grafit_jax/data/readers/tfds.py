@@ -174,10 +174,7 @@ def read(
     parts = [_labels(builder, split, keys) for split in entry.tfds_splits]
     columns = {level: np.concatenate([part[level] for part in parts]) for level in keys}
     if above and np.min(columns[finest], initial=0) < 0:
-        raise UserError(
-            f"{where}: found images without a fine label (-1); expected one for every image, which defines its coarse "
-            "label."
-        )
+        raise UserError(f"{where}: found images without a fine label (-1); expected one each to derive the coarse one.")
     columns |= {level: classes.of_fine[columns[finest]] for level, classes in above.items()}
     if chosen is not None:
         rows = chosen.rows([part[finest] for part in parts], f"{where}, variant {variant or entry.default}")

@@ -1,4 +1,4 @@
-"""Views: shapes, probabilities and strengths, statelessness, and that what is off is not there."""
+"""Views: shapes, probabilities and strengths, statelessness, and absence of disabled options."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ def maker(v, num_views):
 
 @pytest.fixture
 def patch(monkeypatch):
-    """Replaces a function of the modules; no program compiled with or without it outlives the test."""
+    """Replaces a function of the modules, and clears the compiled functions before and after."""
     maker.cache_clear()
 
     def replace(name, function):
@@ -55,7 +55,7 @@ def batch(count, size=32, channels=3):
     return np.random.default_rng(1).integers(0, 256, (count, size, size, channels), np.uint8)
 
 
-# Shapes, the plain view, and mistakes
+# Shapes, the plain view, and errors
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -71,28 +71,28 @@ def test_shape_and_dtype_with_everything_on(channels):
 
 def test_plain_view_normalises():
     v = views(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-    want = (RGB / 255 - np.array(v.mean)) / np.array(v.std)
-    np.testing.assert_allclose(augment.plain_view(RGB[None], views=v)[0], want, atol=1e-5)
+    expected = (RGB / 255 - np.array(v.mean)) / np.array(v.std)
+    np.testing.assert_allclose(augment.plain_view(RGB[None], views=v)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [12, 48])
 def test_plain_view_resizes_as_pil(size):
-    want = from_pil(pil(RGB).resize((size, size), Image.Resampling.BILINEAR))
+    expected = from_pil(pil(RGB).resize((size, size), Image.Resampling.BILINEAR))
     got = augment.plain_view(RGB[None], views=views(size=size, mean=(0,) * 3, std=(1,) * 3))[0]
-    np.testing.assert_allclose(got, want, atol=LEVEL)
+    np.testing.assert_allclose(got, expected, atol=LEVEL)
 
 
 @pytest.mark.parametrize(("height", "width"), [(45, 60), (61, 45), (50, 50)])
-def test_plain_view_of_the_middle_as_torchvision(height, width, torchvision):
+def test_plain_view_crops_the_centre_as_torchvision(height, width, torchvision):
     image = np.ascontiguousarray(np.resize(RGB, (height, width, 3)))
     t = torchvision.transforms
-    want = from_pil(t.Compose([t.Resize(36), t.CenterCrop(31)])(pil(image)))
+    expected = from_pil(t.Compose([t.Resize(36), t.CenterCrop(31)])(pil(image)))
     got = augment.plain_view(image[None], views=views(size=31, resize=36, mean=(0,) * 3, std=(1,) * 3))[0]
-    np.testing.assert_allclose(got, want, atol=LEVEL)
+    np.testing.assert_allclose(got, expected, atol=LEVEL)
 
 
-def test_plain_view_of_the_middle_of_what_has_that_size_is_its_pixels():
-    """As of photos that are kept at 256 pixels, of which 224 are seen."""
+def test_plain_view_crops_the_centre_exactly_without_resizing():
+    """As for images stored at 256 pixels and cropped to 224."""
     got = augment.plain_view(RGB[None, :32, :32], views=views(size=28, resize=32, mean=(0,) * 3, std=(1,) * 3))[0]
     np.testing.assert_allclose(got, RGB[2:30, 2:30] / 255, atol=1e-6)
 
@@ -127,7 +127,7 @@ def test_a_value_out_of_range_is_refused(options, found):
     assert found in str(error.value) and "\n" not in str(error.value)
 
 
-def test_channels_that_do_not_fit_are_refused():
+def test_mismatched_channels_are_refused():
     for images, channels in ((batch(1), 1), (batch(1, channels=1), 3), (batch(1, channels=2), 2)):
         with pytest.raises(UserError, match=f"{images.shape[-1]} channels"):
             augment.plain_view(images, views=views(channels=channels))
@@ -143,7 +143,7 @@ def test_views_from_lists_are_hashable():
 def test_the_config_has_every_option_with_its_default():
     given = config_lib.default().views.to_dict()
     fields = {f.name: f.default for f in dataclasses.fields(augment.Views)}
-    assert given.keys() - {"num_views"} == fields.keys() - {"resize"}  # which is eval.resize
+    assert given.keys() - {"num_views"} == fields.keys() - {"resize"}  # eval.resize instead
     for name in ("autoaugment", "perspective", "perspective_prob", "blur", "blur_prob"):
         assert given[name] == fields[name], name
 
@@ -167,7 +167,7 @@ def test_flip_probability(flip):
 
 @pytest.mark.parametrize("place, low, high", [(0, 0.6, 1.4), (1, 0.0, 2.5), (2, 0.6, 1.4), (3, -0.1, 0.1)])
 def test_jitter_strengths(place, low, high, patch):
-    """The factors that reach the operations fill their range: [max(0, 1 - s), 1 + s], hue [-s, s]."""
+    """The factors are uniform in [max(0, 1 - s), 1 + s], those of hue in [-s, s]."""
     strengths = (0.4, 1.5, 0.4, 0.1)
     name = ("brightness", "contrast", "saturation", "hue")[place]
     patch(name, lambda image, factor: image * 0 + factor)
@@ -185,12 +185,12 @@ def test_jitter_strengths(place, low, high, patch):
         {"jitter": (1.0, 0.0, 0.0, 0.0), "jitter_prob": 0.3},
         {"grayscale_prob": 0.3},
         {"erase_prob": 0.3},
-        {"perspective": 1.0, "perspective_prob": 0.3},  # all eight draws are 0 in one of 5^8 views
+        {"perspective": 1.0, "perspective_prob": 0.3},  # all eight draws are 0 with probability 1 / 5^8
         {"blur": (0.5, 1.0), "blur_prob": 0.3},
     ],
     ids=["jitter", "grey", "erase", "perspective", "blur"],
 )
-def test_probability_of_an_option(options):
+def test_probabilities(options):
     images = np.repeat(RGB[None, :8, :8], 2000, 0)
     out = make(images, size=8, **PLAIN, **options)[0]
     plain = np.asarray(augment.plain_view(images[:1], views=views(size=8)))
@@ -205,7 +205,7 @@ def test_blur_radii_fill_their_range(patch):
     out = make(
         np.zeros((2000, 1, 1, 1), np.uint8), size=1, **PLAIN, blur=(0.5, 2.1), blur_prob=1.0, std=(1,), mean=(0,)
     )
-    radius = out.ravel() - 700  # the kernel reaches ceil(3 * 2.1) pixels
+    radius = out.ravel() - 700  # half_width = ceil(3 * 2.1)
     assert 0.5 <= radius.min() < 0.51 and 2.09 < radius.max() <= 2.1001
     assert radius.mean() == pytest.approx(1.3, abs=0.05)  # 5 sigma
 
@@ -213,8 +213,8 @@ def test_blur_radii_fill_their_range(patch):
 # RandAugment and AutoAugment
 
 
-def test_autoaugment_gets_five_draws_of_its_own(patch):
-    patch("autoaugment", lambda x, u, maskcon: x * 0 + u[:, None, None])  # row i of a view of 5 rows is draw i
+def test_autoaugment_has_five_independent_draws(patch):
+    patch("autoaugment", lambda x, u, maskcon: x * 0 + u[:, None, None])  # row i of the view is draw i
     images = np.zeros((3000, 5, 5, 1), np.uint8)
     rows = make(images, size=5, **PLAIN, autoaugment=True, std=(1,), mean=(0,))[0, :, :, 0, 0].T
     assert rows.shape == (5, 3000)
@@ -223,7 +223,7 @@ def test_autoaugment_gets_five_draws_of_its_own(patch):
     assert np.abs(np.corrcoef(rows) - np.eye(5)).max() < 0.09
 
 
-def test_randaugment_draws_every_operation_alike(patch):
+def test_randaugment_draws_operations_uniformly(patch):
     patch("randaugment_op", lambda x, op, sign, m: x * 0 + op + 100.0 * sign)
     out = make(np.zeros((7000, 1, 1, 1), np.uint8), size=1, **PLAIN, randaugment_ops=1, std=(1,), mean=(0,))
     sign, drawn = np.divmod(np.round(out.ravel()), 100)
@@ -246,10 +246,10 @@ def test_erased_pixels_are_zero_after_normalisation():
     out = make(images, size=16, **PLAIN, erase_prob=1.0, mean=(0.1,) * 3)[0]
     assert set(np.unique(np.round(out, 4))) == {0.0, np.float32(3.6)}  # (1 - .1) / .25
     share = (out == 0).all(-1).mean((1, 2))
-    assert share.min() > 0 and share.max() < 0.4  # of a third at most, sides rounded to whole pixels
+    assert share.min() > 0 and share.max() < 0.4  # at most a third, with sides rounded to whole pixels
 
 
-# Statelessness, and what is not asked for
+# Statelessness and disabled options
 
 
 FULL = {"jitter": (0.4, 0.4, 0.4, 0.1), "grayscale_prob": 0.2, "randaugment_ops": 1, "erase_prob": 0.5} | NEW
@@ -259,7 +259,7 @@ FULL = {"jitter": (0.4, 0.4, 0.4, 0.1), "grayscale_prob": 0.2, "randaugment_ops"
 def test_a_view_does_not_depend_on_the_batch():
     images = batch(8, 16)
     whole = make(images, num_views=3, size=16, **FULL)
-    # Another order, and other mates: ids 10 on, with inverted pixels, take the places of five images.
+    # Another order and other images: inverted pixels under ids from 10 replace five images.
     order, mixed = [5, 2, 7], 255 - images
     mixed[:3] = images[order]
     part = make(mixed, ids=[*order, *range(10, 15)], num_views=3, size=16, **FULL)
@@ -285,7 +285,7 @@ def test_no_draw_is_used_twice():
     assert sorted(used) == u and len(u[a._CROP]) == len(u[a._ERASE]) == 22 and len(u[a._FACTORS]) == 4
 
 
-def test_an_option_leaves_the_draws_of_the_others():
+def test_an_option_keeps_the_draws_of_the_others():
     images = batch(16, 16)
     without, with_erasing = (make(images, size=16, erase_prob=p) for p in (0.0, 1.0))
     kept = with_erasing != 0
@@ -303,18 +303,18 @@ def test_an_option_leaves_the_draws_of_the_others():
     ids=["autoaugment", "perspective", "blur"],
 )
 @pytest.mark.slow
-def test_a_new_option_leaves_the_draws_of_all_the_others(option, name, patch):
+def test_every_new_option_keeps_the_draws_of_the_others(option, name, patch):
     everything = FULL | {"perspective_prob": 1.0, "blur_prob": 1.0}
     off = {"autoaugment": False, "perspective": 0.0, "blur": (0.0, 0.0)}
     images = batch(16, 16)
     without = make(images, size=16, **everything | {k: off[k] for k in option if k in off})
     assert np.abs(make(images, size=16, **everything) - without).max() > 0.1
-    patch(name, lambda image, *_, **__: image)  # on, but without effect: only its draws are made
+    patch(name, lambda image, *_, **__: image)  # enabled, but without effect
     maker.cache_clear()
     np.testing.assert_allclose(make(images, size=16, **everything), without, atol=1e-4)
 
 
-def test_operations_come_in_the_documented_order(patch):
+def test_operations_run_in_the_documented_order(patch):
     order = []
 
     def seen(module, name):
@@ -334,7 +334,7 @@ def test_operations_come_in_the_documented_order(patch):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [16, 10])
-def test_nothing_asked_for_is_the_plain_view(channels, size):
+def test_random_views_without_options_are_plain_views(channels, size):
     images = batch(4, 16, channels)
     out = make(images, num_views=2, size=size, **PLAIN)
     plain = augment.plain_view(images, views=views(channels=channels, size=size))
@@ -347,14 +347,14 @@ def test_nothing_asked_for_is_the_plain_view(channels, size):
         ({"crop_scale": (1.0, 1.0)}, ["crop"]),
         ({}, ["_jitter", "grey", "randaugment_op", "erase_mask", "autoaugment", "perspective", "gaussian_blur"]),
         ({"perspective": 0.5, "perspective_prob": 0.0}, ["perspective"]),
-        ({"perspective": 0.2}, ["perspective"]),  # of 4 pixels: no corner can move
+        ({"perspective": 0.2}, ["perspective"]),  # no corner can move by a whole pixel
         ({"blur": (0.5, 1.0), "blur_prob": 0.0}, ["gaussian_blur"]),
         ({"jitter": (0.4,) * 4, "jitter_prob": 0.0}, ["_jitter"]),
         ({"jitter": (0.4, 0.0, 0.0, 0.0)}, ["contrast", "saturation", "hue"]),
         ({"jitter": (0.0, 0.0, 0.0, 0.1)}, ["brightness", "contrast", "saturation"]),
     ],
 )
-def test_what_is_off_is_not_traced(options, names, patch):
+def test_disabled_options_are_not_traced(options, names, patch):
     def refuse(*_):
         raise AssertionError("traced")
 
@@ -363,7 +363,7 @@ def test_what_is_off_is_not_traced(options, names, patch):
     assert make(batch(1, 8), size=8, **options).shape == (1, 1, 8, 8, 3)
 
 
-def test_flip_off_is_not_traced():
+def test_disabled_flip_is_not_traced():
     def ops(flip):
         v = views(flip_prob=flip, size=16)
         f = jax.make_jaxpr(lambda i: augment.random_views(i, np.arange(2), KEY, views=v, num_views=1))
@@ -372,7 +372,7 @@ def test_flip_off_is_not_traced():
     assert " rev[" in ops(0.5) and " rev[" not in ops(0.0)
 
 
-def test_grey_images_under_colour_options():
+def test_colour_options_on_one_channel_images():
     images = batch(20, 16, 1)
     colour_only = {"jitter": (0.0, 0.0, 0.9, 0.5), "jitter_prob": 1.0, "grayscale_prob": 1.0}
     plain = augment.plain_view(images, views=views(channels=1, size=16))
@@ -381,7 +381,7 @@ def test_grey_images_under_colour_options():
     assert (np.abs(brighter - plain).max((1, 2, 3)) > 1e-3).mean() > 0.9
 
 
-def test_one_trace_serves_every_step():
+def test_random_views_are_traced_once():
     traces = []
 
     def step(images, ids, key):

@@ -1,4 +1,4 @@
-"""RandAugment and AutoAugment, every operation against PIL, the whole of AutoAugment against torchvision."""
+"""RandAugment and AutoAugment: every operation compared with PIL, full AutoAugment with torchvision."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def op(name, image, *, sign=False, magnitude=9):
 
 
 def pil_op(name, image, level):
-    """torchvision's _apply_op on a PIL image; `level` is signed where the operation has a direction."""
+    """torchvision's _apply_op on a PIL image; `level` is signed if the operation has a direction."""
     height, width = image.shape[:2]
     image = pil(image)
 
@@ -39,7 +39,7 @@ def pil_op(name, image, level):
         "contrast": lambda: ImageEnhance.Contrast(image).enhance(1 + 0.9 * level),
         "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * level),
         "posterize": lambda: ImageOps.posterize(image, 8 - round(4 * abs(level))),
-        "solarize": lambda: ImageOps.solarize(image, float(np.float32(255 * (1 - abs(level))))),  # as torch has it
+        "solarize": lambda: ImageOps.solarize(image, float(np.float32(255 * (1 - abs(level))))),  # as in torch
         "autocontrast": lambda: ImageOps.autocontrast(image),
         "equalize": lambda: ImageOps.equalize(image),
         "invert": lambda: ImageOps.invert(image),
@@ -47,7 +47,7 @@ def pil_op(name, image, level):
 
 
 def maskcon_op(name, image, level):
-    """The same as MaskCon's code does it, where that is otherwise; docs/paper.md section 3."""
+    """The operations of MaskCon's code, which differ in part; docs/paper.md section 3."""
     height, width = image.shape[:2]
     picture, grey = pil(image), (128,) * image.shape[2]
 
@@ -67,28 +67,28 @@ def maskcon_op(name, image, level):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", auto_augment.OPS)
 def test_randaugment_ops_as_pil(name, channels):
-    image = np.ascontiguousarray(RGB[:, :30, :channels])  # not square, so that swapped sides show
+    image = np.ascontiguousarray(RGB[:, :30, :channels])  # not square, to detect swapped sides
     exact = name in ("identity", *auto_augment.GEOMETRIC, "posterize", "solarize", "equalize")
     for magnitude in (5, 9, 30):
         for sign in (False, True):
             level = magnitude / 30 * (-1 if sign else 1)
-            want = from_pil(pil_op(name, image, level))
+            expected = from_pil(pil_op(name, image, level))
             got = op(name, image, sign=sign, magnitude=magnitude)
-            close = np.abs(got - want) <= (1e-5 if exact else 1.9 / 255)
-            # PIL finds the pixel in 16-bit fixed point, here it is float32: a few lie on the border of two.
+            close = np.abs(got - expected) <= (1e-5 if exact else 1.9 / 255)
+            # PIL uses 16-bit fixed point instead of float32, so a few nearest pixels differ.
             allowed = 0.005 if name in auto_augment.GEOMETRIC else 0
-            assert np.mean(~close) <= allowed, (magnitude, sign, np.abs(got - want).max())
+            assert np.mean(~close) <= allowed, (magnitude, sign, np.abs(got - expected).max())
 
 
-def test_the_oracle_tells_the_operations_apart():
-    """Else the comparison with PIL above could not fail."""
+def test_the_operations_differ():
+    """Otherwise the comparison with PIL above could not fail."""
     results = [from_pil(pil_op(name, RGB, 0.9)) for name in (*auto_augment.OPS, "invert")]
     for i, first in enumerate(results):
         for second in results[:i]:
             assert np.mean(np.abs(first - second) > 2 / 255) > 0.02
 
 
-def test_constant_image_stays_under_levels_operations():
+def test_level_operations_keep_a_constant_image():
     image = np.full((20, 20, 3), 77, np.uint8)
     for name in ("autocontrast", "equalize", "sharpness", "contrast"):
         np.testing.assert_allclose(op(name, image), image / 255, atol=1e-6)
@@ -96,13 +96,13 @@ def test_constant_image_stays_under_levels_operations():
 
 # AutoAugment
 
-APPLIED, SKIPPED = 0.05, 0.95  # draws below and above every probability of the table but the one 0
+APPLIED, SKIPPED = 0.05, 0.95  # draws below and above all nonzero probabilities of the table
 IMAGE = np.ascontiguousarray(RGB[:, :30])
 autoaugment = jax.jit(auto_augment.autoaugment, static_argnames="maskcon")
 
 
 def by_draws(image, place, draws, signs, *, maskcon=False):
-    """The image under sub-policy `place`; a sign is True for the other direction."""
+    """Applies sub-policy `place`; a sign of True negates the magnitude."""
     u = [(place + 0.5) / 25, *draws, *(0.25 if sign else 0.75 for sign in signs)]
     return np.asarray(autoaugment(unit(image), jnp.array(u, jnp.float32), maskcon=maskcon))
 
@@ -119,11 +119,11 @@ def test_autoaugment_operations_as_pil(slot, channels, maskcon):
         draws = [APPLIED if i == slot else SKIPPED for i in (0, 1)]
         for sign in (False, True):
             level = (magnitude or 0) / 9 * (-1 if sign else 1)
-            want = from_pil(oracle(name if probability else "identity", image, level))
+            expected = from_pil(oracle(name if probability else "identity", image, level))
             got = by_draws(image, place, draws, (sign, sign), maskcon=maskcon)
             rounded = name not in exact or (maskcon and name == "shear_y")
-            far = np.abs(got - want) > (1.9 / 255 if rounded else 1e-5)
-            # As above: a level and a half by PIL's two roundings, and a few pixels on the border of two.
+            far = np.abs(got - expected) > (1.9 / 255 if rounded else 1e-5)
+            # As above: 1.5 levels from PIL's two roundings, and a few different nearest pixels.
             assert far.mean() <= (0.005 if name in auto_augment.GEOMETRIC else 0), (place, pair[slot], sign)
 
 
@@ -135,19 +135,19 @@ def test_autoaugment_applies_nothing_above_the_probabilities():
 @pytest.mark.parametrize("draws", [(APPLIED, SKIPPED), (SKIPPED, APPLIED), (APPLIED, APPLIED)], ids=["1", "2", "both"])
 @pytest.mark.parametrize("signs", [(False, True), (True, False)])
 def test_autoaugment_as_torchvision(draws, signs, torchvision):
-    """The whole transform on a PIL image, its draws given."""
+    """Compares with torchvision's transform on a PIL image with the same draws."""
     t = torchvision.transforms
     transform = t.AutoAugment(t.AutoAugmentPolicy.CIFAR10)
     for place in range(25):
         transform.get_params = lambda _, place=place: (place, draws, [not sign for sign in signs])
-        want = from_pil(transform(pil(IMAGE)))
-        levels = np.abs(by_draws(IMAGE, place, draws, signs) - want) * 255
+        expected = from_pil(transform(pil(IMAGE)))
+        levels = np.abs(by_draws(IMAGE, place, draws, signs) - expected) * 255
         case = (place, auto_augment.CIFAR10[place], levels.max())
         if SKIPPED in draws:
             name = auto_augment.CIFAR10[place][draws.index(APPLIED)][0]
             assert np.mean(levels > 1.9) <= (0.005 if name in auto_augment.GEOMETRIC else 0), case
         else:
-            # PIL rounds between the two, which the second can enlarge: `equalize` sorts other pixels together.
+            # PIL rounds between the operations, and the second can amplify that: `equalize` bins pixels differently.
             assert levels.mean() < 1.2 and np.mean(levels > 3.5) < 0.01, case
 
 
@@ -160,10 +160,10 @@ def test_autoaugment_table_as_torchvision(torchvision):
 
 @pytest.mark.parametrize("maskcon", [False, True], ids=["torchvision", "maskcon"])
 def test_autoaugment_probabilities_bound_the_draws(maskcon):
-    """Each operation is applied just below its probability, and not just above."""
+    """An operation is applied for a draw just below its probability, and not just above."""
     for place, pair in enumerate(auto_augment.CIFAR10_MASKCON if maskcon else auto_augment.CIFAR10):
         for slot, (name, probability, magnitude) in enumerate(pair):
-            if magnitude == 0 or probability == 0:  # changes nothing, or is never applied
+            if magnitude == 0 or probability == 0:  # no effect, or never applied
                 continue
             for draw, changes in ((probability - 1e-3, True), (probability + 1e-3, False)):
                 draws = [draw if i == slot else 0.9999 for i in (0, 1)]
@@ -172,15 +172,15 @@ def test_autoaugment_probabilities_bound_the_draws(maskcon):
                 assert changed == changes, (place, name, draw)
 
 
-def test_one_probability_of_maskcons_table_is_its_own():
-    """Of its utils.py: equalize, again with 0.8, where AutoAugment's paper and torchvision have 0.6."""
+def test_one_probability_of_maskcons_table_differs():
+    """The second equalize has 0.8 in MaskCon's utils.py, and 0.6 in AutoAugment's paper and torchvision."""
     pairs = zip(auto_augment.CIFAR10, auto_augment.CIFAR10_MASKCON, strict=True)
     theirs, ours = zip(*((a, b) for a, b in pairs if a != b), strict=True)
     assert theirs == ((("equalize", 0.2, None), ("equalize", 0.6, None)),)
     assert ours == ((("equalize", 0.2, None), ("equalize", 0.8, None)),)
 
 
-def test_autoaugment_of_each_image_by_its_own_draws():
+def test_autoaugment_uses_the_draws_of_each_image():
     u = jnp.asarray(np.random.default_rng(2).random((64, 5), np.float32))
     together = jax.jit(jax.vmap(auto_augment.autoaugment, (None, 0)))(unit(IMAGE), u)
     for image, draws in zip(together, u, strict=True):

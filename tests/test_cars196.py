@@ -1,4 +1,4 @@
-"""Stanford Cars, prepared from a folder as it goes round, and images of any size through `sources.load`."""
+"""Stanford Cars prepared from local files, and resizing by `sources.load`."""
 
 import numpy as np
 import PIL.Image
@@ -15,7 +15,7 @@ FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
 
 
 def make_cars(folder, classes=(1, 2, 196, 100, 1)):
-    """A folder as Stanford Cars goes round, with one image for each of `classes` (from 1) in each split."""
+    """Writes a folder in the layout of Stanford Cars, with one image for each of `classes` (from 1) in each split."""
     names = np.empty((1, 196), object)
     names[0] = catalog.load_hierarchy("cars196").label_names
     (folder / "devkit").mkdir()
@@ -31,13 +31,13 @@ def make_cars(folder, classes=(1, 2, 196, 100, 1)):
 
 @pytest.fixture(scope="module")
 def cars(tmp_path_factory, cli):
-    """A prepared data set, and the folder that it is made from."""
+    """A folder with the prepared data set, tfds/, and its source files, manual/."""
     folder = tmp_path_factory.mktemp("cars")
     (folder / "manual").mkdir()
     make_cars(folder / "manual")
     done = cli("prepare", "--dataset=cars196", f"--manual_dir={folder}/manual", f"--data_dir={folder}/tfds")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "warning: cars196, split train: found 5 images, and the whole data set has 8144." in done.stderr
+    assert "warning: cars196, split train: found 5 images; expected 8144." in done.stderr
     return folder
 
 
@@ -51,15 +51,15 @@ def test_cars_prepared_from_a_folder(cars):
         np.testing.assert_array_equal(
             records.train_label, catalog.load_hierarchy("cars196").coarse_of_fine[records.label]
         )
-        # Each of the images of the folder is there, under its label. JPEG decoders differ by a few levels.
+        # Every image of the folder is present with its label. JPEG decoders differ by a few levels.
         for file, label in zip(sorted((cars / "manual" / images).iterdir()), (0, 1, 195, 99, 0), strict=True):
-            wanted = pil_resized(np.asarray(PIL.Image.open(file)), 24)
-            distance = np.abs(records.image - wanted).mean(axis=(1, 2, 3))
+            expected = pil_resized(np.asarray(PIL.Image.open(file)), 24)
+            distance = np.abs(records.image - expected).mean(axis=(1, 2, 3))
             assert distance.min() < 3 < 10 < np.sort(distance)[1]
             assert records.label[distance.argmin()] == label
 
 
-def test_cars_are_prepared_as_tfds_would(cars):
+def test_cars_have_the_features_of_tfds(cars):
     import tensorflow_datasets as tfds
 
     example = next(iter(tfds.load("cars196", data_dir=cars / "tfds", split="train", shuffle_files=False)))
@@ -86,28 +86,37 @@ def write(name, arrays):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (remove("."), r"m is no folder: want cars_train, cars_test, devkit/cars_meta\.mat, "),
-        (remove("cars_test"), r"cars_test is no folder: want cars_train, "),
-        (remove(cars196.META), r"found no file .*devkit/cars_meta\.mat; want that of Stanford Cars in --manual_dir"),
-        (remove("devkit/cars_train_annos.mat"), r"found no file .*cars_train_annos\.mat; want that of Stanford"),
-        (remove("cars_test/00003.jpg"), r"cars_test/00003\.jpg is missing, and cars_test_annos_withlabels\.mat lists"),
-        (write(cars196.META, {"class_names": np.zeros((1, 195))}), "names 195 classes, want the 196"),
-        (write(cars196.META, {"classes": np.zeros(1)}), "cars_meta.mat holds no class_names"),
+        (remove("."), r"m: found no such folder; expected cars_train, cars_test, devkit/cars_meta\.mat, "),
+        (remove("cars_test"), r"cars_test: found no such folder; expected cars_train, "),
+        (
+            remove(cars196.META),
+            r"found no file .*devkit/cars_meta\.mat; expected that of Stanford Cars in --manual_dir",
+        ),
+        (remove("devkit/cars_train_annos.mat"), r"found no file .*cars_train_annos\.mat; expected that of Stan"),
+        (
+            remove("cars_test/00003.jpg"),
+            r"cars_test/00003\.jpg: found no such image, but cars_test_annos_withlabels\.mat lists",
+        ),
+        (
+            write(cars196.META, {"class_names": np.zeros((1, 195))}),
+            r"cars_meta\.mat: found 195 classes; expected the 196",
+        ),
+        (write(cars196.META, {"classes": np.zeros(1)}), r"cars_meta\.mat: found no class_names; expected"),
         (
             write("devkit/cars_train_annos.mat", {"annotations": np.zeros((1, 5))}),
-            "has the fields of no structure, want",
+            r"cars_train_annos\.mat: found no fields; expected the fields bbox_x1, ",
         ),
         (lambda folder: (folder / cars196.META).write_bytes(b"no matlab"), r"cars_meta\.mat cannot be read \("),
         (
             lambda folder: (folder / "cars_train/00002.jpg").write_bytes(b"x"),
-            r"00002\.jpg cannot be read \(.*\); want an image; replace it",
+            r"00002\.jpg cannot be read \(.*\); expected an image; replace it",
         ),
     ],
 )
-def test_cars_folder_that_does_not_fit(tmp_path, broken, message):
+def test_invalid_cars_folder_is_refused(tmp_path, broken, message):
     (tmp_path / "m").mkdir()
     make_cars(tmp_path / "m")
-    if message.startswith("m is no"):
+    if message.startswith("m: found no"):
         (tmp_path / "m").rename(tmp_path / "elsewhere")
     else:
         broken(tmp_path / "m")
@@ -116,7 +125,7 @@ def test_cars_folder_that_does_not_fit(tmp_path, broken, message):
     assert "\n" not in str(error.value)
 
 
-def test_cars_into_a_folder_that_cannot_be(tmp_path):
+def test_cars_into_an_invalid_data_dir(tmp_path):
     make_cars(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/cars196") as error:
@@ -124,20 +133,20 @@ def test_cars_into_a_folder_that_cannot_be(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_cars_class_that_is_not_there(tmp_path):
+def test_invalid_class_of_a_car_is_refused(tmp_path):
     make_cars(tmp_path, classes=(1, 197))
-    with pytest.raises(UserError, match=r"cars_train_annos\.mat has class 197 for 00002\.jpg, want 1 to 196"):
+    with pytest.raises(UserError, match=r"cars_train_annos\.mat: found class 197 for 00002\.jpg; expected 1 to 196"):
         cars196.prepare(tmp_path, str(tmp_path / "tfds"))
 
 
-def test_prepare_tells_a_mistake_in_one_line(tmp_path, cli):
+def test_prepare_prints_an_error_in_one_line(tmp_path, cli):
     done = cli("prepare", "--dataset=cars196", f"--manual_dir={tmp_path}/none", f"--data_dir={tmp_path}/tfds")
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2 and len(lines) == 1 and f"{tmp_path}/none is no folder" in lines[0]
+    assert done.returncode == 2 and len(lines) == 1 and f"{tmp_path}/none: found no such folder" in lines[0]
 
 
 @pytest.mark.parametrize("size", [8, 40])
-def test_resized_images_are_pils(tmp_path, size):
+def test_images_are_resized_as_by_pil(tmp_path, size):
     make_builder(tmp_path, shape=(None, None, 3))
     loaded = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path), image_size=size)
     streamed = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path), image_size=size, stream=True)
@@ -147,16 +156,16 @@ def test_resized_images_are_pils(tmp_path, size):
     np.testing.assert_array_equal(shuffled, loaded["train"].image[ids])
     for split, records in loaded.items():
         _, images = in_files(tmp_path, "tiny_hierarchy", "label", split)
-        wanted = np.stack([pil_resized(image, size) for image in images])
+        expected = np.stack([pil_resized(image, size) for image in images])
         assert len({image.shape for image in images}) > 1
-        # PIL rounds after each of the two directions, to whole levels.
-        assert np.abs(records.image - wanted).max() <= 1
-        assert np.abs(records.image - wanted).mean() < 0.3
+        # PIL rounds to whole levels after each direction.
+        assert np.abs(records.image - expected).max() <= 1
+        assert np.abs(records.image - expected).mean() < 0.3
 
 
 def test_downsized_images_are_antialiased(cars):
-    """8 of 20 to 50 pixels: without antialiasing, noise keeps its contrast, and PIL's does not."""
+    """Compares the contrast of noise with PIL's; without antialiasing it would not decrease."""
     loaded = sources.load(source="tfds:cars196", data_dir=str(cars / "tfds"), image_size=8)
     files = (cars / "manual" / "cars_train").iterdir()
-    wanted = np.stack([pil_resized(np.asarray(PIL.Image.open(file)), 8) for file in files])
-    assert loaded["train"].image.std() == pytest.approx(wanted.std(), rel=0.1)
+    expected = np.stack([pil_resized(np.asarray(PIL.Image.open(file)), 8) for file in files])
+    assert loaded["train"].image.std() == pytest.approx(expected.std(), rel=0.1)

@@ -1,4 +1,4 @@
-"""Data sets of the catalog: their hierarchies, and small ones with TFDS's own features through `sources.load`."""
+"""The catalog: hierarchies, and small data sets with TFDS's own features loaded by `sources.load`."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from grafit_jax.errors import UserError
 from helpers.pixels import pil_resized, random_images
 from helpers.tfds_data import in_files, make_builder, prepare
 
-# The hierarchies
+# Hierarchies
 
 
 @pytest.mark.parametrize(
@@ -29,21 +29,21 @@ def test_every_fine_class_has_one_coarse_class(name, images_of_class):
     assert table.coarse_names == tuple(map(str, range(len(images_of_class))))
 
 
-def test_label_names_are_tfds_own():
+def test_label_names_are_those_of_tfds():
     import tensorflow_datasets as tfds
     from tensorflow_datasets.image_classification.cars196 import _NAMES
 
     labels = pathlib.Path(tfds.core.tfds_path("image_classification/imagenet_resized_labels.txt"))
     names = catalog.load_hierarchy("imagenet32").label_names
     assert list(names) == labels.read_text().split()
-    # ImageNet32's order is not that of imagenet2012, and has the same classes.
+    # imagenet_resized has the classes of imagenet2012 in another order.
     imagenet = pathlib.Path(tfds.core.tfds_path("datasets/imagenet2012/labels.txt")).read_text().split()
     assert list(names) != imagenet == sorted(names)
     assert list(catalog.load_hierarchy("imagenet127").label_names) == imagenet
     assert list(catalog.load_hierarchy("cars196").label_names) == _NAMES
 
 
-def test_imagenet32_groups_hold_what_is_alike():
+def test_imagenet32_groups_similar_classes():
     table = catalog.load_hierarchy("imagenet32")
     group = dict(zip(table.label_names, table.coarse_of_fine.tolist(), strict=True))
     dogs = ["n02085620", "n02088364", "n02099601", "n02106662", "n02113799"]  # Chihuahua, beagle, retriever, shepherd
@@ -54,7 +54,7 @@ def test_imagenet32_groups_hold_what_is_alike():
     groups = [{group[wnid] for wnid in wnids} for wnids in (dogs, birds, fish, insects, wild)]
     assert [len(g) for g in groups] == [1] * 5
     assert len(set.union(*groups)) == 5
-    assert group["n02123045"] == group["n02123394"] == group["n02085620"]  # cats of the house (tabby, Persian) and dogs
+    assert group["n02123045"] == group["n02123394"] == group["n02085620"]  # house cats (tabby, Persian) and dogs
 
 
 def test_imagenet127_has_the_classes_of_the_paper():
@@ -71,7 +71,7 @@ def test_imagenet127_has_the_classes_of_the_paper():
     assert name["n07753592"] == "fruit" and name["n02930766"] == name["n03100240"]  # banana; cab, convertible
 
 
-def test_cars_of_a_body_type_say_so():
+def test_coarse_classes_of_cars_are_body_types():
     table = catalog.load_hierarchy("cars196")
     body = dict(zip(table.label_names, table.coarse_of_fine.tolist(), strict=True))
     assert body["AM General Hummer SUV 2000"] == body["Jeep Wrangler SUV 2012"] == body["BMW X5 SUV 2007"]
@@ -125,31 +125,31 @@ def test_imagenet32_of_a_coarse_class_streams(imagenet32, size):
     np.testing.assert_array_equal(streamed["train"].image.read(), sources.load(**options)["train"].image)
 
 
-def test_other_label_names_than_tfds_own_are_refused():
+def test_label_names_other_than_those_of_tfds_are_refused():
     table = catalog.load_hierarchy("cars196")
     names = [*table.label_names[1:], table.label_names[0]]
-    with pytest.raises(UserError, match=r"tfds:x has 196 classes \(the first that differs is Acura RL Sedan 2012\)"):
+    with pytest.raises(UserError, match=r"tfds:x: found 196 classes \(the first difference is Acura RL Sedan 2012\)"):
         table.check(names, "tfds:x")
-    with pytest.raises(UserError, match=r"tfds:x has 2 classes .*, want the 196"):
+    with pytest.raises(UserError, match=r"tfds:x: found 2 classes .*; expected TFDS's own 196"):
         table.check(table.label_names[:2], "tfds:x")
 
 
-def test_no_coarse_label_follows_from_a_fine_label_that_is_withheld(tmp_path):
+def test_withheld_fine_labels_are_refused_if_they_define_the_coarse_ones(tmp_path):
     examples = {
         split: [{"image": image, "label": y} for image, y in zip(random_images(7, 2, (32, 32)), (3, -1), strict=True)]
         for split in ("train", "validation")
     }
     prepare(tmp_path, "imagenet_resized", examples, config="32x32")
-    with pytest.raises(UserError, match=r"tfds:imagenet_resized/32x32 has images without a fine label \(-1\)"):
+    with pytest.raises(UserError, match=r"tfds:imagenet_resized/32x32: found images without a fine label \(-1\)"):
         sources.load(source="tfds:imagenet_resized/32x32", data_dir=str(tmp_path))
 
 
-def test_fingerprint_of_streamed_images_follows_their_size(imagenet32):
+def test_fingerprint_of_streamed_images_depends_on_their_size(imagenet32):
     options = {"source": "tfds:imagenet_resized/32x32", "data_dir": str(imagenet32), "stream": True}
     prints = [sources.load(**options, image_size=size)["train"].fingerprint() for size in (0, 16, 8, 16)]
     assert len(set(prints)) == 3 and prints[1] == prints[3]
     images = sources.load(**options, image_size=16)["train"].image
-    # The same shape does not make it: an array of them would have other pixels.
+    # Images resized to another size have another identity, even if the shape is the same.
     images.shape = (8, 8, 8, 3)
     assert images.identity() != sources.load(**options, image_size=8)["train"].image.identity()
 
@@ -189,11 +189,11 @@ def load_products(products, variant, **options):
     )
 
 
-def check_products(products, records, wanted):
-    """Against (product, image) pairs in the order that they should have, up to the numbers of the products."""
-    assert [records.label_names[y] for y in records.label] == [str(product) for product, _ in wanted]
-    assert [records.train_names[y] for y in records.train_label] == [SUPER[super_class(p)] for p, _ in wanted]
-    resized = np.stack([pil_resized(image, 8) for _, image in wanted])
+def check_products(products, records, expected):
+    """Compares records with the expected (product, image) pairs, in their order."""
+    assert [records.label_names[y] for y in records.label] == [str(product) for product, _ in expected]
+    assert [records.train_names[y] for y in records.train_label] == [SUPER[super_class(p)] for p, _ in expected]
+    resized = np.stack([pil_resized(image, 8) for _, image in expected])
     image = records.image.read() if isinstance(records.image, tfds.StreamedImages) else records.image
     assert np.abs(image - resized).max() <= 1
 
@@ -221,14 +221,14 @@ def test_products_split1(products, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_products_split2(products, stream):
     loaded = load_products(products, "split2", stream=stream)
-    wanted, seen = {"train": [], "test": []}, {5: 0, 20: 0}  # the products with 12 images, one in each of TFDS's splits
+    expected, seen = {"train": [], "test": []}, {5: 0, 20: 0}  # products with 12 images, one per TFDS split
     for product, image in pairs(products, "train") + pairs(products, "test"):
         if product in seen:
-            wanted["train" if seen[product] < 10 else "test"].append((product, image))
+            expected["train" if seen[product] < 10 else "test"].append((product, image))
             seen[product] += 1
     for split, records in loaded.items():
         assert np.bincount(records.label).tolist() == ([10, 10] if split == "train" else [2, 2])
-        check_products(products, records, wanted[split])
+        check_products(products, records, expected[split])
         assert records.label_names == ("5", "20")
     if stream:
         images = loaded["train"].image
@@ -237,31 +237,31 @@ def test_products_split2(products, stream):
                 np.testing.assert_array_equal(batch, images.read()[ids])
 
 
-def test_split2_takes_the_first_ten_of_many_products():
+def test_split2_trains_on_the_first_ten_images_of_each_product():
     label = np.random.default_rng(0).permutation(np.repeat(np.arange(300), 12))
     rows = catalog.find("stanford_online_products").variants["split2"].choose(label[:1000], label[1000:])
-    seen, wanted = np.zeros(300, int), {"train": [], "test": []}
+    seen, expected = np.zeros(300, int), {"train": [], "test": []}
     for row, product in enumerate(label):
-        wanted["train" if seen[product] < 10 else "test"].append(row)
+        expected["train" if seen[product] < 10 else "test"].append(row)
         seen[product] += 1
-    assert {split: r.tolist() for split, r in rows.items()} == wanted
+    assert {split: r.tolist() for split, r in rows.items()} == expected
 
 
 def test_products_of_a_coarse_class_of_a_variant(products):
-    loaded = load_products(products, "split1", coarse_classes=(2,))  # of those that have images: fan, kettle, lamp
+    loaded = load_products(products, "split1", coarse_classes=(2,))  # of fan, kettle and lamp, the classes with images
     assert loaded["train"].train_names == (SUPER[super_class(5)],)
     assert loaded["train"].label_names == loaded["test"].label_names == ("5", "20")
     assert {split: len(r) for split, r in loaded.items()} == {"train": 12, "test": 12}
 
 
 @pytest.mark.parametrize(("variant", "numbers"), [("split1", (25368, 25278)), ("split2", (14980, 2996))])
-def test_numbers_other_than_the_papers_are_told(products, capsys, variant, numbers):
+def test_numbers_other_than_the_published_ones_give_a_warning(products, capsys, variant, numbers):
     load_products(products, variant)
     where = f"tfds:stanford_online_products, variant {variant}"
     found = {"split1": (31, 30), "split2": (20, 4)}[variant]
     assert [line for line in capsys.readouterr().err.splitlines() if where in line] == [
-        f"warning: {where}: found {found[0]} training and {found[1]} test images, want {numbers[0]} and "
-        f"{numbers[1]}: this is another choice."
+        f"warning: {where}: found {found[0]} training and {found[1]} test images; expected {numbers[0]} and "
+        f"{numbers[1]}; results are not comparable."
     ]
     published = catalog.Variant(lambda *_: {"train": np.zeros(3), "test": np.zeros(2)}, {"train": 3, "test": 2})
     published.rows([], "here")
@@ -273,21 +273,30 @@ def test_numbers_other_than_the_papers_are_told(products, capsys, variant, numbe
     [
         (
             {"variant": "split3"},
-            r"data\.variant = 'split3' is no variant of tfds:stanford_online_products: want split1, ",
+            r"tfds:stanford_online_products: found data\.variant = 'split3'; expected split1, ",
         ),
-        ({"source": "tfds:cifar100", "variant": "split1"}, r"no variant of tfds:cifar100: this data set has none"),
-        ({"source": "digits", "variant": "split1"}, r"data\.variant = 'split1' is for prepared TFDS data sets"),
-        ({"source": "digits", "image_size": 9}, r"data\.image_size = 9 is for prepared TFDS data sets"),
-        ({"image_size": -1}, r"data\.image_size = -1: want the pixels of a side, or 0"),
+        (
+            {"source": "tfds:cifar100", "variant": "split1"},
+            r"tfds:cifar100: found .* 'split1'; expected an empty one \(there",
+        ),
+        (
+            {"source": "digits", "variant": "split1"},
+            r"found data\.variant = 'split1' with digits; expected it only with prepared TFDS",
+        ),
+        (
+            {"source": "digits", "image_size": 9},
+            r"found data\.image_size = 9 with digits; expected it only with prepared",
+        ),
+        ({"image_size": -1}, r"found data\.image_size = -1; expected the side in pixels, or 0"),
     ],
 )
-def test_options_that_do_not_fit(products, options, message):
+def test_unsupported_options_are_refused(products, options, message):
     with pytest.raises(UserError, match=message) as error:
         sources.load(**({"source": "tfds:stanford_online_products", "data_dir": str(products)} | options))
     assert "\n" not in str(error.value)
 
 
-def test_data_set_that_is_not_in_the_catalog(tmp_path):
+def test_data_set_without_coarse_labels_outside_the_catalog(tmp_path):
     make_builder(tmp_path, coarse=False)
-    with pytest.raises(UserError, match=r"or one of imagenet_resized, imagenet2012, cars196, .*, food101, or write"):
+    with pytest.raises(UserError, match=r"or one of imagenet_resized, imagenet2012, cars196, .*, food101; use another"):
         sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path))

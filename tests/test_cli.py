@@ -17,7 +17,7 @@ MISTAKES = {
         "found config argument 'from', which was renamed to 'init'; use init=runs/baseline."
     ),
     "train --config=configs/cifar100.py:preset=cpu --config.data.data_dir={tmp}/empty": (
-        "tfds:cifar100 is not prepared in {tmp}/empty: run `tfds build cifar100 --data_dir={tmp}/empty`"
+        "tfds:cifar100: found no prepared data set in {tmp}/empty; run `tfds build cifar100 --data_dir={tmp}/empty`"
     ),
     "train --config=configs/digits.py stray": "found 'stray' where a flag should be: want --name=value.",
     "evaluate": "holds no run (no config.json): give the --workdir of experiments/train.py.",

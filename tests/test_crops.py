@@ -1,4 +1,4 @@
-"""Crops made on the host: their law, their pixels by PIL and by TensorFlow, their place in a stream and in a step."""
+"""Crops made on the host: their distribution, their pixels by PIL and TensorFlow, streams and steps."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ FOUR = Crops(8, ((4, SCALE, RATIO),))
 
 
 def weights(n_in, n_out, start, length):
-    """[n_out, n_in], float64: a triangle as wide as two output pixels, or as two input pixels if these are wider."""
+    """Returns triangle filters [n_out, n_in], float64, as wide as two output or input pixels, whichever are wider."""
     scale = length / n_out
     centre = start + (np.arange(n_out) + 0.5) * scale
     w = np.maximum(0, 1 - np.abs(np.arange(n_in) + 0.5 - centre[:, None]) / max(scale, 1))
@@ -30,34 +30,34 @@ def weights(n_in, n_out, start, length):
 
 
 def resized(image, box, size):
-    """float64 [S, S, C] of a box (top, left, height, width)."""
+    """Resizes a box (top, left, height, width) to float64 [S, S, C]."""
     rows, columns = (weights(image.shape[i], size, box[i], box[i + 2]) for i in range(2))
     return np.einsum("ah,bw,hwc->abc", rows, columns, image.astype(np.float64))
 
 
-def test_numpys_boxes_are_those_of_the_device():
+def test_boxes_on_host_and_device_agree():
     u = np.random.default_rng(0).random((500, crops.DRAWS))
-    for height, width, scale in ((30, 40, (0.2, 1.0)), (300, 20, (0.5, 1.0))):  # the second seldom fits
+    for height, width, scale in ((30, 40, (0.2, 1.0)), (300, 20, (0.5, 1.0))):  # the second rarely fits
         host = np.stack(crops.random_box(u, height, width, scale, RATIO, np))
         device = np.stack(crops.random_box(jnp.asarray(u, jnp.float32), height, width, scale, RATIO))
         np.testing.assert_allclose(device, host, atol=1e-3)
 
 
-def test_boxes_follow_from_seed_id_and_proportions():
+def test_boxes_depend_only_on_seed_id_and_aspect_ratio():
     boxes = FOUR.boxes(3, 17, 60, 80)
     assert boxes.shape == (4, 4) and boxes.dtype == np.float32
-    assert len(np.unique(boxes)) == 16  # no two crops alike
+    assert len(np.unique(boxes)) == 16  # all crops differ
     np.testing.assert_array_equal(boxes, FOUR.boxes(3, 17, 60, 80))
     assert (
         np.min(np.abs(boxes - FOUR.boxes(3, 18, 60, 80))) > 0 and np.min(np.abs(boxes - FOUR.boxes(4, 17, 60, 80))) > 0
     )
     np.testing.assert_allclose(FOUR.boxes(3, 17, 120, 160), 2 * boxes, rtol=1e-6)
-    # A view more leaves the others as they are, and so does a crop of another law behind them.
+    # Further views, and crops of another distribution after them, keep the first crops.
     np.testing.assert_array_equal(Crops(8, ((6, SCALE, RATIO),)).boxes(3, 17, 60, 80)[:4], boxes)
     with_key = Crops(8, ((4, SCALE, RATIO), (1, (0.01, 0.02), RATIO))).boxes(3, 17, 60, 80)
     np.testing.assert_array_equal(with_key[:4], boxes)
     assert 0.01 * 4800 <= with_key[4, 2] * with_key[4, 3] <= 0.02 * 4800 < boxes[:, 2:].prod(axis=1).min()
-    # A scale of (1, 1) is no crop, as on the device.
+    # A scale of (1, 1) disables cropping, as on the device.
     assert Crops(8, ((2, (1, 1), RATIO),)).boxes(0, 0, 60, 100).tolist() == [[0, 0, 60, 100]] * 2
 
 
@@ -68,7 +68,7 @@ def test_squares_of_an_image():
 
 
 @pytest.mark.parametrize("name", ["i.png", "i.jpg"])
-def test_parts_of_a_file_are_resized_as_by_hand(tmp_path, name):
+def test_boxes_of_a_file_are_resized_as_by_numpy(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (45, 33, 3), np.uint8)
     path = image_files.write(tmp_path / name, noise)
     boxes = np.float32([[0, 0, 45, 33], [3.25, 7.5, 12.5, 20.75], [40, 28, 5, 5]])
@@ -78,13 +78,13 @@ def test_parts_of_a_file_are_resized_as_by_hand(tmp_path, name):
         assert np.max(np.abs(part - resized(decode.decode(path), box, 12))) <= 1.01
 
 
-def test_a_jpeg_is_decoded_as_finely_as_its_smallest_part_needs(tmp_path, monkeypatch):
+def test_a_jpeg_is_decoded_at_the_size_that_its_smallest_box_needs(tmp_path, monkeypatch):
     path = image_files.write(tmp_path / "i.jpg", image_files.pixels(0, 480, 640), quality=95)
     fine, sizes = decode.decode(path), []
     upright = decode._upright
     monkeypatch.setattr(decode, "_upright", lambda image: sizes.append(image.size) or upright(image))
     whole = decode.decode_boxes(path, 30, crops.whole)[0]
-    assert sizes[-1] == (80, 60)  # which is 2 x 30 pixels at least
+    assert sizes[-1] == (80, 60)  # at least 2 x 30 pixels
     assert np.max(np.abs(whole - resized(fine, (0, 0, 480, 640), 30))) < 6
     quarter = lambda height, width: np.float32([[height / 4, width / 4, height / 8, width / 8]])  # noqa: E731
     part = decode.decode_boxes(path, 30, quarter)[0]
@@ -112,7 +112,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(params=["folder", "tfds"])
 def streamed(request):
-    """Images that stay in their files, and the same as an array [N, 40, 30, 3]."""
+    """Images in files, and the same images as an array [N, 40, 30, 3]."""
     if request.param == "folder":
         source = {"source": request.getfixturevalue("folder")}
     else:
@@ -121,7 +121,7 @@ def streamed(request):
     return images_in_files, sources.load(**source)["train"].image
 
 
-def test_a_stream_of_crops_has_the_order_of_the_images_and_their_own_boxes(streamed):
+def test_a_stream_of_crops_has_the_order_of_the_stream_of_images(streamed):
     stream, whole = streamed
     plain = list(stream.shuffled(16, seed=5, buffer_size=30))
     cropped = list(stream.shuffled(16, seed=5, buffer_size=30, crops=FOUR))
@@ -137,7 +137,7 @@ def test_a_stream_of_crops_has_the_order_of_the_images_and_their_own_boxes(strea
 
 
 @pytest.mark.parametrize("fit", ["squash", "centre"])
-def test_squares_are_of_the_middle_or_of_the_whole(streamed, fit, request):
+def test_resize_modes(streamed, fit, request):
     stream, whole = streamed
     source = {"source": "tfds:tiny_hierarchy", "data_dir": request.getfixturevalue("tiny")}
     if not isinstance(stream, tfds.StreamedImages):
@@ -151,17 +151,17 @@ def test_squares_are_of_the_middle_or_of_the_whole(streamed, fit, request):
     np.testing.assert_array_equal(in_files.read(), kept)
     ids, first = next(iter(in_files.shuffled(16, seed=0, buffer_size=30)))
     np.testing.assert_array_equal(first, kept[ids])
-    # Another choice of pixels is another data set, for those who go on with a run.
+    # Another resize mode is another data set for a run that resumes.
     assert (in_files.identity() == stream.identity()) == (fit == "squash")
 
 
 @pytest.mark.slow
-def test_view_t_is_made_of_crop_t():
+def test_view_t_is_made_from_crop_t():
     views = augment.Views(size=8, mean=(0.0,) * 3, std=(1.0,) * 3, crop_scale=(1, 1), flip_prob=0.0)
     made = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8, 3), np.uint8)
     got = augment.random_views(jnp.asarray(made), jnp.arange(5), jax.random.key(0), views=views, num_views=3)
     np.testing.assert_allclose(got, made.swapaxes(0, 1) / np.float32(255), rtol=1e-6)
-    # What else is done to a view has the draws that it has without crops on the host.
+    # The other operations have the same draws as without crops on the host.
     views = dataclasses.replace(views, flip_prob=0.5, jitter=(0.4, 0.4, 0.4, 0.1), erase_prob=0.5)
     for t in range(3):
         alone = augment.random_views(
@@ -181,7 +181,7 @@ def crops_config(folder, method, **overrides):
 
 
 @pytest.mark.parametrize(
-    ("method", "laws"),
+    ("method", "distributions"),
     [
         ("grafit", ((2, SCALE, (0.75, 4 / 3)),)),
         ("baseline", ((1, SCALE, (0.75, 4 / 3)),)),
@@ -189,9 +189,9 @@ def crops_config(folder, method, **overrides):
     ],
 )
 @pytest.mark.quick
-def test_a_run_has_a_crop_for_each_view_of_its_step(folder, method, laws, eight_devices):
+def test_a_run_has_a_crop_for_each_view_of_its_step(folder, method, distributions, eight_devices):
     run = experiment.load(crops_config(folder, method, **{"key_views.crop_scale": (0.5, 0.6)}))
-    assert run.crops == Crops(8, laws)
+    assert run.crops == Crops(8, distributions)
     assert run.views.crop_scale == (1, 1)
     assert run.key_views is None or run.key_views.crop_scale == (1, 1)
     batch = next(iter(experiment.make_feed(run).epoch(0)))
@@ -215,7 +215,7 @@ def test_queries_and_keys_have_their_own_crops(folder):
     query, key, other = pixels
     assert loss(query, query) == pytest.approx(loss(query), rel=1e-6)
     assert loss(query, key) != pytest.approx(loss(query, other), rel=1e-3)
-    # Nor is one taken for the other: the queue is of keys, so the loss is not symmetric.
+    # The queue holds keys, so the loss is not symmetric.
     assert loss(query, key) != pytest.approx(loss(key, query), rel=1e-4)
 
 

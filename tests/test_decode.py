@@ -1,4 +1,4 @@
-"""Image files to RGB: every mode and format against PIL and NumPy, broken files by name, order out of threads."""
+"""Decoding: modes and formats compared with PIL and NumPy, errors, and the order of parallel decoding."""
 
 import functools
 
@@ -14,7 +14,7 @@ from helpers.image_files import square
 RGB = image_files.pixels(0, 40, 30)
 
 
-def test_a_png_comes_back_as_it_was_written_and_resized_as_pil_resizes(tmp_path):
+def test_a_png_is_decoded_losslessly_and_resized_as_by_pil(tmp_path):
     path = image_files.write(tmp_path / "i.png", RGB)
     np.testing.assert_array_equal(decode.decode(path), RGB)
     resized = PIL.Image.fromarray(RGB).resize((8, 8), PIL.Image.Resampling.BILINEAR)
@@ -43,13 +43,13 @@ def test_modes(tmp_path):
     # CMYK without a profile: each of C, M, Y darkens with K, (255 - c)(255 - k) / 255.
     cmyk = np.random.default_rng(1).integers(0, 256, (9, 7, 4), np.uint8)
     PIL.Image.fromarray(cmyk, "CMYK").save(tmp_path / "c.tif")
-    want = (255.0 - cmyk[..., :3]) * (255.0 - cmyk[..., 3:]) / 255
-    assert np.max(np.abs(decode.decode(tmp_path / "c.tif") - want)) <= 1
+    expected = (255.0 - cmyk[..., :3]) * (255.0 - cmyk[..., 3:]) / 255
+    assert np.max(np.abs(decode.decode(tmp_path / "c.tif") - expected)) <= 1
     rgb.convert("CMYK").save(tmp_path / "c.jpg", quality=95)
     assert np.mean(np.abs(decode.decode(tmp_path / "c.jpg").astype(int) - RGB)) < 4
 
 
-def test_transparency_lies_on_white(tmp_path):
+def test_transparency_is_composited_on_white(tmp_path):
     rgba = np.random.default_rng(2).integers(0, 256, (9, 7, 4), np.uint8)
     rgba[0, 0] = (10, 20, 30, 0)
     alpha = rgba[..., 3:] / 255.0
@@ -66,24 +66,24 @@ def test_transparency_lies_on_white(tmp_path):
     assert decode.decode(tmp_path / "t.png").tolist() == [[[255, 255, 255], [1, 2, 3]]]
 
 
-def test_16_bits_are_scaled_not_cut_off(tmp_path):
+def test_16_bits_are_scaled_to_8(tmp_path):
     values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    want = np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, 2)
-    assert want[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+    expected = np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, 2)
+    assert expected[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
     (tmp_path / "grey.png").write_bytes(image_files.png16(values))
-    np.testing.assert_array_equal(decode.decode(tmp_path / "grey.png"), want)
-    np.testing.assert_array_equal(decode.decode(image_files.write(tmp_path / "grey.tif", values)), want)
+    np.testing.assert_array_equal(decode.decode(tmp_path / "grey.png"), expected)
+    np.testing.assert_array_equal(decode.decode(image_files.write(tmp_path / "grey.tif", values)), expected)
     (tmp_path / "rgb.png").write_bytes(image_files.png16(np.repeat(values[..., None], 3, 2)))
-    assert np.max(np.abs(decode.decode(tmp_path / "rgb.png").astype(int) - want)) <= 1
+    assert np.max(np.abs(decode.decode(tmp_path / "rgb.png").astype(int) - expected)) <= 1
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))
     resized = square(image_files.write(tmp_path / "ramp.tif", ramp), 4)[0, :, 0]
-    # Triangles around pixels 7.5, 23.5, 39.5 and 55.5 of 0..63; the outer two are cut by the border, to 9.02 and 53.98.
+    # Triangles around pixels 7.5, 23.5, 39.5 and 55.5 of 0..63; the border truncates the outer two to 9.02 and 53.98.
     np.testing.assert_allclose(resized, [36.5, 95.1, 159.9, 218.5], atol=1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_image_lies_as_its_exif_says(tmp_path, orientation):
-    # What a viewer does to the stored pixels, by EXIF 2.3, section 4.6.4.
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    # How a viewer transforms the stored pixels: EXIF 2.3, section 4.6.4.
     upright = {
         1: lambda x: x,
         2: lambda x: x[:, ::-1],
@@ -102,14 +102,14 @@ def test_an_image_lies_as_its_exif_says(tmp_path, orientation):
     assert np.mean(np.abs(decode.decode(photo).astype(int) - upright(RGB))) < 4
 
 
-def test_of_an_animation_the_first_frame(tmp_path):
+def test_the_first_frame_of_an_animation_is_decoded(tmp_path):
     frames = [PIL.Image.fromarray(np.full((4, 4, 3), value, np.uint8)) for value in (0, 255)]
     for name in ("i.gif", "i.webp", "i.tif", "i.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
         assert decode.decode(tmp_path / name).max() < 5, name
 
 
-def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path, monkeypatch):
+def test_a_large_jpeg_is_decoded_at_reduced_size(tmp_path, monkeypatch):
     photo = image_files.pixels(3, 640, 800)
     path = image_files.write(tmp_path / "i.jpg", photo, quality=95)
     seen, draft = [], PIL.JpegImagePlugin.JpegImageFile.draft
@@ -120,13 +120,13 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path, monk
         return result
 
     monkeypatch.setattr(PIL.JpegImagePlugin.JpegImageFile, "draft", spy)
-    small = square(path, 80)  # at least 160 pixels are left: a quarter
+    small = square(path, 80)  # 1/4 keeps at least 160 pixels
     assert seen == [(200, 160)]
-    want = np.asarray(PIL.Image.fromarray(photo).resize((80, 80), PIL.Image.Resampling.BILINEAR))
-    assert np.mean(np.abs(small.astype(int) - want)) < 1.5
+    expected = np.asarray(PIL.Image.fromarray(photo).resize((80, 80), PIL.Image.Resampling.BILINEAR))
+    assert np.mean(np.abs(small.astype(int) - expected)) < 1.5
     square(path, 500)
     decode.decode(path)
-    assert len(seen) == 1  # of the others there is nothing to spare
+    assert len(seen) == 1  # neither of the others can be reduced
 
 
 def cut(path):
@@ -143,13 +143,19 @@ BROKEN = {
     "gone.png": (lambda path: path.unlink(), r"gone\.png \(No such file or directory\)"),
     "folder.png": (lambda path: (path.unlink(), path.mkdir()), r"\(Is a directory\)"),
     "loop.png": (lambda path: (path.unlink(), path.symlink_to(path)), "Too many levels of symbolic links"),
-    "float.tif": (lambda path: PIL.Image.new("F", (3, 3)).save(path), "floating point, of which the white"),
-    "int.tif": (lambda path: PIL.Image.new("I", (3, 3), 65536).save(path), "32 bits, of which the white"),
+    "float.tif": (
+        lambda path: PIL.Image.new("F", (3, 3)).save(path),
+        r"\(found floating-point values; expected 8 or 16 bits",
+    ),
+    "int.tif": (
+        lambda path: PIL.Image.new("I", (3, 3), 65536).save(path),
+        r"\(found 32-bit values; expected 8 or 16 bits",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_cannot_be_decoded_is_named_in_one_line(tmp_path, name):
+def test_an_undecodable_file_is_named_in_one_line(tmp_path, name):
     spoil, reason = BROKEN[name]
     path = tmp_path / name
     image_files.write(path, np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
@@ -160,8 +166,8 @@ def test_what_cannot_be_decoded_is_named_in_one_line(tmp_path, name):
         assert str(error.value).startswith(f"{path} (") and "\n" not in str(error.value)
 
 
-def test_images_come_in_the_order_of_their_files_with_errors_in_their_places(tmp_path):
-    large = image_files.pixels(0, 700, 700)  # takes longer than those behind it
+def test_decode_all_keeps_the_order_and_yields_errors_in_place(tmp_path):
+    large = image_files.pixels(0, 700, 700)  # takes longer than the following ones
     paths = [
         image_files.write(tmp_path / f"{i}.png", large if i % 5 == 0 else image_files.pixels(i)) for i in range(23)
     ]
@@ -173,7 +179,7 @@ def test_images_come_in_the_order_of_their_files_with_errors_in_their_places(tmp
             np.testing.assert_array_equal(got[i], square(paths[i], 4))
 
 
-def test_decoding_is_no_further_ahead_than_asked(tmp_path):
+def test_decode_all_prefetches_no_more_than_requested(tmp_path):
     path, taken = image_files.write(tmp_path / "i.png"), []
     decoded = decode.decode_all((taken.append(i) or functools.partial(decode.decode, path) for i in range(20)), 4)
     for i in range(5):

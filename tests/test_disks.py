@@ -1,4 +1,4 @@
-"""Disks full or read-only, data that vanish, clocks that jump: told in one line, and nothing is lost."""
+"""Full or read-only disks, vanishing data and clock jumps: one-line errors, and no loss of results."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from helpers.runs import before_calls, log_of, small_config
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MB."""
+    """A file system of 4 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
@@ -29,7 +29,7 @@ def fill(disk):
 
 
 def protect(disk):
-    """Read-only, from now on and for whoever opens a file: by a second mount, since the first one has files open."""
+    """Makes newly opened files read-only, by a second mount, because the first one has open files."""
     subprocess.run(["mount", "--bind", disk, disk], check=True)
     subprocess.run(["mount", "-o", "remount,ro,bind", disk], check=True)
 
@@ -45,7 +45,7 @@ def unprotect(disk):
         pytest.param(protect, unprotect, id="read-only"),
     ],
 )
-def test_a_disk_that_cannot_be_written_is_told_of_and_costs_no_checkpoint(
+def test_an_unwritable_disk_gives_an_error_and_costs_no_checkpoint(
     small_disk, tmp_path, monkeypatch, spoil, mend, trains
 ):
     config = small_config(**{"checkpoint.every_epochs": 1, "train.epochs": 3})
@@ -53,7 +53,7 @@ def test_a_disk_that_cannot_be_written_is_told_of_and_costs_no_checkpoint(
     run = small_disk / "run"
 
     def spoil_when_saved():
-        while not (run / "checkpoints" / "14").exists():  # is written in the background
+        while not (run / "checkpoints" / "14").exists():  # saved in the background
             os.sched_yield()
         spoil(small_disk)
 
@@ -64,10 +64,10 @@ def test_a_disk_that_cannot_be_written_is_told_of_and_costs_no_checkpoint(
     mend(small_disk)
     assert trains(config, run) == expected
     assert log_of(run) == log_of(tmp_path / "whole")
-    assert all(path.name.isdigit() for path in (run / "checkpoints").iterdir())  # nothing half-written is left
+    assert all(path.name.isdigit() for path in (run / "checkpoints").iterdir())  # no partial checkpoint
 
 
-def test_an_evaluation_that_cannot_be_logged_costs_no_epoch(tmp_path, monkeypatch, trains):
+def test_an_evaluation_that_cannot_be_logged_keeps_the_checkpoint(tmp_path, monkeypatch, trains):
     append = workdir.append_log
 
     def full(path, line):
@@ -76,13 +76,13 @@ def test_an_evaluation_that_cannot_be_logged_costs_no_epoch(tmp_path, monkeypatc
         append(path, line)
 
     monkeypatch.setattr(workdir, "append_log", full)
-    with pytest.raises(OSError, match="quota"):  # of 14 steps an epoch, the third one's evaluation
+    with pytest.raises(OSError, match="quota"):  # 14 steps per epoch, evaluation of epoch 3
         trains(small_config(**{"eval.every_epochs": 1, "checkpoint.every_epochs": 10, "train.epochs": 9}), tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["42"]
 
 
 @pytest.mark.parametrize("broken", ["fatal", "skip"])
-def test_data_that_vanish_end_a_run_which_goes_on_when_they_are_back(tmp_path, monkeypatch, broken, trains):
+def test_vanished_data_stop_a_run_that_resumes_when_they_are_restored(tmp_path, monkeypatch, broken, trains):
     data = tmp_path / "data"
     image_files.write_tree(data, {"train/x": 24, "train/y": 24, "test/x": 6, "test/y": 6}, height=8, width=8)
     config = small_config(**{
@@ -91,15 +91,15 @@ def test_data_that_vanish_end_a_run_which_goes_on_when_they_are_back(tmp_path, m
         "views.mean": (0.4,) * 3, "views.std": (0.3,) * 3,
     })  # fmt: skip
     expected = trains(config, tmp_path / "whole")
-    before_calls(monkeypatch, {8: lambda: data.rename(tmp_path / "elsewhere")})  # of 6 steps an epoch
-    with pytest.raises(UserError, match=r"cannot be read( any more, such as|: ).*\.png.*(disk|remove it)"):
+    before_calls(monkeypatch, {8: lambda: data.rename(tmp_path / "elsewhere")})  # 6 steps per epoch
+    with pytest.raises(UserError, match=r"found .*unreadable.*\.png.*(check the disk|remove it)"):
         trains(config, tmp_path / "run")
     (tmp_path / "elsewhere").rename(data)
     assert trains(config, tmp_path / "run") == expected
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
 
 
-def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, trains):
+def test_clock_jumps_change_nothing(tmp_path, monkeypatch, trains):
     config = small_config("baseline", **{"checkpoint.every_epochs": 1, "train.epochs": 3, "eval.every_epochs": 1})
     expected = trains(config, tmp_path / "steady")
     now, jump = time.time, [0.0]

@@ -1,4 +1,4 @@
-"""Image files in memory and streamed: sizes, broken files, epochs, and a run from end to end."""
+"""Image files in memory and streamed: sizes, unreadable files, epochs, and end-to-end runs."""
 
 import json
 import os
@@ -19,13 +19,15 @@ from helpers import image_files
 from helpers.image_files import load, named, spoil
 from helpers.runs import small_config
 
-# Sizes, and files that cannot be read.
+# Sizes and unreadable files.
 
 
-def test_images_of_several_sizes_need_a_size(tmp_path):
+def test_images_of_several_sizes_require_image_size(tmp_path):
     image_files.write_tree(tmp_path, image_files.TREE)
     image_files.write(tmp_path / "train/y/c/00.png", image_files.pixels(0, 9, 7))
-    with pytest.raises(UserError, match=r"c/00\.png has 7 x 9 pixels and .*a/00\.png has 5 x 6: set data\.image_size"):
+    with pytest.raises(
+        UserError, match=r"c/00\.png: found 7 x 9 pixels; expected 5 x 6 as in .*a/00\.png; set data\.image_size"
+    ):
         load(tmp_path)
     images = load(tmp_path, image_size=4)["train"].image
     resized = PIL.Image.fromarray(image_files.pixels(0, 9, 7)).resize((4, 4), PIL.Image.Resampling.BILINEAR)
@@ -34,14 +36,14 @@ def test_images_of_several_sizes_need_a_size(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_broken_files_end_the_run_or_are_left_out_and_listed(tmp_path, stream, capsys):
+def test_unreadable_files_raise_or_are_skipped_and_listed(tmp_path, stream, capsys):
     whole = image_files.write_tree(tmp_path, image_files.TREE)
     broken = [str(tmp_path / name) for name in ("train/x/a/00.png", "train/y/c/04.png", "test/x/b/01.png")]
     for path in broken:
         spoil(path)
     options = {"image_size": 5, "stream": stream}
-    with pytest.raises(UserError, match=r"an image cannot be read: .*0[01]\.png \(no JPEG.*data\.on_unreadable=skip"):
-        # Streamed files are opened when they are needed.
+    with pytest.raises(UserError, match=r"found an unreadable image: .*0[01]\.png \(no JPEG.*data\.on_unreadable=skip"):
+        # Streamed files are opened on use.
         records = load(tmp_path, **options)
         list(records["train"].image.in_order(4))
     capsys.readouterr()
@@ -53,47 +55,47 @@ def test_broken_files_end_the_run_or_are_left_out_and_listed(tmp_path, stream, c
         assert named(r) == {f: tuple(f.split("/")[-3:-1]) for f in whole if f"/{split}/" in f and f not in broken}
         rows = np.concatenate(list(in_order(r.image, 4)))
         for file, image in zip(r.filename, rows, strict=True):
-            want = PIL.Image.fromarray(whole[file]).resize((5, 5), PIL.Image.Resampling.BILINEAR)
-            np.testing.assert_array_equal(image, want)
+            expected = PIL.Image.fromarray(whole[file]).resize((5, 5), PIL.Image.Resampling.BILINEAR)
+            np.testing.assert_array_equal(image, expected)
     warned = capsys.readouterr().err
-    assert f"left out 2 of 15 images that cannot be read, such as {broken[0]} (no JPEG" in warned
-    assert "left out 1 of 9" in warned
+    assert f"skipped 2 of 15 images, which are unreadable, such as {broken[0]} (no JPEG" in warned
+    assert "skipped 1 of 9" in warned
 
 
 def test_no_readable_image_at_all(tmp_path):
     for path in image_files.write_tree(tmp_path, {"train/x": 2, "test/x": 1}):
         spoil(path)
-    with pytest.raises(UserError, match="found no image that can be read among 2, such as"):
+    with pytest.raises(UserError, match="found no readable image among 2, such as"):
         load(tmp_path, on_unreadable="skip")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_choice_of_classes_that_a_split_has_no_image_of(tmp_path, stream):
+def test_selected_classes_without_images_in_a_split_are_refused(tmp_path, stream):
     image_files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, "test/x": 1})
-    with pytest.raises(UserError, match=r"no image for test is of coarse_classes = \(1,\): add others"):
+    with pytest.raises(UserError, match=r"found no image for test with coarse_classes = \(1,\); add other"):
         load(tmp_path, image_size=4, stream=stream, coarse_classes=(1,))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_unreadable": "ignore"}, "data.on_unreadable = 'ignore': want one of fatal, skip"),
-        ({"stream": True}, "data.stream is on with folder:.* and data.image_size is 0: set it"),
-        ({"variant": "split1"}, "data.variant = 'split1' is for prepared TFDS data sets"),
-        ({"coarse_classes": (0, 7)}, "coarse class 7 is not there: want numbers from 0 to 1"),
+        ({"on_unreadable": "ignore"}, "found data.on_unreadable = 'ignore'; expected one of fatal, skip"),
+        ({"stream": True}, "folder:.*: found data.stream with data.image_size = 0; expected the side"),
+        ({"variant": "split1"}, "found data.variant = 'split1' with folder:.*; expected it only with prepared TFDS"),
+        ({"coarse_classes": (0, 7)}, "coarse_classes: found 7; expected numbers from 0 to 1"),
         (
             {"source": "digits", "on_unreadable": "skip"},
-            r"data.on_unreadable = 'skip' is for image files \(folder:DIR, csv:FILE\)",
+            r"data.on_unreadable = 'skip' with digits; expected it only with image files \(folder:DIR, csv:FILE\)",
         ),
     ],
 )
-def test_options_that_do_not_fit(tmp_path, options, message):
+def test_unsupported_options_are_refused(tmp_path, options, message):
     image_files.write_tree(tmp_path, image_files.TREE)
     with pytest.raises(UserError, match=message):
         sources.load(**({"source": f"folder:{tmp_path}"} | options))
 
 
-# Streams.
+# Streaming.
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def epoch_of(images, seed, batch_size=16, **options):
 
 @pytest.mark.parametrize("options", [{}, {"coarse_classes": (1,)}, {"holdout": 0.3}])
 @pytest.mark.parametrize("broken", ["fatal", "skip"])
-def test_streamed_records_are_the_records_in_memory(tree, options, broken):
+def test_streamed_records_equal_records_in_memory(tree, options, broken):
     whole, streamed = (load(tree, image_size=7, stream=s, on_unreadable=broken, **options) for s in (False, True))
     images = streamed["train"].image
     assert isinstance(images, FolderImages) and isinstance(streamed["test"].image, np.ndarray)
@@ -131,7 +133,7 @@ def test_streamed_records_are_the_records_in_memory(tree, options, broken):
     np.testing.assert_array_equal(shuffled, whole["train"].image[ids])
 
 
-def test_the_seed_alone_decides_the_order_and_hosts_share_the_split_evenly(tree):
+def test_the_order_depends_only_on_the_seed_and_hosts_share_the_split_evenly(tree):
     images = load(tree, image_size=7, stream=True)["train"].image
     first, again, other = (epoch_of(images, seed)[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
@@ -140,12 +142,12 @@ def test_the_seed_alone_decides_the_order_and_hosts_share_the_split_evenly(tree)
     parts = [epoch_of(images, 5, batch_size=1, shard=(i, 4))[0] for i in range(4)]
     assert sorted(map(len, parts)) == [22, 22, 23, 23]
     assert sorted(np.concatenate(parts)) == list(range(90))
-    for part in parts:  # and a part is of all classes: 30 images each of the split
+    for part in parts:  # each has images of all classes, which have 30 images each
         assert all(7 <= n <= 8 for n in np.bincount(part // 30))
         assert not np.array_equal(part, np.sort(part))
 
 
-def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, capsys):
+def test_a_file_that_becomes_unreadable_during_an_epoch_is_skipped(tmp_path, capsys):
     paths = [*image_files.write_tree(tmp_path, {"train/x/a": 20, "train/y/b": 17, "test/x/a": 1})][:37]
     records = load(tmp_path, image_size=6, stream=True, on_unreadable="skip")["train"]
     images, pixels = records.image, records.image.read()
@@ -156,7 +158,7 @@ def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, c
     for row in broken:
         spoil(paths[row])
     ids, got = epoch_of(images, seed=0, batch_size=8)
-    # The order without the broken ones, then the five that had been left out, then the first ones once more.
+    # The order without the unreadable ones, then the five images past the last batch, then the first ones again.
     left = [row for row in order if row not in broken]
     spare = [row for row in range(37) if row not in order]
     assert ids[:25].tolist() == left and sorted(ids[25:30]) == spare and ids[30:].tolist() == left[:2]
@@ -165,43 +167,43 @@ def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_passed_over(tmp_path, c
     warned = capsys.readouterr().err.splitlines()
     assert len(warned) == 7 and f"(number 1): {paths[order[0]]} (no JPEG" in warned[0]
     epoch_of(images, seed=1, batch_size=8)
-    assert len(images.broken) == 7 and capsys.readouterr().err == ""  # each is told of once
-    # Nine can be read, of which each of two batches has some of the other; seven are less than a batch.
+    assert len(images.broken) == 7 and capsys.readouterr().err == ""  # each gives one warning
+    # Nine readable images fill two batches of 8 by repetition; seven do not fill one.
     few = images[np.isin(np.arange(37), [*left[:9], *broken])]
     ids = epoch_of(few, seed=0, batch_size=8)[0].reshape(-1, 8)
     assert len(ids) == 2 and all(len({*batch}) == 8 for batch in ids)
-    with pytest.raises(UserError, match=r"7 of 14 images cannot be read any more"):
+    with pytest.raises(UserError, match=r"found 7 of 14 images unreadable"):
         epoch_of(images[np.isin(np.arange(37), [*left[:7], *broken])], seed=0, batch_size=8)
     capsys.readouterr()
-    # Of all in order, theirs are black, and named.
+    # in_order yields black images for them, and lists them.
     in_order = np.concatenate(list(images.in_order(8)))
     assert images.unread == {*broken} and not in_order[broken].any()
     np.testing.assert_array_equal(np.delete(in_order, broken, 0), np.delete(pixels, broken, 0))
-    # One that is there again is there again.
+    # A restored file is read again.
     pathlib.Path(paths[broken[0]]).write_bytes(whole)
     again = np.concatenate(list(images.in_order(8)))
     assert images.unread == {*broken[1:]} and np.array_equal(again[broken[0]], pixels[broken[0]])
     for path in paths[:30]:
         spoil(path)
-    with pytest.raises(UserError, match=r"\d+ of 37 images cannot be read any more, such as"):
+    with pytest.raises(UserError, match=r"found \d+ of 37 images unreadable, such as"):
         epoch_of(images, seed=2, batch_size=8)
 
 
-def test_a_file_that_breaks_in_the_middle_of_an_epoch_is_fatal_by_default(tmp_path):
+def test_a_file_that_becomes_unreadable_during_an_epoch_raises_by_default(tmp_path):
     paths = [*image_files.write_tree(tmp_path, {"train/x/a": 20, "train/y/b": 17, "test/x/a": 1})]
     images = load(tmp_path, image_size=6, stream=True)["train"].image
     order = epoch_of(images, seed=0, batch_size=8)[0]
     spoil(paths[order[20]])
     seen = []
     with pytest.raises(
-        UserError, match=rf"an image cannot be read: {paths[order[20]]} \(no JPEG.*data\.on_unreadable=skip"
+        UserError, match=rf"found an unreadable image: {paths[order[20]]} \(no JPEG.*data\.on_unreadable=skip"
     ):
         for ids, _ in images.shuffled(8, seed=0):
             seen += ids.tolist()
     assert seen == order[:16].tolist()
 
 
-def test_fingerprints_follow_names_sizes_and_choice_not_the_place(tmp_path):
+def test_fingerprints_depend_on_names_sizes_and_selection_not_on_the_folder(tmp_path):
     prints = []
     for folder, change in (("a", None), ("b", None), ("c", "rename"), ("d", "rewrite"), ("e", "resize")):
         paths = [*image_files.write_tree(tmp_path / folder, image_files.TREE)]
@@ -232,7 +234,7 @@ def own_config(root, **overrides):
     return small_config(**(values | overrides))
 
 
-def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(tmp_path, monkeypatch, trains):
+def test_a_streamed_run_resumes_exactly_and_lists_the_skipped_files(tmp_path, monkeypatch, trains):
     paths = [*image_files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
     for path in (paths[0], paths[45]):
         spoil(path)
@@ -256,7 +258,7 @@ def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(t
     assert trains(config, tmp_path / "stopped") == expected
     assert len(calls) == 3 and calls[0] != calls[1] == calls[2]
 
-    # One that breaks later: the run goes on to its end, and the list tells of it.
+    # A file that becomes unreadable later: the run finishes and lists it.
     monkeypatch.setattr(FolderImages, "shuffled", lambda self, *args, **kwargs: (
         spoil(paths[7]) or epoch(self, *args, **kwargs)))  # fmt: skip
     later = trains(config, tmp_path / "later")
@@ -264,7 +266,7 @@ def test_a_streamed_run_is_the_same_over_a_stop_and_lists_what_it_does_without(t
     assert (tmp_path / "later" / "broken.txt").read_text().splitlines() == [listed[0], f"train: {paths[7]}", listed[1]]
 
 
-def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, monkeypatch):
+def test_files_unreadable_later_are_in_no_gallery_memory_or_queue(tmp_path, monkeypatch):
     paths = [*image_files.write_tree(tmp_path / "d", {"train/x": 20, "train/y": 20, "test/x": 6, "test/y": 6})]
     config = own_config(
         tmp_path / "d", **{"data.stream": True, "data.on_unreadable": "skip", "eval.layers": ("trunk",)}
@@ -274,7 +276,7 @@ def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, mon
     with_queue = experiment.load(own_config(tmp_path / "d", method="selfcon", **options))
     spoil(paths[3])
     queued = np.asarray(restore.initial_state(with_queue).queue.label)
-    assert np.array_equal(queued, np.resize(np.repeat([0, 1], 20)[1:], 64))  # 39 keys, again from the first
+    assert np.array_equal(queued, np.resize(np.repeat([0, 1], 20)[1:], 64))  # 39 keys, then from the first again
     state, memory = restore.initial(run)
     label = np.asarray(memory.label)[0]
     assert label[3] == -1 and np.array_equal(np.delete(label, 3), np.repeat([0, 1], 20)[1:])
@@ -293,12 +295,12 @@ def test_what_breaks_later_is_in_no_gallery_no_memory_and_no_queue(tmp_path, mon
     assert embeddings.coarse_label.tolist() == ["x"] * 19 + ["y"] * 20 and len(embeddings.embedding) == 39
     for path in paths[:40]:
         spoil(path)
-    with pytest.raises(UserError, match=rf"^40 of 40 images cannot be read any more, such as {paths[3]}: look at"):
+    with pytest.raises(UserError, match=rf"^found 40 of 40 images unreadable, such as {paths[3]}; check the disk"):
         experiment.evaluate(run, state)
 
 
 @pytest.mark.slow
-def test_command_lines_from_a_folder_to_the_files_of_the_neighbours(tmp_path, cli):
+def test_train_embed_and_search_a_folder(tmp_path, cli):
     written = image_files.write_tree(
         tmp_path / "d", {f"{s}/{c}/{f}": 10 for s in ("train", "test") for c, f in ("xa", "xb", "yc")}
     )

@@ -1,4 +1,4 @@
-"""Arbitrary config strings and values, and damaged files of a run: a value or a UserError of one line, never more."""
+"""Fuzz tests of configs and files of a run: each input gives a valid value or a one-line UserError."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ ARGS = st.lists(WORDS | st.text(max_size=5), max_size=6).map("".join)
 PAIRS = st.tuples(st.sampled_from([*TYPED]), WORDS | st.text(max_size=8)).map("=".join)
 
 
-def test_arguments_are_of_their_types_or_refused(times):
+def test_arguments_have_their_types_or_are_refused(times):
     def check(arg):
         parsed = fuzzing.outcome(config_files.parse_arg, arg, **TYPED)
         if not isinstance(parsed, UserError):
@@ -45,7 +45,7 @@ def test_arguments_are_of_their_types_or_refused(times):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
-def test_a_config_file_makes_a_config_of_an_argument_or_refuses_it(path, times):
+def test_a_config_file_accepts_an_argument_or_refuses_it(path, times):
     def check(arg):
         config = fuzzing.outcome(config_files.load_file, path, arg)
         if not isinstance(config, UserError):
@@ -58,27 +58,27 @@ def kind(value):
     return {int: "number", float: "number"}.get(type(value), type(value).__name__)
 
 
-def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
+def test_a_key_has_a_value_of_its_type_or_is_refused(times):
     def check(drawn):
         key, value, method = drawn
         config = small_config(method)
         with config.ignore_type():
             try:
                 config.update_from_flattened_dict({key: value})
-            except OverflowError:  # ml_collections makes a float of what is in a float's place
+            except OverflowError:  # ml_collections converts the value of a float
                 return
         if fuzzing.outcome(config_checks.validate, config, num_devices=8) is None:
             found, like = config_lib.flatten(config)[key], KNOWN[key]
             assert kind(found) == kind(like), f"{key} = {found!r}"
             assert "nan" not in repr(found) and "inf" not in repr(found), f"{key} = {found!r}"
-            # And it comes back from a file.
+            # It survives a round trip through JSON.
             assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
 
     values = st.sampled_from(
         (*fuzzing.VALUES, 1j, b"x", (), (1,), (0.5,), ("x",), (2, 1), (None,), ((1,),), (float("nan"),))
     )
     strange = values | st.integers() | st.floats() | st.text(max_size=5)
-    for key, like in KNOWN.items():  # another kind for each
+    for key, like in KNOWN.items():  # a value of another type for each
         config = small_config()
         with config.ignore_type():
             config.update_from_flattened_dict({key: None if isinstance(like, str | tuple) else "x"})
@@ -103,7 +103,7 @@ def test_a_key_has_a_value_of_its_kind_or_is_refused(times):
         ({"model.embed_dim": True}, r"model\.embed_dim = True; expected a value of type int, such as 256"),
     ],
 )
-def test_values_that_no_run_can_take(overrides, message):
+def test_invalid_values_are_refused(overrides, message):
     config = small_config()
     with config.ignore_type():
         config.update_from_flattened_dict(overrides)
@@ -131,7 +131,7 @@ def as_json(content):
     return json.dumps(content).encode()
 
 
-def test_what_is_whole_of_a_damaged_log_stays(times, tmp_path):
+def test_intact_lines_of_a_damaged_log_are_kept(times, tmp_path):
     lines = [as_json({"step": step, "loss": 0.5 + step, "seconds": 1.0}) for step in range(6)]
 
     def check(text):
@@ -140,7 +140,7 @@ def test_what_is_whole_of_a_damaged_log_stays(times, tmp_path):
         assert all(entry["step"] <= 3 for entry in kept)
         assert all(isinstance(value, int | float) for entry in kept for value in entry.values())
         untouched = [json.loads(line) for line in text.split(b"\n") if line in lines[:4]]
-        left = iter(kept)  # in their order; damage may have left others, such as a line with a name that stands twice
+        left = iter(kept)  # in order; damage may leave others, such as a line with a repeated key
         assert all(entry in left for entry in untouched)
         assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == json.loads(
             json.dumps(kept)
@@ -153,7 +153,7 @@ def test_what_is_whole_of_a_damaged_log_stays(times, tmp_path):
     )
 
 
-def test_damaged_facts_of_a_run_are_named(times, tmp_path):
+def test_damaged_files_of_a_run_are_named(times, tmp_path):
     metrics = {"map": 0.5, "recall@1": 0.75, "step": 30}
     facts = {"train_seconds": 3.5, "views_per_image": 2, "train_images": 9}
     whole = {
@@ -194,7 +194,7 @@ def test_damaged_facts_of_a_run_are_named(times, tmp_path):
     fuzzing.hold(check, st.one_of(damage), 60 * times)
 
 
-def test_damaged_records_are_named(times, tmp_path):
+def test_damaged_results_are_named(times, tmp_path):
     names = ("quickstart", "benchmark_train", "maskcon_cpu")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     folder = tmp_path / "experiments" / "results"
@@ -227,7 +227,7 @@ def test_damaged_records_are_named(times, tmp_path):
     fuzzing.hold(check, st.one_of(damage), 40 * times)
 
 
-def test_no_argument_is_run(tmp_path, monkeypatch):
+def test_no_argument_is_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "__import__('pathlib').Path('canary').touch()"
     for key in TYPED:

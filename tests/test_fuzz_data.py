@@ -1,4 +1,4 @@
-"""Damaged and hostile data: arrays, image lists, taxonomies, annotations. Read or refused in one line, never run."""
+"""Fuzz tests of data files: damaged ones are read or give a one-line UserError; none is executed."""
 
 import io
 import json
@@ -26,7 +26,7 @@ ARRAYS = {
 EMBEDDED = {"embedding": RNG.normal(size=(5, 3)).astype(np.float32), "label": np.arange(5), "id": np.arange(5)}
 LABEL = np.array([0, 1, 0, 1, 1], np.int32)
 CLUSTERS = {"centre": np.eye(2, 3), "label": LABEL, "inertia": 1.5, "iterations": 3}
-# What an array's header may turn into: types, shapes, lengths, and the marks of a zip archive.
+# Replacements in an array's header: types, shapes, lengths and zip signatures.
 HEADERS = (
     b"|O", b"'<f8'", b"'<U9'", b"'<M8[s]'", b"'|V0'", b"'<c16'", b"'>i8'", b"'<u8'", b"[('a','<i4')]", b"None", b"True",
     b"(1000000000000,)", b"(99999999999,99999999999)", b"(-1,)", b"()", b"(6,0,1,1)", b"\x02", b"\x03", b"((((",
@@ -55,7 +55,7 @@ def zipped(contents, method=zipfile.ZIP_STORED):
 
 @st.composite
 def damaged_npz(draw, arrays):
-    """The file damaged, or one array's bytes in a sound archive, so that they get as far as NumPy."""
+    """Damages the file, or one array in an intact archive, so that the damage reaches NumPy."""
     if draw(st.booleans()):
         kinds = [npz(arrays), npz(arrays, np.savez_compressed), npz(arrays, method=zipfile.ZIP_LZMA)]
         return draw(fuzzing.damaged([*kinds, npz(arrays, method=zipfile.ZIP_BZIP2)], fuzzing.PIECES + HEADERS))
@@ -64,7 +64,7 @@ def damaged_npz(draw, arrays):
     whole = contents[name]
     if draw(st.booleans()):
         return zipped(contents | {name: draw(fuzzing.damaged([whole], HEADERS))})
-    # A header of the same length with another type or shape.
+    # Change the type or shape in the header, and keep its length.
     end = whole.index(b"\n") + 1
     header = whole[10:end].rstrip()
     for part in (header[header.index(b"'<" if b"'<" in header else b"'|") :].split(b",")[0], b"(6,)", b"False"):
@@ -73,7 +73,7 @@ def damaged_npz(draw, arrays):
     return zipped(contents | {name: whole[:10] + header[: end - 11].ljust(end - 11) + b"\n" + whole[end:]})
 
 
-def test_npz_data_are_as_wanted_or_refused(times, tmp_path):
+def test_npz_data_are_valid_or_refused(times, tmp_path):
     (tmp_path / "test.npz").write_bytes(npz(ARRAYS))
 
     def check(data):
@@ -99,7 +99,7 @@ def test_npz_data_are_as_wanted_or_refused(times, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
-def test_features_are_as_wanted_or_refused(times, tmp_path, suffix):
+def test_features_are_valid_or_refused(times, tmp_path, suffix):
     path = tmp_path / f"f{suffix}"
     embeddings.save(path, embeddings.Features(**EMBEDDED, further={"genus": np.arange(5)}))
     whole, table = path.read_bytes(), tmp_path / "f.csv"
@@ -129,7 +129,7 @@ def test_features_are_as_wanted_or_refused(times, tmp_path, suffix):
     fuzzing.hold(check, st.tuples(damage, st.just(rows)), 30 * times)
 
 
-def test_clusters_are_as_wanted_or_refused(times, tmp_path):
+def test_clusters_are_valid_or_refused(times, tmp_path):
     def check(data):
         (tmp_path / "clusters.npz").write_bytes(data)
         found = fuzzing.outcome(clusterfit.load, tmp_path, 5)
@@ -171,7 +171,7 @@ def test_arrays_of_objects_are_never_unpickled(tmp_path):
     assert canary.exists()
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+def test_a_zip_bomb_is_refused_before_decompression(tmp_path, monkeypatch):
     bomb = npz(ARRAYS | {"image": np.zeros((6, 2000, 1000, 1), np.uint8)}, np.savez_compressed)
     assert len(bomb) < 20_000
     (tmp_path / "test.npz").write_bytes(bomb)
@@ -180,10 +180,12 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_memory", lambda: 2**20)
     unpacked = []
     monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda *_: unpacked.append(1))
-    with pytest.raises(UserError, match=r"test\.npz holds arrays of 0\.0 GiB, and this host has 0\.0 GiB: write it"):
+    with pytest.raises(
+        UserError, match=r"test\.npz: found arrays of 0\.0 GiB, more than this host's 0\.0 GiB; write it"
+    ):
         files.read_npz(tmp_path / "test.npz", ARRAYS.__contains__, ARRAYS, "write it")
     assert not unpacked
-    with pytest.raises(UserError, match="cannot be read"):  # what is not wanted does not count
+    with pytest.raises(UserError, match="cannot be read"):  # only selected arrays count
         files.read_npz(tmp_path / "test.npz", lambda name: name == "label", (), "write it")
     assert unpacked
 
@@ -191,7 +193,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
 ROWS = [f"{i}.png,{'ab'[i // 4]},{'uvwx'[i // 2]},{'train' if i % 2 else 'test'}\n" for i in range(8)]
 
 
-def test_a_csv_lists_images_or_is_refused(times, tmp_path, capsys):
+def test_a_csv_is_read_or_refused(times, tmp_path, capsys):
     for i in range(8):
         image_files.write(tmp_path / f"{i}.png")
     text = "path,coarse,fine,split\n" + "".join(ROWS)
@@ -225,7 +227,7 @@ ANNOTATIONS = {
 }
 
 
-def test_a_taxonomy_is_whole_or_refused(times, tmp_path):
+def test_a_taxonomy_is_valid_or_refused(times, tmp_path):
     path = tmp_path / taxonomy.FILE
 
     def check(data):
@@ -237,14 +239,14 @@ def test_a_taxonomy_is_whole_or_refused(times, tmp_path):
 
     for data in (b"", b"[]", b"{}", b"[5]", b"\xff", b"[" * 100_000, b"9" * 5000):
         check(data)
-        with pytest.raises(UserError, match="want iNaturalist's categories"):
+        with pytest.raises(UserError, match="expected iNaturalist's categories"):
             taxonomy.read(path)
     whole = json.dumps(CATEGORIES).encode()
     values = fuzzing.altered(CATEGORIES).map(json.dumps).map(str.encode)
     fuzzing.hold(check, fuzzing.damaged([whole]) | values, 40 * times)
 
 
-def test_annotations_are_whole_or_refused(times, tmp_path):
+def test_annotations_are_valid_or_refused(times, tmp_path):
     photo = pathlib.Path(image_files.write(tmp_path / inaturalist2019.IMAGES / "0.jpg")).read_bytes()
     folder = tmp_path / inaturalist2019.IMAGES
     for i in range(4):
@@ -262,14 +264,14 @@ def test_annotations_are_whole_or_refused(times, tmp_path):
     assert check(whole) == [None] * 4
     for old, new in ((b'"category_id": 0', b'"category_id": Infinity'), (b"0.jpg", b"x" * 300), (b"0.jpg", b"\\u0000")):
         assert isinstance(check(whole.replace(old, new)), UserError)
-    (folder / "0.jpg").write_bytes(image_files.png_header(40_000, 40_000))  # PIL's own error is no OSError
-    assert "want an image" in str(check(whole))
+    (folder / "0.jpg").write_bytes(image_files.png_header(40_000, 40_000))  # PIL's error is not an OSError
+    assert "expected an image" in str(check(whole))
     (folder / "0.jpg").write_bytes(photo)
     values = fuzzing.altered(ANNOTATIONS).map(json.dumps).map(str.encode)
     fuzzing.hold(check, fuzzing.damaged([whole]) | values, 40 * times)
 
 
-def test_matlab_files_are_whole_or_refused(times, tmp_path):
+def test_matlab_files_are_valid_or_refused(times, tmp_path):
     scipy_io = pytest.importorskip("scipy.io")
     path = tmp_path / "annotations.mat"
     rows = np.zeros(3, [(name, object) for name in cars196._FIELDS])
@@ -284,7 +286,7 @@ def test_matlab_files_are_whole_or_refused(times, tmp_path):
         assert isinstance(found, UserError) or found.ndim >= 1
 
     check(b"")
-    fuzzing.hold(check, fuzzing.damaged(wholes, fuzzing.PIECES[:12]), 3 * times)  # each starts a process
+    fuzzing.hold(check, fuzzing.damaged(wholes, fuzzing.PIECES[:12]), 3 * times)  # each example starts a process
 
 
 @pytest.mark.parametrize(
@@ -292,5 +294,5 @@ def test_matlab_files_are_whole_or_refused(times, tmp_path):
     ["npz:~nobody/x", "csv:~nobody/x", "folder:~nobody/x", "npz:" + "x" * 300, "csv:" + "x" * 300,
      "folder:" + "x" * 300, "npz:\ud800", "csv:\ud800", "folder:\ud800", "npz:/dev/null", "csv:" + os.sep],
 )  # fmt: skip
-def test_places_that_are_none(source):
+def test_invalid_paths_are_refused(source):
     assert isinstance(fuzzing.outcome(sources.load, source=source), UserError)

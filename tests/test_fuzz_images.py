@@ -1,4 +1,4 @@
-"""Crops of damaged image files: pixels, or one documented error that names the file."""
+"""Fuzz tests of image decoding: damaged files give pixels, or an `Unreadable` that names the file."""
 
 import functools
 
@@ -12,21 +12,21 @@ from grafit_jax.data.readers.decode import Unreadable
 from grafit_jax.views import crops
 from helpers import fuzzing, image_files
 
-LAW = crops.Crops(4, ((2, (0.05, 1.0), (0.5, 2.0)), (1, (1, 1), (1, 1))))
+CROPS = crops.Crops(4, ((2, (0.05, 1.0), (0.5, 2.0)), (1, (1, 1), (1, 1))))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 6000), (6000, 1), (3, 2000)])
-def test_an_image_of_any_shape_is_cropped(tmp_path, height, width):
+def test_images_of_extreme_shapes_are_cropped(tmp_path, height, width):
     pixels = np.full((height, width, 3), 77, np.uint8)
     for name in ("i.png", "i.jpg"):
         path = image_files.write(tmp_path / name, pixels)
         for id_ in range(5):
-            made = decode.decode_boxes(path, 4, functools.partial(LAW.boxes, 0, id_))
+            made = decode.decode_boxes(path, 4, functools.partial(CROPS.boxes, 0, id_))
             assert made.shape == (3, 4, 4, 3) and np.abs(made.astype(int) - 77).max() <= 2
 
 
 @pytest.mark.parametrize("name", ["i.jpg", "i.png", "i.tif", "i.gif", "i.webp", "i.bmp", "i.ppm"])
-def test_crops_of_a_damaged_image_are_pixels_or_it_is_unreadable(times, tmp_path, name):
+def test_a_damaged_image_is_cropped_or_unreadable(times, tmp_path, name):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / name
@@ -36,7 +36,7 @@ def test_crops_of_a_damaged_image_are_pixels_or_it_is_unreadable(times, tmp_path
         data, id_ = drawn
         path.write_bytes(data)
         try:
-            assert decode.decode_boxes(path, 4, functools.partial(LAW.boxes, 0, id_)).shape == (3, 4, 4, 3)
+            assert decode.decode_boxes(path, 4, functools.partial(CROPS.boxes, 0, id_)).shape == (3, 4, 4, 3)
         except Unreadable as error:
             assert str(error).startswith(f"{path} (") and len(str(error).splitlines()) == 1
 

@@ -16,17 +16,17 @@ def select(records, classes):
     return hierarchy.select({"only": records}, classes)["only"]
 
 
-def test_a_fine_label_lies_under_one_coarse_label_in_all_splits():
+def test_a_fine_label_has_one_coarse_label_over_all_splits():
     first = make([4, 0, 1, 4, 0], [2, 1, 0, 2, 1])
     hierarchy.check_nested([first.levels, make(None, [0, 1]).levels, make([1, 0], [0, 1]).levels])
-    with pytest.raises(UserError, match=r"fine label 4 occurs under coarse labels 0 and 2: .* correct"):
+    with pytest.raises(UserError, match=r"found fine label 4 under coarse labels 0 and 2; .* correct"):
         hierarchy.check_nested([make([4, 0, 1, 4], [2, 1, 0, 0]).levels])
-    with pytest.raises(UserError, match=r"fine label 0 occurs under coarse labels 0 and 1: .* correct"):
+    with pytest.raises(UserError, match=r"found fine label 0 under coarse labels 0 and 1; .* correct"):
         hierarchy.check_nested([first.levels, make([0], [0]).levels])
 
 
 def test_trainable():
-    # No image of coarse class 1 does no harm.
+    # A coarse class without images is allowed.
     hierarchy.check_trainable(make([0, 1, 2, 2], [0, 0, 2, 2]), neighbours=True)
     hierarchy.check_trainable(make(None, [0, 0]), neighbours=True)
     hierarchy.check_trainable(make(None, [0, 1, 1, 2]), neighbours=False)  # as for cross-entropy
@@ -35,12 +35,12 @@ def test_trainable():
 @pytest.mark.parametrize(
     ("coarse_label", "message"),
     [
-        ([], "holds 0 images, want at least 2"),
-        ([1], "holds 1 images, want at least 2"),
-        ([0, 1, 1, 2], r"coarse label 0 \(x\) has a single training image, and so have 1 others, want at least 2 for"),
+        ([], "found 0 training images; expected at least 2"),
+        ([1], "found 1 training images; expected at least 2"),
+        ([0, 1, 1, 2], r"single training image of coarse label 0 \(x\) and of 1 other labels; expected at least 2 for"),
         (
             [0, 0, 1, 2, 2],
-            r"coarse label 1 \(y\) has a single training image, want at least 2 for the k-NN loss: add images or leave",
+            r"found a single training image of coarse label 1 \(y\); expected at least 2 for the k-NN loss; add",
         ),
     ],
 )
@@ -61,12 +61,12 @@ def test_select(classes):
     assert chosen.label.dtype == chosen.train_label.dtype == np.int32
 
 
-def test_select_wants_numbers():
-    with pytest.raises(UserError, match=r"\('x',\): want the numbers of classes, from 0 \(x\) to 2 \(z\)"):
+def test_select_requires_numbers():
+    with pytest.raises(UserError, match=r"\('x',\); expected class numbers from 0 \(x\) to 2 \(z\)"):
         select(make([0, 1, 2], [0, 1, 2]), ("x",))
 
 
-def test_select_numbers_fine_classes_by_the_whole_hierarchy():
+def test_select_numbers_fine_classes_over_all_splits():
     # No test image of fine class 0, and no training image of fine class 3.
     splits = {"train": make([0, 1, 2], [0, 0, 1]), "test": make([1, 2, 3], [0, 1, 0])}
     chosen = hierarchy.select(splits, (0,))
@@ -83,12 +83,12 @@ def test_select_without_fine_labels():
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ((0, 3), "coarse class 3 is not there: want numbers from 0 to 2"),
-        ((-1,), "coarse class -1 is not there: want numbers from 0 to 2"),
-        ((0, 1), r"coarse class 1 \(y\) has no image in a split of 2: leave it out"),
-        ((0, 2, 0), r"coarse_classes = \(0, 2, 0\) names a class twice: want each of them once"),
+        ((0, 3), "coarse_classes: found 3; expected numbers from 0 to 2"),
+        ((-1,), "coarse_classes: found -1; expected numbers from 0 to 2"),
+        ((0, 1), r"found no image of coarse class 1 \(y\) among the 2 of split only; remove it from coarse_classes"),
+        ((0, 2, 0), r"found a class twice in coarse_classes = \(0, 2, 0\); expected each class once"),
     ],
 )
-def test_select_what_is_not_there(classes, message):
+def test_select_refuses_invalid_classes(classes, message):
     with pytest.raises(UserError, match=message):
         select(make([0, 1], [0, 2]), classes)

@@ -1,4 +1,4 @@
-"""Operations on one image, each against PIL, torchvision or a float64 twin."""
+"""Operations on one image, each compared with PIL, torchvision or a float64 reference."""
 
 import colorsys
 import math
@@ -26,17 +26,17 @@ def test_crop_golden():
 def test_crop_against_float64():
     top, left, height, width, size = 3.3, 7.8, 21.4, 16.2, 12
 
-    def weights(start, length):  # triangle filter, widened when it shrinks, over the pixels that there are
+    def weights(start, length):  # triangle filter, widened when downsizing, normalised over the image
         centre = start + (np.arange(size)[:, None] + 0.5) * length / size
         w = np.maximum(0, 1 - np.abs(np.arange(32) + 0.5 - centre) / max(length / size, 1))
         return w / w.sum(1, keepdims=True)
 
-    want = np.einsum("ai,ijc,bj->abc", weights(top, height), RGB / 255, weights(left, width))
+    expected = np.einsum("ai,ijc,bj->abc", weights(top, height), RGB / 255, weights(left, width))
     got = image_ops.crop(unit(RGB), (jnp.float32(top), left, height, width), size)
-    np.testing.assert_allclose(got, want, atol=2e-5)
+    np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-# Colour: PIL's meaning, which is torchvision's
+# Colour, as in PIL and torchvision
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.8])
@@ -53,31 +53,31 @@ def test_crop_against_float64():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_enhancements_as_pil(op, enhancer, factor, channels):
     image = RGB[..., :channels]
-    want = from_pil(enhancer(pil(image)).enhance(factor))
-    # Two roundings in PIL, of the other image and of the blend: up to 1.5 levels, 1.8 for extrapolation.
-    np.testing.assert_allclose(op(unit(image), factor), want, atol=1.9 / 255)
+    expected = from_pil(enhancer(pil(image)).enhance(factor))
+    # PIL rounds the other image and the blend: up to 1.5 levels, 1.8 for extrapolation.
+    np.testing.assert_allclose(op(unit(image), factor), expected, atol=1.9 / 255)
 
 
 @pytest.mark.parametrize("turns", [-0.3, 0.0, 0.1, 0.5])
 def test_hue_as_colorsys(turns):
     image = RGB[:8, :8]
-    want = np.zeros(image.shape)
+    expected = np.zeros(image.shape)
     for place in np.ndindex(8, 8):
         h, s, v = colorsys.rgb_to_hsv(*(image[place] / 255))
-        want[place] = colorsys.hsv_to_rgb((h + turns) % 1, s, v)
-    np.testing.assert_allclose(image_ops.hue(unit(image), turns), want, atol=1e-5)
+        expected[place] = colorsys.hsv_to_rgb((h + turns) % 1, s, v)
+    np.testing.assert_allclose(image_ops.hue(unit(image), turns), expected, atol=1e-5)
 
 
 def test_grey_as_pil():
-    want = from_pil(pil(RGB).convert("L"))
+    expected = from_pil(pil(RGB).convert("L"))
     got = image_ops.grey(unit(RGB))
-    np.testing.assert_allclose(got, np.broadcast_to(want, (32, 32, 3)), atol=LEVEL)
+    np.testing.assert_allclose(got, np.broadcast_to(expected, (32, 32, 3)), atol=LEVEL)
 
 
 # Perspective
 
 
-SIZE = (30, 32)  # width, height: not square, so that swapped sides show
+SIZE = (30, 32)  # width, height; not square, to detect swapped sides
 _STAY = [(0, 0), (29, 0), (29, 31), (0, 31)]
 CORNERS = {
     "stay": _STAY,
@@ -88,13 +88,13 @@ CORNERS = {
 }
 
 
-def assert_perspective(corners, want):
-    want = from_pil(want)
+def assert_perspective(corners, expected):
+    expected = from_pil(expected)
     got = image_ops.perspective(unit(np.ascontiguousarray(RGB[:, :30])), jnp.asarray(corners, jnp.float32))
-    # PIL truncates to 256 levels; a pixel may lie on the border of the black, which float32 and float64 see apart.
-    far = (np.abs(got - want) > LEVEL).any(2)
+    # PIL truncates to 256 levels. At the border of the black, float32 and float64 may disagree.
+    far = (np.abs(got - expected) > LEVEL).any(2)
     assert far.sum() <= 3, (far.sum(), np.argwhere(far))
-    assert (want.max(2) > 0).mean() > 0.3
+    assert (expected.max(2) > 0).mean() > 0.3
 
 
 @pytest.mark.parametrize("corners", CORNERS.values(), ids=CORNERS)
@@ -114,11 +114,11 @@ def test_perspective_as_torchvision(corners, torchvision):
     functional = torchvision.transforms.functional
     mode = functional.InterpolationMode.BILINEAR
     image = pil(np.ascontiguousarray(RGB[:, :30]))
-    want = functional.perspective(image, [list(c) for c in _STAY], [list(c) for c in corners], mode, fill=0)
-    assert_perspective(corners, want)
+    expected = functional.perspective(image, [list(c) for c in _STAY], [list(c) for c in corners], mode, fill=0)
+    assert_perspective(corners, expected)
 
 
-def test_perspective_takes_corners_to_their_places():
+def test_perspective_moves_corners_to_their_targets():
     image = np.zeros((41, 41, 1), np.float32)
     image[:5, :5], image[:5, -5:], image[-5:, -5:], image[-5:, :5] = 0.2, 0.4, 0.6, 0.8
     places = [(4, 6), (35, 2), (38, 33), (1, 37)]
@@ -130,7 +130,7 @@ def test_perspective_takes_corners_to_their_places():
 
 
 def test_perspective_of_corners_in_one_line_is_black():
-    """No homography has them; torchvision's solver has no answer either."""
+    """There is no such homography; torchvision's solver fails too."""
     got = image_ops.perspective(unit(RGB), jnp.array([[0.0, 0.0], [5, 5], [20, 20], [31, 31]]))
     np.testing.assert_array_equal(got, 0)
 
@@ -141,19 +141,19 @@ def test_perspective_of_corners_in_one_line_is_black():
 @pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 2.3, 12.0])
 def test_gaussian_blur_as_scipy(radius):
     ndimage = pytest.importorskip("scipy.ndimage")
-    half_width = math.ceil(3 * radius)  # at 12 it reaches beyond the image
+    half_width = math.ceil(3 * radius)  # larger than the image at radius 12
     image = np.ascontiguousarray(RGB[:, :30])
     sides = {"mode": "nearest", "radius": (half_width, half_width, 0)}
-    want = ndimage.gaussian_filter(image / 255, (radius, radius, 0), **sides)
+    expected = ndimage.gaussian_filter(image / 255, (radius, radius, 0), **sides)
     got = image_ops.gaussian_blur(unit(image), radius, half_width)
-    np.testing.assert_allclose(got, want, atol=2e-6)
+    np.testing.assert_allclose(got, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("radius", [0.5, 1.0, 2.0, 3.0])
 def test_gaussian_blur_as_pil(radius):
-    """PIL's is three box blurs: close to a Gaussian for this radius, and far from that of one a quarter wider."""
+    """PIL's three box blurs are close to this Gaussian, and not to one a quarter wider or narrower."""
     image = from_pil(pil(RGB).filter(ImageFilter.GaussianBlur(radius)))
-    inner = slice(6, -6)  # at the border PIL repeats the pixels of each box blur's result
+    inner = slice(6, -6)  # at the border PIL pads after each box blur
 
     def distances(radius):
         got = image_ops.gaussian_blur(unit(RGB), radius, math.ceil(3 * radius))
@@ -167,12 +167,12 @@ def test_gaussian_blur_as_pil(radius):
 def test_gaussian_blur_golden():
     image = jnp.zeros((7, 7, 1)).at[3, 3].set(1.0)
     tap = np.exp(-0.5 * np.arange(-2, 3) ** 2 / 1.5**2)
-    want = np.pad(np.outer(tap, tap) / tap.sum() ** 2, 1)  # two pixels to each side, no more
-    np.testing.assert_allclose(image_ops.gaussian_blur(image, 1.5, 2)[..., 0], want, atol=1e-6)
+    expected = np.pad(np.outer(tap, tap) / tap.sum() ** 2, 1)  # truncated at two pixels
+    np.testing.assert_allclose(image_ops.gaussian_blur(image, 1.5, 2)[..., 0], expected, atol=1e-6)
     np.testing.assert_array_equal(image_ops.gaussian_blur(image, 0.0, 2), image)
 
 
-def test_gaussian_blur_of_each_image_by_its_own_radius():
+def test_gaussian_blur_uses_the_radius_of_each_image():
     radii = jnp.array([0.0, 0.7, 2.0])
     got = jax.vmap(lambda r: image_ops.gaussian_blur(unit(RGB), r, 6))(radii)
     for image, radius in zip(got, (0.0, 0.7, 2.0), strict=True):

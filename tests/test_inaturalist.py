@@ -1,4 +1,4 @@
-"""iNaturalist: levels from categories.json (2018), and a data set prepared from the competition's files (2019)."""
+"""iNaturalist: levels from categories.json (2018), and preparation from the competition's files (2019)."""
 
 import json
 
@@ -14,7 +14,7 @@ from helpers.tfds_data import in_files, prepare
 
 BIRD = ("Animalia", "Chordata", "Aves")
 PLANT = ("Plantae", "Tracheophyta", "Magnoliopsida")
-# Species to kingdom, phylum, class, order, family and genus. The gannet and the mulberry share the name of their genus.
+# Kingdom, phylum, class, order, family and genus of each species. A gannet and a mulberry share the genus name Morus.
 LINES = {
     "Prunella modularis": (*BIRD, "Passeriformes", "Prunellidae", "Prunella"),
     "Morus alba": (*PLANT, "Rosales", "Moraceae", "Morus"),
@@ -32,7 +32,7 @@ def categories(lines=LINES, first_id=0):
     ]
 
 
-# The tree
+# The taxonomy
 
 
 def test_classes_of_every_level():
@@ -42,13 +42,13 @@ def test_classes_of_every_level():
         "kingdom": 2, "phylum": 3, "class": 3, "order": 4, "family": 4, "genus": 5, "species": 6,
     }  # fmt: skip
     assert found["kingdom"].names == ("Animalia", "Plantae") and found["kingdom"].of_fine.tolist() == [0, 1, 0, 0, 0, 0]
-    # In the order of the paths: Arthropoda before Chordata, Passeriformes before Suliformes.
+    # Sorted by path: Arthropoda before Chordata, Passeriformes before Suliformes.
     assert found["genus"].names == ("Danaus", "Prunella", "Morus (Sulidae)", "Sula", "Morus (Moraceae)")
     assert found["genus"].of_fine.tolist() == [1, 4, 2, 1, 0, 3] and found["genus"].of_fine.dtype == np.int32
     assert found["species"].names == tuple(LINES) and found["species"].of_fine.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_names_are_as_long_as_it_takes():
+def test_names_are_the_shortest_unique_ones():
     lines = {
         "a": ("K", "P", "C", "O", "F", "G"),
         "b": ("K", "Q", "C", "O", "F", "G"),
@@ -76,46 +76,49 @@ def changed(place, **change):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"categories\.json cannot be read \(Expecting .*\); want iNaturalist's categories\.json with real names"),
-        ({"categories": []}, "categories.json holds no list: want"),
-        ([], "categories.json holds no category: want"),
-        (["x"], "category 0 has no id: want"),
+        (
+            "{",
+            r"categories\.json cannot be read \(Expecting .*\); expected iNaturalist's categories\.json with real",
+        ),
+        ({"categories": []}, "categories.json: found no list; expected"),
+        ([], "categories.json: found no category; expected"),
+        (["x"], "found no id in category 0; expected"),
         (
             changed(2, genus="leave out"),
-            r"category 2 has no genus: want iNaturalist's .* a list of \{id, name, kingdom, ",
+            r"found no genus in category 2; expected iNaturalist's .* a list of \{id, name, kingdom, ",
         ),
-        (changed(2, genus=3), "category 2 has 3 as genus: want"),
-        (changed(1, id="1"), "category 1 has '1' as id: want"),
-        (changed(3, id=2), "holds the id 2 2 times: want each once"),
-        (changed(3, name="Sula sula"), "holds the name Sula sula 2 times: want each once"),
+        (changed(2, genus=3), "found genus = 3 in category 2; expected"),
+        (changed(1, id="1"), "found id = '1' in category 1; expected"),
+        (changed(3, id=2), "found the id 2 2 times; expected each once"),
+        (changed(3, name="Sula sula"), "found the name Sula sula 2 times; expected each once"),
     ],
 )
-def test_files_that_are_no_tree(tmp_path, content, message):
+def test_invalid_categories_are_refused(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         taxonomy.read(write(tmp_path / "categories.json", content))
     assert "\n" not in str(error.value)
 
 
-def test_other_numbers_of_classes_than_the_published_ones_are_told(capsys):
+def test_numbers_of_classes_other_than_the_published_ones_give_a_warning(capsys):
     found = taxonomy.classes(categories())
     counts = {level: len(of_level.names) for level, of_level in found.items()}
     taxonomy.check_counts(found, counts, "x")
     assert capsys.readouterr().err == ""
     taxonomy.check_counts(found, counts | {"genus": 72, "kingdom": 3}, "x")
     assert capsys.readouterr().err == (
-        "warning: x: found 2 of kingdom (published: 3), 5 of genus (published: 72): "
-        "these are not the published classes.\n"
+        "warning: x: found 2 classes of kingdom (published: 3), 5 classes of genus (published: 72); "
+        "results are not comparable.\n"
     )
 
 
-# 2018, with TFDS's own species: those of its file that the lines above have, and others in made-up genera
+# 2018, with TFDS's own species: those of LINES, and the others in one family
 
-OF_TFDS = {"train": [3486, 3995, 3640, 7052, 3641, 3995], "validation": [3995, 7052]}  # rows of its labels, from 1
+OF_TFDS = {"train": [3486, 3995, 3640, 7052, 3641, 3995], "validation": [3995, 7052]}  # label + 1
 
 
 @pytest.fixture(scope="module")
 def inat2018(tmp_path_factory):
-    """The prepared data set, the species of TFDS, and a tree for them."""
+    """The folder of the prepared data set, and the species of TFDS."""
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("inat2018")
@@ -134,7 +137,7 @@ def inat2018(tmp_path_factory):
 
 
 def tree_of(species):
-    """Every species with the genus that its name says, in one family; those that LINES has, as there."""
+    """Returns categories with every species: as in LINES, or in one family, with the genus in its name."""
     other = (*PLANT, "Lamiales", "Lamiaceae")
     return categories({name: LINES.get(name, (*other, name.split()[0])) for name in reversed(species)}, first_id=7)
 
@@ -144,12 +147,15 @@ def load_2018(inat2018, **options):
 
 
 @pytest.mark.parametrize("level", ["", "family", "species"])
-def test_2018_has_the_levels_of_the_file(inat2018, tmp_path, capsys, level):
+def test_2018_takes_the_levels_from_the_file(inat2018, tmp_path, capsys, level):
     folder, species = inat2018
     file = write(tmp_path / "c.json", tree_of(species))
     loaded = load_2018(inat2018, inat_categories_file=str(file), train_level=level)
     said = capsys.readouterr().err
-    assert "warning: tfds:i_naturalist2018: found 2 of kingdom (published: 6), " in said and "of species" not in said
+    assert (
+        "warning: tfds:i_naturalist2018: found 2 classes of kingdom (published: 6), " in said
+        and "of species" not in said
+    )
     line = {row["name"]: row for row in tree_of(species)}
     for split, of_tfds in (("train", "train"), ("test", "validation")):
         records = loaded[split]
@@ -161,7 +167,7 @@ def test_2018_has_the_levels_of_the_file(inat2018, tmp_path, capsys, level):
             got = [of_level.names[y].split(" (")[0] for y in of_level.label]
             assert got == [line[species[y]]["name" if name == "species" else name] for y in label]
         assert np.abs(records.image - np.stack([pil_resized(image, 8) for image in images])).max() <= 1
-    # A bird and a plant whose genus has the same name are of two genera.
+    # A bird and a plant whose genera share a name are in two classes.
     train = loaded["train"]
     genus = {train.label_names[y]: g for y, g in zip(train.label, train.levels["genus"].label, strict=True)}
     names = train.levels["genus"].names
@@ -169,7 +175,7 @@ def test_2018_has_the_levels_of_the_file(inat2018, tmp_path, capsys, level):
     assert names[genus["Prunella vulgaris"]] == "Prunella (Lamiaceae)" and names[genus["Morus bassanus"]] == "Morus"
 
 
-def test_2018_finds_the_file_in_the_data_sets_own_folder(inat2018):
+def test_2018_finds_the_file_in_the_folder_of_the_data_set(inat2018):
     folder, species = inat2018
     beside = write(folder / "i_naturalist2018" / "categories.json", tree_of(species))
     try:
@@ -180,39 +186,41 @@ def test_2018_finds_the_file_in_the_data_sets_own_folder(inat2018):
 
 
 @pytest.mark.parametrize("options", [{}, {"train_level": "genus"}, {"train_level": "species", "coarse_classes": (0,)}])
-def test_2018_says_where_the_file_is_missing(inat2018, options):
+def test_2018_refuses_a_missing_file(inat2018, options):
     with pytest.raises(
         UserError,
-        match=r"found no .*i_naturalist2018/categories\.json, which the levels above species of tfds:i_naturalist2018 "
-        r"are in: put its categories\.json there, or set data\.inat_categories_file to it, or train on "
+        match=r"tfds:i_naturalist2018: found no .*i_naturalist2018/categories\.json; expected the categories\.json "
+        r"that defines the levels above species; put it there, set data\.inat_categories_file to it, or use "
         r"data\.train_level=species",
     ) as error:
         load_2018(inat2018, **options)
     assert "\n" not in str(error.value)
 
 
-def test_2018_with_the_species_alone(inat2018, capsys):
+def test_2018_with_the_species_only(inat2018, capsys):
     records = load_2018(inat2018, train_level="species")["train"]
     assert tuple(records.levels) == ("species",) and tuple(records.labels) == ("",)
-    assert "so species is the only level: metrics of the others are left out." in capsys.readouterr().err
+    assert "; species is the only level, and there are no metrics of the others." in capsys.readouterr().err
 
 
-def test_2018_species_that_the_file_lacks(inat2018, tmp_path):
+def test_2018_refuses_a_file_that_lacks_a_species(inat2018, tmp_path):
     file = write(tmp_path / "c.json", [row for row in tree_of(inat2018[1]) if row["name"] != "Morus bassanus"])
     with pytest.raises(
-        UserError, match=r"c\.json lacks 1 of the 8142 species of .*, the first is Morus bassanus: want"
+        UserError, match=r"c\.json: found no category for 1 of the 8142 species of .*, such as Morus bassanus; expected"
     ):
         load_2018(inat2018, inat_categories_file=str(file))
     with pytest.raises(
-        UserError, match=r"'genera' is no level of tfds:i_nat.*: want kingdom or phylum or .* or species"
+        UserError, match=r"tfds:i_nat.*: found .* 'genera'; expected kingdom or phylum or .* or species"
     ):
         load_2018(inat2018, inat_categories_file=str(write(file, tree_of(inat2018[1]))), train_level="genera")
     with pytest.raises(UserError, match=r"found no .*none\.json"):
         load_2018(inat2018, inat_categories_file=str(tmp_path / "none.json"), train_level="species")
 
 
-def test_a_file_of_categories_is_for_data_sets_that_have_one(tmp_path):
-    with pytest.raises(UserError, match=r"data\.inat_categories_file = 'c\.json' is for prepared TFDS data sets"):
+def test_a_categories_file_is_refused_for_other_sources(tmp_path):
+    with pytest.raises(
+        UserError, match=r"data\.inat_categories_file = 'c\.json' with digits; expected it only with prepared TFDS"
+    ):
         sources.load(source="digits", inat_categories_file="c.json")
 
 
@@ -222,7 +230,7 @@ IMAGES_2019 = {"train": [3, 0, 5, 4, 1, 2, 0], "validation": [2, 5]}  # categori
 
 
 def make_2019(folder):
-    """A folder as the competition's files lie: ids of images and the order of annotations are not their rows."""
+    """Writes a folder in the competition's layout, with image ids and annotations in another order than the images."""
     write(folder / "categories.json", [row | {"id": row["id"] + 100} for row in reversed(categories())])
     for split, of_image in IMAGES_2019.items():
         images, annotations = [], []
@@ -246,11 +254,11 @@ def inat2019(tmp_path_factory, cli):
     assert done.returncode == 0, done.stderr[-2000:]
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert warnings == [
-        "warning: inaturalist2019: found 2 of kingdom (published: 3), 3 of phylum (published: 4), 3 of class "
-        "(published: 9), 4 of order (published: 34), 4 of family (published: 57), 5 of genus (published: 72), "
-        "6 of species (published: 1010): these are not the published classes.",
-        "warning: inaturalist2019, split train: found 7 images, and the whole data set has 265240.",
-        "warning: inaturalist2019, split validation: found 2 images, and the whole data set has 3003.",
+        "warning: inaturalist2019: found 2 classes of kingdom (published: 3), 3 classes of phylum (published: 4), 3 "
+        "classes of class (published: 9), 4 classes of order (published: 34), 4 classes of family (published: 57), 5 "
+        "classes of genus (published: 72), 6 classes of species (published: 1010); results are not comparable.",
+        "warning: inaturalist2019, split train: found 7 images; expected 265240.",
+        "warning: inaturalist2019, split validation: found 2 images; expected 3003.",
     ]
     return folder
 
@@ -272,14 +280,14 @@ def test_2019_prepared_from_a_folder(inat2019, stream):
             got = [of_level.names[y].split(" (")[0] for y in of_level.label]
             assert got == [LINES[records.label_names[y]][i] for y in records.label]
         assert records.train_names == ("Nymphalidae", "Prunellidae", "Sulidae", "Moraceae")
-        # Each of the images of the folder is there, under its label. JPEG decoders differ by a few levels.
+        # Every image of the folder is present with its label. JPEG decoders differ by a few levels.
         for file in (inat2019 / "manual" / "train_val2019").rglob(f"{of_tfds}*.jpg"):
             distance = np.abs(images - pil_resized(np.asarray(PIL.Image.open(file)), 24)).mean(axis=(1, 2, 3))
             assert distance.min() < 3 < 10 < np.sort(distance)[1]
             assert records.label[distance.argmin()] == int(file.parent.name)
 
 
-def test_2019_is_trained_by_genus_if_nothing_else_is_asked_for(inat2019):
+def test_2019_trains_on_genus_by_default(inat2019):
     loaded = load_2019(inat2019, image_size=8, coarse_classes=(2,))
     assert loaded["train"].train_level == sources.usual_level("tfds:inaturalist2019") == "genus"
     assert loaded["train"].train_names == ("Morus (Sulidae)",)
@@ -290,11 +298,13 @@ def test_2019_not_prepared(tmp_path):
     with pytest.raises(UserError) as error:
         sources.load(source="tfds:inaturalist2019", data_dir=str(tmp_path), image_size=8)
     how = f"`python experiments/prepare.py --dataset=inaturalist2019 --manual_dir=DIR --data_dir={tmp_path}`"
-    assert str(error.value).startswith(f"tfds:inaturalist2019 is not prepared in {tmp_path}: run {how}, or set")
+    assert str(error.value).startswith(
+        f"tfds:inaturalist2019: found no prepared data set in {tmp_path}; run {how}, or set"
+    )
 
 
 def edit(name, change):
-    """A change to a file of annotations."""
+    """Returns a function that changes an annotations file."""
 
     def broken(folder):
         content = json.loads((folder / name).read_text())
@@ -311,23 +321,26 @@ def remove(name):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (remove("."), r"m is no folder: want train_val2019, train2019\.json, val2019\.json, categories\.json in --man"),
-        (remove("train_val2019"), r"train_val2019 is no folder: want train_val2019, "),
-        (remove("categories.json"), r"found no file .*m/categories\.json; want iNaturalist's categories\.json"),
-        (remove("val2019.json"), r"found no file .*val2019\.json; want that of iNat"),
-        (remove("train_val2019/Life/4/train3.jpg"), r"train3\.jpg is missing, and train2019\.json lists it"),
+        (remove("."), r"m: found no such folder; expected train_val2019, train2019\.json, val2019\.json, categories"),
+        (remove("train_val2019"), r"train_val2019: found no such folder; expected train_val2019, "),
+        (remove("categories.json"), r"found no file .*m/categories\.json; expected iNaturalist's categories\.json"),
+        (remove("val2019.json"), r"found no file .*val2019\.json; expected that of iNat"),
+        (remove("train_val2019/Life/4/train3.jpg"), r"train3\.jpg: found no such image, but train2019\.json lists it"),
         (lambda f: (f / "train_val2019/Life/4/train3.jpg").write_bytes(b"x"), r"train3\.jpg cannot be read \(can"),
         (lambda f: (f / "train2019.json").write_text("["), r"train2019\.json cannot be read \(Expecting value: "),
         (edit("val2019.json", lambda c: c.pop("annotations")), r"val2019\.json cannot be read \(KeyError: 'anno"),
         (edit("val2019.json", lambda c: c.update(images=[3])), r"val2019\.json cannot be read \(TypeError: "),
-        (edit("val2019.json", lambda c: c["annotations"].pop()), r"val2019\.json has no annotation for .*/validation0"),
+        (
+            edit("val2019.json", lambda c: c["annotations"].pop()),
+            r"val2019\.json: found no annotation for .*/validation0",
+        ),
         (
             edit("train2019.json", lambda c: c["annotations"][0].update(category_id=99)),
-            r"train2019\.json has category 99 for .*/train6\.jpg, which categories\.json lacks: want the one of iNat",
+            r"train2019\.json: found category 99 for .*/train6\.jpg; expected one in categories\.json; use the",
         ),
     ],
 )  # fmt: skip
-def test_2019_folder_that_does_not_fit(tmp_path, broken, message):
+def test_2019_refuses_an_invalid_folder(tmp_path, broken, message):
     make_2019(tmp_path / "m")
     broken(tmp_path / "m")
     with pytest.raises(UserError, match=message) as error:

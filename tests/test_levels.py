@@ -1,4 +1,4 @@
-"""More levels than two: what is trained on, what is evaluated, and the tables of train level x test level."""
+"""Deep hierarchies: training levels, evaluation at every level, and tables of train level x test level."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from grafit_jax.runs import results, workdir
 from helpers.command_lines import ROOT
 from helpers.runs import small_config
 
-# Eight species in five genera in three families in two orders.
+# Eight species in five genera, three families and two orders.
 SPECIES = np.arange(8)
 PARENTS = {"order": [0, 0, 0, 0, 0, 1, 1, 1], "family": [0, 0, 0, 1, 1, 2, 2, 2], "genus": [0, 0, 1, 2, 2, 3, 4, 4]}
 
@@ -41,7 +41,7 @@ def make(species, train_level="genus"):
 # Records
 
 
-def test_the_finest_level_and_the_one_that_is_trained_on():
+def test_the_finest_level_and_the_training_level():
     records = make([7, 0, 2])
     assert records.finest == "species" and records.label.tolist() == [7, 0, 2] and records.label_names == (*"abcdefgh",)
     assert records.train_label.tolist() == [4, 0, 1] and records.train_names[4] == "genus4"
@@ -55,16 +55,18 @@ def test_the_finest_level_and_the_one_that_is_trained_on():
     assert other.fingerprint() != records.fingerprint()
 
 
-def test_a_class_of_any_level_lies_in_one_class_of_the_next():
+def test_each_class_lies_in_one_class_of_the_next_coarser_level():
     first, second = make([0, 1, 2, 5]), make([3, 7, 2])
     hierarchy.check_nested([first.levels, second.levels])
-    # Genus 1 is of family 0 in one split, and of family 2 in the other.
+    # Genus 1 is in family 0 in one split, and in family 2 in the other.
     mixed = second.relabel(lambda name, level: level._replace(label=np.array([2, 1, 1])) if name == "genus" else level)
-    with pytest.raises(UserError, match=r"genus label 1 occurs under family labels 0 and 2: want one family label for"):
+    with pytest.raises(
+        UserError, match=r"found genus label 1 under family labels 0 and 2; expected one family label for"
+    ):
         hierarchy.check_nested([first.levels, mixed.levels])
 
 
-def test_classes_are_chosen_at_all_levels_alike_in_all_splits():
+def test_select_renumbers_all_levels_alike_in_all_splits():
     splits = {"train": make([0, 7, 5, 3, 2]), "test": make([7, 6, 2, 5])}
     chosen = hierarchy.select(splits, (4, 1))  # genera
     train_split, test = chosen["train"], chosen["test"]
@@ -76,7 +78,7 @@ def test_classes_are_chosen_at_all_levels_alike_in_all_splits():
     assert train_split.levels["order"].label.tolist() == [1, 0] and test.levels["family"].label.tolist() == [1, 1, 0]
 
 
-# The level that is trained on
+# The training level
 
 
 def write_npz(folder, **changes):
@@ -87,7 +89,7 @@ def write_npz(folder, **changes):
     return f"npz:{folder}"
 
 
-def test_the_fine_level_is_trained_on_if_asked_for():
+def test_train_level_fine():
     fine, usual = (sources.load(source="digits", train_level=level) for level in ("fine", ""))
     for split, records in fine.items():
         np.testing.assert_array_equal(records.train_label, usual[split].label)
@@ -97,7 +99,7 @@ def test_the_fine_level_is_trained_on_if_asked_for():
         assert usual[split].train_names == ("closed loop", "no loop")
 
 
-def test_coarse_classes_mean_the_coarse_level_whatever_is_trained_on():
+def test_coarse_classes_refer_to_the_coarse_level_whatever_the_training_level():
     records = sources.load(source="digits", coarse_classes=(0,), train_level="fine", holdout=0.2)["test"]
     assert records.train_names == ("0", "6", "8", "9") and set(records.labels["coarse"].tolist()) == {0}
 
@@ -108,19 +110,19 @@ def test_coarse_classes_mean_the_coarse_level_whatever_is_trained_on():
         (
             {},
             "genus",
-            r"data\.train_level = 'genus' is no level of npz:.*: want coarse or fine, or leave it empty for co",
+            r"npz:.*: found data\.train_level = 'genus'; expected coarse or fine, or empty for coarse",
         ),
-        ({"label": None}, "fine", r"'fine' is no level of npz:.*: want coarse, or leave it empty for coarse"),
-        ({"label": np.full(20, -1)}, "fine", r"'fine' is no level of npz:.*: want coarse, or leave"),
+        ({"label": None}, "fine", r"npz:.*: found data\.train_level = 'fine'; expected coarse, or empty for coarse"),
+        ({"label": np.full(20, -1)}, "fine", r"npz:.*: found .* 'fine'; expected coarse, or empty"),
     ],
 )
-def test_a_level_that_a_data_set_lacks(tmp_path, changes, level, message):
+def test_an_unknown_level_is_refused(tmp_path, changes, level, message):
     with pytest.raises(UserError, match=message) as error:
         sources.load(source=write_npz(tmp_path, **changes), train_level=level)
     assert "\n" not in str(error.value)
 
 
-def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_judged_at_both(tmp_path, trains):
+def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_evaluated_at_both(tmp_path, trains):
     config = small_config("baseline", **{"data.train_level": "fine", "train.epochs": 1, "eval.layers": ("trunk",)})
     got = trains(config, tmp_path / "run")
     assert {"map", "knn_top1", "coarse/map", "coarse/knn_top1"} <= got.keys()
@@ -141,7 +143,7 @@ def noisy(rng, n):
     return Embedded(embedding.astype(np.float32), make(species).labels)
 
 
-def test_every_level_is_judged_and_the_neighbours_are_searched_once(monkeypatch):
+def test_every_level_is_evaluated_with_one_neighbour_search(monkeypatch):
     rng = np.random.default_rng(0)
     train_split, test = noisy(rng, 131), noisy(rng, 70)
     searches, passes = [], []
@@ -170,7 +172,7 @@ def test_every_level_is_judged_and_the_neighbours_are_searched_once(monkeypatch)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".npy"])
-def test_embeddings_on_disk_keep_their_further_levels(tmp_path, suffix):
+def test_saved_embeddings_keep_their_further_levels(tmp_path, suffix):
     test = noisy(np.random.default_rng(1), 40)
     names = {name: np.array([f"{name} {y}" for y in labels]) for name, labels in test.labels.items()}
     written = Features(test.embedding, np.arange(40), label=names.pop(""), further=names)
@@ -179,11 +181,11 @@ def test_embeddings_on_disk_keep_their_further_levels(tmp_path, suffix):
     assert list(read.further) == ["order", "family", "genus"] and read.coarse_label is None
     np.testing.assert_array_equal(read.coarser, names["genus"])
     got = evaluate_features(read, None, leave_out=False, ks=(1,), knn_k=3, knn_temperature=0.1)
-    wanted = metrics.retrieval_metrics(test.embedding, test.labels, ks=(1,), knn_k=3, knn_temperature=0.1)
-    assert got == wanted and "family/map" in got
+    expected = metrics.retrieval_metrics(test.embedding, test.labels, ks=(1,), knn_k=3, knn_temperature=0.1)
+    assert got == expected and "family/map" in got
 
 
-def test_a_runs_embeddings_have_the_names_of_every_level(tmp_path):
+def test_embeddings_of_a_run_have_the_class_names_of_every_level(tmp_path):
     species = np.arange(64) % 8
     image = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
     records = {split: Records(image, levels_of(species), "family") for split in sources.SPLITS}
@@ -231,7 +233,7 @@ def test_a_method_has_a_row_for_each_train_level_and_test_level():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The runs that a table trains, in their order, as (directory, config); they end at once."""
+    """The runs that a table trains, in order, as (directory name, config); no training happens."""
     runs = []
 
     def pretend(config, directory):
@@ -261,7 +263,7 @@ def test_a_table_trains_every_method_at_every_level(tmp_path, trained):
     )}  # fmt: skip
 
 
-def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(tmp_path, trained):
+def test_a_fine_tuning_table_trains_the_trunks_first_and_omits_their_rows(tmp_path, trained):
     points = reproduction.points(tables.TABLES["transfer"], tmp_path, root=ROOT)
     found = [reproduction.result(point, {}) for point in points]
     assert [(name, c.method, c.data.train_level, pathlib.Path(c.model.pretrained).name) for name, c in trained] == [
@@ -272,7 +274,7 @@ def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(t
         ("from_grafit", "baseline", "fine", "grafit"),
     ]
     assert [r["at"] for r in found] == ["from_scratch", "from_baseline", "from_grafit"]
-    # The trunks have not seen the classes that they are judged on.
+    # The trunks have not seen the classes that they are evaluated on.
     halves = {name: set(c.data.coarse_classes) for name, c in trained}
     assert halves["baseline"] == halves["grafit"] == set(range(10))
     assert halves["from_scratch"] == halves["from_baseline"] == halves["from_grafit"] == set(range(10, 20))
@@ -288,13 +290,13 @@ def test_a_table_of_fine_tuning_trains_the_trunks_first_and_does_not_show_them(t
     ]
 
 
-def test_a_workdir_of_an_earlier_version_has_the_usual_level(tmp_path):
+def test_a_workdir_of_an_earlier_version_has_the_default_level(tmp_path):
     from grafit_jax import config as config_lib
 
     old = json.loads(config_lib.to_json(small_config()))
     del old["data"]["train_level"], old["data"]["inat_categories_file"]
     assert config_lib.differences(config_lib.from_json(json.dumps(old)), small_config()) == []
-    # Where categories.json lies makes no difference, and what is trained on does.
+    # The path of categories.json does not count as a difference, the training level does.
     assert config_lib.differences(small_config(), small_config(**{"data.inat_categories_file": "c.json"})) == []
     changed = config_lib.differences(small_config(), small_config(**{"data.train_level": "fine"}))
     assert changed == ["data.train_level: '' -> 'fine'"]

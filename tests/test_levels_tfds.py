@@ -1,4 +1,4 @@
-"""Data sets of the catalog with other levels or splits than the usual ones: ImageNet, Flowers, Food, Omniglot."""
+"""Data sets of the catalog with special levels or splits: ImageNet, Flowers, Food, Omniglot."""
 
 import numpy as np
 import pytest
@@ -17,16 +17,16 @@ def examples_of(seed, labels, **further):
 
 
 def check_split(folder, name, records, *of_tfds):
-    """Images and fine labels are those of TFDS's splits, one after the other."""
+    """Checks that images and fine labels are those of TFDS's splits, concatenated."""
     label, images = zip(*(in_files(folder, name, "label", split) for split in of_tfds), strict=True)
     np.testing.assert_array_equal(records.label, np.concatenate(label))
-    wanted = np.stack([pil_resized(image, 8) for of_split in images for image in of_split])
+    expected = np.stack([pil_resized(image, 8) for of_split in images for image in of_split])
     # JPEG decoders differ by a few levels.
-    distance = np.abs(records.image - wanted)
+    distance = np.abs(records.image - expected)
     assert distance.mean() < 3 if name == "imagenet2012" else distance.max() <= 1
 
 
-def test_imagenet_is_trained_on_127_classes_or_on_all(tmp_path):
+def test_imagenet_has_127_coarse_and_1000_fine_classes(tmp_path):
     labels = {"train": [0, 1, 389, 999, 151], "validation": [151, 2]}
     prepare(tmp_path, "imagenet2012", {s: examples_of(len(s), ys, file_name="x") for s, ys in labels.items()})
     coarse, fine = (
@@ -51,7 +51,7 @@ def test_imagenet_is_trained_on_127_classes_or_on_all(tmp_path):
         ("food101", {}, {"train": ("train",), "test": ("validation",)}),
     ],
 )
-def test_data_sets_without_coarse_labels_are_trained_on_the_fine_ones(tmp_path, name, further, splits):
+def test_data_sets_without_coarse_labels_train_on_the_fine_ones(tmp_path, name, further, splits):
     of_tfds = [split for group in splits.values() for split in group]
     prepare(tmp_path, name, {s: examples_of(i, [3, 100, 7 + i], **further) for i, s in enumerate(of_tfds)}, shards=2)
     loaded = sources.load(source=f"tfds:{name}", data_dir=str(tmp_path), image_size=8)
@@ -65,20 +65,24 @@ def test_data_sets_without_coarse_labels_are_trained_on_the_fine_ones(tmp_path, 
     np.testing.assert_array_equal(streamed.read(), loaded["train"].image)
     for ids, batch in streamed.shuffled(2, seed=0, buffer_size=9):
         np.testing.assert_array_equal(batch, loaded["train"].image[ids])
-    with pytest.raises(UserError, match=rf"'coarse' is no level of tfds:{name}: want fine, or leave it empty for fine"):
+    with pytest.raises(
+        UserError, match=rf"tfds:{name}: found data.train_level = 'coarse'; expected fine, or empty for fine"
+    ):
         sources.load(source=f"tfds:{name}", data_dir=str(tmp_path), image_size=8, train_level="coarse")
 
 
-def test_a_level_that_is_not_there_is_told_before_images_are_read(tmp_path, monkeypatch):
+def test_an_unknown_level_is_refused_before_images_are_read(tmp_path, monkeypatch):
     prepare(tmp_path, "food101", {s: examples_of(i, [3, 100]) for i, s in enumerate(("train", "validation"))})
     monkeypatch.setattr(tfds.StreamedImages, "read", None)
-    with pytest.raises(UserError, match=r"'genus' is no level of tfds:food101: want fine, or leave it empty for fine"):
+    with pytest.raises(
+        UserError, match=r"tfds:food101: found data.train_level = 'genus'; expected fine, or empty for fine"
+    ):
         sources.load(source="tfds:food101", data_dir=str(tmp_path), image_size=8, train_level="genus")
 
 
 # Omniglot
 
-# Alphabet of each character; characters 30 and 31 are in TFDS's split train, 40 and 45 in test.
+# The alphabet of each character; characters 30 and 31 are in TFDS's train split, 40 and 45 in test.
 ALPHABET = {30: 9, 31: 4, 40: 2, 45: 2}
 
 
@@ -99,24 +103,24 @@ def drawings(tmp_path_factory):
 
 
 @pytest.mark.parametrize("variant", ["", "within"])
-def test_omniglot_within_has_every_character_of_a_split_on_both_sides(drawings, capsys, variant):
+def test_omniglot_within_has_every_character_in_both_splits(drawings, capsys, variant):
     loaded = sources.load(source="tfds:omniglot", data_dir=str(drawings), image_size=8, variant=variant)
     said = capsys.readouterr().err
-    assert "omniglot, variant within: found 28 training and 12 test images, want 13496 and 5784" in said
+    assert "omniglot, variant within: found 28 training and 12 test images; expected 13496 and 5784" in said
     label, images = in_files(drawings, "omniglot", "label", "train")
-    seen, wanted = {30: 0, 31: 0}, {"train": [], "test": []}
+    seen, expected = {30: 0, 31: 0}, {"train": [], "test": []}
     for row, character in enumerate(label):
-        wanted["train" if seen[character] < 14 else "test"].append(row)
+        expected["train" if seen[character] < 14 else "test"].append(row)
         seen[character] += 1
     for split, records in loaded.items():
         assert records.label_names == ("30", "31") and records.train_names == ("4", "9")
-        np.testing.assert_array_equal(records.label, label[wanted[split]] - 30)
+        np.testing.assert_array_equal(records.label, label[expected[split]] - 30)
         np.testing.assert_array_equal(records.train_label, 1 - records.label)
-        resized = np.stack([pil_resized(images[row], 8) for row in wanted[split]])
+        resized = np.stack([pil_resized(images[row], 8) for row in expected[split]])
         assert np.abs(records.image - resized).max() <= 1
 
 
-def test_omniglot_unseen_is_tfds_own_split(drawings):
+def test_omniglot_unseen_has_the_splits_of_tfds(drawings):
     loaded = sources.load(source="tfds:omniglot", data_dir=str(drawings), image_size=8, variant="unseen")
     for split, first in (("train", 0), ("test", 2)):
         records = loaded[split]
@@ -129,13 +133,15 @@ def test_omniglot_unseen_is_tfds_own_split(drawings):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_alphabet_that_a_split_has_no_image_of(drawings, stream):
+def test_an_alphabet_without_images_in_a_split_is_refused(drawings, stream):
     options = {"variant": "unseen", "coarse_classes": (0,), "stream": stream}  # of the alphabets 2, 4, 9
-    with pytest.raises(UserError, match=r"coarse class 0 \(2\) has no image in a split of 40: leave it out"):
+    with pytest.raises(
+        UserError, match=r"found no image of coarse class 0 \(2\) among the 40 of split train; remove it"
+    ):
         sources.load(source="tfds:omniglot", data_dir=str(drawings), image_size=8, **options)
 
 
-def test_omniglot_itself(capsys, omniglot):
+def test_full_omniglot(capsys, omniglot):
     loaded = sources.load(source="tfds:omniglot", data_dir=omniglot, image_size=16)
     assert "warning" not in capsys.readouterr().err
     for split, drawn in (("train", 14), ("test", 6)):

@@ -1,4 +1,4 @@
-"""Folders and CSVs of image files: which images, of which classes, and what is said of odd layouts."""
+"""Listing of image folders and CSVs: images, classes, and the errors and warnings for unusual layouts."""
 
 import os
 
@@ -23,8 +23,8 @@ def test_a_tree_golden(tmp_path):
     assert train_.label_names == test.label_names == ("a", "b", "c")
     assert train_.train_label.tolist() == [0, 0, 0, 1, 1] and train_.label.tolist() == [0, 0, 2, 1, 1]
     assert test.train_label.tolist() == [0, 1, 1] and test.label.tolist() == [2, 1, 1]
-    wanted = ["train/x/a/00.png", "train/x/a/01.png", "train/x/c/00.png", "train/y/b/00.png", "train/y/b/01.png"]
-    assert train_.filename.tolist() == [str(tmp_path / name) for name in wanted]
+    expected = ["train/x/a/00.png", "train/x/a/01.png", "train/x/c/00.png", "train/y/b/00.png", "train/y/b/01.png"]
+    assert train_.filename.tolist() == [str(tmp_path / name) for name in expected]
     for r in records.values():
         for file, image in zip(r.filename, r.image, strict=True):
             np.testing.assert_array_equal(image, written[file])
@@ -42,14 +42,14 @@ def test_the_same_fine_name_under_two_coarse_ones_is_two_classes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["val", "validation"])
-def test_without_fine_folders_there_are_no_fine_labels(tmp_path, name):
+def test_no_fine_labels_without_fine_folders(tmp_path, name):
     image_files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, f"{name}/x": 1, f"{name}/y": 1})
     records = load(tmp_path)
     assert records["train"].label is None and records["test"].label is None
     assert records["test"].train_label.tolist() == [0, 1]
 
 
-def test_fine_labels_of_the_test_split_alone_are_kept(tmp_path):
+def test_fine_labels_of_only_the_test_split_are_kept(tmp_path):
     image_files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, "test/x/a": 1, "test/y/b": 1})
     records = load(tmp_path)
     assert records["train"].label is None and records["test"].label.tolist() == [0, 1]
@@ -62,7 +62,7 @@ def test_links_hidden_files_suffixes_and_accents(tmp_path, capsys):
     image_files.write_tree(root, {"train/é": 1, "test/e\u0301": 1, "train/x": 1, "test/x": 1})  # composed, decomposed
     (root / "train" / "é" / "02.JPEG").symlink_to(elsewhere / "b" / "00.png")
     (root / "train" / "z").symlink_to(elsewhere / "b")
-    (root / "train" / "x" / "loop").symlink_to(root)  # back to a folder on the way
+    (root / "train" / "x" / "loop").symlink_to(root)  # back to a parent folder
     (root / "train" / "x" / "self").symlink_to(root / "train" / "x")
     for hidden in (".DS_Store", "x/.thumb.png", "x/notes.txt"):
         (root / "train" / hidden).write_text("")
@@ -73,8 +73,8 @@ def test_links_hidden_files_suffixes_and_accents(tmp_path, capsys):
     assert [name for name, _ in named(records["train"]).values()] == ["x", "z", "z", "é", "é"]
     assert [name for name, _ in named(records["test"]).values()] == ["x", "é"]
     warned = capsys.readouterr().err.splitlines()
-    assert len(warned) == 2 and "ignored 6 entries that are hidden, no images or links" in warned[0]
-    assert "1 folders hold no image, such as" in warned[1] and warned[1].endswith("test/empty")
+    assert len(warned) == 2 and "ignored 6 entries that are hidden, not images, or links" in warned[0]
+    assert "found 1 folders without images, such as" in warned[1] and warned[1].endswith("test/empty")
 
 
 LAYOUTS = {
@@ -83,33 +83,36 @@ LAYOUTS = {
         {"train/x": 1},
         r": found the folders train; expected a test split, called test or val or validation; or use data\.holdout to",
     ),
-    "empty split": ({"train/x": 1, "test/x": 0}, "found no image for test: want at least one"),
+    "empty split": ({"train/x": 1, "test/x": 0}, "found no image for test; expected at least one"),
     "no classes": (
         {"train": 1, "test/x": 1},
-        r"train/00\.png lies directly in the split: want images in train/<coa",
+        r"train/00\.png: found an image directly in the split; expected images in train/<coarse>/ or",
     ),
-    "mixed": ({"train/x": 1, "train/y/b": 1, "test/x": 1}, r"y/b/00\.png has a fine class and .*x/00\.png has none"),
-    "both": ({"train/x": 1, "train/x/b": 1, "test/x": 1}, r"x/b/00\.png has a fine class and .*x/00\.png has none"),
+    "mixed": (
+        {"train/x": 1, "train/y/b": 1, "test/x": 1},
+        r"found a fine class for .*y/b/00\.png but none for .*x/00\.png",
+    ),
+    "both": ({"train/x": 1, "train/x/b": 1, "test/x": 1}, r"a fine class for .*x/b/00\.png but none for .*x/00\.png"),
     "too deep": (
         {"train/x/a/q": 1, "test/x/a": 1},
-        r"a/q is a folder inside of a fine class: want train/<coarse>/",
+        r"a/q: found a folder inside a fine class; expected images in train/<coarse>/",
     ),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_that_does_not_fit_is_told_in_one_line(tmp_path, layout):
+def test_an_invalid_layout_gives_a_one_line_error(tmp_path, layout):
     folders, message = LAYOUTS[layout]
     image_files.write_tree(tmp_path, folders)
     with pytest.raises(UserError, match=message) as error:
         load(tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"none is no folder: want one that holds train/ and test/"):
+    with pytest.raises(UserError, match=r"none: found no such folder; expected one with train/ and test/"):
         load(tmp_path / "none")
 
 
 @pytest.mark.parametrize("kind", ["folder", "csv"])
-def test_of_several_test_splits_one_is_taken_and_the_others_are_told_of(tmp_path, capsys, kind):
+def test_several_test_splits_give_a_warning(tmp_path, capsys, kind):
     image_files.write_tree(tmp_path, {"train/x": 2, "train/y": 2, "val/x": 3, "val/y": 1, "test/x": 1, "test/y": 1})
     source = f"folder:{tmp_path}"
     if kind == "csv":
@@ -119,8 +122,8 @@ def test_of_several_test_splits_one_is_taken_and_the_others_are_told_of(tmp_path
     for test_split, taken, left_out, number in (("", "test", "val", 2), ("val", "val", "test", 4)):
         assert len(sources.load(source=source, test_split=test_split)["test"]) == number
         assert capsys.readouterr().err == (
-            f"warning: {source}: the test split is {taken}, and {left_out} is left out (data.test_split={left_out} "
-            "takes it)\n"
+            f"warning: {source}: {taken} is the test split and {left_out} is ignored; use data.test_split={left_out} "
+            "to change it\n"
         )
     with pytest.raises(UserError, match=r"found .*train.*; expected a test split, called validation\."):
         sources.load(source=source, test_split="validation")
@@ -128,7 +131,7 @@ def test_of_several_test_splits_one_is_taken_and_the_others_are_told_of(tmp_path
         sources.load(source=source, test_split="dev")
 
 
-def test_a_share_of_training_needs_no_test_split(tmp_path):
+def test_holdout_needs_no_test_split(tmp_path):
     image_files.write_tree(tmp_path, {"train/x/a": 6, "train/x/b": 6, "train/y/c": 6})
     records = sources.load(source=f"folder:{tmp_path}", holdout=0.5)
     assert {split: np.bincount(r.label).tolist() for split, r in records.items()} == {
@@ -136,19 +139,19 @@ def test_a_share_of_training_needs_no_test_split(tmp_path):
     }  # fmt: skip
 
 
-def test_what_may_be_meant_is_warned_of(tmp_path, capsys):
+def test_unusual_classes_give_warnings(tmp_path, capsys):
     image_files.write_tree(tmp_path, {"train/x": 2, "test/x": 1, "test/new": 1})
     records = load(tmp_path)
     assert records["test"].train_names == ("new", "x")
     first, second = capsys.readouterr().err.splitlines()
-    assert "1 coarse classes occur in test alone, such as new" in first
-    assert "all training images are of one coarse class (x)" in second
+    assert "found 1 coarse classes in test but not in train, such as new" in first
+    assert "found a single coarse class (x) in train" in second
 
 
-def test_folders_that_may_not_be_listed_and_names_of_no_encoding_are_told(tmp_path, monkeypatch):
+def test_unreadable_folders_and_undecodable_names_give_errors(tmp_path, monkeypatch):
     image_files.write_tree(tmp_path, image_files.TREE)
     os.mkdir(os.fsencode(tmp_path) + b"/train/x/\xff")
-    with pytest.raises(UserError, match=r"train/x holds '\\udcff', whose name is not UTF-8: rename it"):
+    with pytest.raises(UserError, match=r"train/x: found the name '\\udcff'; expected UTF-8; rename it"):
         load(tmp_path)
     listdir = os.listdir
 
@@ -159,11 +162,11 @@ def test_folders_that_may_not_be_listed_and_names_of_no_encoding_are_told(tmp_pa
 
     os.rmdir(os.fsencode(tmp_path) + b"/train/x/\xff")
     monkeypatch.setattr(os, "listdir", refused)
-    with pytest.raises(UserError, match=r"cannot list .*test/y \(Permission denied\): let it be read"):
+    with pytest.raises(UserError, match=r"test/y: found an unreadable folder \(Permission denied\); make it readable"):
         load(tmp_path)
 
 
-def test_a_choice_of_classes_keeps_every_image_with_its_file(tmp_path):
+def test_selected_classes_keep_the_files_of_their_images(tmp_path):
     image_files.write_tree(tmp_path, image_files.TREE)
     records = load(tmp_path)
     for split, kept in hierarchy.select(records, (1,)).items():
@@ -174,18 +177,18 @@ def test_a_choice_of_classes_keeps_every_image_with_its_file(tmp_path):
 # CSVs.
 
 
-def test_a_csv_is_the_folder_that_it_lists(tmp_path):
+def test_a_csv_of_a_folder_gives_the_same_records(tmp_path):
     image_files.write_tree(tmp_path / "d", image_files.TREE)
     expected = load(tmp_path / "d")
     rows = [(file, *key, split) for split, r in expected.items() for file, key in named(r).items()]
     relative = [(os.path.relpath(rows[0][0], tmp_path), *rows[0][1:]), *rows[1:]]
-    # As a spreadsheet writes it, with a byte-order mark and blanks, and an absolute path beside relative ones.
+    # As spreadsheets write it: with a byte-order mark, quotes, and both relative and absolute paths.
     table = image_files.write_csv(tmp_path / "t.csv", relative, encoding="utf-8-sig", quoting=1)
     got = sources.load(source=f"csv:{table}")
     for split, r in expected.items():
         assert named(got[split]) == named(r)
         np.testing.assert_array_equal(got[split].image, r.image)
-    # In the order of the rows; without the column fine there are no fine labels; `val` is a test split.
+    # Keeps the order of the rows, strips blanks, allows no column fine, and takes `val` as the test split.
     rows = [(f" {file} ", c, {"train": "train", "test": "val"}[s]) for file, c, _, s in rows[::-1]]
     got = sources.load(
         source=f"csv:{image_files.write_csv(tmp_path / 't.csv', rows, header=('path', 'coarse', 'split'))}"
@@ -195,23 +198,31 @@ def test_a_csv_is_the_folder_that_it_lists(tmp_path):
 
 
 CSV_MISTAKES = {
-    "header": ([], ("path", "class", "split"), r"has the columns 'path', 'class', 'split': want path, coarse, split"),
+    "header": (
+        [],
+        ("path", "class", "split"),
+        r"found the columns 'path', 'class', 'split'; expected path, coarse, split",
+    ),
     "semicolons": (
         [],
         ("path;coarse;split",),
-        r"has ';' between its columns: want commas; save it as a CSV with comma",
+        r"found columns separated by ';'; expected commas; save it with commas",
     ),
-    "twice": ([], ("path", "coarse", "split", "coarse"), r"each once, with commas"),
-    "split": ([("a.png", "x", "", "dev")], None, r"line 4: split is 'dev': want one of train, test, val, validation"),
-    "empty": ([("a.png", "", "", "test")], None, r"line 4: coarse is empty"),
-    "short": ([("a.png", "x")], None, r"line 4 has 2 values: want 4"),
-    "again": ([("d/../0.png", "x", "", "train")], None, r"line 4: d/\.\./0\.png stands in line 2 already"),
-    "mixed": ([("2.png", "x", "f", "train")], None, r"2\.png has a fine class and .*0\.png has none"),
+    "twice": ([], ("path", "coarse", "split", "coarse"), r"each once and separated by commas"),
+    "split": (
+        [("a.png", "x", "", "dev")],
+        None,
+        r"line 4: found split 'dev'; expected one of train, test, val, validation",
+    ),
+    "empty": ([("a.png", "", "", "test")], None, r"line 4: found no coarse; expected one"),
+    "short": ([("a.png", "x")], None, r"line 4: found 2 values; expected 4"),
+    "again": ([("d/../0.png", "x", "", "train")], None, r"line 4: found d/\.\./0\.png again, first in line 2"),
+    "mixed": ([("2.png", "x", "f", "train")], None, r"found a fine class for .*2\.png but none for .*0\.png"),
 }
 
 
 @pytest.mark.parametrize("name", CSV_MISTAKES)
-def test_mistakes_in_a_csv_are_told_with_their_line(tmp_path, name):
+def test_csv_errors_name_the_line(tmp_path, name):
     rows, header, message = CSV_MISTAKES[name]
     good = [] if header else [("0.png", "x", "", "train"), ("1.png", "x", "", "test")]
     table = image_files.write_csv(tmp_path / "t.csv", [*good, *rows], header or ("path", "coarse", "fine", "split"))
@@ -220,31 +231,31 @@ def test_mistakes_in_a_csv_are_told_with_their_line(tmp_path, name):
 
 
 @pytest.mark.parametrize(("data", "message"), [(b"\xff\xfe\0a", "cannot be read"), (None, "found no file")])
-def test_a_csv_that_is_none(tmp_path, data, message):
+def test_an_invalid_csv_is_refused(tmp_path, data, message):
     if data is not None:
         (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(UserError, match=message):
         sources.load(source=f"csv:{tmp_path}/t.csv")
 
 
-def test_a_folder_is_no_csv(tmp_path):
-    with pytest.raises(UserError, match=r"is a folder: want csv:FILE, or folder:DIR"):
+def test_a_folder_given_as_csv_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r": found a folder; expected csv:FILE; use folder:DIR"):
         sources.load(source=f"csv:{tmp_path}")
 
 
-def test_labels_that_look_missing_are_warned_of(tmp_path, capsys):
+def test_labels_named_like_missing_values_give_a_warning(tmp_path, capsys):
     image_files.write_tree(tmp_path, {"d": 4})
     rows = [(f"d/{i:02}.png", c, f, s) for i, (c, f, s) in enumerate(
         [("x", "a", "train"), ("x", "NaN", "train"), ("na", "b", "test"), ("banana", "nancy", "test")]
     )]  # fmt: skip
     got = sources.load(source=f"csv:{image_files.write_csv(tmp_path / 't.csv', rows)}")
-    assert f"{tmp_path}/t.csv: 2 labels are called nan or na or n/a" in (warned := capsys.readouterr().err)
-    assert "the first in line 3: they are classes like any other; if they stand" in warned
+    assert f"{tmp_path}/t.csv: found 2 labels named nan or na or n/a" in (warned := capsys.readouterr().err)
+    assert "first in line 3; they are used as classes; if they mean missing values" in warned
     assert got["train"].label_names == ("NaN", "a", "b", "nancy")
 
 
-def test_an_image_in_both_splits_is_warned_of(tmp_path, capsys):
+def test_an_image_in_both_splits_gives_a_warning(tmp_path, capsys):
     image_files.write_tree(tmp_path, {"d": 2})
     rows = [("d/00.png", c, "", s) for s in ("train", "test") for c in "x"] + [("d/01.png", "y", "", "train")]
     sources.load(source=f"csv:{image_files.write_csv(tmp_path / 't.csv', rows)}")
-    assert f"1 images are in both splits, such as {tmp_path}/d/00.png" in capsys.readouterr().err
+    assert f"found 1 images in both splits, such as {tmp_path}/d/00.png" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Batches from the devices' own copy and from files: every image, its own id, the same order for the same seed."""
+"""Resident and streamed batches: every image once under its own id, in an order that depends on the seed."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from helpers.tfds_data import make_builder
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """90 training images 6x5x3 in 3 files, 6 fine classes in 3 coarse ones."""
+    """90 training images 6x5x3 in 3 files; 6 fine classes in 3 coarse classes."""
     folder = tmp_path_factory.mktemp("tfds")
     make_builder(folder)
     return str(folder)
@@ -44,7 +44,7 @@ def epoch_of(images, seed, batch_size=16, **options):
 
 
 @pytest.mark.quick
-def test_an_epochs_order_is_a_permutation_of_its_own_cut_to_whole_batches(eight_devices):
+def test_epoch_order_is_a_new_permutation_cut_to_full_batches(eight_devices):
     orders = [np.asarray(pipeline.epoch_order(0, epoch, 899, 14, 64)) for epoch in (0, 1)]
     assert orders[0].shape == (8, 14, 8)  # devices, steps, images
     for order in orders:
@@ -55,7 +55,7 @@ def test_an_epochs_order_is_a_permutation_of_its_own_cut_to_whole_batches(eight_
 
 
 @pytest.mark.parametrize("options", [{}, {"coarse_classes": (2, 0)}, {"holdout": 0.3}])
-def test_streamed_records_are_the_records_in_memory(tiny, options):
+def test_streamed_records_equal_records_in_memory(tiny, options):
     whole, streamed = load(tiny, **options), load(tiny, stream=True, **options)
     images = streamed["train"].image
     assert images.shape == whole["train"].image.shape and images.dtype == np.uint8
@@ -65,36 +65,36 @@ def test_streamed_records_are_the_records_in_memory(tiny, options):
         np.testing.assert_array_equal(streamed[split].label, whole[split].label)
         np.testing.assert_array_equal(streamed[split].train_label, whole[split].train_label)
     np.testing.assert_array_equal(streamed["test"].image, whole["test"].image)  # always in memory
-    # A shuffled epoch: every image under its own id, none twice, those past the last full batch left out.
+    # A shuffled epoch: each image at most once under its own id, without those past the last full batch.
     ids, shuffled = epoch_of(images, seed=3)
     assert len(ids) == len(np.unique(ids)) == len(images) // 16 * 16
     np.testing.assert_array_equal(shuffled, whole["train"].image[ids])
 
 
-def test_the_seed_alone_decides_the_order(tiny):
+def test_the_order_depends_only_on_the_seed(tiny):
     images = load(tiny, stream=True)["train"].image
     first, again, other = (epoch_of(images, seed)[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    # With a buffer of one the files alone are shuffled.
+    # With a buffer of one, only the files are shuffled.
     assert np.mean(np.diff(epoch_of(images, 3, buffer_size=1)[0]) == 1) > 0.8 > 0.3 > np.mean(np.diff(first) == 1)
 
 
-def test_hosts_have_parts_that_do_not_overlap_and_miss_nothing(tiny):
+def test_shards_are_disjoint_and_complete(tiny):
     images = load(tiny, stream=True)["train"].image
     parts = [epoch_of(images, 5, batch_size=1, shard=(i, 4))[0] for i in range(4)]
     assert sorted(map(len, parts)) == [22, 22, 23, 23]
     assert sorted(np.concatenate(parts)) == list(range(90))
 
 
-def test_fingerprint_of_streamed_images_follows_the_choice_of_images(tiny):
+def test_fingerprint_of_streamed_images_depends_on_the_selected_images(tiny):
     def prints(**options):
         return load(tiny, stream=True, **options)["train"].fingerprint()
 
     assert prints() == prints() != prints(coarse_classes=(0, 1))
 
 
-def test_a_streamed_step_is_the_step_on_resident_data(tiny, eight_devices):
+def test_a_streamed_step_equals_a_step_on_resident_data(tiny, eight_devices):
     config = stream_config(tiny)
     run = experiment.load(config)
     feed = experiment.make_feed(run)
@@ -119,7 +119,7 @@ def test_a_streamed_step_is_the_step_on_resident_data(tiny, eight_devices):
     assert_close((state, memory), (expected, expected_memory), rtol=1e-4, atol=1e-5)
 
 
-def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():
+def test_two_batches_are_prefetched_and_the_waiting_time_is_measured():
     taken = []
 
     class Slow:
@@ -140,7 +140,7 @@ def test_batches_are_two_ahead_of_the_step_and_the_wait_for_them_is_told():
     assert feed.waited > 0
 
 
-def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch, trains):
+def test_a_streamed_run_resumes_exactly(tiny, tmp_path, monkeypatch, trains):
     config = stream_config(tiny)
     expected = trains(config, tmp_path / "whole")
     shuffled, epochs = pipeline.Streamed.epoch, []
@@ -163,17 +163,17 @@ def test_a_streamed_run_resumes_as_if_never_stopped(tiny, tmp_path, monkeypatch,
     [
         (
             {"data.source": "digits"},
-            r"data\.stream = True is for .*TFDS.* or image files .*, not for digits: leave it at False",
+            r"data\.stream = True with digits; expected it only with .*TFDS.* or image files .*; use False",
         ),
         ({"train.steps_per_call": 4}, "train.steps_per_call = 4: want 0 or 1 with data.stream"),
     ],
 )
-def test_what_cannot_be_streamed_is_told_first(tiny, overrides, message):
+def test_invalid_streaming_options_are_refused(tiny, overrides, message):
     with pytest.raises(UserError, match=message):
         experiment.load(stream_config(tiny, **overrides))
 
 
-def test_data_too_large_for_the_devices_are_told_of_before_they_are_moved(monkeypatch):
+def test_data_too_large_for_the_devices_are_refused_before_the_transfer(monkeypatch):
     class Small:
         def memory_stats(self):
             return {"bytes_limit": 100_000}  # 899 digits of 64 bytes are more than half of it

@@ -12,7 +12,7 @@ from grafit_jax.errors import UserError
 
 
 def write_npz(folder, split, name="some_", **changes):
-    """Two coarse classes of two fine ones with five images each; a change to None leaves an array out."""
+    """Writes two coarse classes of two fine classes with five images each; `changes` to None drop an array."""
     rng = np.random.default_rng(len(split))
     label = np.repeat(np.arange(4), 5)
     arrays = {"image": rng.integers(0, 256, (20, 3, 2, 1), np.uint8), "label": label, "coarse_label": label // 2}
@@ -81,7 +81,7 @@ def test_the_content_is_the_same_in_any_order(digits):
         train.relabel(lambda _, level: level._replace(label=level.label[order])), image=train.image[order]
     )
     assert moved.content() == train.content() and moved.fingerprint() != train.fingerprint()
-    # Labels belong to their images, and an image that is there twice counts twice.
+    # Labels belong to their images, and a repeated image counts twice.
     assert dataclasses.replace(moved, image=train.image).content() != train.content()
     first, second, *_ = train.image
     twice = [np.stack([first, *images, second]) for images in ([first], [second])]
@@ -97,21 +97,21 @@ def digits():
     return sources.load(source="digits", data_dir=None)
 
 
-def test_digits_are_all_of_scikit_learns(digits):
+def test_digits_are_those_of_scikit_learn(digits):
     from sklearn.datasets import load_digits
 
     raw = load_digits()
     levels = np.array([0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255])  # v * 255 / 16
     image = levels[raw.images.astype(int)].astype(np.uint8)
     expected = sorted(i.tobytes() + bytes([y]) for i, y in zip(image, raw.target, strict=True))
-    # Every image once, in one of the splits.
+    # Every image is in one split, once.
     assert multiset(*digits.values()) == expected
     for records in digits.values():
         assert records.image.dtype == np.uint8
         assert records.image.shape == (len(records), 8, 8, 1)
 
 
-def test_digits_are_halved_evenly(digits):
+def test_digits_halves_are_stratified(digits):
     from sklearn.datasets import load_digits
 
     assert {s: len(r) for s, r in digits.items()} == {"train": 899, "test": 898}
@@ -120,8 +120,8 @@ def test_digits_are_halved_evenly(digits):
         assert np.all(np.abs(np.bincount(records.label, minlength=10) - per_class / 2) <= 1)
 
 
-def test_digits_halves_are_fixed_for_good(digits):
-    # Recorded. Another split would make every number of the README's first table incomparable.
+def test_digits_halves_are_fixed(digits):
+    # Golden values: another split would invalidate the README's results.
     assert {s: r.fingerprint() for s, r in digits.items()} == {"train": "01016c476db8dc39", "test": "a0a0e430519db19a"}
 
 
@@ -155,15 +155,15 @@ def test_holdout_comes_from_the_training_split(digits):
     assert multiset(*held.values()) == multiset(digits["train"])
     assert len(held["test"]) == 179  # floor(0.2 * 899)
     share = np.bincount(held["test"].label) / np.bincount(digits["train"].label)
-    assert np.all(np.abs(share - 0.2) < 1 / 80)  # 80 and more images a class
-    # Both sides keep the order of the split.
+    assert np.all(np.abs(share - 0.2) < 1 / 80)  # at least 80 images per class
+    # Both parts keep the order of the split.
     position = {image.tobytes(): i for i, image in enumerate(digits["train"].image)}
     for records in held.values():
         places = [position[image.tobytes()] for image in records.image]
         assert places == sorted(places)
 
 
-def test_holdout_is_fixed_for_good():
+def test_holdout_is_fixed():
     prints = [sources.load(source="digits", holdout=0.2)["test"].fingerprint() for _ in range(2)]
     assert prints == ["cdd4d11dc5a9ca96"] * 2
 
@@ -175,10 +175,10 @@ def test_holdout_is_drawn_at_random_within_a_class(tmp_path):
         write_npz(tmp_path, split, image=image, label=label, coarse_label=label)
     test = load_npz(tmp_path, holdout=0.29)["test"]
     assert len(test) == 29  # though 0.29 * 100 is 28.999999999999996
-    assert np.diff(test.image.ravel().astype(int)).max() > 5  # evenly spaced ones would be 3 or 4 apart
+    assert np.diff(test.image.ravel().astype(int)).max() > 5  # evenly spaced images would be 3 or 4 apart
 
 
-def test_holdout_without_fine_labels_goes_by_coarse_ones(tmp_path):
+def test_holdout_without_fine_labels_is_stratified_by_coarse_ones(tmp_path):
     coarse_label = np.repeat([0, 1], [15, 5])
     for split in sources.SPLITS:
         write_npz(tmp_path, split, label=None, coarse_label=coarse_label)
@@ -189,14 +189,14 @@ def test_holdout_without_fine_labels_goes_by_coarse_ones(tmp_path):
 
 @pytest.mark.parametrize("holdout", [-0.1, 1.0, 1.5, float("nan")])
 def test_holdout_out_of_range(holdout):
-    with pytest.raises(UserError, match=f"holdout = {holdout}: want a share .* at least 0 and below 1"):
+    with pytest.raises(UserError, match=f"found holdout = {holdout}; expected a share .* at least 0 and below 1"):
         sources.load(source="digits", data_dir=None, holdout=holdout)
 
 
-def test_holdout_that_leaves_nothing(tmp_path):
+def test_holdout_that_leaves_a_split_empty(tmp_path):
     for split in sources.SPLITS:
         write_npz(tmp_path, split)
-    with pytest.raises(UserError, match=r"holdout = 0\.04 leaves no image for test: take a share"):
+    with pytest.raises(UserError, match=r"found no image for test with holdout = 0\.04; use a share"):
         load_npz(tmp_path, holdout=0.04)  # 0.8 images of 20
 
 
@@ -227,7 +227,7 @@ def test_npz_in_the_home_directory(tmp_path, monkeypatch):
 
 def test_npz_selects_with_one_numbering_for_both_splits(tmp_path):
     write_npz(tmp_path, "train")
-    # Of coarse class 1, the fine classes 2 and 3, the test split shows only 3.
+    # Of the fine classes 2 and 3 in coarse class 1, the test split has only 3.
     write_npz(tmp_path, "test", label=np.repeat([0, 3], 10), coarse_label=np.repeat([0, 1], 10))
     loaded = load_npz(tmp_path, coarse_classes=(1,))
     assert loaded["train"].label.tolist() == [0] * 5 + [1] * 5
@@ -255,32 +255,38 @@ MINUS = np.where(LABEL == 3, -1, LABEL)
     [
         (
             {"image": None},
-            r"some_test\.npz holds the arrays label, coarse_label but no image: write it with numpy",
+            r"some_test\.npz: found the arrays label, coarse_label but no image; write it with numpy",
         ),
-        ({"coarse_label": None}, r"some_test\.npz holds the arrays image, label but no coarse_label"),
+        ({"coarse_label": None}, r"some_test\.npz: found the arrays image, label but no coarse_label"),
         (
             {"image": np.zeros((20, 2, 2, 1))},
-            r"split test: images are float64 \[20, 2, 2, 1\], want uint8 \[N, H, W, C\]",
+            r"split test: found images float64 \[20, 2, 2, 1\]; expected uint8 \[N, H, W, C\]",
         ),
-        ({"image": np.zeros((20, 2, 2), np.uint8)}, r"images are uint8 \[20, 2, 2\], want uint8 \[N, H, W, C\]"),
-        ({"image": np.zeros((20, 3, 8, 8), np.uint8)}, "with 8 channels, want 1 or 3, and the channels last"),
+        ({"image": np.zeros((20, 2, 2), np.uint8)}, r"found images uint8 \[20, 2, 2\]; expected uint8 \[N, H, W, C\]"),
+        ({"image": np.zeros((20, 3, 8, 8), np.uint8)}, "with 8 channels; expected 1 or 3, in the last dimension"),
         (
             {"image": np.zeros((20, 3, 2, 3), np.uint8)},
             "found 1 channels in train and 3 channels in test; expected the same number",
         ),
-        ({"image": np.zeros((0, 3, 2, 1), np.uint8)}, "split test: no image, want at least one"),
-        ({"label": LABEL[:19]}, r"split test: label is int64 \[19\], want integers \[20\]"),
-        ({"label": LABEL.astype(float)}, r"label is float64 \[20\], want integers \[20\]"),
-        ({"coarse_label": LABEL[:, None]}, r"coarse_label is int64 \[20, 1\], want integers \[20\]"),
-        ({"label": MINUS}, "split test: label goes down to -1, want no negative label: number the classes from 0"),
-        ({"coarse_label": np.full(20, -1)}, "coarse_label goes down to -1, want no negative label"),
-        ({"label": LABEL + 2**20}, "label goes up to 1048579, want numbers below 1048576: number the classes from 0"),
-        ({"label": np.array([str(y) for y in LABEL])}, r"label is <U1 \[20\], want integers \[20\]"),
+        (
+            {"image": np.zeros((0, 3, 2, 1), np.uint8)},
+            r"split test: found images \[0, 3, 2, 1\]; expected at least one",
+        ),
+        ({"label": LABEL[:19]}, r"split test: found label of int64 \[19\]; expected integers \[20\]"),
+        ({"label": LABEL.astype(float)}, r"found label of float64 \[20\]; expected integers \[20\]"),
+        ({"coarse_label": LABEL[:, None]}, r"found coarse_label of int64 \[20, 1\]; expected integers \[20\]"),
+        ({"label": MINUS}, "split test: found label -1; expected no negative label; number the classes from 0"),
+        ({"coarse_label": np.full(20, -1)}, "found coarse_label -1; expected no negative label"),
+        (
+            {"label": LABEL + 2**20},
+            "label: found label 1048579; expected labels below 1048576; number the classes from 0",
+        ),
+        ({"label": np.array([str(y) for y in LABEL])}, r"found label of <U1 \[20\]; expected integers \[20\]"),
         ({"label": LABEL.astype(object)}, r"some_test\.npz cannot be read \(Object arrays .*\); write it with"),
-        ({"coarse_label": LABEL // 3}, "fine label 2 occurs under coarse labels 0 and 1: .* correct the labels"),
+        ({"coarse_label": LABEL // 3}, "found fine label 2 under coarse labels 0 and 1; .* correct the labels"),
     ],
 )
-def test_npz_that_is_not_as_it_should_be(tmp_path, changes, message):
+def test_invalid_npz_is_refused(tmp_path, changes, message):
     write_npz(tmp_path, "train")
     write_npz(tmp_path, "test", **changes)
     with pytest.raises(UserError, match=message) as error:
@@ -290,21 +296,21 @@ def test_npz_that_is_not_as_it_should_be(tmp_path, changes, message):
 
 def test_npz_folder_missing(tmp_path):
     with pytest.raises(
-        UserError, match=r"npz:.*nowhere is no folder: want one that holds \*train\.npz and \*test\.npz"
+        UserError, match=r"npz:.*nowhere: found no such folder; expected one with \*train\.npz and \*test\.npz"
     ):
         load_npz(tmp_path / "nowhere")
 
 
 def test_npz_file_missing(tmp_path):
     write_npz(tmp_path, "train")
-    with pytest.raises(UserError, match=r"holds 0 files \*test\.npz, want one"):
+    with pytest.raises(UserError, match=r"found 0 files \*test\.npz; expected one"):
         load_npz(tmp_path)
 
 
 def test_npz_file_ambiguous(tmp_path):
     for name in ("a_", "b_"):
         write_npz(tmp_path, "train", name=name)
-    with pytest.raises(UserError, match=r"holds 2 files \*train\.npz \(a_train\.npz, b_train\.npz\), want one"):
+    with pytest.raises(UserError, match=r"found 2 files \*train\.npz \(a_train\.npz, b_train\.npz\); expected one"):
         load_npz(tmp_path)
 
 
@@ -326,7 +332,7 @@ def _single_array(path):
 @pytest.mark.parametrize(
     "spoil", [_truncated, _flipped, _single_array, lambda p: p.write_bytes(b""), lambda p: p.write_text("no")]
 )
-def test_npz_file_spoilt(tmp_path, spoil):
+def test_damaged_npz_is_refused(tmp_path, spoil):
     for split in sources.SPLITS:
         write_npz(tmp_path, split)
     spoil(tmp_path / "some_test.npz")
@@ -335,19 +341,19 @@ def test_npz_file_spoilt(tmp_path, spoil):
     assert "\n" not in str(error.value)
 
 
-# what every source refuses
+# errors of all sources
 
 
 @pytest.mark.parametrize("source", ["digit", "", "tfds:", "npz:", "folder:", "imagenet:x", "digits:2"])
 def test_unknown_source(source):
     with pytest.raises(
-        UserError, match=f"source = '{source}': want digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE"
+        UserError, match=f"found source = '{source}'; expected digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE"
     ):
         sources.load(source=source, data_dir=None)
 
 
-def test_coarse_class_that_is_not_there():
-    with pytest.raises(UserError, match="coarse class 2 is not there: want numbers from 0 to 1"):
+def test_unknown_coarse_class_is_refused():
+    with pytest.raises(UserError, match="coarse_classes: found 2; expected numbers from 0 to 1"):
         sources.load(source="digits", data_dir=None, coarse_classes=(0, 2))
 
 

@@ -1,4 +1,4 @@
-"""`sources.load` of TFDS data sets: a small one that is made here, and CIFAR-100 where it is prepared."""
+"""`sources.load` of TFDS data sets: a small generated one, and CIFAR-100 if it is prepared."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def tiny(tmp_path_factory):
 
 
 def read_files(folder, split):
-    """Images and labels of TFRecord files, one file after the other, without TFDS."""
+    """Reads images and labels from the TFRecord files in order, without TFDS."""
     import tensorflow as tf
 
     files = sorted(str(p) for p in folder.glob(f"*/*/*-{split}.tfrecord-*"))
@@ -28,7 +28,7 @@ def read_files(folder, split):
     return images, *(np.array([int(row[key]) for row in rows]) for key in ("label", "coarse_label"))
 
 
-def test_tfds_gives_every_image_in_the_order_of_the_files(tiny):
+def test_tfds_images_are_in_file_order(tiny):
     loaded = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tiny))
     again = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tiny))
     for split, records in loaded.items():
@@ -59,7 +59,7 @@ def test_tfds_selects_coarse_classes(tiny):
         assert records.train_names == tuple("xz")
 
 
-def test_tfds_decodes_no_image_of_other_classes(tiny, monkeypatch):
+def test_tfds_decodes_only_images_of_the_selected_classes(tiny, monkeypatch):
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -95,19 +95,19 @@ def test_tfds_with_withheld_fine_labels(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coarse": False}, r"features (label, image|image, label) but no coarse_label: take a data set with"),
-        ({"splits": ("train",)}, "has the splits train but no test: take a data set with train and test"),
+        ({"coarse": False}, r"features (label, image|image, label) but no coarse_label; expected image, label and"),
+        ({"splits": ("train",)}, "found the splits train but no test; expected train and test; use another data set"),
         (
             {"shape": (None, None, 3)},
-            r"declares images of shape \(None, None, 3\), want one size for all: set data.image_size",
+            r"found images of shape \(None, None, 3\); expected one size for all; set data.image_size",
         ),
         (
             {"file_format": "array_record"},
-            "as array_record, want tfrecord: run `tfds build tiny_hierarchy --data_dir=DIR",
+            "found array_record files in .*; expected tfrecord; run `tfds build tiny_hierarchy --data_dir=DIR",
         ),
     ],
 )
-def test_tfds_data_set_that_does_not_fit(tmp_path, options, message):
+def test_unsupported_tfds_data_set_is_refused(tmp_path, options, message):
     make_builder(tmp_path, **options)
     with pytest.raises(UserError, match=message) as error:
         sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path))
@@ -118,15 +118,18 @@ def test_tfds_not_prepared(tmp_path):
     with pytest.raises(UserError) as error:
         sources.load(source="tfds:cifar100", data_dir=str(tmp_path))
     assert f"run `tfds build cifar100 --data_dir={tmp_path}`" in str(error.value)
-    assert not list(tmp_path.iterdir())  # and nothing was downloaded
+    assert not list(tmp_path.iterdir())  # nothing was downloaded
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar1000", r"knows no data set cifar1000 \(did you mean 'cifar100'\?\): want a name from"),
-        ("cifar100:9.9.9", r"tfds:cifar100:9\.9\.9 is not to be had \(.*only: 3\.0\.2.*\): want tfds:NAME, tfds"),
-        ("no name", r"tfds:no name is not to be had \(Parsing .*\): want tfds:NAME"),
+        ("cifar1000", r"found no TFDS data set cifar1000 \(did you mean 'cifar100'\?\); expected a name from"),
+        (
+            "cifar100:9.9.9",
+            r"tfds:cifar100:9\.9\.9: found no such TFDS data set \(.*only: 3\.0\.2.*\); expected tfds:NAME, tfds",
+        ),
+        ("no name", r"tfds:no name: found no such TFDS data set \(Parsing .*\); expected tfds:NAME"),
     ],
 )
 def test_tfds_unknown_name(tmp_path, name, message):
@@ -135,7 +138,7 @@ def test_tfds_unknown_name(tmp_path, name, message):
     assert "\n" not in str(error.value)
 
 
-# CIFAR-100 itself
+# CIFAR-100
 
 
 def test_cifar100(cifar100):
@@ -163,16 +166,16 @@ def test_cifar100_of_four_coarse_classes(cifar100):
         assert set(records.train_label[records.label == whale[0]].tolist()) == {0}
 
 
-def test_tfds_files_that_are_gone_or_damaged_are_told_in_one_line(tmp_path):
+def test_missing_or_damaged_tfds_files_give_a_one_line_error(tmp_path):
     make_builder(tmp_path / "data")
     images = sources.load(source="tfds:tiny_hierarchy", data_dir=str(tmp_path / "data"), stream=True)["train"].image
     file = sorted((tmp_path / "data").rglob("*-train.tfrecord-*"))[1]
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"files of tiny_hierarchy/1\.0\.0 in .* cannot be read any more \(.*corrupted"):
+    with pytest.raises(UserError, match=r"found unreadable files of tiny_hierarchy/1\.0\.0 \(.*corrupted"):
         list(images.shuffled(10, seed=0, buffer_size=10))
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     for read in (lambda: list(images.shuffled(10, seed=0, buffer_size=10)), images.read):
-        with pytest.raises(UserError, match=r"cannot be read any more \(.*\): give them back, or prepare"):
+        with pytest.raises(UserError, match=r"found unreadable files of .* \(.*\); restore them or prepare"):
             read()

@@ -350,7 +350,7 @@ def test_a_killed_sweep_resumes_and_ends_with_the_right_table(tmp_path):
     lines = [line for line in again.stdout.splitlines() if line]
     assert [line[: line.rindex(" |", 0, -2) + 2] for line in lines[2:5]] == sorted(rows, key=rows.get)
     assert lines[5:] == [
-        f"{bad}: failed (error: npz:/nowhere is no folder: want one that holds *train.npz and *test.npz.)",
+        f"{bad}: failed (error: npz:/nowhere: found no such folder; expected one with *train.npz and *test.npz.)",
         f"plot: {directory / 'sweep.png'}",
     ]
     assert (directory / "sweep.png").read_bytes().startswith(b"\x89PNG")

@@ -1,1 +1,1 @@
-"""Records from their sources, the label hierarchy, and batches on the devices."""
+"""Records read from a source, label hierarchies, and the input pipeline."""

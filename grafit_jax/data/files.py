@@ -1,4 +1,4 @@
-"""Files that may be damaged, or somebody else's: JSON and npz, of which nothing is ever unpickled."""
+"""Readers of untrusted JSON and npz files; nothing is ever unpickled."""
 
 import json
 import math
@@ -12,64 +12,65 @@ import numpy as np
 
 from grafit_jax.errors import UserError, reading
 
-# Characters of a name in a CSV. As an array, all names take as much memory as the longest one.
+# The maximum number of characters in a CSV field: a NumPy string array spends the longest one's memory on each.
 LONGEST = 4096
 _KINDS: Mapping[type, str] = {dict: "object", list: "list"}
 
 
-def read_json(path: pathlib.Path, kind: type, want: str) -> Any:
-    """The content of a JSON file.
+def read_json(path: pathlib.Path, kind: type, hint: str) -> Any:
+    """Returns the content of a JSON file.
 
     Args:
       path: the file.
-      kind: dict or list.
-      want: as for `errors.reading`.
+      kind: the type of the content, dict or list.
+      hint: the end of an error message, as for `errors.reading`.
 
     Raises:
-      UserError: a file that is missing, cannot be read, or holds something else than a `kind`.
+      UserError: the file is missing or unreadable, or its content is not a `kind`.
     """
-    with reading(path, want):
+    with reading(path, hint):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, kind):
-        raise UserError(f"{path} holds no {_KINDS[kind]}: {want}.")
+        raise UserError(f"{path}: found no {_KINDS[kind]}; {hint}.")
     return content
 
 
 def read_npz(
-    path: pathlib.Path, wanted: Callable[[str], bool], needed: Iterable[str], want: str
+    path: pathlib.Path, selects: Callable[[str], bool], required: Iterable[str], hint: str
 ) -> dict[str, np.ndarray]:
-    """The arrays of an npz file whose names are `wanted`.
+    """Returns the selected arrays of an npz file, by name.
 
     Args:
       path: the file.
-      wanted: whether an array is read, by its name.
-      needed: names that have to be there.
-      want: as for `errors.reading`.
+      selects: whether to read the array of this name.
+      required: the names that must be present.
+      hint: the end of an error message, as for `errors.reading`.
 
     Raises:
-      UserError: a file that is missing, cannot be read or lacks a needed array, or whose arrays would not fit into the
-        host's memory: a compressed file may be a thousandth of what comes out of it.
+      UserError: the file is missing or unreadable, lacks a required array, or holds arrays larger than the host's
+        memory (a compressed file may expand a thousandfold).
     """
-    with reading(path, want):
+    with reading(path, hint):
         with zipfile.ZipFile(path) as archive:
-            size = sum(m.file_size for m in archive.infolist() if wanted(m.filename.removesuffix(".npy")))
+            size = sum(m.file_size for m in archive.infolist() if selects(m.filename.removesuffix(".npy")))
         if size > _memory():
             raise UserError(
-                f"{path} holds arrays of {size / 2**30:.1f} GiB, and this host has {_memory() / 2**30:.1f} GiB: {want}."
+                f"{path}: found arrays of {size / 2**30:.1f} GiB, more than this host's {_memory() / 2**30:.1f} GiB; "
+                f"{hint}."
             )
         with np.load(path, allow_pickle=False) as file:
-            for name in needed:
+            for name in required:
                 if name not in file:
-                    raise UserError(f"{path} holds the arrays {', '.join(file) or 'none'} but no {name}: {want}.")
-            arrays = {name: file[name] for name in file if wanted(name)}
+                    raise UserError(f"{path}: found the arrays {', '.join(file) or 'none'} but no {name}; {hint}.")
+            arrays = {name: file[name] for name in file if selects(name)}
         for name, array in arrays.items():
-            if not isinstance(array, np.ndarray):  # NumPy hands over the bytes of what does not begin as an array
-                raise ValueError(f"{name} is no array")
+            if not isinstance(array, np.ndarray):  # NumPy returns the raw bytes of a member without an array header
+                raise ValueError(f"{name} is not an array")
     return arrays
 
 
 def _memory() -> float:
-    """Bytes of the host's memory; infinite on Windows, which does not say so."""
+    """Returns the bytes of the host's memory; infinity on Windows, where it is unknown."""
     if not hasattr(os, "sysconf"):
         return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,4 +1,4 @@
-"""The levels of labels: which fine class lies in which coarse one, and what can be trained on."""
+"""Label hierarchies: consistency checks, class selection and renumbering."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,20 @@ import numpy as np
 from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
 
-# What the labels of the two ordinary levels are called in files.
+# The names of the two standard levels' labels in files.
 KEYS = {"coarse": "coarse_label", "fine": "label"}
-# A larger label is a mistake (an id, a hash), and a name is made up for every number below it.
+# A larger label is a mistake (an id, a hash), and every number below it gets a generated name.
 _MAX_LABEL = 2**20
 
 
 def check_nested(splits: Sequence[Mapping[str, Level]]) -> None:
-    """Checks that a class of one level lies in one class of the next coarser one, in all splits together.
+    """Checks that each class of a level lies in one class of the next coarser level, over all splits.
 
     Args:
-      splits: the levels of each split, from coarse to fine, with a label for every image or none.
+      splits: the levels of each split, from coarse to fine; a level's labels are all known or all unknown.
 
     Raises:
-      UserError: a class has images of two coarser ones.
+      UserError: a class has images in two coarser classes.
     """
     for coarse, fine in itertools.pairwise(splits[0]):
         pairs = [(levels[fine].label, levels[coarse].label) for levels in splits]
@@ -36,73 +36,70 @@ def check_nested(splits: Sequence[Mapping[str, Level]]) -> None:
         if len(strays):
             under = np.unique(coarse_label[label == strays[0]])
             raise UserError(
-                f"{fine} label {strays[0]} occurs under {coarse} labels {under[0]} and {under[1]}: want one {coarse} "
-                f"label for every {fine} one; correct the labels."
+                f"found {fine} label {strays[0]} under {coarse} labels {under[0]} and {under[1]}; expected one "
+                f"{coarse} label for every {fine} label; correct the labels."
             )
 
 
 def check_level(level: str, known: Sequence[str], coarse: str, where: str) -> None:
-    """Raises a UserError for a level that is asked for (not empty) and not among the known ones."""
+    """Raises a UserError if `level` is unknown; an empty one is valid."""
     if level and level not in known:
         raise UserError(
-            f"data.train_level = {level!r} is no level of {where}: want {' or '.join(known)}, or leave it empty for "
-            f"{coarse}."
+            f"{where}: found data.train_level = {level!r}; expected {' or '.join(known)}, or empty for {coarse}."
         )
 
 
 def check_trainable(records: Records, *, neighbours: bool) -> None:
-    """Checks that there is something to learn from.
+    """Checks that a training split has enough images.
 
     Raises:
-      UserError: fewer than two images, or, where `neighbours` are learned from (the k-NN loss), a coarse class with a
-        single image, which can never have a positive.
+      UserError: it has fewer than two images or, with `neighbours` (the k-NN loss), a class with a single image, which
+        can never have a positive.
     """
     if len(records) < 2:
         raise UserError(
-            f"the training split holds {len(records)} images, want at least 2: look at data.source, "
-            "data.coarse_classes and data.holdout."
+            f"found {len(records)} training images; expected at least 2; check data.source, data.coarse_classes and "
+            "data.holdout."
         )
-    alone = np.flatnonzero(np.bincount(records.train_label) == 1)
-    if neighbours and len(alone):
-        others = f", and so have {len(alone) - 1} others" if len(alone) > 1 else ""
+    single = np.flatnonzero(np.bincount(records.train_label) == 1)
+    if neighbours and len(single):
+        others = f" and of {len(single) - 1} other labels" if len(single) > 1 else ""
         raise UserError(
-            f"coarse label {alone[0]} ({records.train_names[alone[0]]}) has a single training image{others}, want at "
-            "least 2 for the k-NN loss: add images or leave the class out (data.coarse_classes)."
+            f"found a single training image of coarse label {single[0]} ({records.train_names[single[0]]}){others}; "
+            "expected at least 2 for the k-NN loss; add images or leave the class out (data.coarse_classes)."
         )
 
 
 def check_classes(coarse_classes: Sequence[int], coarse_names: Sequence[str]) -> None:
-    """Checks a choice of coarse classes by their numbers.
+    """Checks a selection of coarse classes by number.
 
     Raises:
-      UserError: what is no number, a class that is given twice or that does not exist.
+      UserError: a class is not an integer, is repeated or does not exist.
     """
     if not all(isinstance(number, int) for number in coarse_classes):
         raise UserError(
-            f"coarse_classes = {tuple(coarse_classes)}: want the numbers of classes, from 0 ({coarse_names[0]}) to "
+            f"found coarse_classes = {tuple(coarse_classes)}; expected class numbers from 0 ({coarse_names[0]}) to "
             f"{len(coarse_names) - 1} ({coarse_names[-1]})."
         )
     if len(set(coarse_classes)) != len(coarse_classes):
-        raise UserError(f"coarse_classes = {tuple(coarse_classes)} names a class twice: want each of them once.")
+        raise UserError(f"found a class twice in coarse_classes = {tuple(coarse_classes)}; expected each class once.")
     for number in coarse_classes:
         if not 0 <= number < len(coarse_names):
-            raise UserError(
-                f"coarse class {number} is not there: want numbers from 0 to {len(coarse_names) - 1} in coarse_classes."
-            )
+            raise UserError(f"coarse_classes: found {number}; expected numbers from 0 to {len(coarse_names) - 1}.")
 
 
 def select(splits: Mapping[str, Records], coarse_classes: Sequence[int]) -> dict[str, Records]:
-    """The images of some coarse classes, in their order.
+    """Returns the images of the selected coarse classes, in their original order.
 
-    The classes of all levels are renumbered from 0 in ascending order of their old numbers, whatever the order of
-    `coarse_classes`, alike in all splits, and keep their names. Classes of which no split has an image left go.
+    Renumbers the classes of every level from 0, in ascending order of their old numbers and alike in all splits. Drops
+    the classes that have no image left in any split. Names are kept.
 
     Args:
-      splits: by name. Their classes are those of the level that is trained on.
-      coarse_classes: numbers of the coarse classes to keep.
+      splits: the records of each split, by name; the classes are those of `train_level`.
+      coarse_classes: the numbers of the coarse classes to keep, in any order.
 
     Raises:
-      UserError: a class that is given twice, that does not exist or that has no image in a split.
+      UserError: a class is repeated, does not exist or has no image in a split.
     """
     kept = {}
     for split, records in splits.items():
@@ -110,15 +107,15 @@ def select(splits: Mapping[str, Records], coarse_classes: Sequence[int]) -> dict
         for number in sorted(coarse_classes):
             if not np.any(records.train_label == number):
                 raise UserError(
-                    f"coarse class {number} ({records.train_names[number]}) has no image in a split of "
-                    f"{len(records)}: leave it out of coarse_classes."
+                    f"found no image of coarse class {number} ({records.train_names[number]}) among the {len(records)} "
+                    f"of split {split}; remove it from coarse_classes."
                 )
         kept[split] = records.take(np.isin(records.train_label, coarse_classes))
     return renumber(kept)
 
 
 def renumber(splits: Mapping[str, Records]) -> dict[str, Records]:
-    """Drops the classes without an image in any split; the others of a level are numbered from 0, in their order."""
+    """Drops the classes without an image in any split and renumbers the others from 0, in their order."""
     present = {}
     for name in next(iter(splits.values())).levels:
         labels = [r.levels[name].label for r in splits.values()]
@@ -136,7 +133,7 @@ def renumber(splits: Mapping[str, Records]) -> dict[str, Records]:
 def records_of(
     columns: Mapping[str, Mapping[str, Any]], names: Mapping[str, tuple[str, ...]], coarse: str, where: str
 ) -> dict[str, Records]:
-    """Records of the image and the labels of the levels of every split; numbers serve as names where there are none."""
+    """Returns the records of every split, from its columns "image" and one per level; unnamed classes get numbers."""
     named = {
         level: of_level or _numbers([c[level] for c in columns.values() if level in c], f"{where}: {key(level)}")
         for level, of_level in names.items()
@@ -148,12 +145,12 @@ def records_of(
 
 
 def key(level: str) -> str:
-    """What the labels of a level are called in files."""
+    """Returns the name of a level's labels in files."""
     return KEYS.get(level, level)
 
 
 def _numbers(labels: list[np.ndarray], what: str) -> tuple[str, ...]:
     high = max((int(a.max()) for a in labels if a.dtype.kind in "iu" and a.size), default=-1)
     if high >= _MAX_LABEL:
-        raise UserError(f"{what} goes up to {high}, want numbers below {_MAX_LABEL}: number the classes from 0.")
+        raise UserError(f"{what}: found label {high}; expected labels below {_MAX_LABEL}; number the classes from 0.")
     return tuple(str(i) for i in range(high + 1))

@@ -1,4 +1,4 @@
-"""A split of a data set: images, and their labels at every level of the hierarchy."""
+"""Records: the images of a split and their labels at every level of the hierarchy."""
 
 import abc
 import copy
@@ -12,12 +12,14 @@ import numpy as np
 
 from grafit_jax.views.crops import Crops
 
-# Images that are read at a time where a split is read from end to end.
+# The batch size for reading a whole split.
 READ_BATCH = 500
+# A function of an image's id, or of its id and its decoded pixels.
+Transform = Callable[..., Any]
 
 
 class InFiles(abc.ABC):
-    """The images of a split that stay in their files: what an array of them tells of itself, and ways to read them.
+    """The images of a split kept in their files, with the shape and dtype of an array and iterators over batches.
 
     Attributes:
       shape: (N, H, W, C).
@@ -27,10 +29,10 @@ class InFiles(abc.ABC):
     dtype, ndim = np.dtype(np.uint8), 4
 
     def __init__(self, rows: np.ndarray, channels: int, image_size: int, resize_mode: str, size: Sequence[int] = ()):
-        """The images that `rows`, [N], say how to find.
+        """Stores the locations `rows` of the images, [N], whose meaning a subclass defines, and their size.
 
-        With image_size S > 0 each of them is made S x S pixels, square by one of `crops.RESIZE_MODES`; else they are of
-        `size`, (H, W), as they are.
+        With image_size S > 0, images are resized to S x S by `crops.RESIZE_MODES[resize_mode]`; otherwise they have
+        the size (H, W).
         """
         self._rows, self._image_size, self._resize_mode = rows, image_size, resize_mode
         self.shape = (len(rows), *((image_size, image_size) if image_size else size), channels)
@@ -39,7 +41,7 @@ class InFiles(abc.ABC):
         return len(self._rows)
 
     def __getitem__(self, kept: np.ndarray) -> "InFiles":
-        """Some of the images, in their order: bool [N]."""
+        """Returns the images where `kept`, bool [N], is True, in their order."""
         some = copy.copy(self)
         some._rows = self._rows[kept]
         some.shape = (len(some._rows), *self.shape[1:])
@@ -47,23 +49,23 @@ class InFiles(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> bytes:
-        """What tells them from the images of another data set, without reading them."""
+        """Returns bytes that identify the images without decoding them, for the fingerprint."""
 
     @property
-    def _made(self) -> Any:
-        """How they are made square, for `identity`."""
+    def _resizing(self) -> Any:
+        """The resizing parameters, for `identity`."""
         return self._image_size if self._resize_mode == "squash" else (self._image_size, self._resize_mode)
 
     @abc.abstractmethod
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
-        """uint8 [B, H, W, C], every image once in the order of its id; the last batch may be smaller.
+        """Yields every image once in the order of the ids, uint8 [B, H, W, C]; the last batch may be smaller.
 
         Raises:
-          UserError: a file that cannot be read, unless it is to be passed over.
+          UserError: a file is unreadable and unreadable files are not skipped.
         """
 
     def read(self) -> np.ndarray:
-        """All of them, uint8 [N, H, W, C]; raises as `in_order`."""
+        """Returns all images, uint8 [N, H, W, C]; raises as `in_order`."""
         images, start = np.empty(self.shape, np.uint8), 0
         for batch in self.in_order(READ_BATCH):
             images[start : start + len(batch)] = batch
@@ -81,41 +83,41 @@ class InFiles(abc.ABC):
         crops: Crops | None = None,
         first: int = 0,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One epoch as (id int32 [B], image uint8 [B, H, W, C]), in an order that `seed` alone decides.
+        """Yields one shuffled epoch as (id int32 [B], image uint8 [B, H, W, C]); the order depends only on `seed`.
 
-        Images past the last full batch are left out.
+        The images past the last full batch are dropped.
 
         Args:
-          batch_size: B, of this host.
-          seed: of the epoch.
-          buffer_size: images in the shuffle buffer of files that are read from end to end.
-          shard: (i, n): the i-th of n parts of the images, as alike in size as can be: those of one host.
-          crops: gives crops of the images as they are in the files instead, uint8 [B, T, S, S, C].
-          first: batches to leave out at the beginning, which are not decoded.
+          batch_size: the batch size B of this host.
+          seed: the seed of the epoch.
+          buffer_size: the number of images in the shuffle buffer, for readers that read their files sequentially.
+          shard: (i, n) selects the i-th of n shards of almost equal size: one host's images.
+          crops: if given, yields crops of the full-size images, uint8 [B, T, S, S, C].
+          first: the number of batches to skip at the beginning without decoding them.
 
         Raises:
-          UserError: a file that cannot be read, unless it is to be passed over, or fewer that can than a batch has.
+          UserError: a file is unreadable and unreadable files are not skipped, or fewer than B images are readable.
         """
-        made = self._square if crops is None else functools.partial(self.cropped, crops, seed)
-        return self._epoch(made, batch_size, seed, buffer_size, shard, first)
+        transform = self._square if crops is None else functools.partial(self.cropped, crops, seed)
+        return self._epoch(transform, batch_size, seed, buffer_size, shard, first)
 
-    # What a batch has of an image: all of it as a square, or crops of it.
-    _square: Callable[..., Any]
-    cropped: Callable[..., Any]
+    # The two transforms of an image: a square of the whole, or random crops.
+    _square: Transform
+    cropped: Transform
 
     @abc.abstractmethod
     def _epoch(
-        self, made: Callable[..., Any], batch_size: int, seed: int, buffer_size: int, shard: tuple[int, int], first: int
+        self, transform: Transform, batch_size: int, seed: int, buffer_size: int, shard: tuple[int, int], first: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """As `shuffled`, of what is `made` of an image."""
+        """Implements `shuffled`, with `transform` applied to each image."""
 
 
 class Level(NamedTuple):
-    """One level of a hierarchy: the labels of a split's images, and what they mean.
+    """One level of a hierarchy.
 
     Attributes:
-      label: int32 [N], or None where they are not known.
-      names: the name of every label; shared by all splits of a data set.
+      label: the labels of the split's images, int32 [N], or None if unknown.
+      names: the name of every class; shared by all splits of a data set.
     """
 
     label: np.ndarray | None
@@ -123,21 +125,21 @@ class Level(NamedTuple):
 
 
 def two_levels(label, coarse_label, label_names, coarse_names) -> dict[str, Level]:
-    """The levels of an ordinary data set; `label` is None where fine labels are not known."""
+    """Returns the levels "coarse" and "fine"; `label` is None if fine labels are unknown."""
     return {"coarse": Level(coarse_label, tuple(coarse_names)), "fine": Level(label, tuple(label_names))}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-    """A split.
+    """A split of a data set.
 
     Attributes:
-      image: uint8 [N, H, W, C], an array in the host's memory or `InFiles`.
-      levels: by name, from coarse to fine: "coarse" and "fine", or those of a deeper hierarchy. A class of one level
-        lies in one class of each coarser level.
-      train_level: the level that is trained on.
-      filename: str [N], where the images lie, or None where they have no files of their own.
-      broken: files that could not be read and are not among the N, each with the reason.
+      image: uint8 [N, H, W, C], an array in host memory or `InFiles`.
+      levels: the levels by name, from coarse to fine: "coarse" and "fine", or those of a deeper hierarchy. Each class
+        of a level lies in one class of every coarser level.
+      train_level: the name of the level used for training.
+      filename: the image files, str [N], or None if images have no files of their own.
+      broken: the unreadable files that were skipped (not among the N), each with the reason.
     """
 
     image: Any
@@ -156,7 +158,7 @@ class Records:
 
     @property
     def label(self) -> np.ndarray | None:
-        """int32 [N], the labels of the finest level, or None where they are not known."""
+        """The labels of the finest level, int32 [N], or None if unknown."""
         return self.levels[self.finest].label
 
     @property
@@ -165,7 +167,7 @@ class Records:
 
     @property
     def train_label(self) -> np.ndarray:
-        """int32 [N], the labels of the level that is trained on."""
+        """The labels of the training level, int32 [N]."""
         label = self.levels[self.train_level].label
         assert label is not None
         return label
@@ -176,33 +178,33 @@ class Records:
 
     @property
     def labels(self) -> dict[str, np.ndarray]:
-        """The labels that are known, as `metrics.retrieval_metrics` takes them: "" is the finest level."""
+        """The known labels by level, as `metrics.retrieval_metrics` expects them: the finest level's key is ""."""
         known = {name: level.label for name, level in self.levels.items() if level.label is not None}
         return {"" if name == self.finest else name: label for name, label in known.items()}
 
     def relabel(self, change: Callable[[str, Level], Level]) -> "Records":
-        """With `change` of the name and the level in place of every level."""
+        """Returns a copy with every level replaced by `change(name, level)`."""
         return dataclasses.replace(self, levels={name: change(name, level) for name, level in self.levels.items()})
 
     def take(self, rows: np.ndarray) -> "Records":
-        """Some of the images, in their order: bool [N]."""
+        """Returns the images where `rows`, bool [N], is True, in their order."""
         taken = self.relabel(lambda _, level: level._replace(label=None if level.label is None else level.label[rows]))
         filename = None if self.filename is None else self.filename[rows]
         return dataclasses.replace(taken, image=self.image[rows], filename=filename)
 
     @property
     def id(self) -> np.ndarray:
-        """int32 [N]: the position in the split, which is the image's slot in the memory."""
+        """The positions in the split, int32 [N]: an image's id is its slot in the memory."""
         return np.arange(len(self), dtype=np.int32)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of a SHA-256 over images and labels and their shapes; names do not count.
+        """Returns 16 hexadecimal digits of a SHA-256 of images, labels and their shapes; class names do not count.
 
-        Of streamed images the names and sizes of their files or of their data set stand for them.
+        For streamed images, the names and sizes of their files or of their data set replace the pixels.
         """
         return self._fingerprint
 
-    @functools.cached_property  # a pass over all images, which a run and its checks ask for several times
+    @functools.cached_property  # hashing takes a pass over all images, and several callers need it
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         levels = [(level.label, "<i4") for level in reversed([*self.levels.values()])]
@@ -215,10 +217,7 @@ class Records:
         return digest.hexdigest()[:16]
 
     def content(self) -> str | None:
-        """As `fingerprint`, whatever the order of the images; None where they stay in files, of which only names tell.
-
-        The same images and labels have the same content wherever they are read from, and in whichever order.
-        """
+        """Returns a fingerprint that does not depend on the order or source of the images; None for streamed ones."""
         if isinstance(self.image, InFiles):
             return None
         labels = [level.label for level in reversed([*self.levels.values()]) if level.label is not None]
@@ -230,7 +229,7 @@ class Records:
 
 
 def in_order(images: np.ndarray | InFiles, batch_size: int) -> Iterator[np.ndarray]:
-    """The images of a split in batches, in the order of their ids; the last batch may be smaller."""
+    """Returns batches of a split's images in the order of the ids; the last batch may be smaller."""
     if isinstance(images, InFiles):
         return images.in_order(batch_size)
     return (images[start : start + batch_size] for start in range(0, len(images), batch_size))

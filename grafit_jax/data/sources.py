@@ -1,4 +1,4 @@
-"""Images and their labels from where they lie: scikit-learn's digits, a TFDS data set, npz files, one's own images."""
+"""Data sources: scikit-learn's digits, TFDS data sets, npz files, image folders and CSV files."""
 
 import dataclasses
 import os
@@ -16,10 +16,10 @@ from grafit_jax.errors import UserError
 
 SPLITS = tfds.SPLITS
 _DIGITS_WITH_LOOP = (0, 6, 8, 9)
-# The kinds of sources that some options are for, in words.
+# The kinds of sources that support some options, with their names in messages.
 _TFDS = {"tfds": "prepared TFDS data sets (tfds:NAME)"}
 _FILES = dict.fromkeys(("folder", "csv"), "image files (folder:DIR, csv:FILE)")
-_NPZ = "write it with numpy.savez, with arrays of numbers: image, coarse_label and, if fine labels are known, label"
+_NPZ = "write it with numpy.savez as numeric arrays image, coarse_label and, if fine labels are known, label"
 
 
 def load(
@@ -37,51 +37,46 @@ def load(
     on_unreadable: str = "fatal",
     test_split: str = "",
 ) -> dict[str, Records]:
-    """The splits "train" and "test" of a source, always in the same order.
+    """Returns the splits "train" and "test" of a source, with the images in a fixed order.
 
     Args:
       source: one of
-        "digits": the 1,797 images 8x8x1 that come with scikit-learn (0..16 scaled to 0..255), halved once and for all;
-          coarse class 0 has a closed loop (0 6 8 9), 1 has none.
-        "tfds:NAME": a prepared TFDS data set with the features image, coarse_label and, if fine labels are known,
-          label; or one of `catalog.CATALOG`, which says what its levels are and where their labels. Nothing is
-          downloaded.
+        "digits": scikit-learn's 1,797 images 8x8x1 (0..16 scaled to 0..255) in two fixed halves; coarse class 0 has a
+          closed loop (0 6 8 9), 1 has none.
+        "tfds:NAME": a prepared TFDS data set with the features image, coarse_label and, optionally, label; or one of
+          `catalog.CATALOG`, which defines its levels. Nothing is downloaded.
         "npz:DIR": the files *train.npz and *test.npz of a folder, each with image (uint8 [N, H, W, C]), coarse_label
-          and, if fine labels are known, label (integers [N], from 0).
+          and, optionally, label (integers [N], from 0).
         "folder:DIR", "csv:FILE": image files and their classes; see `folder.read`.
-      data_dir: where TFDS keeps its data sets; empty for TFDS's own default. Only "tfds:NAME" looks at it.
-      stream: the training images stay in their files (`Records.image` is `InFiles`); for "tfds:NAME" and files.
-      coarse_classes: keep only the images of these coarse classes, whichever level is trained on; see
-        `hierarchy.select`. Empty: all.
-      holdout: above 0, "test" is this share of the training split, drawn once and for all and evenly over the fine
-        classes, and "train" is the rest; the test split stays unseen, and of files there need be none.
-      image_size: above 0, images are resized to this many pixels a side (bilinear, antialiased) while they are decoded;
-        for "tfds:NAME" and files, which need it where the images vary in size.
-      resize_mode: how they become square then; see `crops.RESIZE_MODES`.
-      variant: a choice of images and splits, of a data set of the catalog that has some. Empty: the data set's usual
-        one, or all, in TFDS's splits.
-      train_level: the level that is trained on, by its name. Empty: the data set's own coarse level.
-      inat_categories_file: the file categories.json, of a data set of the catalog whose levels are in one. Empty: that
-        file in the data set's own folder.
-      on_unreadable: what to do with a file that cannot be read: "fatal" or "skip"; for "folder:DIR" and "csv:FILE".
-      test_split: of these, what the test split is called; see `listing.list_images`.
+      data_dir: TFDS's data directory, used by "tfds:NAME" only; empty for TFDS's default.
+      stream: keep the training images in their files (`Records.image` is `InFiles`); for "tfds:NAME" and image files.
+      coarse_classes: the coarse classes to keep, whatever `train_level` is; see `hierarchy.select`. Empty keeps all.
+      holdout: above 0, the share of the training split that becomes "test", drawn once, evenly over the fine classes;
+        the rest is "train". The real test split is not used and may be absent.
+      image_size: above 0, the side in pixels to resize images to while decoding (bilinear, antialiased); required for
+        "tfds:NAME" and image files whose images vary in size.
+      resize_mode: how to make resized images square, a key of `crops.RESIZE_MODES`.
+      variant: a variant of a data set of the catalog, which selects images and splits. Empty for the default.
+      train_level: the name of the level to train on. Empty for the data set's coarse level.
+      inat_categories_file: the categories.json that defines the levels of a data set. Empty for the one in its folder.
+      on_unreadable: how to treat unreadable files of "folder:DIR" and "csv:FILE": "fatal" or "skip".
+      test_split: the name of the test split of "folder:DIR" and "csv:FILE"; see `listing.list_images`.
 
     Returns:
-      {"train": Records, "test": Records}, with the same classes and the same numbers of channels.
+      {"train": Records, "test": Records}, with the same classes and the same number of channels.
 
     Raises:
-      UserError: a source that is not known, not there or not as described above; a variant or level that it does not
-        have; a fine class that lies in two coarse ones; a coarse class that is not there; or a holdout that leaves
-        nothing on one side.
+      UserError: the source is unknown, absent or malformed; it lacks the variant, level or coarse class; a fine class
+        lies in two coarse classes; or the holdout leaves a split empty.
     """
     if not 0 <= holdout < 1:
-        raise UserError(f"holdout = {holdout}: want a share of the training split, at least 0 and below 1.")
+        raise UserError(f"found holdout = {holdout}; expected a share of the training split, at least 0 and below 1.")
     if image_size < 0:
-        raise UserError(f"data.image_size = {image_size}: want the pixels of a side, or 0 to leave images as they are.")
+        raise UserError(f"found data.image_size = {image_size}; expected the side in pixels, or 0 for no resizing.")
     if test_split not in ("", *listing.TEST_SPLITS):
         raise UserError(f"found data.test_split = {test_split!r}; expected one of {', '.join(listing.TEST_SPLITS)}.")
     kind, _, name = source.partition(":")
-    for key, value, usual, kinds in (
+    for key, value, default, kinds in (
         ("stream", stream, False, _TFDS | _FILES),
         ("image_size", image_size, 0, _TFDS | _FILES),
         ("variant", variant, "", _TFDS),
@@ -89,9 +84,11 @@ def load(
         ("on_unreadable", on_unreadable, "fatal", _FILES),
         ("test_split", test_split, "", _FILES),
     ):
-        if value != usual and kind not in kinds:
-            those = " or ".join(dict.fromkeys(kinds.values()))
-            raise UserError(f"data.{key} = {value!r} is for {those}, not for {source}: leave it at {usual!r}.")
+        if value != default and kind not in kinds:
+            supported = " or ".join(dict.fromkeys(kinds.values()))
+            raise UserError(
+                f"found data.{key} = {value!r} with {source}; expected it only with {supported}; use {default!r}."
+            )
     if source == "digits":
         records = _digits()
     elif kind == "tfds" and name:
@@ -107,7 +104,7 @@ def load(
             on_unreadable=on_unreadable, test_split=test_split, need_test=not holdout,
         )  # fmt: skip
     else:
-        raise UserError(f"source = {source!r}: want digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE.")
+        raise UserError(f"found source = {source!r}; expected digits, tfds:NAME, npz:DIR, folder:DIR or csv:FILE.")
 
     records = {split: _checked(r, f"{source}, split {split}") for split, r in records.items()}
     channels = {split: r.image.shape[-1] for split, r in records.items()}
@@ -126,7 +123,7 @@ def load(
         records = _split(records["train"], holdout)
         for split, r in records.items():
             if not len(r):
-                raise UserError(f"holdout = {holdout} leaves no image for {split}: take a share further from 0 and 1.")
+                raise UserError(f"found no image for {split} with holdout = {holdout}; use a share closer to 0.5.")
     for split, r in records.items():
         if isinstance(r.image, InFiles) and not (stream and split == "train"):
             records[split] = dataclasses.replace(r, image=r.image.read())
@@ -134,27 +131,27 @@ def load(
 
 
 def usual_level(source: str) -> str:
-    """The level that a source is trained on, if no other is asked for."""
+    """Returns the default training level of a source."""
     kind, _, name = source.partition(":")
     return catalog.find(re.split("[/:]", name)[0]).coarse if kind == "tfds" else "coarse"
 
 
 def _checked(records: Records, where: str) -> Records:
-    """`records` with int32 labels; UserError for anything that would go wrong later."""
+    """Returns `records` with int32 labels; raises UserError for malformed images or labels."""
     image = records.image
     if image.dtype != np.uint8 or image.ndim != 4:
-        raise UserError(f"{where}: images are {image.dtype} {list(image.shape)}, want uint8 [N, H, W, C].")
+        raise UserError(f"{where}: found images {image.dtype} {list(image.shape)}; expected uint8 [N, H, W, C].")
     if image.shape[-1] not in (1, 3):
         raise UserError(
-            f"{where}: images are {list(image.shape)}, with {image.shape[-1]} channels, want 1 or 3, and the channels "
-            "last: [N, H, W, C]."
+            f"{where}: found images {list(image.shape)} with {image.shape[-1]} channels; expected 1 or 3, in the last "
+            "dimension [N, H, W, C]."
         )
     if 0 in image.shape:
-        raise UserError(f"{where}: no image, want at least one, and of at least one pixel: found {list(image.shape)}.")
+        raise UserError(f"{where}: found images {list(image.shape)}; expected at least one image and one pixel.")
 
     def checked(name: str, level: Level) -> Level:
         label = level.label
-        # TFDS marks labels that are withheld by -1.
+        # TFDS marks withheld labels by -1.
         if label is None or (name != records.train_level and label.ndim == 1 and np.all(label == -1)):
             return level._replace(label=None)
         return level._replace(label=_checked_labels(label, hierarchy.key(name), level.names, len(image), where))
@@ -165,27 +162,26 @@ def _checked(records: Records, where: str) -> Records:
 def _checked_labels(label: np.ndarray, key: str, names: tuple[str, ...], num_images: int, where: str) -> np.ndarray:
     if label.dtype.kind not in "iu" or label.shape != (num_images,):
         raise UserError(
-            f"{where}: {key} is {label.dtype} {list(label.shape)}, want integers [{num_images}], one for every image."
+            f"{where}: found {key} of {label.dtype} {list(label.shape)}; expected integers [{num_images}], one for "
+            "every image."
         )
     low, high = int(label.min()), int(label.max())
     if low < 0:
-        raise UserError(f"{where}: {key} goes down to {low}, want no negative label: number the classes from 0.")
+        raise UserError(f"{where}: found {key} {low}; expected no negative label; number the classes from 0.")
     if high >= len(names):
-        raise UserError(
-            f"{where}: {key} goes up to {high}, want numbers below {len(names)}, for so many classes have a name."
-        )
+        raise UserError(f"{where}: found {key} {high}; expected labels below {len(names)}, the number of class names.")
     return label.astype(np.int32)
 
 
 def _split(records: Records, share: float) -> dict[str, Records]:
-    """A share of every fine class (of every coarse one, without fine labels) as "test", the rest as "train".
+    """Draws a share of every fine class (or coarse class, without fine labels) as "test"; the rest is "train".
 
-    Of N images floor(share * N) are drawn, and of each class its part of them give or take one.
+    Draws floor(share * N) of N images, and share * n of the n images of each class, give or take one.
     """
     classes = records.train_label if records.label is None else records.label
-    # RandomState's stream is frozen (NEP 19), so the split stays the same with every version of NumPy.
+    # RandomState's stream is frozen (NEP 19), so every version of NumPy draws the same split.
     order = np.lexsort((np.random.RandomState(0).random_sample(len(records)), classes))
-    # Every 1/share-th image of the classes laid end to end. 1e-9: 0.29 * 100 is just below 29.
+    # Take every (1/share)-th image of the images sorted by class. 1e-9: 0.29 * 100 is just below 29.
     filled = np.floor(share * np.arange(len(records) + 1) + 1e-9)
     drawn = np.zeros(len(records), bool)
     drawn[order] = np.diff(filled) > 0
@@ -206,15 +202,15 @@ def _digits() -> dict[str, Records]:
 
 def _npz(folder: pathlib.Path) -> dict[str, Records]:
     if not os.path.isdir(folder):
-        raise UserError(f"npz:{folder} is no folder: want one that holds *train.npz and *test.npz.")
+        raise UserError(f"npz:{folder}: found no such folder; expected one with *train.npz and *test.npz.")
     columns = {}
     for split in SPLITS:
         found = sorted(folder.glob(f"*{split}.npz"))
         if len(found) != 1:
             names = f" ({', '.join(path.name for path in found)})" if found else ""
             raise UserError(
-                f"npz:{folder} holds {len(found)} files *{split}.npz{names}, want one: put one data set into one "
-                "folder."
+                f"npz:{folder}: found {len(found)} files *{split}.npz{names}; expected one; use one folder per data "
+                "set."
             )
         keys = {"image": "image"} | hierarchy.KEYS
         arrays = read_npz(found[0], [*keys.values()].__contains__, ("image", hierarchy.KEYS["coarse"]), _NPZ)

@@ -1,1 +1,1 @@
-"""The views of an image, made on the device from uint8."""
+"""Augmentation: random views of images, computed on the device."""

@@ -1,11 +1,11 @@
-"""The views of an image, made on the device from uint8.
+"""Random and plain views of uint8 images, computed on the device.
 
-In this order: crop, flip, perspective, AutoAugment, RandAugment, jitter, grey, blur, normalise, erase. The parameter
-laws are torchvision's. What differs from it: the crop box is not rounded to whole pixels (it is resampled anyway),
-jitter applies its operations in one fixed order, and the blur's radius means what it means in PIL. An option of
-probability or strength 0 is not in the traced graph.
+The operations run in this order: crop, flip, perspective, AutoAugment, RandAugment, jitter, greyscale, blur, normalise,
+erase. Their parameters have torchvision's distributions, with three differences: crop boxes are not rounded to whole
+pixels, jitter applies its operations in a fixed order, and the blur radius is PIL's. An option of probability or
+strength 0 is not traced.
 
-The operations on one image are in `image_ops`, the policies that choose among them in `auto_augment`.
+`image_ops` has the operations on one image, `auto_augment` the policies.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from grafit_jax.errors import UserError
 from grafit_jax.views import auto_augment, crops, image_ops
 from grafit_jax.views.crops import Range
 
-# Where an image's uniform draws lie in its one vector of draws. The places are fixed, so that switching one
-# option on leaves the draws of the others as they are. RandAugment's, 2 per operation, follow at the end.
+# The layout of an image's vector of uniform draws. It is fixed, so that enabling one option does not change the draws
+# of the others. RandAugment's draws, 2 per operation, come last.
 _CROP = slice(0, crops.DRAWS)
 _ERASE = slice(crops.DRAWS, 2 * crops.DRAWS)
 _FLIPPED, _JITTERED, _GREYED, _ERASED = range(_ERASE.stop, _ERASE.stop + 4)
@@ -32,44 +32,44 @@ _CORNERS = slice(_AUTOAUGMENT.stop, _AUTOAUGMENT.stop + 8)  # (x, y) per corner
 _DISTORTED, _BLURRED, _RADIUS = range(_CORNERS.stop, _CORNERS.stop + 3)
 _RANDAUGMENT = _RADIUS + 1
 
-_ERASE_SCALE, _ERASE_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # torchvision's range is of height / width
-_BLUR_REACH = 3  # standard deviations; beyond lie 0.3 % of a Gaussian
+_ERASE_SCALE, _ERASE_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # width / height; torchvision's is height / width
+_BLUR_REACH = 3  # standard deviations; 0.3 % of a Gaussian lies beyond
 
 AUTOAUGMENT = (False, True, "maskcon")  # `Views.autoaugment`
 
 
 def resize_for(size: int) -> int:
-    """The usual length of the shorter side, in pixels, of which the middle `size` are seen: 256 for 224."""
+    """Returns the usual shorter side, in pixels, to resize to before a centre crop of `size`: 256 for 224."""
     return round(8 / 7 * size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """How views are made; static and hashable.
+    """The augmentation parameters; static and hashable.
 
     Attributes:
-      size: side S of the square view, pixels.
+      size: the side S of the square view, pixels.
       mean, std: one value per channel, for pixel values in [0, 1].
-      crop_scale: range of the crop's share of the image's area; (1, 1) is no crop.
-      crop_ratio: range of the crop's width / height, log-uniform.
-      flip_prob: probability of a horizontal flip.
-      perspective: how far a corner may move into the view, as a share of half a side, 0 to 1.
-      perspective_prob: probability that a view is seen in perspective.
+      crop_scale: the range of the crop's share of the image's area; (1, 1) disables cropping.
+      crop_ratio: the range of the crop's width / height, log-uniform.
+      flip_prob: the probability of a horizontal flip.
+      perspective: the maximum inward shift of a corner, as a share of half a side, 0 to 1.
+      perspective_prob: the probability of a perspective distortion.
       autoaugment: AutoAugment's policy for CIFAR-10: True as in torchvision, "maskcon" as in MaskCon's code; or False.
-      jitter: strengths s of brightness, contrast, saturation (factor uniform in [max(0, 1 - s), 1 + s]) and
+      jitter: the strengths s of brightness, contrast, saturation (factor uniform in [max(0, 1 - s), 1 + s]) and
         hue (shift uniform in [-s, s] turns, s at most 0.5).
-      jitter_prob: probability that a view is jittered.
-      grayscale_prob: probability that a view loses its colour.
-      blur: range of the Gaussian's radius, uniform: its standard deviation in pixels; (0, 0) is no blur.
-      blur_prob: probability that a view is blurred.
-      randaugment_ops: RandAugment operations per view, drawn with replacement.
-      randaugment_magnitude: their strength, 0 to 30.
-      erase_prob: probability that a rectangle of the view is set to 0 after normalisation.
-      resize: of the plain view alone: 0 is the whole image; above 0, the shorter side gets so many pixels, and the view
-        is cut out of the middle.
+      jitter_prob: the probability of colour jitter.
+      grayscale_prob: the probability of conversion to greyscale.
+      blur: the range of the Gaussian's standard deviation in pixels, uniform; (0, 0) disables blurring.
+      blur_prob: the probability of blurring.
+      randaugment_ops: the number of RandAugment operations per view, drawn with replacement.
+      randaugment_magnitude: their magnitude, 0 to 30.
+      erase_prob: the probability of setting a rectangle to 0 after normalisation.
+      resize: for the plain view only: 0 uses the whole image; above 0, the shorter side is resized to `resize` pixels
+        and the centre is cropped.
 
     Raises:
-      UserError: a value out of its range.
+      UserError: a value is out of range.
     """
 
     size: int
@@ -93,47 +93,46 @@ class Views:
 
     def __post_init__(self):
         for name in ("mean", "std", "crop_scale", "crop_ratio", "jitter", "blur"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list would not hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list is not hashable
 
-        def want(right: bool, name: str, what: str) -> None:
-            if not right:
-                raise UserError(f"views.{name} = {getattr(self, name)}, want {what}: correct it.")
+        def check(valid: bool, name: str, expected: str) -> None:
+            if not valid:
+                raise UserError(f"found views.{name} = {getattr(self, name)}; expected {expected}.")
 
-        want(self.size >= 1, "size", "at least 1 pixel")
+        check(self.size >= 1, "size", "at least 1 pixel")
         stds_fit = len(self.std) == len(self.mean) and all(s > 0 for s in self.std)
-        want(stds_fit, "std", "as many values as mean has, all above 0")
-        want(_is_range(self.crop_scale) and self.crop_scale[1] <= 1, "crop_scale", "0 < low <= high <= 1")
-        want(_is_range(self.crop_ratio), "crop_ratio", "0 < low <= high")
+        check(stds_fit, "std", "as many values as in mean, all above 0")
+        check(_is_range(self.crop_scale) and self.crop_scale[1] <= 1, "crop_scale", "0 < low <= high <= 1")
+        check(_is_range(self.crop_ratio), "crop_ratio", "0 < low <= high")
         jitter_fits = len(self.jitter) == 4 and all(s >= 0 for s in self.jitter) and self.jitter[3] <= 0.5
-        want(jitter_fits, "jitter", "4 strengths, 0 or more, the last at most 0.5")
-        want(self.resize == 0 or self.resize >= self.size, "resize", f"0 or at least the size, {self.size}")
-        want(self.randaugment_ops >= 0, "randaugment_ops", "0 or more")
-        want(0 <= self.randaugment_magnitude <= auto_augment.MAX_MAGNITUDE, "randaugment_magnitude", "0 to 30")
-        want(0 <= self.perspective <= 1, "perspective", "a share of half a side, 0 to 1")
-        want(self.autoaugment in AUTOAUGMENT, "autoaugment", 'True, False or "maskcon"')
-        want(len(self.blur) == 2 and 0 <= self.blur[0] <= self.blur[1], "blur", "0 <= low <= high")
+        check(jitter_fits, "jitter", "4 strengths, 0 or more, the last at most 0.5")
+        check(self.resize == 0 or self.resize >= self.size, "resize", f"0 or at least views.size, {self.size}")
+        check(self.randaugment_ops >= 0, "randaugment_ops", "0 or more")
+        check(0 <= self.randaugment_magnitude <= auto_augment.MAX_MAGNITUDE, "randaugment_magnitude", "0 to 30")
+        check(0 <= self.perspective <= 1, "perspective", "a share of half a side, 0 to 1")
+        check(self.autoaugment in AUTOAUGMENT, "autoaugment", 'True, False or "maskcon"')
+        check(len(self.blur) == 2 and 0 <= self.blur[0] <= self.blur[1], "blur", "0 <= low <= high")
         for name in ("flip_prob", "jitter_prob", "grayscale_prob", "perspective_prob", "blur_prob", "erase_prob"):
-            want(0 <= getattr(self, name) <= 1, name, "a probability")
+            check(0 <= getattr(self, name) <= 1, name, "a probability")
 
 
 def random_views(images: Array, ids: Array, key: Array, *, views: Views, num_views: int) -> Array:
-    """T random views of each image.
+    """Returns T random views of each image.
 
-    View t of image b depends on its pixels, `key`, ids[b] and t alone: not on its batch, its place there,
-    or the device.
+    View t of image b depends only on its pixels, `key`, ids[b] and t, and not on the rest of the batch or the device.
 
     Args:
-      images: uint8 [B, H, W, C], C = 1 or 3; or [B, T, H, W, C], of which view t is made from the t-th.
-      ids: int [B], the images' positions in the split.
+      images: uint8 [B, H, W, C], C = 1 or 3; or [B, T, H, W, C], with one input for each view.
+      ids: the images' positions in the split, int [B].
       key: a PRNG key, already folded with seed and step.
-      views: what to do.
+      views: the augmentation parameters.
       num_views: T.
 
     Returns:
-      float32 [T, B, S, S, C], normalised.
+      The normalised views, float32 [T, B, S, S, C].
 
     Raises:
-      UserError: the number of channels is not that of `views.mean`, or neither 1 nor 3.
+      UserError: the number of channels is not 1 or 3, or not that of `views.mean`.
     """
     check_channels(images.shape[-1], views.mean, views.std)
     draws = _RANDAUGMENT + 2 * views.randaugment_ops
@@ -147,16 +146,16 @@ def random_views(images: Array, ids: Array, key: Array, *, views: Views, num_vie
 
 
 def plain_view(images: Array, *, views: Views) -> Array:
-    """The view for evaluation: resized (bilinear, antialiased) if need be, perhaps cropped, and normalised.
+    """Returns the evaluation view: resized (bilinear, antialiased) to S x S and normalised.
 
-    The whole image, or the middle of it, as torchvision's Resize and CenterCrop take it.
+    With `views.resize`, crops the centre as torchvision's Resize and CenterCrop do.
 
     Args:
       images: uint8 [B, H, W, C].
-      views: `size`, `resize`, `mean` and `std` are used.
+      views: the parameters `size`, `resize`, `mean` and `std` are used.
 
     Returns:
-      float32 [B, S, S, C].
+      The normalised views, float32 [B, S, S, C].
 
     Raises:
       UserError: as for `random_views`.
@@ -164,7 +163,7 @@ def plain_view(images: Array, *, views: Views) -> Array:
     check_channels(images.shape[-1], views.mean, views.std)
     height, width = images.shape[1:3]
     shape = (views.size, views.size)
-    if views.resize:  # the longer side is cut to a whole number of pixels, as torchvision does
+    if views.resize:  # the longer side is rounded down, as in torchvision
         shorter = min(height, width)
         shape = (views.resize * height // shorter, views.resize * width // shorter)
     x = jax.vmap(lambda image: image_ops.resize(image, shape))(images.astype(jnp.float32) / 255)
@@ -173,7 +172,7 @@ def plain_view(images: Array, *, views: Views) -> Array:
 
 
 def _view(image: Array, u: Array, views: Views) -> Array:
-    """One view [S, S, C] of one image [H, W, C] in [0, 1], from its uniform draws."""
+    """Returns one view [S, S, C] of one image [H, W, C] in [0, 1], given its uniform draws."""
     height, width, channels = image.shape
     if views.crop_scale == (1, 1):
         x = image_ops.resize(image, (views.size, views.size))
@@ -182,7 +181,7 @@ def _view(image: Array, u: Array, views: Views) -> Array:
         x = image_ops.crop(image, box, views.size)
     if views.flip_prob:
         x = jnp.where(u[_FLIPPED] < views.flip_prob, x[:, ::-1], x)
-    # Where no corner has a whole pixel to move by, every draw is the identity.
+    # If no corner can move by a whole pixel, every draw is the identity.
     if views.perspective_prob and int(views.perspective * (views.size // 2)):
         corners = moved_corners(u[_CORNERS], views.size, views.size, views.perspective)
         x = jnp.where(u[_DISTORTED] < views.perspective_prob, image_ops.perspective(x, corners), x)
@@ -211,25 +210,25 @@ def _is_range(values: tuple) -> bool:
 
 
 def check_channels(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raises UserError unless images of so many channels can be normalised."""
+    """Raises a UserError unless there are 1 or 3 channels and as many values in `mean` and `std`."""
     if channels not in (1, 3) or channels != len(mean) or channels != len(std):
         raise UserError(
-            f"images of {channels} channels and views.mean of {len(mean)} values, want 1 or 3 of both: "
-            "set views.mean and views.std to fit the data."
+            f"found images of {channels} channels and views.mean of {len(mean)} values; expected 1 or 3 of both; set "
+            "views.mean and views.std to fit the data."
         )
 
 
 def normalise(x: Array, views: Views) -> Array:
-    """(x - mean) / std for float32 [..., C] in [0, 1]."""
+    """Returns (x - mean) / std for float32 [..., C] in [0, 1]."""
     return (x - np.asarray(views.mean, np.float32)) / np.asarray(views.std, np.float32)
 
 
 def erase_mask(u: Array, size: int) -> Array:
-    """bool [size, size, 1]: a rectangle by the law of torchvision's RandomErasing, from uniform draws [22].
+    """Returns a random rectangle, bool [size, size, 1], as in torchvision's RandomErasing, from uniform draws [22].
 
     All False in the rare case that none of ten attempts fits.
     """
-    # Rounded to whole pixels, less than the side.
+    # The limits keep the rounded sides below `size`.
     h, w, found = crops.first_fit(u, size * size, _ERASE_SCALE, _ERASE_RATIO, (size - 0.5, size - 0.5))
     h, w = jnp.round(h), jnp.round(w)
     y, x = u[-2:]
@@ -240,10 +239,10 @@ def erase_mask(u: Array, size: int) -> Array:
 
 
 def moved_corners(u: Array, height: int, width: int, distortion: float) -> Array:
-    """float [4, 2]: where the corner pixels (x, y) go by the law of torchvision's RandomPerspective.
+    """Returns the moved corner pixels (x, y), float [4, 2], as in torchvision's RandomPerspective.
 
-    Each moves inwards by whole pixels, up to `distortion` of half a side, from uniform draws [8]: top left, top
-    right, bottom right, bottom left.
+    Each moves inwards by whole pixels, up to `distortion` of half a side. The order of the corners and of their uniform
+    draws [8] is top left, top right, bottom right, bottom left.
     """
     most = np.array([int(distortion * (width // 2)), int(distortion * (height // 2))])
     moves = jnp.floor(u.reshape(4, 2) * (most + 1))
@@ -252,7 +251,7 @@ def moved_corners(u: Array, height: int, width: int, distortion: float) -> Array
 
 
 def _jitter(image: Array, u: Array, strengths: tuple) -> Array:
-    """Brightness, contrast, saturation, hue in this order (torchvision shuffles), from uniform draws [4]."""
+    """Jitters brightness, contrast, saturation and hue in this order (torchvision shuffles), from uniform draws [4]."""
     operations = (image_ops.brightness, image_ops.contrast, image_ops.saturation, image_ops.hue)
     for draw, strength, op in zip(u, strengths, operations, strict=True):
         if strength and op is image_ops.hue:

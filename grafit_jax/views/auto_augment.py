@@ -1,7 +1,8 @@
-"""RandAugment, and AutoAugment's policy for CIFAR-10, both as in torchvision, and the latter as in MaskCon's code too.
+"""RandAugment and AutoAugment for CIFAR-10 as in torchvision, and AutoAugment as in MaskCon's code.
 
-An image's operation is a traced number, so every kind of operation is computed and one result is chosen. The five
-geometric ones are a single warp (nearest pixel, black outside, as in torchvision), the four enhancements one blend.
+The operation of an image is a traced number, so every kind of operation is computed and one result is selected. The
+five geometric operations share one warp (nearest pixel, black outside, as in torchvision), the four enhancements one
+blend.
 """
 
 import math
@@ -13,15 +14,15 @@ from jax import Array
 from grafit_jax.views import image_ops
 
 MAX_MAGNITUDE = 30  # of torchvision's RandAugment at 31 bins
-AUTOAUGMENT_DRAWS = 5  # the sub-policy, then for its two operations whether each is applied, then their signs
+AUTOAUGMENT_DRAWS = 5  # the sub-policy, whether each of its two operations is applied, and their signs
 
-# torchvision's RandAugment: its operations in its order. An operation is known by its place here.
+# The operations of torchvision's RandAugment in its order; an operation's number is its index here.
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 _ENHANCE = ("brightness", "color", "contrast", "sharpness")
 OPS = ("identity", *GEOMETRIC, *_ENHANCE, "posterize", "solarize", "autocontrast", "equalize")
 
-# AutoAugment's sub-policies for CIFAR-10 (table 7 of its paper, as torchvision has it): two operations each, one after
-# the other, with the probability and the magnitude (0 to 9, None for an operation without) of each.
+# AutoAugment's sub-policies for CIFAR-10 (table 7 of its paper, as in torchvision): two operations in sequence, each
+# with its probability and magnitude (0 to 9, or None).
 CIFAR10 = (
     (("invert", 0.1, None), ("contrast", 0.2, 6)),
     (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
@@ -49,15 +50,15 @@ CIFAR10 = (
     (("equalize", 0.8, None), ("invert", 0.1, None)),
     (("translate_y", 0.7, 9), ("autocontrast", 0.9, None)),
 )
-# The same in MaskCon's code, where one probability is 0.8 instead of 0.6.
+# The table in MaskCon's code: one probability is 0.8 instead of 0.6.
 CIFAR10_MASKCON = (*CIFAR10[:16], (("equalize", 0.2, None), ("equalize", 0.8, None)), *CIFAR10[17:])
-_GREY = 128 / 255  # what MaskCon's code fills with
+_GREY = 128 / 255  # the fill value of MaskCon's code
 
 
 def inverse_affine(op: str, level: float, height: int, width: int, *, whole: bool = True) -> np.ndarray:
-    """float32 [2, 3] from an output point to where a geometric operation finds it; else the identity.
+    """Returns the affine matrix, float32 [2, 3], from output to input points; the identity unless `op` is geometric.
 
-    The level is -1 to 1, a share of the operation's largest magnitude; `whole`: translations by whole pixels.
+    `level` is the signed share of the largest magnitude, -1 to 1; `whole` truncates translations to whole pixels.
     """
     pixels = int if whole else float
     matrix = np.eye(2, 3)
@@ -83,7 +84,7 @@ def _bits(level: float) -> int:
 def _apply(
     image: Array, op: Array, matrix: Array, factor: Array, bits: int | Array, threshold: float | Array, fill: float = 0
 ) -> Array:
-    """Operation `op`, a place in OPS, with the parameter of its kind; `matrix` is the identity unless it warps."""
+    """Applies the operation with index `op` in OPS; `matrix` must be the identity unless `op` is geometric."""
 
     def is_op(*names):
         return jnp.any(op == jnp.array([OPS.index(name) for name in names]))
@@ -99,12 +100,12 @@ def _apply(
 
 
 def randaugment_op(image: Array, op: Array, sign: Array, magnitude: int) -> Array:
-    """One operation of RandAugment.
+    """Applies one operation of RandAugment.
 
     Args:
       image: float32 [H, W, C] in [0, 1].
-      op: int, the operation's place in OPS.
-      sign: bool, True for the other direction (left, darker, ...) of an operation that has one.
+      op: the operation's index in OPS, int.
+      sign: whether to negate the magnitude (left, darker, ...) of an operation with a direction, bool.
       magnitude: 0 to 30.
     """
     height, width, _ = image.shape
@@ -116,26 +117,26 @@ def randaugment_op(image: Array, op: Array, sign: Array, magnitude: int) -> Arra
 
 
 def autoaugment(image: Array, u: Array, *, maskcon: bool = False) -> Array:
-    """A random sub-policy of AutoAugment's for CIFAR-10, as in torchvision or as in MaskCon's code.
+    """Applies a random sub-policy of AutoAugment for CIFAR-10, as in torchvision or in MaskCon's code.
 
-    MaskCon's (`CIFAR10Policy` in its utils.py) differs in its table by one probability; what moves into the image is
-    grey instead of black, rotations go counter-clockwise alone, shears are bicubic, translations are not cut to whole
-    pixels before the nearest pixel is taken, and solarize counts down from 256 instead of 255 [code].
+    MaskCon's policy (`CIFAR10Policy` in its utils.py) differs in one probability, fills with grey instead of black,
+    rotates counter-clockwise only, shears bicubically, does not truncate translations to whole pixels, and takes 256
+    instead of 255 as the largest threshold of solarize [code].
 
     Args:
       image: float32 [H, W, C] in [0, 1].
-      u: uniform draws [5]. The sub-policy's place in its table is floor(25 u[0]); its operation i is applied if
-        u[1 + i] is below its probability, and in the other direction (left, darker, ...) if u[3 + i] < 0.5.
-      maskcon: whether it is MaskCon's.
+      u: uniform draws [5]. The sub-policy's index in its table is floor(25 u[0]). Its operation i is applied if
+        u[1 + i] is below its probability, with a negative magnitude (left, darker, ...) if u[3 + i] < 0.5.
+      maskcon: whether to use MaskCon's policy.
     """
     height, width, _ = image.shape
     table = CIFAR10_MASKCON if maskcon else CIFAR10
-    # A row for every operation of the table, first and second in turn, and a last one that does nothing.
+    # One row for each operation of the table, in order, and the identity last.
     rows = [(name, (magnitude or 0) / 9) for pair in table for name, _, magnitude in pair] + [("identity", 0.0)]
 
     def matrix(name: str, level: float, sign: int) -> np.ndarray:
         if maskcon and name == "shear_y":
-            return np.eye(2, 3, dtype=np.float32)  # no warp: see below
+            return np.eye(2, 3, dtype=np.float32)  # image_ops.shear_y replaces the warp below
         sign = 1 if maskcon and name == "rotate" else sign
         return inverse_affine(name, sign * level, height, width, whole=not maskcon)
 
@@ -144,10 +145,10 @@ def autoaugment(image: Array, u: Array, *, maskcon: bool = False) -> Array:
     bits = jnp.array([_bits(level) for _, level in rows])
     brightest = 256 if maskcon else 255
     thresholds = jnp.array([0 if name == "invert" else brightest * (1 - level) for name, level in rows], jnp.float32)
-    # To invert is to solarize from 0 on.
+    # Invert is solarize with threshold 0.
     ops = jnp.array([OPS.index("solarize" if name == "invert" else name) for name, _ in rows])
     probabilities = jnp.array([probability for pair in table for _, probability, _ in pair], jnp.float32)
-    # Of a shear; the table has none along x.
+    # The table has no shear along x.
     amounts = jnp.array([[s * 0.3 * level if name == "shear_y" else 0.0 for s in (1, -1)] for name, level in rows])
 
     first = 2 * (u[0] * len(table)).astype(jnp.int32)

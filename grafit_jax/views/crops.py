@@ -1,7 +1,7 @@
-"""Which part of an image is seen: boxes (top, left, height, width) in pixels, fractions allowed.
+"""Crop boxes (top, left, height, width), in pixels with fractions.
 
-Random ones by the law of torchvision's RandomResizedCrop, on the device (JAX) or on the host (NumPy), where T crops are
-cut from one decoded photo.
+Random boxes follow torchvision's RandomResizedCrop, on the device (JAX) or on the host (NumPy), where T crops come from
+one decoded image.
 """
 
 import dataclasses
@@ -13,23 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 Range = tuple[float, float]
-# From an image's height and width to its boxes, float32 [n, 4].
+# Maps an image's height and width to its boxes, float32 [n, 4].
 Boxes = Callable[[int, int], np.ndarray]
 
-_ATTEMPTS = 10  # at a box that fits, as in torchvision
-# Uniform draws that a box takes: (area, ratio) per attempt, then its place (y, x).
+_ATTEMPTS = 10  # as in torchvision
+# The number of uniform draws of a box: (area, ratio) per attempt, then its position (y, x).
 DRAWS = 2 * _ATTEMPTS + 2
 
 
 def first_fit(u, area, scale: Range, ratio: Range, limits: tuple[float, float], xp: Any = jnp) -> tuple[Any, Any, Any]:
-    """(height, width, whether it fits), [...] each, of the first of ten boxes that keeps to the limits.
+    """Returns (height, width, whether it fits), [...] each, of the first of ten random boxes within the limits.
 
     Args:
       u: uniform draws [..., DRAWS].
-      area: what `scale` is a share of.
-      scale: range of the box's area.
-      ratio: range of its width / height, log-uniform.
-      limits: of its height and width.
+      area: the image's area, pixels.
+      scale: the range of the box's share of `area`.
+      ratio: the range of its width / height, log-uniform.
+      limits: its maximum height and width.
       xp: jax.numpy or numpy.
     """
     draws = u[..., : 2 * _ATTEMPTS].reshape(*u.shape[:-1], _ATTEMPTS, 2)
@@ -42,10 +42,10 @@ def first_fit(u, area, scale: Range, ratio: Range, limits: tuple[float, float], 
 
 
 def random_box(u, height: int, width: int, scale: Range, ratio: Range, xp: Any = jnp) -> tuple[Any, Any, Any, Any]:
-    """(top, left, height, width), [...] each: a crop of a height x width image, from uniform draws [..., DRAWS].
+    """Returns a random box (top, left, height, width), [...] each, of an image, from uniform draws [..., DRAWS].
 
-    Ten attempts at a box inside the image; if none fits, the largest central box of an allowed ratio. `xp` is jax.numpy
-    or numpy.
+    If none of ten attempts lies inside the image, returns the largest central box of an allowed ratio. `xp` is
+    jax.numpy or numpy.
     """
     h, w, found = first_fit(u, height * width, scale, ratio, (height, width), xp)
     h = xp.where(found, h, min(height, width / ratio[0]))
@@ -56,39 +56,38 @@ def random_box(u, height: int, width: int, scale: Range, ratio: Range, xp: Any =
 
 @dataclasses.dataclass(frozen=True)
 class Crops:
-    """Random crops of an image that are made on the host, as many as the step makes views.
+    """Random crops made on the host, one for each view of the step.
 
     Attributes:
-      size: side S of each, pixels.
-      laws: (how many, crop_scale, crop_ratio) of those of one law, one law after the other; see `augment.Views`.
+      size: the side S of each crop, pixels.
+      distributions: (number of crops, crop_scale, crop_ratio) of each distribution in turn; see `augment.Views`.
     """
 
     size: int
-    laws: tuple[tuple[int, Range, Range], ...]
+    distributions: tuple[tuple[int, Range, Range], ...]
 
     def boxes(self, seed: int, id_: int, height: int, width: int) -> np.ndarray:
-        """float32 [T, 4] for an image, which its id, its size and `seed`, of the epoch, alone decide."""
-        # RandomState's stream is frozen (NEP 19), so the crops stay the same with every version of NumPy.
-        draws = np.random.RandomState([seed, id_]).random_sample((sum(count for count, *_ in self.laws), DRAWS))
+        """Returns the boxes of an image, float32 [T, 4], which depend only on the epoch's seed, the id and the size."""
+        # RandomState's stream is frozen (NEP 19), so every version of NumPy draws the same crops.
+        draws = np.random.RandomState([seed, id_]).random_sample((sum(n for n, *_ in self.distributions), DRAWS))
         boxes, first = [], 0
-        for count, scale, ratio in self.laws:
-            of_law = draws[first : first + count]
+        for count, scale, ratio in self.distributions:
+            cropped = random_box(draws[first : first + count], height, width, scale, ratio, np)
             first += count
-            cropped = random_box(of_law, height, width, scale, ratio, np)
             boxes.append(np.stack(cropped, axis=-1) if scale != (1, 1) else whole(height, width).repeat(count, axis=0))
         return np.concatenate(boxes).astype(np.float32)
 
 
 def whole(height: int, width: int) -> np.ndarray:
-    """float32 [1, 4]: all of the image, whose proportions are lost in a square."""
+    """Returns the box of the whole image, float32 [1, 4]; resizing it to a square changes the aspect ratio."""
     return np.array([[0, 0, height, width]], np.float32)
 
 
 def centre(height: int, width: int) -> np.ndarray:
-    """float32 [1, 4]: the largest square in the middle."""
+    """Returns the largest central square, float32 [1, 4]."""
     side = min(height, width)
     return np.array([[(height - side) / 2, (width - side) / 2, side, side]], np.float32)
 
 
-# data.resize_mode: how an image becomes a square.
+# The values of data.resize_mode: how to make an image square.
 RESIZE_MODES: dict[str, Boxes] = {"squash": whole, "centre": centre}

@@ -1,4 +1,4 @@
-"""Damage of every kind, and what may come of it: a value, or a UserError of one line."""
+"""Hypothesis strategies for damaged files, and a check that they give a value or a one-line UserError."""
 
 import pathlib
 
@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from grafit_jax.errors import UserError
 
-# What may stand in the place of bytes: other encodings, other types, numbers without end, names without end, depth.
+# Replacements of bytes: other encodings, other types, long numbers, long names, deep nesting.
 PIECES = (
     b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xff" * 8, b"\0" * 8, b"\x7f" + b"\xff" * 7,
     b"\n", b"\r", b",", b'"', b"'", b"[]", b"{}", b"null", b"true", b"-1", b"0.5", b"9" * 30, b"9" * 5000,
     b"1e999", b"NaN", b"-Infinity", b"\\ud800", b"\\u0000", b"[" * 20_000, b"x" * 5000, b"x" * 200_000,
 )  # fmt: skip
-# The same in the place of a value of JSON.
+# Replacements of a JSON value.
 VALUES = (
     None, True, False, 0, 1, -1, 10**30, 10**400, 0.5, float("nan"), float("-inf"), "", "x", "\0", "a\nb", "\ud800",
     "~nobody/x", "x" * 5000, [], [[]], [1], ["x"], [None], {}, {"a": 1}, {"step": 2},
@@ -22,7 +22,7 @@ VALUES = (
 
 @st.composite
 def damaged(draw, wholes, pieces=PIECES):
-    """The bytes of one of `wholes` with one to three faults: cut, flipped, replaced, put in, lost or doubled."""
+    """Returns the bytes of one of `wholes` with one to three faults."""
     data = draw(st.sampled_from(wholes))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(data)))
@@ -45,7 +45,7 @@ def damaged(draw, wholes, pieces=PIECES):
 
 @st.composite
 def altered(draw, content):
-    """What is in a JSON file with one value of it replaced or lost."""
+    """Returns JSON content with one value replaced or removed."""
     if not isinstance(content, dict | list) or not content or draw(st.integers(0, 9)) == 0:
         return draw(st.sampled_from(VALUES))
     copy = content.copy()
@@ -58,7 +58,7 @@ def altered(draw, content):
 
 
 def outcome(call, *args, **kwargs):
-    """What a call returns, or its UserError, told in one line; anything else that it raises is a failure."""
+    """Returns the result of a call, or its UserError, which must be one line; other exceptions propagate."""
     try:
         return call(*args, **kwargs)
     except UserError as error:
@@ -67,8 +67,8 @@ def outcome(call, *args, **kwargs):
 
 
 def hold(check, strategy, examples):
-    """Runs `check` on that many draws of a strategy, the same ones every time."""
-    # No example is slow or large: such a one is what is looked for.
+    """Runs `check` on `examples` deterministic draws of a strategy."""
+    # No deadline or health check: slow and large examples are the point.
     options = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": (Phase.generate, Phase.shrink)}
 
     @settings(max_examples=examples, derandomize=True, database=None, **options)
@@ -80,7 +80,7 @@ def hold(check, strategy, examples):
 
 
 class Canary:
-    """Touches a file where it is unpickled."""
+    """Touches a file when it is unpickled."""
 
     def __init__(self, path: pathlib.Path, function=None, argument=None):
         self._path, self._call = path, (function, (argument,)) if function else (pathlib.Path.touch, (path,))

@@ -1,4 +1,4 @@
-"""Image files of all kinds, and folders of them."""
+"""Writers of image files, folders and CSVs for tests."""
 
 import csv
 import struct
@@ -20,7 +20,7 @@ def pixels(seed, height=6, width=5):
 
 
 def write(path, array=None, **options):
-    """An image file, its format by its name; returns its path as a string."""
+    """Writes an image file in the format of its suffix; returns its path as a string."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = pixels(len(str(path))) if array is None else array
     PIL.Image.fromarray(array).save(path, **options)
@@ -28,7 +28,7 @@ def write(path, array=None, **options):
 
 
 def write_tree(root, layout, **size):
-    """Images root/<split>/<class folders>/<number>.png of a layout {"train/a/x": how many}; returns path -> pixels."""
+    """Writes root/<folder>/<number>.png for a layout {folder: number of images}; returns {path: pixels}."""
     written = {}
     for folder, count in layout.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def write_csv(path, rows, header=("path", "coarse", "fine", "split"), encoding="
 
 
 def png16(values):
-    """The bytes of a 16-bit PNG of uint16 [H, W] or [H, W, 3], written by hand: PIL writes no 16-bit RGB."""
+    """Encodes uint16 [H, W] or [H, W, 3] as a 16-bit PNG; PIL cannot write 16-bit RGB."""
     height, width = values.shape[:2]
 
     def chunk(kind, data):
@@ -62,7 +62,7 @@ def png16(values):
 
 
 def png_header(width, height):
-    """The bytes of a PNG that claims to be of this size, with next to nothing in it."""
+    """Encodes a PNG whose header declares this size, but whose data are one pixel."""
     whole = png16(np.zeros((1, 1), np.uint16))
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return whole[:8] + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + whole[33:]
@@ -73,7 +73,7 @@ def load(root, **options):
 
 
 def named(records):
-    """file -> (coarse name, fine name)."""
+    """Returns {file: (coarse name, fine name)}."""
     fine = [None] * len(records) if records.label is None else [records.label_names[i] for i in records.label]
     return {
         str(f): (records.train_names[c], y) for f, c, y in zip(records.filename, records.train_label, fine, strict=True)
@@ -86,5 +86,5 @@ def spoil(path):
 
 
 def square(path, size):
-    """A whole image file as uint8 [S, S, 3]."""
+    """Decodes a whole image file, resized to uint8 [S, S, 3]."""
     return decode.decode_boxes(path, size, crops.whole)[0]

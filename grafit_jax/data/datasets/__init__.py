@@ -1,1 +1,1 @@
-"""Particular data sets: their levels of labels, splits and variants."""
+"""Definitions of particular data sets: levels, splits and variants."""

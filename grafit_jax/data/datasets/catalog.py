@@ -1,4 +1,4 @@
-"""What is known of particular TFDS data sets beyond their own features: levels of labels, splits and variants."""
+"""A catalog of TFDS data sets: the levels, splits and variants that their own features do not define."""
 
 import functools
 import importlib.resources
@@ -16,41 +16,40 @@ from grafit_jax.errors import UserError, warn
 
 
 class Variant(NamedTuple):
-    """A choice among the images of a data set.
+    """A selection of the images of a data set.
 
     Attributes:
-      choose: from the fine labels (int [M] and [N]) of the two TFDS splits to {"train": rows, "test": rows}, ascending
-        positions int [...] in the two splits laid end to end.
-      published: how many images {"train": ..., "test": ...} have in the paper, or follow from the whole data set.
+      choose: maps the fine labels (int [M] and [N]) of the two TFDS splits to {"train": rows, "test": rows}, ascending
+        positions int [...] in the two splits concatenated.
+      published: the number of images {"train": ..., "test": ...} that the paper gives or the full data set implies.
     """
 
     choose: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
     published: Mapping[str, int]
 
     def rows(self, labels: Sequence[np.ndarray], where: str) -> dict[str, np.ndarray]:
-        """What `choose` says; numbers other than the published ones are warned of."""
+        """Returns the selected rows; prints a warning if their numbers are not the published ones."""
         rows = self.choose(*labels)
         if {split: len(r) for split, r in rows.items()} != dict(self.published):
             warn(
-                f"{where}: found {len(rows['train'])} training and {len(rows['test'])} test images, want "
-                f"{self.published['train']} and {self.published['test']}: this is another choice."
+                f"{where}: found {len(rows['train'])} training and {len(rows['test'])} test images; expected "
+                f"{self.published['train']} and {self.published['test']}; results are not comparable."
             )
         return rows
 
 
 class Entry(NamedTuple):
-    """How the features and splits of a TFDS data set become records; the defaults hold for any that is not listed.
+    """How a TFDS data set maps to records; the defaults apply to data sets that are not in the catalog.
 
     Attributes:
-      levels: the feature with the labels of each level, from coarse to fine; empty where they follow from the finest.
-      coarse: the level that is trained on, if no other is asked for.
-      hierarchy: a file of hierarchies/, without its ending, that has the coarse label of every fine one; or empty.
-      taxonomy: the classes that each level should have, where the levels follow from the user's categories.json; or
-        none.
-      splits: TFDS's splits that serve as train and test, laid end to end.
-      variants: by name. Without one all images are taken, in TFDS's own splits.
-      default: the variant that is taken where none is asked for; empty for all images.
-      manual: prepared by experiments/prepare.py, from files in a folder.
+      levels: the feature with the labels of each level, from coarse to fine; empty if derived from the finest level.
+      coarse: the default training level.
+      hierarchy: the stem of a file in hierarchies/ that maps fine to coarse labels; or empty.
+      taxonomy: the expected number of classes of each level derived from iNaturalist's categories.json; or empty.
+      splits: TFDS's splits to concatenate for train and test.
+      variants: the variants by name.
+      default: the variant used if none is requested; empty for all images in `splits`.
+      manual: whether experiments/prepare.py prepares the data set from local files.
     """
 
     levels: Mapping[str, str] = {"coarse": "coarse_label", "fine": "label"}
@@ -69,19 +68,19 @@ class Entry(NamedTuple):
 
     @property
     def tfds_splits(self) -> tuple[str, ...]:
-        """All of TFDS's splits that are read, laid end to end."""
+        """All TFDS splits to read, in the order of concatenation."""
         return tuple(itertools.chain(*self.splits.values()))
 
     def above(self, label_names: Sequence[str], categories: pathlib.Path | None, where: str) -> dict[str, Classes]:
-        """The classes of the levels that follow from the finest one.
+        """Returns the classes of the levels derived from the finest level.
 
         Args:
-          label_names: of the finest level.
-          categories: the user's categories.json, where the levels are in one.
-          where: what the data set is called in an error.
+          label_names: the class names of the finest level.
+          categories: the path of categories.json, if it defines the levels.
+          where: the name of the data set in messages.
 
         Raises:
-          UserError: the finest classes are not those of the file.
+          UserError: the finest classes differ from those of the file.
         """
         if self.hierarchy:
             table = load_hierarchy(self.hierarchy)
@@ -94,21 +93,21 @@ class Entry(NamedTuple):
         return found
 
     def variant(self, name: str, where: str) -> Variant | None:
-        """The variant of this name, the usual one for an empty name; UserError for one that is not there."""
+        """Returns the variant `name` (the default if empty), or None for all images; raises UserError if unknown."""
         name = name or self.default
         if name and name not in self.variants:
-            there = f"want {', '.join(self.variants)}, or none" if self.variants else "this data set has none: leave it"
-            raise UserError(f"data.variant = {name!r} is no variant of {where}: {there} (an empty one).")
+            expected = f"{', '.join(self.variants)}, or empty" if self.variants else "an empty one (there are none)"
+            raise UserError(f"{where}: found data.variant = {name!r}; expected {expected}.")
         return self.variants[name] if name else None
 
 
 class Hierarchy(NamedTuple):
-    """The coarse class of every fine one, from a file.
+    """The coarse class of every fine class.
 
     Attributes:
-      label_names: the names of the fine classes, as TFDS has them and in its order.
-      coarse_of_fine: int32 [F], F = len(label_names).
-      coarse_names: numbers, where the source has no names.
+      label_names: the names of the F fine classes, in TFDS's order.
+      coarse_of_fine: the coarse class of each fine class, int32 [F].
+      coarse_names: the names of the coarse classes; numbers if the source has no names.
     """
 
     label_names: tuple[str, ...]
@@ -116,19 +115,19 @@ class Hierarchy(NamedTuple):
     coarse_names: tuple[str, ...]
 
     def check(self, label_names: Sequence[str], where: str) -> None:
-        """Raises a UserError unless the fine classes of a data set are those of the file."""
+        """Raises a UserError if the fine classes of a data set differ from `label_names`."""
         if tuple(label_names) != self.label_names:
             pairs = zip(label_names, self.label_names, strict=False)
-            found, wanted = next((pair for pair in pairs if pair[0] != pair[1]), ("no more", "no more"))
+            found, expected = next((pair for pair in pairs if pair[0] != pair[1]), ("no more", "no more"))
             raise UserError(
-                f"{where} has {len(label_names)} classes (the first that differs is {found}), want the "
-                f"{len(self.label_names)} of TFDS's own data set ({wanted}): prepare that one."
+                f"{where}: found {len(label_names)} classes (the first difference is {found}); expected TFDS's own "
+                f"{len(self.label_names)} ({expected}); prepare TFDS's own data set."
             )
 
 
 @functools.cache
 def load_hierarchy(name: str) -> Hierarchy:
-    """A file of hierarchies/, by its name without the ending."""
+    """Loads the file `name`.json of hierarchies/."""
     file = importlib.resources.files("grafit_jax.data.datasets") / "hierarchies" / f"{name}.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     label_names, coarse_of_fine = zip(*content["coarse_of_fine"], strict=True)
@@ -137,25 +136,25 @@ def load_hierarchy(name: str) -> Hierarchy:
 
 
 def find(name: str) -> Entry:
-    """What is known of the TFDS data set `name` (without config and version)."""
+    """Returns the entry of the TFDS data set `name` (without config and version)."""
     return CATALOG.get(name, Entry())
 
 
 def _first_of(label: np.ndarray, number: int, among: Any = True) -> dict[str, np.ndarray]:
-    """Of every class so many images for training, the others for the test; those that are `among` (bool [N]) alone.
+    """Splits the images `among` (bool [N]): the first `number` of each class are train, the others test.
 
-    First in the order of the prepared files, which TFDS has shuffled. [ours]
+    "First" is in the order of the prepared files, which TFDS has shuffled. [ours]
     """
     order = np.argsort(label, kind="stable")
-    place = np.empty(len(label), np.int64)  # how many images of the same class come before each
-    place[order] = np.arange(len(label)) - np.searchsorted(label[order], label[order])
-    return {"train": np.flatnonzero(among & (place < number)), "test": np.flatnonzero(among & (place >= number))}
+    rank = np.empty(len(label), np.int64)  # the number of earlier images of the same class
+    rank[order] = np.arange(len(label)) - np.searchsorted(label[order], label[order])
+    return {"train": np.flatnonzero(among & (rank < number)), "test": np.flatnonzero(among & (rank >= number))}
 
 
 def _sop_split1(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
-    """The products with 8 to 12 images, in TFDS's own splits, which share no product.
+    """Selects the products with 8 to 12 images, in TFDS's own splits, which share no product.
 
-    The bounds are the paper's; that they apply within each of these splits is our reading. [ours]
+    The bounds are the paper's; applying them within each split is our reading. [ours]
     """
     images = [np.bincount(label)[label] for label in (train, test)]  # of the same product
     kept = [np.flatnonzero((n >= 8) & (n <= 12)) for n in images]
@@ -163,25 +162,24 @@ def _sop_split1(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _sop_split2(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
-    """The products with exactly 12 images over both splits: the first 10 for training, the last 2 for the test.
+    """Selects the products with exactly 12 images over both splits: the first 10 are train, the last 2 test.
 
-    The paper has 10 and 2 of each of 1,498 products; that these are the products with 12 images, and which ten are
-    taken, is our reading. [ours]
+    The paper has 10 and 2 images of each of 1,498 products; which products and which images is our reading. [ours]
     """
     label = np.concatenate([train, test])
     return _first_of(label, 10, np.bincount(label)[label] == 12)
 
 
 def _within(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
-    """Of the 20 drawings of every character of TFDS's split train, the first 14 for training, the others for the test.
+    """Splits the 20 drawings of each character of TFDS's train split: the first 14 are train, the others test.
 
-    Not always by the same people, since the files are shuffled. [ours]
+    The files are shuffled, so the drawers differ between characters. [ours]
     """
     return _first_of(train, 14)
 
 
 def _unseen(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
-    """TFDS's own splits: the alphabets of the test are not those of the training."""
+    """Returns TFDS's own splits, which share no alphabet."""
     return {"train": np.arange(len(train)), "test": len(train) + np.arange(len(test))}
 
 
@@ -195,7 +193,7 @@ CATALOG: Mapping[str, Entry] = {
     "cars196": Entry(levels=_FOLLOWS, hierarchy="cars196", manual=True),
     "stanford_online_products": Entry(
         levels={"coarse": "super_class_id", "fine": "class_id"},
-        # Whether these readings reproduce the published numbers could not be checked without the data. [ours]
+        # Not verified against the data: these readings may not give the published numbers of images. [ours]
         variants={
             "split1": Variant(_sop_split1, {"train": 25368, "test": 25278}),
             "split2": Variant(_sop_split2, {"train": 14980, "test": 2996}),

@@ -1,7 +1,7 @@
-"""iNaturalist 2019 as a TFDS data set with the seven levels of the tree of life, from the competition's files.
+"""Prepares iNaturalist 2019, with its seven taxonomic levels, as a TFDS data set from the competition's files.
 
-TFDS has no such builder. The features are id, image and a label for each level, named as in `taxonomy.LEVELS`; species
-are in the order of their category ids.
+TFDS has no builder for it. The features are id, image and a label for each of `taxonomy.LEVELS`; species are in the
+order of their category ids.
 """
 
 import pathlib
@@ -17,23 +17,24 @@ IMAGES = "train_val2019"
 FILES = {"train": "train2019.json", "validation": "val2019.json"}
 _NUM_IMAGES = {"train": 265_240, "validation": 3_003}
 
-# The id of an image, its file and the row of its category.
+# (image id, file, row of its category)
 Example = tuple[str, pathlib.Path, int]
 
 
 def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[pathlib.Path, dict[str, int]]:
-    """Writes the data set inaturalist2019 as tfrecord; one that is there already stays as it is.
+    """Writes the data set inaturalist2019 as tfrecord, unless it is already prepared.
+
+    Prints a warning if the numbers of images or classes are not the published ones.
 
     Args:
       manual_dir: a folder with train_val2019/, train2019.json, val2019.json and categories.json with real names.
-      data_dir: where TFDS keeps its data sets; empty for TFDS's own default.
+      data_dir: TFDS's data directory; empty for TFDS's default.
 
     Returns:
-      Its folder, and the number of images of training and test. Other numbers of images or of classes than the
-      published ones are warned of.
+      The folder of the data set, and the number of images in train and test.
 
     Raises:
-      UserError: a file or folder that is missing or cannot be read, or annotations that do not fit.
+      UserError: a file or folder is missing or unreadable, or the annotations are invalid.
     """
     manual.check_folders(manual_dir, (IMAGES,), (*FILES.values(), taxonomy.FILE))
     categories = taxonomy.read(manual_dir / taxonomy.FILE)
@@ -52,19 +53,19 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
 
 
 def _examples(folder: pathlib.Path, name: str, row_of_category: dict[Any, int]) -> list[Example]:
-    """The images that a file of annotations lists."""
+    """Returns the examples of an annotations file."""
     path = folder / name
-    want = "want that of iNaturalist 2019 in --manual_dir, with images and annotations"
-    content = read_json(path, dict, want)
-    with reading(path, want):
+    expected = "expected that of iNaturalist 2019 in --manual_dir, with images and annotations"
+    content = read_json(path, dict, expected)
+    with reading(path, expected):
         category = {a["image_id"]: int(a["category_id"]) for a in content["annotations"]}
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
     for id_, file in files.items():
         if id_ not in category:
-            raise UserError(f"{path} has no annotation for {file} (image {id_}): want one for every image.")
+            raise UserError(f"{path}: found no annotation for {file} (image {id_}); expected one for every image.")
         if category[id_] not in row_of_category:
             raise UserError(
-                f"{path} has category {category[id_]} for {file}, which {taxonomy.FILE} lacks: want the one of "
+                f"{path}: found category {category[id_]} for {file}; expected one in {taxonomy.FILE}; use the files of "
                 "iNaturalist 2019."
             )
     return [(str(id_), folder / file, row_of_category[category[id_]]) for id_, file in files.items()]

@@ -1,1 +1,1 @@
-"""Images and labels from TFDS, folders, CSV, npz and JSON files."""
+"""Readers of TFDS data sets, image folders and CSV files."""

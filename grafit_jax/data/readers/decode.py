@@ -1,4 +1,4 @@
-"""Image files to pixels, upright and RGB whatever they hold, decoded on all processors of the host."""
+"""Decoding of image files to upright RGB pixels, on all CPU cores."""
 
 import collections
 import concurrent.futures
@@ -13,23 +13,23 @@ import PIL.ImageOps
 
 from grafit_jax.views.crops import Boxes
 
-# What is decoded, whatever a file calls itself: a format that would start another program (EPS) is none of them.
+# The formats to decode, whatever the suffix; none that runs another program (EPS).
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 )
-# 16 bits to 8: 65535 / 255.
-_SIXTEEN = 257
+# Scales 16-bit values to 8 bits: 65535 / 255.
+_SCALE_16_TO_8 = 257
 
 
 class Unreadable(Exception):
-    """A file that cannot be decoded; the message names it, with the reason, in one line."""
+    """A file cannot be decoded; the message is one line with its path and the reason."""
 
 
 def decode(file: str | pathlib.Path) -> np.ndarray:
-    """The first frame of a file as RGB, as its EXIF says it is to be held, transparency on white.
+    """Decodes the first frame of an image file to RGB.
 
-    16-bit values are scaled to 8 bits.
+    Applies the EXIF orientation, composites transparency on white and scales 16-bit values to 8 bits.
 
     Args:
       file: JPEG, PNG, GIF, BMP, TIFF, WebP or PPM.
@@ -38,23 +38,23 @@ def decode(file: str | pathlib.Path) -> np.ndarray:
       uint8 [H, W, 3].
 
     Raises:
-      Unreadable: anything that keeps it from being decoded: not there, no permission, no image, cut short, more pixels
-        than PIL trusts (179 million), values without a known white (32 bits).
+      Unreadable: the file is missing, not permitted, no image, truncated, larger than PIL's limit of 179 million
+        pixels, or has values without a known white level (32 bits).
     """
     with _opened(file) as image:
         return np.asarray(_upright(image))
 
 
 def decode_boxes(file: str | pathlib.Path, size: int, boxes: Boxes) -> np.ndarray:
-    """Parts of an image as `decode` reads it, each of them resized to S x S (bilinear, antialiased), of one decode.
+    """Decodes an image once and returns T boxes of it, resized to S x S (bilinear, antialiased).
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where the smallest box keeps twice S a side (as
-    `PIL.Image.thumbnail` does), which saves most of the time.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the smallest box keeps a side of at least 2 S, as in
+    `PIL.Image.thumbnail`, which saves most of the time.
 
     Args:
       file: as for `decode`.
-      size: S.
-      boxes: from height and width to (top, left, height, width) of the parts, [T, 4]; see `crops`.
+      size: S, pixels.
+      boxes: maps (height, width) to the boxes (top, left, height, width) in pixels, [T, 4]; see `crops`.
 
     Returns:
       uint8 [T, S, S, 3].
@@ -64,24 +64,24 @@ def decode_boxes(file: str | pathlib.Path, size: int, boxes: Boxes) -> np.ndarra
     """
     with _opened(file) as image:
         sides = image.size
-        if min(sides) >= 4 * size:  # of which a half is enough for the largest box
-            # Whether it is stored on its side is known later, so the smallest box is that of either way.
-            smallest = min(float(boxes(*way)[:, 2:].min()) for way in (sides, sides[::-1]))
+        if min(sides) >= 4 * size:  # below that, not even a box of the whole image allows 1/2
+            # The EXIF orientation is applied later: take the smaller box of both orientations.
+            smallest = min(float(boxes(*shape)[:, 2:].min()) for shape in (sides, sides[::-1]))
             image.draft(None, (math.ceil(sides[0] * 2 * size / smallest), math.ceil(sides[1] * 2 * size / smallest)))
         upright = _upright(image)
         top, left, height, width = boxes(upright.height, upright.width).T
-        # A box at the border may reach beyond it by a rounding error.
+        # Rounding may put a box slightly outside the image.
         corners = np.stack([left, top, left + width, top + height], axis=1).clip(0, np.tile(upright.size, 2))
         resized = [upright.resize((size, size), PIL.Image.Resampling.BILINEAR, box=tuple(c)) for c in corners.tolist()]
         return np.stack([np.asarray(part) for part in resized])
 
 
 def decode_all(decoders: Iterable[Callable[[], np.ndarray]], ahead: int) -> Iterator[np.ndarray | Unreadable]:
-    """What each decoder returns, in order, on all processors; up to `ahead` more than the one that is asked for.
+    """Calls decoders on all CPU cores and yields their results in order, prefetching up to `ahead` of them.
 
-    An `Unreadable` is handed over in its image's place, for the caller to decide on.
+    An `Unreadable` error is yielded in place of its image.
     """
-    pool = concurrent.futures.ThreadPoolExecutor()  # PIL lets go of the interpreter while it decodes and resizes
+    pool = concurrent.futures.ThreadPoolExecutor()  # PIL releases the GIL while it decodes and resizes
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
         for decoder in decoders:
@@ -90,7 +90,7 @@ def decode_all(decoders: Iterable[Callable[[], np.ndarray]], ahead: int) -> Iter
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:  # also where the caller stops early
+    finally:  # also runs if the caller stops early
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -103,30 +103,30 @@ def _decoded_or_error(decoder: Callable[[], np.ndarray]) -> np.ndarray | Unreada
 
 @contextlib.contextmanager
 def _opened(file: str | pathlib.Path) -> Iterator[PIL.Image.Image]:
-    """The opened file; whatever goes wrong while it is read is an `Unreadable`."""
+    """Opens an image file; raises any error in reading it as `Unreadable`."""
     try:
         with PIL.Image.open(file, formats=_FORMATS) as image:
             yield image
     except PIL.UnidentifiedImageError as error:
         raise Unreadable(f"{file} (no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]})") from error
-    except Exception as error:  # a decoder may raise anything at what is in a broken file
+    except Exception as error:  # decoders raise arbitrary exceptions on damaged files
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise Unreadable(f"{file} ({reason})") from error
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Decoded, turned as its EXIF says, in RGB."""
+    """Returns the image in RGB with its EXIF orientation applied."""
     return _rgb(PIL.ImageOps.exif_transpose(image))
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "F":
-        raise ValueError("its values are floating point, of which the white is not known: save it with 8 or 16 bits")
+        raise ValueError("found floating-point values; expected 8 or 16 bits, whose white level is known")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if np.min(values) < 0 or np.max(values) >= 2**16:
-            raise ValueError("its values have 32 bits, of which the white is not known: save it with 8 or 16 bits")
-        image = PIL.Image.fromarray(((values + _SIXTEEN // 2) // _SIXTEEN).astype(np.uint8))
+            raise ValueError("found 32-bit values; expected 8 or 16 bits, whose white level is known")
+        image = PIL.Image.fromarray(((values + _SCALE_16_TO_8 // 2) // _SCALE_16_TO_8).astype(np.uint8))
     if image.has_transparency_data:
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image.convert("RGBA"))

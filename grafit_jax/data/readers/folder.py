@@ -1,6 +1,6 @@
-"""Images of one's own, from a folder or a CSV: whole in the host's memory, or streamed from their files.
+"""Image folders and CSV files of images, read into host memory or streamed.
 
-docs/own_images.md says how they are to lie, and what becomes of odd ones.
+docs/own_images.md documents the layout and the handling of unusual files.
 """
 
 import collections
@@ -22,32 +22,32 @@ from grafit_jax.errors import UserError, warn
 from grafit_jax.views.crops import RESIZE_MODES, Crops
 
 ON_UNREADABLE = ("fatal", "skip")
-# So many files one after the other are not broken: their disk is gone.
-_IN_A_ROW = 100
-_DISK = "look at the disk that they are on"
-# Bars of what is over sooner than this many seconds stay away.
+# So many unreadable files in a row mean that the disk has failed.
+_MAX_CONSECUTIVE = 100
+_DISK = "check the disk"
+# Seconds before a progress bar appears.
 _BAR_DELAY = 5.0
 
 
 class FolderImages(InFiles):
-    """The images of a split that stay in their files, each made S x S as it is read.
+    """The images of a split kept in their files and resized to S x S when read.
 
     Attributes:
-      broken: files that could not be read after all, and were passed over; one list for all parts of a split.
-      unread: rows that `in_order` had no image for: they are black.
+      broken: the unreadable files skipped while streaming; selections of a split share this list.
+      unread: the rows that `in_order` could not read and yielded as black images.
     """
 
     def __init__(self, root: str, files: np.ndarray, image_size: int, resize_mode: str, *, skip: bool):
-        """The images of `files`, str [N], under the folder `root`. `skip`: what is unreadable is passed over."""
+        """Reads `files`, str [N], below the folder `root`; with `skip`, skips unreadable ones."""
         super().__init__(files, 3, image_size, resize_mode)
         self._root, self._skip = root, skip
         self.broken: list[str] = []
         self.unread: set[int] = set()
 
     def identity(self) -> bytes:
-        """Names and sizes in bytes."""
-        named = [(os.path.relpath(file, self._root), _bytes(file)) for file in self._rows]
-        return repr((named, self._made)).encode()
+        """Returns the relative paths, the file sizes and the resizing parameters."""
+        named = [(os.path.relpath(file, self._root), _file_size(file)) for file in self._rows]
+        return repr((named, self._resizing)).encode()
 
     def in_order(self, batch_size: int) -> Iterator[np.ndarray]:
         self.unread = set(range(len(self)))
@@ -61,33 +61,32 @@ class FolderImages(InFiles):
                 following = next(read, None)
             yield batch
 
-    def _epoch(self, made, batch_size, seed, buffer_size, shard, first):
-        """Files are read in any order: all of them are shuffled, without a buffer, and parts are alike in classes, too.
+    def _epoch(self, transform, batch_size, seed, buffer_size, shard, first):
+        """Shuffles all files without a buffer; shards interleave them, so that each has images of every class.
 
-        After a file that is passed over, the images past the last full batch move up, and after them those of the
-        epoch's beginning once more, so that an epoch has its number of full batches, of readable images under their
-        own ids, none twice in a batch, whatever becomes of a file.
+        The images past the last full batch replace unreadable files, then the epoch's images repeat from its
+        beginning. The number of full batches is therefore constant, and no batch holds an image twice.
         """
         index, count = shard
-        # RandomState's stream is frozen (NEP 19), so the order stays the same with every version of NumPy.
+        # RandomState's stream is frozen (NEP 19), so every version of NumPy draws the same order.
         order = np.random.RandomState(seed).permutation(np.arange(len(self), dtype=np.int32)[index::count])
         num_batches = len(order) // batch_size
         used, spare = np.split(order, [num_batches * batch_size])
-        # The later ones are not begun unless the earlier ones run out.
+        # Lazy: a later sequence starts only when the ones before it are exhausted.
         decoded = itertools.chain.from_iterable(
-            self._decoded(rows, made, ahead=2 * batch_size)
+            self._decoded(rows, transform, ahead=2 * batch_size)
             for rows in (used[first * batch_size :], spare, *((used, spare) * num_batches))
         )
         for _ in range(first, num_batches):
             batch = dict(itertools.islice(decoded, batch_size))
-            if len(batch) < batch_size:  # or one of them comes again, which would write its slot of the memory twice
+            if len(batch) < batch_size:  # exhausted, or an id repeats, which would write its memory slot twice
                 raise self.gone(len(self.broken))
             yield np.array([*batch], np.int32), np.stack([*batch.values()])
 
     def gone(self, number: int) -> UserError:
-        """What to raise where so many of them cannot be read that nothing is left to go on with."""
+        """Returns the error for `number` unreadable images, too many to continue."""
         file = (self.broken or self._rows)[0]
-        return UserError(f"{number} of {len(self)} images cannot be read any more, such as {file}: {_DISK}.")
+        return UserError(f"found {number} of {len(self)} images unreadable, such as {file}; {_DISK}.")
 
     def _square(self, row: int) -> np.ndarray:
         return _square(self._rows[row], self._image_size, self._resize_mode)
@@ -96,24 +95,24 @@ class FolderImages(InFiles):
         return decode.decode_boxes(self._rows[row], crops.size, functools.partial(crops.boxes, seed, row))
 
     def _decoded(
-        self, rows: Sequence[int] | np.ndarray, made: Callable[[int], np.ndarray], *, ahead: int
+        self, rows: Sequence[int] | np.ndarray, transform: Callable[[int], np.ndarray], *, ahead: int
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, what is `made` of it) of those of the rows that can be read."""
-        in_a_row = 0
-        decoded = decode.decode_all((functools.partial(made, row) for row in rows), ahead)
+        """Yields (row, transformed image) of the readable rows."""
+        consecutive = 0
+        decoded = decode.decode_all((functools.partial(transform, row) for row in rows), ahead)
         for row, image in zip(rows, decoded, strict=True):
             if not isinstance(image, Unreadable):
-                in_a_row = 0
+                consecutive = 0
                 yield row, image
                 continue
             if not self._skip:
                 raise UserError(_fatal(image))
-            in_a_row += 1
-            if in_a_row == _IN_A_ROW:
-                raise UserError(f"{in_a_row} images in a row cannot be read any more, such as {image}: {_DISK}.")
+            consecutive += 1
+            if consecutive == _MAX_CONSECUTIVE:
+                raise UserError(f"found {consecutive} unreadable images in a row, such as {image}; {_DISK}.")
             if self._rows[row] not in self.broken:
                 self.broken.append(str(self._rows[row]))
-                warn(f"passed over an image that cannot be read (number {len(self.broken)}): {image}")
+                warn(f"skipped an unreadable image (number {len(self.broken)}): {image}")
 
 
 def read(
@@ -128,29 +127,30 @@ def read(
     test_split: str = "",
     need_test: bool = True,
 ) -> dict[str, Records]:
-    """The records of each split. Names are sorted and shared by the splits.
+    """Returns the records of each split. Class names are sorted and shared by the splits.
 
-    A fine name under two coarse ones is two classes, "coarse/fine".
+    A fine name that occurs under two coarse classes gives two classes, "coarse/fine".
 
     Args:
       kind: "folder" or "csv".
       name: the folder with train/ and test/ (or val/, validation/), or the CSV file.
-      coarse_classes: images of other coarse classes are not decoded; see `hierarchy.select`. Empty: all.
-      stream: the training images are `FolderImages`.
-      image_size: S > 0 makes images S x S; 0 leaves them as they are, if all have one size.
-      resize_mode: how; see `crops.RESIZE_MODES`.
-      on_unreadable: what to do with a file that cannot be read: "fatal" raises, "skip" leaves it out.
+      coarse_classes: the coarse classes to decode; see `hierarchy.select`. Empty for all.
+      stream: return the training images as `FolderImages`.
+      image_size: the side S to resize images to, pixels; 0 keeps their size, which must be the same for all.
+      resize_mode: how to make images square, a key of `crops.RESIZE_MODES`.
+      on_unreadable: how to treat an unreadable file: "fatal" raises, "skip" leaves it out.
       test_split, need_test: see `listing.list_images`.
 
     Raises:
-      UserError: a layout or CSV that is not as docs/own_images.md has it, or what `on_unreadable` = "fatal" is about.
+      UserError: the layout or CSV is not as in docs/own_images.md, or a file is unreadable and `on_unreadable` is
+        "fatal".
     """
     if on_unreadable not in ON_UNREADABLE:
-        raise UserError(f"data.on_unreadable = {on_unreadable!r}: want one of {', '.join(ON_UNREADABLE)}.")
+        raise UserError(f"found data.on_unreadable = {on_unreadable!r}; expected one of {', '.join(ON_UNREADABLE)}.")
     if stream and not image_size:
         raise UserError(
-            f"data.stream is on with {kind}:{name} and data.image_size is 0: set it to the pixels of a side to which "
-            "images are resized as they are read (such as 256 for crops of 224)."
+            f"{kind}:{name}: found data.stream with data.image_size = 0; expected the side in pixels to resize images "
+            "to (such as 256 for crops of 224)."
         )
     path = pathlib.Path(os.path.abspath(os.path.expanduser(name)))
     listed = listing.list_images(kind, path, test_split=test_split, need_test=need_test)
@@ -167,7 +167,9 @@ def read(
         if coarse_classes:
             examples = [e for e in examples if coarse_number[e.coarse] in coarse_classes]
         if not examples:
-            raise UserError(f"{kind}:{name}: no image for {split} is of coarse_classes = {coarse_classes}: add others.")
+            raise UserError(
+                f"{kind}:{name}: found no image for {split} with coarse_classes = {coarse_classes}; add other classes."
+            )
         images, readable, broken = _images(
             np.array([e.file for e in examples], str), image_size, resize_mode,
             root=root, stream=stream and split == "train", skip=on_unreadable == "skip",
@@ -175,7 +177,7 @@ def read(
         examples = [e for e, kept in zip(examples, readable, strict=True) if kept]
         coarse = np.array([coarse_number[e.coarse] for e in examples], np.int32)
         fine = [fine_number[e.coarse, e.fine] for e in examples if e.fine is not None]
-        label = np.array(fine, np.int32) if fine else None  # all or none: `listing` has seen to it
+        label = np.array(fine, np.int32) if fine else None  # all or none, as `listing` checks
         levels = two_levels(label, coarse, fine_names.values(), coarse_names)
         filename = np.array([e.file for e in examples], str)
         records[split] = Records(images, levels, filename=filename, broken=broken)
@@ -183,17 +185,17 @@ def read(
 
 
 def _square(file: str, image_size: int, resize_mode: str) -> np.ndarray:
-    """uint8 [S, S, 3]; or as it is, for image_size 0."""
+    """Returns the whole image, uint8 [S, S, 3], or [H, W, 3] for image_size 0."""
     return decode.decode_boxes(file, image_size, RESIZE_MODES[resize_mode])[0] if image_size else decode.decode(file)
 
 
 def _images(
     files: np.ndarray, image_size: int, resize_mode: str, *, root: str, stream: bool, skip: bool
 ) -> tuple[Any, np.ndarray, tuple[str, ...]]:
-    """The images, whether each of `files` is readable (bool [N]), and the broken ones with their reasons.
+    """Returns the images, which of `files` are readable (bool [N]), and the unreadable ones with their reasons.
 
-    With `stream` and `skip` all files are decoded once, at the size of a pixel, which saves most of a JPEG's time: ids
-    are rows of the readable ones, so these have to be known first.
+    With `stream` and `skip`, decodes all files once, because ids count the readable ones only. One pixel per image is
+    enough, which saves most of a JPEG's decoding time.
     """
     readable, broken = np.ones(len(files), bool), []
     if stream and not skip:
@@ -216,14 +218,14 @@ def _images(
             if image.shape != pixels.shape[1:]:
                 (h, w, _), (first_h, first_w, _) = image.shape, pixels.shape[1:]
                 raise UserError(
-                    f"{files[row]} has {w} x {h} pixels and {first} has {first_w} x {first_h}: set data.image_size to "
-                    "the pixels of a side to resize them to (such as 224)."
+                    f"{files[row]}: found {w} x {h} pixels; expected {first_w} x {first_h} as in {first}; set "
+                    "data.image_size to the side in pixels to resize images to (such as 224)."
                 )
             pixels[row] = image
     if broken:
-        warn(f"left out {len(broken)} of {len(files)} images that cannot be read, such as {broken[0]}")
+        warn(f"skipped {len(broken)} of {len(files)} images, which are unreadable, such as {broken[0]}")
     if not np.any(readable):
-        raise UserError(f"found no image that can be read among {len(files)}, such as {broken[0]}: look at the files.")
+        raise UserError(f"found no readable image among {len(files)}, such as {broken[0]}; check the files.")
     if stream:
         return FolderImages(root, files[readable], image_size, resize_mode, skip=True), readable, tuple(broken)
     assert pixels is not None
@@ -231,18 +233,18 @@ def _images(
 
 
 def _fatal(error: Unreadable) -> str:
-    return f"an image cannot be read: {error}; repair or remove it, or pass over such files by data.on_unreadable=skip."
+    return f"found an unreadable image: {error}; repair or remove it, or use data.on_unreadable=skip."
 
 
-def _bytes(file: str) -> int:
+def _file_size(file: str) -> int:
     try:
         return os.path.getsize(file)
-    except OSError:  # what is wrong with it, its decoder will say
+    except OSError:  # the decoder reports the reason
         return -1
 
 
 def _fine_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(coarse, fine) -> the name of the fine class, sorted by that."""
+    """Maps (coarse, fine) to the name of the fine class, sorted by that name."""
     keys = list(keys)
     times = collections.Counter(fine for _, fine in keys)
     named = {(coarse, fine): fine if times[fine] == 1 else f"{coarse}/{fine}" for coarse, fine in keys}

@@ -1,4 +1,4 @@
-"""Which images there are, of which classes: a folder of folders, or a CSV; see docs/own_images.md."""
+"""Lists images and their classes from a folder tree or a CSV; see docs/own_images.md."""
 
 import csv
 import dataclasses
@@ -12,18 +12,18 @@ from grafit_jax.data.files import LONGEST
 from grafit_jax.data.readers import decode
 from grafit_jax.errors import UserError, reading, warn
 
-# What a split may be called, in folders and in a CSV; of several test splits the first is taken.
+# The names of splits in folders and CSVs; the first of several test splits is used.
 _SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test"}
 TEST_SPLITS = tuple(name for name, split in _SPLIT_OF.items() if split == "test")
-# The names of splits that there are, and what to say is there -> split -> what it is called.
+# Maps the names of the splits found, and their description in messages, to {split: name}.
 _Splits = Callable[[Iterable[str], str], dict[str, str]]
-# What programs write into a CSV where there is no value.
+# What programs write into a CSV for a missing value.
 _MISSING = ("nan", "na", "n/a", "none", "null")
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A listed image: its file, the name of its coarse class, and of its fine one, if that is known."""
+    """A listed image: its file, the name of its coarse class, and that of its fine class, if known."""
 
     file: str
     coarse: str
@@ -33,135 +33,138 @@ class Example:
 def list_images(
     kind: str, path: pathlib.Path, *, test_split: str = "", need_test: bool = True
 ) -> dict[str, list[Example]]:
-    """The images of "train" and "test".
+    """Lists the images of "train" and "test".
 
     Args:
-      kind: "folder": DIR/<split>/<coarse>/[<fine>/], sorted by class and name; or "csv": rows with the columns path,
-        coarse, split and, if fine classes are known, fine, in their order.
-      path: the folder or the CSV, absolute.
-      test_split: what "test" is called there: one of `TEST_SPLITS`. Empty: the first of these that there is.
-      need_test: whether there has to be a test split; else "test" may be missing.
+      kind: "folder" for DIR/<split>/<coarse>/[<fine>/], sorted by class and file name; or "csv" for rows with the
+        columns path, coarse, split and, if fine classes are known, fine, in the order of the file.
+      path: the absolute path of the folder or the CSV.
+      test_split: the name of the test split, one of `TEST_SPLITS`; empty for the first one present.
+      need_test: whether a test split is required; otherwise "test" may be absent from the result.
 
     Raises:
-      UserError: a layout or CSV that is not as described.
+      UserError: the layout or the CSV is not as described.
     """
     where = f"{kind}:{path}"
-    splits = functools.partial(_one_of_each, where=where, test_split=test_split, need_test=need_test)
+    splits = functools.partial(_find_splits, where=where, test_split=test_split, need_test=need_test)
     listed = _list_folder(path, splits) if kind == "folder" else _list_csv(path, splits)
     _check(listed, where)
     return listed
 
 
 def _check(listed: dict[str, list[Example]], where: str) -> None:
-    """Errors and warnings about what was listed as a whole."""
+    """Checks the listed images as a whole; raises errors and prints warnings."""
     for split, examples in listed.items():
         if not examples:
-            raise UserError(f"{where}: found no image for {split}: want at least one.")
+            raise UserError(f"{where}: found no image for {split}; expected at least one.")
         known = {e.fine is not None: e for e in examples}
         if len(known) == 2:
             raise UserError(
-                f"{where}, split {split}: {known[True].file} has a fine class and {known[False].file} has none: want "
-                "one for all images of a split or for none."
+                f"{where}, split {split}: found a fine class for {known[True].file} but none for {known[False].file}; "
+                "expected one for every image of a split or for none."
             )
     train, test = ({e.coarse for e in listed.get(split, ())} for split in ("train", "test"))
     if only := sorted(test - train):
-        warn(f"{where}: {len(only)} coarse classes occur in test alone, such as {only[0]}: nothing is trained on them")
+        warn(f"{where}: found {len(only)} coarse classes in test but not in train, such as {only[0]}")
     if len(train) == 1:
         warn(
-            f"{where}: all training images are of one coarse class ({min(train)}): its label teaches nothing, and the "
-            "instance loss alone learns (method byol)"
+            f"{where}: found a single coarse class ({min(train)}) in train; its label carries no information; use the "
+            "instance loss only (method byol)"
         )
     shared = {e.file for e in listed["train"]} & {e.file for e in listed.get("test", ())}
     if shared:
-        warn(f"{where}: {len(shared)} images are in both splits, such as {min(shared)}: results on them mean little")
+        warn(f"{where}: found {len(shared)} images in both splits, such as {min(shared)}; their results mean little")
 
 
-def _one_of_each(names: Iterable[str], found: str, *, where: str, test_split: str, need_test: bool) -> dict[str, str]:
-    """split -> what it is called among the `names` that are `found`; UserError where one is missing that is needed."""
-    called = {"train": ["train"], "test": [test_split] if test_split else TEST_SPLITS}
+def _find_splits(names: Iterable[str], found: str, *, where: str, test_split: str, need_test: bool) -> dict[str, str]:
+    """Maps each split to its name among `names`, which messages call `found`; raises UserError if one is missing."""
+    accepted = {"train": ["train"], "test": [test_split] if test_split else TEST_SPLITS}
     by_split = {}
-    for split, choice in called.items():
-        there = [name for name in choice if name in names]
-        if there:
-            by_split[split] = there[0]
+    for split, choice in accepted.items():
+        present = [name for name in choice if name in names]
+        if present:
+            by_split[split] = present[0]
         elif split == "train" or test_split or need_test:
             remedy = "" if split == "train" or test_split else "; or use data.holdout to test on a share of train"
             raise UserError(f"{where}: found {found}; expected a {split} split, called {' or '.join(choice)}{remedy}.")
-    left_out = [name for name in names if name not in by_split.values()]
-    if left_out:
-        taken, others = by_split["test"], ", ".join(left_out)
-        warn(f"{where}: the test split is {taken}, and {others} is left out (data.test_split={left_out[0]} takes it)")
+    ignored = [name for name in names if name not in by_split.values()]
+    if ignored:
+        used, others = by_split["test"], ", ".join(ignored)
+        warn(
+            f"{where}: {used} is the test split and {others} is ignored; use data.test_split={ignored[0]} to change it"
+        )
     return by_split
 
 
-# The layout of folders.
+# Folders.
 
 
 def _list_folder(root: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
-    """The images of DIR/<split>/<coarse>/[<fine>/], sorted by class and name."""
+    """Lists the images of DIR/<split>/<coarse>/[<fine>/], sorted by class and file name."""
     if not os.path.isdir(root):
-        raise UserError(f"folder:{root} is no folder: want one that holds train/ and test/.")
+        raise UserError(f"folder:{root}: found no such folder; expected one with train/ and test/.")
     walk = _Walk()
     folders, _ = walk.entries(str(root), ())
     found = {name: path for name, path in folders if name in _SPLIT_OF}
     by_split = splits(found, f"the folders {', '.join(n for n, _ in folders)}" if folders else "no folders")
-    on_the_way = (os.path.realpath(root),)
-    listed = {split: [*walk.examples(found[name], split, (), on_the_way)] for split, name in by_split.items()}
+    ancestors = (os.path.realpath(root),)
+    listed = {split: [*walk.examples(found[name], split, (), ancestors)] for split, name in by_split.items()}
     if walk.ignored:
         warn(
-            f"folder:{root}: ignored {len(walk.ignored)} entries that are hidden, no images or links to a folder above "
-            f"them, such as {walk.ignored[0]}"
+            f"folder:{root}: ignored {len(walk.ignored)} entries that are hidden, not images, or links to a parent "
+            f"folder, such as {walk.ignored[0]}"
         )
     if walk.empty:
-        warn(f"folder:{root}: {len(walk.empty)} folders hold no image, such as {walk.empty[0]}")
+        warn(f"folder:{root}: found {len(walk.empty)} folders without images, such as {walk.empty[0]}")
     return listed
 
 
 class _Walk:
-    """Lists folders, and what it leaves out."""
+    """Walks a folder tree and collects the ignored entries and the empty folders."""
 
     def __init__(self) -> None:
         self.ignored: list[str] = []
         self.empty: list[str] = []
 
     def examples(
-        self, folder: str, split: str, classes: tuple[str, ...], on_the_way: tuple[str, ...]
+        self, folder: str, split: str, classes: tuple[str, ...], ancestors: tuple[str, ...]
     ) -> Iterator[Example]:
-        """The images below a folder of a split, that of the `classes` (coarse, fine)."""
-        on_the_way = (*on_the_way, os.path.realpath(folder))
-        folders, files = self.entries(folder, on_the_way)
+        """Yields the images below `folder`, whose path from the split is `classes`: (), (coarse,) or (coarse, fine)."""
+        ancestors = (*ancestors, os.path.realpath(folder))
+        folders, files = self.entries(folder, ancestors)
         if files and not classes:
             raise UserError(
-                f"{files[0]} lies directly in the split: want images in {split}/<coarse>/ or {split}/<coarse>/<fine>/ "
-                "(without labels: all of them in one folder)."
+                f"{files[0]}: found an image directly in the split; expected images in {split}/<coarse>/ or "
+                f"{split}/<coarse>/<fine>/; use one folder for all images if there are no labels."
             )
         if folders and len(classes) == 2:
             raise UserError(
-                f"{folders[0][1]} is a folder inside of a fine class: want {split}/<coarse>/<fine>/ and "
-                "images in it; move them up."
+                f"{folders[0][1]}: found a folder inside a fine class; expected images in {split}/<coarse>/<fine>/; "
+                "move its images up."
             )
         if classes and not folders and not files:
             self.empty.append(folder)
         for file in files:
             yield Example(file, classes[0], classes[1] if len(classes) == 2 else None)
         for name, inner in folders:
-            yield from self.examples(inner, split, (*classes, name), on_the_way)
+            yield from self.examples(inner, split, (*classes, name), ancestors)
 
-    def entries(self, folder: str, on_the_way: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-        """(class name, folder) of the folders in a folder, and its image files; both sorted, links followed.
+    def entries(self, folder: str, ancestors: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+        """Returns the (class name, path) of the subfolders of a folder, and its image files; both sorted.
 
-        `on_the_way` are the real folders on the way here: one that links back to them is left out, as are hidden
-        entries and files that are no images.
+        Follows links, except those to one of the `ancestors` (real paths). Ignores hidden entries and other files.
         """
         try:
             names = sorted(os.listdir(folder), key=_composed)
         except OSError as error:
-            raise UserError(f"cannot list {folder} ({error.strerror}): let it be read, or remove it.") from None
+            raise UserError(
+                f"{folder}: found an unreadable folder ({error.strerror}); make it readable or remove it."
+            ) from None
         folders, files = [], []
         for name in names:
             entry = os.path.join(folder, name)
             is_folder = os.path.isdir(entry)
-            if name.startswith(".") or (is_folder and os.path.realpath(entry) in on_the_way):
+            if name.startswith(".") or (is_folder and os.path.realpath(entry) in ancestors):
                 self.ignored.append(entry)
             elif is_folder:
                 folders.append((_class_name(name, folder), entry))
@@ -174,11 +177,11 @@ class _Walk:
 
 
 def _class_name(name: str, where: str) -> str:
-    """A name with its accents composed: macOS writes them decomposed, and a class is one class on both."""
+    """Returns a name in Unicode NFC, so that classes from macOS, which decomposes accents, compare equal."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where} holds {name!a}, whose name is not UTF-8: rename it.") from None
+        raise UserError(f"{where}: found the name {name!a}; expected UTF-8; rename it.") from None
     return _composed(name)
 
 
@@ -186,16 +189,18 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-# The CSV.
+# CSV files.
 
 
 def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
-    """The images of a CSV with the columns path, coarse, split and, if fine labels are known, fine; in its order."""
+    """Lists the images of a CSV with the columns path, coarse, split and, optionally, fine, in their order."""
     rows = _read_csv(path)
     names = dict.fromkeys(row["split"] for _, row in rows)
     for line, row in rows:
         if row["split"] not in _SPLIT_OF:
-            raise UserError(f"{path}, line {line}: split is {row['split']!r}: want one of {', '.join(_SPLIT_OF)}.")
+            raise UserError(
+                f"{path}, line {line}: found split {row['split']!r}; expected one of {', '.join(_SPLIT_OF)}."
+            )
     by_split = splits(names, f"the splits {', '.join(names)}" if names else "no splits")
     split_called = {name: split for split, name in by_split.items()}
     listed: dict[str, list[Example]] = {split: [] for split in by_split}
@@ -204,14 +209,14 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     for line, row in rows:
         for key in ("path", "coarse"):
             if not row[key]:
-                raise UserError(f"{path}, line {line}: {key} is empty: want one for every image.")
+                raise UserError(f"{path}, line {line}: found no {key}; expected one for every image.")
         if row["split"] not in split_called:
             continue
         split, file = split_called[row["split"]], os.path.normpath(path.parent / row["path"])
         if (split, file) in first:
             raise UserError(
-                f"{path}, line {line}: {row['path']} stands in line {first[split, file]} already: list an image once "
-                "in a split, since it would be its own nearest neighbour."
+                f"{path}, line {line}: found {row['path']} again, first in line {first[split, file]}; expected each "
+                "image once per split, or it is its own nearest neighbour; remove one line."
             )
         first[split, file] = line
         coarse, fine = (_class_name(row[key], str(path)) for key in ("coarse", "fine"))
@@ -219,19 +224,18 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
         missing += [line for name in (coarse, fine) if name.lower() in _MISSING]
     if missing:
         warn(
-            f"{path}: {len(missing)} labels are called {' or '.join(_MISSING)}, the first in line {missing[0]}: they "
-            "are classes like any other; if they stand for what is not known, leave these images out, or fine empty "
-            "for all"
+            f"{path}: found {len(missing)} labels named {' or '.join(_MISSING)}, first in line {missing[0]}; they are "
+            "used as classes; if they mean missing values, remove these images, or leave fine empty for all"
         )
     return listed
 
 
 def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
-    """(line number, column -> text) of every row; a missing column `fine` is empty."""
+    """Returns (line number, {column: text}) of every row; a missing column `fine` is empty."""
     if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: want csv:FILE, or folder:DIR for folders of images.")
+        raise UserError(f"{path}: found a folder; expected csv:FILE; use folder:DIR for folders of images.")
     with (
-        reading(path, "want csv:FILE, a CSV in UTF-8"),
+        reading(path, "expected csv:FILE, a CSV in UTF-8"),
         open(path, newline="", encoding="utf-8-sig") as file,  # spreadsheets write a byte-order mark
     ):
         reader = csv.reader(file)
@@ -239,19 +243,19 @@ def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     missing = [name for name in ("path", "coarse", "split") if name not in header]
     if missing and len(header) == 1 and (other := next((c for c in ";\t|" if c in header[0]), None)):
-        raise UserError(f"{path} has {other!r} between its columns: want commas; save it as a CSV with commas.")
+        raise UserError(f"{path}: found columns separated by {other!r}; expected commas; save it with commas.")
     if missing or len(set(header)) < len(header):
         raise UserError(
-            f"{path} has the columns {', '.join(map(repr, header)) or 'none'}: want path, coarse, split and, if fine "
-            "classes are known, fine, each once, with commas between them."
+            f"{path}: found the columns {', '.join(map(repr, header)) or 'none'}; expected path, coarse, split and, if "
+            "fine classes are known, fine, each once and separated by commas."
         )
     for line, row in rows:
         if len(row) != len(header):
-            raise UserError(f"{path}, line {line} has {len(row)} values: want {len(header)}, as the first line has.")
+            raise UserError(f"{path}, line {line}: found {len(row)} values; expected {len(header)}, as in line 1.")
         for cell in row:
             if len(cell) > LONGEST or "\0" in cell:
                 raise UserError(
-                    f"{path}, line {line} has a value of {len(cell)} characters, {cell[:20]!r} and so on: want at most "
-                    f"{LONGEST}, and no NUL among them."
+                    f"{path}, line {line}: found a value of {len(cell)} characters ({cell[:20]!r} ...); expected at "
+                    f"most {LONGEST} and no NUL."
                 )
     return [(line, {"fine": ""} | dict(zip(header, row, strict=True))) for line, row in rows]

@@ -118,7 +118,7 @@ def test_a_damaged_config_is_read_or_refused(times, tmp_path):
 
     for text in (b"null", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"model": 5}', b'{"a": 1}', b'{"seed": "x"}'):
         (tmp_path / "config.json").write_bytes(text)
-        with pytest.raises(UserError, match=r"config\.json cannot be read as a config of this version \(.+\)"):
+        with pytest.raises(UserError, match=r"config\.json: found no config that this version can read \(.+\)"):
             workdir.read_config(tmp_path)
     bytes_or_values = fuzzing.damaged([WHOLE.encode()]) | fuzzing.altered(json.loads(WHOLE)).map(as_json)
     fuzzing.hold(check, bytes_or_values, 40 * times)

@@ -185,7 +185,7 @@ def test_a_table_says_what_its_trunks_start_from(tmp_path, name, file, message):
 
 
 def test_a_run_that_is_not_complete_is_no_result(tmp_path):
-    with pytest.raises(UserError, match=r"holds no finished run \(no metrics\.json\)"):
+    with pytest.raises(UserError, match=r"found no finished run \(no metrics\.json\)"):
         results.collect(tmp_path)
 
 

@@ -189,7 +189,7 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
         expansion.check_directory(ours, directory)
 
     (runs[3] / "holiday").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"w=0.5 holds files of something else \(holiday"):
+    with pytest.raises(UserError, match=r"w=0.5: found unrelated files \(holiday"):
         expansion.check_directory(sweep, directory)
     (runs[3] / "holiday").rmdir()
     (directory / "photos").mkdir()
@@ -206,7 +206,7 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
     with pytest.raises(UserError, match=r"baseline,w=0.2 has 'high' as map: want what experiments/train.py wrote"):
         expansion.check_directory(sweep, directory)
     (runs[0] / "config.json").write_text('{"schema": 7}')
-    with pytest.raises(UserError, match=r"config.json cannot be read as a config of this version"):
+    with pytest.raises(UserError, match=r"config.json: found no config that this version can read"):
         expansion.check_directory(sweep, directory)
 
 

@@ -69,20 +69,20 @@ def test_workdirs_that_give_no_trunk(trained_once, tmp_path):
     def start(config, **kwargs):
         return restore.initial_state(experiment.load(config, **kwargs))
 
-    with pytest.raises(UserError, match=r"has the trunk resnet8, and model\.trunk = resnet18: want the same"):
+    with pytest.raises(UserError, match=r"found trunk resnet8; expected resnet18, as in model\.trunk"):
         start(fine_tuning(**{"model.pretrained": str(trained_once), "model.trunk": "resnet18"}))
-    with pytest.raises(UserError, match=r"holds no run \(no config\.json\)"):
+    with pytest.raises(UserError, match=r"found no run \(no config\.json\)"):
         start(fine_tuning(**{"model.pretrained": str(tmp_path)}))
     (tmp_path / "config.json").write_text((trained_once / "config.json").read_text())
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match=r"holds no checkpoint"):
+    with pytest.raises(UserError, match=r"found no checkpoint"):
         start(fine_tuning(**{"model.pretrained": str(tmp_path)}))
     digits = sources.load(source="digits")
     colour = {s: dataclasses.replace(r, image=np.repeat(r.image, 3, axis=-1)) for s, r in digits.items()}
     options = {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3, "model.pretrained": str(trained_once)}
-    with pytest.raises(UserError, match=r"Conv_0.*of the trunk as \(3, 3, 4, 16\), want \(3, 3, 12, 16\)"):
+    with pytest.raises(UserError, match=r"found .*Conv_0.* of shape \(3, 3, 4, 16\); expected \(3, 3, 12, 16\)"):
         start(fine_tuning(**options), records=colour)
-    with pytest.raises(UserError, match=r"pretrained = runs/none is not there: want a run's workdir, or"):
+    with pytest.raises(UserError, match=r"pretrained = runs/none: found no such file; expected a workdir, or"):
         start(fine_tuning(**{"model.pretrained": "runs/none"}))
     with pytest.raises(UserError, match=r"config\.json ends in \.json: want a \.safetensors or \.pth file"):
         start(fine_tuning(**{"model.pretrained": str(tmp_path / "config.json")}))

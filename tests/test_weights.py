@@ -251,7 +251,7 @@ def test_the_imagenet_stem_comes_from_the_file(tmp_path):
 
 
 def test_a_file_that_does_not_fit_is_told_before_a_workdir_is_made(tmp_path):
-    with pytest.raises(UserError, match=r"w\.safetensors is not there"):
+    with pytest.raises(UserError, match=r"w\.safetensors: found no such file; expected a workdir"):
         train.train(resnet18_config(tmp_path / "w.safetensors"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config = resnet18_config("w.safetensors", **{"model.embed_dim": 8})

@@ -181,8 +181,8 @@ def test_damaged_facts_of_a_run_are_named(times, tmp_path):
     for name in whole:
         for text in (b"", b"\xff", b"5", b"[]", b"[" * 100_000, b"{"):
             assert name in str(check((name, text)))
-    assert "has 'a' as map: want what experiments/train.py wrote" in str(check(("metrics.json", b'{"map": "a"}')))
-    assert "has 'None' as train_seconds" in str(check(("run.json", b'{"train_seconds": null}')))
+    assert "found 'a' as map; expected the file of experiments/train" in str(check(("metrics.json", b'{"map": "a"}')))
+    assert "found 'None' as train_seconds" in str(check(("run.json", b'{"train_seconds": null}')))
     assert check(("run.json", as_json(whole["run.json"]))) is None
     damage = [
         st.tuples(st.just(name), fuzzing.damaged([as_json(content)]) | fuzzing.altered(content).map(as_json))

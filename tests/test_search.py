@@ -152,7 +152,7 @@ def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
     assert cli("search", *query).returncode == 0
     done = cli("search", *query, "--layer=projector")
     assert done.returncode == 2 and "test.npz: found embeddings of another model or layer than" in done.stderr
-    assert "layer 'trunk', not 'projector'): want embeddings of one network and --layer" in done.stderr
+    assert "layer 'trunk', not 'projector'); expected the same network and --layer" in done.stderr
 
     done = cli("evaluate", f"--workdir={trained_once}", "--k=1,50")
     assert done.returncode == 2 and "found --k with --workdir" in done.stderr

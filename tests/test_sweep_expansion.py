@@ -198,12 +198,14 @@ def test_a_directory_of_other_things_is_refused_and_one_of_this_sweep_is_not(tmp
     (directory / "photos").rmdir()
     other = expand(tmp_path, GRID, overrides={"train.epochs": 9})
     with pytest.raises(
-        UserError, match=r"method=baseline,w=0.2 holds the run of another config \(train.epochs: 1 -> 9"
+        UserError, match=r"method=baseline,w=0.2: found the run of another config \(train.epochs: 1 -> 9"
     ):
         expansion.check_directory(other, directory)
     (runs[0] / "metrics.json").write_text('{"map": "high"}')
     (runs[0] / "run.json").write_text("{}")
-    with pytest.raises(UserError, match=r"baseline,w=0.2 has 'high' as map: want what experiments/train.py wrote"):
+    with pytest.raises(
+        UserError, match=r"baseline,w=0.2: found 'high' as map; expected the file of experiments/train.py"
+    ):
         expansion.check_directory(sweep, directory)
     (runs[0] / "config.json").write_text('{"schema": 7}')
     with pytest.raises(UserError, match=r"config.json: found no config that this version can read"):

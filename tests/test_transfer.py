@@ -97,7 +97,7 @@ def test_a_trunk_that_does_not_fit_is_told_before_anything_is_written(trained_on
     options = {"data.source": f"npz:{tmp_path}/colour", "train.batch_size": 8}
     options["model.pretrained"] = f"~/{trained_once.name}"
     options |= {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3}
-    with pytest.raises(UserError, match=r"of the trunk as \(3, 3, 4, 16\), want \(3, 3, 12, 16\)"):
+    with pytest.raises(UserError, match=r"kernel.* of shape \(3, 3, 4, 16\); expected \(3, 3, 12, 16\)"):
         train.train(fine_tuning(**options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -59,7 +59,7 @@ def train(
         if not exists:
             held.enter_context(workdir.lock(path))
 
-        # 2. Claim the workdir. Nothing of a complete run is overwritten.
+        # 2. Claim the workdir. A complete run keeps its config and result.
         workdir.claim(path, run.config, allowed)
         workdir.check_data(path, run.fingerprints())
         if run.clusters is not None and not clusterfit.is_saved(path):
@@ -86,7 +86,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         if resumed is None:
             pulse.at(0, "creating the first state")
             resumed = (*restore.initial(run), {})
-        state, memory, begun = resumed
+        state, memory, progress = resumed
         feed = experiment.make_feed(run)
     step = start = int(state.step)
     if start:
@@ -109,8 +109,8 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
     calls: dict[int, Any] = {}
     # Stored with checkpoints and the result.
     data = {"data_fingerprint": run.fingerprints(), "data_content": experiment.contents(run.records)}
-    source = provenance.describe() | data
-    facts = {"config": config_lib.flatten(config), "run": source}
+    origin = provenance.describe() | data
+    facts = {"config": config_lib.flatten(config), "run": origin}
 
     # 5. For each epoch: train, log, evaluate, save. A checkpoint within an epoch stores the sums of its metrics so far.
     with contextlib.ExitStack() as cleanup:  # closes on interrupts too, which waits for a pending checkpoint
@@ -124,7 +124,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
             evaluate()
         checked = start
         for epoch in range(first_epoch, config.train.epochs):
-            epoch_means, begun = EpochMeans(**begun), {}
+            epoch_means, progress = EpochMeans(**progress), {}
             end = (epoch + 1) * run.steps_per_epoch
             pulse.at(step, "reading a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
@@ -182,14 +182,14 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         if not parallel.all_agree(run.total_steps in writer.evaluations):
             evaluate()
     metrics = writer.evaluations[run.total_steps]
-    _write_result(run, path, metrics, source)
+    _write_result(run, path, metrics, origin)
     return state, metrics
 
 
-def _write_result(run: Experiment, path: pathlib.Path, metrics: dict[str, float], source: dict[str, Any]) -> None:
+def _write_result(run: Experiment, path: pathlib.Path, metrics: dict[str, float], origin: dict[str, Any]) -> None:
     """Writes run.json, then metrics.json, which marks the run as complete."""
     config, log = run.config, workdir.cut_log(path, run.total_steps)
-    facts = source | {
+    facts = origin | {
         "train_seconds": sum(line.get("seconds", 0.0) for line in log),
         "views_per_image": run.method.views_per_image(config.views.num_views),
         "train_images": len(run.records["train"]),

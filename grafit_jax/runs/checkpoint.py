@@ -104,10 +104,10 @@ class Checkpoints(checkpoint_managers.PreservationPolicy):
         def read(step):
             self._check_architecture(step, like)
             found, record = self._restore(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
-            of_state = jax.tree.map(functools.partial(parallel.everywhere, all_processes=False), found["state"])
+            fields = jax.tree.map(functools.partial(parallel.everywhere, all_processes=False), found["state"])
             rows = jax.tree.map(parallel.from_joined, found.get("memory"))
-            of_memory = None if memory is None else Memory(rows["embedding"], rows["label_plus_1"] - 1)
-            return dataclasses.replace(state, **of_state), of_memory, record
+            restored_memory = None if memory is None else Memory(rows["embedding"], rows["label_plus_1"] - 1)
+            return dataclasses.replace(state, **fields), restored_memory, record
 
         return self._newest_undamaged(read)
 

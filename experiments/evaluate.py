@@ -35,7 +35,7 @@ _KNN_TEMPERATURE = flags.DEFINE_float("knn_temperature", _DEFAULTS.knn_temperatu
 _PROBE = flags.DEFINE_bool("probe", False, "train a logistic probe on the training embeddings")
 _OUT = flags.DEFINE_string("out", None, "a file that gets the line too")
 _OF_FEATURES = ("gallery", "leave_out", "k", "knn_k", "knn_temperature")
-cli.require_numbers("k")
+cli.want_numbers("k")
 
 
 def main(argv):

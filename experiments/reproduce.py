@@ -48,7 +48,7 @@ _RECORD = flags.DEFINE_bool("record", False, "add the results to experiments/res
 _AGAIN = flags.DEFINE_bool("again", False, "with --record: train again what is recorded, in an empty --workdir")
 _JOBS = flags.DEFINE_integer("jobs", 1, "how many runs at a time", lower_bound=1)
 _BUDGET = flags.DEFINE_float("budget_minutes", None, "start no run that would not end in this time", lower_bound=0)
-cli.require_numbers("seeds")
+cli.want_numbers("seeds")
 
 
 def main(argv):

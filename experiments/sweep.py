@@ -33,7 +33,7 @@ _SUBMIT = flags.DEFINE_enum(
     "submit", "local", ["local", "slurm", "print"], "run here; queue a job, or print a command, for each point to do"
 )
 _SLURM = flags.DEFINE_list("slurm", [], "of the jobs, as timeout_min=240,gpus_per_node=1,slurm_partition=gpu")
-cli.require_numbers("seeds")
+cli.want_numbers("seeds")
 
 
 def main(argv):

@@ -61,7 +61,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def require_numbers(flag: str) -> None:
+def want_numbers(flag: str) -> None:
     """Registers a validator for a list flag: distinct, non-negative whole numbers."""
 
     def are_numbers(values: Sequence[str] | None) -> bool:

@@ -35,7 +35,7 @@ _KNN_TEMPERATURE = flags.DEFINE_float("knn_temperature", _DEFAULTS.knn_temperatu
 _PROBE = flags.DEFINE_bool("probe", False, "add the top-1 of a logistic regression")
 _OUT = flags.DEFINE_string("out", None, "file to write the line to, as well as stdout")
 _OF_FEATURES = ("gallery", "leave_out", "k", "knn_k", "knn_temperature")
-cli.want_numbers("k")
+cli.require_numbers("k")
 
 
 def main(argv):

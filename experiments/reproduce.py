@@ -48,7 +48,7 @@ _RECORD = flags.DEFINE_bool("record", False, "add the results to experiments/res
 _AGAIN = flags.DEFINE_bool("again", False, "with --record: train recorded runs again, in an empty --workdir")
 _JOBS = flags.DEFINE_integer("jobs", 1, "number of runs at a time", lower_bound=1)
 _BUDGET = flags.DEFINE_float("budget_minutes", None, "start no run that would not end within this time", lower_bound=0)
-cli.want_numbers("seeds")
+cli.require_numbers("seeds")
 
 
 def main(argv):

@@ -38,7 +38,7 @@ _SUBMIT = flags.DEFINE_enum(
     "run here; or queue a job or print a command for each incomplete point",
 )
 _SLURM = flags.DEFINE_list("slurm", [], "options of the jobs, as timeout_min=240,gpus_per_node=1,slurm_partition=gpu")
-cli.want_numbers("seeds")
+cli.require_numbers("seeds")
 
 
 def main(argv):

@@ -1,4 +1,4 @@
-"""The embeddings of a whole split, each image once."""
+"""Embeds a whole split, each image once."""
 
 import collections
 from collections.abc import Callable, Mapping
@@ -13,29 +13,27 @@ from grafit_jax.data.records import in_order
 from grafit_jax.models import Network
 from grafit_jax.views import augment
 
-# The images of a whole split (`Records.image`) to embeddings by name: trunk and, where there is one, projector.
+# (variables, images of a split) -> name -> rows; see `make_embed_fn`.
 EmbedFn = Callable[[Any, Any], dict[str, np.ndarray]]
 
 
 def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) -> EmbedFn:
-    """`(variables, images) -> {"trunk": float32 [N, F], "projector": float32 [N, D], "class": int32 [N, 1]}`.
+    """Returns `(variables, images) -> {"trunk": float32 [N, F], "projector": float32 [N, D], "class": int32 [N, 1]}`.
 
-    On all devices. What the network has not is left out; "class" is what its classifier says. Of image files there is
-    "unread" too, bool [N, 1]: those that could not be read, whose rows mean nothing.
+    "projector" is left out for a network without one, "class" (the predicted class) for one without a classifier. For
+    image files there is also "unread", bool [N, 1]: true for images that could not be read, whose rows are undefined.
 
-    Images are only resized, perhaps cropped to their middle, and normalised. The last batch is padded, and the padding
-    cut off: every image is embedded exactly once, whatever their number. Each process embeds its own part of them, and
-    gets the embeddings of all: so all have to call it.
-
-    It raises UserError where none of the images can be read any more.
+    Images are resized, center-cropped if `views` say so, and normalised. The last batch is padded and the padding cut
+    off, so every image is embedded exactly once. Each process embeds its own part and receives all rows, so all
+    processes must call the function. It raises UserError if no image can be read.
     """
     num_devices = parallel.num_devices()
     per_device = -(-batch_size // num_devices)
 
     def embed(variables, images):
         out: Any = network.apply(variables, augment.plain_view(images, views=views), train=False)
-        said = None if out.logits is None else jnp.argmax(out.logits, axis=-1, keepdims=True)
-        named = {"trunk": out.features, "projector": out.projection, "class": said}
+        predicted = None if out.logits is None else jnp.argmax(out.logits, axis=-1, keepdims=True)
+        named = {"trunk": out.features, "projector": out.projection, "class": predicted}
         return {name: x for name, x in named.items() if x is not None}
 
     pmapped = parallel.pmap(embed, in_axes=(None, 0))
@@ -54,7 +52,7 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
                 found = rows[name][first : first + block]
                 found[:] = x[: len(found)]
 
-        nothing = [np.zeros((0, *images.shape[1:]), np.uint8)]  # a process without a part of its own goes along
+        nothing = [np.zeros((0, *images.shape[1:]), np.uint8)]  # a process without images takes part in the collectives
         ahead: collections.deque[tuple[int, Any]] = collections.deque()  # the devices are one batch ahead of the host
         batches = pulse.parts(
             in_order(mine, block) if len(mine) else nothing, "embedding images", -(-len(mine) // block) or 1
@@ -70,7 +68,7 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         if isinstance(mine, FolderImages):
             rows["unread"] = np.isin(np.arange(len(mine)), [*mine.unread])[:, None]
         rows = {name: parallel.gather(x, len(images)) for name, x in rows.items()}
-        if "unread" in rows and 0 < np.sum(rows["unread"]) == len(images):  # on every process alike
+        if "unread" in rows and 0 < np.sum(rows["unread"]) == len(images):  # the same on every process
             raise images.gone(len(images))
         return rows
 
@@ -78,6 +76,6 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
 
 
 def readable(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """bool [N]: which of the images that a split's embeddings are of could be read."""
+    """Returns bool [N]: which rows of `make_embed_fn` belong to images that could be read."""
     number = len(next(iter(rows.values())))
     return ~rows.get("unread", np.zeros((number, 1), bool))[:, 0]

@@ -1,4 +1,4 @@
-"""From a config and its records to the parts of a run, each made once: network, views, schedules, optimiser."""
+"""Builds the parts of a run from its config and records: network, views, schedules, optimiser."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -22,22 +22,24 @@ from grafit_jax.state import TrainState
 from grafit_jax.views import augment
 from grafit_jax.views.crops import Crops
 
-# What to do about the embeddings of a network that has diverged.
+# Remedy for embeddings of a network that has diverged.
 _DIVERGED = "lower optimizer.learning_rate or raise loss.temperature, in a new --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The parts of a run that do not change while it runs.
+    """The immutable parts of a run.
 
     Attributes:
-      config: checked.
-      records: "train" and "test", whose coarse labels are always the true ones.
+      config: the validated config.
+      records: "train" and "test", with their true labels.
       training: the training images with the labels that are trained on: coarse classes, or clusters.
-      views: how images are seen in training, `key_views` for keys, and `eval_views` in evaluation.
-      crops: what the host cuts out of photos, if it is not the device that crops.
+      views: augmentation of training images.
+      key_views: augmentation of the keys of a queue; None without a queue.
+      crops: crops that the host takes while decoding; None if the device crops.
+      eval_views: preprocessing in evaluation.
       learning_rate, memory_momentum, tau: functions of the step; see `optimizer.Schedules`.
-      clusters: of ClusterFit.
+      clusters: the clusters of ClusterFit, else None.
     """
 
     config: ml_collections.ConfigDict
@@ -62,7 +64,7 @@ class Experiment:
         return self.config.train.epochs * self.steps_per_epoch
 
     def fingerprints(self) -> dict[str, str]:
-        """split -> what tells its images and labels from others; "clusters" -> the same of ClusterFit's labels."""
+        """Returns split -> fingerprint of its images and labels in order; also "clusters" for ClusterFit."""
         found = {split: records.fingerprint() for split, records in self.records.items()}
         return found if self.clusters is None else found | {"clusters": clusterfit.fingerprint(self.clusters)}
 
@@ -74,16 +76,16 @@ def load(
     clusters: Callable[[dict[str, Records]], Clusters] | None = None,
     training: bool = True,
 ) -> Experiment:
-    """Checks the config, loads the data, checks that they can be trained on, and builds the parts.
+    """Validates the config, loads and checks the data, and builds the parts of the run.
 
     Args:
       config: see `config.default`.
       records: "train" and "test", instead of those that `config.data` names.
-      clusters: gives those of the training images, for ClusterFit: see `restore.load`.
-      training: on these devices; a run that is only evaluated may have been trained on others.
+      clusters: computes the clusters of the training images, for ClusterFit; see `restore.load`.
+      training: whether the run trains here; if not, requirements on devices are not checked.
 
     Raises:
-      UserError: anything about config or data that would go wrong later.
+      UserError: the config or the data are invalid.
     """
     # 1. Config and data.
     config_checks.validate(config, num_devices=parallel.num_all_devices() if training else 1)
@@ -93,15 +95,15 @@ def load(
     if training:
         _check_memory(config, records["train"])
 
-    # 2. What is trained on.
-    train, found = records["train"], None
+    # 2. Training labels and network.
+    train, computed = records["train"], None
     if method.uses_clusters:
-        assert clusters is not None, "restore.load gives them"
-        found = clusters(records)
-        train = clusterfit.relabel(train, found)
+        assert clusters is not None, "restore.load passes it"
+        computed = clusters(records)
+        train = clusterfit.relabel(train, computed)
     network = methods.build_network(method, config.model, num_classes=len(train.train_names), axis_name=parallel.AXIS)
 
-    # 3. How images are seen.
+    # 3. Views.
     views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
     key_views = dataclasses.replace(views, **config.key_views) if method.uses_queue else None
     size = config.eval.size or views.size
@@ -111,11 +113,11 @@ def load(
     if config.train.host_crops:  # then the device does not crop again
         each = [views] if key_views is None else [views, key_views]
         number = method.views_per_image(config.views.num_views) // len(each)
-        crops = Crops(views.size, tuple((number, law.crop_scale, law.crop_ratio) for law in each))
+        crops = Crops(views.size, tuple((number, v.crop_scale, v.crop_ratio) for v in each))
         views = dataclasses.replace(views, crop_scale=(1, 1))
         key_views = key_views and dataclasses.replace(key_views, crop_scale=(1, 1))
 
-    # 4. How it is trained.
+    # 4. Schedules and optimiser.
     steps_per_epoch = len(train) // config.train.batch_size
     schedules = make_schedules(config, steps_per_epoch=steps_per_epoch)
     return Experiment(
@@ -132,39 +134,39 @@ def load(
         tx=make_optimizer(config.optimizer, schedules.learning_rate),
         embed_fn=evaluation.make_embed_fn(network, eval_views, batch_size=config.eval.batch_size),
         steps_per_epoch=steps_per_epoch,
-        clusters=found,
+        clusters=computed,
     )
 
 
 def _check_records(config: ml_collections.ConfigDict, records: dict[str, Records], method: methods.Method) -> None:
-    """Raises UserError for data that cannot be trained on, or evaluated, by the config."""
+    """Raises UserError for data that cannot be trained on, or evaluated, with the config."""
     train, most = records["train"], max(config.eval.recall_at)
     hierarchy.check_trainable(train, neighbours=method.uses_memory)
     if config.train.batch_size > len(train):
         raise UserError(
-            f"train.batch_size = {config.train.batch_size} is more than the {len(train)} training images: take at most "
-            "that."
+            f"found train.batch_size = {config.train.batch_size}; expected at most {len(train)}, the number of "
+            "training images."
         )
     if most >= len(records["test"]):
         raise UserError(
-            f"eval.recall_at goes up to {most}, and a query has {len(records['test']) - 1} other test images: lower it "
-            "or enlarge the test split."
+            f"found eval.recall_at up to {most}; expected at most {len(records['test']) - 1}, the number of other test "
+            "images; lower it or enlarge the test split."
         )
     augment.check_channels(train.image.shape[-1], config.views.mean, config.views.std)
 
 
 def _check_memory(config: ml_collections.ConfigDict, train: Records) -> None:
-    """Raises UserError where a resident training set would leave the devices less than half of their memory."""
+    """Raises UserError if the resident training set would fill more than half of a device's memory."""
     limit = (parallel.devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit and not config.data.stream and train.image.nbytes > limit / 2:
         raise UserError(
-            f"the training images take {train.image.nbytes / 2**30:.1f} GiB and a device has {limit / 2**30:.1f} GiB: "
-            "leave them in their files by data.stream = True."
+            f"found {train.image.nbytes / 2**30:.1f} GiB of training images; expected at most half of a device's "
+            f"{limit / 2**30:.1f} GiB; use data.stream = True."
         )
 
 
 def make_feed(run: Experiment) -> Resident | Streamed:
-    """The batches of a run."""
+    """Returns the batches of a run: resident on the devices, or streamed from files."""
     config, records = run.config, run.training
     batches = {"seed": config.seed, "batch_size": config.train.batch_size}
     if config.data.stream:
@@ -173,23 +175,23 @@ def make_feed(run: Experiment) -> Resident | Streamed:
 
 
 def evaluate(run: Experiment, state: TrainState, *, probe: bool = False) -> dict[str, float]:
-    """The metrics of a state on the test split (docs/paper.md section 1), all from one embedding pass, and its step.
+    """Returns the step and the test metrics of a state (docs/paper.md section 1), from one embedding pass.
 
-    The first of `eval.layers` gives the plain keys (`map`, `recall@1`, `coarse/knn_top1`, …), the others get their name
-    as a prefix (`projector/map`); a projector that the method has not is left out. A classifier gives `top1` of the
-    level that is trained on, unless its classes are clusters. `probe` adds the metrics of a probe on the trunk's
-    features.
+    Metrics of the first of `eval.layers` have plain names (`map`, `recall@1`, `coarse/knn_top1`, …), those of other
+    layers have the layer as a prefix (`projector/map`). A projector is skipped if the method has none. A classifier
+    adds `top1` at the train level, unless its classes are clusters. `probe` adds the metrics of a logistic probe on
+    trunk features.
 
     Raises:
-      UserError: the network has diverged, or an image file cannot be read any more.
+      UserError: the network has diverged, or image files can no longer be read.
     """
     config, test = run.config.eval, run.records["test"]
     embedded, labels = {}, {}
     for split, records in run.records.items():
         rows = run.embed_fn(state.variables, records.image)
         read = evaluation.readable(rows)
-        every = read.all()  # then without a copy of them
-        embedded[split] = {name: x if every else x[read] for name, x in rows.items() if name != "unread"}
+        complete = read.all()  # avoids a copy of all rows
+        embedded[split] = {name: x if complete else x[read] for name, x in rows.items() if name != "unread"}
         for name in ("trunk", "projector"):
             if name in rows:
                 neighbors.check_embeddings(f"{name} of split {split}", embedded[split][name], remedy=_DIVERGED)
@@ -212,6 +214,6 @@ def evaluate(run: Experiment, state: TrainState, *, probe: bool = False) -> dict
 
 
 def contents(records: Mapping[str, Records]) -> dict[str, str]:
-    """split -> what tells its images and labels from others in any order; none of images that stay in files."""
+    """Returns split -> digest of its images and labels in any order; skips splits whose images stay in files."""
     found = {split: of_split.content() for split, of_split in records.items()}
     return {split: content for split, content in found.items() if content is not None}

@@ -1,4 +1,4 @@
-"""What this process is doing, and that it makes progress: read by the watchdog, by Ctrl-C and by the console."""
+"""The current activity and progress of this process, read by the watchdog, the Ctrl-C handler and the console."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
@@ -7,14 +7,15 @@ _T = TypeVar("_T")
 
 
 class Place(NamedTuple):
-    """Where a process is.
+    """The progress of a process.
 
     Attributes:
       step: training steps taken.
-      doing: what it does, as "reading a batch".
-      ended: it has said why it ends.
-      part: how many of the `parts` of what it does are done; `parts` is 0 where that is not known.
-      beats: grows with every sign of progress.
+      doing: the current activity, such as "reading a batch".
+      ended: whether the process is about to exit; `doing` is then the reason.
+      part: number of finished parts of the activity.
+      parts: number of all parts, or 0 if unknown.
+      beats: counter that grows with every sign of progress.
     """
 
     step: int = 0
@@ -32,22 +33,22 @@ _here = Place()
 
 
 def here() -> Place:
-    """Where this process is."""
+    """Returns the progress of this process."""
     return _here
 
 
 def at(step: int, doing: str) -> None:
-    """Notes what this process begins to do; costs nothing."""
+    """Records the start of an activity."""
     _be(Place(step, doing))
 
 
 def beat() -> None:
-    """Notes progress: an evaluation may take longer than a step that hangs."""
+    """Records progress within an activity, such as an evaluation, that may take longer than `--stuck_seconds`."""
     _be(_here._replace(beats=_here.beats + 1))
 
 
 def parts(items: Iterable[_T], doing: str, number: int) -> Iterator[_T]:
-    """`items`, of which there are `number`, each noted as a part of what this process does meanwhile."""
+    """Yields the `number` items, recording each one as a part of an activity."""
     before = _here
     for part, item in enumerate(items):
         _be(before._replace(doing=doing, part=part, parts=number, beats=_here.beats + 1))
@@ -56,7 +57,7 @@ def parts(items: Iterable[_T], doing: str, number: int) -> Iterator[_T]:
 
 
 def ends(reason: str) -> None:
-    """Notes that this process ends, and why."""
+    """Records that this process is about to exit, and why."""
     _be(Place(_here.step, reason, ended=True))
 
 

@@ -1,4 +1,4 @@
-"""The states of a run: before its first step, and of its newest checkpoint."""
+"""Initial states of runs, and states restored from checkpoints."""
 
 import dataclasses
 import functools
@@ -26,9 +26,9 @@ from grafit_jax.runs import checkpoint, clusterfit, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.state import TrainState, target_part
 
-# Folded into the seed's key for the draws that are not views.
+# Folded into the seed's key: for the random memory, and for heads initialised as in PyTorch. The initial trunk does not
+# depend on model.head_init.
 _MEMORY_KEY = 0x6D656D
-# The same for heads that start as PyTorch's; the trunk starts the same either way.
 _HEADS_KEY = 0x68656164
 
 
@@ -39,9 +39,9 @@ def load(
     records: dict[str, Records] | None = None,
     training: bool = True,
 ) -> Experiment:
-    """The run of a config, in the workdir `path`: `experiment.load`, with the clusters of ClusterFit.
+    """Loads the run of a config as `experiment.load` does, with the clusters of ClusterFit.
 
-    They are those that the run was started with, or made of the features of the run that it starts from.
+    The clusters are those stored in the workdir `path`, or are computed from the features of clusterfit.source.
     """
     return experiment.load(config, records, clusters=functools.partial(_clusters, config, path), training=training)
 
@@ -58,16 +58,16 @@ def _clusters(config: ml_collections.ConfigDict, path: pathlib.Path | None, reco
 
 
 def initial(run: Experiment) -> tuple[TrainState, Memory | None]:
-    """State and memory before the first step, on their devices."""
+    """Returns state and memory before the first step, on their devices."""
     state = initial_state(run)
     return state, initial_memory(run, state)
 
 
 def initial_state(run: Experiment, *, placeholder: bool = False) -> TrainState:
-    """The state before the first step, on every device.
+    """Returns the state before the first step, replicated over the devices.
 
-    A placeholder has the right shapes, and is made without the file of pretrained weights and without a pass over
-    images for the queue.
+    A placeholder has the same shapes but other values: it needs no pretrained weights and no pass over images for the
+    queue.
     """
     state = fresh_state(run, None if placeholder else pretrained_trunk(run.config))
     if run.method.uses_queue:
@@ -76,9 +76,10 @@ def initial_state(run: Experiment, *, placeholder: bool = False) -> TrainState:
 
 
 def fresh_state(run: Experiment, trunk: dict[str, Any] | None) -> TrainState:
-    """The state before the first step, but for its queue.
+    """Returns the state before the first step, without its queue.
 
-    `trunk` holds pretrained "params" and "batch_stats" of the trunk, or of parts of it: the rest is drawn by the seed.
+    `trunk` holds pretrained "params" and "batch_stats" of all or some layers of the trunk; the seed initialises the
+    others.
     """
     image = (2, run.views.size, run.views.size, run.records["train"].image.shape[-1])
 
@@ -94,7 +95,7 @@ def fresh_state(run: Experiment, trunk: dict[str, Any] | None) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            # A copy: params and target_params are both donated to the step, and one buffer cannot be given twice.
+            # A copy: the step donates params and target_params, and a buffer cannot be donated twice.
             target_params=jax.tree.map(jnp.copy, target_part(params)) if run.method.uses_target else {},
             batch_stats=batch_stats,
             opt_state=run.tx.init(params),
@@ -105,25 +106,25 @@ def fresh_state(run: Experiment, trunk: dict[str, Any] | None) -> TrainState:
 
 
 def _check_shapes(own: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raises a UserError for layers that do not fit: other channels of images, other widths."""
+    """Raises UserError for layers of other shapes, such as those of other image channels."""
     found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
-    wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(own)}
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
+    expected = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(own)}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
             raise UserError(
-                f"model.pretrained gives {name} of the trunk as {found.get(name)}, want {wanted.get(name)}: take a "
-                "trunk that was trained on images of the same channels."
+                f"model.pretrained: found {name} of shape {found.get(name)}; expected {expected.get(name)}; use a "
+                "trunk trained on images with the same channels."
             )
 
 
 def num_parameters(run: Experiment) -> int:
-    """Of the online network; nothing is computed."""
+    """Returns the number of parameters of the online network, without initialising it."""
     state = jax.eval_shape(lambda: fresh_state(run, None))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
 
 
 def check_start(run: Experiment) -> str:
-    """Checks the pretrained weights, and gives what hosts compare; UserError: they are missing or do not fit."""
+    """Checks the pretrained weights, or raises UserError; returns their digests for the hosts to compare."""
     trunk = pretrained_trunk(run.config)
     if trunk is None:
         return ""
@@ -132,7 +133,7 @@ def check_start(run: Experiment) -> str:
 
 
 def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
-    """What a trunk starts from, if it does not start from scratch; UserError for a file that does not fit."""
+    """Loads the weights in model.pretrained, or returns None if it is empty; raises UserError if they do not fit."""
     m = config.model
     if not m.pretrained:
         return None
@@ -141,24 +142,24 @@ def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None
         return _trunk_of_run(path, m)
     if not os.path.exists(path):
         raise UserError(
-            f"model.pretrained = {m.pretrained} is not there: want a run's workdir, or a .safetensors or .pth file of "
-            "weights."
+            f"model.pretrained = {m.pretrained}: found no such file; expected a workdir, or a .safetensors or .pth "
+            "file of weights."
         )
     return weights.load_trunk(path, m.trunk, stem=m.stem)
 
 
 def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The trunk of the newest checkpoint in a workdir; the convolution of a stem of another kind stays fresh."""
+    """Loads the trunk of the newest checkpoint in a workdir, without the first convolution if the stems differ."""
     theirs = workdir.read_config(path).model
     if theirs.trunk != model.trunk:
         raise UserError(
-            f"model.pretrained = {path} has the trunk {theirs.trunk}, and model.trunk = {model.trunk}: want the same."
+            f"model.pretrained = {path}: found trunk {theirs.trunk}; expected {model.trunk}, as in model.trunk."
         )
     checkpoints = Checkpoints(path, read_only=True)
     state = checkpoints.read_newest("state")
     checkpoints.close()
     if state is None:
-        raise UserError(f"model.pretrained = {path} holds no checkpoint: let experiments/train.py reach its first one.")
+        raise UserError(f"model.pretrained = {path}: found no checkpoint; let experiments/train.py save its first one.")
     same_stem = theirs.stem == model.stem
     return {
         kind: {name: layer for name, layer in state[kind]["trunk"].items() if same_stem or name != "Conv_0"}
@@ -167,7 +168,7 @@ def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[
 
 
 def _embed_whole(run: Experiment, state: TrainState, images: Any) -> dict[str, np.ndarray]:
-    """Embeddings of whole images at the size of training: however test images are seen, a run starts the same."""
+    """Embeds whole images at the training size, so that `eval` keys do not change how a run starts."""
     views, embed_fn = dataclasses.replace(run.eval_views, size=run.views.size, resize=0), run.embed_fn
     if views != run.eval_views:
         embed_fn = evaluation.make_embed_fn(run.network, views, batch_size=run.config.eval.batch_size)
@@ -175,7 +176,7 @@ def _embed_whole(run: Experiment, state: TrainState, images: Any) -> dict[str, n
 
 
 def _initial_queue(run: Experiment, state: TrainState, *, placeholder: bool) -> memory_lib.Queue:
-    """K keys of training images drawn by the seed: whole images, embedded in evaluation mode [ours]."""
+    """Returns a queue of K random training images, embedded whole in evaluation mode [ours]."""
     config, train = run.config, run.records["train"]
     size = min(config.queue.size, len(train))
     drawn = np.zeros(len(train), bool)
@@ -189,9 +190,9 @@ def _initial_queue(run: Experiment, state: TrainState, *, placeholder: bool) -> 
 
 
 def initial_memory(run: Experiment, state: TrainState, *, placeholder: bool = False) -> Memory | None:
-    """The memory before the first step, spread over the devices; None for a method without one.
+    """Returns the memory before the first step, sharded over the devices; None for a method without one.
 
-    A placeholder has the right shapes, and is made without a pass over the training set.
+    A placeholder has the same shapes but random values: it needs no pass over the training set.
     """
     config, train = run.config, run.records["train"]
     if not run.method.uses_memory:
@@ -203,7 +204,7 @@ def initial_memory(run: Experiment, state: TrainState, *, placeholder: bool = Fa
     else:
         rows = _embed_whole(run, state, train.image)
         embeddings = rows["projector"]
-        label = np.where(evaluation.readable(rows), label, -1)  # the others are as padding is
+        label = np.where(evaluation.readable(rows), label, -1)  # masked, as padding rows are
     memory = memory_lib.create(embeddings, label, parallel.num_all_devices())
     return parallel.shard(jax.tree.map(parallel.own, memory))
 
@@ -211,27 +212,33 @@ def initial_memory(run: Experiment, state: TrainState, *, placeholder: bool = Fa
 def newest(
     path: pathlib.Path, *, data_dir: str | None = None, records: dict[str, Records] | None = None
 ) -> tuple[Experiment, TrainState]:
-    """The run in the workdir `path` with the state of its newest checkpoint.
+    """Loads the run in the workdir `path` and the state of its newest checkpoint.
 
-    `data_dir` is where the data lie, if elsewhere by now; `records` are its data, where they are at hand.
+    Args:
+      path: the workdir.
+      data_dir: TFDS's data directory; None uses the one of the training.
+      records: the data of the run, if loaded already.
+
+    Raises:
+      UserError: the workdir holds no run or no usable checkpoint, or the data have changed.
     """
     config = workdir.read_config(path)
     if data_dir is not None:
         config.data.data_dir = data_dir
     checkpoints = Checkpoints(path, read_only=True)
     if checkpoints.latest_step() is None:
-        raise UserError(f"{path} holds no checkpoint yet: let experiments/train.py reach its first one.")
+        raise UserError(f"{path}: found no checkpoint; let experiments/train.py save its first one.")
     run = load(config, path, records=records, training=False)
     workdir.check_data(path, run.fingerprints())
     restored = checkpoints.restore_newest(initial_state(run, placeholder=True))
     checkpoints.close()
     if restored is None:
-        raise UserError(f"{path} holds no checkpoint that is whole: train again, in another --workdir.")
+        raise UserError(f"{path}: found damaged checkpoints only; train again in another --workdir.")
     return run, restored[0]
 
 
 def resumed(run: Experiment, checkpoints: Checkpoints) -> tuple[Any, Any, dict[str, Any]] | None:
-    """State, memory and the progress of a begun epoch, of the newest checkpoint, if there is one."""
+    """Restores state, memory and the progress of an unfinished epoch from the newest checkpoint; None without one."""
     if checkpoints.latest_step() is None:
         return None
     state = initial_state(run, placeholder=True)

@@ -1,4 +1,4 @@
-"""All that a run needs to go on."""
+"""The training state."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from grafit_jax.memory import Queue
 
 @flax.struct.dataclass
 class TrainState:
-    """The same on every device; the memory, whose rows are spread over them, is kept beside it.
+    """State replicated over the devices. The memory is sharded, and so kept apart.
 
     Attributes:
-      step: int32, steps done.
+      step: int32, number of steps taken.
       params: theta, by part of the network: trunk, projector, predictor, classifier.
-      target_params: xi, trunk and projector, the moving average of params; empty where a method has no target.
-      batch_stats: the online network's running means and variances, for evaluation. The target has none: see
+      target_params: xi, the moving average of trunk and projector; empty if the method has no target network.
+      batch_stats: running means and variances of the online network, for evaluation. The target network has none; see
         train_step.
-      opt_state: optax's.
+      opt_state: state of the optax optimiser.
       rng: uint32 [2], the seed's key. It never changes: every draw is keyed by (seed, step, image id, view).
-      queue: the newest keys; None where a method has none.
+      queue: the newest keys; None if the method has no queue.
     """
 
     step: Array
@@ -34,10 +34,10 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What evaluation applies: the online network, never the target."""
+        """The variables of the online network, which evaluation uses; never those of the target network."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def target_part(tree: dict) -> dict:
-    """The part of params or batch statistics that belongs to g = P o f."""
+    """Returns the part of params or batch statistics that belongs to g = P o f: trunk and projector."""
     return {name: tree[name] for name in ("trunk", "projector") if name in tree}

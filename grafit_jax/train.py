@@ -1,4 +1,4 @@
-"""The loop: resume, train, log, evaluate, save."""
+"""The training loop: resume, train, log, evaluate, save."""
 
 import contextlib
 import json
@@ -19,47 +19,47 @@ from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.runs.metric_writer import MetricWriter
 from grafit_jax.state import TrainState
 
-# Of a complete run: its parts, its state (None where it was complete already) and its metrics.
+# Called with a complete run, its final state (None if it was complete before) and its metrics.
 Finish = Callable[[Experiment, TrainState | None, dict[str, float]], None]
 
 
 def train(
     config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = (), finish: Finish | None = None
 ) -> dict[str, float]:
-    """Trains by `config` in the workdir `path`, or resumes a run that stopped; returns the final metrics.
+    """Trains a model, or resumes a stopped run in the same workdir; returns the final metrics.
 
-    Leaves config.json, metrics.jsonl (a line an epoch and an evaluation), tensorboard/, checkpoints/, metrics.json (the
-    final weights' metrics, as `experiments/evaluate.py` prints them), run.json (time, environment, data) and, of
-    ClusterFit, clusters.npz; where images could not be read and were left out, broken.txt.
+    Writes config.json, metrics.jsonl (one line per epoch and per evaluation), tensorboard/, checkpoints/, metrics.json
+    (the metrics of the final weights, as `experiments/evaluate.py` prints them), run.json (time, environment, data),
+    clusters.npz for ClusterFit, and broken.txt if unreadable images were skipped.
 
     Args:
       config: see `config.default`.
       path: the workdir.
-      allowed: keys that may differ from the config that the run was started with.
-      finish: called once the run is complete, while it still holds its workdir; a signal cuts it short.
+      allowed: config keys that may change on resume.
+      finish: called once the run is complete, while its workdir is still locked; a signal interrupts it.
 
     Raises:
-      UserError: a config, data set or workdir that cannot work, before training; a loss that is not finite.
-      Preempted: it was asked to stop, and has saved itself.
+      UserError: the config, data or workdir are invalid, which is checked before training; or the loss is not finite.
+      Preempted: the run was asked to stop and has saved its state.
     """
     with preemption.watch() as stop, contextlib.ExitStack() as held:
-        # 1. Everything that the user can have got wrong, before anything is written or hours are spent.
+        # 1. Check everything that a user can get wrong, before anything is written.
         with stop.at_once():
             pulse.at(0, "loading data")
             workdir.check(path, config, allowed)
             parallel.check_same("keys of the config", json.dumps(config_lib.without_places(config)))
-            # A folder that is there may be another run's, which may be loading its data too.
-            if is_there := parallel.all_agree(path.is_dir()):
+            # Another run may use an existing folder, so lock it before the data are loaded.
+            if exists := parallel.all_agree(path.is_dir()):
                 held.enter_context(workdir.lock(path))
             run = restore.load(config, path)
             for split, fingerprint in sorted(run.fingerprints().items()):
                 parallel.check_same(f"images or labels of split {split}, or another order of them", fingerprint)
-            if not parallel.all_agree((path / "config.json").is_file()):  # a run that resumes has no need of the file
+            if not parallel.all_agree((path / "config.json").is_file()):  # a resumed run does not read the weights
                 parallel.check_same("weights in model.pretrained", restore.check_start(run))
-        if not is_there:
+        if not exists:
             held.enter_context(workdir.lock(path))
 
-        # 2. The workdir is this run's; of one that is complete nothing is touched.
+        # 2. Claim the workdir. A complete run keeps its config and result.
         workdir.claim(path, run.config, allowed)
         workdir.check_data(path, run.fingerprints())
         if run.clusters is not None and not clusterfit.is_saved(path):
@@ -77,7 +77,7 @@ def train(
 
 def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[TrainState, dict[str, float]]:
     config = run.config
-    # 3. The newest checkpoint, or a fresh state, and the training set, on the devices.
+    # 3. Restore the newest checkpoint or initialise the state, and put the training set on the devices.
     checkpoints = Checkpoints(path, keep=config.checkpoint.keep)
     with stop.at_once():
         pulse.at(0, "restoring")
@@ -86,7 +86,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         if resumed is None:
             pulse.at(0, "creating the first state")
             resumed = (*restore.initial(run), {})
-        state, memory, begun = resumed
+        state, memory, progress = resumed
         feed = experiment.make_feed(run)
     step = start = int(state.step)
     if start:
@@ -105,25 +105,26 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
             metrics = experiment.evaluate(run, state)
         writer.evaluation(metrics)
 
-    # 4. The pmapped step, by the number of steps in a call: the last one of an epoch may have fewer.
+    # 4. The pmapped step, by steps per call: the last call of an epoch may take fewer steps.
     calls: dict[int, Any] = {}
     # Stored with checkpoints and the result.
     data = {"data_fingerprint": run.fingerprints(), "data_content": experiment.contents(run.records)}
-    standing = provenance.describe() | data
-    facts = {"config": config_lib.flatten(config), "run": standing}
+    origin = provenance.describe() | data
+    facts = {"config": config_lib.flatten(config), "run": origin}
 
-    # 5. Epoch by epoch: train, log, evaluate, save. A checkpoint within an epoch tells what its steps have come to.
-    with contextlib.ExitStack() as at_the_end:  # also of an interrupted run: a checkpoint on its way is waited for
-        at_the_end.callback(writer.close)
-        at_the_end.callback(checkpoints.close)
-        # An evaluation that was cut short, after the save of its step; all see the same log, but perhaps not yet.
+    # 5. For each epoch: train, log, evaluate, save. A checkpoint within an epoch stores the sums of its metrics so far.
+    with contextlib.ExitStack() as cleanup:  # closes on interrupts too, which waits for a pending checkpoint
+        cleanup.callback(writer.close)
+        cleanup.callback(checkpoints.close)
+        # Repeat an evaluation that was interrupted after its checkpoint was saved. Hosts may see the log with a delay,
+        # so they must agree.
         first_epoch, within = divmod(start, run.steps_per_epoch)
-        at_epochs_end = 0 < start < run.total_steps and not within
-        if at_epochs_end and is_evaluated(first_epoch) and not parallel.all_agree(start in writer.evaluations):
+        at_epoch_end = 0 < start < run.total_steps and not within
+        if at_epoch_end and is_evaluated(first_epoch) and not parallel.all_agree(start in writer.evaluations):
             evaluate()
         checked = start
         for epoch in range(first_epoch, config.train.epochs):
-            epoch_means, begun = EpochMeans(**begun), {}
+            epoch_means, progress = EpochMeans(**progress), {}
             end = (epoch + 1) * run.steps_per_epoch
             pulse.at(step, "reading a batch")
             for inputs in feed.epoch(epoch, step % run.steps_per_epoch):
@@ -137,7 +138,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
                 writer.steps(taken)
                 stopping = stop(step)
                 every = config.checkpoint.every_steps
-                due = every > 0 and step // every > (step - taken) // every  # these steps have passed a multiple of it
+                due = every > 0 and step // every > (step - taken) // every  # the call passed a multiple of `every`
                 if step < end and (stopping or due):
                     pulse.at(step, "saving")
                     record = epoch_means.record()
@@ -165,30 +166,30 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
             workdir.write_broken(path, run.records)
 
             last = epoch + 1 == config.train.epochs
-            judged = last or is_evaluated(epoch + 1)
+            evaluates = last or is_evaluated(epoch + 1)
             try:
-                if judged and not stopping:
+                if evaluates and not stopping:
                     evaluate()
-            finally:  # whatever becomes of an evaluation, the epochs are kept
-                cut_short = judged and step not in writer.evaluations
-                if stopping or cut_short or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
+            finally:  # save the epoch even if its evaluation fails
+                interrupted = evaluates and step not in writer.evaluations
+                if stopping or interrupted or last or (epoch + 1) % config.checkpoint.every_epochs == 0:
                     pulse.at(step, "saving")
                     checkpoints.save(step, state, memory, facts)
             if stopping:
                 raise stop.preempted(step)
 
-        # 6. The result, on the final weights, whose evaluation may have been cut short after the last save.
+        # 6. The result on the final weights, whose evaluation may have been interrupted after the last save.
         if not parallel.all_agree(run.total_steps in writer.evaluations):
             evaluate()
     metrics = writer.evaluations[run.total_steps]
-    _write_result(run, path, metrics, standing)
+    _write_result(run, path, metrics, origin)
     return state, metrics
 
 
-def _write_result(run: Experiment, path: pathlib.Path, metrics: dict[str, float], standing: dict[str, Any]) -> None:
-    """run.json, then metrics.json, which says that a run is complete."""
+def _write_result(run: Experiment, path: pathlib.Path, metrics: dict[str, float], origin: dict[str, Any]) -> None:
+    """Writes run.json, then metrics.json, which marks the run as complete."""
     config, log = run.config, workdir.cut_log(path, run.total_steps)
-    facts = standing | {
+    facts = origin | {
         "train_seconds": sum(line.get("seconds", 0.0) for line in log),
         "views_per_image": run.method.views_per_image(config.views.num_views),
         "train_images": len(run.records["train"]),
@@ -197,33 +198,33 @@ def _write_result(run: Experiment, path: pathlib.Path, metrics: dict[str, float]
     }
     workdir.put(path, "run.json", json.dumps(facts, indent=2) + "\n")
     workdir.put(path, "metrics.json", json.dumps(metrics) + "\n")
-    # Last, since the epochs in it tell a complete run that has trained on from one that was killed before this.
+    # Written last: after training for more epochs, the old number of epochs in it marks a run killed before this line.
     workdir.put(path, "config.json", config_lib.to_json(config) + "\n")
 
 
 def _complete(path: pathlib.Path, run: Experiment) -> dict[str, Any]:
-    """The metrics of a run that is complete; empty where it is not, or resumes for more epochs than it had."""
+    """Returns the metrics of a complete run; empty if it is incomplete or is to train for more epochs."""
     if not parallel.all_agree((path / "metrics.json").is_file()):
         return {}
     metrics = json.loads((path / "metrics.json").read_text())
     epochs, before = run.config.train.epochs, workdir.read_config(path).train.epochs
     if epochs < before:
         raise UserError(
-            f"{path} is complete after {before} epochs, and train.epochs = {epochs}: want as many or more, or another "
-            "--workdir."
+            f"found train.epochs = {epochs}; expected at least {before}, since {path} is complete after that many; use "
+            "another --workdir to train for fewer."
         )
     if epochs == before:
-        console.say(f"{path} is complete: nothing is trained")
+        console.say(f"{path} is complete; nothing to train")
         return metrics
     checkpoints = Checkpoints(path, read_only=True)
     newest = checkpoints.latest_step() or 0
     checkpoints.close()
     if newest < metrics["step"]:
         raise UserError(
-            f"{path} is complete after step {metrics['step']}: found step {newest} as its newest checkpoint, expected "
-            "that last step, to train on from; use another --workdir."
+            f"{path}: found step {newest} as its newest checkpoint; expected step {metrics['step']}, the last of the "
+            "complete run; use another --workdir."
         )
-    console.say(f"{path} was complete after step {metrics['step']}: its result stays until there is the new one")
+    console.say(f"{path} was complete after step {metrics['step']}; its result is kept until the new one is written")
     return {}
 
 
@@ -232,15 +233,15 @@ def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints
     if bad:
         checkpoints.wait()
         raise UserError(
-            f"{' and '.join(bad)} not finite between steps {first} and {last}: nothing of these steps was saved, the "
-            f"newest checkpoint is of step {checkpoints.latest_step() or 0}; lower optimizer.learning_rate or raise "
-            "loss.temperature, in a new --workdir."
+            f"found {' and '.join(bad)} not finite between steps {first} and {last}; the newest checkpoint is of step "
+            f"{checkpoints.latest_step() or 0}; lower optimizer.learning_rate or raise loss.temperature, in a new "
+            "--workdir."
         )
 
 
 def _stop_if_all_skipped(line: dict[str, Any], first: int, last: int) -> None:
-    if line.get("skipped") == 1:  # the weights themselves give nothing finite any more
+    if line.get("skipped") == 1:  # so the weights have diverged
         raise UserError(
-            f"every step from {first} to {last} was skipped, its loss or gradient not finite: lower "
+            f"found every step from {first} to {last} skipped, since its loss or gradient is not finite; lower "
             "optimizer.learning_rate or raise loss.temperature, in a new --workdir."
         )

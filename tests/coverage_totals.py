@@ -1,4 +1,4 @@
-"""Prints lines and branches covered, as a table with a row for each data file of `coverage` given as an argument."""
+"""Prints covered lines and branches as a table, with a row for each `coverage` data file given as an argument."""
 
 import json
 import pathlib

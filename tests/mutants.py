@@ -1,13 +1,13 @@
-"""Small faults of the library ("mutants"), each of which the fast tests have to find.
+"""Mutation tests: applies small faults ("mutants") to the library, each of which the fast tests must detect.
 
     python tests/mutants.py [--only=NAME,NAME] [--jobs=2]
 
-Copies the checkout to a temporary folder, once for each job. There it applies one fault of tests/helpers/mutants.py at
-a time, runs the tests that are listed beside it until the first one fails, and undoes the fault. It prints a line for
-each: killed, with the test that failed, or SURVIVED. The same tests have to pass on the library as it is.
+Copies the checkout to a temporary folder, once per job. There it applies the faults of tests/helpers/mutants.py one at
+a time, runs the tests listed with a fault until the first failure, and reverts the fault. It prints a line for each
+fault: killed, with the test that failed, or SURVIVED. All listed tests must first pass without a fault.
 
-Exit status: 0 if every fault of REQUIRED and nine in ten of OTHERS are killed, else 1. A pytest that neither passes nor
-fails (no tests, a crash) is an error, never a kill.
+Exit status: 0 if all faults of REQUIRED and 90 % of OTHERS are killed, else 1. A pytest that neither passes nor fails
+(no tests, a crash) is an error, never a kill.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import time
 from helpers.mutants import OTHERS, REQUIRED, Mutant
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Seconds that the tests of one fault may take, and those of all faults together.
+# Timeout in seconds for the tests of one fault, and for all listed tests.
 LIMIT, LIMIT_OF_ALL = 300, 3600
 # Share of OTHERS that may survive.
 MAY_SURVIVE = 0.1
@@ -45,14 +45,14 @@ class Checkouts:
         self.paths = [folder / str(job) for job in range(jobs)]
         for path in self.paths:
             for file in filter(None, listed.stdout.split("\0")):
-                if (ROOT / file).is_file():  # else it is deleted and not yet committed
+                if (ROOT / file).is_file():  # git also lists uncommitted deletions
                     (path / file).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(ROOT / file, path / file)
             self._free.put(path)
 
     def python(self, path: pathlib.Path, *arguments: str, limit: float) -> tuple[int | None, str]:
-        """(exit status, output) of a Python whose modules are the copy's; the status is None past `limit` seconds."""
-        # In front of the editable install, for the command lines that tests start too.
+        """Runs Python on the modules of a copy; returns (exit status, output), with status None after a timeout."""
+        # Before the editable install, also for the command lines that tests start.
         modules = os.pathsep.join(str(path / name) for name in ("", "experiments", "tests"))
         with tempfile.TemporaryFile("w+") as said:
             process = subprocess.Popen(
@@ -78,7 +78,7 @@ class Checkouts:
         return self.python(path, "-m", "pytest", *options, *tests, limit=limit)
 
     def run(self, mutant: Mutant) -> tuple[str, str]:
-        """("killed", "SURVIVED" or "ERROR", what to say of it)."""
+        """Tests a mutant; returns ("killed", "SURVIVED" or "ERROR", details)."""
         path = self._free.get()
         source = path / mutant.file
         text, began = source.read_text(), time.perf_counter()
@@ -104,7 +104,7 @@ class Checkouts:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """With all that it has started."""
+    """Kills a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -115,15 +115,15 @@ def last_line(said: str) -> str:
 
 
 def check(checkouts: Checkouts, mutants: list[Mutant]) -> None:
-    """Ends the program with one line unless the faults can be applied and the tests pass without them."""
+    """Exits with one line unless every fault can be applied and the tests pass without faults."""
     path = checkouts.paths[0]
     for m in mutants:
         count = (path / m.file).read_text().count(m.old)
         if count != 1:
-            sys.exit(f"{m.name!r}: old text found {count} times in {m.file}; expected once; update the list")
+            sys.exit(f"{m.name!r}: found the old text {count} times in {m.file}; expected once; update the list")
     _, imported = checkouts.python(path, "-c", "import grafit_jax; print(grafit_jax.__file__)", limit=LIMIT)
     if last_line(imported) != str(path / "grafit_jax" / "__init__.py"):
-        sys.exit(f"the copy in {path} is not what is tested: found {last_line(imported)}")
+        sys.exit(f"found grafit_jax imported from {last_line(imported)}; expected the copy in {path}")
     print(f"testing {last_line(imported)}", flush=True)
     tests = sorted({test for m in mutants for test in m.tests})
     began, jobs = time.perf_counter(), len(checkouts.paths)
@@ -143,7 +143,9 @@ def main() -> int:
     if options.only:
         unknown = set(options.only.split(",")) - {m.name for m in mutants}
         if unknown:
-            sys.exit(f"unknown faults: {', '.join(sorted(unknown))}; expected names of {__file__}")
+            sys.exit(
+                f"--only: found unknown faults {', '.join(sorted(unknown))}; use names in tests/helpers/mutants.py"
+            )
         mutants = [m for m in mutants if m.name in options.only.split(",")]
     began, outcomes = time.perf_counter(), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="mutants_") as folder:

@@ -1,11 +1,11 @@
-"""The command lines as a user meets them: a mistake is one line on stderr, status 2, nothing on stdout, no workdir."""
+"""Errors on the command line: one line on stderr, exit status 2, no output on stdout, no workdir."""
 
 import pytest
 from study import pricing, reproduction
 
-# Script and flags -> what its one line says.
+# Script and flags -> part of its error message.
 MISTAKES = {
-    "train --config=configs/nope.py": "found no config file configs/nope.py: want --config=FILE.py[:key=value,…].",
+    "train --config=configs/nope.py": "found no config file configs/nope.py; expected --config=FILE.py[:key=value,…].",
     "train --config=configs/digits.py:method=grafitt": "unknown method 'grafitt' (did you mean 'grafit'?)",
     "train --config=configs/digits.py --config.optimizer.lerning_rate=1": (
         "unknown config key 'lerning_rate' (did you mean 'learning_rate'?)."
@@ -19,41 +19,41 @@ MISTAKES = {
     "train --config=configs/cifar100.py:preset=cpu --config.data.data_dir={tmp}/empty": (
         "tfds:cifar100: found no prepared data set in {tmp}/empty; run `tfds build cifar100 --data_dir={tmp}/empty`"
     ),
-    "train --config=configs/digits.py stray": "found 'stray' where a flag should be: want --name=value.",
-    "evaluate": "holds no run (no config.json): give the --workdir of experiments/train.py.",
+    "train --config=configs/digits.py stray": "found the argument 'stray'; expected flags, as --name=value.",
+    "evaluate": "found no run (no config.json); expected the --workdir of experiments/train.py.",
     "reproduce --rows=gaussian": "found unknown row gaussian; expected one of raw_pixels, baseline,",
     "reproduce --again": "found --again without --record; expected both",
     "reproduce --all --table=omniglot": "found --all and --table=omniglot; expected one of them",
-    "reproduce --seeds=0,0": "want numbers, as 0,1,2, none twice",
+    "reproduce --seeds=0,0": "expected distinct whole numbers, as in 0,1,2",
     "sweep --config=configs/digits.py:method=byol": "that agrees with the command line, {{method=byol}}",
     "reproduce --table=cifar100_cpuu": "unknown table 'cifar100_cpuu' (did you mean 'cifar100_cpu'?)",
-    "reproduce --table=omniglot --scale=paper": "found --scale=paper: want one of cpu, at which",
+    "reproduce --table=omniglot --scale=paper": "found --scale=paper for table omniglot; expected one of cpu.",
     "reproduce --budget_minutes=9 --jobs=2": "found --budget_minutes with --jobs=2; use --jobs=1 with a budget.",
-    "reproduce --seeds=0,x": "want numbers, as 0,1,2",
+    "reproduce --seeds=0,x": "expected distinct whole numbers, as in 0,1,2",
 }
 
 
-def assert_one_line(done, message, target):
+def assert_one_line(done, expected, target):
     lines = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert (done.returncode, done.stdout) == (2, ""), done.stderr[-2000:]
-    assert len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert len(lines) == 1 and expected in lines[0] and "Traceback" not in done.stderr, done.stderr[-2000:]
     assert not target.exists()
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_mistakes_are_one_line_each(tmp_path, cli, line):
+def test_a_mistake_prints_one_line(tmp_path, cli, line):
     script, *arguments = line.format(tmp=tmp_path).split()
     target = tmp_path / "run"
     done = cli(script, f"--workdir={target}", *arguments)
     assert_one_line(done, MISTAKES[line].format(tmp=tmp_path), target)
 
 
-def test_a_process_ends_with_the_status_and_the_line_of_its_mistake(tmp_path, processes):
+def test_a_mistake_ends_a_process_with_status_2_and_one_line(tmp_path, processes):
     done = processes("train", f"--workdir={tmp_path / 'run'}", "--config=configs/digits.py:method=grafitt")
     assert_one_line(done, "unknown method 'grafitt' (did you mean 'grafit'?)", tmp_path / "run")
 
 
-def test_a_mistake_in_the_code_of_a_config_file_keeps_its_traceback(tmp_path, processes):
+def test_an_error_in_the_code_of_a_config_file_keeps_its_traceback(tmp_path, processes):
     (tmp_path / "broken.py").write_text("def get_config(arg=None):\n    return {}['trunk']\n")
     broken = processes("train", f"--config={tmp_path}/broken.py", f"--workdir={tmp_path}/broken")
     assert broken.returncode == 1 and "return {}['trunk']" in broken.stderr and "KeyError: 'trunk'" in broken.stderr
@@ -75,7 +75,7 @@ def test_a_mistake_in_the_code_of_a_config_file_keeps_its_traceback(tmp_path, pr
         ),
     ],
 )
-def test_an_old_key_in_a_users_config_names_the_new_one(tmp_path, cli, line, old, new):
+def test_an_error_about_a_renamed_config_key_names_the_new_one(tmp_path, cli, line, old, new):
     (tmp_path / "mine.py").write_text(
         "from grafit_jax import config\n\n\ndef get_config(arg=None):\n    c = config.default()\n"
         f"    {line}\n    return c\n"
@@ -84,17 +84,15 @@ def test_an_old_key_in_a_users_config_names_the_new_one(tmp_path, cli, line, old
     assert_one_line(done, f"unknown config key {old!r}; use {new}", tmp_path / "run")
 
 
-def test_a_table_with_a_row_that_fails_is_told_at_the_end(tmp_path, cli):
+def test_reproduce_reports_failed_rows_at_the_end(tmp_path, cli):
     (tmp_path / "grafit").mkdir()
     (tmp_path / "grafit" / "thesis.tex").touch()
     done = cli("reproduce", "--table=quickstart", "--rows=grafit", f"--workdir={tmp_path}")
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        f"failed: {tmp_path}/grafit: " in done.stderr and "holds files of something else (thesis.tex, …)" in done.stderr
-    )
+    assert f"failed: {tmp_path}/grafit: " in done.stderr and "found unrelated files (thesis.tex, …)" in done.stderr
 
 
-def test_a_budget_says_what_it_leaves_and_whether_to_start_again(tmp_path, cli, monkeypatch):
+def test_a_budget_lists_the_runs_it_leaves_and_whether_to_start_again(tmp_path, cli, monkeypatch):
     command = "reproduce", "--rows=baseline,grafit", "--seeds=0", f"--workdir={tmp_path}", "--budget_minutes=0.1"
     done = cli(*command)
     assert (done.returncode, done.stdout, [*tmp_path.iterdir()]) == (1, "", [])

@@ -1,4 +1,4 @@
-"""ClusterFit: trained on the clusters of another run's features, judged by true labels, and never clustered twice."""
+"""ClusterFit: trains on clusters of another run's features, evaluates on true labels, and clusters only once."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from grafit_jax.runs import clusterfit, workdir
 from helpers.runs import small_config
 
 K = 7
-# A config file that gives the small runs of the other tests.
+# A config file for the small runs of the other tests.
 TINY = f"""
 from grafit_jax import config as config_lib
 from grafit_jax import config_files
@@ -33,7 +33,7 @@ def get_config(arg=None):
 
 @pytest.fixture
 def baseline(trained_once):
-    """The workdir of a finished run: its trunk's features are clustered, whatever its method."""
+    """The workdir of a finished run, whose method does not matter."""
     return trained_once
 
 
@@ -46,12 +46,12 @@ def config_of(baseline, method="clusterfit", **overrides):
     return small_config(method, **overrides)
 
 
-def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_evaluation(baseline):
+def test_training_labels_are_clusters_of_the_sources_features_and_evaluation_uses_true_labels(baseline):
     run = restore.load(config_of(baseline, seed=3))
     features = model.embed(*restore.newest(baseline), "train", "trunk").embedding
     expected = kmeans(features, K, seed=3, cosine=True)
     np.testing.assert_array_equal(run.clusters.label, expected.label)
-    # Every image is with the centre of the highest cosine.
+    # Every image belongs to the centre with the highest cosine.
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     np.testing.assert_array_equal((unit(features) @ unit(run.clusters.centre).T).argmax(1), run.clusters.label)
     assert np.bincount(run.clusters.label, minlength=K).all()
@@ -62,30 +62,30 @@ def test_clusters_are_of_the_baselines_features_and_the_true_labels_stay_for_eva
     np.testing.assert_array_equal(run.training.label, true.label)
     assert run.training.image is run.records["train"].image and len(run.training.train_names) == K
     data, _ = next(iter(experiment.make_feed(run).epoch(0)))
-    np.testing.assert_array_equal(data["label"], run.clusters.label)  # what a batch takes its labels from
+    np.testing.assert_array_equal(data["label"], run.clusters.label)  # the labels of batches
 
     state, memory = restore.initial(run)
     assert memory is None and not state.target_params
     got = experiment.evaluate(run, state)
     embedded = {split: run.embed_fn(state.variables, r.image)["trunk"] for split, r in run.records.items()}
     test = run.records["test"]
-    wanted = evaluate(
+    expected = evaluate(
         Embedded(embedded["test"], {"": test.label, "coarse": test.train_label}),
         Embedded(embedded["train"], {"": true.label, "coarse": true.train_label}),
         ks=(1,), knn_k=30, knn_temperature=0.05,
     )  # fmt: skip
-    assert {k: got[k] for k in wanted} == wanted
-    assert not {"top1", "coarse/top1"} & got.keys()  # the classifier names clusters
+    assert {k: got[k] for k in expected} == expected
+    assert not {"top1", "coarse/top1"} & got.keys()  # the classifier predicts clusters
 
 
-def test_euclidean_clusters_are_others(baseline):
+def test_clusterfit_spherical_false_gives_euclidean_clusters(baseline):
     run = restore.load(config_of(baseline, **{"clusterfit.spherical": False}))
     features = model.embed(*restore.newest(baseline), "train", "trunk").embedding
     np.testing.assert_array_equal(run.clusters.label, kmeans(features, K).label)
 
 
 @pytest.mark.parametrize(("method", "parts"), [("clusterfit", {"trunk"}), ("clusterfit_plus", {"trunk", "projector"})])
-def test_the_classifier_is_of_clusters_on_the_features_or_on_the_projection(baseline, method, parts):
+def test_the_classifier_of_clusters_is_on_the_features_or_on_the_projection(baseline, method, parts):
     run = restore.load(config_of(baseline, method))
     state = restore.initial_state(run)
     assert set(state.params) == parts | {"classifier"}
@@ -95,7 +95,7 @@ def test_the_classifier_is_of_clusters_on_the_features_or_on_the_projection(base
     assert state.params["classifier"]["kernel"].shape == (width, K)
 
 
-def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_more(
+def test_resuming_and_evaluating_need_neither_the_source_nor_another_clustering(
     baseline, tmp_path, monkeypatch, trains
 ):
     source, path = tmp_path / "baseline", tmp_path / "clusterfit"
@@ -127,10 +127,10 @@ def test_a_run_that_goes_on_or_is_evaluated_needs_no_baseline_and_clusters_no_mo
     assert experiment.evaluate(*restore.newest(path)) == metrics
     assert trains(config, path) == metrics
 
-    # Other clusters than it was started with are other labels.
+    # Changed clusters are changed labels.
     moved = kmeans_like(started, np.roll(started.label, 1))
     clusterfit.save(path, moved)
-    with pytest.raises(UserError, match=r"other images or labels than are found now \(split clusters\)"):
+    with pytest.raises(UserError, match=r"other images or labels than when the run started \(split clusters\)"):
         restore.newest(path)
     (path / "clusters.npz").write_bytes(written[:100])
     with pytest.raises(UserError, match=r"clusters\.npz cannot be read \(.*\); remove it, and it is made again"):
@@ -141,17 +141,17 @@ def kmeans_like(clusters, label):
     return type(clusters)(clusters.centre, label, clusters.inertia, clusters.iterations)
 
 
-def test_a_workdir_that_cannot_be_the_runs_is_refused_before_anything_is_clustered(baseline, tmp_path, monkeypatch):
+def test_an_unsuitable_workdir_is_refused_before_clustering(baseline, tmp_path, monkeypatch):
     monkeypatch.setattr(restore, "newest", None)
     workdir.claim(tmp_path / "run", config_of(baseline))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")
     for path, message in (
         (tmp_path / "run", r"another config \(clusterfit\.num_clusters: 7 -> 8\)"),
-        (tmp_path / "thesis", r"files of something else \(chapter1\.tex"),
+        (tmp_path / "thesis", r"thesis: found unrelated files \(chapter1\.tex"),
         (
             tmp_path / "thesis" / "chapter1.tex" / "run",
-            r"cannot write to workdir .*: make room, make it writable, or take another --w",
+            r"cannot write to the workdir .*; free disk space, make it writable or use another --w",
         ),
     ):
         with pytest.raises(UserError, match=message):
@@ -160,7 +160,7 @@ def test_a_workdir_that_cannot_be_the_runs_is_refused_before_anything_is_cluster
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
 
-def test_mistakes_cost_nothing(baseline, tmp_path, monkeypatch):
+def test_an_unsuitable_source_is_refused_before_anything_is_written(baseline, tmp_path, monkeypatch):
     path = tmp_path / "run"
     unfinished = tmp_path / "unfinished"
     shutil.copytree(baseline, unfinished)
@@ -172,26 +172,26 @@ def test_mistakes_cost_nothing(baseline, tmp_path, monkeypatch):
     for overrides, message in (
         (
             {"clusterfit.source": str(tmp_path / "none")},
-            r"clusterfit\.source = .*none holds no run \(no config\.json\)",
+            r"clusterfit\.source = .*none: found no run \(no config\.json\); expected the workdir of a finished base",
         ),
-        ({"clusterfit.source": str(unfinished)}, r"unfinished holds no finished run \(no metrics\.json\): let"),
-        ({"clusterfit.source": "~/unfinished"}, rf"{tmp_path}/unfinished holds no finished run"),
-        ({"clusterfit.source": str(older)}, r"older holds no finished run \(no data\.json\): let"),
-        ({"data.train_level": "fine"}, r"was trained on the level coarse, and the level here is fine: want a run of"),
-        ({"data.holdout": 0.2}, r"is the run of other images or labels \(split test, train\): want one of the same"),
-        ({"clusterfit.num_clusters": 900}, r"clusterfit\.num_clusters = 900 is more than the 899 training images"),
+        ({"clusterfit.source": str(unfinished)}, r"unfinished: found an unfinished run \(no metrics\.json\); let"),
+        ({"clusterfit.source": "~/unfinished"}, rf"{tmp_path}/unfinished: found an unfinished run"),
+        ({"clusterfit.source": str(older)}, r"older: found an unfinished run \(no data\.json\); let"),
+        ({"data.train_level": "fine"}, r"found a run trained on level coarse; expected level fine; use a run with"),
+        ({"data.holdout": 0.2}, r"found a run on other images or labels \(split test, train\); expected the same data"),
+        ({"clusterfit.num_clusters": 900}, r"clusterfit\.num_clusters = 900; expected at most 899, the number of"),
         ({"clusterfit.num_clusters": 1}, r"clusterfit\.num_clusters = 1; expected at least 2 clusters"),
         ({"clusterfit.source": ""}, r"clusterfit\.source = ''; expected the workdir of a finished baseline"),
     ):
         with pytest.raises(UserError, match=message):
             train.train(config_of(baseline, **overrides), path)
         assert not path.exists()
-    # Only ClusterFit asks for them.
+    # Other methods need no source.
     config_checks.validate(small_config("baseline"), num_devices=1)
 
 
 @pytest.mark.slow
-def test_a_table_trains_the_baseline_first(tmp_path, monkeypatch):
+def test_a_table_trains_the_source_of_clusterfit_first(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text(TINY)
     table = tables.Table(tables.by_method("tiny.py", "", ["clusterfit"]), {"map": "mAP"})
     runs, order, trained = tmp_path / "runs", [], train.train

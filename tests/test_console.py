@@ -1,4 +1,4 @@
-"""What a command says on stderr: what a run starts, what takes long, how long it will take, and its result."""
+"""Messages and progress bars on stderr: the start of a run, long activities, the result, warnings."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from grafit_jax.runs.clusterfit import relabel
 from helpers.runs import small_config
 
 
-def test_a_start_says_what_it_starts(capsys):
+def test_the_start_message_describes_the_run(capsys):
     run = experiment.load(small_config("grafit", **{"train.epochs": 3}))
     console.start(run.config, run.training, run.records["test"], restore.num_parameters(run), run.total_steps)
     state, _ = restore.initial(run)
@@ -33,7 +33,7 @@ def test_a_start_says_what_it_starts(capsys):
     )
 
 
-def test_a_start_names_the_clusters_that_are_trained_on_and_the_size_that_is_seen(capsys):
+def test_the_start_message_names_the_clusters_and_the_size_of_the_views(capsys):
     run = experiment.load(small_config("baseline", **{"views.size": 16}))
     clusters = Clusters(np.zeros((7, 4), np.float32), np.arange(899) % 7, 0.0, 1)
     console.start(run.config, relabel(run.records["train"], clusters), run.records["test"], 1234, 28)
@@ -56,7 +56,7 @@ def test_the_result_is_a_small_table_in_percent_and_names_the_page(trained_once,
     assert [row.split() for row in rows] == expected
     assert len({len(row) for row in (header, *rows)}) == 1
     assert page == f"page: {trained_once / 'report.html'}"
-    # What was not evaluated is a dash, and no page is none.
+    # A missing metric is a dash; a missing page is not mentioned.
     train.say_result(run, {"map": 0.5, "coarse/knn_top1": 1.0, "step": 28}, trained_once / "no page")
     said = capsys.readouterr().err.strip().splitlines()
     assert [line.split() for line in said[1:]] == [
@@ -72,11 +72,11 @@ def test_metrics_by_layer_and_level():
     }  # fmt: skip
 
 
-# Losses of guessing.
+# The loss of random guessing.
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.supervised or method.uses_queue])
-def test_guessing_is_what_the_losses_are_of_a_network_that_tells_nothing_apart(name):
+def test_guessing_equals_the_losses_of_a_network_with_constant_outputs(name):
     labels = jnp.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3])  # the last one has no positive
     same = jnp.ones((10, 4))
     queue, queue_labels = jnp.ones((6, 4)), jnp.array([0, 1, 1, 2, 2, 2])
@@ -96,8 +96,8 @@ def test_guessing_is_what_the_losses_are_of_a_network_that_tells_nothing_apart(n
     assert {"knn" if term == "knn_loss" else term for term in guesses} == terms
 
 
-def test_a_loss_of_guessing_is_warned_of_once_a_hundred_steps_were_taken(capsys):
-    run = experiment.load(small_config("grafit_fc"))  # of 14 steps an epoch
+def test_a_loss_of_guessing_is_warned_about_once_after_a_hundred_steps(capsys):
+    run = experiment.load(small_config("grafit_fc"))  # 14 steps per epoch
     one_class = run.records["train"].levels["coarse"]._replace(names=("all",))
     of_one = dataclasses.replace(run.records["train"], levels={"coarse": one_class})
     means = {"cross_entropy": 0.7, "loss": 5.0, "epoch": 8}
@@ -111,17 +111,17 @@ def test_a_loss_of_guessing_is_warned_of_once_a_hundred_steps_were_taken(capsys)
         assert capsys.readouterr().err == ""
     console.warn_of_guessing(run.method, run.training, 0, means | {"step": 112}, 14)
     assert capsys.readouterr().err == (
-        "warning: found cross_entropy = 0.700 after epoch 8, and guessing gives 0.693: nothing is learned yet; "
-        "if it stays so, use another optimizer.learning_rate, and check the labels.\n"
+        "warning: found cross_entropy = 0.700 after epoch 8; expected less than 0.693, that of random guessing; "
+        "if it stays there, use another optimizer.learning_rate and check the labels.\n"
     )
 
 
-# How far it is, and what takes long.
+# Progress bars.
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock of tqdm and of `console`, which stands still unless it is moved."""
+    """A manual clock for tqdm and `console`."""
     now = [1000.0]
     for place in ("grafit_jax.runs.console.time.time", "tqdm.std.time"):
         monkeypatch.setattr(place, lambda: now[0])
@@ -130,7 +130,7 @@ def clock(monkeypatch):
 
 
 class Looks:
-    """An end that comes after as many looks, a second apart, as there are places."""
+    """Stands in for the `ended` event: sets `pulse` to the next place at every poll, and ends after the last one."""
 
     def __init__(self, clock, places):
         self.clock, self.places = clock, iter(places)
@@ -143,7 +143,7 @@ class Looks:
         return place is None
 
 
-def test_in_a_log_file_a_training_is_a_line_now_and_then_that_says_how_long_it_will_take(clock, capsys):
+def test_in_a_log_file_training_prints_a_line_every_30_seconds_with_the_remaining_time(clock, capsys):
     bar = console.bar(total=1000, initial=10, desc="grafit", unit="img")
     for _ in range(20):
         clock[0] += 2
@@ -154,8 +154,8 @@ def test_in_a_log_file_a_training_is_a_line_now_and_then_that_says_how_long_it_w
     assert "210/1000 [00:40<" in capsys.readouterr().err
 
 
-def test_in_a_log_file_what_takes_long_is_a_line_now_and_then(clock, capsys):
-    # 9 s each, and then one thing for 64 s
+def test_in_a_log_file_a_long_activity_prints_a_line_every_30_seconds(clock, capsys):
+    # Activities of 9 s each, then one of 64 s.
     step, embedding = pulse.Place(doing="taking a step"), pulse.Place(4, "embedding images", parts=99)
     places = [step._replace(step=now // 9) if now < 36 else embedding._replace(part=now) for now in range(100)]
     console._show(Looks(clock, places))
@@ -163,7 +163,7 @@ def test_in_a_log_file_what_takes_long_is_a_line_now_and_then(clock, capsys):
     assert lines == ["embedding images 66/99 | [00:30<00:15]", "embedding images 96/99 | [01:00<00:02]"]
 
 
-def test_on_a_terminal_what_takes_long_is_a_bar_that_goes_away(monkeypatch, clock, capsys):
+def test_on_a_terminal_a_long_activity_shows_a_bar_that_disappears(monkeypatch, clock, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     console._show(Looks(clock, [pulse.Place(3, "compiling")] * 4))
     assert capsys.readouterr().err == ""
@@ -175,27 +175,27 @@ def test_on_a_terminal_what_takes_long_is_a_bar_that_goes_away(monkeypatch, cloc
     assert re.search(r"\r +\r$", said)
 
 
-def test_before_anything_is_done_nothing_is_shown_and_jax_is_not_started(monkeypatch, clock, capsys):
+def test_before_the_first_activity_nothing_is_shown_and_jax_is_not_initialised(monkeypatch, clock, capsys):
     monkeypatch.setattr(console.parallel, "is_first", lambda: pytest.fail("asked which process this is"))
     console._show(Looks(clock, [pulse.Place(beats=now % 9) for now in range(100)]))
     assert capsys.readouterr().err == ""
 
 
-def test_what_a_command_does_is_looked_at_until_it_ends(monkeypatch):
-    looked = []
-    monkeypatch.setattr(pulse, "here", lambda: looked.append(True) or pulse.Place(5, "evaluating"))
+def test_pulse_is_polled_until_the_command_ends(monkeypatch):
+    polled = []
+    monkeypatch.setattr(pulse, "here", lambda: polled.append(True) or pulse.Place(5, "evaluating"))
     monkeypatch.setattr(console, "_EVERY", 0.01)
     with console.activity():
-        while not looked:
+        while not polled:
             pass
     assert not any(thread.name == "activity" for thread in console.threading.enumerate())
 
 
-def test_after_the_last_words_of_a_process_nothing_is_shown(monkeypatch, clock, capsys):
+def test_after_quiet_nothing_is_shown(monkeypatch, clock, capsys):
     monkeypatch.setattr(console, "_quiet", console.threading.Event())
     bar = console.bar(total=100, desc="grafit")
     console.quiet()
-    monkeypatch.setattr(pulse, "here", lambda: pytest.fail("looked"))
+    monkeypatch.setattr(pulse, "here", lambda: pytest.fail("polled"))
     console._show(Looks(clock, [pulse.Place(3, "compiling")] * 80))
     clock[0] += 80
     bar.update(50)
@@ -203,7 +203,7 @@ def test_after_the_last_words_of_a_process_nothing_is_shown(monkeypatch, clock, 
     assert capsys.readouterr().err == ""
 
 
-# A preset for an accelerator.
+# Presets for accelerators.
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_after_the_last_words_of_a_process_nothing_is_shown(monkeypatch, clock, 
         ("own.py:dir=nowhere,preset=cpu", None),
     ],
 )
-def test_a_preset_for_accelerators_is_warned_of_before_data_are_loaded(tmp_path, cli, config, remedy):
+def test_on_a_cpu_a_preset_for_accelerators_warns_before_data_are_loaded(tmp_path, cli, config, remedy):
     done = cli("train", f"--config=configs/{config}", f"--workdir={tmp_path}")
     *warned, error = done.stderr.strip().splitlines()
     assert done.returncode == 2 and error.startswith("error: ")

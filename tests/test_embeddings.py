@@ -36,8 +36,8 @@ def test_embeddings_of_different_models_are_refused():
     model.check_alike("a.npz", {}, "b.npz", one)  # unknown origin
     other = one | {"layer": "projector", "config": one["config"] | {"views.size": 16}, "data": {"test": "2e"}}
     message = (
-        r"a\.npz was made by another model or layer than b\.npz \(config views\.size 8, not 16; data test '1f', not "
-        r"'2e'; layer 'trunk', not 'projector'\): want embeddings of one network and --layer; write one of them anew"
+        r"a\.npz: found embeddings of another model or layer than b\.npz \(config views\.size 8, not 16; data test "
+        r"'1f', not '2e'; layer 'trunk', not 'projector'\); expected the same network and --layer; write one of them "
     )
     with pytest.raises(UserError, match=message):
         model.check_alike("a.npz", one, "b.npz", other)

@@ -121,7 +121,7 @@ def test_a_damaged_config_is_read_or_refused(times, tmp_path):
 
     for text in (b"null", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"model": 5}', b'{"a": 1}', b'{"seed": "x"}'):
         (tmp_path / "config.json").write_bytes(text)
-        with pytest.raises(UserError, match=r"config\.json cannot be read as a config of this version \(.+\)"):
+        with pytest.raises(UserError, match=r"config\.json: found no config that this version can read \(.+\)"):
             workdir.read_config(tmp_path)
     bytes_or_values = fuzzing.damaged([WHOLE.encode()]) | fuzzing.altered(json.loads(WHOLE)).map(as_json)
     fuzzing.hold(check, bytes_or_values, 40 * times)
@@ -184,8 +184,8 @@ def test_damaged_files_of_a_run_are_named(times, tmp_path):
     for name in whole:
         for text in (b"", b"\xff", b"5", b"[]", b"[" * 100_000, b"{"):
             assert name in str(check((name, text)))
-    assert "has 'a' as map: want what experiments/train.py wrote" in str(check(("metrics.json", b'{"map": "a"}')))
-    assert "has 'None' as train_seconds" in str(check(("run.json", b'{"train_seconds": null}')))
+    assert "found 'a' as map; expected the file of experiments/train" in str(check(("metrics.json", b'{"map": "a"}')))
+    assert "found 'None' as train_seconds" in str(check(("run.json", b'{"train_seconds": null}')))
     assert check(("run.json", as_json(whole["run.json"]))) is None
     damage = [
         st.tuples(st.just(name), fuzzing.damaged([as_json(content)]) | fuzzing.altered(content).map(as_json))

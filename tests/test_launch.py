@@ -1,4 +1,4 @@
-"""The launch scripts, executed against stand-ins for gcloud, a host and SLURM; the JobSet by Kubernetes' own rules."""
+"""The launch scripts, run against fakes of gcloud, a host and SLURM; the JobSet by the rules of Kubernetes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ AWKWARD = [  # for shells
 
 
 def shell(*command, path=(), cwd=ROOT, fds=(), **variables):
-    """A finished process; `path` comes before the PATH, and of the environment only `variables` are added."""
+    """Runs a command in a minimal environment with `variables`; `path` comes before PATH. Returns the process."""
     kept = {k: os.environ[k] for k in ("HOME", "TMPDIR") if k in os.environ}
     env = kept | variables | {"PATH": os.pathsep.join([*map(str, path), os.environ["PATH"]])}
     command = list(map(str, command))
@@ -30,17 +30,17 @@ def shell(*command, path=(), cwd=ROOT, fds=(), **variables):
 
 
 def program(path, text, by=f"{sys.executable} -IS\nimport json, os, pathlib, signal, subprocess, sys"):
-    """An executable at `path`, by default in Python with its standard library alone, which starts faster."""
+    """Writes an executable to `path`, by default in Python without site-packages, which starts faster."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!{by}\n{text}")
     path.chmod(0o755)
 
 
 def recorders(folder, *names, then=""):
-    """Programs that record their arguments and JAX_LOCAL_DEVICE_IDS, for `calls` to read."""
-    told = "[os.path.basename(sys.argv[0]), *sys.argv[1:]], os.environ.get('JAX_LOCAL_DEVICE_IDS')"
+    """Writes programs that record their arguments and JAX_LOCAL_DEVICE_IDS, for `calls` to read."""
+    recorded = "[os.path.basename(sys.argv[0]), *sys.argv[1:]], os.environ.get('JAX_LOCAL_DEVICE_IDS')"
     for name in names:
-        program(folder / name, f"open({str(folder / 'calls')!r}, 'a').write(json.dumps([{told}]) + '\\n')\n{then}")
+        program(folder / name, f"open({str(folder / 'calls')!r}, 'a').write(json.dumps([{recorded}]) + '\\n')\n{then}")
 
 
 def calls(folder):
@@ -49,7 +49,7 @@ def calls(folder):
 
 
 @pytest.mark.parametrize("name", ["tpu.sh", "slurm.sbatch"])
-def test_bash_can_read_it_and_shellcheck_finds_nothing(name):
+def test_a_script_passes_bash_and_shellcheck(name):
     assert shell("bash", "-n", LAUNCH / name).returncode == 0
     where = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     shellcheck = shutil.which("shellcheck", path=where) or pytest.skip("needs shellcheck: pip install -e '.[test]'")
@@ -77,7 +77,7 @@ def test_bash_can_read_it_and_shellcheck_finds_nothing(name):
         ("slurm.sbatch", FLAGS, {}, "found no experiments/train.py in {cwd}: call sbatch in the repository's root."),
     ],
 )
-def test_a_mistake_is_one_line_with_the_remedy_and_nothing_is_called(tmp_path, script, arguments, variables, said):
+def test_a_mistake_prints_one_line_with_the_remedy_and_runs_nothing(tmp_path, script, arguments, variables, said):
     recorders(tmp_path, "gcloud", "srun")
     done = shell("bash", LAUNCH / script, *arguments, path=[tmp_path], cwd=tmp_path, **NEEDED | variables)
     assert done.returncode == 2 and not done.stdout and not calls(tmp_path)
@@ -94,7 +94,7 @@ def test_help_names_every_command_and_variable():
 
 
 @pytest.mark.parametrize("command", ["create", "install", "run", "logs", "stop", "delete"])
-def test_a_dry_run_calls_nothing_and_prints_what_the_run_calls(tmp_path, command):
+def test_a_dry_run_prints_the_commands_without_running_them(tmp_path, command):
     recorders(tmp_path, "gcloud", "git")
     words = [command, *(AWKWARD if command in ("run", "logs") else ())]
     settings = NEEDED | {"TYPE": "v4-8", "PROJECT": "my project", "NFS": "10.0.0.2:/a share", "TMPDIR": "/my tmp"}
@@ -107,7 +107,7 @@ def test_a_dry_run_calls_nothing_and_prints_what_the_run_calls(tmp_path, command
 
 
 PYTHON = "grafit_jax/.venv/bin/python"  # on a host
-# Keeps the slices of a project and zone in files, and does on the two hosts of a slice what it is given for them.
+# Keeps the slices of a project and zone in files, and runs commands on the two hosts of a slice.
 GCLOUD = """
 resource, verb, *words = sys.argv[3:]
 flags = dict(word[2:].partition("=")[::2] for word in words if word[:2] == "--")
@@ -131,7 +131,7 @@ for host in sorted(cloud.glob("host" + flags.get("worker", "").replace("all", "*
 
 @pytest.fixture
 def cloud(tmp_path):
-    """A folder with gcloud in bin/, the homes of two hosts and, once they are created, the slices."""
+    """A folder with gcloud in bin/, the homes of two hosts, and the slices that are created."""
     program(tmp_path / "bin" / "gcloud", GCLOUD)
     for number in (0, 1):
         (tmp_path / f"host{number}").mkdir()
@@ -155,7 +155,7 @@ def tpu(cloud, *arguments, script=LAUNCH / "tpu.sh", fds=(), **variables):
         ({"TYPE": "v4-32", "RUNTIME": "other"}, "tpu-vm", "v4-32", {"version": "other"}),
     ],
 )
-def test_a_slice_is_created_as_asked_for_and_deleted(cloud, variables, resource, accelerator, flags):
+def test_a_slice_is_created_with_the_given_settings_and_deleted(cloud, variables, resource, accelerator, flags):
     tpu(cloud, "create", **variables)
     path = cloud / f"{variables.get('PROJECT')}:us-central2-b:grafit"
     node = {"node-id": "grafit"} if "QUEUED" in variables else {}
@@ -165,7 +165,7 @@ def test_a_slice_is_created_as_asked_for_and_deleted(cloud, variables, resource,
 
 
 def start(cloud, command, code, *flags):
-    """Starts a run of this code on both hosts; gives the end of a pipe, which ends when the run has ended on both."""
+    """Starts `code` as the run on both hosts; returns the read end of a pipe that closes when both have ended."""
     mine, theirs = os.pipe()
     for host in cloud.glob("host*"):
         program(host / PYTHON, f"pipe = {theirs}\n{code}")
@@ -174,9 +174,9 @@ def start(cloud, command, code, *flags):
     return open(mine, "rb", buffering=0)
 
 
-def test_flags_arrive_on_every_host_and_the_run_outlives_the_connection(cloud):
+def test_flags_reach_every_host_and_the_run_outlives_the_connection(cloud):
     tpu(cloud, "create", TYPE="v4-16")
-    # A connection that ends hangs up its processes.
+    # A closed connection sends SIGHUP to its processes.
     code = "signal.raise_signal(signal.SIGHUP)\nprint(json.dumps(sys.argv[1:]), sys.stdin.read() == '')"
     with start(cloud, "run", code, *AWKWARD) as run:
         assert run.read(1) == b""
@@ -186,7 +186,7 @@ def test_flags_arrive_on_every_host_and_the_run_outlives_the_connection(cloud):
 
 
 @pytest.mark.slow
-def test_stop_is_a_sigterm_for_the_run_on_every_host_and_resume_starts_it_again(cloud):
+def test_stop_sends_sigterm_to_the_run_on_every_host_and_resume_starts_it_again(cloud):
     tpu(cloud, "create", TYPE="v4-16")
     code = "s = {signal.SIGTERM}\nsignal.pthread_sigmask(signal.SIG_BLOCK, s)\nos.write(pipe, b'!')\n"
     with start(cloud, "run", f"{code}sys.exit(75 if signal.sigtimedwait(s, 20) else 1)", *FLAGS) as run:
@@ -199,7 +199,7 @@ def test_stop_is_a_sigterm_for_the_run_on_every_host_and_resume_starts_it_again(
     assert [tpu(cloud, "logs", WORKER=n) for n in "01"] == 2 * [f"exit status 75\n{resumed}"]
 
 
-# pip and uv as far as `install` uses them: a virtual environment's python holds the names of its packages.
+# Fakes pip and uv as far as `install` uses them: the python of a virtual environment holds the names of its packages.
 PYTHON3 = f"""
 python, (_, tool, *words) = pathlib.Path.home() / {PYTHON!r}, sys.argv[1:]
 if tool == "uv" and words[0] == "venv" and ("--allow-existing" in words or not python.exists()):
@@ -213,7 +213,7 @@ elif [tool, words[0], words[-1]] != ["pip", "install", "uv"]:
 
 
 @pytest.mark.slow
-def test_install_brings_the_committed_state_packages_and_the_share_to_every_host_and_again(cloud):
+def test_install_copies_the_commit_and_packages_and_mounts_the_share_on_every_host_and_can_be_repeated(cloud):
     repository, share = cloud / "a repository", "10.0.0.2:/a share"
     script = shutil.copytree(LAUNCH, repository / "experiments" / "launch") / "tpu.sh"
     git = "git", "-c", "user.name=a", "-c", "user.email=a@b", "-C"
@@ -240,7 +240,7 @@ def test_install_brings_the_committed_state_packages_and_the_share_to_every_host
 
 
 def slurm(folder, *arguments, status=0, **variables):
-    """The status of the job, whose srun ends with `status`."""
+    """Runs the job with an srun that exits with `status`; returns the job's status and output."""
     recorders(folder, "srun", then=f"sys.exit({status})")
     recorders(folder, "scontrol")
     variables |= {"SLURM_JOB_ID": "17", "PYTHON": "my python"}
@@ -248,21 +248,21 @@ def slurm(folder, *arguments, status=0, **variables):
     return done.returncode, done.stdout
 
 
-def test_slurm_finds_the_options_by_which_a_job_saves_itself_and_may_be_queued_again():
-    # SLURM stops looking for options at the first line that is no comment.
+def test_the_sbatch_options_make_a_job_save_itself_and_allow_requeueing():
+    # SLURM stops reading options at the first line that is not a comment.
     head = re.match(r"(#.*\n)*", (LAUNCH / "slurm.sbatch").read_text())[0]
     found = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", head, re.MULTILINE))
     assert found["ntasks-per-node"] == "1" and "requeue" in found and found["open-mode"] == "append"
-    assert re.fullmatch(r"TERM@[1-9]\d\d", found["signal"])  # with "B:" before it the shell alone would get it
+    assert re.fullmatch(r"TERM@[1-9]\d\d", found["signal"])  # the prefix "B:" would signal only the shell
 
 
-def test_a_dry_run_prints_what_srun_gets_and_every_word_arrives(tmp_path):
+def test_a_dry_run_prints_the_srun_command_and_every_argument_is_passed_on(tmp_path):
     status, printed = slurm(tmp_path, *AWKWARD, DRY_RUN="1")
     assert status == 0 and not calls(tmp_path)
     assert shell("bash", "-c", printed, path=[tmp_path]).returncode == slurm(tmp_path, *AWKWARD)[0] == 0
     of_printed, (words, _) = calls(tmp_path)
     assert of_printed[0] == words and words[-8:] == ["my python", "experiments/train.py", *AWKWARD, "--distributed"]
-    # One process a node, with all of its cores; the others are not killed when one ends, since they may be saving.
+    # One process per node, with all of its cores; when one ends the others are not killed, since they may be saving.
     assert {*words[1:-8]} == {"--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=0"}
 
 
@@ -270,10 +270,10 @@ def test_a_dry_run_prints_what_srun_gets_and_every_word_arrives(tmp_path):
     ("status", "requeued", "gpus", "ids"),
     [(0, [], "8", "0,1,2,3,4,5,6,7"), (1, [], "1", "0"), (75, ["requeue 17"], "0", None), (137, [], "", None)],
 )
-def test_a_job_has_its_nodes_gpus_and_is_queued_again_on_status_75_alone(tmp_path, status, requeued, gpus, ids):
+def test_a_job_gets_the_gpus_of_its_node_and_is_requeued_on_status_75_only(tmp_path, status, requeued, gpus, ids):
     assert slurm(tmp_path, *FLAGS, status=status, SLURM_GPUS_ON_NODE=gpus)[0] == status
-    (_, told), *others = calls(tmp_path)
-    assert told == ids and [" ".join(words[1:]) for words, _ in others] == requeued
+    (_, device_ids), *others = calls(tmp_path)
+    assert device_ids == ids and [" ".join(words[1:]) for words, _ in others] == requeued
 
 
 # GKE
@@ -287,16 +287,16 @@ VALUES = {
 
 @pytest.fixture
 def gke():
-    """The JobSet's failure policy and its job, by envsubst's rules."""
+    """The failure policy and the job of the JobSet, after envsubst."""
     text = (LAUNCH / "jobset.yaml").read_text()
     assert set(re.findall(r"\$\{?(\w+)", text)) == VALUES.keys()  # in comments too
     spec = yaml.safe_load(re.sub(r"\$\{(\w+)\}", lambda match: VALUES[match[1]], text))["spec"]
     return spec["failurePolicy"], spec["replicatedJobs"][0]["template"]["spec"]
 
 
-def test_a_job_set_is_a_pod_on_every_host_with_all_chips_and_the_values_as_they_were_given(gke):
+def test_a_job_set_has_a_pod_per_host_with_all_chips_and_the_unchanged_values(gke):
     job, pod = gke[1], gke[1]["template"]["spec"]
-    # JAX takes the number of a process from the index of its pod.
+    # JAX takes the index of a process from that of its pod.
     assert (job["parallelism"], job["completions"], job["completionMode"]) == (64, 64, "Indexed")
     (container,), (volume,) = pod["containers"], pod["volumes"]
     assert [*container["command"], *container["args"]] == [
@@ -309,13 +309,13 @@ def test_a_job_set_is_a_pod_on_every_host_with_all_chips_and_the_values_as_they_
     assert sorted(pod["nodeSelector"].values()) == ["16x16", "tpu-v5-lite-podslice"]
 
 
-def test_a_preempted_job_set_starts_again_without_limit_and_others_three_times(gke):
+def test_a_preempted_job_set_restarts_without_limit_and_a_failed_one_three_times(gke):
     (policy, job), pod = gke, gke[1]["template"]["spec"]
-    # Kubernetes demands it for a podFailurePolicy; a pod made anew alone would wait for the others in vain.
+    # A podFailurePolicy requires "Never"; and a pod restarted without the others would wait for them in vain.
     assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0 and pod["terminationGracePeriodSeconds"] >= 120
 
     def after(status=None, condition=None):
-        """What becomes of the JobSet when a pod fails, by the rules of batch/v1 and jobset.x-k8s.io/v1alpha2."""
+        """Returns the action on the JobSet when a pod fails, by batch/v1 and jobset.x-k8s.io/v1alpha2."""
         reason = "BackoffLimitExceeded"
         for rule in job["podFailurePolicy"]["rules"]:
             codes = rule.get("onExitCodes", {"containerName": "train", "operator": "In", "values": []})

@@ -432,9 +432,11 @@ def test_errors_name_the_remedy(finished, tmp_path, cli):
     finish(tmp_path / "elsewhere", config, results.collect(finished)["metrics"])
     (tmp_path / "elsewhere" / "data.json").unlink()
     out = tmp_path / "page.html"
-    with pytest.raises(UserError, match=r"unfinished holds no finished run .*: let experiments/train.py end first"):
+    with pytest.raises(
+        UserError, match=r"unfinished: found no finished run .*; let experiments/train.py finish it first"
+    ):
         write.make(finished, [tmp_path / "unfinished"], out)
-    with pytest.raises(UserError, match=r"foreign holds no run \(no config.json\): give the --workdir of"):
+    with pytest.raises(UserError, match=r"foreign: found no run \(no config.json\); expected the --workdir of"):
         write.make(tmp_path / "foreign", [], out)
     with pytest.raises(UserError, match=r"elsewhere: found other test images or labels than in .*; expected the same"):
         write.make(finished, [tmp_path / "elsewhere"], out)

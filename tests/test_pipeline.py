@@ -180,7 +180,8 @@ def test_data_too_large_for_the_devices_are_refused_before_the_transfer(monkeypa
 
     run = experiment.load(small_config())
     monkeypatch.setattr(parallel, "devices", lambda: [Small()])
-    with pytest.raises(UserError, match=r"take 0.0 GiB and a device has 0.0 GiB: leave them in their files by data"):
+    message = r"found 0\.0 GiB of training images; expected at most half of a device's 0\.0 GiB; use data\.stream"
+    with pytest.raises(UserError, match=message):
         experiment._check_memory(run.config, run.records["train"])
     with run.config.unlocked():
         run.config.data.stream = True

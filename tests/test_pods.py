@@ -1,4 +1,4 @@
-"""Several processes as real command lines over loopback: the numbers of one, over a preemption and over a death."""
+"""Multi-host runs as processes over loopback: they equal a run of one process, also after a preemption or a death."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def assert_same_run(one, other):
             assert a[key] == pytest.approx(b[key], rel=1e-4, abs=2e-5 if key[:4] != "eval" else 3e-3), key
     (state, memory), (other_state, other_memory) = newest(one), newest(other)
     assert_close(state, other_state, atol=1e-4)
-    rows = 899  # what is behind them is padding, as much as there are devices
+    rows = 899  # followed by padding, which depends on the number of devices
     np.testing.assert_allclose(memory["embedding"][:rows], other_memory["embedding"][:rows], atol=1e-4)
 
 
@@ -62,7 +62,7 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(one, tmp_path, monkeypatch, trains):
+def test_two_processes_equal_one_and_resume_after_sigterm(one, tmp_path, monkeypatch, trains):
     processes = pods.start(tmp_path / "two", 2, 4, logs=tmp_path)
     pods.wait_for_step(tmp_path / "two", processes, 10)
     processes[1].send_signal(signal.SIGTERM)
@@ -75,24 +75,24 @@ def test_two_processes_make_the_run_of_one_and_go_on_after_sigterm_to_either(one
     assert pods.finish(pods.start(tmp_path / "two", 2, 4, logs=tmp_path)) == [0, 0], said(tmp_path, 2)
     assert f"resumes after step {stopped[0]} of 27" in said(tmp_path, 2)[0]
     assert_same_run(one, tmp_path / "two")
-    # Only the first one says and writes.
+    # Only the first process prints the metrics.
     assert json.loads(said(tmp_path, 2)[0].splitlines()[-1]) and "{" not in said(tmp_path, 2)[1]
-    # On one host with six devices instead, from where the two were stopped.
+    # The stopped run also resumes on one host with six devices.
     use_devices(monkeypatch, 6)
     trains(config_of_pods(), tmp_path / "six")
     assert_same_run(one, tmp_path / "six")
 
 
 @pytest.mark.slow
-def test_three_processes_with_an_uneven_data_set_end_with_the_one_that_dies_and_go_on(one, tmp_path):
+def test_three_processes_stop_when_one_dies_and_resume_with_an_uneven_data_set(one, tmp_path):
     processes = pods.start(tmp_path / "three", 3, 2, logs=tmp_path)
     pods.wait_for_step(tmp_path / "three", processes, 10)
     processes[2].kill()
     assert pods.finish(processes) == [69, 69, -signal.SIGKILL], said(tmp_path, 3)
     for i, text in enumerate(said(tmp_path, 3)[:2]):
         assert re.fullmatch(
-            rf"error: process {i} stops after step \d+ \([a-z ]+\): process 2 of 3 is not heard of, last after step "
-            r"\d+ \([a-z ]+\); start the same command again on all hosts: it resumes from the newest checkpoint\.",
+            rf"error: process {i} stops after step \d+ \([a-z ]+\): process 2 of 3 does not respond, last seen after "
+            r"step \d+ \([a-z ]+\); start the same command again on all hosts to resume from the newest checkpoint\.",
             text.splitlines()[-1],
         ), text
     assert pods.finish(pods.start(tmp_path / "three", 3, 2, logs=tmp_path)) == [0, 0, 0], said(tmp_path, 3)
@@ -100,7 +100,7 @@ def test_three_processes_with_an_uneven_data_set_end_with_the_one_that_dies_and_
 
 
 @pytest.mark.slow
-def test_processes_that_find_the_same_data_in_another_order_are_refused_before_anything_is_written(tmp_path):
+def test_hosts_with_data_in_another_order_are_refused_before_anything_is_written(tmp_path):
     digits = sources.load(**config_of_pods().data)
     for i, order in enumerate((slice(None), slice(None, None, -1))):
         (tmp_path / str(i) / "data").mkdir(parents=True)
@@ -121,17 +121,17 @@ def test_processes_that_find_the_same_data_in_another_order_are_refused_before_a
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_that_is_stopped_is_missed(tmp_path, long):
+def test_a_frozen_process_is_detected(tmp_path, long):
     processes = pods.start(tmp_path / "two", 2, 2, "--config.train.epochs=1000", logs=tmp_path)
     pods.wait_for_step(tmp_path / "two", processes, 5)
     processes[1].send_signal(signal.SIGSTOP)
     assert pods.finish(processes[:1]) == [69]
     processes[1].kill()
-    assert "process 1 of 2 is not heard of, last after step " in said(tmp_path, 2)[0].splitlines()[-1]
+    assert "process 1 of 2 does not respond, last seen after step " in said(tmp_path, 2)[0].splitlines()[-1]
 
 
-def test_a_process_that_waits_for_a_file_for_ever_is_found_stuck(tmp_path, long):
-    stuck_seconds = 60 if long else 20  # more than a start or an evaluation takes
+def test_a_process_that_waits_for_a_file_forever_is_detected(tmp_path, long):
+    stuck_seconds = 60 if long else 20  # longer than a start or an evaluation
     data = tmp_path / "data"
     written = image_files.write_tree(data, {"train/x": 48, "train/y": 48, "test/x": 6, "test/y": 6}, height=8, width=8)
     of_files = [
@@ -141,12 +141,12 @@ def test_a_process_that_waits_for_a_file_for_ever_is_found_stuck(tmp_path, long)
     ]  # fmt: skip
     processes = pods.start(tmp_path / "two", 2, 2, *of_files, logs=tmp_path)
     pods.wait_for_step(tmp_path / "two", processes, 5)
-    os.mkfifo(tmp_path / "fifo")  # as a file of a network disk that has gone away: opening it never returns
+    os.mkfifo(tmp_path / "fifo")  # opening it never returns, as on a network disk that has disappeared
     os.replace(tmp_path / "fifo", next(iter(written)))
     assert pods.finish(processes) == [69, 69]
-    places = [re.search(rf"nothing has moved for {stuck_seconds} s: process 0 is (.*); process 1 is (.*?); start", text)
+    places = [re.search(rf"no progress for {stuck_seconds} s: process 0 is (.*); process 1 is (.*?); start", text)
               for text in said(tmp_path, 2)]  # fmt: skip
     found = next(place for place in places if place)
     assert "(reading a batch)" in found[1] + found[2]
-    # And what it waits for, by the functions that it is in.
+    # The stack shows which function is waiting.
     assert any(place and "decode" in text for place, text in zip(places, said(tmp_path, 2), strict=True))

@@ -245,7 +245,7 @@ def test_a_table_requires_or_refuses_pretrained_weights(tmp_path, name, file, me
 
 
 def test_an_incomplete_run_has_no_result(tmp_path):
-    with pytest.raises(UserError, match=r"holds no finished run \(no metrics\.json\)"):
+    with pytest.raises(UserError, match=r"found no finished run \(no metrics\.json\)"):
         results.collect(tmp_path)
 
 

@@ -83,7 +83,7 @@ def test_a_run_is_missing_begun_complete_or_recorded(points_of):
         assert reproduction.state(clusterfit, other) == "missing"
     (clusterfit.directory).mkdir()
     (clusterfit.directory / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"clusterfit holds files of something else \(thesis\.tex, …\): take an empty"):
+    with pytest.raises(UserError, match=r"clusterfit: found unrelated files \(thesis\.tex, …\); expected an empty"):
         reproduction.state(clusterfit, {})
     assert [r["row"] for r in reproduction.complete(points)] == ["baseline"]
     metrics = baseline.directory / "metrics.json"
@@ -319,7 +319,7 @@ def test_runs_refused_by_a_budget_are_reported_and_not_trained(points_of, monkey
     (points[0].directory / "notes.txt").write_text("mine")
     failed = {}
     assert [r["row"] for r in reproduction.all_results(points, {}, failed, {}, Budget())] == ["grafit"]
-    assert "holds files of something else" in failed[points[0].directory]
+    assert "found unrelated files" in failed[points[0].directory]
 
 
 def test_tables_are_found_by_name_or_by_family_and_scale():

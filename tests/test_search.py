@@ -38,7 +38,7 @@ def test_table_golden():
 
 def test_an_unknown_id_is_named_with_a_suggestion():
     with pytest.raises(
-        UserError, match=r"unknown id 'g/11' \(did you mean 'g/1.?'\?\): the gallery has 'g/0' to 'g/90'"
+        UserError, match=r"unknown id 'g/11' \(did you mean 'g/1.?'\?\); expected one of the gallery, 'g/0' to 'g/90'"
     ):
         search.rows_of(angles(0, 10, 90), ["g/0", "g/11"])
 
@@ -67,14 +67,16 @@ def test_images_of_every_mode_are_loaded(tmp_path, mode, channels):
 
 
 def test_unreadable_images_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"an image cannot be read: .*none\.png \(.*No such file"):
+    with pytest.raises(UserError, match=r"cannot read an image: .*none\.png \(.*No such file"):
         search.read_image(tmp_path / "none.png", 3)
     whole = tmp_path / "i.png"
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:200])
     (tmp_path / "text.png").write_text("no image")
     for name in ("cut.png", "text.png"):
-        with pytest.raises(UserError, match=rf"an image cannot be read: .*{name} \(.*\); want PNG, JPEG or the like"):
+        with pytest.raises(
+            UserError, match=rf"cannot read an image: .*{name} \(.*\); expected an image file, such as PNG or JPEG"
+        ):
             search.read_image(tmp_path / name, 3)
 
 
@@ -84,7 +86,7 @@ def test_a_layer_that_the_method_lacks_is_an_error():
         lambda: model.embed(run_, None, "test", "projector"),
         lambda: search.embed_images(run_, None, [], "projector"),
     ):
-        with pytest.raises(UserError, match="method baseline has no projector: take --layer=trunk"):
+        with pytest.raises(UserError, match="found projector, which method baseline does not have; use --layer=trunk"):
             call()
 
 
@@ -149,8 +151,8 @@ def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
     query = f"--workdir={trained_once}", f"--query={tmp_path}/query.png", f"--gallery={tmp_path}/test.npz"
     assert cli("search", *query).returncode == 0
     done = cli("search", *query, "--layer=projector")
-    assert done.returncode == 2 and "test.npz was made by another model or layer than" in done.stderr
-    assert "layer 'trunk', not 'projector'): want embeddings of one network and --layer" in done.stderr
+    assert done.returncode == 2 and "test.npz: found embeddings of another model or layer than" in done.stderr
+    assert "layer 'trunk', not 'projector'); expected the same network and --layer" in done.stderr
 
     done = cli("evaluate", f"--workdir={trained_once}", "--k=1,50")
     assert done.returncode == 2 and "found --k with --workdir" in done.stderr

@@ -201,7 +201,7 @@ def test_only_a_directory_of_this_sweep_is_accepted(tmp_path):
         expansion.check_directory(ours, directory)
 
     (runs[3] / "holiday").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"w=0.5 holds files of something else \(holiday"):
+    with pytest.raises(UserError, match=r"w=0.5: found unrelated files \(holiday"):
         expansion.check_directory(sweep, directory)
     (runs[3] / "holiday").rmdir()
     (directory / "photos").mkdir()
@@ -212,15 +212,17 @@ def test_only_a_directory_of_this_sweep_is_accepted(tmp_path):
     (directory / "photos").rmdir()
     other = expand(tmp_path, GRID, overrides={"train.epochs": 9})
     with pytest.raises(
-        UserError, match=r"method=baseline,w=0.2 holds the run of another config \(train.epochs: 1 -> 9"
+        UserError, match=r"method=baseline,w=0.2: found the run of another config \(train.epochs: 1 -> 9"
     ):
         expansion.check_directory(other, directory)
     (runs[0] / "metrics.json").write_text('{"map": "high"}')
     (runs[0] / "run.json").write_text("{}")
-    with pytest.raises(UserError, match=r"baseline,w=0.2 has 'high' as map: want what experiments/train.py wrote"):
+    with pytest.raises(
+        UserError, match=r"baseline,w=0.2: found 'high' as map; expected the file of experiments/train.py"
+    ):
         expansion.check_directory(sweep, directory)
     (runs[0] / "config.json").write_text('{"schema": 7}')
-    with pytest.raises(UserError, match=r"config.json cannot be read as a config of this version"):
+    with pytest.raises(UserError, match=r"config.json: found no config that this version can read"):
         expansion.check_directory(sweep, directory)
 
 

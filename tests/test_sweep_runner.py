@@ -140,7 +140,7 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     lock = locks.take(tmp_path / "lock")
-    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'lock'} is on a file system without locks (")
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'lock'}: found a file system without locks (")
     lock.release()
     assert not locks.is_held(tmp_path / "lock")
     assert runner.begin(tmp_path / "run", DONE(tmp_path / "run")).finish() == Standing("complete")
@@ -175,7 +175,7 @@ signal.sigwait({{signal.SIGTERM}})
         assert (tmp_path / workdir.LOG).read_text() == "True True True\n"
         attempt.lock.close()  # as if the sweep had ended
         assert runner.begin(tmp_path, DONE(tmp_path)) == Standing("running") == runner.standing(tmp_path)
-        with pytest.raises(UserError, match=r"is used by another run"), workdir.lock(tmp_path):
+        with pytest.raises(UserError, match=r"found it in use by another run"), workdir.lock(tmp_path):
             pass
     finally:
         attempt.process.terminate()

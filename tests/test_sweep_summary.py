@@ -155,5 +155,5 @@ def test_the_summary_lists_incomplete_points_and_sets_the_exit_status(tmp_path, 
     assert end(stopped=True)[0] == 0  # stopped after the last point
 
     (directory / names[2] / "metrics.json").write_text('{"map": [1]}')
-    with pytest.raises(UserError, match=r"w=1.0 has '\[1\]' as map: want what experiments/train.py wrote"):
+    with pytest.raises(UserError, match=r"w=1.0: found '\[1\]' as map; expected the file of experiments/train.py"):
         end()

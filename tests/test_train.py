@@ -1,4 +1,4 @@
-"""The loop, end to end: what it leaves on disk, resume after SIGKILL, one compilation, mistakes that cost nothing."""
+"""The training loop end to end: files, resume after SIGKILL, a single compilation, early errors."""
 
 import json
 import re
@@ -58,12 +58,12 @@ def train_arguments(path, *extra):
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, processes):
-    epochs = "--config.train.epochs=10"  # so many that there is time to look at it before it ends
+    epochs = "--config.train.epochs=10"  # long enough to be killed in between
     whole = processes(*train_arguments(tmp_path / "whole", epochs))
     assert whole.returncode == 0, whole.stderr[-2000:]
 
     killed = tmp_path / "killed"
-    # Killed once an epoch past the first checkpoint is in the log, so that what is resumed has something to cut.
+    # Killed once the log has an epoch after the first checkpoint, so that the resumed run has something to cut.
     process = subprocess.Popen(
         command(*train_arguments(killed, epochs)),
         stdout=subprocess.DEVNULL,
@@ -86,7 +86,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, processes
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     assert (killed / "metrics.json").read_text() == (tmp_path / "whole" / "metrics.json").read_text()
-    # The log tells of every epoch once, and of the same losses.
+    # The log has every epoch once, with the same losses.
     logs = [
         [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         for path in (tmp_path / "whole", killed)
@@ -94,21 +94,21 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, processes
     losses = [[(line["step"], line["loss"]) for line in log if "loss" in line] for log in logs]
     assert losses[0] == losses[1] and [s for s, _ in losses[0]] == [*range(7, 10 * 7 + 1, 7)]
 
-    # Evaluation says on standard output what the training left, as one line, and leaves the workdir as it is.
+    # Evaluation prints metrics.json on standard output, as one line, and does not change the workdir.
     times = {path: path.stat().st_mtime_ns for path in killed.rglob("*")}
     evaluated = processes("evaluate", f"--workdir={killed}")
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     assert evaluated.stdout == (killed / "metrics.json").read_text()
     assert times == {path: path.stat().st_mtime_ns for path in killed.rglob("*")}
 
-    # Run once more, a complete run changes nothing.
+    # The same command changes nothing in a complete run.
     before = (killed / "metrics.jsonl").read_text()
     again = processes(*train_arguments(killed, epochs))
     assert again.returncode == 0 and (killed / "metrics.jsonl").read_text() == before
     assert json.loads(again.stdout) == json.loads((killed / "metrics.json").read_text())
 
 
-def test_a_run_leaves_config_log_checkpoints_page_and_result(trained_once):
+def test_a_run_writes_config_log_checkpoints_page_and_result(trained_once):
     metrics = json.loads((trained_once / "metrics.json").read_text())
     expected = {f"{level}{name}" for level in ("", "coarse/") for name in (
         "recall@1", "recall@2", "recall@5", "recall@10", "map", "knn_top1", "queries_without_positive")}  # fmt: skip
@@ -128,7 +128,7 @@ def test_a_run_leaves_config_log_checkpoints_page_and_result(trained_once):
 
 
 def test_a_run_compiles_its_step_once_and_keeps_the_newest_checkpoints_and_the_best(tmp_path, monkeypatch, trains):
-    # Evaluations and saves in the middle: none of it may compile anything anew.
+    # Evaluations and saves in between must not compile anything again.
     config = small_config(**{"eval.every_epochs": 1, "checkpoint.every_epochs": 1, "train.epochs": 3})
     compiled, before = [], {}
 
@@ -142,13 +142,13 @@ def test_a_run_compiles_its_step_once_and_keeps_the_newest_checkpoints_and_the_b
         metrics = trains(config, tmp_path / "run")
     finally:
         jax.monitoring.unregister_event_duration_listener(listener)
-    # The first call of the step compiles it, the first evaluation (before call 15) what that needs, and nothing else.
+    # Only the first call of the step and the first evaluation (before call 15) compile.
     assert before[1] < before[2] == before[14] and before[15] == before[42] == len(compiled)
 
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [14, 14, 28, 28, 42, 42]
-    # keep = 2 newest, and the best by map beside them.
+    # The keep = 2 newest, and the best by map.
     kept = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()}
     best = max((line for line in log if "eval/map" in line), key=lambda line: line["eval/map"])["step"]
     assert kept == {28, 42, best}
@@ -164,13 +164,13 @@ def test_training_improves_on_the_untrained_network(tmp_path, trains):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path, trains):
     config = small_config(**{"optimizer.learning_rate": 1e30, "checkpoint.every_epochs": 1})
-    with pytest.raises(UserError, match=r"not finite between steps 0 and 14: .*newest checkpoint is of step 0; lower"):
+    with pytest.raises(UserError, match=r"not finite between steps 0 and 14; .*newest checkpoint is of step 0; lower"):
         trains(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
 
 
-def test_what_is_not_finite_is_not_saved_within_an_epoch_either(tmp_path, trains):
+def test_a_state_with_a_loss_that_is_not_finite_is_not_saved_within_an_epoch(tmp_path, trains):
     config = small_config("baseline", **{"optimizer.learning_rate": 1e30, "checkpoint.every_steps": 1})
     with pytest.raises(UserError, match="not finite between steps") as error:
         trains(config, tmp_path / "run")
@@ -182,12 +182,13 @@ def test_what_is_not_finite_is_not_saved_within_an_epoch_either(tmp_path, trains
 
 def test_a_run_whose_steps_are_all_skipped_stops(tmp_path, trains):
     config = small_config("baseline", **{"optimizer.learning_rate": 1e30, "train.skip_not_finite": True})
-    with pytest.raises(UserError, match="every step from 14 to 28 was skipped, its loss or gradient not finite: lower"):
+    message = "found every step from 14 to 28 skipped, since its loss or gradient is not finite; lower"
+    with pytest.raises(UserError, match=message):
         trains(config, tmp_path / "run")
     assert [line["step"] for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())] == [14]
 
 
-def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monkeypatch, trains):
+def test_an_evaluation_that_fails_loses_no_epoch(tmp_path, monkeypatch, trains):
     config = small_config("baseline", **{"checkpoint.every_epochs": 1, "train.epochs": 3})
     evaluate = experiment.evaluate
     interrupted_in_the_second_epoch(config, tmp_path / "run")
@@ -201,7 +202,7 @@ def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monk
         trains(config, tmp_path / "run")
     assert newest(tmp_path / "run")[0] == 42 and not (tmp_path / "run" / "metrics.json").exists()
 
-    # Nothing is left to be trained: the run is evaluated and complete, and stays what it is.
+    # Nothing is left to train: the run is evaluated and complete, and running it again changes no file.
     monkeypatch.setattr(experiment, "evaluate", evaluate)
     metrics = trains(config, tmp_path / "run")
     assert metrics["step"] == 42 and metrics == evaluate(*restore.newest(tmp_path / "run"))
@@ -211,7 +212,7 @@ def test_what_breaks_off_a_run_loses_no_epoch_that_was_to_be_kept(tmp_path, monk
     assert (tmp_path / "run" / "run.json").read_text() == "as it was"
 
 
-def test_a_queue_goes_on_where_it_was(tmp_path, trains):
+def test_a_resumed_run_restores_its_queue(tmp_path, trains):
     options = {"queue.size": 150, "checkpoint.every_epochs": 1, "train.epochs": 3, "ema.base": 0.9, "ema.final": 0.9}
     config = small_config("maskcon", **options)
     trains(config, tmp_path / "whole")
@@ -223,17 +224,17 @@ def test_a_queue_goes_on_where_it_was(tmp_path, trains):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_a_checkpoint_holds_no_queue_where_a_method_has_none(tmp_path, trains):
-    # So those of runs from before there were queues can be read.
+def test_a_checkpoint_of_a_method_without_a_queue_holds_none(tmp_path, trains):
+    # So checkpoints written before there were queues can be read.
     trains(small_config("baseline", **{"train.epochs": 1}), tmp_path / "run")
     assert set(newest(tmp_path / "run")[1]["state"]) == {
         "step", "params", "target_params", "batch_stats", "opt_state", "rng"
     }  # fmt: skip
 
 
-def test_the_best_checkpoint_stays_the_best_after_a_resume(tmp_path):
+def test_the_best_checkpoint_is_kept_after_a_resume(tmp_path):
     tree = parallel.replicate(Memory(np.zeros((3, 1), np.float32), np.zeros(3, np.int32)))
-    evaluations = {5: {"map": 0.95}}  # of which there is no checkpoint
+    evaluations = {5: {"map": 0.95}}  # without a checkpoint
     for steps in ([(10, 0.9), (20, 0.1)], [(30, 0.2), (40, 0.3), (50, 0.25)]):
         checkpoints = Checkpoints(tmp_path, keep=2)
         checkpoints.evaluations = evaluations
@@ -253,7 +254,7 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_on_three(tmp_path, monke
     assert one.keys() == eight.keys()
     for name, value in eight.items():
         assert one[name] == pytest.approx(value, abs=2e-3), name
-    # The memory of 8 devices, with 5 rows of padding, is that of 3 with 1, row by row.
+    # The memory of 8 devices, with 5 rows of padding, equals that of 3 devices, with 1 row of padding.
     on_eight = newest(tmp_path / "run")[1]["memory"]["embedding"]
     assert on_eight.shape == (904, 16) and not on_eight[899:].any()
     use_devices(monkeypatch, 3)
@@ -272,7 +273,7 @@ def test_a_run_on_eight_devices_is_evaluated_on_one_and_on_three(tmp_path, monke
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
 @pytest.mark.quick
-def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(
+def test_the_memory_keeps_an_unreadable_image_masked_on_any_number_of_devices(
     tmp_path, monkeypatch, devices, eight_devices
 ):
     labels = np.array([4, 0, -1, 2, 1, 3, 0])
@@ -286,7 +287,7 @@ def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(
     writer.save(1, state, memory(labels))
     writer.close()
     use_devices(monkeypatch, devices)
-    # What a run has that goes on: the label of every image, as if all could be read.
+    # The template of a resumed run has a label for every image, as if all were readable.
     reader = Checkpoints(tmp_path, read_only=True)
     restored = reader.restore_newest(parallel.replicate(state), memory(np.abs(labels)))[1]
     reader.close()
@@ -295,7 +296,7 @@ def test_an_image_that_could_not_be_read_stays_without_a_label_on_any_devices(
     assert restored.label.sharding.is_equivalent_to(memory(labels).label.sharding, 2)
 
 
-def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(
+def test_a_run_can_be_evaluated_on_a_number_of_devices_that_does_not_divide_its_batch(
     tmp_path, monkeypatch, trains, eight_devices
 ):
     config = small_config("baseline", **{"train.batch_size": 60, "eval.layers": ("trunk",)})
@@ -311,27 +312,25 @@ def test_a_run_is_evaluated_on_devices_that_its_batch_does_not_divide_over(
         trains(config, tmp_path / "run")
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, trains):
+def test_a_run_does_not_resume_on_other_data(tmp_path, monkeypatch, trains):
     config = small_config("baseline", **{"train.epochs": 1})
     trains(config, tmp_path / "run")
     fingerprints = Experiment.fingerprints
     monkeypatch.setattr(Experiment, "fingerprints", lambda run: fingerprints(run) | {"train": "0123456789abcdef"})
     for again in (lambda: trains(config, tmp_path / "run"), lambda: restore.newest(tmp_path / "run")):
-        with pytest.raises(
-            UserError, match=r"was started with other images or labels than are found now \(split train\)"
-        ):
+        with pytest.raises(UserError, match=r"other images or labels than when the run started \(split train\)"):
             again()
 
 
-def test_other_data_are_told_by_their_split(tmp_path):
-    workdir.check_data(tmp_path, {"train": "a", "test": "b"})  # of a run that has not started
+def test_an_error_about_other_data_names_the_split(tmp_path):
+    workdir.check_data(tmp_path, {"train": "a", "test": "b"})  # passes for a run that has not started
     (tmp_path / "data.json").write_text('{"train": "a", "test": "b"}')
     workdir.check_data(tmp_path, {"train": "a", "test": "b"})
-    with pytest.raises(UserError, match=r"was started with other images or labels than are found now \(split test\)"):
+    with pytest.raises(UserError, match=r"found other images or labels than when the run started \(split test\)"):
         workdir.check_data(tmp_path, {"train": "a", "test": "c"})
 
 
-def test_images_without_fine_labels_are_trained_on_and_the_best_is_kept_by_coarse_labels(tmp_path, trains):
+def test_without_fine_labels_a_run_trains_and_keeps_the_best_checkpoint_by_coarse_map(tmp_path, trains):
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
     for split, n in (("train", 80), ("test", 30)):
@@ -340,22 +339,22 @@ def test_images_without_fine_labels_are_trained_on_and_the_best_is_kept_by_coars
         np.savez(tmp_path / "data" / f"{split}.npz", image=image, coarse_label=np.arange(n) % 2, **fine)
     options = {"data.source": f"npz:{tmp_path}/data", "eval.every_epochs": 1, "checkpoint.every_epochs": 1}
     metrics = trains(small_config(**{**options, "train.epochs": 3}), tmp_path / "run")
-    # Retrieval needs the labels of the test images alone, the vote those of both.
+    # Retrieval needs labels of test images only, k-NN those of both splits.
     assert {"map", "recall@1", "coarse/knn_top1"} <= metrics.keys() and "knn_top1" not in metrics
     np.savez(tmp_path / "data" / "test.npz", image=image, coarse_label=np.arange(30) % 2)
     metrics = trains(small_config(**{**options, "train.epochs": 3}), tmp_path / "other")
     assert "map" not in metrics and "coarse/map" in metrics
 
 
-def test_neighbours_that_there_are_not_are_asked_for_before_training(tmp_path):
-    with pytest.raises(UserError, match=r"eval\.recall_at goes up to 898, and a query has 897 other test images"):
+def test_a_config_that_does_not_fit_the_data_is_refused_before_training(tmp_path):
+    with pytest.raises(UserError, match=r"found eval\.recall_at up to 898; expected at most 897, the number of other"):
         train.train(small_config(**{"eval.recall_at": (1, 898)}), tmp_path / "run")
     with pytest.raises(UserError, match=r"images of 1 channels and views\.mean of 3 values"):
         train.train(small_config(**{"views.mean": (0.5, 0.5, 0.5)}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_another_configs_workdir_is_refused_with_the_difference_and_left_alone(tmp_path):
+def test_a_workdir_of_another_config_is_refused_with_the_difference_and_not_changed(tmp_path):
     path = tmp_path / "run"
     workdir.claim(path, small_config())
     before = (path / "config.json").read_text()
@@ -368,16 +367,19 @@ def test_another_configs_workdir_is_refused_with_the_difference_and_left_alone(t
 def test_a_workdir_with_other_files_or_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("…")
-    with pytest.raises(UserError, match=r"files of something else \(chapter1\.tex"):
+    with pytest.raises(
+        UserError, match=r"thesis: found unrelated files \(chapter1\.tex, …\); expected an empty folder"
+    ):
         workdir.claim(tmp_path / "thesis", small_config())
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.iterdir())
     workdir.check(tmp_path / "new" / "run", small_config())
     assert sorted(tmp_path.iterdir()) == before
-    with pytest.raises(
-        UserError, match=r"cannot write to workdir .*file/run .*make room, make it writable, or take another --workdir"
-    ):
+    message = (
+        r"file/run: cannot write to the workdir \(.*\); free disk space, make it writable or use another --workdir"
+    )
+    with pytest.raises(UserError, match=message):
         workdir.claim(tmp_path / "file" / "run", small_config())
 
 
@@ -387,40 +389,43 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, trains):
     other = json.loads((path / "config.json").read_text())
     other["model"]["dim"] = 24
     (path / "config.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match=r"another architecture: .*classifier/kernel.* \(16, 2\) there and \(24, 2\)"):
+    message = r"another architecture \(.*classifier/kernel: \(16, 2\)\); expected \(24, 2\)"
+    with pytest.raises(UserError, match=message):
         restore.newest(path)
 
 
-def test_evaluation_says_where_there_is_nothing_to_evaluate(tmp_path):
-    with pytest.raises(UserError, match=r"holds no run \(no config\.json\)"):
+def test_evaluation_of_a_workdir_without_a_run_or_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"found no run \(no config\.json\)"):
         restore.newest(tmp_path)
     workdir.claim(tmp_path / "run", small_config())
-    with pytest.raises(UserError, match=r"no checkpoint yet"):
+    with pytest.raises(UserError, match=r"found no checkpoint"):
         restore.newest(tmp_path / "run")
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"train\.batch_size = 1024 is more than the 899 training images"):
+    with pytest.raises(
+        UserError, match=r"found train\.batch_size = 1024; expected at most 899, the number of training"
+    ):
         train.train(small_config(**{"train.batch_size": 1024}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("wanted", "steps", "on_cpu", "on_accelerators"),
-    # As it is asked for; else a divisor of at least 50, or calls of about the same length, at most 100.
+    ("requested", "steps", "on_cpu", "on_accelerators"),
+    # 0 chooses, on accelerators, a divisor of at least 50 or calls of about the same length, up to 100.
     [(5, 14, 5, 5), (100, 14, 14, 14), (0, 14, 1, 14), (0, 390, 1, 78), (0, 101, 1, 51), (0, 389, 1, 98), (0, 1, 1, 1)],
 )
-def test_steps_of_a_call(wanted, steps, on_cpu, on_accelerators, monkeypatch):
-    assert pipeline._steps_per_call(wanted, steps) == on_cpu
+def test_steps_per_call(requested, steps, on_cpu, on_accelerators, monkeypatch):
+    assert pipeline._steps_per_call(requested, steps) == on_cpu
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert pipeline._steps_per_call(wanted, steps) == on_accelerators
+    assert pipeline._steps_per_call(requested, steps) == on_accelerators
 
 
-def test_an_epochs_time_goes_on_until_its_last_step_is_done(monkeypatch):
+def test_the_time_of_an_epoch_includes_the_wait_for_its_last_step(monkeypatch):
     clock = [100.0]
 
     class Late:
-        """A number that a device is still at: whoever fetches it waits for 7 seconds."""
+        """A value that a device is still computing: fetching it takes 7 seconds."""
 
         def __array__(self, *_, **__):
             clock[0] += 7
@@ -431,7 +436,7 @@ def test_an_epochs_time_goes_on_until_its_last_step_is_done(monkeypatch):
     for now in (101.0, 102.0):
         clock[0] = now
         epoch_means.add({"loss": Late()})
-    # By hand: 50 s before, 2 s until the second step is on its way, 7 s each until they are done.
+    # By hand: 50 s before, 2 s until the second step is dispatched, 7 s for each until it is done.
     assert epoch_means.record() == {"sums": {"loss": [8.0, 3.0]}, "seconds": 50.0 + 2.0 + 14.0}
     clock[0] += 1
     assert epoch_means.record()["seconds"] == 67.0 and epoch_means.means() == {"loss": 8 / 3}

@@ -1,1 +1,1 @@
-"""What the command lines in experiments/ call."""
+"""Functions behind the scripts in experiments/."""

@@ -1,4 +1,4 @@
-"""What the command lines share: one line for a user's mistake, and a cache of compiled programs."""
+"""Shared code of the command lines: one-line error messages, exit statuses and the compilation cache."""
 
 import os
 import pathlib
@@ -16,12 +16,12 @@ from grafit_jax.errors import UserError
 from grafit_jax.runs import console, multihost
 from grafit_jax.runs.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
 
-# How a mistake ends on every command line.
+# Exit status after a user's mistake.
 EXIT_MISTAKE = 2
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """`app.run(main)`, with mistakes of the user (flags, configs, data) told in one line on stderr, exit status 2."""
+    """Calls `app.run(main)`; a user's mistake in flags, config or data is one line on stderr and exit status 2."""
 
     def parse(argv):
         try:
@@ -30,18 +30,18 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
                     raise config_lib.unknown_key(given[1])
             rest = flags.FLAGS(argv)
             if len(rest) > 1:
-                raise UserError(f"found {rest[1]!r} where a flag should be: want --name=value.")
+                raise UserError(f"found the argument {rest[1]!r}; expected flags, as --name=value.")
             if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-                flags.FLAGS.config.to_dict()  # a config file that is missing is told of on first use, so use it now
+                flags.FLAGS.config.to_dict()  # raises for a missing config file, which is loaded on first use
             return rest
-        # What absl and ml_collections raise for an unknown flag or key, or a value of another type.
+        # absl and ml_collections raise these for an unknown flag or key, or a value of the wrong type.
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             if _is_a_bug(error):
                 raise
             _exit(error)
 
     def guarded(argv):
-        logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn of what is meant to be
+        logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn about intended uses
         use_compilation_cache()
         try:
             with console.activity():
@@ -52,7 +52,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             print(error, file=sys.stderr)
             multihost.exit_with(EXIT_PREEMPTED)
         except KeyboardInterrupt:
-            print("\nended by Ctrl-C", file=sys.stderr)
+            print("\ninterrupted by Ctrl-C", file=sys.stderr)
             multihost.exit_with(EXIT_INTERRUPTED)
         except Exception as error:
             multihost.abandon(error)
@@ -61,19 +61,19 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def want_numbers(flag: str) -> None:
-    """Refuses a list flag with an entry that is not a whole number."""
+def require_numbers(flag: str) -> None:
+    """Registers a validator for a list flag: distinct, non-negative whole numbers."""
 
     def are_numbers(values: Sequence[str] | None) -> bool:
         if values is None:
             return True
         return bool(values) and len({*values}) == len(values) and all(re.fullmatch("[0-9]{1,9}", v) for v in values)
 
-    flags.register_validator(flag, are_numbers, "want numbers, as 0,1,2, none twice")
+    flags.register_validator(flag, are_numbers, "expected distinct whole numbers, as in 0,1,2")
 
 
 def use_compilation_cache() -> None:
-    """Compiled programs are kept over runs in $JAX_COMPILATION_CACHE_DIR, else ~/.cache/grafit_jax."""
+    """Caches compiled programs in $JAX_COMPILATION_CACHE_DIR, else in ~/.cache/grafit_jax."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path.home() / ".cache" / "grafit_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -87,7 +87,7 @@ def _exit(error: BaseException) -> NoReturn:
 
 
 def _is_a_bug(error: BaseException) -> bool:
-    """Whether it comes out of a config file's own code, which deserves its traceback."""
+    """Returns whether the error was raised by the code of a config file, which keeps its traceback."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     return not isinstance(error, flags.Error | UserError | OSError) and not re.search(
         r"[/\\](absl|ml_collections)[/\\]", last
@@ -95,7 +95,7 @@ def _is_a_bug(error: BaseException) -> bool:
 
 
 def _message(error: BaseException) -> str:
-    """What went wrong, in one line, out of what the flag libraries have wrapped it in."""
+    """Returns the one-line message of an error, without what the flag libraries have wrapped around it."""
     cause: BaseException | None = error
     original = None
     while cause is not None:
@@ -103,7 +103,7 @@ def _message(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     text = str(original or error).replace("\\n", " ")
     if missing := re.search(r"Failed loading config file.*No such file or directory: '(.+)'", text, re.DOTALL):
-        return f"found no config file {missing[1]}: want --config=FILE.py[:key=value,…]."
+        return f"found no config file {missing[1]}; expected --config=FILE.py[:key=value,…]."
     if unknown := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
         return str(config_lib.unknown_key(unknown[2], [unknown[1]]))
     if unknown := re.search(r'Key "(\w+)" does not exist', text):

@@ -1,4 +1,4 @@
-"""Nearest images of a few queries: as a table and as a picture."""
+"""Nearest neighbours of a few queries, as a table and as a picture."""
 
 import pathlib
 from collections.abc import Sequence
@@ -19,36 +19,38 @@ from grafit_jax.views.crops import RESIZE_MODES
 
 
 def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
-    """The rows of the gallery with these ids; UserError for one that is not there."""
+    """Returns the rows of the gallery with these ids; raises UserError for an unknown id."""
     names = [str(name) for name in gallery.id]
-    place = {name: row for row, name in enumerate(names)}
-    for wanted in ids:
-        if wanted not in place:
-            hint = did_you_mean(wanted, names[:100_000])
-            raise UserError(f"unknown id {wanted!r}{hint}: the gallery has {names[0]!r} to {names[-1]!r}.")
-    return np.array([place[wanted] for wanted in ids])
+    rows = {name: row for row, name in enumerate(names)}
+    for query in ids:
+        if query not in rows:
+            hint = did_you_mean(query, names[:100_000])
+            raise UserError(
+                f"found unknown id {query!r}{hint}; expected one of the gallery, {names[0]!r} to {names[-1]!r}."
+            )
+    return np.array([rows[query] for query in ids])
 
 
 def read_image(path: pathlib.Path, channels: int, *, size: int = 0, resize_mode: str = "squash") -> np.ndarray:
-    """uint8 [H, W, channels] of an image file, RGB for three channels and grey for one; see `decode.decode`.
+    """Reads an image file as uint8 [H, W, channels], RGB for three channels and grayscale for one.
 
-    With size S > 0 it is made S x S as the images of a run with these data.image_size and data.resize_mode were.
+    With size S > 0 it is resized to S x S, as in a run with that data.image_size and data.resize_mode.
     """
     try:
         image = decode_boxes(path, size, RESIZE_MODES[resize_mode])[0] if size else decode(path)
     except Unreadable as error:
-        raise UserError(f"an image cannot be read: {error}; want PNG, JPEG or the like.") from None
+        raise UserError(f"cannot read an image: {error}; expected an image file, such as PNG or JPEG.") from None
     return image if channels == 3 else np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
 
 
 def read_query(run: Experiment, path: pathlib.Path) -> np.ndarray:
-    """uint8 [H, W, C] of an image file, as the images of the run's own data set are read."""
+    """Reads an image file as uint8 [H, W, C], in the same way as the images of the run's data set."""
     data = run.config.data
     return read_image(path, run.records["test"].image.shape[-1], size=data.image_size, resize_mode=data.resize_mode)
 
 
 class FileImages(Sequence[np.ndarray]):
-    """RGB images read from their files when they are asked for."""
+    """A lazy sequence of RGB images in files."""
 
     def __init__(self, files: Sequence[str]):
         self._files = files
@@ -61,14 +63,14 @@ class FileImages(Sequence[np.ndarray]):
 
 
 def embed_images(run: Experiment, state: TrainState, images: Sequence[np.ndarray], layer: str) -> np.ndarray:
-    """float32 [n, D] of images of any sizes, each embedded on its own, at the size of the evaluation."""
+    """Embeds n images of any sizes one by one, at the evaluation size; returns float32 [n, D]."""
     model.check_layer(run, layer)
     embed_fn = evaluation.make_embed_fn(run.network, run.eval_views, batch_size=1)
     return np.concatenate([embed_fn(state.variables, image[None])[layer] for image in images])
 
 
 def nearest(gallery: Features, k: int, *, rows: np.ndarray | None = None, embeddings: np.ndarray | None = None):
-    """similarity and index [n, k] for queries that are `rows` of the gallery, or `embeddings` from outside."""
+    """Returns similarity and index [n, k] for `rows` of the gallery, each excluding itself, or for `embeddings`."""
     if rows is None:
         assert embeddings is not None
         return neighbors.search(embeddings, gallery.embedding, k)
@@ -78,7 +80,7 @@ def nearest(gallery: Features, k: int, *, rows: np.ndarray | None = None, embedd
 
 
 def table(names: Sequence[str], gallery: Features, similarity: np.ndarray, index: np.ndarray) -> str:
-    """A line for every neighbour: query, rank, id, similarity, and what else the gallery knows."""
+    """Returns a table with a line per neighbour: query, rank, id, similarity, and the gallery's labels and filename."""
     known = [name for name in ("label", "coarse_label", "filename") if getattr(gallery, name) is not None]
     lines = [
         [query, rank, gallery.id[i], f"{s:.4f}", *(getattr(gallery, name)[i] for name in known)]
@@ -97,7 +99,7 @@ def picture(
     *,
     rows: np.ndarray | None = None,
 ) -> None:
-    """A PNG of queries and neighbours; frames by label where the queries are rows of the gallery."""
+    """Writes a PNG of queries and neighbours, with frames by label if the queries are `rows` of the gallery."""
     sheet = []
     for number, (query, near) in enumerate(zip(queries, index, strict=True)):
         frames = ["unknown"] * len(near)

@@ -1,4 +1,4 @@
-"""A training as a user has it: the run, its page, and its result on stderr; or a trace of one step."""
+"""Trains a run, writes its page and prints its result; or traces one step."""
 
 import copy
 import os
@@ -21,10 +21,10 @@ from grafit_jax.state import TrainState
 
 
 def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = ()) -> dict[str, float]:
-    """Trains as `train.train` does, then writes report.html and prints the result on stderr."""
+    """Trains as `grafit_jax.train.train` does, then writes report.html and prints the result on stderr."""
 
     def finish(run: Experiment, state: TrainState | None, metrics: dict[str, float]) -> None:
-        # Of a run that was complete already the page may be missing: it was killed before that was written.
+        # The page of a complete run may be missing, if the run was killed before it was written.
         if state is not None or not parallel.all_agree((path / write.NAME).is_file()):
             leave_page(run, path, int(metrics["step"]), state)
         say_result(run, metrics, path / write.NAME)
@@ -33,7 +33,7 @@ def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Seq
 
 
 def leave_page(run: Experiment, path: pathlib.Path, step: int, state: TrainState | None) -> None:
-    """The page of a run that is complete after `step`: of its last state, or of the newest checkpoint if it is that."""
+    """Writes the page of a run complete after `step`, from `state` or, if None, from the checkpoint of that step."""
     pulse.at(step, f"writing {write.NAME}")
     if state is None:
         try:
@@ -41,8 +41,8 @@ def leave_page(run: Experiment, path: pathlib.Path, step: int, state: TrainState
             found = checkpoints.restore_newest(restore.initial_state(run, placeholder=True))
             checkpoints.close()
             state = found[0] if found is not None and int(found[0].step) == step else None
-        except Exception as error:  # the run is complete, and keeps being it
-            warn(f"no {path / write.NAME} was written ({error}).")
+        except Exception as error:  # a failure must not fail a complete run
+            warn(f"{path / write.NAME}: cannot write the page ({error}).")
         if not parallel.all_agree(state is not None):
             return
     assert state is not None
@@ -50,14 +50,14 @@ def leave_page(run: Experiment, path: pathlib.Path, step: int, state: TrainState
 
 
 def say_result(run: Experiment, metrics: Mapping[str, float], page: pathlib.Path) -> None:
-    """Says the metrics of a complete run, in percent, and where its page is, if there is one."""
+    """Prints the metrics of a complete run, in percent, and the path of its page, if there is one."""
     test = run.records["test"]
-    found = results.by_layer_and_level(metrics, run.config.eval.layers[0], test.finest)
+    values = results.by_layer_and_level(metrics, run.config.eval.layers[0], test.finest)
     levels = [*test.levels][::-1]  # the finest first
-    order = sorted(found, key=lambda row: (results.LAYERS.index(row[0]), levels.index(row[1])))
-    columns = {key: name for key, name in results.HEADLINE.items() if any(key in row for row in found.values())}
+    order = sorted(values, key=lambda row: (results.LAYERS.index(row[0]), levels.index(row[1])))
+    columns = {key: name for key, name in results.HEADLINE.items() if any(key in row for row in values.values())}
     rows = [
-        [", ".join(row), *(f"{100 * found[row][key]:5.1f}" if key in found[row] else "    -" for key in columns)]
+        [", ".join(row), *(f"{100 * values[row][key]:5.1f}" if key in values[row] else "    -" for key in columns)]
         for row in order
     ]
     table = plain_table(["", *(f"{name:>5}" for name in columns.values())], rows)
@@ -67,12 +67,12 @@ def say_result(run: Experiment, metrics: Mapping[str, float], page: pathlib.Path
 
 
 def profile(config: ml_collections.ConfigDict, path: pathlib.Path) -> pathlib.Path:
-    """Traces one step of a run that starts, by JAX's profiler, and trains nothing; returns the trace's folder.
+    """Traces one compiled step of a new run with JAX's profiler; returns the folder of the trace.
 
     Raises:
-      UserError: a config or data set that cannot work.
+      UserError: the config or the data are invalid.
     """
-    # For GPUs, before JAX uses one: kernels run one by one, since of a CUDA graph a trace sees only the whole.
+    # Before JAX initialises a GPU: disables CUDA graphs, which a trace would show as a single kernel.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_command_buffer="
     config = copy.deepcopy(config)
     config.train.steps_per_call = 1

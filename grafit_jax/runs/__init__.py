@@ -1,1 +1,1 @@
-"""A run on disk and on its machines: checkpoints, files, locks, signals, several hosts."""
+"""A run on disk and on its hosts: checkpoints, workdir files, locks, signals, multi-host training."""

@@ -1,4 +1,4 @@
-"""What a command says on stderr: what it starts, how far it is, what takes long, and what may be wrong with it."""
+"""Messages and progress bars on stderr."""
 
 import contextlib
 import io
@@ -17,22 +17,22 @@ from grafit_jax.data.records import Records
 from grafit_jax.errors import warn
 from grafit_jax.methods import Method
 
-# Steps after which a network should know more than nothing.
+# Steps after which the loss should be below that of random guessing.
 _FIRST_STEPS = 100
-# Seconds between two looks at what the process does.
+# Seconds between two polls of `pulse`.
 _EVERY = 1.0
-# Seconds after which something that takes long is shown; in a log file, a line for every so many.
+# Seconds after which an activity gets a bar, and seconds between two lines of a bar in a log file.
 _PATIENCE, _LOG_EVERY = 4.0, 30.0
 
 
 def say(message: str) -> None:
-    """A line, or several, by the first process alone; bars stay whole."""
+    """Prints a message without breaking progress bars, on the first process only."""
     if parallel.is_first():
         tqdm.tqdm.write(message, file=sys.stderr)
 
 
 class _Log(io.TextIOBase):
-    """Stands for stderr where that is a log file: each state of a bar is a line of its own."""
+    """Stands in for stderr in a log file: prints each state of a bar as a line."""
 
     def write(self, text: str) -> int:
         if text.strip():
@@ -44,7 +44,7 @@ _bars = weakref.WeakSet[tqdm.tqdm]()
 
 
 def bar(**options: Any) -> tqdm.tqdm:
-    """A bar of the first process, on a terminal; in a log file, a line now and then. `options` are those of tqdm."""
+    """Returns a tqdm bar of the first process; in a log file it prints a line every 30 s instead."""
     if sys.stderr.isatty():
         options |= {"dynamic_ncols": True}
     else:
@@ -54,12 +54,12 @@ def bar(**options: Any) -> tqdm.tqdm:
     return shown
 
 
-# Set when this process has said why it ends.
+# Set before this process prints why it exits.
 _quiet = threading.Event()
 
 
 def quiet() -> None:
-    """Shows nothing any more: the last words of a process stay the last."""
+    """Disables all bars, so that the error message printed next is the last output."""
     _quiet.set()
     for shown in _bars:
         shown.disable = True
@@ -67,7 +67,7 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def activity() -> Iterator[None]:
-    """Shows what this process does, by `pulse`, whenever one thing takes more than a few seconds."""
+    """Shows a bar for every activity noted in `pulse` that takes longer than a few seconds."""
     ended = threading.Event()
     thread = threading.Thread(target=_show, args=(ended,), name="activity", daemon=True)
     thread.start()
@@ -75,11 +75,10 @@ def activity() -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(timeout=2.0)  # an interrupted bar may have left its lock held
+        thread.join(timeout=2.0)  # an interrupted bar may still hold tqdm's lock
 
 
 def _show(ended: threading.Event) -> None:
-    """A bar for the place that `pulse` tells, until that is another one."""
     before, since, shown = pulse.Place(), time.time(), None
     while not (ended.wait(_EVERY) or _quiet.is_set()):
         place, now = pulse.here(), time.time()
@@ -87,7 +86,7 @@ def _show(ended: threading.Event) -> None:
             if shown is not None:
                 shown.close()
             before, since, shown = place, now, None
-        # Before it does anything, a process may not be asked whether it is the first: JAX must not start yet.
+        # While the process is still starting, no bar: `parallel.is_first` would initialise JAX too early.
         elif now - since >= _PATIENCE and place.doing != pulse.Place().doing and shown is None:
             form = "{desc} {n_fmt}/{total_fmt} |{bar}| [{elapsed}<{remaining}]" if place.parts else "{desc} [{elapsed}]"
             shown = bar(total=place.parts or None, desc=place.doing, bar_format=form, leave=False)
@@ -101,7 +100,7 @@ def _show(ended: threading.Event) -> None:
 def start(
     config: ml_collections.ConfigDict, train: Records, test: Records, num_parameters: int, total_steps: int
 ) -> None:
-    """Says what a run trains, on what, and for how long."""
+    """Prints the method, data, network, devices and length of a run."""
     levels = {name: level for name, level in test.levels.items() if level.label is not None}
     levels |= {train.train_level: train.levels[train.train_level]}
     classes = [
@@ -124,20 +123,20 @@ def start(
 def warn_of_guessing(
     method: Method, train: Records, queue_size: int, line: Mapping[str, float], steps_per_epoch: int
 ) -> None:
-    """A warning if a loss is one that a network has which tells no classes or images apart, after one epoch.
+    """Warns if a loss is no lower than that of random guessing.
 
-    After the first of at least 100 steps, or the one in which they are complete: fewer of a warm-up teach nothing.
+    Checks once, after the epoch in which step 100 is taken: a network may learn nothing in fewer steps of warm-up.
 
     Args:
-      method, train, queue_size: of the run; its training images have the labels that are trained on.
-      line: the means of an epoch of `steps_per_epoch`, by name, and the step at its end.
+      method, train, queue_size: those of the run, `train` with the labels that are trained on.
+      line: the means of an epoch of `steps_per_epoch` steps, by name, and the step at its end.
     """
     if not line["step"] - steps_per_epoch < _FIRST_STEPS <= line["step"]:
         return
     guesses = objective.guessing(method, train.train_label, len(train.train_names), queue_size)
     for name, guess in guesses.items():
-        if parallel.is_first() and line.get(name, 0.0) >= guess > 0:  # of one class it is 0, and so is every loss
+        if parallel.is_first() and line.get(name, 0.0) >= guess > 0:  # with one class, both are 0
             warn(
-                f"found {name} = {line[name]:.3f} after epoch {line['epoch']}, and guessing gives {guess:.3f}: nothing "
-                "is learned yet; if it stays so, use another optimizer.learning_rate, and check the labels."
+                f"found {name} = {line[name]:.3f} after epoch {line['epoch']}; expected less than {guess:.3f}, that of "
+                "random guessing; if it stays there, use another optimizer.learning_rate and check the labels."
             )

@@ -1,4 +1,4 @@
-"""Locks on files: held by one process at a time, and freed by the system when that process dies."""
+"""File locks, held by one process at a time and released by the system when that process dies."""
 
 import os
 import pathlib
@@ -7,17 +7,20 @@ import filelock
 
 from grafit_jax.errors import warn
 
-# Seconds for which another process may hold a lock only to see whether it is free, in `is_held`.
+# Seconds to wait for a lock that another process holds only briefly, in `is_held`.
 MOMENT = 0.03
-# The environment variable that names the lock that a process has inherited from the one that started it.
+# Environment variable with the path of the lock that a process has inherited from its parent.
 INHERITED = "GRAFIT_JAX_INHERITED_LOCK"
 
 
 def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock | None:
-    """Takes the lock of a file, which is created: to be released by its `release()`; None if another process holds it.
+    """Takes the lock of a file, which is created if missing; returns None if another process holds it.
 
-    It waits for `timeout` seconds. On a file system without locks there is a warning, and nothing is held. A lock that
-    was inherited is held until the process ends, and its `release()` does nothing. OSError: the file cannot be created.
+    Waits up to `timeout` seconds. The caller releases the lock by `release()`. An inherited lock is held until the
+    process ends; its `release()` does nothing. On a file system without locks, warns and holds nothing.
+
+    Raises:
+      OSError: the file cannot be created.
     """
     path.open("ab").close()
     lock = _lock(path)
@@ -28,12 +31,12 @@ def take(path: pathlib.Path, *, timeout: float = 0.0) -> filelock.BaseFileLock |
     except filelock.Timeout:
         return None
     except (OSError, NotImplementedError) as error:
-        warn(f"{path} is on a file system without locks ({error}): make sure that no other process uses that folder.")
+        warn(f"{path}: found a file system without locks ({error}); make sure that no other process uses this folder.")
     return lock
 
 
 def is_held(path: pathlib.Path) -> bool:
-    """Whether a process holds the lock of a file; False for a file that is missing or cannot be opened."""
+    """Returns whether a process holds the lock of a file; False if the file is missing or cannot be opened."""
     if not path.is_file():
         return False
     try:
@@ -46,5 +49,6 @@ def is_held(path: pathlib.Path) -> bool:
 
 
 def _lock(path: pathlib.Path) -> filelock.BaseFileLock:
-    # Taken in one thread, released in another. A soft lock would outlive its process.
+    # thread_local=False: a lock may be taken in one thread and released in another. A soft lock would outlive its
+    # process.
     return filelock.FileLock(path, poll_interval=MOMENT / 6, thread_local=False, fallback_to_soft=False)

@@ -1,4 +1,4 @@
-"""Where the metrics of a run go while it trains: metrics.jsonl, TensorBoard, and the bar on a terminal."""
+"""Writes the metrics of a run to metrics.jsonl, TensorBoard and the progress bar."""
 
 import pathlib
 from typing import Any
@@ -9,15 +9,15 @@ from grafit_jax.runs import console, workdir
 
 
 class MetricWriter:
-    """The first process writes; all processes call it alike.
+    """Writer of metrics. All processes call it; only the first one writes.
 
     Attributes:
-      evaluations: step -> metrics, with their `step`, of all evaluations so far.
+      evaluations: step -> metrics, including `step`, of all evaluations so far.
     """
 
     def __init__(self, path: pathlib.Path, *, start: int, total_steps: int, batch_size: int, name: str):
-        """For a run in the workdir `path` that resumes after step `start`: what was logged after it is cut."""
-        import tensorboardX  # here, since it takes a while to import
+        """Opens the log in the workdir `path` and cuts what was logged after step `start`, where the run resumes."""
+        import tensorboardX  # imported here because it is slow
 
         self._path, self._batch_size = path, batch_size
         lines = workdir.cut_log(path, start)
@@ -31,20 +31,20 @@ class MetricWriter:
         self._bar = console.bar(desc=name, unit="img", unit_scale=True, **images)
 
     def steps(self, taken: int) -> None:
-        """After each call of the step function."""
+        """Advances the progress bar."""
         self._bar.update(taken * self._batch_size)
 
     def epoch(self, line: dict[str, Any]) -> None:
-        """The means of an epoch, with its `step`."""
+        """Writes the means of an epoch, including `step`."""
         self._bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
         workdir.append_log(self._path, line)
         self._to_tensorboard("train", line)
 
     def evaluation(self, metrics: dict[str, float]) -> None:
-        """The metrics of an evaluation, with its `step`."""
+        """Writes the metrics of an evaluation, including `step`."""
         line = {workdir.EVAL + name: value for name, value in metrics.items() if name != "step"}
         workdir.append_log(self._path, line | {"step": metrics["step"]})
-        self.evaluations[int(metrics["step"])] = metrics  # once it is in the log
+        self.evaluations[int(metrics["step"])] = metrics  # only after the log holds it
         self._to_tensorboard("eval", metrics)
 
     def _to_tensorboard(self, group: str, values: dict[str, Any]) -> None:
@@ -55,5 +55,5 @@ class MetricWriter:
         self._bar.close()
         try:
             self._tensorboard.close()
-        except OSError as error:  # of a full disk, which the checkpoints tell of too
-            warn(f"what TensorBoard shows is not complete ({error}).")
+        except OSError as error:  # on a full disk; saving a checkpoint raises the error
+            warn(f"{self._path / 'tensorboard'}: cannot write the last events ({error}).")

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, on any host, or Ctrl-C ends a run after the step that it is in, with a checkpoint."""
+"""Preemption: SIGTERM on any host, or Ctrl-C, stops a run after the current step, with a checkpoint."""
 
 import contextlib
 import os
@@ -13,72 +13,72 @@ from jax.experimental import multihost_utils
 
 from grafit_jax import pulse
 
-# How a run ends on the command line that is to be started again: EX_TEMPFAIL of sysexits.h.
+# Exit status of a stopped run that the same command resumes: EX_TEMPFAIL of sysexits.h.
 EXIT_PREEMPTED = 75
-# How a process ends by a second Ctrl-C, as a shell tells of it.
+# Exit status after a second Ctrl-C, as a shell reports it.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-# Seconds after Ctrl-C until a line says what the process is waiting for.
+# Seconds after Ctrl-C until a message says what the process is waiting for.
 _PATIENCE = 2.0
 _NAMES = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGTERM): "SIGTERM"}
 
 
 class Preempted(BaseException):
-    """The run was asked to stop, and all that it had to save is saved.
+    """Raised when a run was asked to stop and has saved its state.
 
-    Like KeyboardInterrupt no Exception: a signal may come while a file is read, which is not damaged by that.
+    Like KeyboardInterrupt it is no Exception, so that a handler around reading a file does not report a damaged file.
     """
 
     def __init__(self, step: int | None = None, number: int = signal.SIGTERM):
-        """After a step that it has saved; None: in the midst of what `pulse` tells, of which nothing is to be kept."""
+        """Creates the error for a stop after `step`, which is saved; None: during an activity with nothing to save."""
         when = f"while {pulse.here().doing}" if step is None else f"after step {step}, which is saved"
         super().__init__(f"stopped by {_NAMES[number]} {when}: start the same command again to resume")
 
 
 class Stop:
-    """Whether a run is asked to stop: `stop(step)`, the same answer on all processes."""
+    """Answers whether a run is asked to stop: `stop(step)` returns the same on all processes."""
 
     def __init__(self):
-        self.number = 0  # of the signal that has come
+        self.number = 0  # the signal received
         self._at_once = False
         self._asked_for = 0
 
     def __call__(self, step: int) -> bool:
-        """Whether to stop after so many steps.
+        """Returns whether to stop after `step`.
 
-        On several hosts JAX's own preemption service catches SIGTERM, which Cloud TPU, SLURM and Kubernetes send, and
-        finds a step that no process has gone beyond. It says so at that very step and never again, and it may be any
-        one from the first on: a signal that came while a run was being restored means step 1. So it is asked for each.
+        On several hosts, JAX's preemption service catches SIGTERM (sent by Cloud TPU, SLURM and Kubernetes) and picks a
+        step that no process has passed. It returns True for that step only, which may be any step, even one before the
+        run resumed: a signal during restoring means step 1. So it is queried for every step.
         """
         if jax.process_count() == 1:
             return bool(self.number)
-        # All processes ask for all of them, whatever one of the answers is.
+        # Every process must query every step, whatever the answers.
         since, self._asked_for = range(self._asked_for + 1, step + 1), step
         answers = [multihost_utils.reached_preemption_sync_point(each) for each in since]
         return any(answers)
 
     def preempted(self, step: int | None = None) -> Preempted:
-        """What to raise; of several processes JAX has caught the signal."""
-        return Preempted(step, self.number or signal.SIGTERM)
+        """Returns the exception to raise."""
+        return Preempted(step, self.number or signal.SIGTERM)  # JAX does not say which signal it caught
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """What is done in here is cut short by a signal, as nothing of it is to be saved: Preempted.
+        """Context in which a signal raises Preempted at once, since there is nothing to save.
 
-        Of several processes, of which none can be left alone with what all do together, a signal waits for a step.
+        In a multi-host run a signal waits for the next step: a process must not leave a collective operation.
         """
         self._at_once = True
         try:
             if self.number:
                 raise self.preempted()
             yield
-            if self.number:  # raised by the handler where nothing can be raised, as in a finaliser
+            if self.number:  # Python swallows what the handler raises inside a finaliser
                 raise self.preempted()
         finally:
             self._at_once = False
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # which JAX's service waits for
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX's preemption service catches it
             return
         self.number = self.number or number
         if self._at_once:
@@ -88,14 +88,14 @@ class Stop:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Stop]:
-    """Gives what tells whether the run is asked to stop, by SIGTERM or Ctrl-C. A second Ctrl-C ends the process."""
+    """Yields a `Stop` that listens for SIGTERM and Ctrl-C. A second Ctrl-C exits the process."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield stop
         return
-    # On several hosts SIGTERM is JAX's.
+    # On several hosts JAX handles SIGTERM.
     numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
-    # Python hears a signal when the main thread comes out of XLA; by this socket a thread hears it at once.
+    # Python runs its handlers only when the main thread returns from XLA; this socket wakes a thread at once.
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = {number: signal.signal(number, stop._hear) for number in numbers}
@@ -111,25 +111,25 @@ def watch() -> Iterator[Stop]:
 
 
 def _count(signals: socket.socket) -> None:
-    """Ends the process by the second Ctrl-C; after the first, says what it waits for, if that takes its time."""
+    """Exits the process on the second Ctrl-C; after the first, prints what it is waiting for if that takes long."""
     interrupts = 0
     with signals:
         while True:
             try:
                 heard = signals.recv(1)
             except TimeoutError:
-                _say(f"\nCtrl-C: still {pulse.here().doing}, and saves after that; Ctrl-C again ends it at once\n")
+                _say(f"\nCtrl-C: still {pulse.here().doing}, then saving; press Ctrl-C again to exit at once\n")
                 signals.settimeout(None)
                 continue
-            if not heard:  # the watch is over
+            if not heard:  # `watch` has ended
                 return
             if heard[0] == signal.SIGINT:
                 interrupts += 1
                 signals.settimeout(_PATIENCE)
             if interrupts > 1:
-                _say("\nended by a second Ctrl-C: what was not saved is lost\n")
+                _say("\nexited on a second Ctrl-C; unsaved steps are lost\n")
                 os._exit(EXIT_INTERRUPTED)
 
 
 def _say(text: str) -> None:
-    os.write(2, text.encode())  # not by print, in the midst of which the main thread may be
+    os.write(2, text.encode())  # not print, which the main thread may be inside of

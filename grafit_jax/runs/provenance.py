@@ -1,4 +1,4 @@
-"""Where a result was made: stored beside every result, so that a number can be traced."""
+"""Provenance, stored with checkpoints and results: device, packages and git revision."""
 
 import importlib.metadata
 import pathlib
@@ -9,12 +9,12 @@ from typing import Any
 import jax
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
-# What a result depends on, from the root of the repository: not results that were recorded in the meantime.
+# Paths that results depend on; recorded results are not among them.
 _CODE = (":/grafit_jax", ":/configs", ":/experiments/*.py")
 
 
 def describe() -> dict[str, Any]:
-    """Device, packages, Python and git revision (None outside of a checkout; "-dirty" where code was changed since)."""
+    """Returns device, packages, Python and git revision (None outside a checkout; "-dirty" with uncommitted code)."""
     return {
         "device": f"{jax.device_count()} x {jax.local_devices()[0].device_kind}",
         "processor": _processor(),

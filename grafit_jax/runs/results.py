@@ -1,4 +1,4 @@
-"""The result of a run: read, and by layer and level."""
+"""Results of runs, by layer and label level."""
 
 import os
 import pathlib
@@ -10,9 +10,9 @@ from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError
 from grafit_jax.runs import workdir
 
-# Of a run: method, seed, metrics (fractions), run (run.json) and config (dotted keys to values); of a table, its row.
+# method, seed, metrics (fractions), run (run.json) and config (dotted keys to values); in a table also its row.
 Result = dict[str, Any]
-# The fine metrics that are looked at first -> what they are called.
+# The headline metrics on fine labels -> their display names.
 HEADLINE = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
 LAYERS = ("trunk", "projector")
 
@@ -20,12 +20,12 @@ LAYERS = ("trunk", "projector")
 def by_layer_and_level(
     metrics: Mapping[str, float], layer: str, finest: str
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """(layer, level) -> metric -> value, of metrics as a run writes them.
+    """Returns (layer, level) -> metric -> value.
 
     Args:
-      metrics: named [LAYER/][LEVEL/]METRIC.
-      layer: the one that metrics without a layer are of.
-      finest: the level that metrics without a level are of.
+      metrics: name -> value, named [LAYER/][LEVEL/]METRIC.
+      layer: the layer of metrics named without one.
+      finest: the level of metrics named without one.
     """
     found: dict[tuple[str, str], dict[str, float]] = {}
     for key, value in metrics.items():
@@ -37,27 +37,27 @@ def by_layer_and_level(
 
 
 def collect(path: pathlib.Path) -> Result:
-    """The result of the complete run in `path`; UserError if it is not complete, or cannot be read."""
+    """Loads the result of the complete run in `path`; raises UserError if it is incomplete or unreadable."""
     if not os.path.isfile(path / "metrics.json"):
-        raise UserError(f"{path} holds no finished run (no metrics.json): let experiments/train.py end first.")
+        raise UserError(f"{path}: found no finished run (no metrics.json); let experiments/train.py finish it first.")
     config = workdir.read_config(path)
-    want = "want what experiments/train.py wrote; remove metrics.json, and it is written again"
-    metrics, run = (read_json(path / name, dict, want) for name in ("metrics.json", "run.json"))
+    expected = "expected the file of experiments/train.py; remove metrics.json to have it written again"
+    metrics, run = (read_json(path / name, dict, expected) for name in ("metrics.json", "run.json"))
     for name, value in [*metrics.items(), ("train_seconds", run.get("train_seconds", 0.0))]:
         if not isinstance(value, int | float) or abs(value) > 2**63:
-            raise UserError(f"{path} has {str(value)[:40]!r} as {name}: {want}.")
+            raise UserError(f"{path}: found {str(value)[:40]!r} as {name}; {expected}.")
     flat = config_lib.flatten(config)
     return {"method": config.method, "seed": config.seed, "metrics": metrics, "run": run, "config": flat}
 
 
 def at_layer(config: Mapping[str, Any], metric: str, layer: str) -> str:
-    """The name of a metric at "trunk" or "projector": plain at the headline's layer, the first of `eval.layers`."""
+    """Returns the name of a metric at a layer: without a prefix for the first of `eval.layers`, the headline layer."""
     headline = config.get("eval.layers", LAYERS)[0]
     return metric if layer == headline else f"{layer}/{metric}"
 
 
 def curve(log: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
-    """The evaluations of a run, from its log: the epoch, and fine metrics at every layer that was evaluated."""
+    """Returns the evaluations in a log, each with its epoch and the headline metrics of every evaluated layer."""
     epochs: dict[float, float] = {}
     found: dict[float, dict[str, float]] = {}
     for line in log:

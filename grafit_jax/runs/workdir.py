@@ -1,4 +1,4 @@
-"""What a run leaves on disk beside its checkpoints: config.json, metrics.jsonl, metrics.json, run.json, broken.txt."""
+"""Files of a run beside its checkpoints: config.json, data.json, metrics.jsonl, metrics.json, run.json, broken.txt."""
 
 import contextlib
 import json
@@ -19,25 +19,25 @@ from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
 from grafit_jax.runs import locks
 
-# The images that a run does without.
+# Lists the unreadable images that were skipped.
 BROKEN = "broken.txt"
-# The folder of a workdir that traces are in, which may be there before the run is.
+# Folder of profiler traces.
 PROFILE = "profile"
-# The lock that a run holds while it works, and a file that says which process that is.
+# The lock that a run holds while it works, and a file with the process id and host of the holder.
 LOCK = "lock"
 _HOLDER = ".holder"
-# What the process of a run prints that a sweep has started.
+# Output of a run started by a sweep.
 LOG = "train.log"
 # Files that may exist before config.json does.
 _BEFORE = (PROFILE, LOCK, LOG, "config.json.tmp")
 _METRICS = "metrics.jsonl"
-# In front of the names of metrics of an evaluation, in the log.
+# Prefix of evaluation metrics in the log.
 EVAL = "eval/"
 
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps `workdir` to this run until it ends, however it ends: see `locks`. UserError: another run uses it."""
+    """Locks `workdir` for this run until the context or the process ends; raises UserError if another run holds it."""
     with contextlib.ExitStack() as held:
         free, holder = True, ""
         if parallel.is_first():
@@ -50,7 +50,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
                     holder = (workdir / _HOLDER).read_text(errors="replace").strip()
                 free = taken is not None
         if not parallel.all_agree(free):
-            raise UserError(f"{workdir} is used by {holder or 'another run'}: use another --workdir, or wait.")
+            raise UserError(f"{workdir}: found it in use by {holder or 'another run'}; use another --workdir, or wait.")
         yield
 
 
@@ -60,20 +60,21 @@ def _writable(workdir: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to workdir {workdir} ({error}): make room, make it writable, or take another --workdir."
+            f"{workdir}: cannot write to the workdir ({error}); free disk space, make it writable or use another "
+            "--workdir."
         ) from error
 
 
 def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str] = ()) -> None:
-    """Sees that `workdir` can be the run of this config, and leaves it as it is.
+    """Checks that a run of `config` can start or resume in `workdir`; writes nothing.
 
     Args:
-      workdir: of a run, or to be.
-      config: what is wanted now.
-      allowed: keys that may differ from the config that the run was started with.
+      workdir: a new or existing workdir.
+      config: the config of the run.
+      allowed: config keys that may change on resume.
 
     Raises:
-      UserError: it cannot be written, holds another config's run, or files that are not of a run.
+      UserError: it cannot be written, holds the run of another config, or holds unrelated files.
     """
     with _writable(workdir):
         found = [p.name for p in workdir.iterdir()] if workdir.exists() else []
@@ -84,57 +85,58 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Seq
             if changed:
                 keys = ",".join(line.partition(":")[0] for line in changed)
                 raise UserError(
-                    f"{workdir} holds the run of another config ({'; '.join(changed)}): take another --workdir, the "
-                    "config of that run, or, if it is to go on changed, experiments/train.py "
+                    f"{workdir}: found the run of another config ({'; '.join(changed)}); expected the same config; use "
+                    "another --workdir or, to resume with the change, experiments/train.py "
                     f"--allow_config_change={keys}."
                 )
         elif others:
             raise UserError(
-                f"{workdir} holds files of something else ({', '.join(others[:3])}, …): take an empty --workdir."
+                f"{workdir}: found unrelated files ({', '.join(others[:3])}, …); expected an empty folder; use another "
+                "--workdir."
             )
-        there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-        # A file that is gone at once: a read-only workdir is found out now, not after the first epoch.
-        # On some file systems it has a name meanwhile, which others in the same directory pass over.
-        with tempfile.TemporaryFile(dir=there, prefix="."):
+        existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+        # Detects a read-only workdir now, not after the first epoch. Some file systems show the temporary file; the
+        # prefix makes concurrent checks ignore it.
+        with tempfile.TemporaryFile(dir=existing, prefix="."):
             pass
 
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Sequence[str] = ()) -> None:
-    """Makes `workdir` the run of this config, or finds it to be that already; arguments and UserError as `check`."""
+    """Checks `workdir` as `check` does, then writes config.json unless the run is complete."""
     check(workdir, config, allowed)
-    if (workdir / "metrics.json").is_file():  # complete, with the config that it has
+    if (workdir / "metrics.json").is_file():
         return
     put(workdir, "config.json", config_lib.to_json(config) + "\n")
 
 
 def check_data(workdir: pathlib.Path, fingerprints: dict[str, str]) -> None:
-    """Raises UserError if the run's data are not those it started with: ids are rows, so others would mix up all."""
+    """Raises UserError if the data have changed since the run started, since image ids are row numbers."""
     path = workdir / "data.json"
-    want = "want the fingerprints of the data that the run was started with; remove it if they are still the same"
-    started = read_json(path, dict, want) if path.is_file() else fingerprints
+    expected = "expected the fingerprints of the run's data; remove the file if the data have not changed"
+    started = read_json(path, dict, expected) if path.is_file() else fingerprints
     changed = sorted(split for split in fingerprints if started.get(split) != fingerprints[split])
     if changed:
         raise UserError(
-            f"{workdir} was started with other images or labels than are found now (split {', '.join(changed)}): "
-            "give it back its data, or take another --workdir."
+            f"{workdir}: found other images or labels than when the run started (split {', '.join(changed)}); expected "
+            "the same data; restore them or use another --workdir."
         )
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config of the run in `workdir`; UserError if there is none."""
+    """Loads the config of the run in `workdir`; raises UserError if there is none."""
     path = workdir / "config.json"
     if not os.path.isfile(path):
-        raise UserError(f"{workdir} holds no run (no config.json): give the --workdir of experiments/train.py.")
+        raise UserError(f"{workdir}: found no run (no config.json); expected the --workdir of experiments/train.py.")
     try:
         return config_lib.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(
-            f"{path} cannot be read as a config of this version ({error}): give back the run's own."
+            f"{path}: found no config that this version can read ({error}); restore the original file."
         ) from error
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """All of the text or nothing: a reader, or a crash, never finds half a file. By the first process alone."""
+    """Writes a file atomically, on the first process only."""
     if not parallel.is_first():
         return
     temporary = path.with_name(path.name + ".tmp")
@@ -143,16 +145,16 @@ def write(path: pathlib.Path, text: str) -> None:
 
 
 def put(workdir: pathlib.Path, name: str, text: str) -> None:
-    """`write` of a file of a run; UserError where that is not possible."""
+    """Writes a file of a run as `write` does; raises UserError if that fails."""
     with _writable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         write(workdir / name, text)
 
 
 def write_broken(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:
-    """Lists the images that could not be read, those of the start and those of later epochs; no file without any.
+    """Lists the unreadable images that were skipped, at the start or later, in broken.txt; writes no empty file.
 
-    Of several processes the others list those that they have read themselves, in broken_I.txt.
+    In a multi-host run, process I > 0 lists those that it has read itself in broken_I.txt.
     """
     broken = [
         f"{split}: {file}\n" for split, r in records.items() for file in (*r.broken, *getattr(r.image, "broken", ()))
@@ -164,7 +166,7 @@ def write_broken(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:
 
 
 def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
-    """By the first process alone."""
+    """Appends a line to metrics.jsonl, on the first process only."""
     if not parallel.is_first():
         return
     with _writable(workdir), (workdir / _METRICS).open("a") as f:
@@ -172,9 +174,9 @@ def append_log(workdir: pathlib.Path, line: dict[str, Any]) -> None:
 
 
 def cut_log(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
-    """Drops what was logged after `step`, the checkpoint a run goes on from, and returns the rest.
+    """Drops the lines of metrics.jsonl after `step`, where the run resumes, and returns the others.
 
-    Lines that are damaged go too: a kill cuts the last one short, and no line is worth a run that does not go on.
+    Drops damaged lines too: a kill may truncate the last one.
     """
     lines = [entry for entry in read_log(workdir) if entry["step"] <= step]
     put(workdir, _METRICS, "".join(json.dumps(line) + "\n" for line in lines))
@@ -182,7 +184,7 @@ def cut_log(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
 
 
 def read_log(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What was logged, an entry an epoch and an evaluation, numbers by their names, without lines that are damaged."""
+    """Returns the undamaged lines of metrics.jsonl, one per epoch and per evaluation, as name -> number."""
     path, entries = workdir / _METRICS, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, RecursionError):
@@ -193,5 +195,5 @@ def read_log(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def evaluation(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a line of the log, without their step; empty for a line that is no evaluation's."""
+    """Returns the metrics in a line of the log, without their step; empty unless it is the line of an evaluation."""
     return {key.removeprefix(EVAL): value for key, value in line.items() if key.startswith(EVAL)}

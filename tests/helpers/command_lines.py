@@ -1,4 +1,4 @@
-"""Command lines as a user has them: in this process (`main`), which is fast, or in a process of their own (`run`)."""
+"""Runs the scripts in experiments/, in this process (`main`, fast) or in a new one (`run`)."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def shell_environment():
-    """The environment of a user's shell: one CPU device, not the eight of the tests."""
+    """The environment of a user's shell, with one CPU device instead of the eight of the tests."""
     return {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
 
 
@@ -27,7 +27,7 @@ def command(script, *arguments):
 
 
 def run(script, *arguments):
-    """A finished process: for tests in which the process is the point."""
+    """Runs experiments/<script>.py in a new process; returns the finished process."""
     return subprocess.run(
         command(script, *arguments), capture_output=True, text=True, env=shell_environment(), cwd=ROOT
     )
@@ -35,7 +35,7 @@ def run(script, *arguments):
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What a command line ended with, as `subprocess.CompletedProcess` has it."""
+    """The result of a command line, as in `subprocess.CompletedProcess`."""
 
     returncode: int
     stdout: str
@@ -43,7 +43,7 @@ class Done:
 
 
 def main(script, *arguments):
-    """Runs experiments/<script>.py as the main program within this process, from the root of the checkout."""
+    """Runs experiments/<script>.py in this process as `__main__`, from the root of the checkout."""
     out, err = io.StringIO(), io.StringIO()
     path = ROOT / "experiments" / f"{script}.py"
     with _own_flags(script), _own_logging(), pytest.MonkeyPatch.context() as patch:
@@ -60,8 +60,8 @@ def main(script, *arguments):
 
 @contextlib.contextmanager
 def _own_flags(script):
-    """absl's flags are the process's: a script's go when it ends, those of benchmarks/ are hidden from the others."""
-    app.define_help_flags()  # once a process
+    """Removes the script's absl flags when it ends, since they are global; hides those of benchmarks/ meanwhile."""
+    app.define_help_flags()  # defined only once per process
     hidden = []
     if script != "benchmark":
         of_benchmarks = {m: f for m, f in flags.FLAGS.flags_by_module_dict().items() if m.startswith("benchmarks")}
@@ -82,13 +82,13 @@ def _own_flags(script):
 
 
 def _is_of_a_library(name):
-    """Whether a flag was defined by a module that stays imported, not by a script or by its --config."""
+    """Returns whether a flag was defined by a module that stays imported, not by a script or its --config."""
     return (flags.FLAGS.find_module_defining_flag(name) or "").startswith(("absl", "benchmarks", "tensorflow"))
 
 
 @contextlib.contextmanager
 def _own_logging():
-    """absl's logging replaces the root's handlers; what a test captures later must not go there."""
+    """Restores the handlers of the root logger, which absl replaces and later tests need for capturing."""
     root, verbosity = logging.getLogger(), absl.logging.get_verbosity()
     handlers, level = root.handlers[:], root.level
     try:
@@ -100,6 +100,6 @@ def _own_logging():
 
 
 def a_moment(process):
-    """Lets a process get on, for as long as it takes to look again, or until it has ended."""
+    """Waits 20 ms for a process to end."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(0.02)

@@ -165,7 +165,7 @@ def test_a_streamed_run_resumes_exactly(tiny, tmp_path, monkeypatch, trains):
             {"data.source": "digits"},
             r"data\.stream = True with digits; expected it only with .*TFDS.* or image files .*; use False",
         ),
-        ({"train.steps_per_call": 4}, "train.steps_per_call = 4: want 0 or 1 with data.stream"),
+        ({"train.steps_per_call": 4}, "train.steps_per_call = 4; expected 0 or 1 with data.stream"),
     ],
 )
 def test_invalid_streaming_options_are_refused(tiny, overrides, message):

@@ -59,22 +59,42 @@ def test_a_script_passes_bash_and_shellcheck(name):
 @pytest.mark.parametrize(
     ("script", "arguments", "variables", "said"),
     [
-        ("tpu.sh", [], {}, "no command: want create, install, run, resume, logs, stop or delete; --help says more."),
-        ("tpu.sh", ["crate"], {}, "unknown command crate: want create, "),
-        ("tpu.sh", ["delete"], {"NAME": ""}, "NAME is not set: want the slice's name, as in NAME=grafit "),
-        ("tpu.sh", ["delete"], {"ZONE": ""}, "ZONE is not set: want its zone, as in ZONE=us-central2-b "),
-        ("tpu.sh", ["create"], {}, "TYPE is not set: want the slice's type, as in TYPE=v4-32 "),
-        ("tpu.sh", ["create"], {"TYPE": "h100"}, "no runtime is known for TYPE=h100: want v2-, v3-"),
+        (
+            "tpu.sh",
+            [],
+            {},
+            "found command ''; expected create, install, run, resume, logs, stop or delete; see --help.",
+        ),
+        ("tpu.sh", ["crate"], {}, "found command 'crate'; expected create, "),
+        ("tpu.sh", ["delete"], {"NAME": ""}, "found no NAME, the name of the slice; use NAME=grafit "),
+        ("tpu.sh", ["delete"], {"ZONE": ""}, "found no ZONE, the zone of the slice; use ZONE=us-central2-b "),
+        ("tpu.sh", ["create"], {}, "found no TYPE, the type of the slice; use TYPE=v4-32 "),
+        ("tpu.sh", ["create"], {"TYPE": "h100"}, "found TYPE=h100; expected v2-N, v3-N"),
         (
             "tpu.sh",
             ["run", FLAGS[0]],
             {},
-            "no --workdir=DIR among the flags of the run: want one that all hosts share.",
+            "found no --workdir among the flags; use --workdir=DIR, a folder that all hosts share.",
         ),
-        ("tpu.sh", ["run", FLAGS[1], "--config.seed=1"], {}, "no --config=FILE.py among the flags of the run."),
-        ("slurm.sbatch", FLAGS[:1], {}, "no --workdir=DIR among the flags of the run: want one that all nodes share."),
-        ("slurm.sbatch", FLAGS[1:], {}, "no --config=FILE.py among the flags of the run."),
-        ("slurm.sbatch", FLAGS, {}, "found no experiments/train.py in {cwd}: call sbatch in the repository's root."),
+        (
+            "tpu.sh",
+            ["run", FLAGS[1], "--config.seed=1"],
+            {},
+            "found no --config among the flags; use --config=FILE.py.",
+        ),
+        (
+            "slurm.sbatch",
+            FLAGS[:1],
+            {},
+            "found no --workdir among the flags; use --workdir=DIR, a folder that all nodes share.",
+        ),
+        ("slurm.sbatch", FLAGS[1:], {}, "found no --config among the flags; use --config=FILE.py."),
+        (
+            "slurm.sbatch",
+            FLAGS,
+            {},
+            "found no experiments/train.py in {cwd}; call sbatch in the root of the repository.",
+        ),
     ],
 )
 def test_a_mistake_prints_one_line_with_the_remedy_and_runs_nothing(tmp_path, script, arguments, variables, said):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice: one process on each of its hosts. `tpu.sh --help` says how.
-# shellcheck disable=SC2016  # what stands in single quotes is for the hosts' shells
+# Runs training on a Cloud TPU slice, one process per host. See `tpu.sh --help`.
+# shellcheck disable=SC2016  # single quotes protect what the hosts' shells expand
 set -euo pipefail
 export LC_ALL=C
 
@@ -8,27 +8,27 @@ usage() {
   cat <<'END'
 usage: [NAME=VALUE …] tpu.sh [--dry-run] COMMAND [ARGUMENTS]
 
-  create             makes the slice
-  install            brings the committed state of this repository, Python and packages to every host
+  create             creates the slice
+  install            installs the committed state of this repository, Python and packages on every host
   run --config=… --workdir=… [--config.KEY=VALUE …]
-                     starts experiments/train.py with these flags on every host, and leaves it running
-  resume …           the same, with the same flags: a run goes on from its newest checkpoint
-  logs [TAIL_FLAGS]  the end of a host's log, by default -n 50; -f follows it
-  stop               SIGTERM on every host: the run saves at its next step and ends with status 75
-  delete             deletes the slice with its disks
+                     starts experiments/train.py in the background on every host, with these flags
+  resume …           same as run: with the same flags, it resumes from the newest checkpoint
+  logs [TAIL_FLAGS]  prints the end of a host's log, by default -n 50; -f follows it
+  stop               sends SIGTERM on every host: the run saves at its next step and exits with status 75
+  delete             deletes the slice and its disks
 
-  --dry-run          prints the commands, a line each, and runs nothing
+  --dry-run          prints the commands, one per line, and runs nothing
 
 variables:
-  NAME     of the slice                                                      needed
-  ZONE     such as us-central2-b                                             needed
-  TYPE     v3-8, v4-32, v5e-256, …                                           needed by create
-  PROJECT  if it is not gcloud's default
-  RUNTIME  software of the hosts, if not the usual one for TYPE
-  SPOT     1: a slice that may be preempted
-  QUEUED   1: created, and deleted, as a queued resource: waits until there are enough TPUs
-  NFS      HOST:/SHARE that install mounts on every host as /mnt/shared
-  WORKER   whose log: a number, or all                                       default 0
+  NAME     name of the slice                                                 required
+  ZONE     zone, such as us-central2-b                                       required
+  TYPE     v3-8, v4-32, v5e-256, …                                           required by create
+  PROJECT  Google Cloud project; default: gcloud's
+  RUNTIME  software version of the hosts; default: the usual one for TYPE
+  SPOT     1: use a preemptible slice
+  QUEUED   1: create and delete the slice as a queued resource, which waits for free TPUs
+  NFS      HOST:/SHARE, which install mounts on every host as /mnt/shared
+  WORKER   host whose log is printed: a number, or all                       default 0
 END
 }
 
@@ -38,10 +38,10 @@ fail() {
 }
 
 need() {
-  [[ -n ${!1:-} ]] || fail "$1 is not set: want $2, as in $1=$3 $0 …"
+  [[ -n ${!1:-} ]] || fail "found no $1, $2; use $1=$3 $0 …"
 }
 
-# The arguments as words that a shell reads as they are: quotes where they are needed and nowhere else.
+# Prints the arguments as shell words, quoted only where necessary.
 quote() {
   local word quoted='' mark="'" marked="'\"'\"'"
   for word; do
@@ -59,13 +59,13 @@ tpus() {
   execute gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"}
 }
 
-# The arguments are one line of shell.
+# on_worker HOST LINE: runs one line of shell.
 on_worker() {
   tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2"
 }
 
 create() {
-  need TYPE "the slice's type" v4-32
+  need TYPE "the type of the slice" v4-32
   local accelerator=${TYPE/#v5e-/v5litepod-} runtime
   case $accelerator in
     v[234]-*) runtime=tpu-ubuntu2204-base ;;
@@ -74,7 +74,7 @@ create() {
     v6e-*) runtime=v2-alpha-tpuv6e ;;
     *) runtime=${RUNTIME:-} ;;
   esac
-  [[ -n $runtime ]] || fail "no runtime is known for TYPE=$TYPE: want v2-, v3-, v4-, v5e-, v5p-, v6e-N, or RUNTIME too."
+  [[ -n $runtime ]] || fail "found TYPE=$TYPE; expected v2-N, v3-N, v4-N, v5e-N, v5p-N or v6e-N; use RUNTIME= for another type."
   runtime=${RUNTIME:-$runtime}
   if [[ -n ${QUEUED:-} ]]; then
     tpus queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$accelerator" \
@@ -87,7 +87,7 @@ create() {
 install() {
   local root bundle=${TMPDIR:-/tmp}/grafit_jax.bundle
   root=$(cd "$(dirname "$0")/../.." && pwd)
-  # With its history: results name the revision that they were made with.
+  # With history, since results record their revision.
   execute git -C "$root" bundle create "$bundle" HEAD
   tpus tpu-vm scp "$bundle" "$NAME:grafit_jax.bundle" --worker=all
   local steps=(
@@ -95,7 +95,7 @@ install() {
     'cd grafit_jax'
     'git fetch --quiet ../grafit_jax.bundle HEAD'
     'git checkout --quiet FETCH_HEAD'
-    # The hosts' own Python is too old.
+    # The Python of the hosts is too old.
     'python3 -m pip install --quiet --user uv'
     'python3 -m uv venv --quiet --allow-existing --python 3.12 .venv'
     "python3 -m uv pip install --quiet --python .venv/bin/python --editable . 'jax[tpu]'"
@@ -115,9 +115,9 @@ install() {
 run() {
   local flag found=' '
   for flag; do found+="${flag%%=*} "; done
-  [[ $found == *' --config '* ]] || fail "no --config=FILE.py among the flags of the run."
-  [[ $found == *' --workdir '* ]] || fail "no --workdir=DIR among the flags of the run: want one that all hosts share."
-  # Left behind when the connection ends. The process's number is for `stop`.
+  [[ $found == *' --config '* ]] || fail "found no --config among the flags; use --config=FILE.py."
+  [[ $found == *' --workdir '* ]] || fail "found no --workdir among the flags; use --workdir=DIR, a folder that all hosts share."
+  # The process keeps running when the connection ends; `stop` uses its pid.
   local train
   train=$(quote .venv/bin/python experiments/train.py "$@" --distributed)
   train+=' & echo $! > ~/grafit_train.pid; wait $!; echo "exit status $?"'
@@ -153,10 +153,9 @@ case $command in
     exit
     ;;
   create | install | run | resume | logs | stop | delete) shift ;;
-  '') fail "no command: want create, install, run, resume, logs, stop or delete; --help says more." ;;
-  *) fail "unknown command $command: want create, install, run, resume, logs, stop or delete; --help says more." ;;
+  *) fail "found command '$command'; expected create, install, run, resume, logs, stop or delete; see --help." ;;
 esac
-need NAME "the slice's name" grafit
-need ZONE "its zone" us-central2-b
+need NAME "the name of the slice" grafit
+need ZONE "the zone of the slice" us-central2-b
 [[ $command != resume ]] || command=run
 "$command" "$@"

@@ -100,10 +100,10 @@ def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
         )
 
 
-def check_record(root: pathlib.Path, name: str, wanted: Sequence[RowRun]) -> None:
+def check_record(root: pathlib.Path, name: str, runs: Sequence[RowRun]) -> None:
     """Checks before training that the results of these runs can be recorded; raises as `record`."""
     layout.replace_block("\n".join(page.read_text() for page in _pages(root)), name, "")
-    _merged(root, name, [{"row": p.row.name, "seed": p.seed, "config": p.flat} for p in wanted])
+    _merged(root, name, [{"row": p.row.name, "seed": p.seed, "config": p.flat} for p in runs])
 
 
 def record(root: pathlib.Path, name: str, result: Result) -> None:

@@ -1,5 +1,6 @@
 """The pages: their links lead somewhere, their commands are valid, and the reference covers every key and flag."""
 
+import ast
 import re
 import shlex
 
@@ -90,6 +91,14 @@ def check(words):
 def test_every_command_is_one_that_its_script_takes(name):
     for words in commands(BY_NAME[name]):
         check(words)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_import_of_a_python_block_exists(name):
+    for language, text in FENCE.findall(BY_NAME[name].read_text()):
+        if language == "python":
+            imports = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
+            exec(compile(ast.Module(imports, []), name, "exec"), {})
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,19 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/reproduce.py --table=quickstart
 
-# The fast tier: five minutes on two cores from an empty compilation cache.
+# Linters and the fast tests: five minutes on two cores from an empty compilation cache.
 test: lint
 	$(BIN)/pytest
 
-# Every test, with short budgets. Oracles that are not installed are skipped: `make parity`, and Chromium from the system.
+# Every test, and the docs. Tests whose references are not installed are skipped: see `make parity`; Chromium is the system's.
 test-all: lint docs
 	$(BIN)/pytest -m ''
 
-# The pages in docs as a site, in build/site; a broken link or reference is an error. To read it: mkdocs serve.
+# Builds the pages in docs as a site in build/site; a broken link is an error. `mkdocs serve` shows it.
 docs: $(VENV)/installed-test
 	$(BIN)/mkdocs build --strict --quiet
 
-# Faults, kills and damaged inputs, with long budgets: by hand, some ten minutes.
+# Fault, kill and fuzz tests with long budgets; about ten minutes.
 test-faults: $(VENV)/installed-test
 	$(BIN)/pytest -m faults --long
 
@@ -33,11 +33,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# PyTorch, torchvision and timm, which `make test-all` compares with.
+# Installs PyTorch, torchvision and timm, which `make test-all` compares with.
 parity: $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,docs,parity]'
 
-# Line and branch coverage of grafit_jax and of experiments' study and sweeps, subprocesses included: of `make test`, then of `make test-all`.
+# Line and branch coverage, including subprocesses, of `make test` and of `make test-all`.
 coverage: $(VENV)/installed-test
 	rm -rf build/coverage && mkdir -p build/coverage
 	COVERAGE_FILE=build/coverage/fast $(BIN)/pytest --cov --cov-report=
@@ -45,11 +45,11 @@ coverage: $(VENV)/installed-test
 	$(BIN)/coverage combine --keep --quiet --data-file=build/coverage/all build/coverage/fast build/coverage/slow
 	$(BIN)/python tests/coverage_totals.py build/coverage/fast build/coverage/all
 
-# Small faults put into the product, one at a time: the fast tier has to notice them.
+# Inserts faults into the code, one at a time; the fast tests must detect them.
 mutants: $(VENV)/installed-test
 	$(BIN)/python tests/mutants.py
 
-# What one accelerator computes, against the same oracles, in the environment that has JAX for it (PYTHON): no TensorFlow.
+# The numerical tests on one accelerator, with the JAX of PYTHON; no TensorFlow needed.
 ON_ACCELERATOR = losses losses_queue losses_sharded memory metrics neighbors clustering evaluation image_ops auto_augment augment \
   models train_step train_step_queue
 test-gpu:
@@ -57,7 +57,7 @@ test-gpu:
 	  $(PYTHON) -m pytest --numprocesses=8 \
 	  -m 'not eight_devices and not faults' $(ON_ACCELERATOR:%=tests/test_%.py)
 
-# Every supported Python that pyenv has; each in a virtual environment of its own.
+# The fast tests on every supported Python of pyenv, each in its own virtual environment.
 test-matrix:
 	for v in 3.11 3.12 3.13; do \
 	  $(MAKE) test PYTHON=$$(ls -d $$HOME/.pyenv/versions/$$v.*/bin/python | tail -n 1) VENV=.venv-$$v || exit 1; \

@@ -1,4 +1,4 @@
-"""CIFAR-100: trained on 20 coarse labels (or 100 fine ones), judged by k-NN and retrieval at both levels.
+"""CIFAR-100: trained on 20 coarse labels (or 100 fine ones), evaluated by k-NN and retrieval at both levels.
 
 Paper: https://arxiv.org/abs/2011.12982, CIFAR-100; docs/paper.md section 2, protocol "paper".
 
@@ -23,12 +23,12 @@ Arguments:
         cpu_long    the same network on all 50,000 images, 20 epochs.
     seed= (default: 0)
     level= (default: none) the label level to train on: coarse or fine. None means coarse.
-    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 100 images a cluster [ours].
+    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 100 images per cluster [ours].
 
-Hours: training alone, from `train_seconds` in experiments/results/; CPU runs shared two cores.
+Hours: training only, from `train_seconds` in experiments/results/; CPU runs shared two cores.
     r18_short, one H200             2 min baseline, 4 min grafit (cifar100_gpu.jsonl)
     cpu, 2 CPU cores                6 min baseline, 21 min grafit (cifar100_cpu.jsonl)
-    cpu_short, 2 CPU cores          2 min baseline, 6 min grafit (cifar100_levels.jsonl)
+    cpu_short, 2 CPU cores          2 min baseline, 6 to 10 min grafit (cifar100_levels.jsonl, study_cifar100.jsonl)
     cpu_epochs, 2 CPU cores         9 min baseline, 27 min grafit (cifar100_epochs.jsonl)
     cpu_long, 2 CPU cores           15 min baseline_mlp, 39 min grafit (cifar100_cpu_long.jsonl)
     paper, r18, cpu_half            not measured

@@ -1,4 +1,4 @@
-"""scikit-learn's digits: trained on whether a digit has a closed loop, judged by which of the ten digits it is.
+"""scikit-learn's digits: trained on whether a digit has a closed loop, evaluated by which of the ten digits it is.
 
 Paper: https://arxiv.org/abs/2011.12982, methods only, on another data set [ours]; docs/paper.md section 2.
 
@@ -11,9 +11,9 @@ Command:
 Arguments:
     method= (default: grafit) any method of docs/paper.md sections 2 and 3.
     seed= (default: 0)
-    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 30 images a cluster [ours].
+    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 30 images per cluster [ours].
 
-Hours: training alone, 11 s grafit and 5 s baseline on 2 CPU cores (`train_seconds`,
+Hours: training only, 11 s grafit and 4 s baseline on 2 CPU cores (`train_seconds`,
     experiments/results/quickstart.jsonl).
 
 Expect: fine mAP at the trunk, in percent, three seeds (experiments/results/quickstart.jsonl).

@@ -1,4 +1,4 @@
-"""ImageNet-1k: trained on 127 coarse classes or all 1,000, judged by k-NN and retrieval at both levels.
+"""ImageNet-1k: trained on 127 coarse classes or all 1,000, evaluated by k-NN and retrieval at both levels.
 
 Paper: https://arxiv.org/abs/2011.12982, ImageNet-1k; docs/paper.md sections 2 and 5, protocol "paper".
 
@@ -18,10 +18,10 @@ Arguments:
         paper  ResNet-50 at 224 px, T = 4, 600 epochs, batch 1024: the paper's recipe as far as known.
         short  paper with 100 epochs.
     seed= (default: 0)
-    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 85 images a cluster [ours].
+    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 85 images per cluster [ours].
 
 Hours: not measured. Estimated as in docs/pods.md, at a third of the peak: 751,000 steps of 134 TFLOP (four views
-    forward and backward, and forward in the target network) take 42 hours on a TPU v3-32 with preset=paper; short takes
+    forward and backward, and forward in the target network) take 43 hours on a TPU v3-32 with preset=paper; short takes
     a sixth of that.
 
 Expect: not run. No coarse -> fine cell of the paper is confirmed. ResNet-50 trained on fine labels reaches 79.6 top-1

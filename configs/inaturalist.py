@@ -1,4 +1,4 @@
-"""iNaturalist 2018 and 2019: trained on one level of the taxonomy, judged by k-NN and retrieval at all seven.
+"""iNaturalist 2018 and 2019: trained on one level of the taxonomy, evaluated by k-NN and retrieval at all seven.
 
 Paper: https://arxiv.org/abs/2011.12982, iNaturalist; docs/paper.md sections 2 and 5, protocol "paper".
 
@@ -22,7 +22,7 @@ Arguments:
         paper  ResNet-50 at 224 px, T = 4, 600 epochs, batch 1024: the paper's recipe as far as known.
         short  paper with 100 epochs.
     seed= (default: 0)
-    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 44 images a cluster [ours].
+    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 44 images per cluster [ours].
 
 Hours: not measured. Estimated as in docs/pods.md, at a third of the peak of a TPU v3-32 and 134 TFLOP a step, for
     preset=paper: 15 hours for 2018 (256,000 steps), 9 hours for 2019 (155,000 steps); a sixth of that for short.

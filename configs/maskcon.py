@@ -1,4 +1,4 @@
-"""Four data sets in protocol "maskcon": trained on coarse labels, judged by Recall@k among fine classes.
+"""Four data sets in protocol "maskcon": trained on coarse labels, evaluated by Recall@k among fine classes.
 
 Paper: https://arxiv.org/abs/2303.12756 (MaskCon), Recall@k rows; docs/paper.md section 3. What it calls Grafit is
     `grafit_maskcon` here, not the method of https://arxiv.org/abs/2011.12982.
@@ -19,7 +19,7 @@ Arguments:
     method= (default: grafit_maskcon) selfcon, supcon, supce, grafit_maskcon, coins or maskcon; or a method of protocol
         "paper", which runs with its own losses on the same data, trunk and number of epochs.
     preset= (default: full)
-        full  ResNet-18 in bfloat16, 128 images a step, 200 epochs (imagenet32: 256 images, 100 epochs). The recipe is
+        full  ResNet-18 in bfloat16, 128 images per step, 200 epochs (imagenet32: 256 images, 100 epochs). The recipe is
               for one accelerator. Without model.pretrained the trunk starts from scratch.
         cpu   cifar100 only: a small network from scratch, 6 epochs.
     split= (default: split1) for sop, split1 or split2 of docs/paper.md section 3.
@@ -28,7 +28,7 @@ Arguments:
     t= (default: 0.05) the temperature of the soft labels of `maskcon`. w and t of the published `grafit_maskcon` rows
         are not known; `sweep()` covers both. Values that MaskCon's README gives are defaults too: `RELEASED`.
 
-Hours: training alone, from `train_seconds` in experiments/results/.
+Hours: training only, from `train_seconds` in experiments/results/.
     cifar100, one H200            6 min grafit_maskcon from scratch (maskcon_cifar100.jsonl); 78,000 steps
     preset=cpu, 2 CPU cores       7 min grafit_maskcon, 13 min grafit (maskcon_cpu.jsonl)
     cars, imagenet32, sop         not measured; 12,600, 500,000 and 39,600 steps
@@ -101,7 +101,7 @@ PRESETS = {
     "full": {
         "model.head_hidden_dim": 512,
         "model.dtype": "bfloat16",
-        "optimizer.learning_rate": 0.04,  # 0.02 for 128 images a step
+        "optimizer.learning_rate": 0.04,  # 0.02 for 128 images per step
         "train.epochs": 200,
     },
     "cpu": {

@@ -1,4 +1,4 @@
-"""Omniglot: trained on the alphabet of a drawn character, judged by which character it is.
+"""Omniglot: trained on the alphabet of a drawn character, evaluated by which character it is.
 
 Paper: https://arxiv.org/abs/2011.12982, methods only, on another data set [ours]; docs/paper.md sections 2, 3 and 5.
 
@@ -23,9 +23,9 @@ Arguments:
                 k-NN cannot be right there.
     level= (default: coarse) the label level to train on: coarse (alphabets) or fine (characters).
     seed= (default: 0)
-    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 45 images a cluster [ours].
+    init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 45 images per cluster [ours].
 
-Hours: training alone, 7 min grafit and 2 min baseline on 2 CPU cores (`train_seconds`,
+Hours: training only, 7 min grafit and 2 min baseline on 2 CPU cores (`train_seconds`,
     experiments/results/omniglot.jsonl).
 
 Expect: fine mAP at the trunk, in percent (experiments/results/study_omniglot.jsonl).

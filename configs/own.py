@@ -1,4 +1,4 @@
-"""Your own images: trained on coarse labels, judged by fine ones where there are any, by coarse ones otherwise.
+"""Your own images: trained on coarse labels, evaluated by fine ones where there are any, by coarse ones otherwise.
 
 Paper: https://arxiv.org/abs/2011.12982, methods only; docs/paper.md section 2. Guide: docs/own_images.md.
 
@@ -15,9 +15,10 @@ Arguments:
         cpu  a small network at 32 px, 50 epochs; images are held in memory.
     seed= (default: 0)
 
-Hours: not measured.
+Hours: preset=cpu 70 s for 1,764 photos on 2 CPU cores (docs/tutorial_photos.md); gpu not measured.
 
-Expect: depends on your images. `baseline` and `baseline_mlp` of `sweep()` are the controls to compare with.
+Expect: depends on your images; for those of docs/tutorial_photos.md, fine mAP 28.3 at the trunk with preset=cpu.
+    Compare with `baseline` and `baseline_mlp` of `sweep()`, the controls.
 """
 
 from grafit_jax import config_files

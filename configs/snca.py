@@ -1,4 +1,4 @@
-"""SNCA by its own recipe: trained on coarse labels with the k-NN loss alone, judged by k-NN and retrieval.
+"""SNCA by its own recipe: trained on coarse labels with the k-NN loss only, evaluated by k-NN and retrieval.
 
 Paper: https://arxiv.org/abs/1808.04699 (SNCA) and its released code; docs/paper.md section 2.
 
@@ -55,7 +55,7 @@ DATASETS = {
         "views.jitter": (0.4, 0.4, 0.4, 0.4),
         "views.jitter_prob": 1.0,
         "views.grayscale_prob": 0.2,
-        "optimizer.learning_rate": 0.2,  # 0.1 for 128 images a step
+        "optimizer.learning_rate": 0.2,  # 0.1 for 128 images per step
         "optimizer.weight_decay": 5e-4,
         "optimizer.boundary_epochs": (50, 100, 150),
         "train.epochs": 200,

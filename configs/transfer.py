@@ -1,4 +1,4 @@
-"""Transfer: trained on fine labels, starting from a trained trunk, judged by the top-1 of a new linear classifier.
+"""Transfer: trained on fine labels, starting from a trained trunk, evaluated by the top-1 of a new linear classifier.
 
 Paper: https://arxiv.org/abs/2011.12982, transfer learning; docs/paper.md sections 1 and 4.
 
@@ -30,7 +30,7 @@ Arguments:
     init= (default: none) the workdir of any run, or a .pth or .safetensors file of torchvision's network; none means
         from scratch.
 
-Hours: training alone, 2 min for preset=cpu on 2 CPU cores (`train_seconds`, experiments/results/transfer.jsonl).
+Hours: training only, 2 min for preset=cpu on 2 CPU cores (`train_seconds`, experiments/results/transfer.jsonl).
     Not measured for full.
 
 Expect: top-1 of Grafit fine-tuned from ImageNet, in percent, [paper] unless marked (docs/paper.md section 4); not run.

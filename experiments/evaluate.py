@@ -31,7 +31,9 @@ _GALLERY = flags.DEFINE_string("gallery", None, "embeddings and labels of the ga
 _LEAVE_OUT = flags.DEFINE_bool("leave_out", False, "exclude the gallery row that has the query's id")
 _K = flags.DEFINE_list("k", [str(k) for k in _DEFAULTS.recall_at], "values of k in recall@k, as 1,2,5,10")
 _KNN_K = flags.DEFINE_integer("knn_k", _DEFAULTS.knn_k, "number of neighbours that vote", lower_bound=1)
-_KNN_TEMPERATURE = flags.DEFINE_float("knn_temperature", _DEFAULTS.knn_temperature, "of the votes", lower_bound=1e-6)
+_KNN_TEMPERATURE = flags.DEFINE_float(
+    "knn_temperature", _DEFAULTS.knn_temperature, "temperature of the votes", lower_bound=1e-6
+)
 _PROBE = flags.DEFINE_bool("probe", False, "add the top-1 of a logistic regression")
 _OUT = flags.DEFINE_string("out", None, "file to write the line to, as well as stdout")
 _OF_FEATURES = ("gallery", "leave_out", "k", "knn_k", "knn_temperature")

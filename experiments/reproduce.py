@@ -16,8 +16,8 @@ that of recorded or complete runs of the same config on the same kind of device.
 that were not started are reported at the end. Exit status 75: the same command can continue with one of them.
 
 --jobs=N with N > 1 first trains all missing runs, N at a time, each in its own process that writes to train.log in its
-workdir. It is for CPUs, where a small network does not keep two cores busy. On an accelerator use --jobs=1, since a run
-takes all devices that it sees.
+workdir. A small network does not keep two cores or a GPU busy. On a GPU, set XLA_PYTHON_CLIENT_MEM_FRACTION so that N
+runs share its memory (docs/gpus.md).
 """
 
 import pathlib

@@ -4,8 +4,8 @@ python experiments/search.py --workdir=runs/grafit --ids=test/3,test/17 --k=10 -
 python experiments/search.py --workdir=runs/grafit --query=photo.jpg --query=other.png
 python experiments/search.py --gallery=test.npz --ids=test/3
 
-The newest checkpoint of --workdir embeds the queries, and the gallery (the test split, or --split) without --gallery.
---gallery without --workdir is searched by ids of its rows; every row is excluded from its own neighbours.
+--workdir: its newest checkpoint embeds the queries and, without --gallery, the split --split.
+--gallery alone: the queries are rows of the gallery, given by --ids, and each is excluded from its own neighbours.
 """
 
 import pathlib
@@ -34,7 +34,9 @@ def main(argv):
     if bool(_QUERY.value) == bool(_IDS.value):
         raise UserError("found both or neither of --query=IMAGE and --ids=ID,ID; expected one.")
     if _WORKDIR.value is None and (_QUERY.value or _GALLERY.value is None):
-        raise UserError("found no --workdir; expected --workdir=DIR, or --gallery=FILE and --ids=ID,ID.")
+        raise UserError(
+            "found no --workdir; expected --workdir=DIR, which embeds --query; or --gallery=FILE and --ids=ID,ID."
+        )
     if _OUT.value is not None and pathlib.Path(_OUT.value).suffix not in (".png", ".jpg", ".pdf", ".svg"):
         raise UserError(f"found --out={_OUT.value}; expected a file that ends in .png, .jpg, .pdf or .svg.")
     for name in ("split", "layer"):

@@ -52,8 +52,8 @@ PLACES = ("data.data_dir", "data.inat_categories_file")
 def default() -> ml_collections.ConfigDict:
     """Returns the default config, locked: the paper's values where they are known, else BYOL's and SNCA's.
 
-    docs/design.md has the source of each value. The comment behind or above a key becomes its entry in the reference
-    of config keys.
+    docs/design.md lists the sources of the main choices. The comment after or above a key becomes its entry in
+    docs/config.md.
     """
     c = ml_collections.ConfigDict()
     # Method to train, a name in grafit_jax.methods.METHODS: grafit | grafit_fc | snca_plus | snca | byol | baseline | …
@@ -103,7 +103,9 @@ def default() -> ml_collections.ConfigDict:
     m.sync_batch_norm = True
 
     c.views = v = ml_collections.ConfigDict()
-    v.num_views = 8  # T of Eq. 1, the views of each image, >= 2; supervised losses use the first view only.
+    v.num_views = (
+        8  # T of Eq. 1, views of each image, >= 2 with an instance loss; supervised losses use the first view.
+    )
     v.size = 32  # Side of a view in pixels.
     v.mean = (0.507, 0.487, 0.441)  # Mean of each channel, for pixel values in [0, 1], subtracted from each view.
     v.std = (0.267, 0.256, 0.276)  # Standard deviation of each channel, > 0, by which each view is divided.
@@ -167,7 +169,7 @@ def default() -> ml_collections.ConfigDict:
     t.skip_not_finite = False
     # Steps compiled into one lax.scan; 0 = up to 100 on accelerators, and 1 on CPU, where XLA's loops are slow.
     t.steps_per_call = 0
-    t.shuffle_buffer = 10_000  # Encoded images in the shuffle buffer of a streamed data set, >= 1.
+    t.shuffle_buffer = 10_000  # Encoded images in the shuffle buffer of a streamed tfds: data set, >= 1.
     # Whether the host crops streamed images at full resolution, T views per decoded image; False = the device crops
     # squares of data.image_size pixels.
     t.host_crops = False

@@ -23,7 +23,7 @@ def load_module(path: pathlib.Path) -> types.ModuleType:
 
 
 def load_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
-    """Returns the config of a config file, given its arguments, the text behind the colon of `--config=file.py:…`."""
+    """Returns the config of a config file, given its arguments, the text after the colon of `--config=file.py:…`."""
     return load_module(path).get_config(arg)
 
 
@@ -69,7 +69,7 @@ def start(
     """Returns a config with the file's values, still to be completed, and the parsed arguments.
 
     Args:
-      arg: the text behind the colon of `--config=file.py:…`, or None.
+      arg: the text after the colon of `--config=file.py:…`, or None.
       common: dotted config keys and their values.
       presets: dotted config keys and their values for each value of the argument `preset`.
       **defaults: the file's arguments with their defaults; see `parse_arg`. `method` and `seed` are set in the config.
@@ -87,7 +87,7 @@ def start(
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-    """Parses the `key=value,key=value` behind the colon of `--config=file.py:…`; values are typed like `defaults`.
+    """Parses the `key=value,key=value` after the colon of `--config=file.py:…`; values are typed like `defaults`.
 
     Raises:
       UserError: a key that is not in `defaults`, or a value of another type than its default.

@@ -1,4 +1,4 @@
-"""Builds the parts of a run from its config and records: network, views, schedules, optimiser."""
+"""Builds the parts of a run from its config and records: network, views, schedules, optimizer."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -117,7 +117,7 @@ def load(
         views = dataclasses.replace(views, crop_scale=(1, 1))
         key_views = key_views and dataclasses.replace(key_views, crop_scale=(1, 1))
 
-    # 4. Schedules and optimiser.
+    # 4. Schedules and optimizer.
     steps_per_epoch = len(train) // config.train.batch_size
     schedules = make_schedules(config, steps_per_epoch=steps_per_epoch)
     return Experiment(

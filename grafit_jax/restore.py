@@ -112,7 +112,8 @@ def _check_shapes(own: dict[str, Any], given: dict[str, Any]) -> None:
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise UserError(
-                f"model.pretrained: found {name} of shape {found.get(name)}; expected {expected.get(name)}; use a "
+                f"model.pretrained: found {name} of shape {found.get(name, '(absent)')}; expected "
+                f"{expected.get(name, '(absent)')}; use a "
                 "trunk trained on images with the same channels."
             )
 

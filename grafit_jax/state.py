@@ -19,7 +19,7 @@ class TrainState:
       target_params: xi, the moving average of trunk and projector; empty if the method has no target network.
       batch_stats: running means and variances of the online network, for evaluation. The target network has none; see
         train_step.
-      opt_state: state of the optax optimiser.
+      opt_state: state of the optax optimizer.
       rng: uint32 [2], the seed's key. It never changes: every draw is keyed by (seed, step, image id, view).
       queue: the newest keys; None if the method has no queue.
     """

@@ -233,9 +233,9 @@ def _stop_if_not_finite(line: dict[str, Any], first: int, last: int, checkpoints
     if bad:
         checkpoints.wait()
         raise UserError(
-            f"found {' and '.join(bad)} not finite between steps {first} and {last}; the newest checkpoint is of step "
-            f"{checkpoints.latest_step() or 0}; lower optimizer.learning_rate or raise loss.temperature, in a new "
-            "--workdir."
+            f"found {' and '.join(bad)} not finite between steps {first} and {last}, which were not saved; the newest "
+            f"checkpoint is of step {checkpoints.latest_step() or 0}; lower optimizer.learning_rate or raise "
+            "loss.temperature, in a new --workdir."
         )
 
 

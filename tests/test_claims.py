@@ -79,7 +79,7 @@ def test_the_summary_has_means_over_seeds_at_both_layers():
         ]  # fmt: skip
 
     recorded = {
-        "study_omniglot": rows("grafit", (0.5, 0.52), 0.25) + rows("baseline", (0.4,), None),
+        "study_omniglot": rows("grafit", (0.5, 0.52), 0.25) + rows("baseline", (0.4, 0.4), None),
         "study_cifar100": rows("grafit", (0.5,), 0.6),  # nothing to compare with
         "cifar100_gpu": rows("baseline", (0.3,), None) + rows("grafit_lambda_4", (0.35,), 0.4, 4.0),
     }
@@ -89,6 +89,14 @@ def test_the_summary_has_means_over_seeds_at_both_layers():
         "| 40.0 / 50.0 / 60.0 | 1 |",
     ]
     assert claims.summary({}) == ""
+    # A run that stands in two tables of a study counts once; a layer that was not evaluated has no value.
+    twice = {
+        "study_cifar100": rows("grafit", (0.5, 0.7), None) + rows("baseline", (0.3, 0.3), None),
+        "study_ablations": rows("grafit", (0.5,), None),
+    }
+    assert claims.summary(twice).splitlines()[2:] == [
+        "| CIFAR-100, 4 → 20 | λ = 1 | 30.0 / 40.0 / 50.0 | 60.0 / 70.0 / 80.0 | – / – / – | 2 |"
+    ]
 
 
 def test_verdicts():
@@ -111,7 +119,7 @@ def test_tables_of_one_study_must_be_of_the_same_images():
         return [{"row": row, "seed": 0, "method": "grafit", "metrics": {"map": 0.1}, "config": {}, "run": run}]
 
     same = {"study_cifar100": table("grafit", "a"), "study_ablations": table("grafit_ema_off", "a")}
-    assert "| A target that is a moving average: `grafit` − `grafit_ema_off` |" in claims.render(same)
+    assert "| A moving-average target helps: `grafit` − `grafit_ema_off` |" in claims.render(same)
     with pytest.raises(UserError, match="study_cifar100 and study_ablations: found results on different images"):
         claims.render(same | {"study_ablations": table("grafit_ema_off", "b")})
 

@@ -133,7 +133,9 @@ def test_resuming_and_evaluating_need_neither_the_source_nor_another_clustering(
     with pytest.raises(UserError, match=r"other images or labels than when the run started \(split clusters\)"):
         restore.newest(path)
     (path / "clusters.npz").write_bytes(written[:100])
-    with pytest.raises(UserError, match=r"clusters\.npz cannot be read \(.*\); remove it, and it is made again"):
+    with pytest.raises(
+        UserError, match=r"clusters\.npz cannot be read \(.*\); remove the file to compute the clusters again"
+    ):
         trains(config, path)
 
 
@@ -212,4 +214,4 @@ def test_a_table_trains_the_source_of_clusterfit_first(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert workdir.read_config(runs / "clusterfit_seed1").clusterfit.source == f"{runs}/baseline_seed1"
     assert reproduction.result(point, {}) == results[0] and len(order) == 2
-    assert "(cross-entropy on clusters of `baseline`'s features)" in render.render(table, results)
+    assert "| `clusterfit` | trunk |" in render.render(table, results)

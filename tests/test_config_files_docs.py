@@ -24,7 +24,7 @@ def test_headings_are_in_order_and_not_empty(path):
     found = sections(path)
     assert [*found] == ["", *HEADINGS]
     assert all(text.strip() for text in found.values())
-    assert re.fullmatch(r".+: trained on .+, judged by .+\.", found[""])
+    assert re.fullmatch(r".+: trained on .+, evaluated by .+\.", found[""])
     assert "https://arxiv.org/abs/" in found["Paper"] and "docs/paper.md section" in found["Paper"]
 
 

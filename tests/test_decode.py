@@ -145,11 +145,11 @@ BROKEN = {
     "loop.png": (lambda path: (path.unlink(), path.symlink_to(path)), "Too many levels of symbolic links"),
     "float.tif": (
         lambda path: PIL.Image.new("F", (3, 3)).save(path),
-        r"\(found floating-point values; expected 8 or 16 bits",
+        r"\(found floating-point values, whose white level is unknown; save it with 8",
     ),
     "int.tif": (
         lambda path: PIL.Image.new("I", (3, 3), 65536).save(path),
-        r"\(found 32-bit values; expected 8 or 16 bits",
+        r"\(found 32-bit values, whose white level is unknown; save it with 8",
     ),
 }
 

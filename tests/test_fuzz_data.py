@@ -143,7 +143,9 @@ def test_clusters_are_valid_or_refused(times, tmp_path):
         {"centre": np.zeros(2)}, {"inertia": [1, 2]}, {"iterations": np.inf},
     ):  # fmt: skip
         error = check(npz(CLUSTERS | change))
-        assert isinstance(error, UserError) and "remove it, and it is made again from clusterfit.source" in str(error)
+        assert isinstance(
+            error, UserError
+        ) and "remove the file to compute the clusters again from clusterfit.source" in str(error)
     fuzzing.hold(check, damaged_npz(CLUSTERS), 30 * times)
 
 

@@ -107,7 +107,7 @@ def test_numbers_of_classes_other_than_the_published_ones_give_a_warning(capsys)
     taxonomy.check_counts(found, counts | {"genus": 72, "kingdom": 3}, "x")
     assert capsys.readouterr().err == (
         "warning: x: found 2 classes of kingdom (published: 3), 5 classes of genus (published: 72); "
-        "results are not comparable.\n"
+        "results are not comparable with published ones.\n"
     )
 
 
@@ -256,7 +256,7 @@ def inat2019(tmp_path_factory, cli):
     assert warnings == [
         "warning: inaturalist2019: found 2 classes of kingdom (published: 3), 3 classes of phylum (published: 4), 3 "
         "classes of class (published: 9), 4 classes of order (published: 34), 4 classes of family (published: 57), 5 "
-        "classes of genus (published: 72), 6 classes of species (published: 1010); results are not comparable.",
+        "classes of genus (published: 72), 6 classes of species (published: 1010); results are not comparable with published ones.",  # noqa: E501
         "warning: inaturalist2019, split train: found 7 images; expected 265240.",
         "warning: inaturalist2019, split validation: found 2 images; expected 3003.",
     ]

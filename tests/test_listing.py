@@ -122,7 +122,7 @@ def test_several_test_splits_give_a_warning(tmp_path, capsys, kind):
     for test_split, taken, left_out, number in (("", "test", "val", 2), ("val", "val", "test", 4)):
         assert len(sources.load(source=source, test_split=test_split)["test"]) == number
         assert capsys.readouterr().err == (
-            f"warning: {source}: {taken} is the test split and {left_out} is ignored; use data.test_split={left_out} "
+            f"warning: {source}: found test split {taken}; ignored: {left_out}; use data.test_split={left_out} "
             "to change it\n"
         )
     with pytest.raises(UserError, match=r"found .*train.*; expected a test split, called validation\."):

@@ -1,5 +1,6 @@
 """Tables and pictures show the numbers of the runs, and the README shows the recorded results."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -50,9 +51,8 @@ def test_table_cells_are_means_and_sample_standard_deviations_in_percent():
         result("grafit", 1, map=0.6, r=0.25),
         {"method": "raw_pixels", "seed": 0, "metrics": {"map": 0.123}, "run": {}},
         {"method": "baseline", "seed": 0, "metrics": {"map": 0.1}, "run": {}},
-        {"method": "baseline", "seed": 1, "metrics": {"map": 0.1}, "run": {}},
+        result("baseline", 1, map=0.1),  # the only one that was timed
     ]
-    del recorded[0]["run"]["train_seconds"]  # the mean of the others is shown
     # mean of 50 and 60, and sqrt((5^2 + 5^2) / 1) = 7.07
     assert layout.markdown_table(recorded, ["method"], by_method, {"map": "mAP", "r": "R@1"}).splitlines() == [
         "| method | mAP | R@1 | training |",
@@ -68,7 +68,9 @@ def test_a_table_has_a_row_for_every_layer_that_was_evaluated():
         result("grafit", **{"map": 0.5, "projector/map": 0.25}),
         result("baseline", **{"map": 0.75}),
     ]
-    got = layout.markdown_table(recorded, ["method"], by_method, {"map": "mAP"}, "layer", layout.LAYERS)
+    got = layout.markdown_table(
+        recorded, ["method"], by_method, {"map": "mAP"}, "layer", layout.at_layers(("trunk", "projector"))
+    )
     assert got.splitlines() == [
         "| method | layer | mAP | training |",
         "|---|---|---|---|",
@@ -82,7 +84,7 @@ def test_what_most_rows_share_is_said_once_and_a_row_states_the_rest():
     def of(method, views, **config):
         return result(method) | {"config": config, "run": {"views_per_image": views}}
 
-    facts = {"λ": lambda config: f"= {config['weight']}", "trained at": lambda config: config["level"]}
+    facts = {"λ": lambda config: f"= {config['weight']}", "trained on": lambda config: config["level"]}
     found = [
         of("baseline", 1, weight=1, level="coarse"),
         of("grafit", 2, weight=1, level="coarse"),
@@ -90,18 +92,22 @@ def test_what_most_rows_share_is_said_once_and_a_row_states_the_rest():
         of("byol", 2, weight=1, level="fine"),
         {"method": "raw_pixels", "run": {}},  # no config
     ]
+    found[2]["run"]["views_per_image"] = 4  # a method's rows may differ
     name, shared = layout.tell_apart(found, {"byol": " (no labels)"}, facts)
     # Three of four have λ = 1; no level has more than half.
-    assert shared == "Unless a row says otherwise: λ = 1. Views of an image per step: 2; 1 for `baseline`."
+    assert shared == (
+        "Unless a row says otherwise: λ = 1. Views of an image per step: 2; 1 for `baseline`, trained on coarse; "
+        "4 for `grafit`, λ = 4, trained on fine."
+    )
     assert [name(each) for each in found] == [
-        ("`baseline`, trained at coarse",),
-        ("`grafit`, trained at coarse",),
-        ("`grafit`, λ = 4, trained at fine",),
-        ("`byol` (no labels), trained at fine",),
+        ("`baseline`, trained on coarse",),
+        ("`grafit`, trained on coarse",),
+        ("`grafit`, λ = 4, trained on fine",),
+        ("`byol` (no labels), trained on fine",),
         ("`raw_pixels`",),
     ]
     _, shared = layout.tell_apart(found[:2], {}, facts)
-    assert shared == "All rows: λ = 1, trained at coarse. Views of an image per step: 1; 2 for `grafit`."
+    assert shared == "All rows: λ = 1, trained on coarse. Views of an image per step: 1; 2 for `grafit`."
     assert layout.tell_apart(found[4:], {}, facts)[1] == ""
 
 
@@ -206,7 +212,7 @@ def test_a_table_of_two_protocols_has_a_protocol_column():
         assert len(protocols) == 1 or "protocol" in table.facts, name
 
 
-def test_the_protocol_columns():
+def test_a_row_states_its_protocol():
     def of(method, pretrained, policy):
         config = {"method": method, "model.pretrained": pretrained, "views.autoaugment": policy}
         return result(method, map=0.5) | {"config": config}
@@ -214,10 +220,24 @@ def test_the_protocol_columns():
     table = tables.TABLES["maskcon_cpu"]
     found = [of("grafit", "", True), of("grafit_maskcon", "w.pth", "maskcon")]
     name, _ = layout.tell_apart(found, table.notes, table.facts)
-    assert [name(each) for each in found] == [
-        ("`grafit`, protocol paper, trunk from scratch, AutoAugment of torchvision (black)",),
-        ("`grafit_maskcon`, protocol maskcon, trunk pretrained, AutoAugment of MaskCon (grey)",),
+    assert layout.markdown_table(found, ["method"], name, {"map": "mAP"}).splitlines()[2:] == [
+        "| `grafit`, protocol paper, trunk from scratch, AutoAugment of torchvision (black) | 50.0 | 90 s |",
+        "| `grafit_maskcon`, protocol maskcon, trunk pretrained, AutoAugment of MaskCon (grey) | 50.0 | 90 s |",
     ]
+
+
+def test_a_table_of_one_layer_names_it_below():
+    environment = {"device": "d", "processor": "p", "python": "3", "packages": {"jax": "1"}, "revision": "r"}
+    run = environment | {"train_images": 1000, "test_images": 5, "data_fingerprint": {"train": "a", "test": "b"}}
+    found = [{"row": "grafit", "method": "grafit", "seed": 0, "metrics": {"map": 0.5, "projector/map": 0.1}, "run": run,
+              "config": {}}]  # fmt: skip
+    table = tables.Table((), {"map": "mAP"})
+    both, trunk = (render.render(dataclasses.replace(table, layers=layers), found).splitlines()
+                   for layers in (("trunk", "projector"), ("trunk",)))  # fmt: skip
+    assert len(both) == len(trunk) + 1 and trunk[2] == "| `grafit` | 50.0 | – |"
+    said = "1,000 training and 5 test images; d, p; Python 3, jax 1; revision r."
+    assert (both[-1], trunk[-1]) == (f"In percent. {said}", f"In percent. Metrics at the trunk. {said}")
+    assert render.render_benchmark([]) == ""
 
 
 def test_every_table_of_the_docs_fits_a_phone():

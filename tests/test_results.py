@@ -218,8 +218,8 @@ def test_a_table_is_recorded_in_pieces_and_shown(house):
         ("baseline", 0), ("grafit", 0), ("grafit", 1),
     ]  # fmt: skip
     shown = (house / "README.md").read_text()
-    assert "| `baseline` | trunk | 25.0 |" in shown
-    assert "| `grafit` | trunk | 55.0 ± 7.1 |" in shown
+    assert "| `baseline` | trunk | 25.0 | 90 s |" in shown
+    assert "| `grafit` | trunk | 55.0 ± 7.1 | 2 × 90 s |" in shown
     before = (house / "experiments" / "results" / "t.jsonl").read_text()
     for wrong in (
         complete("grafit", **{"train.epochs": 9}),

@@ -166,7 +166,10 @@ def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
             ["--ids=test/3", "--out=x.doc", f"--workdir={trained_once}"],
             "expected a file that ends in .png, .jpg, .pdf or .svg.",
         ),
-        (["--ids=test/3"], "found no --workdir; expected --workdir=DIR, or --gallery=FILE and --ids=ID,ID."),
+        (
+            ["--ids=test/3"],
+            "found no --workdir; expected --workdir=DIR, which embeds --query; or --gallery=FILE and --ids=ID,ID.",
+        ),
     ):
         done = cli("search", *arguments)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr

@@ -24,7 +24,7 @@ def cost(trunk: str, batch_size: int, *, turn: int, rounds: int) -> dict[str, An
 
     Args:
       trunk: name of the network.
-      batch_size: images a step.
+      batch_size: images per step.
       turn: steps timed together.
       rounds: pairs of turns; the median counts.
     """

@@ -100,7 +100,7 @@ def compare(
         del released
     tuned = peer(config, data, device, tuned=True)
     if tuned:
-        timing.say("PyTorch, well tuned", timing.seconds(lambda: tuned.run(8)) / 8)
+        timing.say("PyTorch, well tuned", timing.seconds(lambda: tuned.run(2)) / 2)
     timing.reset_peak()
     mine = Ours(config, data)
     seconds, *theirs = mine.seconds(rounds, tuned)

@@ -24,7 +24,7 @@ def best(calls: Sequence[Callable[[], Any]], rounds: int, turn: int = 3) -> list
 
 def say(who: str, seconds: float) -> None:
     """Prints a first time on stderr, in case the benchmark is cut short."""
-    print(f"{who}: {seconds:.4g} s a step", file=sys.stderr, flush=True)
+    print(f"{who}: {seconds:.4g} s per step", file=sys.stderr, flush=True)
 
 
 def line(work: str, seconds: float, peer: str = "", peer_seconds: float | None = None, **more: Any) -> dict[str, Any]:

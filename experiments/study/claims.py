@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from grafit_jax import methods
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs.results import HEADLINE, Result, at_layer
-from study.recording import RAW_PIXELS, check_together
+from study.layout import percent
+from study.recording import check_together, own_layer
 from study.tables import AS_IT_WAS
 
 # Level of the confidence intervals. Of so many differences, a few are decided by chance.
@@ -39,19 +39,19 @@ _ABLATED = ("cifar100",)
 # The rows of the README's summary: study, row.
 SUMMARY = (("cifar100", "grafit"), ("omniglot", "grafit"), ("gpu", "grafit"), ("gpu", "grafit_lambda_4"))
 CLAIMS: Mapping[str, tuple[Claim, ...]] = {
-    "of the method": (
+    "about Grafit": (
         Claim("Grafit finds finer classes than coarse cross-entropy", "grafit", "baseline", _PAPER),
-        Claim("… than MaskCon's `supce`", "grafit", "supce", ("maskcon",)),
-        Claim("… than cross-entropy through its projector", "grafit", "baseline_mlp", _ALL),
+        Claim("Grafit finds finer classes than MaskCon's `supce`", "grafit", "supce", ("maskcon",)),
+        Claim("Grafit finds finer classes than cross-entropy through its projector", "grafit", "baseline_mlp", _ALL),
         Claim("The instance loss adds to the k-NN loss", "grafit", "snca_plus", _ALL),
         Claim("Coarse labels add to the instance loss", "grafit", "byol", _PAPER),
         Claim("Neighbours teach more than a linear classifier", "grafit", "grafit_fc", _PAPER),
         Claim("Grafit is ahead of SNCA", "grafit", "snca", _PAPER),
-        Claim("SNCA gains by Grafit's recipe and projector", "snca_plus", "snca", _PAPER),
+        Claim("SNCA gains by Grafit's projector", "snca_plus", "snca", _PAPER),
         Claim("Clusters of a baseline's features teach more than its labels", "clusterfit", "baseline", _PAPER),
         Claim("Grafit is ahead of ClusterFit+", "grafit", "clusterfit_plus", _PAPER),
     ),
-    "of its defaults": (
+    "about Grafit's defaults": (
         Claim("More views: T = 4 rather than 2", "grafit_views_4", "grafit", _ABLATED),
         Claim("λ = 1 rather than 0.3", "grafit", "grafit_lambda_0.3", _ABLATED),
         Claim("λ = 1 rather than 3", "grafit", "grafit_lambda_3", _ABLATED),
@@ -59,8 +59,8 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
         Claim("σ = 0.05 rather than 0.1", "grafit", "grafit_sigma_0.1", _ABLATED),
         Claim("A memory of momentum ½ rather than 0", "grafit", "grafit_memory_0", _ABLATED),
         Claim("A memory of momentum ½ rather than 0.9", "grafit", "grafit_memory_0.9", _ABLATED),
-        Claim("A target that is a moving average", "grafit", "grafit_ema_off", _ABLATED),
-        Claim("Losses behind a projector", "grafit", "grafit_projector_off", _ABLATED),
+        Claim("A moving-average target helps", "grafit", "grafit_ema_off", _ABLATED),
+        Claim("A projector helps", "grafit", "grafit_projector_off", _ABLATED),
     ),
     "of the MaskCon paper": tuple(
         Claim(f"`maskcon` is ahead of `{other}`", "maskcon", other, ("omniglot", "maskcon"))
@@ -78,11 +78,6 @@ class Difference(NamedTuple):
     @property
     def decided(self) -> bool:
         return abs(self.points) > self.margin
-
-
-def own_layer(method: str) -> str:
-    """Returns the layer that a method's loss sees: the projector, or the trunk of a method without one."""
-    return "projector" if method != RAW_PIXELS and methods.get(method).projector else "trunk"
 
 
 def difference(runs: Sequence[Result], claim: Claim, metric: str, layer: str) -> Difference | None:
@@ -183,19 +178,20 @@ def summary(recorded: Mapping[str, Sequence[Result]]) -> str:
     for study, row in SUMMARY:
         title, tables = STUDIES[study]
         runs = _runs(tables, recorded)
-        ours, theirs = ([run for run in runs if run["row"] == name] for name in (row, "baseline"))
+        # A run may appear in several tables.
+        ours, theirs = ([*{r["seed"]: r for r in runs if r["row"] == name}.values()] for name in (row, "baseline"))
         if ours and theirs:
             by_layer = (_means(theirs, "trunk"), _means(ours, "trunk"), _means(ours, "projector"))
             weight = f"{ours[0]['config']['loss.instance_weight']:g}"
-            rows.append([title, f"λ = {weight}", *by_layer, str(len({run["seed"] for run in ours}))])
+            rows.append([title, f"λ = {weight}", *by_layer, str(min(len(ours), len(theirs)))])
     header = ("data, coarse → fine classes", "Grafit", "cross-entropy", "Grafit, trunk", "Grafit, projector", "seeds")
     return markdown(header, rows) if rows else ""
 
 
 def _means(runs: Sequence[Result], layer: str) -> str:
     """The metrics of HEADLINE at a layer, means over the runs."""
-    values = ([run["metrics"][at_layer(run["config"], metric, layer)] for run in runs] for metric in HEADLINE)
-    return " / ".join(f"{100 * float(np.mean(of_metric)):.1f}" for of_metric in values)
+    values = ([run["metrics"].get(at_layer(run["config"], metric, layer)) for run in runs] for metric in HEADLINE)
+    return " / ".join(percent(of_metric).partition(" ")[0] for of_metric in values)
 
 
 def _runs(tables: Iterable[str], recorded: Mapping[str, Sequence[Result]]) -> list[Result]:

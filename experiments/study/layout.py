@@ -1,5 +1,6 @@
 """The Markdown of results: tables that fit a phone, and named blocks within a page."""
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +10,30 @@ import numpy as np
 
 from grafit_jax.errors import UserError
 from grafit_jax.report.tables import markdown
-from grafit_jax.runs.results import Result
+from grafit_jax.runs.results import Result, at_layer
 
-# Row label -> prefix of its metrics: the two layers at which a method is evaluated.
-LAYERS = {"trunk": "", "projector": "projector/"}
-_WHOLE = {"": ""}
+# Returns the name of a metric of a result at one layer or label level.
+Key = Callable[[Result, str], str]
+_WHOLE: Mapping[str, Key] = {"": lambda result, metric: metric}
+
+
+def at_layers(layers: Sequence[str]) -> dict[str, Key]:
+    """Returns the parts of a table with a row for each layer."""
+    return {layer: functools.partial(_at_layer, layer) for layer in layers}
+
+
+def at_levels(levels: Sequence[str]) -> dict[str, Key]:
+    """Returns the parts of a table with a row for each label level, from coarse to fine."""
+    prefixes = {level: f"{level}/" for level in levels[:-1]} | {levels[-1]: ""}
+    return {level: functools.partial(_at_level, prefix) for level, prefix in prefixes.items()}
+
+
+def _at_layer(layer: str, result: Result, metric: str) -> str:
+    return at_layer(result.get("config", {}), metric, layer)
+
+
+def _at_level(prefix: str, result: Result, metric: str) -> str:
+    return f"{prefix}{metric}"
 
 
 def markdown_table(
@@ -22,7 +42,7 @@ def markdown_table(
     name: Callable[[Result], Sequence[str]],
     columns: Mapping[str, str],
     part: str = "",
-    parts: Mapping[str, str] = _WHOLE,
+    parts: Mapping[str, Key] = _WHOLE,
 ) -> str:
     """Returns a table with a row for every name and part: percent, mean ± standard deviation over the seeds.
 
@@ -32,15 +52,15 @@ def markdown_table(
       name: the cells of a result in these columns; results with the same cells share a row.
       columns: metric -> heading.
       part: heading of the column of parts, where there are several.
-      parts: label -> prefix of the metrics. A row without any of these metrics is left out.
+      parts: label -> key of a metric. A row without any of the metrics is left out.
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         groups.setdefault(tuple(name(result)), []).append(result)
     rows = []
     for cells, runs in groups.items():
-        for label, prefix in parts.items():
-            numbers = [_percent([run["metrics"].get(prefix + key) for run in runs]) for key in columns]
+        for label, key in parts.items():
+            numbers = [percent([run["metrics"].get(key(run, metric)) for run in runs]) for metric in columns]
             if any(number != "–" for number in numbers):
                 rows.append([*cells, *([label] if len(parts) > 1 else []), *numbers, _training(runs)])
     return markdown([*names, *([part] if len(parts) > 1 else []), *columns.values(), "training"], rows)
@@ -55,12 +75,12 @@ def tell_apart(
 
     Args:
       results: the results of one table.
-      notes: method -> what follows its name.
-      facts: what a fact is about -> its value for a result's config.
+      notes: method -> remark shown after its name.
+      facts: name of a setting -> its value for a result's config.
     """
 
     def stated(result: Result) -> list[str]:
-        return [f"{about} {fact(result['config'])}" for about, fact in facts.items()] if "config" in result else []
+        return [f"{setting} {fact(result['config'])}" for setting, fact in facts.items()] if "config" in result else []
 
     every = [stated(result) for result in results]
     common = [
@@ -76,21 +96,22 @@ def tell_apart(
 
     shared = all(phrase in common for phrases in every for phrase in phrases)
     sentence = f"{'All rows' if shared else 'Unless a row says otherwise'}: {', '.join(common)}." if common else ""
-    return name, " ".join(filter(None, [sentence, _views(results)]))
+    return name, " ".join(filter(None, [sentence, _views({name(r)[0]: r["run"] for r in results})]))
 
 
-def _views(results: Sequence[Result]) -> str:
-    """How many views of an image a step sees, by method."""
-    views = {r["method"]: str(r["run"]["views_per_image"]) for r in results if r["run"].get("views_per_image")}
+def _views(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a sentence on the number of views per step: the most frequent one, and the rows with another."""
+    views = {row: str(run["views_per_image"]) for row, run in runs.items() if run.get("views_per_image")}
     if not views:
         return ""
     counts = Counter(views.values())
     usual = counts.most_common(1)[0][0]
-    others = [f"{of} for {', '.join(f'`{m}`' for m in views if views[m] == of)}" for of in counts if of != usual]
+    others = [f"{of} for {' and '.join(row for row in views if views[row] == of)}" for of in counts if of != usual]
     return f"Views of an image per step: {'; '.join([usual, *others])}."
 
 
-def _percent(values: list[float | None]) -> str:
+def percent(values: Sequence[float | None]) -> str:
+    """Returns fractions as percent: the mean, ± the sample standard deviation of several; "–" for none."""
     numbers = [100 * v for v in values if v is not None]
     if not numbers:
         return "–"
@@ -99,9 +120,9 @@ def _percent(values: list[float | None]) -> str:
 
 
 def _training(runs: Sequence[Result]) -> str:
-    """Number of seeds × mean duration of a training."""
+    """Returns seeds × mean duration of a training; only the seeds if a duration is missing."""
     seconds = [run["run"]["train_seconds"] for run in runs if "train_seconds" in run["run"]]
-    if not seconds:
+    if len(seconds) < len(runs):
         return f"{len(runs)} seeds" if len(runs) > 1 else "–"
     duration = _duration(float(np.mean(seconds)))
     return f"{len(runs)} × {duration}" if len(runs) > 1 else duration

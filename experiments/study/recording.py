@@ -16,12 +16,18 @@ RAW_PIXELS = "raw_pixels"
 # Prefixes of config keys that do not affect training.
 _NOT_TRAINING = ("eval.", "checkpoint.")
 # Evaluation settings that all results of one table must share. The image size may differ: tables show it.
-_JUDGED_BY = ("eval.crop", "eval.resize", "eval.knn_k", "eval.knn_temperature")
+_EVALUATED_WITH = ("eval.crop", "eval.resize", "eval.knn_k", "eval.knn_temperature")
 # Config keys that hold the path of a run or weights to start from.
 STARTS = ("clusterfit.source", "model.pretrained")
 # The parts of an entry whose shared values are written once, in the first line of a file.
 _PARTS = ("run", "config", "environment")
 RESTORE = "restore the file from version control, or record it again with experiments/reproduce.py or benchmark.py"
+
+
+def own_layer(method: str) -> str:
+    """Returns the layer that a method's loss sees: the projector, or the trunk of a method without one."""
+    without = method == RAW_PIXELS or methods.get(method).projector in (None, "identity")
+    return "trunk" if without else "projector"
 
 
 def protocol(method: str) -> str:
@@ -84,7 +90,7 @@ def check_together(results: Sequence[Result], where: str) -> None:
     Raises:
       UserError: the results are of different images or labels, or of different evaluation settings.
     """
-    for key in _JUDGED_BY:
+    for key in _EVALUATED_WITH:
         values = {result["config"].get(key, _defaults()[key]): result for result in results}
         if len(values) > 1:
             found = "; ".join(f"{r['row']}, seed {r['seed']}: {value}" for value, r in values.items())

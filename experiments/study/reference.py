@@ -12,24 +12,28 @@ from typing import Any
 from grafit_jax import config as config_lib
 from grafit_jax.report.tables import markdown
 
-# In the order in which a user meets them.
+# In the order of a typical workflow.
 COMMANDS = ("prepare", "train", "evaluate", "embed", "search", "report", "sweep", "reproduce", "benchmark")
 _SCRIPTS = pathlib.Path(__file__).parent.parent
 _DEFINE = re.compile(r"DEFINE_(\w+)$")
-# Assignments that no flag refers to, and that need more of a script than its imports.
+# Assignments to skip: flags, and values that need `__file__`.
 _CALLS = re.compile(r"DEFINE_|__file__")
 
 
 def config_keys() -> str:
-    """Returns all config keys in Markdown, a table for each section: key, default, meaning."""
+    """Returns all config keys in Markdown, a table per section: key, default, meaning."""
     defaults = config_lib.flatten(config_lib.default())
     sections: dict[str, list[list[str]]] = {}
-    for key, comment in key_comments(inspect.getsource(config_lib)).items():
+    comments = key_comments(inspect.getsource(config_lib))
+    for key, comment in comments.items():
         if key in defaults:
             section, _, name = key.rpartition(".")
             sections.setdefault(section, []).append([f"`{name}`", _cell(f"`{defaults[key]!r}`"), _cell(comment)])
     tables = {section: markdown(("key", "default", "meaning"), rows) for section, rows in sections.items()}
-    return "\n\n".join(f"### {section or 'Top level'}\n\n{table}" for section, table in tables.items())
+    parts = []
+    for section, table in tables.items():
+        parts += [f"### {section or 'Top level'}", comments.get(section, ""), table]
+    return "\n\n".join(filter(None, parts))
 
 
 def key_comments(source: str) -> dict[str, str]:
@@ -59,8 +63,7 @@ def key_comments(source: str) -> dict[str, str]:
     for key, node in _keys(functions["default"], names):
         if "_augmentations()" in ast.unparse(node):
             found |= {f"{key}.{name}": comment(each) for name, each in shared.items()}
-        else:
-            found[key] = comment(node)
+        found[key] = found.get(key) or comment(node)
     return found
 
 
@@ -83,7 +86,7 @@ def _dotted(node: ast.expr, names: Mapping[str, str]) -> str:
 
 
 def commands() -> str:
-    """Returns the commands in Markdown: for each its description, and a table of its flags."""
+    """Returns the commands in Markdown: for each its description and a table of its flags."""
     parts = []
     for name in COMMANDS:
         tree = ast.parse((_SCRIPTS / f"{name}.py").read_text())
@@ -125,7 +128,7 @@ def _flags(tree: ast.Module) -> Iterator[list[str]]:
 
 
 def _names(tree: ast.Module) -> dict[str, Any]:
-    """Returns what the default values and texts of a script's flags may refer to: the library, and constants."""
+    """Returns the names that flag defaults and help texts use: library imports and constants."""
     names: dict[str, Any] = {}
     for node in tree.body:
         imported = isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("grafit_jax", "study"))

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import filelock
 
-from grafit_jax import methods
 from grafit_jax.errors import UserError, reading
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs import workdir
@@ -20,7 +19,7 @@ def render(table: Table, found: Sequence[Result], where: str = "the table") -> s
     """Returns a table in Markdown, with its setting and provenance below.
 
     Raises:
-      UserError: results that cannot stand in one table.
+      UserError: results that are not comparable.
     """
     recording.check_together(found, where)
     trained = [r["run"] for r in found if r["method"] != RAW_PIXELS]
@@ -29,22 +28,22 @@ def render(table: Table, found: Sequence[Result], where: str = "the table") -> s
     text = layout.markdown_table(shown, ["method"], name, table.columns, *_parts(table))
     if not trained:
         return text
+    layers = "" if table.levels or len(table.layers) > 1 else f"Metrics at the {table.layers[0]}."
     sizes = f"{trained[0]['train_images']:,} training and {trained[0]['test_images']:,} test images"
-    return f"{text}\n\nIn percent. {shared} {sizes}; {_provenance(trained)}"
+    return f"{text}\n\n" + " ".join(filter(None, ["In percent.", layers, shared, f"{sizes}; {_provenance(trained)}"]))
 
 
 def _at_own_layers(result: Result) -> dict[str, float]:
     """Returns the metrics of a result, without a projector's where the method has none of its own."""
-    method = result["method"]
-    without = method == RAW_PIXELS or methods.get(method).projector in (None, "identity")
+    without = recording.own_layer(result["method"]) == "trunk"
     return {key: value for key, value in result["metrics"].items() if not (without and key.startswith("projector/"))}
 
 
-def _parts(table: Table) -> tuple[str, Mapping[str, str]]:
-    """Heading and parts of `layout.markdown_table`: the levels of labels, or the layers."""
+def _parts(table: Table) -> tuple[str, Mapping[str, layout.Key]]:
+    """Returns heading and parts of `layout.markdown_table`: the label levels, or the layers."""
     if table.levels:
-        return "level", {level: f"{level}/" for level in table.levels[:-1]} | {table.levels[-1]: ""}
-    return "layer", {layer: layout.LAYERS[layer] for layer in table.layers}
+        return "level", layout.at_levels(table.levels)
+    return "layer", layout.at_layers(table.layers)
 
 
 def _provenance(facts: Sequence[dict]) -> str:
@@ -245,7 +244,9 @@ _GROWTH = {
 
 
 def render_benchmark(lines: Sequence[dict], table=markdown) -> str:
-    """Returns a benchmark's entries as text: measurements, fitted growth, and shares of a step."""
+    """Returns a benchmark's entries as text: measurements, fitted growth, and shares of a step; "" without entries."""
+    if not lines:
+        return ""
     parts = [
         table(*_cells(_MEASURED, [_spelt(line) for line in lines if line.keys() & _MEASURES])),
         table(*_cells(_GROWTH, [_spelt(line) for line in lines if "curve_s" in line])),
@@ -278,7 +279,7 @@ def _spelt(line: dict) -> dict:
         "curve_s": lambda seconds: ", ".join(f"{s:.3g}" for s in seconds),
         "hits": lambda hits: ", ".join(f"{what} {count}" for what, count in hits.items()),
     }
-    if line.get("peer_seconds") is not None:
+    if line.get("peer") and line.get("peer_seconds") is not None:
         line = line | {"peer": f"{line['peer']}: {line['peer_seconds']:.3g} s"}
     return line | {key: spell(line[key]) for key, spell in spelt.items() if key in line}
 

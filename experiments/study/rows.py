@@ -40,7 +40,7 @@ class Table:
       rows: rows in order.
       columns: metric -> heading; the headline metric first.
       gallery: two rows whose neighbours are drawn side by side, or none.
-      facts: what tells rows of one method apart -> its value for a run's config.
+      facts: name of a setting that distinguishes rows of one method -> its value for a run's config.
       notes: method -> remark shown after its name.
       pretrained: whether its trunks start from a file of weights (--pretrained).
       folder: default folder of its runs in `runs`; empty for the table's name. Tables with the same folder share the

@@ -34,8 +34,8 @@ def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda config: f"= {config[key]:g}"
 
 
-def _trained_at(config: Mapping[str, Any]) -> str:
-    return config["data.train_level"] or "coarse"
+def _trained_on(config: Mapping[str, Any]) -> str:
+    return f"{config['data.train_level'] or 'coarse'} labels"
 
 
 _OF_MIXTURES = {
@@ -177,7 +177,7 @@ _TUNED = Table(
     {"top1": "**top-1**", "knn_top1": "k-NN", "recall@1": "R@1", "map": "mAP"},
     facts={
         "network": lambda config: config["model.trunk"],
-        "trunk": lambda config: f"from `{row_of(config['model.pretrained']) or 'scratch'}`",
+        "trunk": lambda config: f"from `{row}`" if (row := row_of(config["model.pretrained"])) else "from scratch",
         "test images": lambda config: f"{config['eval.size'] or config['views.size']} px",
     },
     notes={"baseline": " (fine-tuned)"},
@@ -215,7 +215,7 @@ TABLES = {
     "cifar100_levels": Table(
         by_method("configs/cifar100.py", "preset=cpu_short,", ("baseline", "clusterfit", "grafit"), ("coarse", "fine")),
         _BY_LEVEL,
-        facts={"trained at": _trained_at},
+        facts={"trained on": _trained_on},
         levels=("coarse", "fine"),
     ),
     "omniglot": Table(
@@ -231,10 +231,12 @@ TABLES = {
         _gpu(),
         _STUDY,
         facts={
-            "trained at": _trained_at,
+            "trained on": _trained_on,
             "epochs": _number("train.epochs"),
             "λ": _number("loss.instance_weight"),
-            "projector ends in": lambda config: "batch norm" if config.get("model.projector_norm") else "linear layer",
+            "projector ends in": lambda config: (
+                "a batch norm" if config.get("model.projector_norm") else "a linear layer"
+            ),
         },
     ),
     "cifar100_fine": Table(by_method("configs/cifar100.py", "preset=paper,", ("grafit",), ("fine",)), _COLUMNS),
@@ -242,14 +244,14 @@ TABLES = {
     "imagenet": Table(
         by_method("configs/imagenet.py", "", published.OF_PAPER, ("coarse", "fine")),
         _BY_LEVEL,
-        facts={"trained at": _trained_at},
+        facts={"trained on": _trained_on},
         levels=("coarse", "fine"),
     ),
     **{
         f"inaturalist{year}": Table(
             by_method("configs/inaturalist.py", f"year={year},", published.OF_PAPER, published.LEVELS),
             _BY_LEVEL,
-            facts={"trained at": _trained_at},
+            facts={"trained on": _trained_on},
             levels=published.LEVELS,
         )
         for year in (2018, 2019)

@@ -31,8 +31,8 @@ def check_metric(metric: str, sweep: Sweep) -> None:
     known = ["map", "knn_top1", "top1", *(f"recall@{k}" for k in ks)]
     if metric.rpartition("/")[2] not in known:
         raise UserError(
-            f"found --metric={metric}{did_you_mean(metric, known)}; expected one of {', '.join(known)}, if need be "
-            "after a level or a layer, as coarse/map."
+            f"found --metric={metric}{did_you_mean(metric, known)}; expected one of {', '.join(known)}, "
+            "optionally with the prefix of a level or layer, such as coarse/map."
         )
 
 

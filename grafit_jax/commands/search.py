@@ -99,7 +99,7 @@ def picture(
     *,
     rows: np.ndarray | None = None,
 ) -> None:
-    """Writes a PNG of queries and neighbours, with frames by label if the queries are `rows` of the gallery."""
+    """Draws queries and neighbours to a file, with frames by label if the queries are `rows` of the gallery."""
     sheet = []
     for number, (query, near) in enumerate(zip(queries, index, strict=True)):
         frames = ["unknown"] * len(near)

@@ -42,7 +42,7 @@ def leave_page(run: Experiment, path: pathlib.Path, step: int, state: TrainState
             checkpoints.close()
             state = found[0] if found is not None and int(found[0].step) == step else None
         except Exception as error:  # a failure must not fail a complete run
-            warn(f"{path / write.NAME}: cannot write the page ({error}).")
+            warn(f"{path / write.NAME}: cannot write the page ({error}); run experiments/report.py --workdir={path}.")
         if not parallel.all_agree(state is not None):
             return
     assert state is not None

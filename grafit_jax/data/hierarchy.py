@@ -63,9 +63,9 @@ def check_trainable(records: Records, *, neighbours: bool) -> None:
         )
     single = np.flatnonzero(np.bincount(records.train_label) == 1)
     if neighbours and len(single):
-        others = f" and of {len(single) - 1} other labels" if len(single) > 1 else ""
+        others = f" and of {len(single) - 1} other classes" if len(single) > 1 else ""
         raise UserError(
-            f"found a single training image of coarse label {single[0]} ({records.train_names[single[0]]}){others}; "
+            f"found a single training image of class {single[0]} ({records.train_names[single[0]]}){others}; "
             "expected at least 2 for the k-NN loss; add images or leave the class out (data.coarse_classes)."
         )
 

@@ -169,7 +169,7 @@ def _fill(
             continue
         key = keys[path]
         if key not in state_dict:
-            instead = f" (but {unexpected[0]}, which it lacks)" if unexpected else ""
+            instead = f" (but {unexpected[0]}, which {name} lacks)" if unexpected else ""
             raise UserError(f"found no tensor {key} of {name}{instead}; expected torchvision's {name}.")
         tensor = np.asarray(state_dict[key])
         if path[-1] == "kernel":  # [out, in, height, width] or [out, in]

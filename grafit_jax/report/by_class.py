@@ -40,13 +40,13 @@ def section(shown: Shown) -> Section:
     return Section("classes", "R@1 by class", content)
 
 
-def _table(runs: Sequence[Run], group: Classes, judged: Mapping[str, Classes], beside: Sequence[Classes]) -> str:
+def _table(runs: Sequence[Run], group: Classes, evaluated: Mapping[str, Classes], beside: Sequence[Classes]) -> str:
     """Makes the table of the classes of `group`, lowest R@1 first.
 
     Args:
       runs: one column each; two runs also get their difference.
       group: classes of the rows.
-      judged: heading -> labels that define a hit.
+      evaluated: heading -> labels that define a hit.
       beside: coarser classes to show as further columns.
     """
     images = np.bincount(group.label)
@@ -54,7 +54,7 @@ def _table(runs: Sequence[Run], group: Classes, judged: Mapping[str, Classes], b
         f"{heading}, {run.name}" if len(runs) > 1 else heading: recall_by_class(
             level.label, run.nearest, group.label, len(images)
         )
-        for heading, level in judged.items()
+        for heading, level in evaluated.items()
         for run in runs
     }
     rows = []
@@ -67,7 +67,7 @@ def _table(runs: Sequence[Run], group: Classes, judged: Mapping[str, Classes], b
     lowest = sorted(rows, key=lambda cells: (cells[place].value == markup.UNKNOWN, cells[place].value))[:_ROWS]
     note = f"<p>The {_ROWS:,} of {len(rows):,} classes with the lowest R@1.</p>" if len(rows) > _ROWS else ""
     header = [group.level, *(level.level for level in beside), "images", *columns]
-    header += [f"gain in {next(iter(judged))}"] if len(runs) == 2 else []
+    header += [f"gain in {next(iter(evaluated))}"] if len(runs) == 2 else []
     caption = f"R@1 by class at level {text(group.level)}, in percent"
     return note + markup.table(caption, [*map(text, header)], lowest, sortable=True)
 

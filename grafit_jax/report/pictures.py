@@ -38,7 +38,7 @@ Thumbnail = tuple[np.ndarray, str]
 def gallery(
     path: pathlib.Path, records: Records, embeddings: Mapping[str, np.ndarray], *, rows: int = 6, k: int = 10
 ) -> None:
-    """Writes a PNG of queries and their k nearest other images, side by side for each entry of `embeddings`.
+    """Draws queries and their k nearest other images, side by side for each entry of `embeddings`.
 
     The queries are drawn with a fixed seed, one from each of `rows` classes, the same for all entries.
 
@@ -76,7 +76,7 @@ def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: i
 
 
 def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thumbnail]]]) -> None:
-    """Writes a PNG of rows of framed thumbnails, the query first, with the sheets side by side under their names."""
+    """Draws rows of framed thumbnails, the query first, with the sheets side by side under their names."""
     from matplotlib.figure import Figure
 
     width, height = max(len(row) for rows in sheets.values() for row in rows), max(map(len, sheets.values()))

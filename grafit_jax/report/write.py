@@ -30,7 +30,7 @@ def leave(run: Experiment, state: TrainState, path: pathlib.Path) -> None:
         if parallel.is_first():
             workdir.write(path / NAME, _composed([path], [run], [rows]))
     except Exception as error:  # the run itself is complete
-        warn(f"{path / NAME}: found an error ({error}); run experiments/report.py --workdir={path}.")
+        warn(f"{path / NAME}: cannot write the page ({error}); run experiments/report.py --workdir={path}.")
     parallel.all_agree(True)  # the others wait here: JAX's exit barrier ends all processes after five minutes
 
 

@@ -290,8 +290,8 @@ def check(
         others -= has_own_row(query_ids, gallery_ids)
     if k > others:
         raise UserError(
-            f"search: found k = {k}; expected at most {others}, the gallery rows without the query; use a smaller k or "
-            "a larger gallery."
+            f"search: found k = {k}; expected at most {others}, the number of gallery rows that a query can find; use "
+            "a smaller k or a larger gallery."
         )
 
 

@@ -76,8 +76,8 @@ def probe(
     weight, steps, gradient = fit(rows, label, len(classes), l2)
     if steps == _MAX_ITERATIONS:
         warn(
-            f"probe with l2 = {l2:g}: found a largest gradient of {gradient:.0e} after {steps} steps; expected "
-            f"{_GRADIENT:.0e}; top1 may be slightly off."
+            f"probe with l2 = {l2:g}: found a largest gradient of {gradient:.0e} after {steps} steps; expected at "
+            f"most {_GRADIENT:.0e}; top1 may be slightly off."
         )
     found = classes[predict(weight, test)]
     return {"top1": float(np.mean(found == np.asarray(test_label))), "l2": float(l2)}

@@ -30,7 +30,7 @@ _FACTORS = (0x9E3779B1, 0x85EBCA77)
 class Checkpoints(checkpoint_managers.PreservationPolicy):
     """The checkpoints of one run, `workdir/checkpoints/<step>/`, written in the background.
 
-    A checkpoint holds two trees: `state` (parameters, target, batch statistics, optimiser, RNG, step) and `memory` (the
+    A checkpoint holds two trees: `state` (parameters, target, batch statistics, optimizer, RNG, step) and `memory` (the
     rows of all devices, concatenated). Both restore on any number of devices. A third item, `record`, is JSON: digests
     of both trees, to detect damage, and facts about the run. The newest `keep` checkpoints are kept, plus the best one
     by fine mAP (coarse mAP without fine labels).

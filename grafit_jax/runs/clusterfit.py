@@ -80,7 +80,7 @@ def load(workdir: pathlib.Path, num_images: int) -> Clusters:
       UserError: the file is missing or damaged.
     """
     path = workdir / _FILE
-    remedy = "remove it, and it is made again from clusterfit.source"
+    remedy = "remove the file to compute the clusters again from clusterfit.source"
     arrays = read_npz(path, Clusters._fields.__contains__, Clusters._fields, remedy)
     with reading(path, remedy):
         centre, label = arrays["centre"], arrays["label"]

@@ -33,7 +33,8 @@ class Variant(NamedTuple):
         if {split: len(r) for split, r in rows.items()} != dict(self.published):
             warn(
                 f"{where}: found {len(rows['train'])} training and {len(rows['test'])} test images; expected "
-                f"{self.published['train']} and {self.published['test']}; results are not comparable."
+                f"{self.published['train']} and {self.published['test']}; results are not comparable with published "
+                "ones."
             )
         return rows
 
@@ -96,7 +97,9 @@ class Entry(NamedTuple):
         """Returns the variant `name` (the default if empty), or None for all images; raises UserError if unknown."""
         name = name or self.default
         if name and name not in self.variants:
-            expected = f"{', '.join(self.variants)}, or empty" if self.variants else "an empty one (there are none)"
+            expected = (
+                f"{', '.join(self.variants)}, or empty" if self.variants else "no variant, since this data set has none"
+            )
             raise UserError(f"{where}: found data.variant = {name!r}; expected {expected}.")
         return self.variants[name] if name else None
 
@@ -117,8 +120,8 @@ class Hierarchy(NamedTuple):
     def check(self, label_names: Sequence[str], where: str) -> None:
         """Raises a UserError if the fine classes of a data set differ from `label_names`."""
         if tuple(label_names) != self.label_names:
-            pairs = zip(label_names, self.label_names, strict=False)
-            found, expected = next((pair for pair in pairs if pair[0] != pair[1]), ("no more", "no more"))
+            pairs = itertools.zip_longest(label_names, self.label_names, fillvalue="no more")
+            found, expected = next(pair for pair in pairs if pair[0] != pair[1])
             raise UserError(
                 f"{where}: found {len(label_names)} classes (the first difference is {found}); expected TFDS's own "
                 f"{len(self.label_names)} ({expected}); prepare TFDS's own data set."

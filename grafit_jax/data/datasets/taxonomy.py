@@ -109,4 +109,4 @@ def check_counts(found: Mapping[str, Classes], published: Mapping[str, int], whe
         if len(found[level].names) != published[level]
     ]
     if differing:
-        warn(f"{where}: found {', '.join(differing)}; results are not comparable.")
+        warn(f"{where}: found {', '.join(differing)}; results are not comparable with published ones.")

@@ -121,11 +121,11 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "F":
-        raise ValueError("found floating-point values; expected 8 or 16 bits, whose white level is known")
+        raise ValueError("found floating-point values, whose white level is unknown; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if np.min(values) < 0 or np.max(values) >= 2**16:
-            raise ValueError("found 32-bit values; expected 8 or 16 bits, whose white level is known")
+            raise ValueError("found 32-bit values, whose white level is unknown; save it with 8 or 16 bits")
         image = PIL.Image.fromarray(((values + _SCALE_16_TO_8 // 2) // _SCALE_16_TO_8).astype(np.uint8))
     if image.has_transparency_data:
         white = PIL.Image.new("RGBA", image.size, "white")

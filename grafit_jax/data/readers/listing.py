@@ -90,9 +90,7 @@ def _find_splits(names: Iterable[str], found: str, *, where: str, test_split: st
     ignored = [name for name in names if name not in by_split.values()]
     if ignored:
         used, others = by_split["test"], ", ".join(ignored)
-        warn(
-            f"{where}: {used} is the test split and {others} is ignored; use data.test_split={ignored[0]} to change it"
-        )
+        warn(f"{where}: found test split {used}; ignored: {others}; use data.test_split={ignored[0]} to change it")
     return by_split
 
 

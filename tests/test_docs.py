@@ -6,7 +6,6 @@ import shlex
 
 import pytest
 from absl import flags
-from markdown.extensions.toc import slugify
 from study import reference, tables
 
 from grafit_jax import config as config_lib
@@ -27,8 +26,9 @@ def prose(page):
 
 
 def anchors(page):
+    """The anchors of a page's headings, by the rule that GitHub and MkDocs share."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), flags=re.MULTILINE)
-    return {slugify(re.sub(r"[`*]", "", heading), "-") for heading in headings}
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
 def commands(page):

@@ -41,8 +41,8 @@ def knn_loss_and_weight(
     Args:
       embeddings: float [B, D], normalised inside. Only they receive a gradient.
       labels: int [B].
-      memory: float [R, D], normalised inside. With `axis_name`, the rows of this device: device d of n holds rows d*R
-        to (d+1)*R-1 of the `n*R` rows of the memory.
+      memory: float [R, D], normalised inside. With `axis_name`, the rows of this device: device d of n holds rows
+        `d*R` to `(d+1)*R-1` of the `n*R` rows of the memory.
       memory_labels: int [R]; rows with a negative label are empty and ignored.
       temperature: sigma > 0. Values down to 0.01 are stable, also with bfloat16 inputs.
       own_slot: int [B], the row (counted over all devices) of the example itself, which both sums exclude; -1 or None

@@ -17,7 +17,7 @@ COMMANDS = ("prepare", "train", "evaluate", "embed", "search", "report", "sweep"
 _SCRIPTS = pathlib.Path(__file__).parent.parent
 _DEFINE = re.compile(r"DEFINE_(\w+)$")
 # Assignments to skip: flags, and values that need `__file__`.
-_CALLS = re.compile(r"DEFINE_|__file__")
+_SKIPPED = re.compile(r"DEFINE_|__file__")
 
 
 def config_keys() -> str:
@@ -48,13 +48,13 @@ def key_comments(source: str) -> dict[str, str]:
     }
 
     def comment(node: ast.stmt) -> str:
-        behind = [comments[n][0] for n in range(node.lineno, (node.end_lineno or 0) + 1) if n in comments]
+        after = [comments[n][0] for n in range(node.lineno, (node.end_lineno or 0) + 1) if n in comments]
         above: list[str] = []
         line = node.lineno - 1
         while line in comments and comments[line][1]:
             above.insert(0, comments[line][0])
             line -= 1
-        return " ".join([*above, *behind])
+        return " ".join([*above, *after])
 
     functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     shared = dict(_keys(functions["_augmentations"], {"a": ""}))
@@ -132,7 +132,7 @@ def _names(tree: ast.Module) -> dict[str, Any]:
     names: dict[str, Any] = {}
     for node in tree.body:
         imported = isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("grafit_jax", "study"))
-        if imported or (isinstance(node, ast.Assign) and not _CALLS.search(ast.unparse(node))):
+        if imported or (isinstance(node, ast.Assign) and not _SKIPPED.search(ast.unparse(node))):
             exec(ast.unparse(node), names)
     return names
 

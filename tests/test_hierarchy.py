@@ -37,10 +37,10 @@ def test_trainable():
     [
         ([], "found 0 training images; expected at least 2"),
         ([1], "found 1 training images; expected at least 2"),
-        ([0, 1, 1, 2], r"single training image of coarse label 0 \(x\) and of 1 other labels; expected at least 2 for"),
+        ([0, 1, 1, 2], r"single training image of class 0 \(x\) and of 1 other classes; expected at least 2 for"),
         (
             [0, 0, 1, 2, 2],
-            r"found a single training image of coarse label 1 \(y\); expected at least 2 for the k-NN loss; add",
+            r"found a single training image of class 1 \(y\); expected at least 2 for the k-NN loss; add",
         ),
     ],
 )

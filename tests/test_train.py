@@ -164,7 +164,10 @@ def test_training_improves_on_the_untrained_network(tmp_path, trains):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path, trains):
     config = small_config(**{"optimizer.learning_rate": 1e30, "checkpoint.every_epochs": 1})
-    with pytest.raises(UserError, match=r"not finite between steps 0 and 14; .*newest checkpoint is of step 0; lower"):
+    with pytest.raises(
+        UserError,
+        match=r"not finite between steps 0 and 14, which were not saved; the newest checkpoint is of step 0; lower",
+    ):
         trains(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]

@@ -83,6 +83,8 @@ def _own_flags(script):
 
 def _is_of_a_library(name):
     """Returns whether a flag was defined by a module that stays imported, not by a script or its --config."""
+    if name.startswith("config."):  # absl seems to define the keys of --config
+        return False
     return (flags.FLAGS.find_module_defining_flag(name) or "").startswith(("absl", "benchmarks", "tensorflow"))
 
 

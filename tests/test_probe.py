@@ -114,8 +114,8 @@ def test_a_fit_that_stops_short_of_the_minimum_is_a_one_line_warning(monkeypatch
     probe.probe(rows, label, rows, label)
     warned = capsys.readouterr().err
     assert re.fullmatch(
-        r"warning: probe with l2 = \S+: found a largest gradient of \de-0[1-5] after 3 steps; expected at most 1e-07; top1 may "
-        r"be slightly off\.\n",
+        r"warning: probe with l2 = \S+: found a largest gradient of \de-0[1-5] after 3 steps; expected at most "
+        r"1e-07; top1 may be slightly off\.\n",
         warned,
     ), warned
 

@@ -90,13 +90,13 @@ def tell_apart(
         if count > len(of_fact) / 2
     ]
 
-    def name(result: Result) -> Sequence[str]:
+    def name(result: Result, notes: Mapping[str, str] = notes) -> Sequence[str]:
         own = [phrase for phrase in stated(result) if phrase not in common]
         return (", ".join([f"`{result['method']}`{notes.get(result['method'], '')}", *own]),)
 
     shared = all(phrase in common for phrases in every for phrase in phrases)
     sentence = f"{'All rows' if shared else 'Unless a row says otherwise'}: {', '.join(common)}." if common else ""
-    return name, " ".join(filter(None, [sentence, _views({name(r)[0]: r["run"] for r in results})]))
+    return name, " ".join(filter(None, [sentence, _views({name(r, {})[0]: r["run"] for r in results})]))
 
 
 def _views(runs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -205,7 +205,7 @@ def result(method, level, seed=0, **metrics):
 
 
 def shown(table, results):
-    name, _ = layout.tell_apart(results, {}, table.facts)
+    name, _ = layout.row_names(results, {}, table.facts)
     return layout.markdown_table(results, ["method"], name, table.columns, *render._parts(table)).splitlines()
 
 
@@ -283,7 +283,7 @@ def test_a_fine_tuning_table_trains_the_trunks_first_and_omits_their_rows(tmp_pa
     assert halves["baseline"] == halves["grafit"] == set(range(10))
     assert halves["from_scratch"] == halves["from_baseline"] == halves["from_grafit"] == set(range(10, 20))
     assert not {name for name, c in trained if c.model.trunk != "resnet8"}
-    # Two of its rows are told apart by their initial weights.
+    # Rows of one method state their initial weights.
     tuned = [
         {"method": "baseline", "seed": 0, "metrics": {"top1": v}, "run": {}, "config": {"model.pretrained": start}}
         for v, start in ((0.5, ""), (0.75, f"{tmp_path}/grafit"), (0.25, f"{tmp_path}/grafit_seed12"), (0.6, ""))

@@ -80,7 +80,7 @@ def test_a_table_has_a_row_for_every_layer_that_was_evaluated():
     ]
 
 
-def test_what_most_rows_share_is_said_once_and_a_row_states_the_rest():
+def test_settings_that_most_rows_share_are_stated_once():
     def of(method, views, **config):
         return result(method) | {"config": config, "run": {"views_per_image": views}}
 
@@ -93,7 +93,7 @@ def test_what_most_rows_share_is_said_once_and_a_row_states_the_rest():
         {"method": "raw_pixels", "run": {}},  # no config
     ]
     found[2]["run"]["views_per_image"] = 4  # a method's rows may differ
-    name, shared = layout.tell_apart(found, {"byol": " (no labels)"}, facts)
+    name, shared = layout.row_names(found, {"byol": " (no labels)"}, facts)
     # Three of four have λ = 1; no level has more than half.
     assert shared == (
         "Unless a row says otherwise: λ = 1. Views of an image per step: 2; 1 for `baseline`, trained on coarse; "
@@ -106,9 +106,9 @@ def test_what_most_rows_share_is_said_once_and_a_row_states_the_rest():
         ("`byol` (no labels), trained on fine",),
         ("`raw_pixels`",),
     ]
-    _, shared = layout.tell_apart(found[:2], {}, facts)
+    _, shared = layout.row_names(found[:2], {}, facts)
     assert shared == "All rows: λ = 1, trained on coarse. Views of an image per step: 1; 2 for `grafit`."
-    assert layout.tell_apart(found[4:], {}, facts)[1] == ""
+    assert layout.row_names(found[4:], {}, facts)[1] == ""
 
 
 def test_benchmark_tables():
@@ -219,7 +219,7 @@ def test_a_row_states_its_protocol():
 
     table = tables.TABLES["maskcon_cpu"]
     found = [of("grafit", "", True), of("grafit_maskcon", "w.pth", "maskcon")]
-    name, _ = layout.tell_apart(found, table.notes, table.facts)
+    name, _ = layout.row_names(found, table.notes, table.facts)
     assert layout.markdown_table(found, ["method"], name, {"map": "mAP"}).splitlines()[2:] == [
         "| `grafit`, protocol paper, trunk from scratch, AutoAugment of torchvision (black) | 50.0 | 90 s |",
         "| `grafit_maskcon`, protocol maskcon, trunk pretrained, AutoAugment of MaskCon (grey) | 50.0 | 90 s |",

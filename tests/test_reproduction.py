@@ -440,7 +440,7 @@ def test_transfer_trunks_are_trained_once_and_tested_at_the_published_size():
         {**of_rows(**{point.name: [{"top1": 0.99}]})[0], "method": "baseline", "config": point.flat, "run": {}}
         for point in points("transfer_flowers")
     ]
-    name, _ = layout.tell_apart(runs, {}, tables._TUNED.facts)
+    name, _ = layout.row_names(runs, {}, tables._TUNED.facts)
     assert len(layout.markdown_table(runs, ["method"], name, {"top1": "top-1"}).splitlines()) == 2 + 4
     lines = published.render({"transfer_flowers": runs}, ["transfer_flowers"]).split("\n")
     assert [line.split(" | ")[1::2] for line in lines if "regnet" in line] == [

@@ -191,7 +191,7 @@ def summary(recorded: Mapping[str, Sequence[Result]]) -> str:
 def _means(runs: Sequence[Result], layer: str) -> str:
     """The metrics of HEADLINE at a layer, means over the runs."""
     values = ([run["metrics"].get(at_layer(run["config"], metric, layer)) for run in runs] for metric in HEADLINE)
-    return " / ".join(percent(of_metric).partition(" ")[0] for of_metric in values)
+    return " / ".join(percent(of_metric, deviation=False) for of_metric in values)
 
 
 def _runs(tables: Iterable[str], recorded: Mapping[str, Sequence[Result]]) -> list[Result]:

@@ -66,7 +66,7 @@ def markdown_table(
     return markdown([*names, *([part] if len(parts) > 1 else []), *columns.values(), "training"], rows)
 
 
-def tell_apart(
+def row_names(
     results: Sequence[Result], notes: Mapping[str, str], facts: Mapping[str, Callable[[Mapping[str, Any]], str]]
 ) -> tuple[Callable[[Result], Sequence[str]], str]:
     """Returns the `name` of rows for `markdown_table`, and a sentence on what most rows share.
@@ -110,12 +110,12 @@ def _views(runs: Mapping[str, Mapping[str, Any]]) -> str:
     return f"Views of an image per step: {'; '.join([usual, *others])}."
 
 
-def percent(values: Sequence[float | None]) -> str:
+def percent(values: Sequence[float | None], *, deviation: bool = True) -> str:
     """Returns fractions as percent: the mean, ± the sample standard deviation of several; "–" for none."""
     numbers = [100 * v for v in values if v is not None]
     if not numbers:
         return "–"
-    spread = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else ""
+    spread = f" ± {np.std(numbers, ddof=1):.1f}" if deviation and len(numbers) > 1 else ""
     return f"{np.mean(numbers):.1f}{spread}"
 
 

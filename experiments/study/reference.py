@@ -117,14 +117,12 @@ def _flags(tree: ast.Module) -> Iterator[list[str]]:
         if choices:
             text = f"{text.rstrip('.')}: {', '.join(f'`{choice}`' for choice in choices)}."
         if name == "config" or any(keyword.arg == "required" for keyword in node.keywords):
-            value = "required"
+            shown = "required"
+        elif default in (None, "", []):
+            shown = ""
         else:
-            value = (
-                f"`{','.join(default) if isinstance(default, list) else default}`"
-                if default not in (None, "", [])
-                else ""
-            )
-        yield [f"`--{name}`", value, _cell(text)]
+            shown = f"`{','.join(default) if isinstance(default, list) else default}`"
+        yield [f"`--{name}`", shown, _cell(text)]
 
 
 def _names(tree: ast.Module) -> dict[str, Any]:

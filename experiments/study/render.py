@@ -23,7 +23,7 @@ def render(table: Table, found: Sequence[Result], where: str = "the table") -> s
     """
     recording.check_together(found, where)
     trained = [r["run"] for r in found if r["method"] != RAW_PIXELS]
-    name, shared = layout.tell_apart(found, table.notes, table.facts)
+    name, shared = layout.row_names(found, table.notes, table.facts)
     shown = [result | {"metrics": _at_own_layers(result)} for result in found]
     text = layout.markdown_table(shown, ["method"], name, table.columns, *_parts(table))
     if not trained:

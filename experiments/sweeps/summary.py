@@ -111,13 +111,12 @@ def table(found: Sequence[Group], varying: Sequence[str], metric: str) -> str:
     """Renders the groups in Markdown: percent, mean ± standard deviation over the seeds."""
     keys = [key for key in _apart(found, varying) if key != "method"]
     columns = {metric: f"**{_BESIDE.get(metric, metric)}**"} | {k: v for k, v in _BESIDE.items() if k != metric}
-    cells = {
-        id(result): (f"`{result['method']}`", *(str(group.values.get(key, "")) for key in keys))
-        for group in found
-        for result in group.results
-    }
-    every = [result for group in found for result in group.results]
-    return layout.markdown_table(every, ["method", *keys], lambda result: cells[id(result)], columns)
+
+    def name(result: Result) -> list[str]:
+        return [f"`{result['method']}`", *(str(result["values"].get(key, "")) for key in keys)]
+
+    results_with_values = [result | {"values": group.values} for group in found for result in group.results]
+    return layout.markdown_table(results_with_values, ["method", *keys], name, columns)
 
 
 def draw(found: Sequence[Group], varying: Sequence[str], metric: str) -> "Figure":

@@ -1,10 +1,12 @@
 """Embeds a whole split, each image once."""
 
 import collections
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from grafit_jax import parallel, pulse
@@ -15,6 +17,14 @@ from grafit_jax.views import augment
 
 # (variables, images of a split) -> name -> rows; see `make_embed_fn`.
 EmbedFn = Callable[[Any, Any], dict[str, np.ndarray]]
+
+
+def eval_views(config: ml_collections.ConfigDict) -> augment.Views:
+    """Returns the preprocessing in evaluation: the whole image, or the centre crop of `eval.crop`."""
+    views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
+    size = config.eval.size or views.size
+    resize = 0 if config.eval.crop == "whole" else config.eval.resize or augment.resize_for(size)
+    return dataclasses.replace(views, size=size, resize=resize)
 
 
 def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) -> EmbedFn:

@@ -106,9 +106,7 @@ def load(
     # 3. Views.
     views = augment.Views(**{k: v for k, v in config.views.items() if k != "num_views"})
     key_views = dataclasses.replace(views, **config.key_views) if method.uses_queue else None
-    size = config.eval.size or views.size
-    resize = 0 if config.eval.crop == "whole" else config.eval.resize or augment.resize_for(size)
-    eval_views = dataclasses.replace(views, size=size, resize=resize)
+    eval_views = evaluation.eval_views(config)
     crops = None
     if config.train.host_crops:  # then the device does not crop again
         each = [views] if key_views is None else [views, key_views]

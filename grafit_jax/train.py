@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, parallel, pulse, restore, train_step
+from grafit_jax import description, experiment, parallel, pulse, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.objective import EpochMeans
@@ -28,7 +28,7 @@ def train(
 ) -> dict[str, float]:
     """Trains a model, or resumes a stopped run in the same workdir; returns the final metrics.
 
-    Writes config.json, metrics.jsonl (one line per epoch and per evaluation), tensorboard/, checkpoints/, metrics.json
+    Writes config.json, model.json (class names and image shape), metrics.jsonl (one line per epoch and per evaluation), tensorboard/, checkpoints/, metrics.json
     (the metrics of the final weights, as `experiments/evaluate.py` prints them), run.json (time, environment, data),
     clusters.npz for ClusterFit, and broken.txt if unreadable images were skipped.
 
@@ -65,6 +65,7 @@ def train(
         if run.clusters is not None and not clusterfit.is_saved(path):
             clusterfit.save(path, run.clusters)
         workdir.put(path, "data.json", json.dumps(run.fingerprints()) + "\n")
+        description.write(path, run.config, run.records)
         workdir.write_broken(path, run.records)
         metrics, state = _complete(path, run), None
         if not metrics:

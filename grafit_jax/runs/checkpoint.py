@@ -23,6 +23,8 @@ from grafit_jax.memory import Memory
 # Timeout of a save. Orbax measures it by the wall clock, which may jump by years on a host whose clock was never set.
 # The multi-host watchdog detects a save that hangs.
 _TEN_YEARS = 10 * 365 * 24 * 3600
+# The parts of the state that are the online network.
+_WEIGHTS = ("params", "batch_stats")
 # Odd, so that flipping a single bit changes the digest.
 _FACTORS = (0x9E3779B1, 0x85EBCA77)
 
@@ -125,9 +127,48 @@ class Checkpoints(checkpoint_managers.PreservationPolicy):
 
         return self._newest_undamaged(read)
 
-    def _newest_undamaged(self, read: Callable[[int], Any]) -> Any | None:
-        """Returns `read(step)` for the newest checkpoint that `read` can load, or None."""
-        for step in sorted(self._manager.all_steps(), reverse=True):
+    def read_weights(self, step: int | None = None) -> tuple[dict[str, Any], int] | None:
+        """Reads the parameters and batch statistics of the online network, and nothing else of the state.
+
+        The checkpoint may have been written on any devices.
+
+        Args:
+          step: the step of the checkpoint; None for the newest undamaged one.
+
+        Returns:
+          ({"params": ..., "batch_stats": ...} as nested dictionaries of numpy arrays, step), or None without an
+          undamaged checkpoint.
+
+        Raises:
+          UserError: there is no checkpoint of this step.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if step is not None and step not in steps:
+            raise UserError(
+                f"{self._folder}: found no checkpoint of step {step}; expected one of "
+                f"{', '.join(map(str, steps)) or 'none'}."
+            )
+
+        def read(step):
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            saved = {name: self._manager.item_metadata(step)["state"].tree[name] for name in _WEIGHTS}
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved)
+            arguments = ocp.args.PyTreeRestore(
+                item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+            )
+            handler = ocp.PyTreeCheckpointHandler()
+            found = handler.restore(self._folder / str(step) / "state", args=arguments)
+            handler.close()
+            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            digest = {k: v for k, v in record["digests"]["state"].items() if k.partition("/")[0] in _WEIGHTS}
+            _compare({"state": found}, {"state": digest})
+            return jax.tree.map(np.asarray, found), step
+
+        return self._newest_undamaged(read, steps if step is None else [step])
+
+    def _newest_undamaged(self, read: Callable[[int], Any], steps: Sequence[int] | None = None) -> Any | None:
+        """Returns `read(step)` for the newest checkpoint, of all or of these steps, that `read` can load, or None."""
+        for step in sorted(self._manager.all_steps(), reverse=True) if steps is None else steps:
             found, reason = None, "another process could not read it"
             try:
                 found = read(step)

@@ -13,6 +13,8 @@ import PIL.ImageOps
 
 from grafit_jax.views.crops import Boxes
 
+# An image file, or an image in memory.
+Source = str | pathlib.Path | PIL.Image.Image | np.ndarray
 # The formats to decode, whatever the suffix; none that runs another program (EPS).
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 SUFFIXES = frozenset(
@@ -26,13 +28,14 @@ class Unreadable(Exception):
     """A file cannot be decoded; the message is one line with its path and the reason."""
 
 
-def decode(file: str | pathlib.Path) -> np.ndarray:
-    """Decodes the first frame of an image file to RGB.
+def decode(file: Source) -> np.ndarray:
+    """Decodes the first frame of an image to RGB.
 
     Applies the EXIF orientation, composites transparency on white and scales 16-bit values to 8 bits.
 
     Args:
-      file: JPEG, PNG, GIF, BMP, TIFF, WebP or PPM.
+      file: a JPEG, PNG, GIF, BMP, TIFF, WebP or PPM file, a PIL image, or uint8 [H, W], [H, W, 1], [H, W, 3] or
+        [H, W, 4].
 
     Returns:
       uint8 [H, W, 3].
@@ -45,7 +48,7 @@ def decode(file: str | pathlib.Path) -> np.ndarray:
         return np.asarray(_upright(image))
 
 
-def decode_boxes(file: str | pathlib.Path, size: int, boxes: Boxes) -> np.ndarray:
+def decode_boxes(file: Source, size: int, boxes: Boxes) -> np.ndarray:
     """Decodes an image once and returns T boxes of it, resized to S x S (bilinear, antialiased).
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the smallest box keeps a side of at least 2 S, as in
@@ -76,6 +79,31 @@ def decode_boxes(file: str | pathlib.Path, size: int, boxes: Boxes) -> np.ndarra
         return np.stack([np.asarray(part) for part in resized])
 
 
+def decode_to(file: Source, shape: tuple[int, int, int], boxes: Boxes) -> np.ndarray:
+    """Decodes an image and resizes it to uint8 [H, W, C], as `decode_boxes` does.
+
+    Args:
+      file: as for `decode`.
+      shape: (H, W, C), with C 3 for RGB or 1 for greyscale.
+      boxes: maps (height, width) to one box; not used unless H = W.
+
+    Raises:
+      Unreadable: as for `decode`.
+    """
+    height, width, channels = shape
+    if height == width:
+        image = decode_boxes(file, height, boxes)[0]
+    else:
+        with _opened(file) as opened:
+            image = np.asarray(_upright(opened).resize((width, height), PIL.Image.Resampling.BILINEAR))
+    return image if channels == 3 else np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
+
+
+def name_of(file: Source) -> str:
+    """Returns the path of an image, or a description of one in memory."""
+    return f"an array {list(file.shape)}" if isinstance(file, np.ndarray) else str(file)
+
+
 def decode_all(decoders: Iterable[Callable[[], np.ndarray]], ahead: int) -> Iterator[np.ndarray | Unreadable]:
     """Calls decoders on all CPU cores and yields their results in order, prefetching up to `ahead` of them.
 
@@ -102,16 +130,22 @@ def _decoded_or_error(decoder: Callable[[], np.ndarray]) -> np.ndarray | Unreada
 
 
 @contextlib.contextmanager
-def _opened(file: str | pathlib.Path) -> Iterator[PIL.Image.Image]:
-    """Opens an image file; raises any error in reading it as `Unreadable`."""
+def _opened(file: Source) -> Iterator[PIL.Image.Image]:
+    """Opens an image; raises any error in reading it as `Unreadable`."""
     try:
+        if isinstance(file, np.ndarray):
+            yield PIL.Image.fromarray(file[..., 0] if file.shape[2:] == (1,) else file)
+            return
+        if isinstance(file, PIL.Image.Image):
+            yield file.copy()  # the caller's image stays as it is
+            return
         with PIL.Image.open(file, formats=_FORMATS) as image:
             yield image
     except PIL.UnidentifiedImageError as error:
-        raise Unreadable(f"{file} (no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]})") from error
+        raise Unreadable(f"{name_of(file)} (no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]})") from error
     except Exception as error:  # decoders raise arbitrary exceptions on damaged files
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise Unreadable(f"{file} ({reason})") from error
+        raise Unreadable(f"{name_of(file)} ({reason})") from error
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:

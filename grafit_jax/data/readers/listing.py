@@ -13,8 +13,8 @@ from grafit_jax.data.readers import decode
 from grafit_jax.errors import UserError, reading, warn
 
 # The names of splits in folders and CSVs; the first of several test splits is used.
-_SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test"}
-TEST_SPLITS = tuple(name for name, split in _SPLIT_OF.items() if split == "test")
+SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test"}
+TEST_SPLITS = tuple(name for name, split in SPLIT_OF.items() if split == "test")
 # Maps the names of the splits found, and their description in messages, to {split: name}.
 _Splits = Callable[[Iterable[str], str], dict[str, str]]
 # What programs write into a CSV for a missing value.
@@ -103,7 +103,7 @@ def _list_folder(root: pathlib.Path, splits: _Splits) -> dict[str, list[Example]
         raise UserError(f"folder:{root}: found no such folder; expected one with train/ and test/.")
     walk = _Walk()
     folders, _ = walk.entries(str(root), ())
-    found = {name: path for name, path in folders if name in _SPLIT_OF}
+    found = {name: path for name, path in folders if name in SPLIT_OF}
     by_split = splits(found, f"the folders {', '.join(n for n, _ in folders)}" if folders else "no folders")
     ancestors = (os.path.realpath(root),)
     listed = {split: [*walk.examples(found[name], split, (), ancestors)] for split, name in by_split.items()}
@@ -195,9 +195,9 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     rows = _read_csv(path)
     names = dict.fromkeys(row["split"] for _, row in rows)
     for line, row in rows:
-        if row["split"] not in _SPLIT_OF:
+        if row["split"] not in SPLIT_OF:
             raise UserError(
-                f"{path}, line {line}: found split {row['split']!r}; expected one of {', '.join(_SPLIT_OF)}."
+                f"{path}, line {line}: found split {row['split']!r}; expected one of {', '.join(SPLIT_OF)}."
             )
     by_split = splits(names, f"the splits {', '.join(names)}" if names else "no splits")
     split_called = {name: split for split, name in by_split.items()}

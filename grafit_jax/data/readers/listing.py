@@ -97,23 +97,40 @@ def _find_splits(names: Iterable[str], found: str, *, where: str, test_split: st
 # Folders.
 
 
+def walk(root: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yields the image files below a folder, sorted by folder and file name, each with the names of its folders.
+
+    Follows links, except to a parent folder, and warns of ignored entries.
+
+    Raises:
+      UserError: a folder that cannot be read.
+    """
+    found = _Walk()
+
+    def below(folder: str, names: tuple[str, ...], ancestors: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        ancestors = (*ancestors, os.path.realpath(folder))
+        folders, files = found.entries(folder, ancestors)
+        yield from ((file, names) for file in files)
+        for name, inner in folders:
+            yield from below(inner, (*names, name), ancestors)
+
+    yield from below(root, (), ())
+    found.warn_of_ignored(root)
+
+
 def _list_folder(root: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     """Lists the images of DIR/<split>/<coarse>/[<fine>/], sorted by class and file name."""
     if not os.path.isdir(root):
         raise UserError(f"folder:{root}: found no such folder; expected one with train/ and test/.")
-    walk = _Walk()
-    folders, _ = walk.entries(str(root), ())
+    tree = _Walk()
+    folders, _ = tree.entries(str(root), ())
     found = {name: path for name, path in folders if name in SPLIT_OF}
     by_split = splits(found, f"the folders {', '.join(n for n, _ in folders)}" if folders else "no folders")
     ancestors = (os.path.realpath(root),)
-    listed = {split: [*walk.examples(found[name], split, (), ancestors)] for split, name in by_split.items()}
-    if walk.ignored:
-        warn(
-            f"folder:{root}: ignored {len(walk.ignored)} entries that are hidden, not images, or links to a parent "
-            f"folder, such as {walk.ignored[0]}"
-        )
-    if walk.empty:
-        warn(f"folder:{root}: found {len(walk.empty)} folders without images, such as {walk.empty[0]}")
+    listed = {split: [*tree.examples(found[name], split, (), ancestors)] for split, name in by_split.items()}
+    tree.warn_of_ignored(f"folder:{root}")
+    if tree.empty:
+        warn(f"folder:{root}: found {len(tree.empty)} folders without images, such as {tree.empty[0]}")
     return listed
 
 
@@ -146,6 +163,13 @@ class _Walk:
             yield Example(file, classes[0], classes[1] if len(classes) == 2 else None)
         for name, inner in folders:
             yield from self.examples(inner, split, (*classes, name), ancestors)
+
+    def warn_of_ignored(self, where: str) -> None:
+        if self.ignored:
+            warn(
+                f"{where}: ignored {len(self.ignored)} entries that are hidden, not images, or links to a parent "
+                f"folder, such as {self.ignored[0]}"
+            )
 
     def entries(self, folder: str, ancestors: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
         """Returns the (class name, path) of the subfolders of a folder, and its image files; both sorted.
@@ -192,7 +216,7 @@ def _composed(name: str) -> str:
 
 def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     """Lists the images of a CSV with the columns path, coarse, split and, optionally, fine, in their order."""
-    rows = _read_csv(path)
+    rows = read_csv(path, ("path", "coarse", "split"), ("fine",))
     names = dict.fromkeys(row["split"] for _, row in rows)
     for line, row in rows:
         if row["split"] not in SPLIT_OF:
@@ -228,8 +252,14 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     return listed
 
 
-def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
-    """Returns (line number, {column: text}) of every row; a missing column `fine` is empty."""
+def read_csv(
+    path: pathlib.Path, required: Sequence[str], optional: Sequence[str]
+) -> list[tuple[int, dict[str, str]]]:
+    """Returns (line number, {column: text}) of every row; a missing optional column is empty.
+
+    Raises:
+      UserError: no CSV in UTF-8 with commas, a missing column, or a row of another length than the header.
+    """
     if os.path.isdir(path):
         raise UserError(f"{path}: found a folder; expected csv:FILE; use folder:DIR for folders of images.")
     with (
@@ -239,13 +269,13 @@ def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
         reader = csv.reader(file)
         header = [name.strip() for name in next(reader, [])]
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
-    missing = [name for name in ("path", "coarse", "split") if name not in header]
+    missing = [name for name in required if name not in header]
     if missing and len(header) == 1 and (other := next((c for c in ";\t|" if c in header[0]), None)):
         raise UserError(f"{path}: found columns separated by {other!r}; expected commas; save it with commas.")
     if missing or len(set(header)) < len(header):
         raise UserError(
-            f"{path}: found the columns {', '.join(map(repr, header)) or 'none'}; expected path, coarse, split and, if "
-            "fine classes are known, fine, each once and separated by commas."
+            f"{path}: found the columns {', '.join(map(repr, header)) or 'none'}; expected {', '.join(required)} and, "
+            f"if known, {', '.join(optional)}, each once and separated by commas."
         )
     for line, row in rows:
         if len(row) != len(header):
@@ -256,4 +286,4 @@ def _read_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
                     f"{path}, line {line}: found a value of {len(cell)} characters ({cell[:20]!r} ...); expected at "
                     f"most {LONGEST} and no NUL."
                 )
-    return [(line, {"fine": ""} | dict(zip(header, row, strict=True))) for line, row in rows]
+    return [(line, dict.fromkeys(optional, "") | dict(zip(header, row, strict=True))) for line, row in rows]

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -63,6 +65,12 @@ class Description:
     def views(self) -> augment.Views:
         return evaluation.eval_views(self.config)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns dotted name -> shape of the arrays of trunk and projector."""
+        image = jnp.zeros((1, self.views.size, self.views.size, self.image_shape[-1]))
+        abstract = jax.eval_shape(lambda: self.network.init(jax.random.key(0), image, train=False))
+        return {name: leaf.shape for name, leaf in flat(abstract).items()}
+
     def facts(self) -> dict[str, Any]:
         """Returns what the config lacks, for JSON."""
         return {
@@ -89,7 +97,7 @@ class Description:
         for name, leaf in sorted(flat(variables).items()):
             if name.split(".")[1] in ("trunk", "projector"):
                 digest.update(f"{name} {leaf.shape}".encode())
-                digest.update(np.ascontiguousarray(leaf, np.float32))
+                digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())
         return digest.hexdigest()[:16]
 
 

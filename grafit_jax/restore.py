@@ -156,14 +156,10 @@ def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[
         raise UserError(
             f"model.pretrained = {path}: found trunk {theirs.trunk}; expected {model.trunk}, as in model.trunk."
         )
-    checkpoints = Checkpoints(path, read_only=True)
-    found = checkpoints.read_weights()
-    checkpoints.close()
-    if found is None:
-        raise UserError(f"model.pretrained = {path}: found no checkpoint; let experiments/train.py save its first one.")
+    variables, _ = checkpoint.read_weights(path)
     same_stem = theirs.stem == model.stem
     return {
-        kind: {name: layer for name, layer in found[0][kind]["trunk"].items() if same_stem or name != "Conv_0"}
+        kind: {name: layer for name, layer in variables[kind]["trunk"].items() if same_stem or name != "Conv_0"}
         for kind in ("params", "batch_stats")
     }
 

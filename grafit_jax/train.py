@@ -28,9 +28,10 @@ def train(
 ) -> dict[str, float]:
     """Trains a model, or resumes a stopped run in the same workdir; returns the final metrics.
 
-    Writes config.json, model.json (class names and image shape), metrics.jsonl (one line per epoch and per evaluation), tensorboard/, checkpoints/, metrics.json
-    (the metrics of the final weights, as `experiments/evaluate.py` prints them), run.json (time, environment, data),
-    clusters.npz for ClusterFit, and broken.txt if unreadable images were skipped.
+    Writes config.json, model.json (class names and image shape), metrics.jsonl (one line per epoch and per evaluation),
+    tensorboard/, checkpoints/, metrics.json (the metrics of the final weights, as `experiments/evaluate.py` prints
+    them), run.json (time, environment, data), clusters.npz for ClusterFit, and broken.txt if unreadable images were
+    skipped.
 
     Args:
       config: see `config.default`.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import shutil
@@ -127,48 +128,9 @@ class Checkpoints(checkpoint_managers.PreservationPolicy):
 
         return self._newest_undamaged(read)
 
-    def read_weights(self, step: int | None = None) -> tuple[dict[str, Any], int] | None:
-        """Reads the parameters and batch statistics of the online network, and nothing else of the state.
-
-        The checkpoint may have been written on any devices.
-
-        Args:
-          step: the step of the checkpoint; None for the newest undamaged one.
-
-        Returns:
-          ({"params": ..., "batch_stats": ...} as nested dictionaries of numpy arrays, step), or None without an
-          undamaged checkpoint.
-
-        Raises:
-          UserError: there is no checkpoint of this step.
-        """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        if step is not None and step not in steps:
-            raise UserError(
-                f"{self._folder}: found no checkpoint of step {step}; expected one of "
-                f"{', '.join(map(str, steps)) or 'none'}."
-            )
-
-        def read(step):
-            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            saved = {name: self._manager.item_metadata(step)["state"].tree[name] for name in _WEIGHTS}
-            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved)
-            arguments = ocp.args.PyTreeRestore(
-                item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
-            )
-            handler = ocp.PyTreeCheckpointHandler()
-            found = handler.restore(self._folder / str(step) / "state", args=arguments)
-            handler.close()
-            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-            digest = {k: v for k, v in record["digests"]["state"].items() if k.partition("/")[0] in _WEIGHTS}
-            _compare({"state": found}, {"state": digest})
-            return jax.tree.map(np.asarray, found), step
-
-        return self._newest_undamaged(read, steps if step is None else [step])
-
-    def _newest_undamaged(self, read: Callable[[int], Any], steps: Sequence[int] | None = None) -> Any | None:
-        """Returns `read(step)` for the newest checkpoint, of all or of these steps, that `read` can load, or None."""
-        for step in sorted(self._manager.all_steps(), reverse=True) if steps is None else steps:
+    def _newest_undamaged(self, read: Callable[[int], Any]) -> Any | None:
+        """Returns `read(step)` for the newest checkpoint that `read` can load, or None."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
             found, reason = None, "another process could not read it"
             try:
                 found = read(step)
@@ -242,6 +204,52 @@ class Checkpoints(checkpoint_managers.PreservationPolicy):
         """Waits as `wait` does, then closes the manager."""
         self.wait()
         self._manager.close()
+
+
+def read_weights(workdir: pathlib.Path, step: int | None = None) -> tuple[dict[str, Any], int]:
+    """Reads the parameters and batch statistics of the online network, and nothing else of a checkpoint.
+
+    The checkpoint may have been written on any devices.
+
+    Args:
+      workdir: the workdir of a run.
+      step: the step of the checkpoint; None for the newest undamaged one.
+
+    Returns:
+      {"params": ..., "batch_stats": ...} as nested dictionaries of numpy arrays, and the step.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    folder = (workdir / "checkpoints").absolute()
+    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+    if not steps:
+        raise UserError(f"{workdir}: found no checkpoint; expected the first one of the training; let it save one.")
+    if step is not None and step not in steps:
+        raise UserError(f"{workdir}: found no checkpoint of step {step}; use one of {', '.join(map(str, steps))}.")
+    for each in steps if step is None else [step]:
+        try:
+            return _read_weights(folder / str(each)), each
+        except Exception as error:  # Orbax may raise any type on damaged files
+            warn(f"{folder / str(each)}: found a damaged checkpoint ({_in_short(error)}); skipped it.")
+    raise UserError(f"{workdir}: found damaged checkpoints only; train again in another --workdir.")
+
+
+def _read_weights(folder: pathlib.Path) -> dict[str, Any]:
+    handler, sharding = ocp.PyTreeCheckpointHandler(), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    saved = handler.metadata(folder / "state").tree
+    like = {
+        name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved[name])
+        for name in _WEIGHTS
+    }
+    arguments = ocp.args.PyTreeRestore(
+        item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+    )
+    found = handler.restore(folder / "state", args=arguments)
+    handler.close()
+    digests_saved = json.loads((folder / "record" / "metadata").read_text())["digests"]["state"]
+    _compare({"state": found}, {"state": {k: v for k, v in digests_saved.items() if k.partition("/")[0] in _WEIGHTS}})
+    return jax.tree.map(np.asarray, found)
 
 
 def _in_short(error: Exception) -> str:

@@ -252,9 +252,7 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     return listed
 
 
-def read_csv(
-    path: pathlib.Path, required: Sequence[str], optional: Sequence[str]
-) -> list[tuple[int, dict[str, str]]]:
+def read_csv(path: pathlib.Path, required: Sequence[str], optional: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Returns (line number, {column: text}) of every row; a missing optional column is empty.
 
     Raises:

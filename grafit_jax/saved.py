@@ -1,0 +1,152 @@
+"""Models on disk: the workdir of a run, or the folder of a saved model, which holds its weights and nothing else.
+
+A saved model is a folder in the layout of the Hugging Face hub: model.safetensors, config.json and README.md.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+
+import grafit_jax
+from grafit_jax import config as config_lib
+from grafit_jax import description
+from grafit_jax.data.files import read_json
+from grafit_jax.description import Description
+from grafit_jax.errors import UserError, reading, writing
+from grafit_jax.runs import checkpoint, workdir
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+HUB = "hf:"
+_NEWEST = "newest"
+_REMEDY = "save or download the model again"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """A model as read from disk.
+
+    Attributes:
+      description: the network without its weights.
+      variables: "params" and "batch_stats" of the online network with all its heads, float32 numpy arrays.
+      step: number of training steps.
+      metrics: the metrics of the run at that step; empty if unknown.
+    """
+
+    description: Description
+    variables: dict[str, Any]
+    step: int
+    metrics: Mapping[str, float]
+
+
+def read(where: str | os.PathLike, step: int | str = _NEWEST) -> Stored:
+    """Reads a model.
+
+    Args:
+      where: a workdir, the folder of a saved model, or "hf:owner/name[@revision]".
+      step: "newest", or the step of a checkpoint of a workdir.
+
+    Raises:
+      UserError: there is no model, checkpoint or network connection, or the files are damaged, incomplete, of a newer
+        version, or do not fit each other.
+    """
+    if step != _NEWEST and (isinstance(step, bool) or not isinstance(step, int)):
+        raise UserError(f'checkpoint: found {step!r}; expected "newest" or the step of a checkpoint.')
+    if str(where).startswith(HUB):
+        from grafit_jax import hub
+
+        path = hub.download(str(where).removeprefix(HUB))
+    else:
+        path = pathlib.Path(os.path.expanduser(where))
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: found no such folder; expected a workdir, the folder of a saved model, or hf:owner/name."
+        )
+    if not (path / WEIGHTS).is_file() and "format" not in _config(path):
+        return _of_workdir(path, None if step == _NEWEST else int(step))
+    if step != _NEWEST:
+        raise UserError(f"{path}: found checkpoint = {step} for a saved model, which has one; expected a workdir.")
+    return _of_folder(path)
+
+
+def _config(path: pathlib.Path) -> dict[str, Any]:
+    return read_json(path / CONFIG, dict, _REMEDY) if (path / CONFIG).is_file() else {}
+
+
+def _of_workdir(path: pathlib.Path, step: int | None) -> Stored:
+    described = description.read(path)
+    variables, step = checkpoint.read_weights(path, step)
+    _check_shapes(path, described, variables)
+    evaluations = {line["step"]: workdir.evaluation(line) for line in workdir.read_log(path)}
+    return Stored(described, variables, step, evaluations.get(step, {}))
+
+
+def write(folder: pathlib.Path, stored: Stored, card: str) -> None:
+    """Writes a saved model.
+
+    Raises:
+      UserError: the folder holds other files than a saved model, or cannot be written.
+    """
+    others = sorted({path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CARD}) if folder.is_dir() else []
+    if others:
+        raise UserError(
+            f"{folder}: found other files ({', '.join(others[:3])}); expected an empty folder or a saved model; use "
+            "another folder."
+        )
+    facts = {
+        **stored.description.facts(),
+        "library_name": "grafit_jax",
+        "library_version": grafit_jax.__version__,
+        "digest": stored.description.digest(stored.variables),
+        "step": stored.step,
+        "metrics": dict(stored.metrics),
+        "config": stored.description.config.to_dict(),
+    }
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in description.flat(stored.variables).items()}
+    with writing(folder / WEIGHTS):
+        temporary = folder / (WEIGHTS + ".tmp")
+        safetensors.numpy.save_file(tensors, temporary, metadata={"format": "flax"})
+        os.replace(temporary, folder / WEIGHTS)
+        workdir.write(folder / CONFIG, json.dumps(facts, indent=2) + "\n")
+        workdir.write(folder / CARD, card)
+
+
+def _of_folder(path: pathlib.Path) -> Stored:
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).is_file():
+            raise UserError(f"{path}: found no {name}; expected a complete saved model; {_REMEDY}.")
+    facts = _config(path)
+    described = description.from_facts(path / CONFIG, facts, ml_collections.ConfigDict(), _REMEDY)
+    with reading(path / CONFIG, _REMEDY):
+        config = config_lib.from_json(json.dumps(facts["config"]))
+        step, metrics = int(facts["step"]), {str(k): float(v) for k, v in facts["metrics"].items()}
+    described = dataclasses.replace(described, config=config)
+    with reading(path / WEIGHTS, _REMEDY):
+        tensors = safetensors.numpy.load_file(path / WEIGHTS)
+    variables = traverse_util.unflatten_dict(tensors, sep=".")
+    _check_shapes(path / WEIGHTS, described, variables)
+    if (found := described.digest(variables)) != facts.get("digest"):
+        raise UserError(
+            f"{path}: found weights and settings with the digest {found}; expected {facts.get('digest')}, as in "
+            f"{CONFIG}; {_REMEDY}."
+        )
+    return Stored(described, variables, step, metrics)
+
+
+def _check_shapes(where: pathlib.Path, described: Description, variables: Mapping[str, Any]) -> None:
+    """Raises UserError unless trunk and projector have the arrays of the network that the config names."""
+    found = {name: leaf.shape for name, leaf in description.flat(variables).items()}
+    expected = described.shapes()
+    for name in sorted(expected.keys() | {n for n in found if n.split(".")[1] in ("trunk", "projector")}):
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"{where}: found {name} of shape {found.get(name, '(absent)')}; expected "
+                f"{expected.get(name, '(absent)')}, as in the config; {_REMEDY}."
+            )

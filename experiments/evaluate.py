@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from grafit_jax import config, experiment, model, restore
+from grafit_jax import config, experiment, restore
 from grafit_jax.commands import cli
 from grafit_jax.errors import UserError, writing
 from grafit_jax.retrieval import embeddings
@@ -52,7 +52,7 @@ def main(argv):
         gallery = None
         if _GALLERY.value is not None:
             gallery = embeddings.load(pathlib.Path(_GALLERY.value))
-            model.check_alike(_FEATURES.value, queries.made_by, _GALLERY.value, gallery.made_by)
+            embeddings.check_alike(_FEATURES.value, queries.made_by, _GALLERY.value, gallery.made_by)
         metrics = evaluate_features(
             queries,
             gallery,

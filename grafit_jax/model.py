@@ -1,33 +1,274 @@
-"""Embeddings of a run, with the model and layer that made them."""
+"""A trained network that embeds any images, without the data of its training and without TensorFlow."""
 
-import json
-from collections.abc import Mapping
+import collections
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+import tqdm
 
-from grafit_jax import config as config_lib
-from grafit_jax import evaluation
-from grafit_jax.errors import UserError
+from grafit_jax import evaluation, parallel, saved
+from grafit_jax.data.readers import decode, photos
+from grafit_jax.data.readers.photos import Images, Photo
+from grafit_jax.errors import UserError, warn
 from grafit_jax.experiment import Experiment
+from grafit_jax.gallery import Gallery
+from grafit_jax.retrieval import metrics, neighbors
 from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.saved import card, hub
+from grafit_jax.saved.description import Description
+from grafit_jax.saved.folder import Stored
 from grafit_jax.state import TrainState
+from grafit_jax.views.crops import RESIZE_MODES
 
-# Keys that change how evaluation preprocesses an image.
-_SEEN = ("eval.size", "eval.crop", "eval.resize")
-
-
-def check_layer(run: Experiment, layer: str) -> None:
-    """Raises UserError unless the network has this layer's embeddings, "trunk" or "projector"."""
-    if layer == "projector" and not run.method.projector:
-        raise UserError(f"--layer: found projector, which method {run.config.method} does not have; use --layer=trunk.")
+# Remedy for embeddings that are not finite.
+_DIVERGED = "use an earlier checkpoint"
 
 
-def embed(run: Experiment, state: TrainState, split: str, layer: str) -> Features:
-    """Returns the embeddings of a split with its label names; ids are "split/row"."""
-    check_layer(run, layer)
-    records = run.records[split]
+def load(where: str | os.PathLike, *, checkpoint: int | str = "newest") -> "Model":
+    """Loads a trained model. The images of its training are not read and may be gone.
+
+    Args:
+      where: a workdir of experiments/train.py, the folder of a saved model, or "hf:owner/name[@revision]" on the
+        Hugging Face hub.
+      checkpoint: "newest", or the step of a checkpoint of a workdir.
+
+    Raises:
+      UserError: there is no model, checkpoint or network connection, or the files are damaged, incomplete, of a newer
+        version, or do not fit each other. A UserError is a ValueError.
+    """
+    parallel.use_compilation_cache()
+    where = os.fspath(where)
+    stored = saved.read(where, checkpoint)
+    return Model(stored, where if where.startswith(saved.folder.HUB) else os.path.abspath(os.path.expanduser(where)))
+
+
+class Model:
+    """A trained network; see `load`.
+
+    Attributes:
+      description: the network without its weights: config, image shape, class names.
+      step: number of training steps.
+      metrics: the metrics that its run recorded at this step, as fractions; empty if none.
+      path: where it was loaded from.
+    """
+
+    def __init__(self, stored: Stored, path: str):
+        self._stored, self.path = stored, path
+        self.step, self.metrics = stored.step, stored.metrics
+        self.description: Description = stored.description
+        own = {
+            kind: {name: part for name, part in parts.items() if name in ("trunk", "projector")}
+            for kind, parts in stored.variables.items()
+        }
+        self._variables = parallel.replicate(own)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that give embeddings: "trunk" and, if the method has one, "projector"."""
+        return self.description.layers
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Class names by level, from coarse to fine; empty for a run of an older version."""
+        return dict(self.description.classes)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that identify weights, network and preprocessing."""
+        return self.description.digest(self._stored.variables)
+
+    def made_by(self, layer: str) -> dict[str, Any]:
+        """Returns what identifies embeddings of a layer in files; see `Features.made_by`."""
+        return {"model": self.digest, "layer": layer, "step": self.step, "path": self.path}
+
+    def check_layer(self, layer: str) -> None:
+        """Raises UserError unless `layer` is one of `layers`."""
+        if layer not in self.layers:
+            raise UserError(
+                f"layer: found {layer}; expected {' or '.join(self.layers)}, the layers of method "
+                f"{self.description.config.method}."
+            )
+
+    def embed(
+        self,
+        images: Images,
+        *,
+        layer: str = "trunk",
+        normalize: bool = True,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Embeds images as the evaluation of the training does: read, resized, perhaps cropped, normalised.
+
+        Args:
+          images: a file, a folder, a CSV with a column path, a PIL image, an array uint8 [H, W], [H, W, C] or
+            [N, H, W, C], or an iterable of these, such as a list or a generator. See `photos.each`.
+          layer: "trunk" or "projector".
+          normalize: whether to scale the embeddings to unit length; cosine similarity is then a dot product.
+          batch_size: images per call of the network, over all devices.
+          progress: whether to show a progress bar.
+
+        Returns:
+          float32 [N, D] in the order of the images; the files of a folder are sorted by name.
+
+        Raises:
+          UserError: no image, an image that cannot be read, or a layer that the network lacks.
+        """
+        _, embedding = self.embed_photos(
+            photos.each(images), layer=layer, normalize=normalize, batch_size=batch_size, progress=progress, skip=False
+        )
+        return embedding
+
+    def embed_photos(
+        self,
+        found: Iterable[Photo],
+        *,
+        layer: str,
+        normalize: bool = True,
+        batch_size: int = 64,
+        progress: bool = False,
+        skip: bool,
+    ) -> tuple[list[Photo], np.ndarray]:
+        """Embeds photos as `embed` does; returns those that could be read, without images in memory, and their rows.
+
+        With `skip`, an unreadable photo is left out with a warning; otherwise it is an error.
+        """
+        self.check_layer(layer)
+        if batch_size < 1:
+            raise UserError(f"batch_size: found {batch_size}; expected at least 1.")
+        kept: list[Photo] = []
+        rows: list[np.ndarray] = []
+        batch: list[np.ndarray] = []
+        broken: list[str] = []
+        for photo, image in self._decoded(tqdm.tqdm(found, unit="img", disable=not progress), 2 * batch_size):
+            if isinstance(image, decode.Unreadable):
+                if not skip:
+                    raise UserError(f"found an unreadable image: {image}; repair it or leave it out.")
+                broken.append(str(image))
+                continue
+            kept.append(photo if photo.filename else Photo("", photo.id, photo.classes))
+            batch.append(image)
+            if len(batch) == batch_size:
+                rows.append(self._embedded(batch, layer, batch_size))
+                batch = []
+        if batch:
+            rows.append(self._embedded(batch, layer, batch_size))
+        if broken:
+            warn(
+                f"skipped {len(broken)} of {len(kept) + len(broken)} images, which are unreadable, such as {broken[0]}"
+            )
+        if not rows:
+            raise UserError("found no image that can be read; expected at least one.")
+        embedding = np.concatenate(rows)
+        neighbors.check_embeddings(f"{self.path}: {layer}", embedding, remedy=_DIVERGED)
+        return kept, unit(embedding) if normalize else embedding
+
+    def _decoded(self, found: Iterable[Photo], ahead: int) -> Iterator[tuple[Photo, np.ndarray | decode.Unreadable]]:
+        """Yields each photo and its image, read on all cores, up to `ahead` photos ahead."""
+        waiting: collections.deque[Photo] = collections.deque()
+
+        def readers():
+            for photo in found:
+                waiting.append(photo)
+                yield functools.partial(self.read, photo.image)
+
+        for image in decode.decode_all(readers(), ahead):
+            yield waiting.popleft(), image
+
+    def read(self, image: decode.Source) -> np.ndarray:
+        """Returns an image as the images of the training, uint8 [H, W, C]; raises `decode.Unreadable`."""
+        shape = self.description.image_shape
+        if isinstance(image, np.ndarray) and image.shape == shape:
+            return image
+        return decode.decode_to(image, shape, RESIZE_MODES[self.description.config.data.resize_mode])
+
+    def _embedded(self, images: list[np.ndarray], layer: str, batch_size: int) -> np.ndarray:
+        # A power of two: one image must not cost as much as a batch, and each size is compiled.
+        size = min(batch_size, 1 << (len(images) - 1).bit_length())
+        return self._embed_fn(size)(self._variables, np.stack(images))[layer]
+
+    @functools.cache  # noqa: B019 - a model lives as long as its process, or is one of few
+    def _embed_fn(self, batch_size: int) -> evaluation.EmbedFn:
+        return evaluation.make_embed_fn(self.description.network, self.description.views, batch_size=batch_size)
+
+    def classify(
+        self, images: Images, gallery: Gallery, *, k: int | None = None, temperature: float | None = None
+    ) -> np.ndarray:
+        """Returns the label of each image by the weighted vote of its k nearest neighbours in a labelled gallery.
+
+        Args:
+          images: see `embed`.
+          gallery: embeddings of this model with labels; rows without a label have no vote.
+          k: number of neighbours; None for the config's eval.knn_k, or all if the gallery is smaller.
+          temperature: sigma of the votes exp(similarity / sigma); None for the config's eval.knn_temperature.
+
+        Returns:
+          labels [N]: strings, or the integers of a gallery with such labels.
+
+        Raises:
+          UserError: a gallery of another model or without labels, k above its size, or an error of `embed`.
+        """
+        gallery.check_model(self)
+        labels = gallery.features.label if gallery.features.label is not None else gallery.features.coarse_label
+        voters = np.zeros(0, bool) if labels is None else labels.astype(str) != ""
+        if labels is None or not voters.any():
+            raise UserError("gallery: found no labels; expected a gallery of labelled images, as folders of classes.")
+        config = self.description.config.eval
+        k = min(config.knn_k, int(voters.sum())) if k is None else k
+        embedding = self.embed(images, layer=gallery.layer)
+        similarity, near = neighbors.search(embedding, gallery.features.embedding[voters], k)
+        names, code = np.unique(labels[voters], return_inverse=True)
+        temperature = config.knn_temperature if temperature is None else temperature
+        return names[np.asarray(metrics.knn_classify(code[near], similarity, temperature))]
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes model.safetensors, config.json and README.md, a model card, which `load` and the hub read.
+
+        Raises:
+          UserError: the folder holds other files, or cannot be written.
+        """
+        path = pathlib.Path(os.path.expanduser(folder))
+        saved.write(path, self._stored, card.text(self._stored, path.absolute().name))
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Uploads the saved model to the Hugging Face hub, through huggingface_hub; returns the address of the commit.
+
+        Args:
+          name: "owner/name"; created if needed.
+          private: whether a new repository is private.
+
+        Raises:
+          UserError: huggingface_hub is not installed, the hub is unreachable, or it refuses.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            saved.write(pathlib.Path(folder), self._stored, card.text(self._stored, name))
+            return hub.upload(pathlib.Path(folder), name, private=private)
+
+
+def of_run(run: Experiment, state: TrainState, path: str | os.PathLike) -> Model:
+    """Returns the model of a loaded run, whose workdir is `path`."""
+    described = saved.description.of(run.config, run.records)
+    return Model(Stored(described, state.variables, int(state.step), {}), os.path.abspath(path))
+
+
+def split_gallery(
+    run: Experiment,
+    state: TrainState,
+    path: str | os.PathLike,
+    split: str,
+    *,
+    layer: str = "trunk",
+    normalize: bool = True,
+) -> Gallery:
+    """Embeds a split of a loaded run, whose workdir is `path`; ids are "split/row", labels those of the data set."""
+    model, records = of_run(run, state, path), run.records[split]
+    model.check_layer(layer)
     embedded = run.embed_fn(state.variables, records.image)
     read = evaluation.readable(embedded)
     named = {
@@ -35,43 +276,20 @@ def embed(run: Experiment, state: TrainState, split: str, layer: str) -> Feature
         for name, level in records.levels.items()
         if level.label is not None
     }
-    return Features(
-        embedding=embedded[layer][read],
+    embedding = embedded[layer][read]
+    neighbors.check_embeddings(f"{path}: {layer} of split {split}", embedding, remedy=_DIVERGED)
+    features = Features(
+        embedding=unit(embedding) if normalize else embedding,
         id=np.array([f"{split}/{row}" for row in np.flatnonzero(read)]),
         label=named.pop(records.finest, None),
         coarse_label=named.pop("coarse", None),
         further=named,
         filename=None if records.filename is None else records.filename[read],
-        made_by=made_by(run, state, layer),
+        made_by=model.made_by(layer),
     )
+    return Gallery(features, model)
 
 
-def made_by(run: Experiment, state: TrainState, layer: str) -> dict[str, Any]:
-    """Returns what identifies the network and layer of embeddings: layer, step, config and data."""
-    config = config_lib.without_places(run.config)
-    config = {
-        key: value for key, value in config.items() if key in _SEEN or not key.startswith(("eval.", "checkpoint."))
-    }
-    return {"layer": layer, "step": int(state.step), "config": config, "data": run.fingerprints()}
-
-
-def check_alike(name: str, found: Mapping[str, Any], other: str, expected: Mapping[str, Any]) -> None:
-    """Raises UserError if two `made_by` differ, since their embeddings are not comparable; an empty one passes."""
-
-    def flat(made_by: Mapping[str, Any]) -> dict[str, Any]:
-        plain = json.loads(json.dumps(made_by))  # turns tuples into lists, as in a file
-        if isinstance(plain.get("config"), dict):
-            plain["config"] = config_lib.renamed(plain["config"])
-        return traverse_util.flatten_dict(plain, sep=" ")
-
-    a, b = flat(found), flat(expected)
-    if not a or not b:
-        return
-    # Files of an older version may lack keys.
-    differences = [f"{key} {a[key]!r}, not {b[key]!r}" for key in sorted(a.keys() & b.keys()) if a[key] != b[key]]
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise UserError(
-            f"{name}: found embeddings of another model or layer than {other} ({'; '.join(differences[:3])}{more}); "
-            "expected the same network and --layer; write one of them again with experiments/embed.py."
-        )
+def unit(embedding: np.ndarray) -> np.ndarray:
+    """Scales non-zero rows [N, D] to unit length, with norms in float64; returns float32."""
+    return (embedding / np.linalg.norm(embedding.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)

@@ -6,6 +6,7 @@ training step, `gather` and the functions that say so communicate between hosts.
 
 import hashlib
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,13 @@ _BLOCK_SIZE = 2**23
 _GATHER_BYTES = 2**26
 # The name of the mapped axis in losses, batch norms and memory.
 AXIS = "batch"
+
+
+def use_compilation_cache() -> None:
+    """Caches compiled programs in JAX's configured folder ($JAX_COMPILATION_CACHE_DIR), else in ~/.cache/grafit_jax."""
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "grafit_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def devices() -> list[jax.Device]:

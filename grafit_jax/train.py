@@ -10,13 +10,14 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import description, experiment, parallel, pulse, restore, train_step
+from grafit_jax import experiment, parallel, pulse, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.objective import EpochMeans
 from grafit_jax.runs import clusterfit, console, preemption, provenance, results, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.runs.metric_writer import MetricWriter
+from grafit_jax.saved import description
 from grafit_jax.state import TrainState
 
 # Called with a complete run, its final state (None if it was complete before) and its metrics.

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 from study import render, reproduction, tables
 
-from grafit_jax import config_checks, experiment, model, restore
+from grafit_jax import config_checks, experiment, restore
 from grafit_jax.commands import train
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval.clustering import kmeans
 from grafit_jax.retrieval.evaluate import Embedded, evaluate
 from grafit_jax.runs import clusterfit, workdir
-from helpers.runs import small_config
+from helpers.runs import small_config, split_features
 
 K = 7
 # A config file for the small runs of the other tests.
 TINY = f"""
 from grafit_jax import config as config_lib
 from grafit_jax import config_files
-from helpers.runs import small_config
+from helpers.runs import small_config, split_features
 
 
 def get_config(arg=None):
@@ -48,7 +48,7 @@ def config_of(baseline, method="clusterfit", **overrides):
 
 def test_training_labels_are_clusters_of_the_sources_features_and_evaluation_uses_true_labels(baseline):
     run = restore.load(config_of(baseline, seed=3))
-    features = model.embed(*restore.newest(baseline), "train", "trunk").embedding
+    features = split_features(*restore.newest(baseline), "train").embedding
     expected = kmeans(features, K, seed=3, cosine=True)
     np.testing.assert_array_equal(run.clusters.label, expected.label)
     # Every image belongs to the centre with the highest cosine.
@@ -80,7 +80,7 @@ def test_training_labels_are_clusters_of_the_sources_features_and_evaluation_use
 
 def test_clusterfit_spherical_false_gives_euclidean_clusters(baseline):
     run = restore.load(config_of(baseline, **{"clusterfit.spherical": False}))
-    features = model.embed(*restore.newest(baseline), "train", "trunk").embedding
+    features = split_features(*restore.newest(baseline), "train").embedding
     np.testing.assert_array_equal(run.clusters.label, kmeans(features, K).label)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax import experiment, model, restore
+from grafit_jax import experiment, restore
 from grafit_jax.data import sources
 from grafit_jax.data.readers.folder import FolderImages
 from grafit_jax.data.records import in_order
@@ -17,7 +17,7 @@ from grafit_jax.retrieval import embeddings
 from grafit_jax.retrieval import evaluate as retrieval_metrics
 from helpers import image_files
 from helpers.image_files import load, named, spoil
-from helpers.runs import small_config
+from helpers.runs import small_config, split_features
 
 # Sizes and unreadable files.
 
@@ -289,7 +289,7 @@ def test_files_unreadable_later_are_in_no_gallery_memory_or_queue(tmp_path, monk
     monkeypatch.setattr(retrieval_metrics, "evaluate", seen)
     experiment.evaluate(run, state)
     assert len(galleries[0].embedding) == len(galleries[0].labels["coarse"]) == 39
-    embeddings = model.embed(run, state, "train", "trunk")
+    embeddings = split_features(run, state, "train")
     assert embeddings.id.tolist() == [f"train/{row}" for row in range(40) if row != 3]
     assert embeddings.filename.tolist() == [path for path in paths[:40] if path != paths[3]]
     assert embeddings.coarse_label.tolist() == ["x"] * 19 + ["y"] * 20 and len(embeddings.embedding) == 39

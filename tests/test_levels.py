@@ -20,7 +20,7 @@ from grafit_jax.retrieval.embeddings import Features
 from grafit_jax.retrieval.evaluate import Embedded, evaluate, evaluate_features
 from grafit_jax.runs import results, workdir
 from helpers.command_lines import ROOT
-from helpers.runs import small_config
+from helpers.runs import small_config, split_features
 
 # Eight species in five genera, three families and two orders.
 SPECIES = np.arange(8)
@@ -128,7 +128,7 @@ def test_a_network_trained_on_the_fine_level_has_its_classes_and_is_evaluated_at
     assert {"map", "knn_top1", "coarse/map", "coarse/knn_top1"} <= got.keys()
     run, state = restore.newest(tmp_path / "run")
     assert state.params["classifier"]["kernel"].shape[-1] == 10
-    embedded = model.embed(run, state, "test", "trunk")
+    embedded = split_features(run, state, "test")
     assert set(embedded.coarse_label) == {"closed loop", "no loop"} and embedded.further == {}
 
 
@@ -190,7 +190,7 @@ def test_embeddings_of_a_run_have_the_class_names_of_every_level(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
     records = {split: Records(image, levels_of(species), "family") for split in sources.SPLITS}
     run = experiment.load(small_config("baseline"), records)
-    embedded = model.embed(run, restore.initial(run)[0], "test", "trunk")
+    embedded = split_features(run, restore.initial(run)[0], "test")
     assert embedded.label.tolist() == [*"abcdefgh"] * 8 and embedded.coarse_label is None
     assert embedded.further["family"][:8].tolist() == [f"family{i}" for i in PARENTS["family"]]
     assert list(embedded.further) == ["order", "family", "genus"]

@@ -15,7 +15,7 @@ from grafit_jax.retrieval.evaluate import evaluate_features
 from grafit_jax.runs import workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from helpers.devices import use_devices
-from helpers.runs import small_config
+from helpers.runs import small_config, split_features
 
 
 def problem(n=420, num_classes=4, dim=10, seed=0, noise=1.0):
@@ -186,7 +186,7 @@ def test_the_probe_of_a_workdir_uses_trunk_embeddings(tmp_path, cli):
     evaluated = cli("evaluate", f"--workdir={tmp_path / 'run'}", "--probe")
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     got = json.loads(evaluated.stdout)
-    train, test = (model.embed(of_run, state, split, "trunk") for split in ("train", "test"))
+    train, test = (split_features(of_run, state, split) for split in ("train", "test"))
     for level, prefix in (("label", ""), ("coarse_label", "coarse/")):
         expected = probe.probe(train.embedding, getattr(train, level), test.embedding, getattr(test, level))
         assert got[f"{prefix}probe_top1"] == pytest.approx(expected["top1"], abs=0.01)

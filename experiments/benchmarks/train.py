@@ -15,8 +15,7 @@ import numpy as np
 
 from benchmarks import steps, timing
 from benchmarks.growth import growth
-from grafit_jax import losses
-from grafit_jax.commands import cli
+from grafit_jax import losses, parallel
 from grafit_jax.models import build_trunk, layers
 from grafit_jax.similarity import unit
 from grafit_jax.views import augment
@@ -158,7 +157,7 @@ def imported(module: str, goal: float) -> dict[str, Any]:
 
 def quickstart_step() -> None:
     """Runs only the first step of the quickstart's Grafit run."""
-    cli.use_compilation_cache()
+    parallel.use_compilation_cache()
     steps.Ours(steps.from_file("digits"))
 
 

@@ -1,17 +1,15 @@
 """Shared code of the command lines: one-line error messages, exit statuses and the compilation cache."""
 
-import os
-import pathlib
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import jax
 from absl import app, flags, logging
 
 from grafit_jax import config as config_lib
+from grafit_jax import parallel
 from grafit_jax.errors import UserError
 from grafit_jax.runs import console, multihost
 from grafit_jax.runs.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
@@ -42,7 +40,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     def guarded(argv):
         logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn about intended uses
-        use_compilation_cache()
+        parallel.use_compilation_cache()
         try:
             with console.activity():
                 main(argv)
@@ -72,12 +70,9 @@ def require_numbers(flag: str) -> None:
     flags.register_validator(flag, are_numbers, "expected distinct whole numbers, as in 0,1,2")
 
 
-def use_compilation_cache() -> None:
-    """Caches compiled programs in $JAX_COMPILATION_CACHE_DIR, else in ~/.cache/grafit_jax."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path.home() / ".cache" / "grafit_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+def checkpoint(text: str) -> int | str:
+    """Returns the value of a flag --checkpoint: "newest" or a step."""
+    return int(text) if re.fullmatch("[0-9]{1,12}", text) else text
 
 
 def _exit(error: BaseException) -> NoReturn:

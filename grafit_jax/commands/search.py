@@ -1,110 +1,105 @@
-"""Nearest neighbours of a few queries, as a table and as a picture."""
+"""Prints the nearest images of some queries as a table and, with --out, draws them.
 
+python experiments/search.py --gallery=photos.parquet --query=a.jpg b.jpg new_photos/ --out=near.png
+python experiments/search.py --gallery=photos.parquet --ids=apple_3.jpg,test/17
+python experiments/search.py --workdir=runs/grafit --ids=test/3 --out=near.png
+
+--query: image files, folders or CSV files. The model that made the gallery embeds them; --workdir or --model say where
+it is now, if it has moved.
+
+--ids: images of the gallery by id, path or file name; each is excluded from its own neighbours.
+
+Without --gallery, the gallery is the split --split of the data of --workdir.
+"""
+
+import os
 import pathlib
-from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-import PIL.Image
+from absl import flags
 
-from grafit_jax import evaluation, model
-from grafit_jax.data.readers.decode import Unreadable, decode, decode_boxes
-from grafit_jax.errors import UserError, did_you_mean, writing
-from grafit_jax.experiment import Experiment
-from grafit_jax.report import pictures
-from grafit_jax.report.tables import plain_table
-from grafit_jax.retrieval import neighbors
-from grafit_jax.retrieval.embeddings import Features
-from grafit_jax.state import TrainState
-from grafit_jax.views.crops import RESIZE_MODES
+import grafit_jax
+from grafit_jax import model, restore
+from grafit_jax.commands import cli
+from grafit_jax.data import sources
+from grafit_jax.data.readers import photos
+from grafit_jax.errors import UserError
+from grafit_jax.report import hits
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run (default: the model that made --gallery)")
+_MODEL = flags.DEFINE_string("model", None, "folder of a saved model, or hf:owner/name, instead of --workdir")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
+_GALLERY = flags.DEFINE_string("gallery", None, "file of embeddings, written by experiments/embed.py")
+_SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split that is the gallery, without --gallery")
+_LAYER = flags.DEFINE_enum("layer", "trunk", ("trunk", "projector"), "layer of the embeddings, without --gallery")
+_QUERY = flags.DEFINE_multi_string("query", [], "image file, folder or CSV; may be repeated")
+_IDS = flags.DEFINE_list("ids", [], "images of the gallery by id or file name, as test/3,apple_17.jpg")
+_K = flags.DEFINE_integer("k", 10, "number of neighbours", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "file to draw queries and neighbours in: .png, .jpg, .pdf or .svg")
 
 
-def rows_of(gallery: Features, ids: Sequence[str]) -> np.ndarray:
-    """Returns the rows of the gallery with these ids; raises UserError for an unknown id."""
-    names = [str(name) for name in gallery.id]
-    rows = {name: row for row, name in enumerate(names)}
-    for query in ids:
-        if query not in rows:
-            hint = did_you_mean(query, names[:100_000])
+def main(argv):
+    _check_flags()
+    images: Any = None
+    if _GALLERY.value is None:
+        path = pathlib.Path(_WORKDIR.value or "")
+        run, state = restore.newest(path, data_dir=_DATA_DIR.value)
+        gallery = model.split_gallery(run, state, path, _SPLIT.value, layer=_LAYER.value)
+        images = run.records[_SPLIT.value].image
+    else:
+        gallery = grafit_jax.Gallery.load(_GALLERY.value)
+    files = gallery.features.filename
+    if _OUT.value is not None and files is None and images is None:
+        raise UserError(f"{_GALLERY.value}: found no file names to draw; remove --out.")
+
+    def image_of(row: int):
+        return hits.read(images[row] if files is None else str(files[row]))
+
+    if _IDS.value:
+        rows = gallery.rows(_IDS.value)
+        names, found = [str(gallery.features.id[row]) for row in rows], gallery.search_ids(_IDS.value, _K.value)
+        queries = [(name, image_of(row)) for name, row in zip(names, rows, strict=True)] if _OUT.value else []
+    else:
+        if gallery.model is None:
+            gallery = grafit_jax.Gallery(gallery.features, _load_model(gallery))
+        listed = [*photos.each(_QUERY.value)]
+        names = [photo.id for photo in listed]
+        found = gallery.search([photo.image for photo in listed], _K.value)
+        queries = [(photo.id, hits.read(photo.image)) for photo in listed] if _OUT.value else []
+    print(hits.table(names, found, gallery))
+    if _OUT.value is not None:
+        hits.picture(pathlib.Path(_OUT.value), queries, found, gallery, image_of)
+        print(f"picture: {_OUT.value}")
+
+
+def _check_flags() -> None:
+    if bool(_QUERY.value) == bool(_IDS.value):
+        raise UserError("found both or neither of --query=IMAGE and --ids=ID,ID; expected one.")
+    if _WORKDIR.value is not None and _MODEL.value is not None:
+        raise UserError("found both --workdir and --model; expected one.")
+    if _GALLERY.value is None and _WORKDIR.value is None:
+        raise UserError(
+            "found no --gallery; expected --gallery=FILE, written by experiments/embed.py, or --workdir=DIR."
+        )
+    if _OUT.value is not None and pathlib.Path(_OUT.value).suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        raise UserError(f"found --out={_OUT.value}; expected a file that ends in .png, .jpg, .pdf or .svg.")
+    for name in ("split", "layer", "data_dir"):
+        if _GALLERY.value is not None and flags.FLAGS[name].present:
+            raise UserError(f"found --{name} with --gallery, which is embedded already; remove --{name}.")
+
+
+def _load_model(gallery: grafit_jax.Gallery) -> grafit_jax.Model:
+    """Loads the model that embeds the queries: the given one, or the one that made the gallery."""
+    where = _WORKDIR.value or _MODEL.value
+    if where is None:
+        where = gallery.features.made_by.get("path", "")
+        if not where.startswith("hf:") and not os.path.isdir(where):
             raise UserError(
-                f"found unknown id {query!r}{hint}; expected one of the gallery, {names[0]!r} to {names[-1]!r}."
+                f"{_GALLERY.value}: found no {where or 'record of its model'}; expected the model that made it; use "
+                "--workdir=DIR or --model=FOLDER."
             )
-    return np.array([rows[query] for query in ids])
+    return grafit_jax.load(where)
 
 
-def read_image(path: pathlib.Path, channels: int, *, size: int = 0, resize_mode: str = "squash") -> np.ndarray:
-    """Reads an image file as uint8 [H, W, channels], RGB for three channels and grayscale for one.
-
-    With size S > 0 it is resized to S x S, as in a run with that data.image_size and data.resize_mode.
-    """
-    try:
-        image = decode_boxes(path, size, RESIZE_MODES[resize_mode])[0] if size else decode(path)
-    except Unreadable as error:
-        raise UserError(f"cannot read an image: {error}; expected an image file, such as PNG or JPEG.") from None
-    return image if channels == 3 else np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None]
-
-
-def read_query(run: Experiment, path: pathlib.Path) -> np.ndarray:
-    """Reads an image file as uint8 [H, W, C], in the same way as the images of the run's data set."""
-    data = run.config.data
-    return read_image(path, run.records["test"].image.shape[-1], size=data.image_size, resize_mode=data.resize_mode)
-
-
-class FileImages(Sequence[np.ndarray]):
-    """A lazy sequence of RGB images in files."""
-
-    def __init__(self, files: Sequence[str]):
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, row):
-        return read_image(pathlib.Path(self._files[row]), 3)
-
-
-def embed_images(run: Experiment, state: TrainState, images: Sequence[np.ndarray], layer: str) -> np.ndarray:
-    """Embeds n images of any sizes one by one, at the evaluation size; returns float32 [n, D]."""
-    model.check_layer(run, layer)
-    embed_fn = evaluation.make_embed_fn(run.network, run.eval_views, batch_size=1)
-    return np.concatenate([embed_fn(state.variables, image[None])[layer] for image in images])
-
-
-def nearest(gallery: Features, k: int, *, rows: np.ndarray | None = None, embeddings: np.ndarray | None = None):
-    """Returns similarity and index [n, k] for `rows` of the gallery, each excluding itself, or for `embeddings`."""
-    if rows is None:
-        assert embeddings is not None
-        return neighbors.search(embeddings, gallery.embedding, k)
-    return neighbors.search(
-        gallery.embedding[rows], gallery.embedding, k, query_ids=rows, gallery_ids=np.arange(len(gallery))
-    )
-
-
-def table(names: Sequence[str], gallery: Features, similarity: np.ndarray, index: np.ndarray) -> str:
-    """Returns a table with a line per neighbour: query, rank, id, similarity, and the gallery's labels and filename."""
-    known = [name for name in ("label", "coarse_label", "filename") if getattr(gallery, name) is not None]
-    lines = [
-        [query, rank, gallery.id[i], f"{s:.4f}", *(getattr(gallery, name)[i] for name in known)]
-        for query, row, similarities in zip(names, index, similarity, strict=True)
-        for rank, (i, s) in enumerate(zip(row, similarities, strict=True), start=1)
-    ]
-    return plain_table(["query", "rank", "id", "similarity", *known], lines)
-
-
-def picture(
-    path: pathlib.Path,
-    queries: Sequence[np.ndarray],
-    images: Sequence[np.ndarray],
-    gallery: Features,
-    index: np.ndarray,
-    *,
-    rows: np.ndarray | None = None,
-) -> None:
-    """Draws queries and neighbours to a file, with frames by label if the queries are `rows` of the gallery."""
-    sheet = []
-    for number, (query, near) in enumerate(zip(queries, index, strict=True)):
-        frames = ["unknown"] * len(near)
-        if rows is not None:
-            frames = [pictures.relation(gallery.label, gallery.coarser, rows[number], i) for i in near]
-        sheet.append([(query, "query"), *((images[i], frame) for i, frame in zip(near, frames, strict=True))])
-    with writing(path):
-        pictures.contact_sheet(path, {"gallery": sheet})
+if __name__ == "__main__":
+    cli.run(main, rest="query")

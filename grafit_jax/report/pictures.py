@@ -31,8 +31,10 @@ FRAMES = {
 }
 _LEGEND = [f"{f.hue}, {f.style}: {f.meaning}" for f in (FRAMES[name] for name in ("fine", "coarse", "neither"))]
 
-# An image [H, W, C] and its frame.
-Thumbnail = tuple[np.ndarray, str]
+# An image [H, W, C], its frame and, in a sheet with captions, its caption.
+Thumbnail = tuple[np.ndarray, str] | tuple[np.ndarray, str, str]
+# Side in inches of an image without and with captions.
+_SMALL, _LARGE = 0.62, 1.9
 
 
 def gallery(
@@ -75,17 +77,23 @@ def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: i
     return "unknown" if label is None and coarse_label is None else "neither"
 
 
-def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thumbnail]]]) -> None:
-    """Draws rows of framed thumbnails, the query first, with the sheets side by side under their names."""
+def contact_sheet(
+    path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thumbnail]]], *, captions: bool = False
+) -> None:
+    """Draws rows of framed images, the query first, with the sheets side by side under their names.
+
+    With `captions`, images are drawn large with their captions below.
+    """
     from matplotlib.figure import Figure
 
     width, height = max(len(row) for rows in sheets.values() for row in rows), max(map(len, sheets.values()))
     columns = width * len(sheets) + len(sheets) - 1
-    inches = max(0.62 * (columns + 1), 2.4)
+    side = _LARGE if captions else _SMALL
+    inches = max(side * (columns + 1), 2.4)
     legend: list[str] = []  # lines
-    if any(frame in ("fine", "neither") for rows in sheets.values() for row in rows for _, frame in row):
+    if any(frame in ("fine", "neither") for rows in sheets.values() for row in rows for _, frame, *_ in row):
         legend = ["    ".join(_LEGEND)] if inches > 5.5 else _LEGEND
-    figsize = (inches, 0.72 * height + 0.85 + 0.15 * len(legend))
+    figsize = (inches, (side + (0.45 if captions else 0.1)) * height + 0.85 + 0.15 * len(legend))
     figure = Figure(figsize=figsize)
     axes = figure.subplots(height, columns, squeeze=False)
     for ax in axes.flat:
@@ -102,11 +110,12 @@ def contact_sheet(path: pathlib.Path, sheets: Mapping[str, Sequence[Sequence[Thu
     figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.05)
 
 
-def _draw(ax, image: np.ndarray, frame: str) -> None:
+def _draw(ax, image: np.ndarray, frame: str, caption: str = "") -> None:
     _, colour, style, width, *_ = FRAMES[frame]
     ax.axis("on")
     ax.set(xticks=[], yticks=[])
     grey = image.shape[-1] == 1
     ax.imshow(image[..., 0] if grey else image, cmap="gray_r" if grey else None, vmin=0, vmax=255)
+    ax.set_xlabel(caption, fontsize=7, labelpad=2)
     for spine in ax.spines.values():
         spine.set(edgecolor=colour, linestyle=style, linewidth=width)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from grafit_jax.data.files import LONGEST, read_npz
-from grafit_jax.errors import UserError, reading, writing
+from grafit_jax.errors import UserError, reading, warn, writing
 from grafit_jax.retrieval import neighbors
 
 _COLUMNS = ("id", "label", "coarse_label", "filename")
@@ -34,7 +34,7 @@ class Features:
       coarse_label: [N].
       filename: [N], paths of the images.
       further: labels [N] of further levels by name, from coarse to fine.
-      made_by: layer, step, config and data of the network, as read from JSON; empty if unknown.
+      made_by: "model" (digest), "layer", "step" and "path" of the network, as read from JSON; empty if unknown.
     """
 
     embedding: np.ndarray
@@ -58,6 +58,30 @@ class Features:
     def coarser(self) -> np.ndarray | None:
         """Labels of the level just above the finest."""
         return [self.coarse_label, *self.further.values()][-1]
+
+
+def check_alike(name: str, found: Mapping[str, Any], other: str, expected: Mapping[str, Any]) -> None:
+    """Checks by two `made_by` that embeddings are comparable; warns if the model of only one of them is known.
+
+    Args:
+      name: what was found, in messages.
+      found: its `made_by`.
+      other: what it is compared with, in messages.
+      expected: the `made_by` of that.
+
+    Raises:
+      UserError: they are of different models or layers.
+    """
+    differing = [key for key in found if key in expected and key != "path" and found[key] != expected[key]]
+    if differing:
+        shown = (f"{k} {found[k]}, not {expected[k]}" if k in ("model", "layer", "step") else k for k in differing)
+        raise UserError(
+            f"{name}: found embeddings of another model or layer than {other} ({'; '.join(shown)}); expected the same "
+            "model and --layer; write one of them again with experiments/embed.py."
+        )
+    if ("model" in found) != ("model" in expected):
+        unknown, known = (name, other) if "model" in expected else (other, name)
+        warn(f"{unknown}: found no record of the model of these embeddings; make sure that it is that of {known}")
 
 
 def save(path: pathlib.Path, features: Features) -> None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from grafit_jax import config as config_lib
-from grafit_jax import objective, train_step
+from grafit_jax import model, objective, train_step
 
 
 def finish(path, config, metrics, **facts):
@@ -40,6 +40,11 @@ def small_config(method="grafit", **overrides):
     }
     c.update_from_flattened_dict(values | overrides)
     return c
+
+
+def split_features(run, state, split, layer="trunk"):
+    """Returns the `Features` of a split, as the network gives them."""
+    return model.split_gallery(run, state, "run", split, layer=layer, normalize=False).features
 
 
 def means(totals):

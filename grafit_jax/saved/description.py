@@ -142,13 +142,16 @@ def from_facts(
     Raises:
       UserError: the facts are of a newer version or incomplete; the message ends with `remedy`.
     """
-    version = facts.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise UserError(f"{where}: found format {version}; expected at most {FORMAT}; use a newer grafit_jax.")
     try:
+        if int(facts["format"]) > FORMAT:
+            raise UserError(
+                f"{where}: found format {facts['format']}; expected at most {FORMAT}; use a newer grafit_jax."
+            )
         height, width, channels = map(int, facts["image_shape"])
         classes = {str(name): tuple(map(str, names)) for name, names in facts["classes"].items()}
         return Description(config, (height, width, channels), classes, str(facts["train_level"]))
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{where}: found no description of a model ({type(error).__name__}: {error}); {remedy}."

@@ -1,6 +1,6 @@
-"""Models on disk: the workdir of a run, or the folder of a saved model, which holds its weights and nothing else.
+"""Reads a model from a workdir, a saved model's folder or the hub; writes a saved model's folder.
 
-A saved model is a folder in the layout of the Hugging Face hub: model.safetensors, config.json and README.md.
+The folder has the layout of the Hugging Face hub: model.safetensors, config.json and README.md.
 """
 
 import dataclasses
@@ -15,15 +15,14 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-import grafit_jax
 from grafit_jax import config as config_lib
-from grafit_jax import description
 from grafit_jax.data.files import read_json
-from grafit_jax.description import Description
 from grafit_jax.errors import UserError, reading, writing
 from grafit_jax.runs import checkpoint, workdir
+from grafit_jax.saved import description, hub
+from grafit_jax.saved.description import Description
+from grafit_jax.saved.hub import CARD, CONFIG, WEIGHTS
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB = "hf:"
 _NEWEST = "newest"
 _REMEDY = "save or download the model again"
@@ -60,8 +59,6 @@ def read(where: str | os.PathLike, step: int | str = _NEWEST) -> Stored:
     if step != _NEWEST and (isinstance(step, bool) or not isinstance(step, int)):
         raise UserError(f'checkpoint: found {step!r}; expected "newest" or the step of a checkpoint.')
     if str(where).startswith(HUB):
-        from grafit_jax import hub
-
         path = hub.download(str(where).removeprefix(HUB))
     else:
         path = pathlib.Path(os.path.expanduser(where))
@@ -103,7 +100,6 @@ def write(folder: pathlib.Path, stored: Stored, card: str) -> None:
     facts = {
         **stored.description.facts(),
         "library_name": "grafit_jax",
-        "library_version": grafit_jax.__version__,
         "digest": stored.description.digest(stored.variables),
         "step": stored.step,
         "metrics": dict(stored.metrics),
@@ -126,7 +122,7 @@ def _of_folder(path: pathlib.Path) -> Stored:
     described = description.from_facts(path / CONFIG, facts, ml_collections.ConfigDict(), _REMEDY)
     with reading(path / CONFIG, _REMEDY):
         config = config_lib.from_json(json.dumps(facts["config"]))
-        step, metrics = int(facts["step"]), {str(k): float(v) for k, v in facts["metrics"].items()}
+        step, metrics = int(facts["step"]), dict(facts["metrics"])
     described = dataclasses.replace(described, config=config)
     with reading(path / WEIGHTS, _REMEDY):
         tensors = safetensors.numpy.load_file(path / WEIGHTS)

@@ -1,0 +1,56 @@
+"""Writes embeddings of any images, or of a split of a run's data, to a file that evaluate.py and search.py read.
+
+python experiments/embed.py --workdir=runs/photos --images=photos/ --out=gallery.parquet
+python experiments/embed.py --model=saved --images a.jpg b.jpg list.csv --out=some.npz
+python experiments/embed.py --workdir=runs/grafit --split=test --out=test.npz
+
+--images: image files, folders, or CSV files with the column path and perhaps coarse and fine. The data of the training
+are not needed. Embeddings have unit length; --raw writes them as the network gives them.
+
+--split: the images and labels of the training's data set, which must be unchanged.
+"""
+
+import pathlib
+
+from absl import flags
+
+import grafit_jax
+from grafit_jax import model, restore
+from grafit_jax.commands import cli
+from grafit_jax.data import sources
+from grafit_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run")
+_MODEL = flags.DEFINE_string("model", None, "folder of a saved model, or hf:owner/name, instead of --workdir")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "newest", "with --images: newest, or the step of a checkpoint")
+_IMAGES = flags.DEFINE_multi_string("images", [], "image file, folder or CSV; may be repeated")
+_SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split to embed, without --images")
+_LAYER = flags.DEFINE_enum("layer", "trunk", ("trunk", "projector"), "layer of the embeddings")
+_RAW = flags.DEFINE_bool("raw", False, "do not scale the embeddings to unit length")
+_OUT = flags.DEFINE_string("out", None, "output file: .npz, .parquet, or .npy (with a .csv)", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
+
+
+def main(argv):
+    if (_WORKDIR.value is None) == (_MODEL.value is None):
+        raise UserError("found both or neither of --workdir=DIR and --model=FOLDER; expected one.")
+    if _IMAGES.value:
+        for name in ("split", "data_dir"):
+            if flags.FLAGS[name].present:
+                raise UserError(f"found --{name} with --images; expected one of them; remove --{name}.")
+        loaded = grafit_jax.load(_WORKDIR.value or _MODEL.value or "", checkpoint=cli.checkpoint(_CHECKPOINT.value))
+        gallery = grafit_jax.Gallery.build(
+            loaded, _IMAGES.value, layer=_LAYER.value, normalize=not _RAW.value, progress=True
+        )
+    elif _MODEL.value is not None or flags.FLAGS["checkpoint"].present:
+        raise UserError("found no --images; expected the images to embed, such as --images=photos/.")
+    else:
+        path = pathlib.Path(_WORKDIR.value or "")
+        run, state = restore.newest(path, data_dir=_DATA_DIR.value)
+        gallery = model.split_gallery(run, state, path, _SPLIT.value, layer=_LAYER.value, normalize=not _RAW.value)
+    gallery.save(_OUT.value)
+    print(f"{_OUT.value}: {len(gallery)} embeddings of {gallery.features.embedding.shape[1]} dimensions")
+
+
+if __name__ == "__main__":
+    cli.run(main, rest="images")

@@ -1,0 +1,91 @@
+"""Search results: a table for the terminal, and a picture with the images, their labels and similarities."""
+
+import os
+import pathlib
+import textwrap
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from grafit_jax.data.readers import decode
+from grafit_jax.errors import UserError, writing
+from grafit_jax.gallery import Gallery, Hit
+from grafit_jax.report import pictures
+from grafit_jax.report.tables import plain_table
+
+# Longer side in pixels of an image in a picture, and characters in a line of its caption.
+_SIDE, _LINE = 400, 24
+
+
+def table(queries: Sequence[str], hits: Sequence[Sequence[Hit]], gallery: Gallery) -> str:
+    """Returns a table with a line per neighbour: query, rank, id, similarity and what the gallery knows of it."""
+    f = gallery.features
+    row_of = {str(name): row for row, name in enumerate(f.id)}
+    known = {"label": f.label, "coarse_label": f.coarse_label, "filename": f.filename}
+    columns = {name: column for name, column in known.items() if column is not None}
+    lines = [
+        [query, rank, hit.id, f"{hit.similarity:.4f}", *(column[row_of[hit.id]] for column in columns.values())]
+        for query, of_query in zip(queries, hits, strict=True)
+        for rank, hit in enumerate(of_query, start=1)
+    ]
+    return plain_table(["query", "rank", "id", "similarity", *columns], lines)
+
+
+def picture(
+    path: pathlib.Path,
+    queries: Sequence[tuple[str, np.ndarray]],
+    hits: Sequence[Sequence[Hit]],
+    gallery: Gallery,
+    image_of: Callable[[int], np.ndarray],
+) -> None:
+    """Draws queries and neighbours with names and similarities, framed by label where the query is in the gallery.
+
+    Args:
+      path: the output file.
+      queries: name and image of each query.
+      hits: its neighbours.
+      gallery: the gallery.
+      image_of: maps a row of the gallery to its image.
+
+    Raises:
+      UserError: an image cannot be read, or the file cannot be written.
+    """
+    f = gallery.features
+    row_of = {str(name): row for row, name in enumerate(f.id)}
+    sheet: list[list[pictures.Thumbnail]] = []
+    for (name, image), near in zip(queries, hits, strict=True):
+        row = row_of.get(name)
+        drawn: list[pictures.Thumbnail] = [
+            (image, "query", _caption(name, "" if row is None else _label(gallery, row)))
+        ]
+        for hit in near:
+            other = row_of[hit.id]
+            frame = "unknown" if row is None else pictures.relation(f.label, f.coarser, row, other)
+            drawn.append((image_of(other), frame, _caption(hit.label or hit.id, f"{hit.similarity:.3f}")))
+        sheet.append(drawn)
+    with writing(path):
+        pictures.contact_sheet(path, {"gallery": sheet}, captions=True)
+
+
+def read(image: decode.Source) -> np.ndarray:
+    """Reads an image for a picture, uint8 [H, W, 3] with at most 400 pixels on its longer side.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        pixels = decode.decode(image)
+    except decode.Unreadable as error:
+        raise UserError(f"cannot read an image: {error}; expected an image file where the gallery says.") from None
+    return pixels[:: -(-max(pixels.shape[:2]) // _SIDE), :: -(-max(pixels.shape[:2]) // _SIDE)]
+
+
+def _label(gallery: Gallery, row: int) -> str:
+    label = gallery.features.label
+    return "" if label is None else str(label[row])
+
+
+def _caption(name: str, more: str) -> str:
+    """Returns a name, of a path its end, in lines that fit below an image, and one more line."""
+    lines = textwrap.wrap(os.path.basename(name) if os.sep in name else name, _LINE)[:2]
+    return "\n".join(filter(None, [*lines, more]))

@@ -200,14 +200,15 @@ class Gallery:
             if not len(found) and query:
                 found = np.flatnonzero(base == query)
             if len(found) > 1:
+                known = str(names[found[0]])
                 raise UserError(
-                    f"found {len(found)} images called {query!r}; expected one; use an id, such as {names[found[0]]!r}."
+                    f"found {len(found)} images called {query!r}; expected one; use an id, such as {known!r}."
                 )
             if not len(found):
-                hint = did_you_mean(query, names[:100_000].tolist())
+                hint, first, last = did_you_mean(query, names[:100_000].tolist()), str(names[0]), str(names[-1])
                 raise UserError(
-                    f"found unknown id {query!r}{hint}; expected one of the gallery, {names[0]!r} to {names[-1]!r}, or "
-                    "the name of its file."
+                    f"found unknown id {query!r}{hint}; expected one of the gallery, {first!r} to {last!r}, or the name "
+                    "of its file."
                 )
             rows.append(found[0])
         return np.array(rows)

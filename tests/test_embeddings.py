@@ -1,12 +1,9 @@
 """Embedding files: round trips in every format, errors that name the file, and evaluation of loaded embeddings."""
 
-import json
-
 import numpy as np
 import pyarrow.parquet
 import pytest
 
-from grafit_jax import model
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings, metrics
 from grafit_jax.retrieval.embeddings import Features
@@ -30,24 +27,32 @@ def test_saved_features_are_loaded_unchanged(tmp_path, suffix):
     assert read.embedding.dtype == np.float32 and read.made_by == written.made_by
 
 
-def test_embeddings_of_different_models_are_refused():
-    one = {"layer": "trunk", "step": 28, "config": {"views.size": 8, "eval.recall_at": (1, 2)}, "data": {"test": "1f"}}
-    model.check_alike("a.npz", one, "b.npz", json.loads(json.dumps(one)))
-    model.check_alike("a.npz", {}, "b.npz", one)  # unknown origin
-    other = one | {"layer": "projector", "config": one["config"] | {"views.size": 16}, "data": {"test": "2e"}}
+def test_embeddings_of_different_models_or_layers_are_refused(capsys):
+    one = {"model": "1f", "layer": "trunk", "step": 28, "path": "/runs/a"}
+    embeddings.check_alike("a.npz", one, "b.npz", one | {"path": "/elsewhere"})
+    other = one | {"layer": "projector", "model": "2e"}
     message = (
-        r"a\.npz: found embeddings of another model or layer than b\.npz \(config views\.size 8, not 16; data test "
-        r"'1f', not '2e'; layer 'trunk', not 'projector'\); expected the same network and --layer; write one of them "
+        r"a\.npz: found embeddings of another model or layer than b\.npz \(model 1f, not 2e; layer trunk, not "
+        r"projector\); expected the same model and --layer; write one of them again with experiments/embed\.py"
     )
     with pytest.raises(UserError, match=message):
-        model.check_alike("a.npz", one, "b.npz", other)
-    # A renamed config key equals its new name.
-    old = one | {"config": one["config"] | {"model.dim": 16}}
-    model.check_alike("a.npz", old, "b.npz", one | {"config": one["config"] | {"model.embed_dim": 16}})
-    with pytest.raises(UserError, match=r"config model\.embed_dim 16, not 8"):
-        model.check_alike("a.npz", old, "b.npz", one | {"config": one["config"] | {"model.embed_dim": 8}})
-    # A key that only one of the two versions has is ignored.
-    model.check_alike("a.npz", one, "b.npz", one | {"config": one["config"] | {"model.new": 1}})
+        embeddings.check_alike("a.npz", one, "b.npz", other)
+    embeddings.check_alike("a.npz", {}, "b.npz", {})  # both from elsewhere
+    assert capsys.readouterr().err == ""
+
+
+def test_embeddings_from_elsewhere_pass_with_a_warning(capsys):
+    one = {"model": "1f", "layer": "trunk", "step": 28, "path": "/runs/a"}
+    old = {"layer": "trunk", "step": 28, "config": {"views.size": 8}, "data": {"test": "1f"}}  # of an older version
+    for found, expected in (({}, one), (one, {}), (old, one)):
+        embeddings.check_alike("a.npz", found, "b.npz", expected)
+        names = ("a.npz", "b.npz") if found is not one else ("b.npz", "a.npz")
+        expected_line = "{}: found no record of the model of these embeddings; make sure that it is that of {}"
+        assert expected_line.format(*names) in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"\(layer trunk, not projector\)"):
+        embeddings.check_alike("a.npz", old, "b.npz", one | {"layer": "projector"})
+    with pytest.raises(UserError, match=r"\(config\)"):
+        embeddings.check_alike("a.npz", old, "b.npz", old | {"config": {"views.size": 16}})
 
 
 def test_parquet_with_empty_values_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from study import layout, render, reproduction, tables
 
-from grafit_jax import experiment, model, restore
+from grafit_jax import experiment, restore
 from grafit_jax.commands import train
 from grafit_jax.data import hierarchy, sources
 from grafit_jax.data.records import Level, Records

@@ -210,7 +210,9 @@ def test_what_is_no_model_is_a_one_line_error(tmp_path, train_run):
     config = json.loads((train_run / "config.json").read_text())
     config["model"]["trunk"] = "resnet18"
     (train_run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"found params\.trunk\..* of shape .*; expected .*, as in the config"):
+    with pytest.raises(
+        UserError, match=r"found batch_stats\.trunk\..* of shape \(16,\); expected \(64,\), as in the config"
+    ):
         grafit_jax.load(train_run)
     shutil.rmtree(train_run / "checkpoints")
     with pytest.raises(UserError, match="found no checkpoint; expected the first one of the training"):

@@ -70,7 +70,10 @@ def test_a_generator_is_read_one_image_at_a_time():
         ("none.jpg", r"found no file none\.jpg; expected an image, a folder of images or a CSV"),
         ("empty", r"empty: found no images in this folder; expected files such as empty/a\.jpg"),
         ("rows.csv", r"rows\.csv: found no rows; expected an image in each"),
-        ("columns.csv", r"columns\.csv: found the columns 'file'; expected path and, if known, coarse, fine, each once"),
+        (
+            "columns.csv",
+            r"columns\.csv: found the columns 'file'; expected path and, if known, coarse, fine, each once",
+        ),
         ("blank.csv", r"blank\.csv, line 2: found no path; expected one for every image"),
         (np.zeros((4, 4, 3)), r"found an array of float64 \[4, 4, 3\]; expected uint8 \[H, W\], .* from 0 to 255"),
         (np.zeros((4, 4, 2), np.uint8), r"found an array of uint8 \[4, 4, 2\]"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from grafit_jax import experiment, model, parallel, restore
+from grafit_jax import experiment, parallel, restore
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings, probe
 from grafit_jax.retrieval.embeddings import Features

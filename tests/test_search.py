@@ -1,46 +1,36 @@
 """Nearest images of queries given by gallery ids or image files."""
 
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax import experiment, model, restore
-from grafit_jax.commands import search
+import grafit_jax
+from grafit_jax.data.readers import decode
 from grafit_jax.errors import UserError
-from grafit_jax.report import pictures
+from grafit_jax.gallery import Gallery
+from grafit_jax.report import hits, pictures
 from grafit_jax.retrieval import embeddings
 from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.views import crops
 from helpers import image_files
-from helpers.runs import small_config
-
-
-def angles(*degrees, **columns):
-    radians = np.deg2rad(degrees)
-    embedding = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
-    return Features(embedding, np.array([f"g/{d}" for d in degrees]), **columns)
 
 
 def test_table_golden():
-    gallery = angles(0, 10, 25, 90, label=np.array(list("aaba")), filename=np.array(["w", "x", "y", "z"]))
-    rows = search.rows_of(gallery, ["g/25", "g/0"])
-    similarity, index = search.nearest(gallery, 2, rows=rows)
+    columns = {"label": np.array(list("aaba")), "filename": np.array(["w", "x", "y", "z"])}
+    radians = np.deg2rad([0, 10, 25, 90])
+    embedding = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+    gallery = Gallery(Features(embedding, np.array(["g/0", "g/10", "g/25", "g/90"]), **columns))
     # From 25, 10 is 15 degrees away and 0 is 25; from 0, 10 and 25. cos 15, 25, 10 = 0.9659, 0.9063, 0.9848.
-    assert search.table(["g/25", "g/0"], gallery, similarity, index).splitlines() == [
+    assert hits.table(["g/25", "g/0"], gallery.search_ids(["g/25", "g/0"], 2), gallery).splitlines() == [
         "query  rank  id    similarity  label  filename",
         "g/25   1     g/10  0.9659      a      x",
         "g/25   2     g/0   0.9063      a      w",
         "g/0    1     g/10  0.9848      a      x",
         "g/0    2     g/25  0.9063      b      y",
     ]
-
-
-def test_an_unknown_id_is_named_with_a_suggestion():
-    with pytest.raises(
-        UserError, match=r"unknown id 'g/11' \(did you mean 'g/1.?'\?\); expected one of the gallery, 'g/0' to 'g/90'"
-    ):
-        search.rows_of(angles(0, 10, 90), ["g/0", "g/11"])
 
 
 def test_frames_follow_the_known_labels():
@@ -58,68 +48,36 @@ def test_the_legend_of_a_picture_is_not_cut_off(tmp_path, k):
     assert dark.any() and not dark[:, [0, -1]].any() and not dark[[0, -1]].any()
 
 
+def test_a_picture_has_captions_with_labels_and_similarities(tmp_path, monkeypatch):
+    image = np.zeros((30, 40, 3), np.uint8)
+    drawn = []
+    monkeypatch.setattr(pictures, "contact_sheet", lambda path, sheets, **options: drawn.append((sheets, options)))
+    columns = {"label": np.array(["a", "a", "b"]), "coarse_label": np.array(["x", "x", "x"])}
+    gallery = Gallery(
+        Features(np.eye(3, dtype=np.float32) + 1, np.array(["p/one.jpg", "p/two.jpg", "three"]), **columns)
+    )
+    of_query = gallery.search_ids(["p/one.jpg"], 2)
+    hits.picture(tmp_path / "n.png", [("p/one.jpg", image)], of_query, gallery, lambda row: image)
+    ((sheets, options),) = drawn
+    assert options == {"captions": True}
+    assert [[entry[1:] for entry in row] for row in sheets["gallery"]] == [
+        [("query", "one.jpg\na"), ("fine", "a\n0.833"), ("coarse", "b\n0.833")]
+    ]
+
+
+def test_images_of_a_picture_are_drawn_at_their_proportions_and_a_usual_size(tmp_path):
+    image_files.write(tmp_path / "large.png", np.zeros((1000, 2000, 3), np.uint8))
+    assert hits.read(tmp_path / "large.png").shape == (200, 400, 3)
+    with pytest.raises(UserError, match=r"cannot read an image: .*none\.png \(.*No such file"):
+        hits.read(tmp_path / "none.png")
+
+
 @pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1), ("RGBA", 3), ("P", 1), ("CMYK", 3), ("1", 3)])
-def test_images_of_every_mode_are_loaded(tmp_path, mode, channels):
+def test_images_of_every_mode_are_decoded_to_the_network_s_channels(tmp_path, mode, channels):
     path = tmp_path / ("i.tif" if mode == "CMYK" else "i.png")
     PIL.Image.new("RGB", (7, 5), (255, 255, 255)).convert(mode).save(path)
-    image = search.read_image(path, channels)
+    image = decode.decode_to(path, (5, 7, channels), crops.whole)
     assert image.shape == (5, 7, channels) and image.dtype == np.uint8 and image.min() > 250
-
-
-def test_unreadable_images_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read an image: .*none\.png \(.*No such file"):
-        search.read_image(tmp_path / "none.png", 3)
-    whole = tmp_path / "i.png"
-    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(whole)
-    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:200])
-    (tmp_path / "text.png").write_text("no image")
-    for name in ("cut.png", "text.png"):
-        with pytest.raises(
-            UserError, match=rf"cannot read an image: .*{name} \(.*\); expected an image file, such as PNG or JPEG"
-        ):
-            search.read_image(tmp_path / name, 3)
-
-
-def test_a_layer_that_the_method_lacks_is_an_error():
-    run_ = experiment.load(small_config("baseline", **{"model.sync_batch_norm": False}))
-    for call in (
-        lambda: model.embed(run_, None, "test", "projector"),
-        lambda: search.embed_images(run_, None, [], "projector"),
-    ):
-        with pytest.raises(UserError, match="found projector, which method baseline does not have; use --layer=trunk"):
-            call()
-
-
-def test_a_query_file_is_preprocessed_like_the_gallery(tmp_path):
-    # The image is resized, and the evaluation size differs from the training size.
-    written = image_files.write_tree(tmp_path, image_files.TREE, height=21, width=30)
-    config = small_config(
-        "baseline",
-        **{"data.source": f"folder:{tmp_path}", "data.image_size": 11, "eval.size": 12, "train.batch_size": 8},
-        **{"views.mean": (0.5,) * 3, "views.std": (0.3,) * 3, "eval.recall_at": (1,), "eval.layers": ("trunk",)},
-    )
-    run_ = experiment.load(config)
-    state = restore.initial_state(run_)
-    gallery = model.embed(run_, state, "test", "trunk")
-    assert gallery.filename[4] in written
-    query = search.read_query(run_, gallery.filename[4])
-    got = search.embed_images(run_, state, [query], "trunk")
-    np.testing.assert_allclose(got[0], gallery.embedding[4], atol=1e-5)
-
-
-def test_a_file_of_a_test_image_finds_that_image(trained_once, tmp_path):
-    # The same pixels through the same network have similarity 1.
-    run_, state = restore.newest(trained_once)
-    gallery = model.embed(run_, state, "test", "trunk")
-    images = run_.records["test"].image
-    for row in (0, 500):
-        PIL.Image.fromarray(images[row, ..., 0]).save(tmp_path / f"{row}.png")
-    read = [search.read_image(tmp_path / f"{row}.png", 1) for row in (0, 500)]
-    similarity, index = search.nearest(gallery, 1, embeddings=search.embed_images(run_, state, read, "trunk"))
-    np.testing.assert_array_equal(index[:, 0], [0, 500])
-    np.testing.assert_allclose(similarity, 1, atol=1e-5)
-    assert gallery.id[500] == "test/500" and set(gallery.coarse_label) == {"closed loop", "no loop"}
-    np.testing.assert_array_equal(gallery.label.astype(int), run_.records["test"].label)
 
 
 def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
@@ -146,13 +104,16 @@ def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
         line.split()[2] for line in found
     ]
 
-    # A gallery of another layer may have the same dimensions, but its embeddings are not comparable.
+    # A query is embedded at the layer of the gallery, by the model that made it.
     PIL.Image.new("L", (8, 8), 99).save(tmp_path / "query.png")
-    query = f"--workdir={trained_once}", f"--query={tmp_path}/query.png", f"--gallery={tmp_path}/test.npz"
-    assert cli("search", *query).returncode == 0
-    done = cli("search", *query, "--layer=projector")
-    assert done.returncode == 2 and "test.npz: found embeddings of another model or layer than" in done.stderr
-    assert "layer 'trunk', not 'projector'); expected the same network and --layer" in done.stderr
+    for layer in ("trunk", "projector"):
+        gallery = tmp_path / f"{layer}.npz"
+        assert cli("embed", f"--workdir={trained_once}", f"--layer={layer}", f"--out={gallery}").returncode == 0
+        done = cli("search", f"--gallery={gallery}", f"--query={tmp_path}/query.png", "--k=3")
+        assert done.returncode == 0 and len(done.stdout.splitlines()) == 4, done.stderr[-2000:]
+    done = cli("evaluate", f"--features={tmp_path}/trunk.npz", f"--gallery={tmp_path}/projector.npz")
+    assert done.returncode == 2 and "trunk.npz: found embeddings of another model or layer than" in done.stderr
+    assert "(layer trunk, not projector); expected the same model and --layer" in done.stderr
 
     done = cli("evaluate", f"--workdir={trained_once}", "--k=1,50")
     assert done.returncode == 2 and "found --k with --workdir" in done.stderr
@@ -168,8 +129,58 @@ def test_command_lines_from_workdir_to_picture(trained_once, tmp_path, cli):
         ),
         (
             ["--ids=test/3"],
-            "found no --workdir; expected --workdir=DIR, which embeds --query; or --gallery=FILE and --ids=ID,ID.",
+            "found no --gallery; expected --gallery=FILE, written by experiments/embed.py, or --workdir=DIR.",
         ),
     ):
         done = cli("search", *arguments)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_command_lines_from_photos_to_picture(trained_once, tmp_path, cli):
+    # The commands of docs/use_model.md.
+    photos, saved = tmp_path / "photos", tmp_path / "saved"
+    image_files.write_tree(photos, {"x/a": 3, "y/b": 2})
+    assert cli("export", f"--workdir={trained_once}", f"--out={saved}").returncode == 0
+    done = cli("embed", f"--model={saved}", f"--images={photos}", f"--out={tmp_path}/g.parquet")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/g.parquet: 5 embeddings of 64 dimensions\n"), done.stderr
+    loaded = grafit_jax.load(saved)
+    written = embeddings.load(tmp_path / "g.parquet")
+    np.testing.assert_array_equal(written.embedding, loaded.embed(photos))
+    done = cli("embed", f"--workdir={trained_once}", "--raw", f"--images={photos}", f"--out={tmp_path}/raw.npz")
+    assert done.returncode == 0, done.stderr[-2000:]
+    raw = embeddings.load(tmp_path / "raw.npz").embedding
+    np.testing.assert_array_equal(raw, loaded.embed(photos, normalize=False))
+
+    query = f"--query={photos}/x/a/00.png", f"{photos}/y"
+    done = cli("search", f"--gallery={tmp_path}/g.parquet", *query, "--k=2", f"--out={tmp_path}/near.png")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split()[:3] for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines[1:-1:2]] == [
+        f"{photos}/{name}" for name in ("x/a/00.png", "y/b/00.png", "y/b/01.png")
+    ]
+    assert all(query == found for query, rank, found in lines[1:-1] if rank == "1")
+    assert PIL.Image.open(tmp_path / "near.png").width > 600
+    done = cli("search", f"--gallery={tmp_path}/g.parquet", "--ids=02.png", "--k=1")
+    assert done.returncode == 0 and done.stdout.splitlines()[1].startswith(f"{photos}/x/a/02.png")
+
+    shutil.rmtree(saved)
+    for arguments, message in (
+        (query, f"g.parquet: found no {saved}; expected the model that made it; use --workdir=DIR or --model=FOLDER."),
+        ([*query, f"--model={trained_once}", "--k=9"], "found k = 9; expected at most 5"),
+        (
+            [*query, f"--model={trained_once}", "--layer=trunk"],
+            "found --layer with --gallery, which is embedded already",
+        ),
+    ):
+        done = cli("search", f"--gallery={tmp_path}/g.parquet", *arguments)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr, done.stderr
+    for arguments, message in (
+        (["--model=x"], "found no --images; expected the images to embed, such as --images=photos/."),
+        ([f"--images={photos}"], "found both or neither of --workdir=DIR and --model=FOLDER; expected one."),
+        (["--model=x", f"--images={photos}", "--split=test"], "found --split with --images; expected one of them"),
+        ([f"--workdir={trained_once}", f"--images={photos}", "--checkpoint=best"], 'expected "newest" or the step'),
+    ):
+        done = cli("embed", *arguments, f"--out={tmp_path}/x.npz")
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    done = cli("export", f"--workdir={trained_once}")
+    assert done.returncode == 2 and "found neither --out=FOLDER nor --hub=OWNER/NAME" in done.stderr

@@ -64,7 +64,7 @@ def test_every_link_has_a_target(name):
 
 
 def flags_of(script):
-    texts = [(ROOT / "experiments" / f"{script}.py").read_text()]
+    texts = [reference.source(script).read_text()]
     texts += [path.read_text() for path in (ROOT / "experiments" / "benchmarks").glob("*.py") if script == "benchmark"]
     return {name for text in texts for name in DEFINED.findall(text)} | set(flags.FLAGS)
 
@@ -130,7 +130,7 @@ def test_the_reference_has_every_key_and_every_flag():
     pages = reference.commands()
     for script in reference.COMMANDS:
         of_script = pages.split(f"## {script}.py\n")[1].split("\n## ")[0]
-        for name in DEFINED.findall((ROOT / "experiments" / f"{script}.py").read_text()):
+        for name in DEFINED.findall(reference.source(script).read_text()):
             assert f"| `--{name}` |" in of_script, f"{script} --{name}"
     assert {path.stem for path in (ROOT / "experiments").glob("*.py")} == {*reference.COMMANDS}
 

@@ -1,5 +1,6 @@
-"""The command `grafit embed`; see grafit_jax/commands/embed.py."""
+"""Writes embeddings of images to a file: `grafit embed`."""
 
 import runpy
 
-runpy.run_module("grafit_jax.commands.embed", run_name="__main__", alter_sys=True)
+if __name__ == "__main__":
+    runpy.run_module("grafit_jax.commands.embed", run_name="__main__", alter_sys=True)

@@ -1,5 +1,6 @@
-"""The command `grafit export`; see grafit_jax/commands/export.py."""
+"""Saves the model of a run as a folder of its own, or uploads it: `grafit export`."""
 
 import runpy
 
-runpy.run_module("grafit_jax.commands.export", run_name="__main__", alter_sys=True)
+if __name__ == "__main__":
+    runpy.run_module("grafit_jax.commands.export", run_name="__main__", alter_sys=True)

@@ -1,5 +1,6 @@
-"""The command `grafit search`; see grafit_jax/commands/search.py."""
+"""Prints and draws the nearest images of some queries: `grafit search`."""
 
 import runpy
 
-runpy.run_module("grafit_jax.commands.search", run_name="__main__", alter_sys=True)
+if __name__ == "__main__":
+    runpy.run_module("grafit_jax.commands.search", run_name="__main__", alter_sys=True)

@@ -24,7 +24,9 @@ from grafit_jax.commands import cli
 from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_CONFIG = config_flags.DEFINE_config_file("config", None, "file.py:key=value,…; single keys: --config.x.y=value")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE.py:key=value,… or NAME:key=value,… for a file of configs/; single keys: --config.x.y=value"
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the runs' workdirs", required=True)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and print its state; run nothing")
 _JOBS = flags.DEFINE_integer("jobs", None, "number of runs at a time (default: 1 here, any on SLURM)", lower_bound=1)

@@ -27,6 +27,17 @@ def load_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
     return load_module(path).get_config(arg)
 
 
+def find(name: str) -> pathlib.Path:
+    """Returns the config file `name`.py of the installed package or, in a checkout, of its folder configs/.
+
+    Raises:
+      UserError: there is none.
+    """
+    package = pathlib.Path(__file__).parent
+    folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+    return folder / f"{choose(name, 'config', sorted(path.stem for path in folder.glob('*.py')))}.py"
+
+
 # Keys that config files share: ImageNet's pixel statistics, photos cropped to 224 pixels on the host, the recipe of
 # protocol "paper" for such photos, and a small network for CPUs.
 IMAGENET = {"views.mean": (0.485, 0.456, 0.406), "views.std": (0.229, 0.224, 0.225)}

@@ -207,8 +207,8 @@ class Gallery:
             if not len(found):
                 hint, first, last = did_you_mean(query, names[:100_000].tolist()), str(names[0]), str(names[-1])
                 raise UserError(
-                    f"found unknown id {query!r}{hint}; expected one of the gallery, {first!r} to {last!r}, or the name "
-                    "of its file."
+                    f"found unknown id {query!r}{hint}; expected one of the gallery, {first!r} to {last!r}, or a file "
+                    "name."
                 )
             rows.append(found[0])
         return np.array(rows)

@@ -81,10 +81,10 @@ def eight_devices(monkeypatch):
 @pytest.fixture(scope="session", autouse=True)
 def no_pages():
     """Disables report.html, which takes as long as a training here. Yields the replaced functions."""
-    from grafit_jax.commands import train
+    from grafit_jax.commands import training
     from grafit_jax.report import write
 
-    places = (write, "leave"), (train, "leave_page")
+    places = (write, "leave"), (training, "leave_page")
     own = [(module, name, getattr(module, name)) for module, name in places]
     with pytest.MonkeyPatch.context() as patch:
         for module, name in places:
@@ -169,15 +169,15 @@ def omniglot():
 @pytest.fixture(scope="session")
 def trains():
     """`trains(config, path)` trains a run, for tests that cannot use `trained_once`."""
-    from grafit_jax.commands import train
+    from grafit_jax.commands import training
 
-    return train.train
+    return training.train
 
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory, no_pages):
     """The workdir of a small Grafit run with its page, trained once and shared by all workers; read-only."""
-    from grafit_jax.commands import train
+    from grafit_jax.commands import training
     from helpers.runs import small_config
 
     shared = tmp_path_factory.getbasetemp()
@@ -186,7 +186,7 @@ def trained_once(tmp_path_factory, no_pages):
     path = shared / "train_run"
     with filelock.FileLock(shared / "train_run.lock"), _pages(no_pages):
         if not (path / "metrics.json").is_file():
-            train.train(small_config(**{"checkpoint.every_epochs": 1, "eval.every_epochs": 1}), path)
+            training.train(small_config(**{"checkpoint.every_epochs": 1, "eval.every_epochs": 1}), path)
     return path
 
 

@@ -8,7 +8,7 @@ import pytest
 from study import render, reproduction, tables
 
 from grafit_jax import config_checks, experiment, restore
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval.clustering import kmeans
@@ -157,7 +157,7 @@ def test_an_unsuitable_workdir_is_refused_before_clustering(baseline, tmp_path, 
         ),
     ):
         with pytest.raises(UserError, match=message):
-            train.train(config_of(baseline, **{"clusterfit.num_clusters": 8}), path)
+            training.train(config_of(baseline, **{"clusterfit.num_clusters": 8}), path)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
@@ -186,7 +186,7 @@ def test_an_unsuitable_source_is_refused_before_anything_is_written(baseline, tm
         ({"clusterfit.source": ""}, r"clusterfit\.source = ''; expected the workdir of a finished baseline"),
     ):
         with pytest.raises(UserError, match=message):
-            train.train(config_of(baseline, **overrides), path)
+            training.train(config_of(baseline, **overrides), path)
         assert not path.exists()
     # Other methods need no source.
     config_checks.validate(small_config("baseline"), num_devices=1)
@@ -196,13 +196,13 @@ def test_an_unsuitable_source_is_refused_before_anything_is_written(baseline, tm
 def test_a_table_trains_the_source_of_clusterfit_first(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text(TINY)
     table = tables.Table(tables.by_method("tiny.py", "", ["clusterfit"]), {"map": "mAP"})
-    runs, order, trained = tmp_path / "runs", [], train.train
+    runs, order, trained = tmp_path / "runs", [], training.train
 
     def recorded(config, path):
         order.append(path.name)
         return trained(config, path)
 
-    monkeypatch.setattr(train, "train", recorded)
+    monkeypatch.setattr(training, "train", recorded)
     point = reproduction.points(table, runs, root=tmp_path, seeds=[1])[0]
     results = [reproduction.result(point, {})]
     assert order == ["baseline_seed1", "clusterfit_seed1"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from grafit_jax import experiment, losses, objective, parallel, pulse, restore
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.methods import METHODS
 from grafit_jax.retrieval.clustering import Clusters
 from grafit_jax.runs import console, results
@@ -45,7 +45,7 @@ def test_the_start_message_names_the_clusters_and_the_size_of_the_views(capsys):
 def test_the_result_is_a_small_table_in_percent_and_names_the_page(trained_once, capsys):
     run, _ = restore.newest(trained_once)
     metrics = json.loads((trained_once / "metrics.json").read_text())
-    train.say_result(run, metrics, trained_once / "report.html")
+    training.say_result(run, metrics, trained_once / "report.html")
     title, header, *rows, page = capsys.readouterr().err.strip().splitlines()
     assert title == "grafit after step 28, in percent:" and header.split() == ["mAP", "R@1", "k-NN"]
     expected = []
@@ -57,7 +57,7 @@ def test_the_result_is_a_small_table_in_percent_and_names_the_page(trained_once,
     assert len({len(row) for row in (header, *rows)}) == 1
     assert page == f"page: {trained_once / 'report.html'}"
     # A missing metric is a dash; a missing page is not mentioned.
-    train.say_result(run, {"map": 0.5, "coarse/knn_top1": 1.0, "step": 28}, trained_once / "no page")
+    training.say_result(run, {"map": 0.5, "coarse/knn_top1": 1.0, "step": 28}, trained_once / "no page")
     said = capsys.readouterr().err.strip().splitlines()
     assert [line.split() for line in said[1:]] == [
         ["mAP", "k-NN"], ["trunk,", "fine", "50.0", "-"], ["trunk,", "coarse", "-", "100.0"],

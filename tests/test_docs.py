@@ -11,7 +11,8 @@ from study import reference, tables
 
 from grafit_jax import config as config_lib
 from grafit_jax import config_files
-from grafit_jax.errors import UserError
+from grafit_jax.commands import main
+from grafit_jax.errors import UserError, choose
 from helpers.command_lines import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,7 +65,7 @@ def test_every_link_has_a_target(name):
 
 
 def flags_of(script):
-    texts = [(ROOT / "experiments" / f"{script}.py").read_text()]
+    texts = [reference.source(script).read_text()]
     texts += [path.read_text() for path in (ROOT / "experiments" / "benchmarks").glob("*.py") if script == "benchmark"]
     return {name for text in texts for name in DEFINED.findall(text)} | set(flags.FLAGS)
 
@@ -74,9 +75,11 @@ def check(words):
     if words[0] == "make":
         targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
         assert {word for word in words[1:] if "=" not in word} <= {*targets}, words
-    if not re.search(r"python3?$", words[0]) or len(words) < 2 or not words[1].startswith("experiments/"):
+    installed = words[0] == "grafit"
+    runs_script = re.search(r"python3?$", words[0]) and len(words) > 1 and words[1].startswith("experiments/")
+    if not installed and not runs_script:
         return
-    script = pathlib.Path(words[1]).stem
+    script = choose(words[1], "command", main.COMMANDS) if installed else pathlib.Path(words[1]).stem
     known = flags_of(script)
     given = dict(word[2:].partition("=")[::2] for word in words[2:] if word.startswith("--"))
     overrides = {name.partition(".")[2]: value for name, value in given.items() if name.startswith("config.")}
@@ -84,7 +87,8 @@ def check(words):
         assert name.startswith("config.") or name in known or name.removeprefix("no") in known, f"{script} --{name}"
     if "config" in given:
         file, _, arg = given["config"].partition(":")
-        keys = config_lib.flatten(config_files.load_file(ROOT / file, arg))
+        path = ROOT / file if file.endswith(".py") else config_files.find(file)
+        keys = config_lib.flatten(config_files.load_file(path, arg))
         assert overrides.keys() <= keys.keys(), overrides
     if "table" in given:
         tables.find(given["table"], given.get("scale"))
@@ -113,6 +117,9 @@ def test_every_import_of_a_python_block_exists(name):
         ("python experiments/train.py --config=configs/digit.py --workdir=runs/a", "digit.py"),
         ("python experiments/embed.py --workdir=runs/a --outt=x.npz", "embed --outt"),
         ("python experiments/reproduce.py --table=quickstartt", "quickstartt"),
+        ("grafit trian --config=own:dir=photos --workdir=runs/a", "trian"),
+        ("grafit train --config=owm:dir=photos --workdir=runs/a", "owm"),
+        ("grafit train --config=own:dirr=photos --workdir=runs/a", "dirr"),
     ],
 )
 def test_a_refused_command_is_found(line, named):
@@ -130,7 +137,7 @@ def test_the_reference_has_every_key_and_every_flag():
     pages = reference.commands()
     for script in reference.COMMANDS:
         of_script = pages.split(f"## {script}.py\n")[1].split("\n## ")[0]
-        for name in DEFINED.findall((ROOT / "experiments" / f"{script}.py").read_text()):
+        for name in DEFINED.findall(reference.source(script).read_text()):
             assert f"| `--{name}` |" in of_script, f"{script} --{name}"
     assert {path.stem for path in (ROOT / "experiments").glob("*.py")} == {*reference.COMMANDS}
 

@@ -18,7 +18,7 @@ import pytest
 
 from grafit_jax import errors, evaluation, experiment, parallel, restore, train_step
 from grafit_jax import memory as memory_lib
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.errors import UserError
 from grafit_jax.runs import checkpoint, locks, preemption, results, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
@@ -369,7 +369,7 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(trained_once, tr
     expected = json.loads((train_run / "metrics.json").read_text())
     (train_run / "metrics.json").unlink()
     shutil.rmtree(train_run / "checkpoints" / "28" / "state")
-    assert train.train(workdir.read_config(train_run), train_run) == expected
+    assert training.train(workdir.read_config(train_run), train_run) == expected
     assert (train_run / "checkpoints" / "damaged-28").is_dir()
     assert not (train_run / "checkpoints" / "damaged-14").exists()
     assert log_of(train_run) == log_of(trained_once)

@@ -34,7 +34,7 @@ def photos(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_readme_s_lines_run(trained_once, photos):
+def test_the_page_s_lines_run(trained_once, photos):
     # The lines of docs/use_model.md.
     model = grafit_jax.load(str(trained_once))
     pil_image, uint8_array = PIL.Image.open("photos/x/a/00.png"), np.zeros((8, 8), np.uint8)

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from study import layout, render, reproduction, tables
 
 from grafit_jax import experiment, restore
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.data import hierarchy, sources
 from grafit_jax.data.records import Level, Records
 from grafit_jax.errors import UserError
@@ -245,7 +245,7 @@ def trained(monkeypatch):
         workdir.claim(directory, config)
         (directory / "metrics.json").write_text("{}")
 
-    monkeypatch.setattr(train, "train", pretend)
+    monkeypatch.setattr(training, "train", pretend)
     monkeypatch.setattr(results, "collect", lambda directory: {"at": directory.name, "method": "baseline"})
     return runs
 

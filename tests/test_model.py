@@ -26,7 +26,7 @@ def digits(trained_once):
 @pytest.fixture(scope="module")
 def photo_run(tmp_path_factory):
     """A one-epoch run on photos of 30 x 21 pixels, whose evaluation resizes and crops; returns (workdir, photos)."""
-    from grafit_jax.commands import train
+    from grafit_jax.commands import training
 
     root = tmp_path_factory.mktemp("photo_run")
     written = image_files.write_tree(root / "photos", image_files.TREE, height=21, width=30)
@@ -35,7 +35,7 @@ def photo_run(tmp_path_factory):
         **{"eval.size": 10, "eval.crop": "centre", "eval.recall_at": (1,), "train.epochs": 1, "train.batch_size": 8},
         **{"views.mean": (0.5,) * 3, "views.std": (0.3,) * 3, "checkpoint.every_steps": 1},
     )
-    train.train(config, root / "run")
+    training.train(config, root / "run")
     return root / "run", written
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from grafit_jax import config as config_lib
 from grafit_jax import config_files
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.runs.checkpoint import Checkpoints
 from helpers import image_files, pods
@@ -57,7 +57,7 @@ def one(tmp_path_factory):
     path = tmp_path_factory.mktemp("one") / "run"
     with pytest.MonkeyPatch.context() as patch:
         use_devices(patch, 8)
-        train.train(config_of_pods(), path)
+        training.train(config_of_pods(), path)
     return path
 
 

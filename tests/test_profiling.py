@@ -2,7 +2,7 @@
 
 import jax
 
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.runs import workdir
 from helpers.runs import small_config
 
@@ -10,7 +10,7 @@ from helpers.runs import small_config
 def test_a_steps_trace_has_its_operations_and_leaves_the_workdir_free(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     config = small_config()
-    folder = train.profile(config, tmp_path)
+    folder = training.profile(config, tmp_path)
     assert folder == tmp_path / workdir.PROFILE
     [file] = folder.rglob("*.xplane.pb")
     planes = jax.profiler.ProfileData.from_file(str(file)).planes

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 from study import layout, recording, render, reproduction, tables
 
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
 from grafit_jax.errors import UserError
@@ -290,7 +290,7 @@ def test_a_table_trains_missing_runs_reads_finished_ones_and_draws(tmp_path, mon
     np.testing.assert_allclose(first[0]["metrics"]["map"], np.mean(expected), rtol=1e-4)
 
     before = (tmp_path / "runs" / "baseline" / "config.json").read_text()
-    monkeypatch.setattr(train, "train", None)  # no run is missing
+    monkeypatch.setattr(training, "train", None)  # no run is missing
     assert reproduction.result(points[1], {}) == first[1]
     (tmp_path / "runs" / "baseline" / "config.json").write_text(
         (tmp_path / "runs" / "baseline" / "config.json").read_text().replace('"seed": 0', '"seed": 7')

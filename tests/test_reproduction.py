@@ -13,7 +13,7 @@ from study import layout, pricing, published, recording, reproduction, tables
 
 from grafit_jax import config as config_lib
 from grafit_jax import config_checks, methods
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.errors import UserError
 from grafit_jax.report.tables import plain_table
 from grafit_jax.runs import workdir
@@ -114,7 +114,7 @@ def test_only_missing_runs_are_trained(points_of, monkeypatch):
         order.append(directory.name)
         finish(next(p for p in points for p in (p, p.start) if p is not None and p.directory == directory))
 
-    monkeypatch.setattr(train, "train", pretend)
+    monkeypatch.setattr(training, "train", pretend)
     points = points_of(seeds=[0, 1])
     theirs = recorded("grafit", 1, metrics={"map": 0.75}, **{"clusterfit.num_clusters": 5, "eval.batch_size": 7})
     elsewhere = recorded("grafit", 0, row="grafit_large", **{"eval.size": 16})  # the same training, another evaluation
@@ -135,7 +135,7 @@ def test_a_failed_row_does_not_stop_the_others(points_of, monkeypatch, capsys):
             raise {0: UserError("loss not finite"), 1: RuntimeError("XLA")}[config.seed]
         finish(next(p for p in points if p.directory == directory))
 
-    monkeypatch.setattr(train, "train", pretend)
+    monkeypatch.setattr(training, "train", pretend)
     points, failed = points_of(seeds=[0, 1]), {}
     assert [(r["row"], r["seed"]) for r in reproduction.all_results(points, {}, failed)] == [
         ("grafit", 0),
@@ -156,7 +156,7 @@ def test_a_failed_row_does_not_stop_the_others(points_of, monkeypatch, capsys):
     def stopped(config, directory):
         raise Preempted(3)
 
-    monkeypatch.setattr(train, "train", stopped)
+    monkeypatch.setattr(training, "train", stopped)
     with pytest.raises(Preempted):
         list(reproduction.all_results(points_of(seeds=[2]), {}, {}))
 
@@ -173,7 +173,7 @@ def test_parallel_runs_are_trained_after_the_runs_that_they_start_from(points_of
         return stub(traced + code.get(point.name, succeed))(point.directory)
 
     monkeypatch.setattr(reproduction, "words", words)
-    monkeypatch.setattr(train, "train", None)  # must not be called: every run is complete or failed
+    monkeypatch.setattr(training, "train", None)  # must not be called: every run is complete or failed
     points, failed = points_of(seeds=[0, 1]), {}
     known = reproduction.index([recorded("grafit", 0, **{"clusterfit.num_clusters": 5})])
     left = {}
@@ -305,7 +305,7 @@ def test_runs_refused_by_a_budget_are_reported_and_not_trained(points_of, monkey
 
     budget = Budget()
     points, left = points_of(), {}
-    monkeypatch.setattr(train, "train", lambda config, directory: finish(points[2]))
+    monkeypatch.setattr(training, "train", lambda config, directory: finish(points[2]))
     found = list(reproduction.all_results(points, {}, {}, left, budget))
     assert budget.asked == [["baseline"], ["baseline", "clusterfit"], ["grafit"]]  # clusterfit takes two runs
     assert [path.name for path in left] == ["baseline", "clusterfit"] and set(left.values()) == {"too long"}

@@ -53,9 +53,8 @@ def test_a_picture_has_captions_with_labels_and_similarities(tmp_path, monkeypat
     drawn = []
     monkeypatch.setattr(pictures, "contact_sheet", lambda path, sheets, **options: drawn.append((sheets, options)))
     columns = {"label": np.array(["a", "a", "b"]), "coarse_label": np.array(["x", "x", "x"])}
-    gallery = Gallery(
-        Features(np.eye(3, dtype=np.float32) + 1, np.array(["p/one.jpg", "p/two.jpg", "three"]), **columns)
-    )
+    ids = np.array(["p/one.jpg", "p/two.jpg", "three"])
+    gallery = Gallery(Features(np.eye(3, dtype=np.float32) + 1, ids, **columns))
     of_query = gallery.search_ids(["p/one.jpg"], 2)
     hits.picture(tmp_path / "n.png", [("p/one.jpg", image)], of_query, gallery, lambda row: image)
     ((sheets, options),) = drawn

@@ -11,7 +11,7 @@ import pytest
 from grafit_jax import config as config_lib
 from grafit_jax import experiment, objective, parallel, restore
 from grafit_jax import memory as memory_lib
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
@@ -49,7 +49,7 @@ def interrupted_in_the_second_epoch(config, path):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline, "epoch_order", interrupted)
-        train.train(config, path)
+        training.train(config, path)
 
 
 def train_arguments(path, *extra):
@@ -351,9 +351,9 @@ def test_without_fine_labels_a_run_trains_and_keeps_the_best_checkpoint_by_coars
 
 def test_a_config_that_does_not_fit_the_data_is_refused_before_training(tmp_path):
     with pytest.raises(UserError, match=r"found eval\.recall_at up to 898; expected at most 897, the number of other"):
-        train.train(small_config(**{"eval.recall_at": (1, 898)}), tmp_path / "run")
+        training.train(small_config(**{"eval.recall_at": (1, 898)}), tmp_path / "run")
     with pytest.raises(UserError, match=r"images of 1 channels and views\.mean of 3 values"):
-        train.train(small_config(**{"views.mean": (0.5, 0.5, 0.5)}), tmp_path / "run")
+        training.train(small_config(**{"views.mean": (0.5, 0.5, 0.5)}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -362,7 +362,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference_and_not_chan
     workdir.claim(path, small_config())
     before = (path / "config.json").read_text()
     with pytest.raises(UserError, match=r"another config \(loss\.temperature: 0\.05 -> 0\.1; seed: 0 -> 3\)"):
-        train.train(small_config(**{"seed": 3, "loss.temperature": 0.1}), path)
+        training.train(small_config(**{"seed": 3, "loss.temperature": 0.1}), path)
     assert (path / "config.json").read_text() == before
     assert [p.name for p in path.iterdir()] == ["config.json"]
 
@@ -409,7 +409,7 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"found train\.batch_size = 1024; expected at most 899, the number of training"
     ):
-        train.train(small_config(**{"train.batch_size": 1024}), tmp_path / "run")
+        training.train(small_config(**{"train.batch_size": 1024}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -13,7 +13,7 @@ import scipy.special
 import scipy.stats
 
 from grafit_jax import experiment, losses, methods, parallel, restore, train_step
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from grafit_jax.models import Outputs
@@ -100,7 +100,7 @@ def test_a_trunk_that_does_not_fit_is_an_error_before_anything_is_written(traine
     options["model.pretrained"] = f"~/{trained_once.name}"
     options |= {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3}
     with pytest.raises(UserError, match=r"kernel.* of shape \(3, 3, 4, 16\); expected \(3, 3, 12, 16\)"):
-        train.train(fine_tuning(**options), tmp_path / "run")
+        training.train(fine_tuning(**options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

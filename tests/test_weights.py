@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from grafit_jax import config_checks, experiment, models, restore
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.errors import UserError
 from grafit_jax.models import weights
 from helpers import state_dicts
@@ -261,7 +261,7 @@ def test_the_imagenet_stem_is_loaded_from_the_file(tmp_path):
 
 def test_a_missing_file_or_unsupported_trunk_is_an_error_before_the_workdir_exists(tmp_path):
     with pytest.raises(UserError, match=r"w\.safetensors: found no such file; expected a workdir"):
-        train.train(resnet18_config(tmp_path / "w.safetensors"), tmp_path / "run")
+        training.train(resnet18_config(tmp_path / "w.safetensors"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config = resnet18_config("w.safetensors", **{"model.embed_dim": 8})
     config.model.trunk = "resnet8"

@@ -25,7 +25,7 @@ import tensorboardX  # noqa: F401
 
 from benchmarks import steps
 from grafit_jax import experiment, pulse, restore
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.runs import workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 
@@ -137,20 +137,22 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
         if not ok:
             raise RuntimeError(f"{message}:\n{log_file.read_text()[-3000:]}")
 
-    training: Callable[[], Any] = functools.partial(train.train, config, path)
-    check(process(functools.partial(train.train, config, folder / "whole"), log_file)[0] == 0, "the first run failed")
+    resumed: Callable[[], Any] = functools.partial(training.train, config, path)
+    check(
+        process(functools.partial(training.train, config, folder / "whole"), log_file)[0] == 0, "the first run failed"
+    )
     hits: collections.Counter[str] = collections.Counter()
     lost: list[int] = []
     half_written = equal = 0
     while hits.total() < kills or path.exists():
-        work = training
+        work = resumed
         moment: dict[str, Any] = {}
         if hits.total() < kills:
             reading = doing in ("restoring", "evaluating") and bool(_steps(path)) and draw.random() < 0.5
             # A run that is killed whenever it restores never progresses: let it take steps every other time.
             progress = doing == "restoring" and not reading and (not _steps(path) or draw.random() < 0.5)
             at_what = "taking a step" if progress else doing
-            work = functools.partial(_evaluate, path) if reading else training
+            work = functools.partial(_evaluate, path) if reading else resumed
             latest, often = _MOMENTS[at_what]
             skip = 0 if reading else draw.randrange(often)
             moment = {"kill_at": at_what, "skip": skip, "seconds": draw.random() * latest}
@@ -158,11 +160,11 @@ def study(doing: str, *, kills: int, seed: int, folder: pathlib.Path) -> dict[st
         if status == -signal.SIGKILL:
             hits[at] += 1
             half_written += any((path / "checkpoints").glob("*tmp*"))
-            if work is training and at not in ("starting", "loading data", "restoring", "creating the first state"):
+            if work is resumed and at not in ("starting", "loading data", "restoring", "creating the first state"):
                 lost.append(step - max(_steps(path), default=0))
             continue
         check(status == 0, f"a run, resumed after kill {hits.total()}, failed")
-        if work is training:
+        if work is resumed:
             status, _ = process(functools.partial(_assert_same, folder / "whole", path), log_file)
             check(status == 0, f"a run ended with another result after kill {hits.total()}")
             damaged = [*(path / "checkpoints").glob("damaged-*")]

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from grafit_jax import config as config_lib
+from grafit_jax.commands import main
 from grafit_jax.report.tables import markdown
 
 # In the order of a typical workflow.
-COMMANDS = ("prepare", "train", "evaluate", "embed", "search", "report", "sweep", "reproduce", "benchmark")
+COMMANDS = ("prepare", "train", "evaluate", "embed", "search", "export", "report", "sweep", "reproduce", "benchmark")
 _SCRIPTS = pathlib.Path(__file__).parent.parent
 _DEFINE = re.compile(r"DEFINE_(\w+)$")
 # Assignments to skip: flags, and values that need `__file__`.
@@ -85,11 +86,20 @@ def _dotted(node: ast.expr, names: Mapping[str, str]) -> str:
     return ".".join(filter(None, (names[first], rest)))
 
 
+def source(name: str) -> pathlib.Path:
+    """Returns the file that has the description and the flags of a script."""
+    return main.source(name) if name in main.COMMANDS else _SCRIPTS / f"{name}.py"
+
+
 def commands() -> str:
     """Returns the commands in Markdown: for each its description and a table of its flags."""
-    parts = []
+    installed = [f"`grafit {name}`" for name in COMMANDS if name in main.COMMANDS]
+    parts = [
+        f"The installed package has {', '.join(installed[:-1])} and {installed[-1]}, the same code as the scripts;\n"
+        "the others need a checkout."
+    ]
     for name in COMMANDS:
-        tree = ast.parse((_SCRIPTS / f"{name}.py").read_text())
+        tree = ast.parse(source(name).read_text())
         paragraphs = (ast.get_docstring(tree) or "").split("\n\n")
         rows = list(_flags(tree))
         if rows[0][0] == "`--config`":

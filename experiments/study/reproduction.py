@@ -15,7 +15,7 @@ from sweeps import runner
 
 from grafit_jax import config as config_lib
 from grafit_jax import config_files, experiment, restore
-from grafit_jax.commands import train
+from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.report import pictures
@@ -208,7 +208,7 @@ def _train(point: RowRun) -> None:
         return
     if point.start is not None:
         _train(point.start)
-    train.train(point.config, point.directory)
+    training.train(point.config, point.directory)
 
 
 def words(point: RowRun, root: pathlib.Path) -> list[str]:

@@ -1,1 +1,1 @@
-"""Functions behind the scripts in experiments/."""
+"""The command lines: of `grafit`, and of the scripts in experiments/."""

@@ -9,7 +9,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from grafit_jax import config as config_lib
-from grafit_jax import parallel
+from grafit_jax import config_files, parallel
 from grafit_jax.errors import UserError
 from grafit_jax.runs import console, multihost
 from grafit_jax.runs.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
@@ -18,20 +18,29 @@ from grafit_jax.runs.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempt
 EXIT_MISTAKE = 2
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Calls `app.run(main)`; a user's mistake in flags, config or data is one line on stderr and exit status 2."""
+def run(main: Callable[[Sequence[str]], None], rest: str | None = None) -> None:
+    """Calls `app.run(main)`; a user's mistake in flags, config or data is one line on stderr and exit status 2.
+
+    Args:
+      main: the command, called with the words that are not flags.
+      rest: name of a list flag or multi-string flag, not a required one. Words that are not flags become further values
+        of it, after those given with the flag. None: such words are an error.
+    """
 
     def parse(argv):
         try:
             for word in argv:
                 if (given := re.match(r"--?config\.([\w.]+)", word)) and given[1] in config_lib.RENAMED:
                     raise config_lib.unknown_key(given[1])
-            rest = flags.FLAGS(argv)
-            if len(rest) > 1:
-                raise UserError(f"found the argument {rest[1]!r}; expected flags, as --name=value.")
+            words = flags.FLAGS(_with_config_paths(argv))
+            if len(words) > 1:
+                if rest is None:
+                    raise UserError(f"found the argument {words[1]!r}; expected flags, as --name=value.")
+                setattr(flags.FLAGS, rest, [*(flags.FLAGS[rest].value or ()), *words[1:]])
+                flags.FLAGS[rest].present += 1
             if "config" in flags.FLAGS and flags.FLAGS.config is not None:
                 flags.FLAGS.config.to_dict()  # raises for a missing config file, which is loaded on first use
-            return rest
+            return words
         # absl and ml_collections raise these for an unknown flag or key, or a value of the wrong type.
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             if _is_a_bug(error):
@@ -73,6 +82,20 @@ def require_numbers(flag: str) -> None:
 def checkpoint(text: str) -> int | str:
     """Returns the value of a flag --checkpoint: "newest" or a step."""
     return int(text) if re.fullmatch("[0-9]{1,12}", text) else text
+
+
+def _with_config_paths(argv: Sequence[str]) -> list[str]:
+    """Returns the command line with the path of the config file for NAME in --config=NAME:… and --config NAME:…"""
+    words: list[str] = []
+    for word in argv:
+        given = re.match(r"--?config=", word)
+        option = given[0] if given else ""
+        name, colon, arg = word.removeprefix(option).partition(":")
+        is_value = bool(option) or words[-1:] in (["--config"], ["-config"])
+        if is_value and name and ".py" not in name and "/" not in name:
+            word = f"{option}{config_files.find(name)}{colon}{arg}"
+        words.append(word)
+    return words
 
 
 def _exit(error: BaseException) -> NoReturn:

@@ -1,85 +1,76 @@
-"""Trains a run, writes its page and prints its result; or traces one step."""
+"""Trains a run by a config file, or resumes the run in the same workdir.
 
-import copy
-import os
+python experiments/train.py --config=configs/cifar100.py:method=grafit,preset=cpu --workdir=runs/grafit [--profile]
+
+`grafit train` of the installed package is the same command.
+
+On several hosts, start the same command on each of them with --distributed (docs/pods.md).
+
+Exit status 0: the run is complete; 75: Ctrl-C or SIGTERM stopped it and it has saved itself, the same command resumes
+it; 130: a second Ctrl-C ended it at once; 69: another host died or hangs, the same command on all hosts resumes it;
+2: a user's mistake, printed in one line.
+"""
+
+import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
-from grafit_jax import experiment, parallel, pulse, restore, train_step
-from grafit_jax import train as train_lib
+from grafit_jax import config_files, parallel
+from grafit_jax.commands import cli, training
 from grafit_jax.errors import warn
-from grafit_jax.experiment import Experiment
-from grafit_jax.report import write
-from grafit_jax.report.tables import plain_table
-from grafit_jax.runs import results, workdir
-from grafit_jax.runs.checkpoint import Checkpoints
-from grafit_jax.runs.console import say
-from grafit_jax.state import TrainState
+from grafit_jax.runs import multihost
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE.py:key=value,… or NAME:key=value,… for a file of configs/; single keys: --config.x.y=value"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
+_PROFILE = flags.DEFINE_bool("profile", False, "only trace one step into WORKDIR/profile, for XProf or TensorBoard")
+_ALLOWED = flags.DEFINE_list(
+    "allow_config_change",
+    [],
+    "config keys that may change on resume. With train.epochs a complete run continues too; the learning rate and tau "
+    "then follow the schedules of the new length, so the learning rate rises again.",
+)
+flags.DEFINE_bool("distributed", False, "run on several hosts, which JAX detects: TPU, SLURM, Kubernetes")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if JAX cannot detect it")
+flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator")
+flags.DEFINE_integer("process_id", None, "index of this process, from 0, with --coordinator")
+flags.DEFINE_integer("heartbeat_seconds", 60, "seconds without a heartbeat of a host before all others end", 4)
+flags.DEFINE_integer(
+    "stuck_seconds",
+    1800,
+    "on several hosts: seconds without a step, a save or an evaluation batch before all end; 0: never",
+    0,
+)
+_OF_HOSTS = ("distributed", "coordinator", "num_processes", "process_id", "heartbeat_seconds", "stuck_seconds")
 
 
-def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = ()) -> dict[str, float]:
-    """Trains as `grafit_jax.train.train` does, then writes report.html and prints the result on stderr."""
-
-    def finish(run: Experiment, state: TrainState | None, metrics: dict[str, float]) -> None:
-        # The page of a complete run may be missing, if the run was killed before it was written.
-        if state is not None or not parallel.all_agree((path / write.NAME).is_file()):
-            leave_page(run, path, int(metrics["step"]), state)
-        say_result(run, metrics, path / write.NAME)
-
-    return train_lib.train(config, path, allowed=allowed, finish=finish)
-
-
-def leave_page(run: Experiment, path: pathlib.Path, step: int, state: TrainState | None) -> None:
-    """Writes the page of a run complete after `step`, from `state` or, if None, from the checkpoint of that step."""
-    pulse.at(step, f"writing {write.NAME}")
-    if state is None:
-        try:
-            checkpoints = Checkpoints(path, read_only=True)
-            found = checkpoints.restore_newest(restore.initial_state(run, placeholder=True))
-            checkpoints.close()
-            state = found[0] if found is not None and int(found[0].step) == step else None
-        except Exception as error:  # a failure must not fail a complete run
-            warn(f"{path / write.NAME}: cannot write the page ({error}); run experiments/report.py --workdir={path}.")
-        if not parallel.all_agree(state is not None):
-            return
-    assert state is not None
-    write.leave(run, state, path)
+def main(argv):
+    hosts: dict[str, Any] = {name: flags.FLAGS[name].value for name in _OF_HOSTS}
+    multihost.start(**hosts)
+    if _PROFILE.value:
+        trace = training.profile(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+        print(f"trace: {trace} (pip install xprof tensorboard; tensorboard --logdir={trace})")
+        return
+    if parallel.is_first() and jax.default_backend() == "cpu" and _CONFIG.value.model.dtype == "bfloat16":
+        _warn_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
+    metrics = training.train(_CONFIG.value, pathlib.Path(_WORKDIR.value), allowed=_ALLOWED.value)
+    if parallel.is_first():
+        print(json.dumps(metrics))
 
 
-def say_result(run: Experiment, metrics: Mapping[str, float], page: pathlib.Path) -> None:
-    """Prints the metrics of a complete run, in percent, and the path of its page, if there is one."""
-    test = run.records["test"]
-    values = results.by_layer_and_level(metrics, run.config.eval.layers[0], test.finest)
-    levels = [*test.levels][::-1]  # the finest first
-    order = sorted(values, key=lambda row: (results.LAYERS.index(row[0]), levels.index(row[1])))
-    columns = {key: name for key, name in results.HEADLINE.items() if any(key in row for row in values.values())}
-    rows = [
-        [", ".join(row), *(f"{100 * values[row][key]:5.1f}" if key in values[row] else "    -" for key in columns)]
-        for row in order
-    ]
-    table = plain_table(["", *(f"{name:>5}" for name in columns.values())], rows)
-    say(f"\n{run.config.method} after step {metrics['step']:,}, in percent:\n{table}")
-    if page.is_file():
-        say(f"page: {page}")
+def _warn_of_preset(file):
+    """Warns that the config is for accelerators, and names the presets for CPUs."""
+    presets = getattr(config_files.load_module(pathlib.Path(file)), "PRESETS", ())
+    known = " or ".join(f"preset={name}" for name in presets if name.startswith("cpu"))
+    remedy = f"use {known} of {file}" if known else f"{file} has no preset for CPUs"
+    warn(f"found only a CPU for model.dtype = bfloat16, which may take days; expected an accelerator; {remedy}.")
 
 
-def profile(config: ml_collections.ConfigDict, path: pathlib.Path) -> pathlib.Path:
-    """Traces one compiled step of a new run with JAX's profiler; returns the folder of the trace.
-
-    Raises:
-      UserError: the config or the data are invalid.
-    """
-    # Before JAX initialises a GPU: disables CUDA graphs, which a trace would show as a single kernel.
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_command_buffer="
-    config = copy.deepcopy(config)
-    config.train.steps_per_call = 1
-    run = restore.load(config, path)
-    feed = experiment.make_feed(run)
-    step, inputs = train_step.pmap_steps(run, feed), next(iter(feed.epoch(0)))
-    state, memory, _ = jax.block_until_ready(step(*restore.initial(run), inputs))  # compiles
-    with jax.profiler.trace(str(path / workdir.PROFILE)):
-        jax.block_until_ready(step(state, memory, inputs))
-    return path / workdir.PROFILE
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    cli.run(main)

@@ -43,9 +43,9 @@ class Done:
 
 
 def main(script, *arguments):
-    """Runs experiments/<script>.py in this process as `__main__`, from the root of the checkout."""
+    """Runs experiments/<script>.py, or the file `script`, in this process as `__main__`, from the checkout's root."""
     out, err = io.StringIO(), io.StringIO()
-    path = ROOT / "experiments" / f"{script}.py"
+    path = script if isinstance(script, pathlib.Path) else ROOT / "experiments" / f"{script}.py"
     with _own_flags(script), _own_logging(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         patch.chdir(ROOT)

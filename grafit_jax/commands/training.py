@@ -1,0 +1,85 @@
+"""Trains a run, writes its page and prints its result; or traces one step."""
+
+import copy
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import ml_collections
+
+from grafit_jax import experiment, parallel, pulse, restore, train_step
+from grafit_jax import train as train_lib
+from grafit_jax.errors import warn
+from grafit_jax.experiment import Experiment
+from grafit_jax.report import write
+from grafit_jax.report.tables import plain_table
+from grafit_jax.runs import results, workdir
+from grafit_jax.runs.checkpoint import Checkpoints
+from grafit_jax.runs.console import say
+from grafit_jax.state import TrainState
+
+
+def train(config: ml_collections.ConfigDict, path: pathlib.Path, *, allowed: Sequence[str] = ()) -> dict[str, float]:
+    """Trains as `grafit_jax.train.train` does, then writes report.html and prints the result on stderr."""
+
+    def finish(run: Experiment, state: TrainState | None, metrics: dict[str, float]) -> None:
+        # The page of a complete run may be missing, if the run was killed before it was written.
+        if state is not None or not parallel.all_agree((path / write.NAME).is_file()):
+            leave_page(run, path, int(metrics["step"]), state)
+        say_result(run, metrics, path / write.NAME)
+
+    return train_lib.train(config, path, allowed=allowed, finish=finish)
+
+
+def leave_page(run: Experiment, path: pathlib.Path, step: int, state: TrainState | None) -> None:
+    """Writes the page of a run complete after `step`, from `state` or, if None, from the checkpoint of that step."""
+    pulse.at(step, f"writing {write.NAME}")
+    if state is None:
+        try:
+            checkpoints = Checkpoints(path, read_only=True)
+            found = checkpoints.restore_newest(restore.initial_state(run, placeholder=True))
+            checkpoints.close()
+            state = found[0] if found is not None and int(found[0].step) == step else None
+        except Exception as error:  # a failure must not fail a complete run
+            warn(f"{path / write.NAME}: cannot write the page ({error}); run experiments/report.py --workdir={path}.")
+        if not parallel.all_agree(state is not None):
+            return
+    assert state is not None
+    write.leave(run, state, path)
+
+
+def say_result(run: Experiment, metrics: Mapping[str, float], page: pathlib.Path) -> None:
+    """Prints the metrics of a complete run, in percent, and the path of its page, if there is one."""
+    test = run.records["test"]
+    values = results.by_layer_and_level(metrics, run.config.eval.layers[0], test.finest)
+    levels = [*test.levels][::-1]  # the finest first
+    order = sorted(values, key=lambda row: (results.LAYERS.index(row[0]), levels.index(row[1])))
+    columns = {key: name for key, name in results.HEADLINE.items() if any(key in row for row in values.values())}
+    rows = [
+        [", ".join(row), *(f"{100 * values[row][key]:5.1f}" if key in values[row] else "    -" for key in columns)]
+        for row in order
+    ]
+    table = plain_table(["", *(f"{name:>5}" for name in columns.values())], rows)
+    say(f"\n{run.config.method} after step {metrics['step']:,}, in percent:\n{table}")
+    if page.is_file():
+        say(f"page: {page}")
+
+
+def profile(config: ml_collections.ConfigDict, path: pathlib.Path) -> pathlib.Path:
+    """Traces one compiled step of a new run with JAX's profiler; returns the folder of the trace.
+
+    Raises:
+      UserError: the config or the data are invalid.
+    """
+    # Before JAX initialises a GPU: disables CUDA graphs, which a trace would show as a single kernel.
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_command_buffer="
+    config = copy.deepcopy(config)
+    config.train.steps_per_call = 1
+    run = restore.load(config, path)
+    feed = experiment.make_feed(run)
+    step, inputs = train_step.pmap_steps(run, feed), next(iter(feed.epoch(0)))
+    state, memory, _ = jax.block_until_ready(step(*restore.initial(run), inputs))  # compiles
+    with jax.profiler.trace(str(path / workdir.PROFILE)):
+        jax.block_until_ready(step(state, memory, inputs))
+    return path / workdir.PROFILE

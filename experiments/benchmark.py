@@ -1,6 +1,6 @@
 """Runs a suite of benchmarks, each entry next to a peer library where one is installed.
 
-python experiments/benchmark.py --suite=retrieval|train|gpu|data|memory|collectives|kills|saves
+python experiments/benchmark.py --suite=retrieval|train|gpu|data|memory|collectives|kills|saves|start
     [--entries=search_k10,…] [--record] [--data_source=npz:DIR]
 
 Every entry runs in its own process, so that its peak memory is its own, and prints one line of JSON. A table follows on
@@ -26,7 +26,7 @@ from grafit_jax.report.tables import plain_table
 from grafit_jax.runs import provenance
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills", "saves")
+_SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills", "saves", "start")
 _SUITE = flags.DEFINE_enum("suite", None, _SUITES, "suite to run", required=True)
 _ENTRIES = flags.DEFINE_list("entries", None, "entries to run (default: all of the suite)")
 _RECORD = flags.DEFINE_bool("record", False, "write the lines to experiments/results and render their pages")

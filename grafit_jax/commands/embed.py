@@ -4,6 +4,8 @@ python experiments/embed.py --workdir=runs/photos --images=photos/ --out=gallery
 python experiments/embed.py --model=saved --images a.jpg b.jpg list.csv --out=some.npz
 python experiments/embed.py --workdir=runs/grafit --split=test --out=test.npz
 
+`grafit embed` of the installed package is the same command.
+
 --images: image files, folders, or CSV files with the column path and perhaps coarse and fine. The data of the training
 are not needed. Embeddings have unit length; --raw writes them as the network gives them.
 

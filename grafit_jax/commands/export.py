@@ -3,6 +3,8 @@
 python experiments/export.py --workdir=runs/photos --out=saved
 python experiments/export.py --workdir=runs/photos --hub=owner/name [--private]
 
+`grafit export` of the installed package is the same command.
+
 The folder holds model.safetensors, config.json and README.md, a model card made from what the run has recorded.
 `grafit_jax.load`, embed.py and search.py read it.
 """

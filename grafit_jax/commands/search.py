@@ -4,6 +4,8 @@ python experiments/search.py --gallery=photos.parquet --query=a.jpg b.jpg new_ph
 python experiments/search.py --gallery=photos.parquet --ids=apple_3.jpg,test/17
 python experiments/search.py --workdir=runs/grafit --ids=test/3 --out=near.png
 
+`grafit search` of the installed package is the same command.
+
 --query: image files, folders or CSV files. The model that made the gallery embeds them; --workdir or --model say where
 it is now, if it has moved.
 

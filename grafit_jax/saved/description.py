@@ -105,7 +105,7 @@ def of(config: ml_collections.ConfigDict, records: Mapping[str, Records]) -> Des
     """Returns the description of a run on these records."""
     test = records["test"]
     height, width, channels = test.image.shape[1:]
-    classes = {name: level.names for name, level in test.levels.items()}
+    classes = {name: level.names for name, level in test.levels.items() if level.names}
     return Description(config, (height, width, channels), classes, test.train_level)
 
 

@@ -40,10 +40,11 @@ def test_frames_follow_the_known_labels():
     assert pictures.relation(None, None, 0, 1) == "unknown"
 
 
+@pytest.mark.parametrize("captions", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 6, 10])
-def test_the_legend_of_a_picture_is_not_cut_off(tmp_path, k):
+def test_the_legend_of_a_picture_is_not_cut_off(tmp_path, k, captions):
     near = [(np.zeros((4, 4, 3), np.uint8), "query"), *[(np.zeros((4, 4, 3), np.uint8), "fine")] * k]
-    pictures.contact_sheet(tmp_path / "near.png", {"gallery": [near]})
+    pictures.contact_sheet(tmp_path / "near.png", {"gallery": [near]}, captions=captions)
     dark = np.asarray(PIL.Image.open(tmp_path / "near.png").convert("L")) < 200
     assert dark.any() and not dark[:, [0, -1]].any() and not dark[[0, -1]].any()
 
@@ -61,6 +62,27 @@ def test_a_picture_has_captions_with_labels_and_similarities(tmp_path, monkeypat
     assert options == {"captions": True}
     assert [[entry[1:] for entry in row] for row in sheets["gallery"]] == [
         [("query", "one.jpg\na"), ("fine", "a\n0.833"), ("coarse", "b\n0.833")]
+    ]
+
+
+def test_captions_of_a_row_are_level_and_clear_of_the_next_row(tmp_path):
+    row = [(np.zeros((*shape, 3), np.uint8), "query", "one\ntwo\nthree") for shape in ((9, 9), (9, 5), (5, 9))]
+    pictures.contact_sheet(tmp_path / "near.png", {"gallery": [row, row]}, captions=True)
+    dark = np.asarray(PIL.Image.open(tmp_path / "near.png").convert("L")) < 200
+    bottoms = []
+    for column in np.array_split(dark, 3, axis=1):
+        edges = np.flatnonzero(np.diff(column.any(axis=1), prepend=False, append=False)).reshape(-1, 2)
+        (first, second) = (edge for edge in edges.tolist() if edge[1] - edge[0] > 100)  # the images, not the captions
+        assert abs((first[1] - first[0]) - (second[1] - second[0])) <= 2
+        bottoms.append([first[1], second[1]])
+    assert np.ptp(bottoms, axis=0).max() <= 2
+
+
+def test_a_long_name_is_cut_with_an_ellipsis():
+    assert hits._caption("/photos/" + "long-" * 20 + "name.jpg", "0.9").splitlines() == [
+        "long-long-long-long-",
+        "long-long-long-long-…",
+        "0.9",
     ]
 
 

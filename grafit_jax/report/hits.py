@@ -1,5 +1,6 @@
 """Search results: a table for the terminal, and a picture with the images, their labels and similarities."""
 
+import itertools
 import os
 import pathlib
 import textwrap
@@ -14,7 +15,7 @@ from grafit_jax.report import pictures
 from grafit_jax.report.tables import plain_table
 
 # Longer side in pixels of an image in a picture, and characters in a line of its caption.
-_SIDE, _LINE = 400, 24
+_SIDE, _LINE = 400, 22
 
 
 def table(queries: Sequence[str], hits: Sequence[Sequence[Hit]], gallery: Gallery) -> str:
@@ -86,6 +87,7 @@ def _label(gallery: Gallery, row: int) -> str:
 
 
 def _caption(name: str, more: str) -> str:
-    """Returns a name, of a path its end, in lines that fit below an image, and one more line."""
-    lines = textwrap.wrap(os.path.basename(name) if os.sep in name else name, _LINE)[:2]
-    return "\n".join(filter(None, [*lines, more]))
+    """Returns a name, of a path its end, in two lines at most that fit below an image, and one more line."""
+    name = os.path.basename(name) if os.sep in name else name
+    lines = [textwrap.wrap(text, _LINE, max_lines=n, placeholder="…") for text, n in ((name, 2), (more, 1))]
+    return "\n".join(itertools.chain(*lines))

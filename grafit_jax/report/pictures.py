@@ -33,8 +33,8 @@ _LEGEND = [f"{f.hue}, {f.style}: {f.meaning}" for f in (FRAMES[name] for name in
 
 # An image [H, W, C], its frame and, in a sheet with captions, its caption.
 Thumbnail = tuple[np.ndarray, str] | tuple[np.ndarray, str, str]
-# Side in inches of an image without and with captions.
-_SMALL, _LARGE = 0.62, 1.9
+# Side in inches of an image without and with captions, space between images and for a caption of three lines.
+_SMALL, _LARGE, _GAP, _CAPTION = 0.62, 1.9, 0.1, 0.6
 
 
 def gallery(
@@ -88,12 +88,12 @@ def contact_sheet(
 
     width, height = max(len(row) for rows in sheets.values() for row in rows), max(map(len, sheets.values()))
     columns = width * len(sheets) + len(sheets) - 1
-    side = _LARGE if captions else _SMALL
-    inches = max(side * (columns + 1), 2.4)
+    inches = columns * (_LARGE + _GAP) if captions else max(_SMALL * (columns + 1), 2.4)
     legend: list[str] = []  # lines
     if any(frame in ("fine", "neither") for rows in sheets.values() for row in rows for _, frame, *_ in row):
         legend = ["    ".join(_LEGEND)] if inches > 5.5 else _LEGEND
-    figsize = (inches, (side + (0.45 if captions else 0.1)) * height + 0.85 + 0.15 * len(legend))
+    tall = 0.4 + (_LARGE + _CAPTION) * height if captions else 0.85 + (_SMALL + 0.1) * height
+    figsize = (inches, tall + 0.15 * len(legend))
     figure = Figure(figsize=figsize)
     axes = figure.subplots(height, columns, squeeze=False)
     for ax in axes.flat:
@@ -106,8 +106,20 @@ def contact_sheet(
         axes[0, left].set_title("query", fontsize=8)
         axes[0, left + (width + 1) // 2].set_title(f"{name}: nearest first", fontsize=9)
     figure.text(0.5, 0.012, "\n".join(legend), ha="center", fontsize=8)
-    figure.tight_layout(rect=(0, (0.02 + 0.15 * len(legend)) / figsize[1], 1, 1), pad=0.3)
+    if captions:
+        _place_squares(axes, figsize)
+    else:
+        figure.tight_layout(rect=(0, (0.02 + 0.15 * len(legend)) / figsize[1], 1, 1), pad=0.3)
     figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.05)
+
+
+def _place_squares(axes, figsize: tuple[float, float]) -> None:
+    """Gives each image a square, in whose lower edge it stands, so that the captions of a row are level."""
+    width, height = figsize
+    for (row, column), ax in np.ndenumerate(axes):
+        left, top = column * (_LARGE + _GAP), 0.3 + row * (_LARGE + _CAPTION)
+        ax.set_position((left / width, 1 - (top + _LARGE) / height, _LARGE / width, _LARGE / height))
+        ax.set_anchor("S")
 
 
 def _draw(ax, image: np.ndarray, frame: str, caption: str = "") -> None:
@@ -116,6 +128,6 @@ def _draw(ax, image: np.ndarray, frame: str, caption: str = "") -> None:
     ax.set(xticks=[], yticks=[])
     grey = image.shape[-1] == 1
     ax.imshow(image[..., 0] if grey else image, cmap="gray_r" if grey else None, vmin=0, vmax=255)
-    ax.set_xlabel(caption, fontsize=7, labelpad=2)
+    ax.set_xlabel(caption, fontsize=10, labelpad=3)
     for spine in ax.spines.values():
         spine.set(edgecolor=colour, linestyle=style, linewidth=width)

@@ -42,13 +42,13 @@ class Done:
     stderr: str
 
 
-def main(script, *arguments):
-    """Runs experiments/<script>.py, or the file `script`, in this process as `__main__`, from the checkout's root."""
+def main(script, *arguments, cwd=ROOT):
+    """Runs experiments/<script>.py, or the file `script`, in this process as `__main__`, from the folder `cwd`."""
     out, err = io.StringIO(), io.StringIO()
     path = script if isinstance(script, pathlib.Path) else ROOT / "experiments" / f"{script}.py"
     with _own_flags(script), _own_logging(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        patch.chdir(ROOT)
+        patch.chdir(cwd)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 runpy.run_path(str(path), run_name="__main__")

@@ -4,7 +4,7 @@ import collections
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,10 @@ class Model:
     """
 
     def __init__(self, stored: Stored, path: str):
-        self._stored, self.path = stored, path
-        self.step, self.metrics = stored.step, stored.metrics
+        self._stored = stored
+        self.path: str = path
+        self.step: int = stored.step
+        self.metrics: Mapping[str, float] = stored.metrics
         self.description: Description = stored.description
         own = {
             kind: {name: part for name, part in parts.items() if name in ("trunk", "projector")}

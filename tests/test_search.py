@@ -78,12 +78,13 @@ def test_captions_of_a_row_are_level_and_clear_of_the_next_row(tmp_path):
     assert np.ptp(bottoms, axis=0).max() <= 2
 
 
-def test_a_long_name_is_cut_with_an_ellipsis():
+def test_a_caption_has_the_name_of_a_file_cut_with_an_ellipsis():
     assert hits._caption("/photos/" + "long-" * 20 + "name.jpg", "0.9").splitlines() == [
         "long-long-long-long-",
         "long-long-long-long-…",
         "0.9",
     ]
+    assert hits._caption("test/17", "0.9").splitlines() == ["test/17", "0.9"]
 
 
 def test_images_of_a_picture_are_drawn_at_their_proportions_and_a_usual_size(tmp_path):

@@ -87,7 +87,7 @@ def _label(gallery: Gallery, row: int) -> str:
 
 
 def _caption(name: str, more: str) -> str:
-    """Returns a name, of a path its end, in two lines at most that fit below an image, and one more line."""
-    name = os.path.basename(name) if os.sep in name else name
+    """Returns a name, of a file its last part, in at most two lines that fit below an image, and one more line."""
+    name = os.path.basename(name) if pathlib.PurePath(name).suffix else name
     lines = [textwrap.wrap(text, _LINE, max_lines=n, placeholder="…") for text, n in ((name, 2), (more, 1))]
     return "\n".join(itertools.chain(*lines))

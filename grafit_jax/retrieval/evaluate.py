@@ -97,8 +97,8 @@ def evaluate_features(
         unlabelled = sum(int(np.sum(side.levels[name] == "")) for side in (queries, gallery))
         if unlabelled:
             raise UserError(
-                f"found {unlabelled} images without a {name or 'fine'} label; expected one for every image; leave these "
-                "images out."
+                f"found {unlabelled} images without a {name or 'fine'} label; expected one for every image; leave them "
+                "out."
             )
     result = metrics.retrieval_metrics(
         queries.embedding, queries.levels, gallery.embedding, gallery.levels,

@@ -20,7 +20,7 @@ from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings as files
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 _GALLERY = flags.DEFINE_string("gallery", None, "file of embeddings, written by experiments/embed.py")
 _SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split that is the gallery, without --gallery")
 _LAYER = flags.DEFINE_enum("layer", "trunk", ("trunk", "projector"), "layer of the embeddings")

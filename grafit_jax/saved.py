@@ -59,6 +59,24 @@ def read(where: str | os.PathLike, step: int | str = _NEWEST) -> Stored:
     """
     if step != _NEWEST and (isinstance(step, bool) or not isinstance(step, int)):
         raise UserError(f'checkpoint: found {step!r}; expected "newest" or the step of a checkpoint.')
+    path = _folder(where)
+    if not _is_saved(path):
+        return _of_workdir(path, None if step == _NEWEST else int(step))
+    if step != _NEWEST:
+        raise UserError(f"{path}: found checkpoint = {step} for a saved model, which has one; expected a workdir.")
+    return _of_folder(path)
+
+
+def config_of(where: str | os.PathLike) -> ml_collections.ConfigDict:
+    """Returns the config of a model's training, without its weights and without initialising JAX; raises as `read`."""
+    path = _folder(where)
+    if not _is_saved(path):
+        return workdir.read_config(path)
+    with reading(path / CONFIG, _REMEDY):
+        return config_lib.from_json(json.dumps(_config(path)["config"]))
+
+
+def _folder(where: str | os.PathLike) -> pathlib.Path:
     if str(where).startswith(HUB):
         from grafit_jax import hub
 
@@ -69,11 +87,12 @@ def read(where: str | os.PathLike, step: int | str = _NEWEST) -> Stored:
         raise UserError(
             f"{path}: found no such folder; expected a workdir, the folder of a saved model, or hf:owner/name."
         )
-    if not (path / WEIGHTS).is_file() and "format" not in _config(path):
-        return _of_workdir(path, None if step == _NEWEST else int(step))
-    if step != _NEWEST:
-        raise UserError(f"{path}: found checkpoint = {step} for a saved model, which has one; expected a workdir.")
-    return _of_folder(path)
+    return path
+
+
+def _is_saved(path: pathlib.Path) -> bool:
+    """Returns whether a folder holds a saved model, perhaps an incomplete one, and not a run."""
+    return (path / WEIGHTS).is_file() or "format" in _config(path)
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:

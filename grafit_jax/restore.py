@@ -53,6 +53,7 @@ def load(
 
 def _clusters(config: ml_collections.ConfigDict, path: pathlib.Path | None, records: dict[str, Records]) -> Clusters:
     if path is not None and clusterfit.is_saved(path):
+        workdir.check_data(path, {split: of_split.fingerprint() for split, of_split in records.items()}, records)
         return clusterfit.load(path, len(records["train"]))
     source = pathlib.Path(config.clusterfit.source).expanduser()
     clusterfit.check_source(source, records, config.clusterfit.num_clusters)

@@ -128,12 +128,13 @@ def test_the_list_is_the_same_for_the_same_images_anywhere_and_unusual_names_are
     written = []
     for place in ("here", "there"):
         root = tmp_path / place
-        image_files.write_tree(root, LAYOUT | {'train/ü,"c"\u2028\n': 2})
+        image_files.write_tree(root, LAYOUT | {'train/ü,"c"\n': 2, "train/d\u2028": 2})
         records = sources.load(source=f"folder:{root}", image_size=8)
         written.append(image_list.dumps(records))
         (tmp_path / image_list.FILE).write_bytes(written[-1])
         assert image_list.changes(tmp_path, records) == "the same files in another order or with other pixels"
     assert written[0] == written[1]
+    assert written[0][4:8] == bytes(4)  # the time in the header of gzip
 
 
 def test_arrays_have_no_list_and_a_damaged_list_is_named(tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, config_files, description, experiment, restore, saved
+from grafit_jax import config_checks, config_files, experiment, restore, saved
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval.clustering import Clusters
+from grafit_jax.saved import description
 from helpers import image_files
 from helpers.command_lines import ROOT
 from helpers.runs import small_config

@@ -9,8 +9,10 @@ Command:
 Arguments:
     dir= (default: none, which means images) a folder with train/<coarse>/[<fine>/] and test/<coarse>/[<fine>/].
     csv= (default: none) a CSV of files and classes, in place of dir.
-    method= (default: grafit) any method of docs/paper.md sections 2 and 3.
-    preset= (default: gpu) both are ours, not the paper's.
+    init= (default: none) a run, a saved model or hf:owner/name whose config and weights to continue with, on its own
+        images or those of dir or csv; see docs/own_images.md.
+    method= (default: none, which means grafit, or with init its method) any of docs/paper.md sections 2 and 3.
+    preset= (default: none, which means gpu, or with init its config) both are ours, not the paper's.
         gpu  ResNet-50 at 224 px, T = 4, 100 epochs, batch 256, bfloat16; photos are streamed from their files.
         cpu  a small network at 32 px, 50 epochs; images are held in memory.
     seed= (default: 0)
@@ -21,9 +23,9 @@ Expect: depends on your images; for those of docs/tutorial_photos.md, fine mAP 2
     Compare with `baseline` and `baseline_mlp` of `sweep()`, the controls.
 """
 
-from grafit_jax import config_files
+from grafit_jax import config, config_files
 from grafit_jax.config_files import IMAGENET, PHOTOS, SMALL
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, choose
 
 _COMMON = {**IMAGENET, "views.jitter": (0.4, 0.4, 0.4, 0.1), "views.grayscale_prob": 0.2, "ema.base": 0.99}
 PRESETS = {
@@ -42,10 +44,30 @@ PRESETS = {
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(arg, _COMMON, PRESETS, dir="", csv="", method="grafit", preset="gpu", seed=0)
-    if arg.dir and arg.csv:
-        raise UserError(f"found dir={arg.dir} and csv={arg.csv}; expected one of them; remove the other.")
-    c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir or 'images'}"
+    arg = config_files.parse_arg(arg, dir="", csv="", init="", method="", preset="", seed=0)
+    for one, other in (("dir", "csv"), ("init", "preset")):
+        if arg[one] and arg[other]:
+            raise UserError(f"found {one}={arg[one]} and {other}={arg[other]}; expected one of them; remove the other.")
+    if arg.init:
+        c = _continued(arg)
+    else:
+        c = config.default()
+        c.update_from_flattened_dict(_COMMON | PRESETS[choose(arg.preset or "gpu", "preset", PRESETS)])
+        c.data.source = "folder:images"
+    if arg.dir or arg.csv:
+        c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir}"
+    c.method, c.seed = arg.method or c.method, arg.seed
+    return c
+
+
+def _continued(arg):
+    """Returns the config of the model in `init`, without what holds for its own data only if there are others."""
+    from grafit_jax import saved
+
+    c = saved.config_of(arg.init)
+    c.model.init, c.model.pretrained = arg.init, ""
+    if arg.dir or arg.csv:
+        c.data.update({"coarse_classes": (), "variant": "", "data_dir": "", "inat_categories_file": ""})
     return c
 
 

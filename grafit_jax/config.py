@@ -1,7 +1,9 @@
 """The config schema: every key with its default, and the conversion of configs to and from JSON."""
 
+import copy
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -47,6 +49,8 @@ RENAMED: Mapping[str, str] = {
 }
 # Keys with the location of the data on disk, which have no effect on results.
 PLACES = ("data.data_dir", "data.inat_categories_file")
+# The kinds of data.source that are followed by a path.
+FILES = ("folder", "csv", "npz")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -97,6 +101,8 @@ def default() -> ml_collections.ConfigDict:
     m.head_init = "lecun"  # Initialisation of the heads' linear layers: lecun (Flax's default) | pytorch (PyTorch's).
     # Initial trunk weights: workdir of a run, or a .safetensors or .pth file of torchvision's network; empty = random.
     m.pretrained = ""
+    # Initial weights of trunk and heads: workdir of a run, folder of a saved model, or hf:owner/name; empty = none.
+    m.init = ""
     # Whether the backward pass recomputes the activations of residual blocks, which saves memory and costs time.
     m.remat = False
     # Whether batch statistics span all devices, which makes results independent of the device count.
@@ -300,9 +306,36 @@ def without_places(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {key: value for key, value in flatten(config).items() if key not in PLACES}
 
 
+def absolute(source: str) -> str:
+    """Returns a data.source with an absolute path, which is valid in every working directory."""
+    kind, _, place = source.partition(":")
+    return f"{kind}:{os.path.abspath(os.path.expanduser(place))}" if kind in FILES and place else source
+
+
+def with_absolute_source(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a copy with an absolute data.source."""
+    config = copy.deepcopy(config)
+    config.data.source = absolute(config.data.source)
+    return config
+
+
+def with_short_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a copy to share: only the last part of each path, which shows no one's folders."""
+    config = copy.deepcopy(config)
+    kind, colon, place = config.data.source.partition(":")
+    if kind in FILES:
+        config.data.source = f"{kind}{colon}{os.path.basename(place)}"
+    short = (*PLACES, "clusterfit.source", "model.pretrained", "model.init")
+    values = flatten(config)
+    config.update_from_flattened_dict(
+        {key: values[key] if values[key].startswith("hf:") else os.path.basename(values[key]) for key in short}
+    )
+    return config
+
+
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
-    """Returns 'key: old -> new' for every key that differs, except `PLACES`."""
-    a, b = without_places(old), without_places(new)
+    """Returns 'key: old -> new' for every key that differs, except `PLACES`; paths in data.source are absolute."""
+    a, b = (without_places(with_absolute_source(config)) for config in (old, new))
     return [
         f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
     ]

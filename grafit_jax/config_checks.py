@@ -100,6 +100,8 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "eval.resize", centre or c.eval.resize == 0, "0 with eval.crop = whole; use 0, or eval.crop = centre"
     fits = c.eval.resize == 0 or c.eval.resize >= size
     yield "eval.resize", fits, f"0 (8/7 of the size) or at least the size, {size} pixels"
+    given = bool(c.model.init and c.model.pretrained)
+    yield "model.init", not given, "none with model.pretrained, which gives another trunk; use one of them"
     enough = not centre or c.data.image_size == 0 or c.data.image_size >= cropped
     yield "data.image_size", enough, f"0 (not resized) or at least {cropped}, the side that evaluation crops from"
     yield "eval.size", not (patches and c.eval.size % 2), "an even number for the stem patch2"

@@ -146,7 +146,7 @@ class Model:
         rows: list[np.ndarray] = []
         batch: list[np.ndarray] = []
         broken: list[str] = []
-        for photo, image in self._decoded(tqdm.tqdm(found, unit="img", disable=not progress), 2 * batch_size):
+        for photo, image in self._decoded(tqdm.tqdm(found, unit="img", delay=1, disable=not progress), 2 * batch_size):
             if isinstance(image, decode.Unreadable):
                 if not skip:
                     raise UserError(f"found an unreadable image: {image}; repair it or leave it out.")

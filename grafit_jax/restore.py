@@ -14,22 +14,27 @@ import ml_collections
 import numpy as np
 from jax.typing import ArrayLike
 
-from grafit_jax import evaluation, experiment, parallel, pulse
+from grafit_jax import config as config_lib
+from grafit_jax import evaluation, experiment, initial_weights, parallel, pulse
 from grafit_jax import memory as memory_lib
+from grafit_jax.data import sources
 from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
+from grafit_jax.initial_weights import Variables
 from grafit_jax.memory import Memory
-from grafit_jax.models import heads, weights
 from grafit_jax.retrieval.clustering import Clusters, kmeans
-from grafit_jax.runs import checkpoint, clusterfit, workdir
+from grafit_jax.runs import checkpoint, clusterfit, console, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.state import TrainState, target_part
 
-# Folded into the seed's key: for the random memory, and for heads initialised as in PyTorch. The initial trunk does not
-# depend on model.head_init.
+# Folded into the seed's key for the random memory.
 _MEMORY_KEY = 0x6D656D
-_HEADS_KEY = 0x68656164
+# The remedy if the data of a run that is evaluated have changed.
+_EVALUATE = (
+    "restore them, or embed the images with experiments/embed.py --images and evaluate that file with "
+    "experiments/evaluate.py --features"
+)
 
 
 def load(
@@ -48,6 +53,7 @@ def load(
 
 def _clusters(config: ml_collections.ConfigDict, path: pathlib.Path | None, records: dict[str, Records]) -> Clusters:
     if path is not None and clusterfit.is_saved(path):
+        workdir.check_data(path, {split: of_split.fingerprint() for split, of_split in records.items()}, records)
         return clusterfit.load(path, len(records["train"]))
     source = pathlib.Path(config.clusterfit.source).expanduser()
     clusterfit.check_source(source, records, config.clusterfit.num_clusters)
@@ -66,102 +72,52 @@ def initial(run: Experiment) -> tuple[TrainState, Memory | None]:
 def initial_state(run: Experiment, *, placeholder: bool = False) -> TrainState:
     """Returns the state before the first step, replicated over the devices.
 
-    A placeholder has the same shapes but other values: it needs no pretrained weights and no pass over images for the
-    queue.
+    A placeholder has the same shapes but other values: it needs no given weights and no pass over images for the queue.
     """
-    state = fresh_state(run, None if placeholder else pretrained_trunk(run.config))
+    given = initial_weights.NONE if placeholder else initial_weights.given(run)
+    if given.note:
+        console.say(given.note)
+    state = fresh_state(run, given.variables)
     if run.method.uses_queue:
         state = dataclasses.replace(state, queue=_initial_queue(run, state, placeholder=placeholder))
     return parallel.replicate(state)
 
 
-def fresh_state(run: Experiment, trunk: dict[str, Any] | None) -> TrainState:
+def fresh_state(run: Experiment, given: Variables) -> TrainState:
     """Returns the state before the first step, without its queue.
 
-    `trunk` holds pretrained "params" and "batch_stats" of all or some layers of the trunk; the seed initialises the
-    others.
+    `given` holds the layers that do not start from the seed; see `initial_weights.given`.
     """
-    image = (2, run.views.size, run.views.size, run.records["train"].image.shape[-1])
 
-    def initialise(rng, trunk):
-        variables = run.network.init(rng, jnp.zeros(image, jnp.float32), train=False)
-        params, batch_stats = variables["params"], variables["batch_stats"]
-        if run.config.model.head_init == "pytorch":
-            own_heads = {name: part for name, part in params.items() if name != "trunk"}
-            params = params | heads.as_pytorch(own_heads, jax.random.fold_in(rng, _HEADS_KEY))
-        for own, given in ((params["trunk"], trunk["params"]), (batch_stats["trunk"], trunk["batch_stats"])):
-            _check_shapes({name: own.get(name) for name in given}, given)
-            own |= given
+    def initialise(rng, given):
+        variables = initial_weights.random(run, rng)
+        for kind, parts in given.items():
+            for name, layers in parts.items():
+                variables[kind][name] |= layers
+        params = variables["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             # A copy: the step donates params and target_params, and a buffer cannot be donated twice.
             target_params=jax.tree.map(jnp.copy, target_part(params)) if run.method.uses_target else {},
-            batch_stats=batch_stats,
+            batch_stats=variables["batch_stats"],
             opt_state=run.tx.init(params),
             rng=rng,
         )
 
-    return jax.jit(initialise)(jax.random.PRNGKey(run.config.seed), trunk or {"params": {}, "batch_stats": {}})
-
-
-def _check_shapes(own: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raises UserError for layers of other shapes, such as those of other image channels."""
-    found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
-    expected = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(own)}
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise UserError(
-                f"model.pretrained: found {name} of shape {found.get(name, '(absent)')}; expected "
-                f"{expected.get(name, '(absent)')}; use a "
-                "trunk trained on images with the same channels."
-            )
+    return jax.jit(initialise)(jax.random.PRNGKey(run.config.seed), given)
 
 
 def num_parameters(run: Experiment) -> int:
     """Returns the number of parameters of the online network, without initialising it."""
-    state = jax.eval_shape(lambda: fresh_state(run, None))
+    state = jax.eval_shape(lambda: fresh_state(run, initial_weights.NONE.variables))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
 
 
 def check_start(run: Experiment) -> str:
-    """Checks the pretrained weights, or raises UserError; returns their digests for the hosts to compare."""
-    trunk = pretrained_trunk(run.config)
-    if trunk is None:
-        return ""
-    jax.eval_shape(lambda: fresh_state(run, trunk))
-    return json.dumps(checkpoint.digests(trunk), sort_keys=True) if jax.process_count() > 1 else ""
-
-
-def pretrained_trunk(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
-    """Loads the weights in model.pretrained, or returns None if it is empty; raises UserError if they do not fit."""
-    m = config.model
-    if not m.pretrained:
-        return None
-    path = pathlib.Path(m.pretrained).expanduser()
-    if os.path.isdir(path):
-        return _trunk_of_run(path, m)
-    if not os.path.exists(path):
-        raise UserError(
-            f"model.pretrained = {m.pretrained}: found no such file; expected a workdir, or a .safetensors or .pth "
-            "file of weights."
-        )
-    return weights.load_trunk(path, m.trunk, stem=m.stem)
-
-
-def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Loads the trunk of the newest checkpoint in a workdir, without the first convolution if the stems differ."""
-    theirs = workdir.read_config(path).model
-    if theirs.trunk != model.trunk:
-        raise UserError(
-            f"model.pretrained = {path}: found trunk {theirs.trunk}; expected {model.trunk}, as in model.trunk."
-        )
-    variables, _ = checkpoint.read_weights(path)
-    same_stem = theirs.stem == model.stem
-    return {
-        kind: {name: layer for name, layer in variables[kind]["trunk"].items() if same_stem or name != "Conv_0"}
-        for kind in ("params", "batch_stats")
-    }
+    """Checks the given weights, or raises UserError; returns their digests for the hosts to compare."""
+    given = initial_weights.given(run).variables
+    return json.dumps(checkpoint.digests(given), sort_keys=True) if jax.process_count() > 1 else ""
 
 
 def _embed_whole(run: Experiment, state: TrainState, images: Any) -> dict[str, np.ndarray]:
@@ -213,25 +169,40 @@ def newest(
 
     Args:
       path: the workdir.
-      data_dir: TFDS's data directory; None uses the one of the training.
+      data_dir: where the data are now: TFDS's data directory, or the folder or CSV of images; None uses the place of
+        the training.
       records: the data of the run, if loaded already.
 
     Raises:
-      UserError: the workdir holds no run or no usable checkpoint, or the data have changed.
+      UserError: the workdir holds no run or no usable checkpoint, or the data are not found or have changed.
     """
     config = workdir.read_config(path)
-    if data_dir is not None:
-        config.data.data_dir = data_dir
     checkpoints = Checkpoints(path, read_only=True)
     if checkpoints.latest_step() is None:
         raise UserError(f"{path}: found no checkpoint; let experiments/train.py save its first one.")
-    run = load(config, path, records=records, training=False)
-    workdir.check_data(path, run.fingerprints())
+    # The config keeps the place of the training, which embedding files store.
+    run = load(config, path, records=records or _records(path, config, data_dir), training=False)
+    workdir.check_data(path, run.fingerprints(), run.records, remedy=_EVALUATE)
     restored = checkpoints.restore_newest(initial_state(run, placeholder=True))
     checkpoints.close()
     if restored is None:
         raise UserError(f"{path}: found damaged checkpoints only; train again in another --workdir.")
     return run, restored[0]
+
+
+def _records(path: pathlib.Path, config: ml_collections.ConfigDict, data_dir: str | None) -> dict[str, Records]:
+    """Loads the data of a run from the place of the training or, if not None, from `data_dir`."""
+    data = config.data.to_dict()
+    kind, _, place = config_lib.absolute(data["source"]).partition(":")
+    if kind not in config_lib.FILES:
+        return sources.load(**data if data_dir is None else {**data, "data_dir": data_dir})
+    place = place if data_dir is None else os.path.abspath(os.path.expanduser(data_dir))
+    if not os.path.exists(place):
+        raise UserError(
+            f"{path}: found no {place}; expected the images of the run; use --data_dir for the place where they are "
+            "now, as in --data_dir=photos."
+        )
+    return sources.load(**data | {"source": f"{kind}:{place}"})
 
 
 def resumed(run: Experiment, checkpoints: Checkpoints) -> tuple[Any, Any, dict[str, Any]] | None:

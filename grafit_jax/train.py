@@ -22,6 +22,8 @@ from grafit_jax.state import TrainState
 
 # Called with a complete run, its final state (None if it was complete before) and its metrics.
 Finish = Callable[[Experiment, TrainState | None, dict[str, float]], None]
+# The remedy if the data of a run that is to resume have changed.
+_CONTINUE = "restore them, or continue from this run in another --workdir, with model.init"
 
 
 def train(
@@ -31,8 +33,8 @@ def train(
 
     Writes config.json, model.json (class names and image shape), metrics.jsonl (one line per epoch and per evaluation),
     tensorboard/, checkpoints/, metrics.json (the metrics of the final weights, as `experiments/evaluate.py` prints
-    them), run.json (time, environment, data), clusters.npz for ClusterFit, and broken.txt if unreadable images were
-    skipped.
+    them), run.json (time, environment, data), images.csv.gz (the list of the image files), clusters.npz for ClusterFit,
+    and broken.txt if unreadable images were skipped.
 
     Args:
       config: see `config.default`.
@@ -44,6 +46,7 @@ def train(
       UserError: the config, data or workdir are invalid, which is checked before training; or the loss is not finite.
       Preempted: the run was asked to stop and has saved its state.
     """
+    config = config_lib.with_absolute_source(config)  # the run may be evaluated from another directory
     with preemption.watch() as stop, contextlib.ExitStack() as held:
         # 1. Check everything that a user can get wrong, before anything is written.
         with stop.at_once():
@@ -57,17 +60,18 @@ def train(
             for split, fingerprint in sorted(run.fingerprints().items()):
                 parallel.check_same(f"images or labels of split {split}, or another order of them", fingerprint)
             if not parallel.all_agree((path / "config.json").is_file()):  # a resumed run does not read the weights
-                parallel.check_same("weights in model.pretrained", restore.check_start(run))
+                parallel.check_same("weights in model.pretrained or model.init", restore.check_start(run))
         if not exists:
             held.enter_context(workdir.lock(path))
 
         # 2. Claim the workdir. A complete run keeps its config and result.
         workdir.claim(path, run.config, allowed)
-        workdir.check_data(path, run.fingerprints())
+        workdir.check_data(path, run.fingerprints(), run.records, remedy=_CONTINUE)
         if run.clusters is not None and not clusterfit.is_saved(path):
             clusterfit.save(path, run.clusters)
         workdir.put(path, "data.json", json.dumps(run.fingerprints()) + "\n")
         description.write(path, run.config, run.records)
+        workdir.write_images(path, run.records)
         workdir.write_broken(path, run.records)
         metrics, state = _complete(path, run), None
         if not metrics:

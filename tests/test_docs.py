@@ -13,6 +13,7 @@ from grafit_jax import config as config_lib
 from grafit_jax import config_files
 from grafit_jax.commands import main
 from grafit_jax.errors import UserError, choose
+from grafit_jax.runs import workdir
 from helpers.command_lines import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,7 +96,9 @@ def check(words):
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_every_command_is_valid(name):
+def test_every_command_is_valid(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workdir.claim(pathlib.Path("runs/photos"), config_lib.default())  # the run that a config continues
     for words in commands(BY_NAME[name]):
         check(words)
 

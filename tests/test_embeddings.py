@@ -154,5 +154,8 @@ def test_common_levels_are_scored():
     )
     got = evaluate_features(test, train, leave_out=False, **OPTIONS)
     assert set(got) == {f"coarse/{k}" for k in ("recall@1", "recall@2", "map", "knn_top1", "queries_without_positive")}
+    partly = some(6, label=np.array(["a", "", "b", "a", "", "b"]))
+    with pytest.raises(UserError, match="found 4 images without a fine label; expected one for every image"):
+        evaluate_features(partly, None, leave_out=False, **OPTIONS)
     with pytest.raises(UserError, match="found no level of labels on both sides"):
         evaluate_features(some(6, label=np.arange(6)), train, leave_out=False, **OPTIONS)

@@ -40,6 +40,18 @@ def test_a_saved_model_equals_its_workdir_to_the_bit(digits, folder):
             assert (again / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_saved_model_shows_no_one_s_folders(train_run, tmp_path):
+    config = json.loads((train_run / "config.json").read_text())
+    config["data"] |= {"source": "folder:/home/me/photos", "data_dir": "/home/me/tfds"}
+    config["model"] |= {"pretrained": "/home/me/weights.pth"}
+    (train_run / "config.json").write_text(json.dumps(config))
+    grafit_jax.load(train_run).save(tmp_path / "saved")
+    for name in ("config.json", "README.md"):
+        assert "/home/me" not in (tmp_path / "saved" / name).read_text()
+    loaded = grafit_jax.load(tmp_path / "saved").description.config
+    assert (loaded.data.source, loaded.model.pretrained) == ("folder:photos", "weights.pth")
+
+
 def test_the_model_card_has_the_metrics_of_the_run(digits, folder):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: grafit_jax\n") and "# saved\n" in card

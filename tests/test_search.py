@@ -49,6 +49,13 @@ def test_the_legend_of_a_picture_is_not_cut_off(tmp_path, k, captions):
     assert dark.any() and not dark[:, [0, -1]].any() and not dark[[0, -1]].any()
 
 
+def test_a_table_leaves_out_file_names_that_repeat_the_ids():
+    ids = np.array(["p/a.jpg", "p/b.jpg"])
+    gallery = Gallery(Features(np.eye(2, dtype=np.float32) + 1, ids, filename=np.array(["/x/p/a.jpg", "/x/p/b.jpg"])))
+    lines = hits.table(["p/a.jpg"], gallery.search_ids(["p/a.jpg"], 1), gallery).splitlines()
+    assert lines == ["query    rank  id       similarity", "p/a.jpg  1     p/b.jpg  0.8000"]
+
+
 def test_a_picture_has_captions_with_labels_and_similarities(tmp_path, monkeypatch):
     image = np.zeros((30, 40, 3), np.uint8)
     drawn = []

@@ -18,7 +18,7 @@ _NOT_TRAINING = ("eval.", "checkpoint.")
 # Evaluation settings that all results of one table must share. The image size may differ: tables show it.
 _EVALUATED_WITH = ("eval.crop", "eval.resize", "eval.knn_k", "eval.knn_temperature")
 # Config keys that hold the path of a run or weights to start from.
-STARTS = ("clusterfit.source", "model.pretrained")
+STARTS = ("clusterfit.source", "model.init", "model.pretrained")
 # The parts of an entry whose shared values are written once, in the first line of a file.
 _PARTS = ("run", "config", "environment")
 RESTORE = "restore the file from version control, or record it again with experiments/reproduce.py or benchmark.py"

@@ -16,6 +16,10 @@ from grafit_jax.runs.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempt
 
 # Exit status after a user's mistake.
 EXIT_MISTAKE = 2
+# Help of the flag --data_dir of commands that read the data of a run.
+DATA_DIR = (
+    "where the data are now: TFDS's data directory, or the folder or CSV of images (default: the place of the training)"
+)
 
 
 def run(main: Callable[[Sequence[str]], None], rest: str | None = None) -> None:

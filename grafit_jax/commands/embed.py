@@ -30,7 +30,7 @@ _SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split to embed, wit
 _LAYER = flags.DEFINE_enum("layer", "trunk", ("trunk", "projector"), "layer of the embeddings")
 _RAW = flags.DEFINE_bool("raw", False, "do not scale the embeddings to unit length")
 _OUT = flags.DEFINE_string("out", None, "output file: .npz, .parquet, or .npy (with a .csv)", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 
 
 def main(argv):

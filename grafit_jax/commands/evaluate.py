@@ -27,7 +27,7 @@ from grafit_jax.runs import workdir
 _DEFAULTS = config.default().eval
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 _FEATURES = flags.DEFINE_string("features", None, "embeddings and labels: .npz, .parquet, or .npy with a .csv")
 _GALLERY = flags.DEFINE_string("gallery", None, "embeddings and labels of the gallery (default: --features)")
 _LEAVE_OUT = flags.DEFINE_bool("leave_out", False, "exclude the gallery row that has the query's id")

@@ -16,7 +16,7 @@ from grafit_jax.report import write
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a finished run", required=True)
 _COMPARE = flags.DEFINE_list("compare", [], "workdirs of at most two other runs, tested on the same images")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 _OUT = flags.DEFINE_string("out", None, f"output file (default: WORKDIR/{write.NAME})")
 
 

@@ -30,7 +30,7 @@ from grafit_jax.report import hits
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run (default: the model that made --gallery)")
 _MODEL = flags.DEFINE_string("model", None, "folder of a saved model, or hf:owner/name, instead of --workdir")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS's data directory (default: the one of the training)")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 _GALLERY = flags.DEFINE_string("gallery", None, "file of embeddings, written by experiments/embed.py")
 _SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split that is the gallery, without --gallery")
 _LAYER = flags.DEFINE_enum("layer", "trunk", ("trunk", "projector"), "layer of the embeddings, without --gallery")

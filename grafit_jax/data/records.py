@@ -139,6 +139,7 @@ class Records:
         of a level lies in one class of every coarser level.
       train_level: the name of the level used for training.
       filename: the image files, str [N], or None if images have no files of their own.
+      root: the folder of the data set, in which lists of the image files start.
       broken: the unreadable files that were skipped (not among the N), each with the reason.
     """
 
@@ -146,6 +147,7 @@ class Records:
     levels: Mapping[str, Level]
     train_level: str = "coarse"
     filename: np.ndarray | None = None
+    root: str = ""
     broken: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -19,11 +19,16 @@ _SIDE, _LINE = 400, 22
 
 
 def table(queries: Sequence[str], hits: Sequence[Sequence[Hit]], gallery: Gallery) -> str:
-    """Returns a table with a line per neighbour: query, rank, id, similarity and what the gallery knows of it."""
+    """Returns a table with a line per neighbour: query, rank, id, similarity and what the gallery knows of it.
+
+    File names are left out where they only repeat the ids.
+    """
     f = gallery.features
     row_of = {str(name): row for row, name in enumerate(f.id)}
     known = {"label": f.label, "coarse_label": f.coarse_label, "filename": f.filename}
     columns = {name: column for name, column in known.items() if column is not None}
+    if f.filename is not None and all(map(str.endswith, f.filename.tolist(), f.id.astype(str).tolist())):
+        del columns["filename"]
     lines = [
         [query, rank, hit.id, f"{hit.similarity:.4f}", *(column[row_of[hit.id]] for column in columns.values())]
         for query, of_query in zip(queries, hits, strict=True)

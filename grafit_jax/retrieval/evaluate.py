@@ -78,7 +78,8 @@ def evaluate_features(
       The metrics of `metrics.retrieval_metrics` and, with `probe`, `probe_top1` and `probe_l2` of each level.
 
     Raises:
-      UserError: no common level of labels, a probe without a gallery, or an error of `metrics.retrieval_metrics`.
+      UserError: no common level of labels, an image without a label, a probe without a gallery, or an error of
+        `metrics.retrieval_metrics`.
     """
     ids: dict[str, np.ndarray] = {}
     if gallery is None and probe:
@@ -92,6 +93,13 @@ def evaluate_features(
     both = queries.levels.keys() & gallery.levels.keys()
     if not both:
         raise UserError("found no level of labels on both sides; expected label, coarse_label or another common level.")
+    for name in both:
+        unlabelled = sum(int(np.sum(side.levels[name] == "")) for side in (queries, gallery))
+        if unlabelled:
+            raise UserError(
+                f"found {unlabelled} images without a {name or 'fine'} label; expected one for every image; leave them "
+                "out."
+            )
     result = metrics.retrieval_metrics(
         queries.embedding, queries.levels, gallery.embedding, gallery.levels,
         ks=ks, knn_k=knn_k, knn_temperature=knn_temperature, **ids,

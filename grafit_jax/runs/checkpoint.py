@@ -300,18 +300,14 @@ def digests(tree: Any) -> dict[str, str]:
 
     Trailing rows of zeros do not change a digest. All processes that hold a shard of an array must call it.
     """
-    named = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    named = {_name(path): _digest(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
     return {
         name: "".join(f"{int(half):08x}" for half in np.asarray(digest.addressable_data(0)))
-        for name, digest in _digests(named).items()
+        for name, digest in named.items()
     }
 
 
-@jax.jit
-def _digests(named: dict[str, Array]) -> dict[str, Array]:
-    return {name: _digest(x) for name, x in named.items()}
-
-
+@jax.jit  # for each leaf: many have the same shape, which is traced and compiled once
 def _digest(x: Array) -> Array:
     """Returns uint32 [2]: sums modulo 2^32 of each element's bits, times an odd factor that depends on its position."""
     bits = jnp.asarray(x).view(f"uint{x.dtype.itemsize * 8}").astype(jnp.uint32)

@@ -1,4 +1,7 @@
-"""Files of a run beside its checkpoints: config.json, data.json, metrics.jsonl, metrics.json, run.json, broken.txt."""
+"""Files of a run beside its checkpoints.
+
+config.json, data.json, images.csv.gz, metrics.jsonl, metrics.json, run.json and broken.txt.
+"""
 
 import contextlib
 import json
@@ -17,7 +20,7 @@ from grafit_jax import parallel
 from grafit_jax.data.files import read_json
 from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
-from grafit_jax.runs import locks
+from grafit_jax.runs import image_list, locks
 
 # Lists the unreadable images that were skipped.
 BROKEN = "broken.txt"
@@ -109,16 +112,30 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Seq
     put(workdir, "config.json", config_lib.to_json(config) + "\n")
 
 
-def check_data(workdir: pathlib.Path, fingerprints: dict[str, str]) -> None:
-    """Raises UserError if the data have changed since the run started, since image ids are row numbers."""
+def check_data(
+    workdir: pathlib.Path,
+    fingerprints: dict[str, str],
+    records: Mapping[str, Records] | None = None,
+    *,
+    remedy: str = "restore them or use another --workdir",
+) -> None:
+    """Raises UserError if the data have changed since the run started, since image ids are row numbers.
+
+    Args:
+      workdir: the workdir of the run.
+      fingerprints: split -> fingerprint of the images and labels; see `Experiment.fingerprints`.
+      records: the images, if the message is to say which files are new, gone or changed.
+      remedy: the end of the message.
+    """
     path = workdir / "data.json"
     expected = "expected the fingerprints of the run's data; remove the file if the data have not changed"
     started = read_json(path, dict, expected) if path.is_file() else fingerprints
     changed = sorted(split for split in fingerprints if started.get(split) != fingerprints[split])
     if changed:
+        which = image_list.changes(workdir, records) if records else ""
         raise UserError(
-            f"{workdir}: found other images or labels than when the run started (split {', '.join(changed)}); expected "
-            "the same data; restore them or use another --workdir."
+            f"{workdir}: found other images or labels than when the run started (split {', '.join(changed)})"
+            f"{': ' * bool(which)}{which}; expected the same data; {remedy}."
         )
 
 
@@ -135,20 +152,29 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         ) from error
 
 
-def write(path: pathlib.Path, text: str) -> None:
+def write(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file atomically, on the first process only."""
     if not parallel.is_first():
         return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    if isinstance(content, bytes):
+        temporary.write_bytes(content)
+    else:
+        temporary.write_text(content)
     os.replace(temporary, path)
 
 
-def put(workdir: pathlib.Path, name: str, text: str) -> None:
+def put(workdir: pathlib.Path, name: str, content: str | bytes) -> None:
     """Writes a file of a run as `write` does; raises UserError if that fails."""
     with _writable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        write(workdir / name, text)
+        write(workdir / name, content)
+
+
+def write_images(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:
+    """Lists the images of a run in images.csv.gz when it starts, unless they have no files of their own."""
+    if parallel.is_first() and not (workdir / image_list.FILE).is_file() and (content := image_list.dumps(records)):
+        put(workdir, image_list.FILE, content)
 
 
 def write_broken(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:

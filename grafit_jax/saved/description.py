@@ -95,7 +95,7 @@ class Description:
         }
         digest = hashlib.sha256(json.dumps(facts).encode())
         for name, leaf in sorted(flat(variables).items()):
-            if name.split(".")[1] in ("trunk", "projector"):
+            if is_embedding(name):
                 digest.update(f"{name} {leaf.shape}".encode())
                 digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())
         return digest.hexdigest()[:16]
@@ -161,3 +161,8 @@ def from_facts(
 def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Returns dotted name -> array, as in "params.trunk.Conv_0.kernel"."""
     return config_lib.flatten(variables)
+
+
+def is_embedding(name: str) -> bool:
+    """Returns whether embeddings depend on the array of this dotted name: one of trunk or projector."""
+    return name.split(".")[1:2] in (["trunk"], ["projector"])

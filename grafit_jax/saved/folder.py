@@ -58,6 +58,24 @@ def read(where: str | os.PathLike, step: int | str = _NEWEST) -> Stored:
     """
     if step != _NEWEST and (isinstance(step, bool) or not isinstance(step, int)):
         raise UserError(f'checkpoint: found {step!r}; expected "newest" or the step of a checkpoint.')
+    path = _folder(where)
+    if not _is_saved(path):
+        return _of_workdir(path, None if step == _NEWEST else int(step))
+    if step != _NEWEST:
+        raise UserError(f"{path}: found checkpoint = {step} for a saved model, which has one; expected a workdir.")
+    return _of_folder(path)
+
+
+def config_of(where: str | os.PathLike) -> ml_collections.ConfigDict:
+    """Returns the config of a model's training, without its weights and without initialising JAX; raises as `read`."""
+    path = _folder(where)
+    if not _is_saved(path):
+        return workdir.read_config(path)
+    with reading(path / CONFIG, _REMEDY):
+        return config_lib.from_json(json.dumps(_config(path)["config"]))
+
+
+def _folder(where: str | os.PathLike) -> pathlib.Path:
     if str(where).startswith(HUB):
         path = hub.download(str(where).removeprefix(HUB))
     else:
@@ -66,11 +84,12 @@ def read(where: str | os.PathLike, step: int | str = _NEWEST) -> Stored:
         raise UserError(
             f"{path}: found no such folder; expected a workdir, the folder of a saved model, or hf:owner/name."
         )
-    if not (path / WEIGHTS).is_file() and "format" not in _config(path):
-        return _of_workdir(path, None if step == _NEWEST else int(step))
-    if step != _NEWEST:
-        raise UserError(f"{path}: found checkpoint = {step} for a saved model, which has one; expected a workdir.")
-    return _of_folder(path)
+    return path
+
+
+def _is_saved(path: pathlib.Path) -> bool:
+    """Returns whether a folder holds a saved model, perhaps an incomplete one, and not a run."""
+    return (path / WEIGHTS).is_file() or "format" in _config(path)
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
@@ -103,7 +122,7 @@ def write(folder: pathlib.Path, stored: Stored, card: str) -> None:
         "digest": stored.description.digest(stored.variables),
         "step": stored.step,
         "metrics": dict(stored.metrics),
-        "config": stored.description.config.to_dict(),
+        "config": config_lib.with_short_paths(stored.description.config).to_dict(),
     }
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in description.flat(stored.variables).items()}
     with writing(folder / WEIGHTS):
@@ -140,7 +159,7 @@ def _check_shapes(where: pathlib.Path, described: Description, variables: Mappin
     """Raises UserError unless trunk and projector have the arrays of the network that the config names."""
     found = {name: leaf.shape for name, leaf in description.flat(variables).items()}
     expected = described.shapes()
-    for name in sorted(expected.keys() | {n for n in found if n.split(".")[1] in ("trunk", "projector")}):
+    for name in sorted(expected.keys() | {name for name in found if description.is_embedding(name)}):
         if found.get(name) != expected.get(name):
             raise UserError(
                 f"{where}: found {name} of shape {found.get(name, '(absent)')}; expected "

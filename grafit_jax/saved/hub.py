@@ -56,6 +56,6 @@ def _package(name: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the first sentence of an error; those of the hub continue with advice and addresses."""
-    text = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
-    return text[:200].rstrip(".")
+    """Returns the first line of an error; those of the hub continue with advice and addresses."""
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return text.removeprefix("Got: ")[:200].rstrip(".")

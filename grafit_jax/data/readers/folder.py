@@ -180,7 +180,7 @@ def read(
         label = np.array(fine, np.int32) if fine else None  # all or none, as `listing` checks
         levels = two_levels(label, coarse, fine_names.values(), coarse_names)
         filename = np.array([e.file for e in examples], str)
-        records[split] = Records(images, levels, filename=filename, broken=broken)
+        records[split] = Records(images, levels, filename=filename, root=root, broken=broken)
     return records
 
 

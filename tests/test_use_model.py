@@ -1,5 +1,6 @@
 """Executes the Python blocks and the `grafit` commands of the pages about trained models, without a network."""
 
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -53,11 +54,11 @@ def execute(page, cli):
     """Executes a page's Python blocks in one namespace, and its `grafit` commands, in order.
 
     A command before a text block that begins with "error:" must be refused with this message. Commands that need a
-    network are left out.
+    network, and blocks that need faiss where it is not installed, are left out.
     """
     namespace, done = {}, None
     for language, text in FENCE.findall(page):
-        if language == "python":
+        if language == "python" and ("faiss" not in text or importlib.util.find_spec("faiss")):
             exec(compile(text, "page", "exec"), namespace)
         elif language == "bash":
             for line in text.replace("\\\n", " ").splitlines():

@@ -293,10 +293,11 @@ def from_json(text: str) -> ml_collections.ConfigDict:
       ValueError, KeyError, TypeError, AttributeError, RecursionError: text that is not a config in JSON.
     """
     config = default()
+    values = renamed(flatten(json.loads(text)))
+    if unknown := sorted(values.keys() - flatten(config).keys()):
+        raise UserError(f"found config key {unknown[0]!r}, which this version does not know; use a newer grafit_jax.")
     with config.ignore_type():
-        config.update_from_flattened_dict(
-            {k: tuple(v) if isinstance(v, list) else v for k, v in renamed(flatten(json.loads(text))).items()}
-        )
+        config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     check_schema(config)
     return config
 

@@ -49,7 +49,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error}); use another --out.") from error
+        raise UserError(f"cannot write {path} ({error}); use another path.") from error
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """A gallery: embeddings of images to search in, with their ids, labels and file names."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -65,7 +66,7 @@ class Gallery:
         images: Images,
         *,
         layer: str = "trunk",
-        labels: Sequence[str] | None = None,
+        labels: Iterable[str | None] | None = None,
         normalize: bool = True,
         batch_size: int = 64,
         progress: bool = False,
@@ -75,9 +76,10 @@ class Gallery:
         Args:
           model: a `grafit_jax.Model`.
           images: as for `Model.embed`. The id of a file is its path as given, the id of an image in memory its
-            position. In a folder, the last two folders of a file are its coarse and fine class.
+            position. The folders of a file, or the columns of a CSV, name its classes; see `photos.each`. An image
+            with a coarse class only is its own fine class where others have one.
           layer: "trunk" or "projector".
-          labels: class names [N], instead of those of the folders or the CSV.
+          labels: fine class names [N], instead of the classes of folders or CSV; None or "" if unknown.
           normalize: see `Model.embed`.
           batch_size: see `Model.embed`.
           progress: see `Model.embed`.
@@ -85,26 +87,9 @@ class Gallery:
         Raises:
           UserError: no readable image, an image listed twice, or another number of labels than images.
         """
-        found: Iterable[Photo] = photos.each(images)
-        if labels is not None:
-            listed = [*found]
-            if len(labels) != len(listed):
-                raise UserError(f"labels: found {len(labels)} for {len(listed)} images; expected one for each.")
-            found = [dataclasses.replace(p, classes=(str(name),)) for p, name in zip(listed, labels, strict=True)]
-        kept, embedding = model.embed_photos(
-            found, layer=layer, normalize=normalize, batch_size=batch_size, progress=progress, skip=True
-        )
-        ids = np.array([photo.id for photo in kept])
-        neighbors.check_ids("images", ids)
-        classes = [photo.classes or ("",) for photo in kept]
-        several = any(len(names) > 1 for names in classes)
-        columns: dict[str, Any] = {
-            "label": np.array([names[-1] for names in classes]),
-            "coarse_label": np.array([names[0] for names in classes]) if several else None,
-            "filename": np.array([photo.filename for photo in kept]),
-        }
-        known = {name: column for name, column in columns.items() if column is not None and np.any(column != "")}
-        return cls(Features(embedding, ids, **known, made_by=model.made_by(layer)), model)
+        found = photos.each(images)
+        features = _embedded(model, _labelled(found, labels), layer, normalize, batch_size, progress, known=None)
+        return cls(features, model)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: Embedder | None = None) -> "Gallery":
@@ -117,11 +102,11 @@ class Gallery:
         Raises:
           UserError: the file is missing or damaged, or its embeddings are those of another model.
         """
-        return cls(embeddings.load(pathlib.Path(path)), model)
+        return cls(embeddings.load(_path(path)), model)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the gallery as .npz, .parquet or .npy with a .csv; raises UserError if that fails."""
-        embeddings.save(pathlib.Path(path), self.features)
+        embeddings.save(_path(path), self.features)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -138,20 +123,24 @@ class Gallery:
         """Raises UserError if the embeddings are those of another model; warns if their model is unknown."""
         embeddings.check_alike("gallery", self.features.made_by, model.path, model.made_by(self.layer))
 
-    def add(self, images: Images, *, labels: Sequence[str] | None = None, **options: Any) -> None:
+    def add(
+        self,
+        images: Images,
+        *,
+        labels: Iterable[str | None] | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> None:
         """Embeds images and appends them; arguments as for `build`.
 
         Raises:
           UserError: an image that the gallery has already, no model, or an error of `build`.
         """
-        new = Gallery.build(self._model(), images, layer=self.layer, labels=labels, **options).features
-        again = np.isin(new.id, self.features.id.astype(str))
-        if again.any():
-            raise UserError(
-                f"gallery: found {int(again.sum())} images that it has already, such as {new.id[again][0]}; expected "
-                "new ids; add the other images only, or build the gallery again."
-            )
-        old, columns = self.features, {}
+        old, model = self.features, self._model()
+        found = _labelled(photos.each(images, first=len(old)), labels)
+        unit = bool(old.made_by.get("unit", True))
+        new = _embedded(model, found, self.layer, unit, batch_size, progress, known=old)
+        columns = {}
         for name in ("id", "label", "coarse_label", "filename"):
             parts = [getattr(features, name) for features in (old, new)]
             if any(part is not None for part in parts):
@@ -180,11 +169,13 @@ class Gallery:
     def search_ids(self, ids: Sequence[str], k: int = 10) -> list[list[Hit]]:
         """Returns the k nearest other images of images in the gallery, given as for `rows`; needs no model."""
         rows, every = self.rows(ids), np.arange(len(self))
+        if not len(rows):
+            return []
         embedding = self.features.embedding
         return self._hits(*neighbors.search(embedding[rows], embedding, k, query_ids=rows, gallery_ids=every))
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
-        """Returns the rows of images given by id, path or file name.
+        """Returns the rows of images given by id, path or file name; a single string is one image.
 
         Raises:
           UserError: an image that is not in the gallery, or a file name that several images have.
@@ -193,7 +184,7 @@ class Gallery:
         files = np.full(len(self), "") if self.features.filename is None else self.features.filename.astype(str)
         base = np.array([os.path.basename(file) for file in files])
         rows = []
-        for query in map(str, ids):
+        for query in [ids] if isinstance(ids, str) else map(str, ids):
             found = np.flatnonzero(names == query)
             if not len(found):
                 found = np.flatnonzero(files == os.path.abspath(query))
@@ -205,13 +196,13 @@ class Gallery:
                     f"found {len(found)} images called {query!r}; expected one; use an id, such as {known!r}."
                 )
             if not len(found):
-                hint, first, last = did_you_mean(query, names[:100_000].tolist()), str(names[0]), str(names[-1])
+                hint, first, last = did_you_mean(query, names[:10_000].tolist()), str(names[0]), str(names[-1])
                 raise UserError(
                     f"found unknown id {query!r}{hint}; expected one of the gallery, {first!r} to {last!r}, or a file "
                     "name."
                 )
             rows.append(found[0])
-        return np.array(rows)
+        return np.array(rows, int)
 
     def to_faiss(self, factory: str = "Flat") -> Any:
         """Returns a faiss index of the unit vectors by inner product, whose row i is image i of the gallery.
@@ -248,16 +239,77 @@ class Gallery:
         return self.model
 
     def _hits(self, similarity: np.ndarray, index: np.ndarray) -> list[list[Hit]]:
-        f = self.features
-        label = f.label if f.label is not None else f.coarser
+        f, finest = self.features, self.features.finest
 
         def text(column: np.ndarray | None, row: int) -> str:
             return "" if column is None else str(column[row])
 
         return [
-            [Hit(str(f.id[i]), float(s), text(label, i), text(f.filename, i)) for i, s in zip(near, sims, strict=True)]
+            [Hit(str(f.id[i]), float(s), text(finest, i), text(f.filename, i)) for i, s in zip(near, sims, strict=True)]
             for near, sims in zip(index, similarity, strict=True)
         ]
+
+
+def _labelled(found: Iterable[Photo], labels: Iterable[str | None] | None) -> Iterator[Photo]:
+    """Yields the photos, with these labels as their only classes if they are given."""
+    if labels is None:
+        yield from found
+        return
+    missing: Any = object()
+    for number, (photo, label) in enumerate(itertools.zip_longest(found, labels, fillvalue=missing)):
+        if photo is missing or label is missing:
+            more, fewer = ("images", "labels") if label is missing else ("labels", "images")
+            raise UserError(f"labels: found more {more} than {fewer}, which are {number}; expected one for each image.")
+        known = label is not None and label == label  # NaN stands for a missing value in pandas
+        yield dataclasses.replace(photo, coarse="", fine=str(label) if known else "")
+
+
+def _embedded(
+    model: Embedder,
+    found: Iterable[Photo],
+    layer: str,
+    normalize: bool,
+    batch_size: int,
+    progress: bool,
+    *,
+    known: Features | None,
+) -> Features:
+    """Embeds photos that are not among the `known` images."""
+    kept, embedding = model.embed_photos(
+        _new(found, known), layer=layer, normalize=normalize, batch_size=batch_size, progress=progress, skip=True
+    )
+    columns = {
+        "label": [photo.fine or photo.coarse for photo in kept] if any(photo.fine for photo in kept) else None,
+        "coarse_label": [photo.coarse for photo in kept],
+        "filename": [photo.filename for photo in kept],
+    }
+    given: dict[str, Any] = {name: np.array(column) for name, column in columns.items() if column and any(column)}
+    made_by = model.made_by(layer) | {"unit": normalize}
+    return Features(embedding, np.array([photo.id for photo in kept]), **given, made_by=made_by)
+
+
+def _new(found: Iterable[Photo], known: Features | None) -> Iterator[Photo]:
+    """Yields the photos; raises UserError for one that is known or occurs twice, by its id or its file."""
+    before: set[str] = set()
+    if known is not None:
+        before.update(known.id.astype(str).tolist())
+        before.update(() if known.filename is None else known.filename.astype(str).tolist())
+    seen: set[str] = set()
+    for photo in found:
+        names = {photo.id, photo.filename} - {""}
+        if names & before:
+            raise UserError(
+                f"gallery: found image {photo.id}, which it has already; expected others, with other ids; add those, "
+                "or build the gallery again."
+            )
+        if names & seen:
+            raise UserError(f"images: found {photo.id} twice; expected each image once; leave one out.")
+        seen |= names
+        yield photo
+
+
+def _path(path: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(os.path.expanduser(path))
 
 
 def _package(name: str, installed: str) -> Any:

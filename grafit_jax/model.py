@@ -1,6 +1,7 @@
 """A trained network that embeds any images, without the data of its training and without TensorFlow."""
 
 import collections
+import dataclasses
 import functools
 import os
 import pathlib
@@ -30,6 +31,8 @@ _DIVERGED = "use an earlier checkpoint"
 
 def load(where: str | os.PathLike, *, checkpoint: int | str = "newest") -> "Model":
     """Loads a trained model. The images of its training are not read and may be gone.
+
+    Compiled programs are cached in ~/.cache/grafit_jax, unless JAX's compilation cache is configured.
 
     Args:
       where: a workdir of experiments/train.py, the folder of a saved model, or "hf:owner/name[@revision]" on the
@@ -67,6 +70,7 @@ class Model:
             for kind, parts in stored.variables.items()
         }
         self._variables = parallel.replicate(own)
+        self._embed_fns: dict[int, evaluation.EmbedFn] = {}
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -105,6 +109,9 @@ class Model:
         progress: bool = False,
     ) -> np.ndarray:
         """Embeds images as the evaluation of the training does: read, resized, perhaps cropped, normalised.
+
+        A large JPEG is decoded at a smaller size if it is given by its path, so its embedding differs a little from
+        that of the same image in memory.
 
         Args:
           images: a file, a folder, a CSV with a column path, a PIL image, an array uint8 [H, W], [H, W, C] or
@@ -152,7 +159,7 @@ class Model:
                     raise UserError(f"found an unreadable image: {image}; repair it or leave it out.")
                 broken.append(str(image))
                 continue
-            kept.append(photo if photo.filename else Photo("", photo.id, photo.classes))
+            kept.append(photo)
             batch.append(image)
             if len(batch) == batch_size:
                 rows.append(self._embedded(batch, layer, batch_size))
@@ -170,22 +177,33 @@ class Model:
         return kept, unit(embedding) if normalize else embedding
 
     def _decoded(self, found: Iterable[Photo], ahead: int) -> Iterator[tuple[Photo, np.ndarray | decode.Unreadable]]:
-        """Yields each photo and its image, read on all cores, up to `ahead` photos ahead."""
+        """Yields each photo, without an image in memory, and its pixels; reads up to `ahead` files in advance."""
         waiting: collections.deque[Photo] = collections.deque()
 
         def readers():
             for photo in found:
-                waiting.append(photo)
-                yield functools.partial(self.read, photo.image)
+                image = photo.image
+                if photo.filename:
+                    waiting.append(photo)
+                    yield functools.partial(self.read, image)
+                else:  # read at once: a generator may use the same memory for its next image
+                    waiting.append(dataclasses.replace(photo, image=""))
+                    yield functools.partial(_itself, self._read_now(image))
 
         for image in decode.decode_all(readers(), ahead):
             yield waiting.popleft(), image
+
+    def _read_now(self, image: decode.Source) -> np.ndarray | decode.Unreadable:
+        try:
+            return self.read(image)
+        except decode.Unreadable as error:
+            return error
 
     def read(self, image: decode.Source) -> np.ndarray:
         """Returns an image as the images of the training, uint8 [H, W, C]; raises `decode.Unreadable`."""
         shape = self.description.image_shape
         if isinstance(image, np.ndarray) and image.shape == shape:
-            return image
+            return image.copy()
         return decode.decode_to(image, shape, RESIZE_MODES[self.description.config.data.resize_mode])
 
     def _embedded(self, images: list[np.ndarray], layer: str, batch_size: int) -> np.ndarray:
@@ -193,14 +211,19 @@ class Model:
         size = min(batch_size, 1 << (len(images) - 1).bit_length())
         return self._embed_fn(size)(self._variables, np.stack(images))[layer]
 
-    @functools.cache  # noqa: B019 - a model lives as long as its process, or is one of few
     def _embed_fn(self, batch_size: int) -> evaluation.EmbedFn:
-        return evaluation.make_embed_fn(self.description.network, self.description.views, batch_size=batch_size)
+        if batch_size not in self._embed_fns:
+            self._embed_fns[batch_size] = evaluation.make_embed_fn(
+                self.description.network, self.description.views, batch_size=batch_size
+            )
+        return self._embed_fns[batch_size]
 
     def classify(
         self, images: Images, gallery: Gallery, *, k: int | None = None, temperature: float | None = None
     ) -> np.ndarray:
-        """Returns the label of each image by the weighted vote of its k nearest neighbours in a labelled gallery.
+        """Returns the class of each image by the weighted vote of its k nearest neighbours in a labelled gallery.
+
+        A neighbour votes for its finest known class.
 
         Args:
           images: see `embed`.
@@ -209,22 +232,26 @@ class Model:
           temperature: sigma of the votes exp(similarity / sigma); None for the config's eval.knn_temperature.
 
         Returns:
-          labels [N]: strings, or the integers of a gallery with such labels.
+          class names [N].
 
         Raises:
-          UserError: a gallery of another model or without labels, k above its size, or an error of `embed`.
+          UserError: a gallery of another model or without labels, k above its size, a temperature that is not above
+            0, or an error of `embed`.
         """
-        gallery.check_model(self)
-        labels = gallery.features.label if gallery.features.label is not None else gallery.features.coarse_label
-        voters = np.zeros(0, bool) if labels is None else labels.astype(str) != ""
+        if gallery.model is not self:
+            gallery.check_model(self)
+        labels = gallery.features.finest
+        voters = np.zeros(0, bool) if labels is None else labels != ""
         if labels is None or not voters.any():
             raise UserError("gallery: found no labels; expected a gallery of labelled images, as folders of classes.")
         config = self.description.config.eval
+        temperature = config.knn_temperature if temperature is None else temperature
+        if not temperature > 0:
+            raise UserError(f"temperature: found {temperature}; expected a number above 0, such as 0.05.")
         k = min(config.knn_k, int(voters.sum())) if k is None else k
         embedding = self.embed(images, layer=gallery.layer)
         similarity, near = neighbors.search(embedding, gallery.features.embedding[voters], k)
         names, code = np.unique(labels[voters], return_inverse=True)
-        temperature = config.knn_temperature if temperature is None else temperature
         return names[np.asarray(metrics.knn_classify(code[near], similarity, temperature))]
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -251,6 +278,10 @@ class Model:
         with tempfile.TemporaryDirectory() as folder:
             saved.write(pathlib.Path(folder), self._stored, card.text(self._stored, name))
             return hub.upload(pathlib.Path(folder), name, private=private)
+
+
+def _itself(image: np.ndarray | decode.Unreadable) -> Any:
+    return image
 
 
 def of_run(run: Experiment, state: TrainState, path: str | os.PathLike) -> Model:
@@ -287,7 +318,7 @@ def split_gallery(
         coarse_label=named.pop("coarse", None),
         further=named,
         filename=None if records.filename is None else records.filename[read],
-        made_by=model.made_by(layer),
+        made_by=model.made_by(layer) | {"unit": normalize},
     )
     return Gallery(features, model)
 

@@ -22,15 +22,18 @@ _BLOCK_ROWS = 1024
 _BLOCK_SIZE = 2**23
 # Bytes gathered over the hosts at a time (64 MB), since they pass through device memory.
 _GATHER_BYTES = 2**26
+# JAX's default for the compilation time of a program from which on it is cached.
+_MIN_COMPILE_SECONDS = 1.0
 # The name of the mapped axis in losses, batch norms and memory.
 AXIS = "batch"
 
 
 def use_compilation_cache() -> None:
-    """Caches compiled programs in JAX's configured folder ($JAX_COMPILATION_CACHE_DIR), else in ~/.cache/grafit_jax."""
+    """Caches compiled programs in ~/.cache/grafit_jax, unless JAX's settings name another folder or another time."""
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "grafit_jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if jax.config.values["jax_persistent_cache_min_compile_time_secs"] == _MIN_COMPILE_SECONDS:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def devices() -> list[jax.Device]:

@@ -1,5 +1,7 @@
 """Embedding files: round trips in every format, errors that name the file, and evaluation of loaded embeddings."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -113,7 +115,7 @@ def test_missing_files_and_files_of_another_format_are_refused(tmp_path):
         ):
             call(tmp_path / "f.txt")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*; use another --out"):
+    with pytest.raises(UserError, match=r"cannot write .*; use another path"):
         embeddings.save(tmp_path / "file" / "f.npz", some())
 
 
@@ -147,6 +149,23 @@ def test_with_a_gallery_rows_are_excluded_only_with_leave_out():
     assert left_out != got
 
 
+def test_leave_out_finds_a_query_in_the_gallery_by_its_file():
+    files = np.array([f"/p/{i}.jpg" for i in range(12)])
+    test = some(12, label=np.arange(12) % 3, filename=files)
+    gallery = dataclasses.replace(test, id=np.array([f"other/{i}" for i in range(12)]))
+    expected = evaluate_features(test, None, leave_out=False, **OPTIONS)
+    assert evaluate_features(test, gallery, leave_out=True, **OPTIONS) == expected
+    with pytest.raises(UserError, match="found no image on both sides, by file name or id; expected the queries"):
+        evaluate_features(test, dataclasses.replace(gallery, filename=None), leave_out=True, **OPTIONS)
+
+
+def test_a_level_with_unknown_labels_is_left_out_with_a_warning(capsys):
+    given = some(6, label=np.array(["a", "", "b", "a", "", "b"]), coarse_label=np.arange(6) % 2)
+    got = evaluate_features(given, None, leave_out=False, **OPTIONS)
+    assert "coarse/map" in got and "map" not in got
+    assert "found 2 images without a fine label; expected one for every image; left out" in capsys.readouterr().err
+
+
 def test_common_levels_are_scored():
     test, train = (
         some(6, label=np.arange(6) % 2, coarse_label=np.zeros(6, int)),
@@ -155,7 +174,7 @@ def test_common_levels_are_scored():
     got = evaluate_features(test, train, leave_out=False, **OPTIONS)
     assert set(got) == {f"coarse/{k}" for k in ("recall@1", "recall@2", "map", "knn_top1", "queries_without_positive")}
     partly = some(6, label=np.array(["a", "", "b", "a", "", "b"]))
-    with pytest.raises(UserError, match="found 4 images without a fine label; expected one for every image"):
+    with pytest.raises(UserError, match="found 2 images without a fine label; expected one for every image; leave"):
         evaluate_features(partly, None, leave_out=False, **OPTIONS)
     with pytest.raises(UserError, match="found no level of labels on both sides"):
         evaluate_features(some(6, label=np.arange(6)), train, leave_out=False, **OPTIONS)

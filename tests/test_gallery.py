@@ -60,13 +60,33 @@ def test_labels_ids_and_file_names_of_a_folder(digits, photos):
     ]
     assert (features.label.tolist(), features.coarse_label.tolist()) == ([*"aabb"], [*"xxyy"])
     assert features.filename.tolist() == [str(photos / name) for name in features.id]
-    assert features.made_by == digits.made_by("trunk")
-    # Without a second level of folders there is no coarse label; without any, no label.
-    assert Gallery.build(digits, "photos/x").features.coarse_label is None
-    assert Gallery.build(digits, "photos/x/a").features.label is None
-    images = np.zeros((2, 8, 8), np.uint8)[..., None]
-    named = Gallery.build(digits, images, labels=["p", "q"]).features
-    assert named.label.tolist() == ["p", "q"] and named.id.tolist() == ["0", "1"] and named.filename is None
+    assert features.made_by == digits.made_by("trunk") | {"unit": True}
+    # A single folder is a coarse class, as in training.
+    coarse = Gallery.build(digits, "photos/x").features
+    assert coarse.label is None and coarse.coarse_label.tolist() == ["a", "a"]
+    assert Gallery.build(digits, "photos/x/a").features.levels == {}
+    images = np.zeros((4, 8, 8), np.uint8)[..., None]
+    named = Gallery.build(digits, images, labels=["p", None, float("nan"), 7]).features
+    assert named.label.tolist() == ["p", "", "", "7"] and named.coarse_label is None
+    assert named.id.tolist() == [*"0123"] and named.filename is None
+
+
+def test_a_coarse_class_without_finer_ones_is_its_own_fine_class(digits, photos):
+    rows = [("x/a/00.png", "c", "f"), ("x/a/01.png", "d", ""), ("y/b/00.png", "", "g")]
+    image_files.write_csv(photos / "photos" / "list.csv", rows, header=("path", "coarse", "fine"))
+    features = Gallery.build(digits, "photos/list.csv").features
+    assert (features.label.tolist(), features.coarse_label.tolist()) == (["f", "d", "g"], ["c", "d", ""])
+
+
+def test_the_finest_known_class_is_that_of_each_image(digits, photos):
+    gallery = Gallery.build(digits, "photos/x")
+    gallery.add("photos/y/b")
+    assert gallery.features.finest.tolist() == ["a", "a", "", ""]
+    hits = gallery.search_ids(["photos/y/b/00.png"], 3)[0]
+    assert sorted(hit.label for hit in hits) == ["", "a", "a"]
+    f = Features(np.eye(3), np.arange(3), np.array(["", "s", ""]), np.array(["c", "c", "c"]),
+                 further={"genus": np.array(["g", "h", ""])})  # fmt: skip
+    assert f.finest.tolist() == ["g", "s", "c"]
 
 
 def test_embeddings_equal_those_of_the_model_to_the_bit(digits, photos):
@@ -101,6 +121,7 @@ def test_an_image_of_the_gallery_is_named_by_id_path_or_file_name(monkeypatch):
     monkeypatch.chdir("/")
     gallery = angles(0, 10, 20, filename=np.array(["/p/a.jpg", "/p/b.jpg", "/q/b.jpg"]))
     assert gallery.rows(["g/10", "/q/b.jpg", "p/b.jpg", "a.jpg"]).tolist() == [1, 2, 1, 0]
+    assert gallery.rows("g/10").tolist() == [1] and gallery.search_ids([]) == []
     with pytest.raises(UserError, match=r"found 2 images called 'b\.jpg'; expected one; use an id, such as 'g/10'"):
         gallery.rows(["b.jpg"])
     with pytest.raises(
@@ -111,14 +132,24 @@ def test_an_image_of_the_gallery_is_named_by_id_path_or_file_name(monkeypatch):
 
 def test_adding_keeps_ids_unique_and_fills_unknown_columns(digits, photos):
     gallery = Gallery.build(digits, "photos")
-    with pytest.raises(UserError, match=r"found 2 images that it has already, such as photos/x/a/00\.png"):
-        gallery.add("photos/x")
+    for again in ("photos/x", photos / "photos" / "x"):  # the same files by other ids, too
+        with pytest.raises(UserError, match=r"gallery: found image .*photos/x/a/00\.png, which it has already; exp"):
+            gallery.add(again)
     assert len(gallery) == 4
-    gallery.add(np.full((8, 8), 200, np.uint8))
-    assert gallery.features.label.tolist() == [*"aabb", ""] and gallery.features.filename[-1] == ""
-    assert gallery.features.id[-1] == "0" and len(gallery.features.coarse_label) == 5
+    for _ in range(2):
+        gallery.add(np.full((8, 8), 200, np.uint8))
+    assert gallery.features.label.tolist() == [*"aabb", "", ""] and gallery.features.filename[-1] == ""
+    assert gallery.features.id[-2:].tolist() == ["4", "5"] and len(gallery.features.coarse_label) == 6
     with pytest.raises(UserError, match="found no model to embed images; use"):
         angles(0, 10).add("photos")
+
+
+def test_added_images_have_the_length_of_the_others(digits, photos):
+    gallery = Gallery.build(digits, "photos/x", normalize=False)
+    gallery.save("raw.npz")
+    gallery = Gallery.load("raw.npz", digits)
+    gallery.add("photos/y")
+    np.testing.assert_array_equal(gallery.features.embedding[2:], digits.embed("photos/y", normalize=False))
 
 
 def test_classify_is_the_weighted_vote_of_the_neighbours(digits, photos):
@@ -142,6 +173,8 @@ def test_classify_is_the_weighted_vote_of_the_neighbours(digits, photos):
         digits.classify(images[30:], Gallery.build(digits, images[:3]))
     with pytest.raises(UserError, match="found k = 31; expected at most 30"):
         digits.classify(images[30:], gallery, k=31)
+    with pytest.raises(UserError, match="temperature: found 0; expected a number above 0"):
+        digits.classify(images[30:], gallery, temperature=0)
 
 
 def test_a_gallery_of_another_model_or_layer_is_refused(digits, trained_once, photos, capsys):
@@ -167,14 +200,18 @@ def test_a_gallery_of_another_model_or_layer_is_refused(digits, trained_once, ph
     ("call", "message"),
     [
         (lambda g: g.search("photos/x/a/00.png", 5), "found k = 5; expected at most 4, the number of gallery rows"),
-        (lambda g: g.search("photos/none.png"), r"found no file photos/none\.png"),
+        (lambda g: g.search("photos/none.png"), r"found no file 'photos/none\.png'"),
         (
             lambda g: Gallery.build(g.model, ["photos/x", "photos/x/a/00.png"]),
-            r"images: found 1 duplicate ids, first p",
+            r"images: found photos/x/a/00\.png twice",
         ),
         (
             lambda g: Gallery.build(g.model, "photos", labels=["a"]),
-            "labels: found 1 for 4 images; expected one for each",
+            "labels: found more images than labels, which are 1; expected one for each image",
+        ),
+        (
+            lambda g: Gallery.build(g.model, "photos", labels=[*"abcde"]),
+            "labels: found more labels than images, which are 4",
         ),
         (lambda g: Gallery.build(g.model, []), "found no image that can be read"),
         (lambda g: Gallery.load("none.parquet"), r"found no file none\.parquet"),
@@ -221,5 +258,5 @@ def test_without_a_package_the_message_says_what_to_install(monkeypatch, name, c
 def test_a_gallery_file_records_its_model(digits, photos):
     Gallery.build(digits, "photos").save("g.npz")
     made_by = json.loads(str(np.load("g.npz")["made_by"]))
-    assert made_by == {"model": digits.digest, "layer": "trunk", "step": 28, "path": digits.path}
+    assert made_by == {"model": digits.digest, "layer": "trunk", "step": 28, "path": digits.path, "unit": True}
     assert pathlib.Path(digits.path).is_absolute()

@@ -8,11 +8,13 @@ import sys
 
 import numpy as np
 import PIL.Image
+import PIL.ImageSequence
 import pytest
 
 import grafit_jax
 from grafit_jax import model, restore
 from grafit_jax.errors import UserError
+from grafit_jax.runs import checkpoint
 from helpers import command_lines, image_files
 from helpers.devices import use_devices
 from helpers.runs import small_config, split_features
@@ -86,6 +88,36 @@ def test_any_number_of_images_and_any_batch_size_give_the_same_rows(digits):
     expected = digits.embed(images, batch_size=11)
     for batch_size in (1, 3, 4, 64):
         np.testing.assert_allclose(digits.embed(images, batch_size=batch_size), expected, atol=1e-6)
+
+
+def test_a_generator_may_use_the_same_memory_for_every_image(digits):
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
+    for shape in ((8, 8, 1), (16, 16)):  # as the training's images, and resized
+        frames = np.stack([np.resize(image, shape) for image in images])
+        buffer = np.empty(shape, np.uint8)
+
+        def reused(frames=frames, buffer=buffer):
+            for frame in frames:
+                buffer[:] = frame
+                yield buffer
+            buffer[:] = 0
+
+        np.testing.assert_array_equal(digits.embed(reused()), digits.embed([*frames]))
+
+
+def test_frames_of_an_animation_and_closed_files_are_embedded(digits, tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [PIL.Image.fromarray(rng.integers(0, 256, (9, 9), np.uint8)) for _ in range(5)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    expected = digits.embed(frames)
+    with PIL.Image.open(tmp_path / "a.gif") as opened:
+        np.testing.assert_allclose(digits.embed(PIL.ImageSequence.Iterator(opened)), expected, atol=0.02)
+
+    def closed():
+        with PIL.Image.open(tmp_path / "a.gif") as image:
+            yield image
+
+    np.testing.assert_allclose(digits.embed(closed()), expected[:1], atol=0.02)
 
 
 def test_eight_devices_give_the_embeddings_of_one(trained_once, monkeypatch, eight_devices):
@@ -217,6 +249,19 @@ def test_what_is_no_model_is_a_one_line_error(tmp_path, train_run):
     shutil.rmtree(train_run / "checkpoints")
     with pytest.raises(UserError, match="found no checkpoint; expected the first one of the training"):
         grafit_jax.load(train_run)
+
+
+def test_a_checkpoint_that_a_training_replaces_meanwhile_is_not_called_damaged(train_run, monkeypatch, capsys):
+    folder, read = train_run / "checkpoints", checkpoint._read_weights
+
+    def replaced(path):
+        if path.name == "28":
+            (folder / "28").rename(folder / "42")
+            raise FileNotFoundError(path)
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "_read_weights", replaced)
+    assert grafit_jax.load(train_run).step == 42 and capsys.readouterr().err == ""
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(train_run, capsys):

@@ -440,7 +440,7 @@ def test_errors_name_the_remedy(finished, tmp_path, cli):
         write.make(tmp_path / "foreign", [], out)
     with pytest.raises(UserError, match=r"elsewhere: found other test images or labels than in .*; expected the same"):
         write.make(finished, [tmp_path / "elsewhere"], out)
-    with pytest.raises(UserError, match=r"cannot write .*; use another --out"):
+    with pytest.raises(UserError, match=r"cannot write .*; use another path"):
         write.make(finished, [], finished / "config.json" / "page.html")
     for no_file in ("", "/", str(tmp_path)):
         with pytest.raises(UserError, match=r"--out: found '.*'; expected a file name, such as .*report\.html"):

@@ -52,6 +52,13 @@ def test_a_saved_model_shows_no_one_s_folders(train_run, tmp_path):
     assert (loaded.data.source, loaded.model.pretrained) == ("folder:photos", "weights.pth")
 
 
+def test_others_may_read_the_files_and_hidden_ones_do_not_matter(digits, folder):
+    assert len({path.stat().st_mode & 0o777 for path in folder.iterdir()}) == 1
+    (folder / ".git").mkdir()
+    (folder / "model.safetensors.tmp").touch()  # left by a kill
+    digits.save(folder)
+
+
 def test_the_model_card_has_the_metrics_of_the_run(digits, folder):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: grafit_jax\n") and "# saved\n" in card
@@ -78,6 +85,10 @@ def without_a_tensor(path):
     safetensors.numpy.save_file(tensors, path)
 
 
+def with_a_stranger(path):
+    safetensors.numpy.save_file({**safetensors.numpy.load_file(path), "extra": np.zeros(1)}, path)
+
+
 def with_another_value(path):
     tensors = safetensors.numpy.load_file(path)
     next(tensor for name, tensor in tensors.items() if ".trunk." in name).flat[0] += 1
@@ -100,11 +111,13 @@ def changed(**values):
         ("config.json", lambda path: path.unlink(), r"found no config\.json; expected a complete saved model"),
         ("config.json", cut, r"config\.json cannot be read \(.*\); save or download the model again"),
         ("model.safetensors", without_a_tensor, r"found .* of shape \(absent\); expected \(.*\), as in the config"),
+        ("model.safetensors", with_a_stranger, r"cannot be read \(found tensor extra, expected params\."),
         ("model.safetensors", with_another_value, r"found weights and settings with the digest .*; expected "),
         ("config.json", changed(format=2), r"config\.json: found format 2; expected at most 1; use a newer grafit_jax"),
-        ("config.json", changed(format=None), r"config\.json: found no description of a model|found no config"),
+        ("config.json", changed(format=None), r"config\.json: found no description of a model \(KeyError: 'format'\)"),
         ("config.json", changed(config=None), r"config\.json cannot be read \(KeyError: 'config'\)"),
         ("config.json", changed(config={"method": "none"}), r"unknown method 'none'"),
+        ("config.json", changed(config={"model": {"new": 1}}), r"found config key 'model\.new', which this version "),
         ("config.json", changed(metrics=3), r"config\.json cannot be read \(TypeError"),
         ("config.json", changed(image_shape=[9, 9, 1]), r"found weights and settings with the digest"),
     ],

@@ -34,6 +34,9 @@ def test_table_golden():
 
 
 def test_frames_follow_the_known_labels():
+    partly, coarsely = np.array(["", "", "a", "a"]), np.array(["x", "y", "x", ""])
+    assert [pictures.relation(partly, coarsely, 0, i) for i in (1, 2, 3)] == ["neither", "coarse", "unknown"]
+    assert pictures.relation(partly, coarsely, 2, 3) == "fine"
     fine, coarse = np.array([0, 0, 1, 2]), np.array([0, 0, 0, 1])
     assert [pictures.relation(fine, coarse, 0, i) for i in (1, 2, 3)] == ["fine", "coarse", "neither"]
     assert [pictures.relation(None, coarse, 0, i) for i in (1, 2, 3)] == ["coarse", "coarse", "neither"]
@@ -64,7 +67,10 @@ def test_a_picture_has_captions_with_labels_and_similarities(tmp_path, monkeypat
     ids = np.array(["p/one.jpg", "p/two.jpg", "three"])
     gallery = Gallery(Features(np.eye(3, dtype=np.float32) + 1, ids, **columns))
     of_query = gallery.search_ids(["p/one.jpg"], 2)
+    # A file elsewhere that happens to have the id of a gallery image is not that image.
     hits.picture(tmp_path / "n.png", [("p/one.jpg", image)], of_query, gallery, lambda row: image)
+    assert [entry[1] for entry in drawn.pop()[0]["gallery"][0]] == ["query", "unknown", "unknown"]
+    hits.picture(tmp_path / "n.png", [("p/one.jpg", image)], of_query, gallery, lambda row: image, [0])
     ((sheets, options),) = drawn
     assert options == {"captions": True}
     assert [[entry[1:] for entry in row] for row in sheets["gallery"]] == [

@@ -21,6 +21,7 @@ from grafit_jax import model, restore
 from grafit_jax.commands import cli
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
+from grafit_jax.retrieval import embeddings
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run")
 _MODEL = flags.DEFINE_string("model", None, "folder of a saved model, or hf:owner/name, instead of --workdir")
@@ -36,6 +37,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 def main(argv):
     if (_WORKDIR.value is None) == (_MODEL.value is None):
         raise UserError("found both or neither of --workdir=DIR and --model=FOLDER; expected one.")
+    embeddings.check_format(pathlib.Path(_OUT.value or ""))
     if _IMAGES.value:
         for name in ("split", "data_dir"):
             if flags.FLAGS[name].present:

@@ -25,7 +25,7 @@ from grafit_jax import model, restore
 from grafit_jax.commands import cli
 from grafit_jax.data import sources
 from grafit_jax.data.readers import photos
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
 from grafit_jax.report import hits
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run (default: the model that made --gallery)")
@@ -38,6 +38,8 @@ _QUERY = flags.DEFINE_multi_string("query", [], "image file, folder or CSV; may 
 _IDS = flags.DEFINE_list("ids", [], "images of the gallery by id or file name, as test/3,apple_17.jpg")
 _K = flags.DEFINE_integer("k", 10, "number of neighbours", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "file to draw queries and neighbours in: .png, .jpg, .pdf or .svg")
+# Largest number of queries in a picture.
+_MOST = 50
 
 
 def main(argv):
@@ -57,20 +59,26 @@ def main(argv):
     def image_of(row: int):
         return hits.read(images[row] if files is None else str(files[row]))
 
+    rows: Any = None
     if _IDS.value:
         rows = gallery.rows(_IDS.value)
         names, found = [str(gallery.features.id[row]) for row in rows], gallery.search_ids(_IDS.value, _K.value)
-        queries = [(name, image_of(row)) for name, row in zip(names, rows, strict=True)] if _OUT.value else []
     else:
         if gallery.model is None:
             gallery = grafit_jax.Gallery(gallery.features, _load_model(gallery))
         listed = [*photos.each(_QUERY.value)]
-        names = [photo.id for photo in listed]
-        found = gallery.search([photo.image for photo in listed], _K.value)
-        queries = [(photo.id, hits.read(photo.image)) for photo in listed] if _OUT.value else []
+        names, found = [photo.id for photo in listed], gallery.search([photo.image for photo in listed], _K.value)
     print(hits.table(names, found, gallery))
     if _OUT.value is not None:
-        hits.picture(pathlib.Path(_OUT.value), queries, found, gallery, image_of)
+        if len(names) > _MOST:
+            warn(f"--out: found {len(names)} queries; drew the first {_MOST}")
+        drawn = (
+            [image_of(row) for row in rows[:_MOST]]
+            if rows is not None
+            else [hits.read(p.image) for p in listed[:_MOST]]
+        )
+        queries = [*zip(names, drawn, strict=False)]
+        hits.picture(pathlib.Path(_OUT.value), queries, found[:_MOST], gallery, image_of, rows)
         print(f"picture: {_OUT.value}")
 
 
@@ -94,7 +102,7 @@ def _load_model(gallery: grafit_jax.Gallery) -> grafit_jax.Model:
     """Loads the model that embeds the queries: the given one, or the one that made the gallery."""
     where = _WORKDIR.value or _MODEL.value
     if where is None:
-        where = gallery.features.made_by.get("path", "")
+        where = str(gallery.features.made_by.get("path", ""))
         if not where.startswith("hf:") and not os.path.isdir(where):
             raise UserError(
                 f"{_GALLERY.value}: found no {where or 'record of its model'}; expected the model that made it; use "

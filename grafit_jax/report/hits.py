@@ -26,15 +26,16 @@ def table(queries: Sequence[str], hits: Sequence[Sequence[Hit]], gallery: Galler
     f = gallery.features
     row_of = {str(name): row for row, name in enumerate(f.id)}
     known = {"label": f.label, "coarse_label": f.coarse_label, "filename": f.filename}
-    columns = {name: column for name, column in known.items() if column is not None}
-    if f.filename is not None and all(map(str.endswith, f.filename.tolist(), f.id.astype(str).tolist())):
+    columns = {name: column.astype(str).tolist() for name, column in known.items() if column is not None}
+    if "filename" in columns and all(map(str.endswith, columns["filename"], row_of)):
         del columns["filename"]
     lines = [
         [query, rank, hit.id, f"{hit.similarity:.4f}", *(column[row_of[hit.id]] for column in columns.values())]
         for query, of_query in zip(queries, hits, strict=True)
         for rank, hit in enumerate(of_query, start=1)
     ]
-    return plain_table(["query", "rank", "id", "similarity", *columns], lines)
+    shown = [[" ".join(str(cell).splitlines()) for cell in line] for line in lines]
+    return plain_table(["query", "rank", "id", "similarity", *columns], shown)
 
 
 def picture(
@@ -43,8 +44,9 @@ def picture(
     hits: Sequence[Sequence[Hit]],
     gallery: Gallery,
     image_of: Callable[[int], np.ndarray],
+    rows: Sequence[int] | None = None,
 ) -> None:
-    """Draws queries and neighbours with names and similarities, framed by label where the query is in the gallery.
+    """Draws queries and neighbours with names and similarities, framed by label if the queries are in the gallery.
 
     Args:
       path: the output file.
@@ -52,6 +54,7 @@ def picture(
       hits: its neighbours.
       gallery: the gallery.
       image_of: maps a row of the gallery to its image.
+      rows: the rows of the queries in the gallery; None for other images.
 
     Raises:
       UserError: an image cannot be read, or the file cannot be written.
@@ -59,11 +62,10 @@ def picture(
     f = gallery.features
     row_of = {str(name): row for row, name in enumerate(f.id)}
     sheet: list[list[pictures.Thumbnail]] = []
-    for (name, image), near in zip(queries, hits, strict=True):
-        row = row_of.get(name)
-        drawn: list[pictures.Thumbnail] = [
-            (image, "query", _caption(name, "" if row is None else _label(gallery, row)))
-        ]
+    for number, ((name, image), near) in enumerate(zip(queries, hits, strict=True)):
+        row = None if rows is None else rows[number]
+        label = "" if row is None or f.finest is None else f.finest[row]
+        drawn: list[pictures.Thumbnail] = [(image, "query", _caption(name, label))]
         for hit in near:
             other = row_of[hit.id]
             frame = "unknown" if row is None else pictures.relation(f.label, f.coarser, row, other)
@@ -84,11 +86,6 @@ def read(image: decode.Source) -> np.ndarray:
     except decode.Unreadable as error:
         raise UserError(f"cannot read an image: {error}; expected an image file where the gallery says.") from None
     return pixels[:: -(-max(pixels.shape[:2]) // _SIDE), :: -(-max(pixels.shape[:2]) // _SIDE)]
-
-
-def _label(gallery: Gallery, row: int) -> str:
-    label = gallery.features.label
-    return "" if label is None else str(label[row])
 
 
 def _caption(name: str, more: str) -> str:

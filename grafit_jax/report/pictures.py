@@ -69,12 +69,17 @@ def queries_of(label: np.ndarray, rows: int) -> np.ndarray:
 
 
 def relation(label: np.ndarray | None, coarse_label: np.ndarray | None, query: int, other: int) -> str:
-    """Returns the key in `FRAMES` of neighbour `other` of `query`: fine, coarse, neither, or unknown without labels."""
-    if label is not None and label[query] == label[other]:
-        return "fine"
-    if coarse_label is not None and coarse_label[query] == coarse_label[other]:
-        return "coarse"
-    return "unknown" if label is None and coarse_label is None else "neither"
+    """Returns the key in `FRAMES` of neighbour `other` of `query`: fine, coarse, neither, or unknown without labels.
+
+    The label "" is an unknown one.
+    """
+    known = False
+    for name, labels in (("fine", label), ("coarse", coarse_label)):
+        if labels is not None and str(labels[query]) and str(labels[other]):
+            known = True
+            if labels[query] == labels[other]:
+                return name
+    return "neither" if known else "unknown"
 
 
 def contact_sheet(
@@ -128,6 +133,6 @@ def _draw(ax, image: np.ndarray, frame: str, caption: str = "") -> None:
     ax.set(xticks=[], yticks=[])
     grey = image.shape[-1] == 1
     ax.imshow(image[..., 0] if grey else image, cmap="gray_r" if grey else None, vmin=0, vmax=255)
-    ax.set_xlabel(caption, fontsize=10, labelpad=3)
+    ax.set_xlabel(caption, fontsize=10, labelpad=3, parse_math=False)
     for spine in ax.spines.values():
         spine.set(edgecolor=colour, linestyle=style, linewidth=width)

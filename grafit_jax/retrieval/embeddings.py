@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -34,7 +35,8 @@ class Features:
       coarse_label: [N].
       filename: [N], paths of the images.
       further: labels [N] of further levels by name, from coarse to fine.
-      made_by: "model" (digest), "layer", "step" and "path" of the network, as read from JSON; empty if unknown.
+      made_by: "model" (digest), "layer", "step" and "path" of the network and whether vectors have "unit" length, as
+        read from JSON; empty if unknown.
     """
 
     embedding: np.ndarray
@@ -55,6 +57,15 @@ class Features:
         return {name: labels for name, labels in found.items() if labels is not None}
 
     @property
+    def finest(self) -> np.ndarray | None:
+        """Names [N] of the finest known class of each image, "" if there is none; None if no label is known."""
+        columns = (self.label, *[*self.further.values()][::-1], self.coarse_label)
+        names = [column.astype(str) for column in columns if column is not None]
+        if not names:
+            return None
+        return functools.reduce(lambda finer, coarser: np.where(finer == "", coarser, finer), names)
+
+    @property
     def coarser(self) -> np.ndarray | None:
         """Labels of the level just above the finest."""
         return [self.coarse_label, *self.further.values()][-1]
@@ -72,7 +83,9 @@ def check_alike(name: str, found: Mapping[str, Any], other: str, expected: Mappi
     Raises:
       UserError: they are of different models or layers.
     """
-    differing = [key for key in found if key in expected and key != "path" and found[key] != expected[key]]
+    differing = [
+        key for key in found if key in expected and key not in ("path", "unit") and found[key] != expected[key]
+    ]
     if differing:
         shown = (f"{k} {found[k]}, not {expected[k]}" if k in ("model", "layer", "step") else k for k in differing)
         raise UserError(
@@ -90,7 +103,7 @@ def save(path: pathlib.Path, features: Features) -> None:
     Raises:
       UserError: an unknown extension, or a file that cannot be written.
     """
-    _check_format(path)
+    check_format(path)
     columns = {name: getattr(features, name) for name in _COLUMNS if getattr(features, name) is not None}
     columns |= {level + _LEVEL: labels for level, labels in features.further.items()}
     made_by = json.dumps(features.made_by)
@@ -127,7 +140,7 @@ def load(path: pathlib.Path) -> Features:
     Raises:
       UserError: a file that is missing, unreadable or without embeddings, or columns that do not match them.
     """
-    _check_format(path)
+    check_format(path)
     with reading(path, _REMEDY):
         columns = {".npz": _read_npz, ".parquet": _read_parquet, ".npy": _read_npy}[path.suffix](path)
         made_by = json.loads(str(columns.pop(_MADE_BY, "{}")))
@@ -157,7 +170,8 @@ def _is_read(name: str) -> bool:
     return name in ("embedding", *_COLUMNS) or (name.endswith(_LEVEL) and name != _LEVEL)
 
 
-def _check_format(path: pathlib.Path) -> None:
+def check_format(path: pathlib.Path) -> None:
+    """Raises UserError unless the extension is that of a known format."""
     if path.suffix not in _FORMATS:
         raise UserError(f"{path}: found extension {path.suffix!r}; expected one of {', '.join(_FORMATS)}.")
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
 from grafit_jax.retrieval import metrics, neighbors
 from grafit_jax.retrieval.embeddings import Features
 from grafit_jax.retrieval.probe import probe as fit_probe
@@ -68,7 +68,8 @@ def evaluate_features(
     Args:
       queries: the queries. Without a gallery, each is excluded from its own neighbours.
       gallery: the gallery; None for the queries themselves.
-      leave_out: whether equal ids on both sides mean the same image, which is then excluded from the neighbours.
+      leave_out: whether equal file names, or ids, on both sides mean the same image, which is then excluded from the
+        neighbours.
       ks: as for `metrics.retrieval_metrics`.
       knn_k: as for `metrics.retrieval_metrics`.
       knn_temperature: as for `metrics.retrieval_metrics`.
@@ -78,8 +79,8 @@ def evaluate_features(
       The metrics of `metrics.retrieval_metrics` and, with `probe`, `probe_top1` and `probe_l2` of each level.
 
     Raises:
-      UserError: no common level of labels, an image without a label, a probe without a gallery, or an error of
-        `metrics.retrieval_metrics`.
+      UserError: no common level of labels that is complete, no common image with `leave_out`, a probe without a
+        gallery, or an error of `metrics.retrieval_metrics`.
     """
     ids: dict[str, np.ndarray] = {}
     if gallery is None and probe:
@@ -87,26 +88,42 @@ def evaluate_features(
     if gallery is None:
         gallery, leave_out = queries, True
     if leave_out:
+        names = [_identity(side, queries, gallery) for side in (queries, gallery)]
+        if not np.isin(names[0], names[1]).any():
+            raise UserError(
+                "found no image on both sides, by file name or id; expected the queries in the gallery; remove "
+                "--leave_out."
+            )
         # Ids may be strings. Joint integer codes keep their order.
-        code = np.unique(np.concatenate([queries.id, gallery.id]), return_inverse=True)[1]
+        code = np.unique(np.concatenate(names), return_inverse=True)[1]
         ids = {"query_ids": code[: len(queries)], "gallery_ids": code[len(queries) :]}
-    both = queries.levels.keys() & gallery.levels.keys()
+    both = [name for name in queries.levels if name in gallery.levels]
     if not both:
         raise UserError("found no level of labels on both sides; expected label, coarse_label or another common level.")
-    for name in both:
-        unlabelled = sum(int(np.sum(side.levels[name] == "")) for side in (queries, gallery))
-        if unlabelled:
-            raise UserError(
-                f"found {unlabelled} images without a {name or 'fine'} label; expected one for every image; leave them "
-                "out."
-            )
+    for name in [*both]:
+        sides = {id(side): side for side in (queries, gallery)}.values()
+        if unlabelled := sum(int(np.sum(side.levels[name].astype(str) == "")) for side in sides):
+            both.remove(name)
+            left_out = f"found {unlabelled} images without a {name or 'fine'} label; expected one for every image"
+            if not both:
+                raise UserError(f"{left_out}; leave these images out.")
+            warn(f"{left_out}; left out this level")
+    levels = [{name: side.levels[name] for name in both} for side in (queries, gallery)]
     result = metrics.retrieval_metrics(
-        queries.embedding, queries.levels, gallery.embedding, gallery.levels,
+        queries.embedding, levels[0], gallery.embedding, levels[1],
         ks=ks, knn_k=knn_k, knn_temperature=knn_temperature, **ids,
     )  # fmt: skip
     for name in both if probe else ():
         result |= _probed(name, gallery.embedding, gallery.levels[name], queries.embedding, queries.levels[name])
     return result
+
+
+def _identity(side: Features, *both: Features) -> np.ndarray:
+    """Returns what identifies the images of a side: file names if both sides have them, else ids."""
+    files = all(each.filename is not None and np.all(each.filename.astype(str) != "") for each in both)
+    names = side.filename if files else side.id
+    assert names is not None
+    return names
 
 
 def _probed(level: str, *arguments: np.ndarray) -> dict[str, float]:

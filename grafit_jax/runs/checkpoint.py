@@ -231,6 +231,10 @@ def read_weights(workdir: pathlib.Path, step: int | None = None) -> tuple[dict[s
         try:
             return _read_weights(folder / str(each)), each
         except Exception as error:  # Orbax may raise any type on damaged files
+            if not (folder / str(each)).exists():  # a training has just replaced it
+                return read_weights(workdir, step)
+            if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
+                raise UserError(f"{folder / str(each)}: found no permission to read; make it readable.") from error
             warn(f"{folder / str(each)}: found a damaged checkpoint ({_in_short(error)}); skipped it.")
     raise UserError(f"{workdir}: found damaged checkpoints only; train again in another --workdir.")
 

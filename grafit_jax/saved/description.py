@@ -130,7 +130,10 @@ def read(path: pathlib.Path) -> Description:
     if not side:
         views = evaluation.eval_views(config)
         side = views.resize or views.size
-        warn(f"{path}: found no {FILE}, which newer runs write; other images are resized to {side} x {side} pixels")
+        warn(
+            f"{path}: found no {FILE}, which newer runs write; other images are resized to {side} x {side} pixels; "
+            "start the training again with the same command to write it"
+        )
     return Description(config, (side, side, len(config.views.mean)))
 
 

@@ -16,6 +16,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from grafit_jax import config as config_lib
+from grafit_jax import parallel
 from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, reading, writing
 from grafit_jax.runs import checkpoint, workdir
@@ -56,7 +57,7 @@ def read(where: str | os.PathLike, step: int | str = _NEWEST) -> Stored:
       UserError: there is no model, checkpoint or network connection, or the files are damaged, incomplete, of a newer
         version, or do not fit each other.
     """
-    if step != _NEWEST and (isinstance(step, bool) or not isinstance(step, int)):
+    if step != _NEWEST and (isinstance(step, bool) or not hasattr(step, "__index__")):
         raise UserError(f'checkpoint: found {step!r}; expected "newest" or the step of a checkpoint.')
     path = _folder(where)
     if not _is_saved(path):
@@ -110,7 +111,10 @@ def write(folder: pathlib.Path, stored: Stored, card: str) -> None:
     Raises:
       UserError: the folder holds other files than a saved model, or cannot be written.
     """
-    others = sorted({path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CARD}) if folder.is_dir() else []
+    if not parallel.is_first():
+        return
+    found = {path.name.removesuffix(".tmp") for path in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(name for name in found - {WEIGHTS, CONFIG, CARD} if name[0] != ".")
     if others:
         raise UserError(
             f"{folder}: found other files ({', '.join(others[:3])}); expected an empty folder or a saved model; use "
@@ -126,9 +130,8 @@ def write(folder: pathlib.Path, stored: Stored, card: str) -> None:
     }
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in description.flat(stored.variables).items()}
     with writing(folder / WEIGHTS):
-        temporary = folder / (WEIGHTS + ".tmp")
-        safetensors.numpy.save_file(tensors, temporary, metadata={"format": "flax"})
-        os.replace(temporary, folder / WEIGHTS)
+        # Not save_file, whose files only their owner may read.
+        workdir.write(folder / WEIGHTS, safetensors.numpy.save(tensors, metadata={"format": "flax"}))
         workdir.write(folder / CONFIG, json.dumps(facts, indent=2) + "\n")
         workdir.write(folder / CARD, card)
 
@@ -145,7 +148,9 @@ def _of_folder(path: pathlib.Path) -> Stored:
     described = dataclasses.replace(described, config=config)
     with reading(path / WEIGHTS, _REMEDY):
         tensors = safetensors.numpy.load_file(path / WEIGHTS)
-    variables = traverse_util.unflatten_dict(tensors, sep=".")
+        variables = traverse_util.unflatten_dict(tensors, sep=".")
+        if strangers := [name for name in tensors if not name.startswith(("params.", "batch_stats."))]:
+            raise ValueError(f"found tensor {strangers[0]}, expected params.… and batch_stats.…")
     _check_shapes(path / WEIGHTS, described, variables)
     if (found := described.digest(variables)) != facts.get("digest"):
         raise UserError(

@@ -189,17 +189,20 @@ class _Walk:
             if name.startswith(".") or (is_folder and os.path.realpath(entry) in ancestors):
                 self.ignored.append(entry)
             elif is_folder:
-                folders.append((_class_name(name, folder), entry))
+                folders.append((check_name(name, folder), entry))
             elif os.path.splitext(name)[1].lower() in decode.SUFFIXES:
-                _class_name(name, folder)
+                check_name(name, folder)
                 files.append(entry)
             else:
                 self.ignored.append(entry)
         return folders, files
 
 
-def _class_name(name: str, where: str) -> str:
-    """Returns a name in Unicode NFC, so that classes from macOS, which decomposes accents, compare equal."""
+def check_name(name: str, where: str) -> str:
+    """Checks that a name is UTF-8, and returns it in Unicode NFC.
+
+    Classes from macOS, which decomposes accents, thus compare equal.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -241,7 +244,7 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
                 "image once per split, or it is its own nearest neighbour; remove one line."
             )
         first[split, file] = line
-        coarse, fine = (_class_name(row[key], str(path)) for key in ("coarse", "fine"))
+        coarse, fine = (check_name(row[key], str(path)) for key in ("coarse", "fine"))
         listed[split].append(Example(file, coarse, fine or None))
         missing += [line for name in (coarse, fine) if name.lower() in _MISSING]
     if missing:

@@ -4,7 +4,8 @@ Paper: https://arxiv.org/abs/2011.12982, methods only; docs/paper.md section 2. 
 
 Command:
     python experiments/train.py --config=configs/own.py:dir=photos --workdir=runs/photos
-    python experiments/search.py --workdir=runs/photos --query=new.jpg --out=near.png
+    python experiments/embed.py --workdir=runs/photos --images=photos --out=photos.parquet
+    python experiments/search.py --gallery=photos.parquet --query=new.jpg --out=near.png
 
 Arguments:
     dir= (default: none, which means images) a folder with train/<coarse>/[<fine>/] and test/<coarse>/[<fine>/].

@@ -46,13 +46,14 @@ def train(
       UserError: the config, data or workdir are invalid, which is checked before training; or the loss is not finite.
       Preempted: the run was asked to stop and has saved its state.
     """
-    config = config_lib.with_absolute_source(config)  # the run may be evaluated from another directory
     with preemption.watch() as stop, contextlib.ExitStack() as held:
         # 1. Check everything that a user can get wrong, before anything is written.
         with stop.at_once():
             pulse.at(0, "loading data")
             workdir.check(path, config, allowed)
             parallel.check_same("keys of the config", json.dumps(config_lib.without_places(config)))
+            # The run may be evaluated from another directory. Hosts may keep their data in different ones.
+            config = config_lib.with_absolute_source(config)
             # Another run may use an existing folder, so lock it before the data are loaded.
             if exists := parallel.all_agree(path.is_dir()):
                 held.enter_context(workdir.lock(path))

@@ -439,9 +439,12 @@ import importlib, os, pkgutil, sys
 sys.modules.update(dict.fromkeys(("fcntl", "resource", "termios", "pwd", "grp")))
 del os.sysconf, os.fork
 import grafit_jax
+from absl import flags
 names = [m.name for m in pkgutil.walk_packages(grafit_jax.__path__, "grafit_jax.")]
 for name in names:
     importlib.import_module(name)
+    for flag in flags.FLAGS.flags_by_module_dict().get(name, ()):  # each command is a script with flags of its own
+        delattr(flags.FLAGS, flag.name)
 from grafit_jax.data import files
 print(len(names), files._memory())
 """

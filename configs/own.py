@@ -63,12 +63,17 @@ def get_config(arg=None):
 
 def _continued(arg):
     """Returns the config of the model in `init`, without what holds for its own data only if there are others."""
+    import os
+
     from grafit_jax import saved
 
     c = saved.config_of(arg.init)
     c.model.init, c.model.pretrained = arg.init, ""
     if arg.dir or arg.csv:
-        c.data.update({"coarse_classes": (), "variant": "", "data_dir": "", "inat_categories_file": ""})
+        own = ("coarse_classes", "data_dir", "holdout", "inat_categories_file", "test_split", "train_level", "variant")
+        c.data.update({key: config.default().data[key] for key in own})
+    elif c.data.source.startswith(("folder:", "csv:")) and not os.path.isabs(c.data.source.partition(":")[2]):
+        raise UserError(f"init={arg.init}: found no place of its images ({c.data.source}); use dir=DIR or csv=FILE.")
     return c
 
 

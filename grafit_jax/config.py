@@ -49,6 +49,8 @@ RENAMED: Mapping[str, str] = {
 }
 # Keys with the location of the data on disk, which have no effect on results.
 PLACES = ("data.data_dir", "data.inat_categories_file")
+# Keys with the path of a run or of weights to start from.
+STARTS = ("clusterfit.source", "model.init", "model.pretrained")
 # The kinds of data.source that are followed by a path.
 FILES = ("folder", "csv", "npz")
 
@@ -313,11 +315,19 @@ def absolute(source: str) -> str:
     return f"{kind}:{os.path.abspath(os.path.expanduser(place))}" if kind in FILES and place else source
 
 
-def with_absolute_source(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns a copy with an absolute data.source."""
+def with_absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a copy with absolute paths of images and of runs to start from."""
     config = copy.deepcopy(config)
     config.data.source = absolute(config.data.source)
+    for key, value in _starts(config).items():
+        if value and not value.startswith("hf:"):
+            config.update_from_flattened_dict({key: os.path.abspath(os.path.expanduser(value))})
     return config
+
+
+def _starts(config: ml_collections.ConfigDict) -> dict[str, str]:
+    values = flatten(config)
+    return {key: values[key] for key in STARTS}
 
 
 def with_short_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -326,17 +336,14 @@ def with_short_paths(config: ml_collections.ConfigDict) -> ml_collections.Config
     kind, colon, place = config.data.source.partition(":")
     if kind in FILES:
         config.data.source = f"{kind}{colon}{os.path.basename(place)}"
-    short = (*PLACES, "clusterfit.source", "model.pretrained", "model.init")
-    values = flatten(config)
-    config.update_from_flattened_dict(
-        {key: values[key] if values[key].startswith("hf:") else os.path.basename(values[key]) for key in short}
-    )
+    for key, value in (_starts(config) | {key: flatten(config)[key] for key in PLACES}).items():
+        config.update_from_flattened_dict({key: value if value.startswith("hf:") else os.path.basename(value)})
     return config
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
-    """Returns 'key: old -> new' for every key that differs, except `PLACES`; paths in data.source are absolute."""
-    a, b = (without_places(with_absolute_source(config)) for config in (old, new))
+    """Returns 'key: old -> new' for every key that differs, except `PLACES`; paths are absolute."""
+    a, b = (without_places(with_absolute_paths(config)) for config in (old, new))
     return [
         f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
     ]

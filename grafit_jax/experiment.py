@@ -74,6 +74,7 @@ def load(
     records: dict[str, Records] | None = None,
     *,
     clusters: Callable[[dict[str, Records]], Clusters] | None = None,
+    check: Callable[[dict[str, Records]], None] | None = None,
     training: bool = True,
 ) -> Experiment:
     """Validates the config, loads and checks the data, and builds the parts of the run.
@@ -82,6 +83,7 @@ def load(
       config: see `config.default`.
       records: "train" and "test", instead of those that `config.data` names.
       clusters: computes the clusters of the training images, for ClusterFit; see `restore.load`.
+      check: checks the records before anything else does, or raises UserError; see `restore.load`.
       training: whether the run trains here; if not, requirements on devices are not checked.
 
     Raises:
@@ -90,6 +92,8 @@ def load(
     # 1. Config and data.
     config_checks.validate(config, num_devices=parallel.num_all_devices() if training else 1)
     records = records or sources.load(**config.data)
+    if check is not None:
+        check(records)
     method = methods.get(config.method)
     _check_records(config, records, method)
     if training:

@@ -138,7 +138,7 @@ def _of_model(run: Experiment, own: Variables, stored: Stored) -> Given:
     rest = [name for name in own["params"] if name not in taken]
     if rest:
         note += f"; from the seed: {', '.join(rest)}"
-    if "classifier" in rest and before != now:
+    if "classifier" in rest and before != now and not clusters:
         others = ", of other names" if len(before) == len(now) else ""
         note += f" ({len(before) or 'unknown'} classes before, {len(now)} now{others})"
     return Given({kind: {n: part for n, part in stored.variables[kind].items() if n in taken} for kind in own}, note)

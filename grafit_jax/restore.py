@@ -30,7 +30,8 @@ from grafit_jax.state import TrainState, target_part
 
 # Folded into the seed's key for the random memory.
 _MEMORY_KEY = 0x6D656D
-# The remedy if the data of a run that is evaluated have changed.
+# The remedies if the data of a run that is to resume, or is evaluated, have changed.
+_CONTINUE = "restore them, or continue from this run in another --workdir, with model.init"
 _EVALUATE = (
     "restore them, or embed the images with experiments/embed.py --images and evaluate that file with "
     "experiments/evaluate.py --features"
@@ -46,14 +47,21 @@ def load(
 ) -> Experiment:
     """Loads the run of a config as `experiment.load` does, with the clusters of ClusterFit.
 
-    The clusters are those stored in the workdir `path`, or are computed from the features of clusterfit.source.
+    The clusters are those stored in the workdir `path`, or are computed from the features of clusterfit.source. The
+    data of a run that has started in `path` must not have changed.
     """
-    return experiment.load(config, records, clusters=functools.partial(_clusters, config, path), training=training)
+
+    def check(records: dict[str, Records]) -> None:
+        if path is not None:
+            found = {split: of_split.fingerprint() for split, of_split in records.items()}
+            workdir.check_data(path, found, records, remedy=_CONTINUE if training else _EVALUATE)
+
+    of_run = functools.partial(_clusters, config, path)
+    return experiment.load(config, records, clusters=of_run, check=check, training=training)
 
 
 def _clusters(config: ml_collections.ConfigDict, path: pathlib.Path | None, records: dict[str, Records]) -> Clusters:
     if path is not None and clusterfit.is_saved(path):
-        workdir.check_data(path, {split: of_split.fingerprint() for split, of_split in records.items()}, records)
         return clusterfit.load(path, len(records["train"]))
     source = pathlib.Path(config.clusterfit.source).expanduser()
     clusterfit.check_source(source, records, config.clusterfit.num_clusters)
@@ -182,7 +190,7 @@ def newest(
         raise UserError(f"{path}: found no checkpoint; let experiments/train.py save its first one.")
     # The config keeps the place of the training, which embedding files store.
     run = load(config, path, records=records or _records(path, config, data_dir), training=False)
-    workdir.check_data(path, run.fingerprints(), run.records, remedy=_EVALUATE)
+    workdir.check_data(path, run.fingerprints())  # clusters, too
     restored = checkpoints.restore_newest(initial_state(run, placeholder=True))
     checkpoints.close()
     if restored is None:
@@ -194,6 +202,8 @@ def _records(path: pathlib.Path, config: ml_collections.ConfigDict, data_dir: st
     """Loads the data of a run from the place of the training or, if not None, from `data_dir`."""
     data = config.data.to_dict()
     kind, _, place = config_lib.absolute(data["source"]).partition(":")
+    if data_dir is not None and kind not in (*config_lib.FILES, "tfds"):
+        raise UserError(f"found --data_dir={data_dir} for {kind}, which is in memory; remove --data_dir.")
     if kind not in config_lib.FILES:
         return sources.load(**data if data_dir is None else {**data, "data_dir": data_dir})
     place = place if data_dir is None else os.path.abspath(os.path.expanduser(data_dir))

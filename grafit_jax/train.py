@@ -22,8 +22,6 @@ from grafit_jax.state import TrainState
 
 # Called with a complete run, its final state (None if it was complete before) and its metrics.
 Finish = Callable[[Experiment, TrainState | None, dict[str, float]], None]
-# The remedy if the data of a run that is to resume have changed.
-_CONTINUE = "restore them, or continue from this run in another --workdir, with model.init"
 
 
 def train(
@@ -53,7 +51,7 @@ def train(
             workdir.check(path, config, allowed)
             parallel.check_same("keys of the config", json.dumps(config_lib.without_places(config)))
             # The run may be evaluated from another directory. Hosts may keep their data in different ones.
-            config = config_lib.with_absolute_source(config)
+            config = config_lib.with_absolute_paths(config)
             # Another run may use an existing folder, so lock it before the data are loaded.
             if exists := parallel.all_agree(path.is_dir()):
                 held.enter_context(workdir.lock(path))
@@ -67,12 +65,12 @@ def train(
 
         # 2. Claim the workdir. A complete run keeps its config and result.
         workdir.claim(path, run.config, allowed)
-        workdir.check_data(path, run.fingerprints(), run.records, remedy=_CONTINUE)
+        workdir.check_data(path, run.fingerprints())  # clusters, too
         if run.clusters is not None and not clusterfit.is_saved(path):
             clusterfit.save(path, run.clusters)
+        workdir.write_images(path, run.records)
         workdir.put(path, "data.json", json.dumps(run.fingerprints()) + "\n")
         description.write(path, run.config, run.records)
-        workdir.write_images(path, run.records)
         workdir.write_broken(path, run.records)
         metrics, state = _complete(path, run), None
         if not metrics:

@@ -137,6 +137,17 @@ def test_the_list_is_the_same_for_the_same_images_anywhere_and_unusual_names_are
     assert written[0][4:8] == bytes(4)  # the time in the header of gzip
 
 
+def test_missing_images_are_named_before_what_their_absence_causes(tmp_path):
+    # A class with a single image, or fewer images than a batch, would be errors of their own.
+    image_files.write_tree(tmp_path / "photos", LAYOUT)
+    begin(tmp_path / "run", source=f"folder:{tmp_path}/photos")
+    files = sorted((tmp_path / "photos" / "train").rglob("*.png"))
+    for file in files[1:]:
+        file.unlink()
+    with pytest.raises(UserError, match=rf"0 new, {len(files) - 1} gone \(.*\), 0 changed; .* model\.init\.$"):
+        restore.load(on_photos(f"folder:{tmp_path}/photos"), tmp_path / "run")
+
+
 def test_arrays_have_no_list_and_a_damaged_list_is_named(tmp_path):
     digits = sources.load(source="digits")
     workdir.write_images(tmp_path / "digits", digits)
@@ -169,7 +180,7 @@ def test_relative_and_absolute_paths_of_the_data_are_the_same_config(tmp_path, m
     configs = [small_config(**{"data.source": f"{kind}:{place}"}) for place in ("data", f"{tmp_path}/x/../data")]
     assert config_lib.differences(*configs) == []
     home = small_config(**{"data.source": f"{kind}:~/data"})
-    assert config_lib.with_absolute_source(home).data.source == f"{kind}:{tmp_path}/home/data"
+    assert config_lib.with_absolute_paths(home).data.source == f"{kind}:{tmp_path}/home/data"
     assert home.data.source == f"{kind}:~/data"
     assert config_lib.differences(configs[0], home) == [
         f"data.source: '{kind}:{tmp_path}/data' -> '{kind}:{tmp_path}/home/data'"

@@ -155,8 +155,17 @@ def test_leave_out_finds_a_query_in_the_gallery_by_its_file():
     gallery = dataclasses.replace(test, id=np.array([f"other/{i}" for i in range(12)]))
     expected = evaluate_features(test, None, leave_out=False, **OPTIONS)
     assert evaluate_features(test, gallery, leave_out=True, **OPTIONS) == expected
-    with pytest.raises(UserError, match="found no image on both sides, by file name or id; expected the queries"):
+    with pytest.raises(UserError, match="found no image on both sides, by id or file name; expected the queries"):
         evaluate_features(test, dataclasses.replace(gallery, filename=None), leave_out=True, **OPTIONS)
+
+
+def test_images_are_identified_by_id_where_ids_agree():
+    # Two crops of each file, whose ids differ; and the same ids with files that have moved.
+    crops = some(12, label=np.arange(12) % 3, filename=np.array([f"/p/{i // 2}.jpg" for i in range(12)]))
+    expected = evaluate_features(dataclasses.replace(crops, filename=None), None, leave_out=False, **OPTIONS)
+    assert evaluate_features(crops, None, leave_out=False, **OPTIONS) == expected
+    moved = dataclasses.replace(crops, filename=np.array([f"/new/{i}.jpg" for i in range(12)]))
+    assert evaluate_features(crops, moved, leave_out=True, **OPTIONS) == expected
 
 
 def test_a_level_with_unknown_labels_is_left_out_with_a_warning(capsys):

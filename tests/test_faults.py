@@ -443,7 +443,7 @@ from absl import flags
 names = [m.name for m in pkgutil.walk_packages(grafit_jax.__path__, "grafit_jax.")]
 for name in names:
     importlib.import_module(name)
-    for flag in flags.FLAGS.flags_by_module_dict().get(name, ()):  # each command is a script with flags of its own
+    for flag in [*flags.FLAGS.flags_by_module_dict().get(name, ())]:  # each command is a script with flags of its own
         delattr(flags.FLAGS, flag.name)
 from grafit_jax.data import files
 print(len(names), files._memory())

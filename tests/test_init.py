@@ -151,15 +151,21 @@ def test_own_py_continues_with_the_config_of_a_run_or_a_saved_model(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(config_lib.to_json(base))
     leave(tmp_path / "model", small_config("grafit_fc"))
+    split = {"data.holdout": 0.25, "data.test_split": "val", "data.train_level": "fine", "data.source": "folder:photos"}
+    (tmp_path / "split").mkdir()
+    (tmp_path / "split" / "config.json").write_text(config_lib.to_json(small_config(**split)))
     for name in ("run", "model"):
         c = config_files.load_file(OWN, f"init={tmp_path / name},dir=photos,seed=3")
         assert c.model == small_config(**{"model.init": str(tmp_path / name)}).model
         assert (c.method, c.seed, c.data.source, c.data.coarse_classes) == ("grafit_fc", 3, "folder:photos", ())
         assert c.train == base.train and c.views == base.views
+    c = config_files.load_file(OWN, f"init={tmp_path / 'split'},dir=photos")
+    assert (c.data.holdout, c.data.test_split, c.data.train_level) == (0.0, "", "")
     same_data = config_files.load_file(OWN, f"init={tmp_path / 'run'},method=byol")
     assert (same_data.method, same_data.data) == ("byol", base.data)
     for arg, message in (
         (f"init={tmp_path / 'run'},preset=cpu", r"found init=\S+run and preset=cpu; expected one of them"),
+        (f"init={tmp_path / 'split'}", r"found no place of its images \(folder:photos\); use dir=DIR or csv=FILE"),
         ("init=nowhere,dir=photos", r"nowhere: found no such folder; expected a workdir"),
         (f"init={tmp_path},dir=photos", r"found no run \(no config\.json\)"),
     ):

@@ -8,7 +8,9 @@ import pytest
 import safetensors.numpy
 
 import grafit_jax
+from grafit_jax import model, restore
 from grafit_jax.errors import UserError
+from helpers.runs import small_config
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
 
@@ -65,6 +67,13 @@ def test_the_model_card_has_the_metrics_of_the_run(digits, folder):
     percent = [f"{100 * digits.metrics[name]:.1f}" for name in ("map", "recall@1", "knn_top1")]
     assert f"| trunk | fine | {' | '.join(percent)} |" in card
     assert digits.digest in card and "2 coarse classes; 10 fine classes" in card
+
+
+def test_the_model_card_of_a_method_without_labels_says_so(tmp_path):
+    run = restore.load(small_config("byol", **{"model.sync_batch_norm": False}))
+    model.of_run(run, restore.initial_state(run), tmp_path).save(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "by the method `byol` without labels." in card and "None were recorded for this checkpoint." in card
 
 
 def test_saving_replaces_a_saved_model_and_nothing_else(digits, folder, tmp_path):

@@ -198,6 +198,15 @@ def test_command_lines_from_photos_to_picture(trained_once, tmp_path, cli):
     done = cli("search", f"--gallery={tmp_path}/g.parquet", "--ids=02.png", "--k=1")
     assert done.returncode == 0 and done.stdout.splitlines()[1].startswith(f"{photos}/x/a/02.png")
 
+    # The checkpoint that made a gallery embeds its queries, although the training has saved a later one.
+    early = tmp_path / "early.npz"
+    done = cli("embed", f"--workdir={trained_once}", "--checkpoint=14", f"--images={photos}", f"--out={early}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = cli("search", f"--gallery={early}", f"--query={photos}/x/a/00.png", "--k=1")
+    assert done.returncode == 0 and "1.0000" in done.stdout, done.stderr[-2000:]
+
+    done = cli("evaluate", f"--workdir={saved}")
+    assert done.returncode == 2 and "saved: found a saved model; expected the workdir of a run." in done.stderr
     shutil.rmtree(saved)
     for arguments, message in (
         (query, f"g.parquet: found no {saved}; expected the model that made it; use --workdir=DIR or --model=FOLDER."),

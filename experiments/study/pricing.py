@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from grafit_jax import config as config_lib
 from grafit_jax.report.tables import plain_table
 from grafit_jax.runs.results import Result
 from study import recording, reproduction
@@ -26,7 +27,7 @@ def price(point: RowRun, known: Iterable[Result]) -> tuple[float | None, int]:
 
 def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a config that affect the training time."""
-    apart = ("seed", *recording.STARTS)  # every seed of a row starts from another run
+    apart = ("seed", *config_lib.STARTS)  # every seed of a row starts from another run
     return {key: value for key, value in recording.comparable(config).items() if key not in apart}
 
 

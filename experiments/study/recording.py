@@ -17,8 +17,6 @@ RAW_PIXELS = "raw_pixels"
 _NOT_TRAINING = ("eval.", "checkpoint.")
 # Evaluation settings that all results of one table must share. The image size may differ: tables show it.
 _EVALUATED_WITH = ("eval.crop", "eval.resize", "eval.knn_k", "eval.knn_temperature")
-# Config keys that hold the path of a run or weights to start from.
-STARTS = ("clusterfit.source", "model.init", "model.pretrained")
 # The parts of an entry whose shared values are written once, in the first line of a file.
 _PARTS = ("run", "config", "environment")
 RESTORE = "restore the file from version control, or record it again with experiments/reproduce.py or benchmark.py"
@@ -186,7 +184,7 @@ def _defaults() -> dict[str, Any]:
 
 def _placeless(key: str, value: Any) -> Any:
     """Returns the value of a config key; a path is reduced to its last part."""
-    if key in STARTS:
+    if key in config_lib.STARTS:
         return pathlib.Path(value).name
     if key == "data.source" and value.startswith("npz:"):
         return f"npz:{pathlib.Path(value[4:]).name}"

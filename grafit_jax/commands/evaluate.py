@@ -30,7 +30,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 _FEATURES = flags.DEFINE_string("features", None, "embeddings and labels: .npz, .parquet, or .npy with a .csv")
 _GALLERY = flags.DEFINE_string("gallery", None, "embeddings and labels of the gallery (default: --features)")
-_LEAVE_OUT = flags.DEFINE_bool("leave_out", False, "exclude the gallery row that has the query's id")
+_LEAVE_OUT = flags.DEFINE_bool(
+    "leave_out", False, "exclude the gallery row with the query's id or, if no ids agree, with its file name"
+)
 _K = flags.DEFINE_list("k", [str(k) for k in _DEFAULTS.recall_at], "values of k in recall@k, as 1,2,5,10")
 _KNN_K = flags.DEFINE_integer("knn_k", _DEFAULTS.knn_k, "number of neighbours that vote", lower_bound=1)
 _KNN_TEMPERATURE = flags.DEFINE_float(

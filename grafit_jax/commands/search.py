@@ -18,6 +18,7 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 import grafit_jax
@@ -57,6 +58,8 @@ def main(argv):
         raise UserError(f"{_GALLERY.value}: found no file names to draw; remove --out.")
 
     def image_of(row: int):
+        if files is not None and not str(files[row]):  # embedded from memory
+            return np.full((8, 8, 3), 255, np.uint8)
         return hits.read(images[row] if files is None else str(files[row]))
 
     rows: Any = None
@@ -100,15 +103,16 @@ def _check_flags() -> None:
 
 def _load_model(gallery: grafit_jax.Gallery) -> grafit_jax.Model:
     """Loads the model that embeds the queries: the given one, or the one that made the gallery."""
-    where = _WORKDIR.value or _MODEL.value
-    if where is None:
-        where = str(gallery.features.made_by.get("path", ""))
-        if not where.startswith("hf:") and not os.path.isdir(where):
-            raise UserError(
-                f"{_GALLERY.value}: found no {where or 'record of its model'}; expected the model that made it; use "
-                "--workdir=DIR or --model=FOLDER."
-            )
-    return grafit_jax.load(where)
+    made_by = gallery.features.made_by
+    where = _WORKDIR.value or _MODEL.value or str(made_by.get("path", ""))
+    if not where.startswith("hf:") and not os.path.isdir(where):
+        raise UserError(
+            f"{_GALLERY.value}: found no {where or 'record of its model'}; expected the model that made it; use "
+            "--workdir=DIR or --model=FOLDER."
+        )
+    step = str(made_by.get("step"))  # the training may have saved later checkpoints
+    exists = os.path.isdir(os.path.join(where, "checkpoints", step))
+    return grafit_jax.load(where, checkpoint=int(step) if exists else "newest")
 
 
 if __name__ == "__main__":

@@ -57,17 +57,19 @@ def main(argv):
         print(f"trace: {trace} (pip install xprof tensorboard; tensorboard --logdir={trace})")
         return
     if parallel.is_first() and jax.default_backend() == "cpu" and _CONFIG.value.model.dtype == "bfloat16":
-        _warn_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
+        _warn_of_dtype(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
     metrics = training.train(_CONFIG.value, pathlib.Path(_WORKDIR.value), allowed=_ALLOWED.value)
     if parallel.is_first():
         print(json.dumps(metrics))
 
 
-def _warn_of_preset(file):
+def _warn_of_dtype(file):
     """Warns that the config is for accelerators, and names the presets for CPUs."""
     presets = getattr(config_files.load_module(pathlib.Path(file)), "PRESETS", ())
     known = " or ".join(f"preset={name}" for name in presets if name.startswith("cpu"))
     remedy = f"use {known} of {file}" if known else f"{file} has no preset for CPUs"
+    if _CONFIG.value.model.init:  # the network is given
+        remedy = "use --config.model.dtype=float32"
     warn(f"found only a CPU for model.dtype = bfloat16, which may take days; expected an accelerator; {remedy}.")
 
 

@@ -68,8 +68,8 @@ def evaluate_features(
     Args:
       queries: the queries. Without a gallery, each is excluded from its own neighbours.
       gallery: the gallery; None for the queries themselves.
-      leave_out: whether equal file names, or ids, on both sides mean the same image, which is then excluded from the
-        neighbours.
+      leave_out: whether equal ids (or file names, if no id is on both sides) mean the same image, which is then
+        excluded from the neighbours.
       ks: as for `metrics.retrieval_metrics`.
       knn_k: as for `metrics.retrieval_metrics`.
       knn_temperature: as for `metrics.retrieval_metrics`.
@@ -88,14 +88,8 @@ def evaluate_features(
     if gallery is None:
         gallery, leave_out = queries, True
     if leave_out:
-        names = [_identity(side, queries, gallery) for side in (queries, gallery)]
-        if not np.isin(names[0], names[1]).any():
-            raise UserError(
-                "found no image on both sides, by file name or id; expected the queries in the gallery; remove "
-                "--leave_out."
-            )
         # Ids may be strings. Joint integer codes keep their order.
-        code = np.unique(np.concatenate(names), return_inverse=True)[1]
+        code = np.unique(np.concatenate(_identities(queries, gallery)), return_inverse=True)[1]
         ids = {"query_ids": code[: len(queries)], "gallery_ids": code[len(queries) :]}
     both = [name for name in queries.levels if name in gallery.levels]
     if not both:
@@ -118,12 +112,18 @@ def evaluate_features(
     return result
 
 
-def _identity(side: Features, *both: Features) -> np.ndarray:
-    """Returns what identifies the images of a side: file names if both sides have them, else ids."""
-    files = all(each.filename is not None and np.all(each.filename.astype(str) != "") for each in both)
-    names = side.filename if files else side.id
-    assert names is not None
-    return names
+def _identities(queries: Features, gallery: Features) -> list[np.ndarray]:
+    """Returns what identifies the images of both sides: their ids or, if they have none in common, their file names."""
+    for name in ("id", "filename"):
+        sides = [getattr(side, name) for side in (queries, gallery)]
+        if all(side is not None for side in sides):
+            sides = [side.astype(str) for side in sides] if name == "filename" else sides
+            unique = name == "id" or all(len({*side.tolist()}) == len(side) for side in sides)
+            if unique and np.isin(sides[0], sides[1]).any():
+                return sides
+    raise UserError(
+        "found no image on both sides, by id or file name; expected the queries in the gallery; remove --leave_out."
+    )
 
 
 def _probed(level: str, *arguments: np.ndarray) -> dict[str, float]:

@@ -222,7 +222,7 @@ def read_weights(workdir: pathlib.Path, step: int | None = None) -> tuple[dict[s
       UserError: there is no such checkpoint, or it is damaged.
     """
     folder = (workdir / "checkpoints").absolute()
-    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+    steps = _steps(folder)
     if not steps:
         raise UserError(f"{workdir}: found no checkpoint; expected the first one of the training; let it save one.")
     if step is not None and step not in steps:
@@ -231,12 +231,17 @@ def read_weights(workdir: pathlib.Path, step: int | None = None) -> tuple[dict[s
         try:
             return _read_weights(folder / str(each)), each
         except Exception as error:  # Orbax may raise any type on damaged files
-            if not (folder / str(each)).exists():  # a training has just replaced it
+            if _steps(folder) != steps:  # a training has just replaced a checkpoint
                 return read_weights(workdir, step)
             if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
                 raise UserError(f"{folder / str(each)}: found no permission to read; make it readable.") from error
             warn(f"{folder / str(each)}: found a damaged checkpoint ({_in_short(error)}); skipped it.")
     raise UserError(f"{workdir}: found damaged checkpoints only; train again in another --workdir.")
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, newest first."""
+    return sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
 
 
 def _read_weights(folder: pathlib.Path) -> dict[str, Any]:

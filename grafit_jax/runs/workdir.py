@@ -145,7 +145,12 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     if not os.path.isfile(path):
         raise UserError(f"{workdir}: found no run (no config.json); expected the --workdir of experiments/train.py.")
     try:
-        return config_lib.from_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if "format" in json.loads(text):
+            raise UserError(f"{workdir}: found a saved model; expected the workdir of a run.")
+        return config_lib.from_json(text)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(
             f"{path}: found no config that this version can read ({error}); restore the original file."
@@ -172,8 +177,9 @@ def put(workdir: pathlib.Path, name: str, content: str | bytes) -> None:
 
 
 def write_images(workdir: pathlib.Path, records: Mapping[str, Records]) -> None:
-    """Lists the images of a run in images.csv.gz when it starts, unless they have no files of their own."""
-    if parallel.is_first() and not (workdir / image_list.FILE).is_file() and (content := image_list.dumps(records)):
+    """Lists the images of a run in images.csv.gz before it has a data.json, unless they have no files of their own."""
+    listed = (workdir / image_list.FILE).is_file() and (workdir / "data.json").is_file()
+    if parallel.is_first() and not listed and (content := image_list.dumps(records)):
         put(workdir, image_list.FILE, content)
 
 

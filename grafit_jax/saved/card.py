@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from grafit_jax.runs import results
+from grafit_jax.saved.description import Description
 from grafit_jax.saved.folder import Stored
 
 _CARD = """---
@@ -13,8 +14,8 @@ tags: [grafit, image-retrieval, fine-grained, jax]
 
 # {title}
 
-An image embedding network, trained with [grafit_jax](https://arxiv.org/abs/2011.12982) by the method `{method}` on
-coarse labels, for retrieval by finer ones.
+An image embedding network for retrieval, trained with grafit_jax by the method `{method}` {trained}. The library
+implements Grafit ([arXiv 2011.12982](https://arxiv.org/abs/2011.12982)) and its baselines.
 
 ## Use
 
@@ -34,7 +35,7 @@ gallery.search("query.jpg", k=10)
 | trunk | {trunk} |
 | layers | {layers} |
 | input | {height} x {width} pixels, {colour}, any image is resized to it |
-| trained on | {level}{classes} |
+| trained | {trained}{classes} |
 | training | {epochs} epochs, {step} steps, batch {batch} |
 | digest | {digest} |
 
@@ -61,7 +62,7 @@ def text(stored: Stored, title: str) -> str:
         height=height,
         width=width,
         colour="RGB" if channels == 3 else "greyscale",
-        level=f"labels of level {described.train_level}" if names else "coarse labels",
+        trained=_labels(described),
         classes="".join(f"; {len(of_level)} {level} classes" for level, of_level in names.items()),
         epochs=config.train.epochs,
         step=stored.step,
@@ -69,6 +70,15 @@ def text(stored: Stored, title: str) -> str:
         digest=described.digest(stored.variables),
         metrics=_table(stored.metrics, config.eval.layers[0], [*names][-1] if names else "fine"),
     )
+
+
+def _labels(described: Description) -> str:
+    """Returns what the method was trained on, as in "on labels of level coarse"."""
+    if described.method.uses_clusters:
+        return "on clusters of its images"
+    if described.method.supervised is None:
+        return "without labels"
+    return f"on labels of level {described.train_level}" if described.train_level else "on labels"
 
 
 def _table(metrics: Mapping[str, float], layer: str, finest: str) -> str:

@@ -18,8 +18,8 @@ from grafit_jax.runs.preemption import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempt
 EXIT_MISTAKE = 2
 # Help of the flag --data_dir of commands that read the data of a run.
 DATA_DIR = (
-    "where the data are now: TFDS's data directory, or the folder or CSV of a folder:, csv: or npz: source (default: the "
-    "place of the training)"
+    "where the data are now: TFDS's data directory, or the folder or CSV of a folder:, csv: or npz: source (default: "
+    "the place of the training)"
 )
 
 

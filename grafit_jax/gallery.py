@@ -144,6 +144,8 @@ class Gallery:
         for name in ("id", "label", "coarse_label", "filename"):
             parts = [getattr(features, name) for features in (old, new)]
             if any(part is not None for part in parts):
+                if name == "label":  # a coarse class is its own fine class where others have one
+                    parts = [features.finest if features.label is None else features.label for features in (old, new)]
                 filled = [
                     np.full(len(features), "") if part is None else part.astype(str)
                     for features, part in zip((old, new), parts, strict=True)

@@ -82,6 +82,10 @@ def test_the_finest_known_class_is_that_of_each_image(digits, photos):
     gallery = Gallery.build(digits, "photos/x")
     gallery.add("photos/y/b")
     assert gallery.features.finest.tolist() == ["a", "a", "", ""]
+    fine = Gallery.build(digits, "photos/x")
+    image_files.write_tree(photos / "more", {"g/s": 1})
+    fine.add("more")
+    assert (fine.features.label.tolist(), fine.features.coarse_label.tolist()) == ([*"aas"], [*"aag"])
     hits = gallery.search_ids(["photos/y/b/00.png"], 3)[0]
     assert sorted(hit.label for hit in hits) == ["", "a", "a"]
     f = Features(np.eye(3), np.arange(3), np.array(["", "s", ""]), np.array(["c", "c", "c"]),

@@ -146,15 +146,13 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         raise UserError(f"{workdir}: found no run (no config.json); expected the --workdir of experiments/train.py.")
     try:
         text = path.read_text(encoding="utf-8")
-        if "format" in json.loads(text):
-            raise UserError(f"{workdir}: found a saved model; expected the workdir of a run.")
-        return config_lib.from_json(text)
-    except UserError:
-        raise
+        if "format" not in json.loads(text):
+            return config_lib.from_json(text)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(
             f"{path}: found no config that this version can read ({error}); restore the original file."
         ) from error
+    raise UserError(f"{workdir}: found a saved model; expected the workdir of a run.")
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:

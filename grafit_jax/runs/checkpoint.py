@@ -309,14 +309,23 @@ def digests(tree: Any) -> dict[str, str]:
 
     Trailing rows of zeros do not change a digest. All processes that hold a shard of an array must call it.
     """
-    named = {_name(path): _digest(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+    groups: dict[tuple[Any, ...], dict[str, Array]] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        groups.setdefault((leaf.shape, leaf.dtype), {})[_name(path)] = leaf
+    found = _digests([[*group.values()] for group in groups.values()])
     return {
-        name: "".join(f"{int(half):08x}" for half in np.asarray(digest.addressable_data(0)))
-        for name, digest in named.items()
+        name: "".join(f"{int(half):08x}" for half in digest)
+        for group, of_group in zip(groups.values(), found, strict=True)
+        for name, digest in zip(group, np.asarray(of_group.addressable_data(0)), strict=True)
     }
 
 
-@jax.jit  # for each leaf: many have the same shape, which is traced and compiled once
+@jax.jit
+def _digests(groups: list[list[Array]]) -> list[Array]:
+    """Returns uint32 [n, 2] for each group of n arrays of the same shape, which are traced together."""
+    return [jax.vmap(_digest)(jnp.stack(group)) if len(group) > 1 else _digest(group[0])[None] for group in groups]
+
+
 def _digest(x: Array) -> Array:
     """Returns uint32 [2]: sums modulo 2^32 of each element's bits, times an odd factor that depends on its position."""
     bits = jnp.asarray(x).view(f"uint{x.dtype.itemsize * 8}").astype(jnp.uint32)

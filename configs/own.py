@@ -62,7 +62,7 @@ def get_config(arg=None):
 
 
 def _continued(arg):
-    """Returns the config of the model in `init`, without what holds for its own data only if there are others."""
+    """Returns the config of the model in `init`. With other data, keys that describe its own have their defaults."""
     import os
 
     from grafit_jax import saved

@@ -216,8 +216,7 @@ class Gallery:
           UserError: faiss is not installed.
         """
         faiss = _package("faiss", "faiss-cpu")
-        embedding = self.features.embedding.astype(np.float32)
-        embedding = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+        embedding = embeddings.unit(self.features.embedding)
         index = faiss.index_factory(embedding.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         index.train(embedding)
         index.add(embedding)

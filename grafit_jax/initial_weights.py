@@ -15,13 +15,13 @@ from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.models import Network, heads, weights
 from grafit_jax.runs import checkpoint, workdir
-from grafit_jax.saved import Stored
+from grafit_jax.saved import Stored, description
 
 # Folded into the seed's key for heads initialised as in PyTorch. The initial trunk does not depend on model.head_init.
 _HEADS_KEY = 0x68656164
 # "params" and "batch_stats" -> part (trunk, projector, predictor, classifier) -> layer -> arrays.
 Variables = dict[str, dict[str, Any]]
-# Keys of the group `model` that decide the shapes of projector and predictor depend.
+# Keys of the group `model` that decide the shapes of projector and predictor.
 _HEAD_KEYS = ("embed_dim", "head_hidden_dim", "head_batch_norm", "projector_norm")
 
 
@@ -76,10 +76,7 @@ def _misfit(own: Any, found: Any) -> str:
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (own, found)
     )
-    for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name):
-            return f"found {name} of shape {there.get(name, '(absent)')}; expected {here.get(name, '(absent)')}"
-    return ""
+    return description.misfit(there, here)
 
 
 # model.pretrained.

@@ -18,7 +18,7 @@ from grafit_jax.errors import UserError, warn
 from grafit_jax.experiment import Experiment
 from grafit_jax.gallery import Gallery
 from grafit_jax.retrieval import metrics, neighbors
-from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.retrieval.embeddings import Features, unit
 from grafit_jax.saved import card, hub
 from grafit_jax.saved.description import Description
 from grafit_jax.saved.folder import Stored
@@ -188,16 +188,10 @@ class Model:
                     yield functools.partial(self.read, image)
                 else:  # read at once: a generator may use the same memory for its next image
                     waiting.append(dataclasses.replace(photo, image=""))
-                    yield functools.partial(_itself, self._read_now(image))
+                    yield functools.partial(_itself, decode.attempt(functools.partial(self.read, image)))
 
         for image in decode.decode_all(readers(), ahead):
             yield waiting.popleft(), image
-
-    def _read_now(self, image: decode.Source) -> np.ndarray | decode.Unreadable:
-        try:
-            return self.read(image)
-        except decode.Unreadable as error:
-            return error
 
     def read(self, image: decode.Source) -> np.ndarray:
         """Returns an image as the images of the training, uint8 [H, W, C]; raises `decode.Unreadable`."""
@@ -321,8 +315,3 @@ def split_gallery(
         made_by=model.made_by(layer) | {"unit": normalize},
     )
     return Gallery(features, model)
-
-
-def unit(embedding: np.ndarray) -> np.ndarray:
-    """Scales non-zero rows [N, D] to unit length, with norms in float64; returns float32."""
-    return (embedding / np.linalg.norm(embedding.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)

@@ -85,7 +85,8 @@ def read(image: decode.Source) -> np.ndarray:
         pixels = decode.decode(image)
     except decode.Unreadable as error:
         raise UserError(f"cannot read an image: {error}; expected an image file where the gallery says.") from None
-    return pixels[:: -(-max(pixels.shape[:2]) // _SIDE), :: -(-max(pixels.shape[:2]) // _SIDE)]
+    step = -(-max(pixels.shape[:2]) // _SIDE)
+    return pixels[::step, ::step]
 
 
 def _caption(name: str, more: str) -> str:

@@ -71,6 +71,11 @@ class Features:
         return [self.coarse_label, *self.further.values()][-1]
 
 
+def unit(embedding: np.ndarray) -> np.ndarray:
+    """Scales non-zero rows [N, D] to unit length, with norms in float64; returns float32."""
+    return (embedding / np.linalg.norm(embedding.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
+
+
 def check_alike(name: str, found: Mapping[str, Any], other: str, expected: Mapping[str, Any]) -> None:
     """Checks by two `made_by` that embeddings are comparable; warns if the model of only one of them is known.
 

@@ -188,8 +188,8 @@ class Checkpoints(checkpoint_managers.PreservationPolicy):
         try:
             yield
         except Exception as error:  # Orbax may raise any type
-            complete = [int(path.name) for path in self._folder.glob("*") if path.name.isdigit()]
-            newest = f"the newest one is of step {max(complete)}" if complete else "there is none yet"
+            complete = _steps(self._folder)
+            newest = f"the newest one is of step {complete[0]}" if complete else "there is none yet"
             raise UserError(
                 f"{self._folder}: cannot write a checkpoint ({_in_short(error)}); {newest}; free disk space or make "
                 "the folder writable, then start again."

@@ -169,3 +169,11 @@ def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
 def is_embedding(name: str) -> bool:
     """Returns whether embeddings depend on the array of this dotted name: one of trunk or projector."""
     return name.split(".")[1:2] in (["trunk"], ["projector"])
+
+
+def misfit(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """Describes the first array whose shape differs, given name -> shape; empty if there is none."""
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            return f"found {name} of shape {found.get(name, '(absent)')}; expected {expected.get(name, '(absent)')}"
+    return ""

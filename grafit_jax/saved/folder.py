@@ -162,11 +162,7 @@ def _of_folder(path: pathlib.Path) -> Stored:
 
 def _check_shapes(where: pathlib.Path, described: Description, variables: Mapping[str, Any]) -> None:
     """Raises UserError unless trunk and projector have the arrays of the network that the config names."""
-    found = {name: leaf.shape for name, leaf in description.flat(variables).items()}
-    expected = described.shapes()
-    for name in sorted(expected.keys() | {name for name in found if description.is_embedding(name)}):
-        if found.get(name) != expected.get(name):
-            raise UserError(
-                f"{where}: found {name} of shape {found.get(name, '(absent)')}; expected "
-                f"{expected.get(name, '(absent)')}, as in the config; {_REMEDY}."
-            )
+    leaves = description.flat(variables).items()
+    found = {name: leaf.shape for name, leaf in leaves if description.is_embedding(name)}
+    if misfit := description.misfit(found, described.shapes()):
+        raise UserError(f"{where}: {misfit}, as in the config; {_REMEDY}.")

@@ -113,7 +113,7 @@ def decode_all(decoders: Iterable[Callable[[], np.ndarray]], ahead: int) -> Iter
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
         for decoder in decoders:
-            waiting.append(pool.submit(_decoded_or_error, decoder))
+            waiting.append(pool.submit(attempt, decoder))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -122,7 +122,8 @@ def decode_all(decoders: Iterable[Callable[[], np.ndarray]], ahead: int) -> Iter
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decoded_or_error(decoder: Callable[[], np.ndarray]) -> np.ndarray | Unreadable:
+def attempt(decoder: Callable[[], np.ndarray]) -> np.ndarray | Unreadable:
+    """Returns what a decoder returns, or the `Unreadable` that it raises."""
     try:
         return decoder()
     except Unreadable as error:

@@ -12,7 +12,7 @@ from grafit_jax.data.readers.folder import ON_UNREADABLE
 from grafit_jax.errors import UserError, choose
 from grafit_jax.methods import Method
 from grafit_jax.models import heads
-from grafit_jax.models.trunks import STEMS, TORCHVISION, TRUNKS
+from grafit_jax.models.trunks import PRETRAINED, STEMS, TRUNKS
 from grafit_jax.models.weights import WEIGHTS
 from grafit_jax.views import augment
 from grafit_jax.views.crops import RESIZE_MODES
@@ -124,7 +124,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     for key, choices in _CHOICES.items():
         choose(flat[key], key, choices)
     if config.model.pretrained.endswith(WEIGHTS):
-        choose(config.model.trunk, "model.trunk with pretrained weights", TORCHVISION)
+        choose(config.model.trunk, "model.trunk with pretrained weights", PRETRAINED)
     for name in config.eval.layers:
         choose(name, "entry of eval.layers", ("trunk", "projector"))
     rules = ((key, is_valid(flat[key]), expected) for key, (is_valid, expected) in _RULES.items())

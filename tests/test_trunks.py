@@ -72,7 +72,7 @@ def test_features_are_float32_vectors():
 
 def test_published_numbers_equal_torchvisions(torch, torchvision):
     tv = torchvision.models
-    for name in trunks.TORCHVISION:
+    for name in trunks.PRETRAINED:
         meta = tv.get_model_weights(name)["IMAGENET1K_V1"].meta
         assert (meta["num_params"], meta["_ops"]) == PUBLISHED[name][:2]
     layout = tv.regnet.BlockParams.from_init_params(13, 24, 36.44, 2.49, 8, se_ratio=0.25)

@@ -1,9 +1,10 @@
-"""Layers shared by ResNets and RegNets, with torchvision's constants."""
+"""What all trunks share: their options, and layers with torchvision's constants."""
 
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,22 +12,29 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from grafit_jax.models.depthwise import depthwise_conv
+
 # On CPU: largest input of one convolution in bytes, so that it fits in a core's caches.
 PART = 2**22
 
 
-def conv_general_dilated(images: Array, kernel: Array, *args, **options) -> Array:
-    """Wraps `lax.conv_general_dilated`, for `nn.Conv`, and splits large batches on CPU.
+def conv_general_dilated(images: Array, kernel: Array, strides: Sequence[int], padding: Any, **options) -> Array:
+    """Wraps `lax.conv_general_dilated`, for `nn.Conv`, and computes faster on CPU.
 
-    On CPU the convolution and its gradients run part by part, because XLA's convolutions of inputs that exceed the
-    caches are bound by memory (see `experiments/benchmark.py --suite=train --entries=convolution`).
+    There a convolution and its gradients run part by part, because XLA's convolutions of inputs that exceed the caches
+    are bound by memory (see `experiments/benchmark.py --suite=train --entries=convolution`), and a depthwise one is a
+    sum of shifted products.
     """
-    parts = min(len(images), math.ceil(images.size * images.dtype.itemsize / PART))
-    if jax.default_backend() != "cpu" or parts <= 1:
-        return lax.conv_general_dilated(images, kernel, *args, **options)
-    return jnp.concatenate(
-        [lax.conv_general_dilated(part, kernel, *args, **options) for part in jnp.array_split(images, parts)]
-    )
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(images, kernel, strides, padding, **options)
+    if options["feature_group_count"] == images.shape[-1] == kernel.shape[-1] > 1:
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
+        return depthwise_conv(images, kernel, strides[0], tuple(map(tuple, padding)))
+    parts = max(1, min(len(images), math.ceil(images.size * images.dtype.itemsize / PART)))
+    split = jnp.array_split(images, parts) if parts > 1 else [images]
+    found = [lax.conv_general_dilated(part, kernel, strides, padding, **options) for part in split]
+    return jnp.concatenate(found) if parts > 1 else found[0]
 
 
 # PyTorch's momentum 0.1 in Flax's convention, and torchvision's epsilon.
@@ -60,6 +68,11 @@ def global_average(x: Array) -> Array:
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
+def drop_path(branch: Array, keep: Array | None) -> Array:
+    """Multiplies each example's branch [B, ...] of a residual block by its factor in `keep` [B]; None keeps it."""
+    return branch if keep is None else branch * keep.reshape(-1, *[1] * (branch.ndim - 1)).astype(branch.dtype)
+
+
 def residual(block: type[nn.Module], remat: bool) -> type[nn.Module]:
     """Returns the block, with `remat` such that the backward pass recomputes its activations.
 
@@ -73,3 +86,57 @@ def stage_of(block: int, sizes: Sequence[int]) -> tuple[int, int]:
     """Returns the stage of a trunk's block, counted from 1, and the block's index within the stage."""
     before = sum(first <= block for first in itertools.accumulate(sizes))
     return before + 1, block - sum(sizes[:before])
+
+
+class Trunk(nn.Module, kw_only=True):
+    """A network without a head: float [B, H, W, C] -> float32 [B, features].
+
+    Its blocks are named NAME_0, NAME_1, … with NAME ending in "Block". Names of layers above them start with "last_";
+    all others belong to the stem.
+
+    Attributes:
+      stem: first layers; see `config.default`.
+      dtype: of the computation; parameters and batch statistics are float32.
+      axis_name: the mapped device axis over which batch statistics are shared, or None for per-device statistics.
+      remat: whether the backward pass recomputes the activations inside blocks instead of keeping them.
+      drop_path: probability to leave out the residual branch of the last block (Huang et al. 2016); that of the others
+        falls linearly to 0 at the first.
+      frozen_blocks: number of blocks from the first on whose batch norms, like the stem's, use the running statistics
+        in training too, so that they compute a fixed function of fixed weights.
+      freeze_batch_norm: whether those of all blocks do.
+    """
+
+    stem: str = "imagenet"
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+    remat: bool = False
+    drop_path: float = 0.0
+    frozen_blocks: int = 0
+    freeze_batch_norm: bool = False
+
+    # Name of the classifier in the weights of torchvision or timm.
+    torch_head = "fc"
+
+    @property
+    def num_blocks(self) -> int:
+        raise NotImplementedError
+
+    def torch_name(self, path: Sequence[str]) -> str:
+        """Returns the name of a layer in torchvision's or timm's weights."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def norm(self, block: int, train: bool, **options: Any) -> Callable[..., nn.Module]:
+        """Returns the batch norm of a block; that of the stem is the first block's, that above them `num_blocks`'s."""
+        fixed = not train or self.freeze_batch_norm or block < self.frozen_blocks
+        return functools.partial(
+            batch_norm, use_running_average=fixed, dtype=self.dtype, axis_name=self.axis_name, **options
+        )
+
+    @nn.nowrap
+    def keep(self, block: int, draws: Array | None) -> Array | None:
+        """Returns the factor [B] of a block's residual branch, whose mean is 1, given uniform draws [B, blocks]."""
+        rate = self.drop_path * block / max(self.num_blocks - 1, 1)
+        if draws is None or not rate or block < self.frozen_blocks:
+            return None
+        return (draws[:, block] >= rate) / (1 - rate)

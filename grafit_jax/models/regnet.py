@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, global_average, residual, stage_of
+from grafit_jax.models.layers import Trunk, conv, conv3x3, drop_path, fold_patches, global_average, residual, stage_of
 
 
 class SqueezeExcitation(nn.Module):
@@ -58,7 +58,7 @@ class YBlock(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, keep: Array | None) -> Array:
         y = nn.relu(self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(x)))
         y = conv3x3(self.width, self.stride, self.dtype, groups=self.width // self.group_width)(y)
         y = nn.relu(self.norm()(y))
@@ -67,11 +67,11 @@ class YBlock(nn.Module):
         y = self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(y))
         if x.shape != y.shape:
             x = self.norm()(conv(self.width, (1, 1), strides=self.stride, dtype=self.dtype)(x))
-        return nn.relu(x + y)
+        return nn.relu(x + drop_path(y, keep))
 
 
-class RegNet(nn.Module):
-    """float [B, H, W, C] -> float32 [B, features], the average over the last feature map.
+class RegNet(Trunk):
+    """A RegNetY, whose features are the average over the last feature map.
 
     Every stage halves the resolution, including the first.
 
@@ -82,9 +82,6 @@ class RegNet(nn.Module):
       w_m: ratio of the widths of consecutive stages.
       group_width: channels per group of the 3x3 convolutions, at most the width of the first stage.
       stem: as for `ResNet`, but "imagenet" is 3x3 stride 2.
-      dtype: see `ResNet`.
-      axis_name: see `ResNet`.
-      remat: see `ResNet`.
     """
 
     depth: int
@@ -92,23 +89,25 @@ class RegNet(nn.Module):
     w_a: float
     w_m: float
     group_width: int
-    stem: str = "imagenet"
-    dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
+
+    @property
+    def num_blocks(self) -> int:
+        return self.depth
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)
+    def __call__(self, x: Array, *, train: bool, draws: Array | None = None) -> Array:
         x = jnp.asarray(x, self.dtype)
         x = fold_patches(x, 2) if self.stem == "patch2" else x
-        x = nn.relu(norm()(conv3x3(32, 2 if self.stem == "imagenet" else 1, self.dtype)(x)))
+        x = conv3x3(32, 2 if self.stem == "imagenet" else 1, self.dtype)(x)
+        x = nn.relu(self.norm(0, train)()(x))
         block = residual(YBlock, self.remat)
         sizes, widths = self.stages()
-        for number in range(self.depth):
-            stage, place = stage_of(number, sizes)
+        for i in range(self.depth):
+            stage, place = stage_of(i, sizes)
             stride = 2 if place == 0 else 1
-            x = block(widths[stage - 1], stride, self.group_width, norm, self.dtype, name=f"YBlock_{number}")(x)
+            norm, name = self.norm(i, train), f"YBlock_{i}"
+            block_of = block(widths[stage - 1], stride, self.group_width, norm, self.dtype, name=name)
+            x = block_of(x, self.keep(i, draws))
         return global_average(x)
 
     @nn.nowrap

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from grafit_jax.models.layers import batch_norm, conv, conv3x3, fold_patches, global_average, residual, stage_of
+from grafit_jax.models.layers import Trunk, conv, conv3x3, drop_path, fold_patches, global_average, residual, stage_of
 
 
 class Block(nn.Module):
@@ -24,7 +24,7 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, keep: Array | None) -> Array:
         if self.bottleneck:
             y = nn.relu(self.norm()(conv(self.width, (1, 1), dtype=self.dtype)(x)))
             y = nn.relu(self.norm()(conv3x3(self.width, self.stride, self.dtype)(y)))
@@ -35,11 +35,11 @@ class Block(nn.Module):
         y = self.norm(scale_init=nn.initializers.zeros)(y)
         if x.shape != y.shape:
             x = self.norm()(conv(y.shape[-1], (1, 1), strides=self.stride, dtype=self.dtype)(x))
-        return nn.relu(y + x)
+        return nn.relu(drop_path(y, keep) + x)
 
 
-class ResNet(nn.Module):
-    """float [B, H, W, C] -> float32 [B, features], the average over the last feature map.
+class ResNet(Trunk):
+    """A residual network, whose features are the average over the last feature map.
 
     Attributes:
       stage_sizes: number of blocks in each stage.
@@ -47,23 +47,19 @@ class ResNet(nn.Module):
       width: channels of the first stage, doubled by every further stage.
       stem: "imagenet" (7x7 stride 2, max-pool), "cifar" (3x3 stride 1, for images of about 32 px) or "patch2" (2x2
         pixels folded into channels, then 3x3 stride 1, which takes a quarter of the work, for CPUs).
-      dtype: of the computation; parameters and batch statistics are float32.
-      axis_name: the mapped device axis over which batch statistics are shared, or None for per-device statistics.
-      remat: whether the backward pass recomputes the activations inside blocks instead of keeping them.
     """
 
     stage_sizes: Sequence[int]
     bottleneck: bool = False
     width: int = 64
-    stem: str = "imagenet"
-    dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(self.stage_sizes)
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        norm = functools.partial(batch_norm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name)
-        x = jnp.asarray(x, self.dtype)
+    def __call__(self, x: Array, *, train: bool, draws: Array | None = None) -> Array:
+        x, norm = jnp.asarray(x, self.dtype), self.norm(0, train)
         if self.stem == "imagenet":
             x = conv(self.width, (7, 7), strides=2, padding=3, dtype=self.dtype)(x)
             x = nn.max_pool(nn.relu(norm()(x)), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -71,11 +67,12 @@ class ResNet(nn.Module):
             x = fold_patches(x, 2) if self.stem == "patch2" else x
             x = nn.relu(norm()(conv3x3(self.width, 1, self.dtype)(x)))
         block, kind = residual(Block, self.remat), "Bottleneck" if self.bottleneck else "Basic"
-        for number in range(sum(self.stage_sizes)):
-            stage, place = stage_of(number, self.stage_sizes)
+        for i in range(self.num_blocks):
+            stage, place = stage_of(i, self.stage_sizes)
             stride = 2 if stage > 1 and place == 0 else 1
-            width, name = self.width * 2 ** (stage - 1), f"{kind}Block_{number}"
-            x = block(width, stride, self.bottleneck, norm, self.dtype, name=name)(x)
+            width, name = self.width * 2 ** (stage - 1), f"{kind}Block_{i}"
+            block_of = block(width, stride, self.bottleneck, self.norm(i, train), self.dtype, name=name)
+            x = block_of(x, self.keep(i, draws))
         return global_average(x)
 
     @nn.nowrap

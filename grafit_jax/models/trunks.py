@@ -1,35 +1,23 @@
-"""The trunks f_theta by name, without a head or with torchvision's linear classifier."""
+"""The trunks f_theta by name, without a head or with the linear classifier of torchvision and timm."""
 
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
 
 from grafit_jax.errors import choose
-from grafit_jax.models import regnet, resnet
-from grafit_jax.models.regnet import RegNet
-from grafit_jax.models.resnet import ResNet
+from grafit_jax.models import efficientnet, regnet, resnet
+from grafit_jax.models.layers import Trunk
 
-Trunk = ResNet | RegNet
-
-TRUNKS = resnet.TRUNKS | regnet.TRUNKS
-# Trunks with weights in torchvision.
-TORCHVISION = tuple(name for name in TRUNKS if name not in ("resnet8", "regnet_y_200mf"))
+TRUNKS = resnet.TRUNKS | regnet.TRUNKS | efficientnet.TRUNKS
+# Trunks with weights of torchvision or timm.
+PRETRAINED = tuple(name for name in TRUNKS if name not in ("resnet8", "regnet_y_200mf"))
 STEMS = ("imagenet", "cifar", "patch2")
 
 
-def build_trunk(
-    name: str,
-    *,
-    stem: str = "imagenet",
-    dtype: DTypeLike = jnp.float32,
-    axis_name: str | None = None,
-    remat: bool = False,
-) -> Trunk:
-    """Returns the trunk `name`, a key of `TRUNKS`; for the options see `ResNet`. UserError for other names."""
-    return TRUNKS[choose(name, "trunk", TRUNKS)](stem=stem, dtype=dtype, axis_name=axis_name, remat=remat)
+def build_trunk(name: str, **options: Any) -> Trunk:
+    """Returns the trunk `name`, a key of `TRUNKS`; for the options see `layers.Trunk`. UserError for other names."""
+    return TRUNKS[choose(name, "trunk", TRUNKS)](**options)
 
 
 class Classifier(nn.Module):
@@ -40,18 +28,20 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
+        features = self.trunk(images, train=train)
+        if not self.num_classes:
+            return features
         # The initialisation of torchvision's RegNets; its ResNets' uniform distribution has a similar width.
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")
-        return head(self.trunk(images, train=train))
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(features)
 
 
 def build(name: str, *, num_classes: int = 1000, **options: Any) -> Classifier:
-    """Returns torchvision's network `name` as a Flax module: `apply(variables, images, train=False)`, NHWC.
+    """Returns torchvision's or timm's network `name` as a Flax module: `apply(variables, images, train=False)`, NHWC.
 
     Args:
       name: a key of `TRUNKS`.
-      num_classes: outputs of the classifier.
-      **options: see `build_trunk`.
+      num_classes: outputs of the classifier; 0 for a network that returns its features.
+      **options: see `layers.Trunk`.
 
     Raises:
       UserError: an unknown name.

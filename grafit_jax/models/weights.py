@@ -1,4 +1,4 @@
-"""Loading of torchvision weights (timm's ResNets have the same tensor names, its RegNets others)."""
+"""Loading of weights of torchvision (timm's ResNets have the same tensor names, its RegNets others) and timm."""
 
 import io
 import os
@@ -15,7 +15,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from grafit_jax.errors import UserError, reading
-from grafit_jax.models.trunks import build
+from grafit_jax.models.trunks import build, build_trunk
 
 # File types of `read`.
 WEIGHTS = (".safetensors", ".pth", ".pt")
@@ -27,11 +27,12 @@ _LONGEST = 1000
 
 
 def convert(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Converts a torchvision network's tensors to the variables of `build(name, num_classes=...)`.
+    """Converts the tensors of a network of torchvision or timm to the variables of `build(name, num_classes=...)`.
 
     Args:
       name: see `build`.
-      state_dict: numpy arrays of any float type under torchvision's names; `fc.bias` has the number of classes.
+      state_dict: numpy arrays of any float type under their names. The classifier's bias has the number of classes;
+        there are none without it.
 
     Returns:
       {"params": ..., "batch_stats": ...}, float32 numpy arrays.
@@ -39,8 +40,8 @@ def convert(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       UserError: a tensor is missing, unexpected, of another shape, not floating point or not finite.
     """
-    num_classes = np.size(state_dict["fc.bias"]) if "fc.bias" in state_dict else 1000
-    return _fill(name, num_classes, state_dict)
+    bias = state_dict.get(f"{build_trunk(name).torch_head}.bias")
+    return _fill(name, 0 if bias is None else np.size(bias), state_dict)
 
 
 def load_trunk(path: str | pathlib.Path, name: str, *, stem: str) -> dict[str, Any]:
@@ -60,11 +61,12 @@ def load_trunk(path: str | pathlib.Path, name: str, *, stem: str) -> dict[str, A
     Raises:
       UserError: see `read` and `convert`.
     """
-    state_dict = {key: value for key, value in read(path).items() if not key.startswith("fc.")}
+    head = f"{build_trunk(name).torch_head}."
+    state_dict = {key: value for key, value in read(path).items() if not key.startswith(head)}
     # Conv_0 at this level is the stem's; the convolutions of blocks are one level deeper.
-    fresh = ("classifier",) if stem == "imagenet" else ("classifier", "Conv_0")
+    fresh = () if stem == "imagenet" else ("Conv_0",)
     try:
-        variables = _fill(name, 1, state_dict, fresh)
+        variables = _fill(name, 0, state_dict, fresh)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return {collection: tree["trunk"] for collection, tree in variables.items()}
@@ -159,7 +161,8 @@ def _fill(
     places = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract).items()}
     keys = {}
     for path in places:
-        layer = "fc" if path[1] == "classifier" else network.trunk.torch_name(path[2:-1])
+        head = path[1] == "classifier"
+        layer = network.trunk.torch_head if head else network.trunk.torch_name(path[2:-1])
         keys[path] = f"{layer}.{_LEAVES[path[-1]]}"
     # Flax's batch norms do not count batches.
     unexpected = sorted(k for k in state_dict.keys() - keys.values() if not k.endswith("num_batches_tracked"))
@@ -170,14 +173,14 @@ def _fill(
         key = keys[path]
         if key not in state_dict:
             instead = f" (but {unexpected[0]}, which {name} lacks)" if unexpected else ""
-            raise UserError(f"found no tensor {key} of {name}{instead}; expected torchvision's {name}.")
+            raise UserError(f"found no tensor {key} of {name}{instead}; expected the {name} of torchvision or timm.")
         tensor = np.asarray(state_dict[key])
         if path[-1] == "kernel":  # [out, in, height, width] or [out, in]
             tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
         if tensor.shape != shape:
             raise UserError(
                 f"found tensor {key} of shape {list(np.shape(state_dict[key]))}, {list(tensor.shape)} in Flax; "
-                f"expected {list(shape)}, as in torchvision's {name}."
+                f"expected {list(shape)}, as in torchvision or timm."
             )
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UserError(f"found tensor {key} of dtype {tensor.dtype}; expected floating point numbers.")
@@ -186,5 +189,7 @@ def _fill(
         if not np.isfinite(filled[path]).all():
             raise UserError(f"found NaN or infinite values in tensor {key}; expected finite values.")
     if unexpected:
-        raise UserError(f"found tensor {unexpected[0]}, which {name} lacks; expected torchvision's {name}.")
+        raise UserError(
+            f"found tensor {unexpected[0]}, which {name} lacks; expected the {name} of torchvision or timm."
+        )
     return traverse_util.unflatten_dict(filled)

@@ -34,6 +34,11 @@ class Method:
     protocol: str = "paper"
 
     @property
+    def trains(self) -> bool:
+        """Whether the method has a loss; otherwise its runs evaluate the initial weights."""
+        return bool(self.supervised or self.instance)
+
+    @property
     def uses_memory(self) -> bool:
         """Whether the method has a memory with a slot for every training image."""
         return self.supervised == "knn"
@@ -67,6 +72,8 @@ class Method:
 METHODS = {
     m.name: m
     for m in (
+        # The control for pretrained trunks: the initial weights, with nothing trained [ours].
+        Method("frozen", None, None, projector=None),
         Method("baseline", "cross_entropy", None, projector=None),
         Method("baseline_mlp", "cross_entropy", None),
         # ClusterFit+ with Grafit's projector, in analogy to SNCA+ [ours].

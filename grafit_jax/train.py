@@ -129,7 +129,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         if at_epoch_end and is_evaluated(first_epoch) and not parallel.all_agree(start in writer.evaluations):
             evaluate()
         checked = start
-        for epoch in range(first_epoch, config.train.epochs):
+        for epoch in range(first_epoch, run.epochs):
             epoch_means, progress = EpochMeans(**progress), {}
             end = (epoch + 1) * run.steps_per_epoch
             pulse.at(step, "reading a batch")
@@ -171,7 +171,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
             writer.epoch(line)
             workdir.write_broken(path, run.records)
 
-            last = epoch + 1 == config.train.epochs
+            last = epoch + 1 == run.epochs
             evaluates = last or is_evaluated(epoch + 1)
             try:
                 if evaluates and not stopping:
@@ -187,6 +187,8 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         # 6. The result on the final weights, whose evaluation may have been interrupted after the last save.
         if not parallel.all_agree(run.total_steps in writer.evaluations):
             evaluate()
+        if not run.epochs and checkpoints.latest_step() is None:  # the model is the initial weights
+            checkpoints.save(step, state, memory, facts)
     metrics = writer.evaluations[run.total_steps]
     _write_result(run, path, metrics, origin)
     return state, metrics

@@ -55,9 +55,13 @@ def say_result(run: Experiment, metrics: Mapping[str, float], page: pathlib.Path
     values = results.by_layer_and_level(metrics, run.config.eval.layers[0], test.finest)
     levels = [*test.levels][::-1]  # the finest first
     order = sorted(values, key=lambda row: (results.LAYERS.index(row[0]), levels.index(row[1])))
-    columns = {key: name for key, name in results.HEADLINE.items() if any(key in row for row in values.values())}
+    known = results.HEADLINE | results.FROM_TRAINING
+    columns = {key: name for key, name in known.items() if any(key in row for row in values.values())}
     rows = [
-        [", ".join(row), *(f"{100 * values[row][key]:5.1f}" if key in values[row] else "    -" for key in columns)]
+        [
+            ", ".join(row),
+            *(f"{100 * values[row][k]:{max(5, len(n))}.1f}" if k in values[row] else "-" for k, n in columns.items()),
+        ]
         for row in order
     ]
     table = plain_table(["", *(f"{name:>5}" for name in columns.values())], rows)

@@ -183,9 +183,10 @@ def _defaults() -> dict[str, Any]:
 
 
 def _placeless(key: str, value: Any) -> Any:
-    """Returns the value of a config key; a path is reduced to its last part."""
+    """Returns the value of a config key; a path is reduced to its last part, a name on the hub loses its revision."""
     if key in config_lib.STARTS:
-        return pathlib.Path(value).name
+        name = pathlib.Path(value).name
+        return name.partition("@")[0] if value.startswith("hf:") else name
     if key == "data.source" and value.startswith("npz:"):
         return f"npz:{pathlib.Path(value[4:]).name}"
     return value

@@ -62,7 +62,7 @@ class Source:
     Attributes:
       data_dir: TFDS's data directory.
       data_source: replaces data.source, with the same images; empty for the config's.
-      pretrained: file of weights, for a table with pretrained trunks.
+      pretrained: weights for a table with pretrained trunks.
     """
 
     data_dir: str = ""
@@ -90,11 +90,9 @@ def points(
       source: locations of data and weights.
 
     Raises:
-      UserError: weights are missing or not used, or a name in `only` is unknown.
+      UserError: weights are not used, or a name in `only` is unknown.
     """
     given = source.pretrained
-    if table.pretrained and not given:
-        raise UserError("found no file of weights for a table with pretrained trunks; use --pretrained=FILE.")
     if given and not table.pretrained:
         raise UserError(f"found --pretrained={given} for a table with trunks from scratch; remove --pretrained.")
     rows = {row.name: row for row in table.rows}
@@ -113,7 +111,7 @@ def points(
         config.data.data_dir = source.data_dir
         config.data.source = source.data_source or config.data.source
         if table.pretrained:
-            config.model.pretrained = given
+            config.model.pretrained = given or table.pretrained
         return RowRun(row, seed, run_directory(path, row.name, seed), arg, config, start)
 
     return [

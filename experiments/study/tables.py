@@ -238,7 +238,7 @@ TABLES = {
             "gallery/recall@1": "R@1 from training photos",
             "coarse/knn_top1": "coarse k-NN",
         },
-        facts={"epochs": _number("train.epochs")},
+        facts={"protocol": _FACTS["protocol"], "epochs": _number("train.epochs")},
         notes={"frozen": " (nothing trained)"},
         pretrained="hf:timm/tf_efficientnet_lite0.in1k",
     ),

@@ -18,7 +18,7 @@ def depthwise_conv(images: Array, kernel: Array, stride: int, pads: Pads) -> Arr
 
     It equals `lax.conv_general_dilated` with `feature_group_count=C`, and so do its gradients. All of them run image by
     image, so that an image and its products stay in a core's caches (`experiments/benchmark.py --suite=train
-    --entries=depthwise`).
+    --entries=depthwise,depthwise_gradient`).
 
     Args:
       images: float [B, H, W, C].

@@ -5,14 +5,15 @@ layer scale, positions for 518 px, and as "reg4" four registers (Darcet et al. 2
 
 | name | parameters | multiply-adds at 224 px | features |
 |---|---|---|---|
-| vit_small_patch16_224 | 22,050,664 | 4.61 G | 384 |
-| vit_base_patch16_224 | 86,567,656 | 17.58 G | 768 |
-| vit_small_patch14_dinov2 | 22,441,192 | 6.11 G | 384 |
+| vit_small_patch16_224 | 22,050,664 | 4.60 G | 384 |
+| vit_base_patch16_224 | 86,567,656 | 17.56 G | 768 |
+| vit_small_patch14_dinov2 | 22,441,192 | 6.14 G | 384 |
 | vit_base_patch14_dinov2 | 87,348,712 | 23.19 G | 768 |
-| vit_small_patch14_reg4_dinov2 | 22,442,344 | 6.20 G | 384 |
-| vit_base_patch14_reg4_dinov2 | 87,351,016 | 23.54 G | 768 |
+| vit_small_patch14_reg4_dinov2 | 22,442,344 | 6.24 G | 384 |
+| vit_base_patch14_reg4_dinov2 | 87,351,016 | 23.56 G | 768 |
 
-Both counts include a 1000-way classifier. The numbers of parameters equal timm's.
+Both counts include a 1000-way classifier, and the multiply-adds of DINOv2's the interpolation of positions. The numbers
+of parameters equal timm's.
 """
 
 import functools

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import models
+import grafit_jax
+from grafit_jax import experiment, initial_weights, models, restore
 from grafit_jax.errors import UserError
 from grafit_jax.models import trunks, vit, weights
 from helpers import state_dicts
+from helpers.runs import small_config
 
 NAMES = [name for name in trunks.TRUNKS if name.startswith("vit")]
 # The small transformers of state_dicts.VITS, with positions for 16 px.
@@ -242,3 +244,22 @@ def test_a_positions_grid_of_timms_at_load(torch, timm):
     loaded = timm.models.vision_transformer.checkpoint_filter_fn(small, timm.create_model(name, num_classes=0))
     found = weights.convert(name, {key: value.numpy() for key, value in small.items()})
     np.testing.assert_allclose(found["params"]["trunk"]["pos_embed"], loaded["pos_embed"].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["baseline", "grafit"])
+def test_a_run_without_batch_norms_is_trained_saved_and_continued(method, small, trains, tmp_path):
+    # The baseline has no batch statistics at all; Grafit's heads have some.
+    options = {"model.trunk": "vit", "model.stem": "imagenet", "train.epochs": 1}
+    trains(small_config(method, **options), tmp_path / "run")
+    model = grafit_jax.load(tmp_path / "run")
+    model.save(tmp_path / "model")
+    x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    expected = model.embed(x)
+    np.testing.assert_array_equal(grafit_jax.load(tmp_path / "model").embed(x), expected)
+    for key, place in (("model.pretrained", "run"), ("model.init", "run"), ("model.init", "model")):
+        run = experiment.load(small_config("baseline", **options, **{key: str(tmp_path / place)}))
+        trunk = initial_weights.given(run).variables["params"]["trunk"]
+        assert set(trunk) == {
+            "cls_token", "pos_embed", "patch_embed", "TransformerBlock_0", "TransformerBlock_1", "last_norm",
+        }  # fmt: skip
+        restore.fresh_state(run, initial_weights.given(run).variables)

@@ -90,9 +90,11 @@ def default() -> ml_collections.ConfigDict:
     d.on_unreadable = "fatal"
 
     c.model = m = ml_collections.ConfigDict()
-    m.trunk = "resnet18"  # Trunk: resnet8 | resnet18 | resnet34 | resnet50 | regnet_y_200mf … regnet_y_16gf.
-    # First layers: imagenet (stride 2, then max pooling for ResNets) | cifar (stride 1) | patch2 (2x2 pixels folded
-    # into channels).
+    # Trunk: resnet8 | resnet18 | resnet34 | resnet50 | regnet_y_200mf … regnet_y_16gf | tf_efficientnet_lite0 |
+    # vit_small_patch16_224 | vit_small_patch14_dinov2 | vit_small_patch14_reg4_dinov2, also with base instead of small.
+    m.trunk = "resnet18"
+    # First layers: imagenet (stride 2, then max pooling for ResNets; the patches of vit_*, which have no other stem) |
+    # cifar (stride 1) | patch2 (2x2 pixels folded into channels).
     m.stem = "cifar"
     m.head_hidden_dim = 4096  # Hidden width of projector and predictor, >= 1; BYOL uses 4096.
     m.embed_dim = 256  # Dimension of the embedding, >= 1; BYOL uses 256.

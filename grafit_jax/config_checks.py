@@ -12,7 +12,8 @@ from grafit_jax.data.readers.folder import ON_UNREADABLE
 from grafit_jax.errors import UserError, choose
 from grafit_jax.methods import Method
 from grafit_jax.models import heads
-from grafit_jax.models.trunks import PRETRAINED, STEMS, TRUNKS
+from grafit_jax.models.layers import STEMS
+from grafit_jax.models.trunks import PRETRAINED, TRUNKS
 from grafit_jax.models.weights import WEIGHTS
 from grafit_jax.views import augment
 from grafit_jax.views.crops import RESIZE_MODES
@@ -76,7 +77,7 @@ _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
 
 def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, bool, str]]:
     """Yields checks across keys: (key to change, whether its value is valid, description of the valid values)."""
-    patches, classified = c.model.stem == "patch2", m.supervised == "cross_entropy"
+    trunk, classified = TRUNKS[c.model.trunk](stem=c.model.stem), m.supervised == "cross_entropy"
     centre, size = c.eval.crop == "centre", c.eval.size or c.views.size
     cropped = c.eval.resize or augment.resize_for(size)
     several = m.instance != "predict" or c.views.num_views >= 2
@@ -85,7 +86,9 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "model.projector_norm", not normed, f"False, since {m.name} has no MLP projector"
     headless = c.eval.layers[0] == "projector" and not m.projector
     yield "eval.layers", not headless, f"trunk first, since {m.name} has no projector"
-    yield "views.size", not (patches and c.views.size % 2), "an even number for the stem patch2"
+    fits = c.model.stem in trunk.stems
+    yield "model.stem", fits, f"{' or '.join(trunk.stems)} with {c.model.trunk}, whose stem is its patches"
+    yield "views.size", c.views.size % trunk.multiple == 0, _multiple(c, trunk.multiple, c.views.size)
     each = len(c.memory.step_momentum) == len(c.memory.step_epochs)
     yield "memory.step_momentum", each, f"one value for each of memory.step_epochs = {c.memory.step_epochs}"
     stepped = c.optimizer.schedule != "step" or len(c.optimizer.boundary_epochs) > 0
@@ -104,12 +107,20 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "model.init", not given, "none with model.pretrained, which gives another trunk; use one of them"
     enough = not centre or c.data.image_size == 0 or c.data.image_size >= cropped
     yield "data.image_size", enough, f"0 (not resized) or at least {cropped}, the side that evaluation crops from"
-    yield "eval.size", not (patches and c.eval.size % 2), "an even number for the stem patch2"
+    yield "eval.size", c.eval.size % trunk.multiple == 0, _multiple(c, trunk.multiple, c.eval.size)
     short = m.uses_queue and c.queue.size < c.train.batch_size
     yield "queue.size", not short, f"at least train.batch_size = {c.train.batch_size} keys (MaskCon uses 8192)"
     single = not c.data.stream or c.train.steps_per_call <= 1
     yield "train.steps_per_call", single, "0 or 1 with data.stream, since the host feeds each step its batch"
     yield "train.host_crops", c.data.stream or not c.train.host_crops, "False unless data.stream is on"
+
+
+def _multiple(c: ml_collections.ConfigDict, number: int, size: int) -> str:
+    """Describes the sizes of images that the first layer divides into patches, with the one nearest to `size`."""
+    if c.model.stem == "patch2":
+        return "an even number for the stem patch2"
+    near = max(round(size / number), 1) * number
+    return f"a multiple of {number}, the patch of {c.model.trunk}; use {near}"
 
 
 def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:

@@ -240,6 +240,18 @@ def test_maskcon_recipe_is_that_of_the_paper_summary_section_3():
         ({"eval.size": -2}, r"eval\.size = -2; expected 0"),
         ({"eval.size": 9}, r"eval\.size = 9; expected an even number for the stem patch2"),
         (
+            {"model.trunk": "vit_small_patch16_224"},
+            r"model\.stem = 'patch2'; expected imagenet with vit_small_patch16_224, whose stem is its patches",
+        ),
+        (
+            {"model.trunk": "vit_small_patch14_dinov2", "model.stem": "imagenet", "views.size": 128},
+            r"size = 128; expected a multiple of 14, the patch of vit_small_patch14_dinov2; use 126\.",
+        ),
+        (
+            {"model.trunk": "vit_base_patch16_224", "model.stem": "imagenet", "views.size": 32, "eval.size": 5},
+            r"eval\.size = 5; expected a multiple of 16, the patch of vit_base_patch16_224; use 16\.",
+        ),
+        (
             {"method": "baseline", "eval.layers": ("trunk",), "mixing.mixup": -1.0},
             r"mixing\.mixup = -1\.0; expected alpha",
         ),

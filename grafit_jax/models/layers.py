@@ -3,12 +3,13 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -16,6 +17,7 @@ from grafit_jax.models.depthwise import depthwise_conv
 
 # On CPU: largest input of one convolution in bytes, so that it fits in a core's caches.
 PART = 2**22
+STEMS = ("imagenet", "cifar", "patch2")
 
 
 def conv_general_dilated(images: Array, kernel: Array, strides: Sequence[int], padding: Any, **options) -> Array:
@@ -46,6 +48,11 @@ conv = functools.partial(
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     conv_general_dilated=conv_general_dilated,
 )
+
+
+def uniform(bound: float) -> nn.initializers.Initializer:
+    """Uniform in ±bound: PyTorch's default initialisation of a bias, with 1 / sqrt(fan in)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def conv3x3(width: int, stride: int, dtype: DTypeLike, *, groups: int = 1) -> nn.Conv:
@@ -116,14 +123,26 @@ class Trunk(nn.Module, kw_only=True):
 
     # Name of the classifier in the weights of torchvision or timm.
     torch_head = "fc"
+    # The stems that the trunk can have.
+    stems: ClassVar[Sequence[str]] = STEMS
 
     @property
     def num_blocks(self) -> int:
         raise NotImplementedError
 
+    @property
+    def multiple(self) -> int:
+        """The number that must divide the sides of images."""
+        return 2 if self.stem == "patch2" else 1
+
     def torch_name(self, path: Sequence[str]) -> str:
-        """Returns the name of a layer in torchvision's or timm's weights."""
+        """Returns the name of a layer in torchvision's or timm's weights; empty for parameters of the trunk itself."""
         raise NotImplementedError
+
+    @nn.nowrap
+    def adapt(self, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Returns a network's tensors under the names and in the shapes that `torch_name` and the variables expect."""
+        return tensors
 
     @nn.nowrap
     def norm(self, block: int, train: bool, **options: Any) -> Callable[..., nn.Module]:

@@ -148,7 +148,7 @@ def _of_folder(path: pathlib.Path) -> Stored:
     described = dataclasses.replace(described, config=config)
     with reading(path / WEIGHTS, _REMEDY):
         tensors = safetensors.numpy.load_file(path / WEIGHTS)
-        variables = traverse_util.unflatten_dict(tensors, sep=".")
+        variables = {"batch_stats": {}} | traverse_util.unflatten_dict(tensors, sep=".")  # none in a transformer
         if strangers := [name for name in tensors if not name.startswith(("params.", "batch_stats."))]:
             raise ValueError(f"found tensor {strangers[0]}, expected params.… and batch_stats.…")
     _check_shapes(path / WEIGHTS, described, variables)

@@ -177,8 +177,15 @@ def missing(runs: Iterable[RowRun], known: Recorded) -> list[RowRun]:
 
 
 def known_result(point: RowRun, known: Recorded) -> Result | None:
-    """Returns the recorded result of the same row and config, or None."""
-    return known.get((point.row.name, recording.key(point.flat)))
+    """Returns the recorded result of the same row and config, or None.
+
+    A config with open keys has that of the first result that has all its other values.
+    """
+    flat, name = point.flat, point.row.name
+    if None not in flat.values() and not flat["model.pretrained"].startswith(config_lib.HUB):
+        return known.get((name, recording.key(flat)))
+    same = (r for (row, _), r in known.items() if row == name and not recording.differences(r["config"], flat))
+    return next(same, None)
 
 
 def result(point: RowRun, known: Recorded) -> Result:
@@ -214,6 +221,7 @@ def _train(point: RowRun) -> None:
 def words(point: RowRun, root: pathlib.Path) -> list[str]:
     """Returns the words of the command that trains a run with the repository in `root`."""
     places = {key: point.flat[key] for key in ("data.data_dir", "data.source", "model.pretrained")}
+    places = {key: value for key, value in places.items() if value is not None}
     config = f"--config={root / point.row.config}:{point.arg}"
     flags = [f"--config.{key}={value}" for key, value in {**point.row.overrides, **places}.items()]
     return [sys.executable, str(root / "experiments" / "train.py"), config, *flags, f"--workdir={point.directory}"]

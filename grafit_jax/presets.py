@@ -95,8 +95,9 @@ def _choices(flat: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
         values.update(taken)
         return bool(taken)
 
-    name = "laptop" if jax.default_backend() == "cpu" else "gpu"
-    if fill(PRESETS[name]):
+    if any(flat.get(key, "") is None for key in PRESETS["laptop"]):
+        name = "laptop" if jax.default_backend() == "cpu" else "gpu"
+        fill(PRESETS[name])
         notes.append(f"found {_devices()}: preset {name}")
     weights = values.get("model.pretrained") or ""
     if weights and (pretrained.on_hub(weights) or None in values.values() or os.path.isfile(weights)):

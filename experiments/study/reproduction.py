@@ -14,7 +14,7 @@ import numpy as np
 from sweeps import runner
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_files, experiment, restore
+from grafit_jax import config_files, experiment, presets, restore
 from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError, did_you_mean
@@ -316,12 +316,13 @@ def all_results(
 
 
 def _raw_pixels(point: RowRun) -> Result:
-    records = sources.load(**point.config.data)
+    config = presets.assumed(point.config)  # whose weights have no effect
+    records = sources.load(**config.data)
     train_split, test_split = (
         evaluation.Embedded(records[s].image.reshape(len(records[s]), -1).astype(np.float32), records[s].labels)
         for s in ("train", "test")
     )
-    e = point.config.eval
+    e = config.eval
     metrics = evaluation.evaluate(
         test_split, train_split, ks=e.recall_at, knn_k=e.knn_k, knn_temperature=e.knn_temperature
     )
@@ -330,7 +331,7 @@ def _raw_pixels(point: RowRun) -> Result:
         "data_content": experiment.contents(records),
     }
     own = {"row": RAW_PIXELS, "method": RAW_PIXELS, "seed": 0}
-    return own | {"metrics": metrics, "run": facts, "config": point.flat}
+    return own | {"metrics": metrics, "run": facts, "config": config_lib.flatten(config) | {"method": RAW_PIXELS}}
 
 
 def draw(table: Table, path: pathlib.Path) -> pathlib.Path:

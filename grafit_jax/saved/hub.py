@@ -1,5 +1,6 @@
 """The Hugging Face hub, through the optional package huggingface_hub."""
 
+import logging
 import pathlib
 from typing import Any
 
@@ -41,7 +42,7 @@ def fetch(name: str, *files: str) -> pathlib.Path:
     """
     repository, _, revision = name.partition("@")
     package, missing = _package(name), []
-    package.utils.logging.set_verbosity_error()  # no line for each of its retries
+    logging.getLogger(package.__name__).setLevel(logging.ERROR)  # it warns of each of its retries
     for file in files:
         try:
             return pathlib.Path(package.hf_hub_download(repository, file, revision=revision or None))
@@ -74,6 +75,7 @@ def upload(folder: pathlib.Path, name: str, *, private: bool) -> str:
 def _package(name: str) -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.errors
     except ImportError:
         raise UserError(f"hf:{name}: found no huggingface_hub; use `pip install huggingface_hub`.") from None
     return huggingface_hub

@@ -209,7 +209,6 @@ def test_after_quiet_nothing_is_shown(monkeypatch, clock, capsys):
 @pytest.mark.parametrize(
     ("config", "remedy"),
     [
-        ("cifar100.py:preset=paper", r"use preset=cpu or preset=cpu_short or .* of \S*/cifar100\.py"),
         ("own.py:dir=nowhere,preset=gpu,pretrained=none", r"use preset=laptop or preset=scratch of \S*/own\.py"),
         ("imagenet.py", r"\S*/imagenet\.py has no preset for CPUs"),
         ("own.py:dir=nowhere,pretrained=none", None),

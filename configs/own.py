@@ -13,51 +13,77 @@ Arguments:
     init= (default: none) a run, a saved model or hf:owner/name whose config and weights to continue with, on its own
         images or those of dir or csv; see docs/own_images.md.
     method= (default: none, which means grafit, or with init its method) any of docs/paper.md sections 2 and 3.
-    preset= (default: none, which means gpu, or with init its config) both are ours, not the paper's.
-        gpu  ResNet-50 at 224 px, T = 4, 100 epochs, batch 256, bfloat16; photos are streamed from their files.
-        cpu  a small network at 32 px, 50 epochs; images are held in memory.
+    preset= (default: none, which means auto, or with init its config) all are ours, not the paper's.
+        auto     gpu if there is an accelerator, else laptop; chosen when the run starts.
+        laptop   EfficientNet-Lite0 with ImageNet weights at 128 px, T = 2, 8 epochs, batch 64; images are held in
+                 memory.
+        gpu      ResNet-50 with ImageNet weights at 224 px, T = 4, 30 epochs, batch 256, bfloat16; photos are streamed
+                 from their files.
+        scratch  a small network from random weights at 32 px, T = 2, 50 epochs, batch 64; images are held in memory.
+    pretrained= (default: none, which means those of the preset) other initial weights: hf:timm/NAME, a file of weights
+        or a workdir; they decide the trunk and the mean and standard deviation of its pixels.
     seed= (default: 0)
 
-Hours: preset=cpu 70 s for 1,764 photos on 2 CPU cores (docs/tutorial_photos.md); gpu not measured.
+Hours: preset=scratch 70 s for 1,764 photos on 2 CPU cores (docs/tutorial_photos.md); laptop and gpu not measured.
 
-Expect: depends on your images; for those of docs/tutorial_photos.md, fine mAP 28.3 at the trunk with preset=cpu.
+Expect: depends on your images; for those of docs/tutorial_photos.md, fine mAP 28.3 at the trunk with preset=scratch.
     Compare with `baseline` and `baseline_mlp` of `sweep()`, the controls.
 """
 
-from grafit_jax import config, config_files
-from grafit_jax.config_files import IMAGENET, PHOTOS, SMALL
+from grafit_jax import config, config_files, presets
+from grafit_jax.config_files import IMAGENET, SMALL
 from grafit_jax.errors import UserError, choose
 
-_COMMON = {**IMAGENET, "views.jitter": (0.4, 0.4, 0.4, 0.1), "views.grayscale_prob": 0.2, "ema.base": 0.99}
+_COMMON = {"views.jitter": (0.4, 0.4, 0.4, 0.1), "views.grayscale_prob": 0.2, "ema.base": 0.99}
+# The recipe for pretrained trunks.
+FINE_TUNING = {
+    "data.resize_mode": "centre",
+    "optimizer.learning_rate": 0.05,
+    "optimizer.warmup_epochs": 1.0,
+    "optimizer.weight_decay": 1e-4,
+    "eval.crop": "centre",
+    "checkpoint.every_epochs": 1,
+}
 PRESETS = {
-    "gpu": {
-        **PHOTOS,
-        "model.trunk": "resnet50",
-        "model.dtype": "bfloat16",
-        "views.num_views": 4,
-        "train.epochs": 100,
-        "train.batch_size": 256,
-        "eval.batch_size": 256,
-        "optimizer.warmup_epochs": 5.0,
+    "auto": FINE_TUNING,
+    "laptop": {**FINE_TUNING, **presets.PRESETS["laptop"]},
+    "gpu": {**FINE_TUNING, **presets.PRESETS["gpu"]},
+    "scratch": {
+        **IMAGENET,
+        **SMALL,
+        "data.image_size": 40,
+        "views.size": 32,
+        "train.epochs": 50,
+        "train.batch_size": 64,
     },
-    "cpu": {**SMALL, "data.image_size": 40, "views.size": 32, "train.epochs": 50, "train.batch_size": 64},
 }
 
 
 def get_config(arg=None):
-    arg = config_files.parse_arg(arg, dir="", csv="", init="", method="", preset="", seed=0)
-    for one, other in (("dir", "csv"), ("init", "preset")):
+    arg = config_files.parse_arg(arg, dir="", csv="", init="", method="", preset="", pretrained="", seed=0)
+    for one, other in (("dir", "csv"), ("init", "preset"), ("init", "pretrained")):
         if arg[one] and arg[other]:
             raise UserError(f"found {one}={arg[one]} and {other}={arg[other]}; expected one of them; remove the other.")
-    if arg.init:
-        c = _continued(arg)
-    else:
-        c = config.default()
-        c.update_from_flattened_dict(_COMMON | PRESETS[choose(arg.preset or "gpu", "preset", PRESETS)])
-        c.data.source = "folder:images"
+    c = _continued(arg) if arg.init else _started(arg)
     if arg.dir or arg.csv:
         c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir}"
     c.method, c.seed = arg.method or c.method, arg.seed
+    return c
+
+
+def _started(arg):
+    """Returns the config of a preset, which leaves open what devices or weights decide when the run starts."""
+    if arg.preset == "cpu":
+        raise UserError("found preset=cpu, which was renamed to scratch; use preset=scratch.")
+    preset, c = choose(arg.preset or "auto", "preset", PRESETS), config.default()
+    if preset != "scratch":
+        config.leave_open(c, presets.OPEN)
+    elif arg.pretrained:
+        raise UserError(
+            f"found preset=scratch and pretrained={arg.pretrained}; expected one of them; use preset=laptop."
+        )
+    c.update_from_flattened_dict({**_COMMON, **PRESETS[preset], "data.source": "folder:images"})
+    c.model.pretrained = arg.pretrained or c.model.pretrained
     return c
 
 

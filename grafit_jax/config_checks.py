@@ -134,7 +134,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     method = methods.get(config.method)
     for key, choices in _CHOICES.items():
         choose(flat[key], key, choices)
-    if config.model.pretrained.endswith(WEIGHTS):
+    if config.model.pretrained.startswith(config_lib.HUB) or config.model.pretrained.endswith(WEIGHTS):
         choose(config.model.trunk, "model.trunk with pretrained weights", PRETRAINED)
     for name in config.eval.layers:
         choose(name, "entry of eval.layers", ("trunk", "projector"))

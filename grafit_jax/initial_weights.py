@@ -1,7 +1,6 @@
 """Weights that a run starts from: random by its seed, a pretrained trunk, or trunk and heads of another model."""
 
 import itertools
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax import Array
 
-from grafit_jax import saved
+from grafit_jax import pretrained, saved
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.models import Network, heads, weights
@@ -83,14 +82,9 @@ def _misfit(own: Any, found: Any) -> str:
 
 
 def _pretrained_trunk(model: ml_collections.ConfigDict) -> dict[str, Any]:
-    path = pathlib.Path(model.pretrained).expanduser()
-    if os.path.isdir(path):
+    path = pretrained.locate(model.pretrained)
+    if path.is_dir():
         return _trunk_of_run(path, model)
-    if not os.path.exists(path):
-        raise UserError(
-            f"model.pretrained = {model.pretrained}: found no such file; expected a workdir, or a .safetensors or .pth "
-            "file of weights."
-        )
     return weights.load_trunk(path, model.trunk, stem=model.stem)
 
 

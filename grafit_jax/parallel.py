@@ -5,6 +5,7 @@ training step, `gather` and the functions that say so communicate between hosts.
 """
 
 import hashlib
+import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -81,6 +82,28 @@ def check_same(what: str, text: str) -> None:
             f"process {', '.join(map(str, others))} of {jax.process_count()} found other {what} than process 0; use "
             "the same command, and the same data in the same order, on all hosts."
         )
+
+
+def of_first(compute: Callable[[], str]) -> str:
+    """Returns the text that `compute` returns on process 0, the only one to call it. All processes must call this.
+
+    Raises:
+      UserError: `compute` raises it; then on every process.
+    """
+    if jax.process_count() == 1:
+        return compute()
+    text = error = ""
+    if is_first():
+        try:
+            text = compute()
+        except UserError as mistake:
+            error = str(mistake)
+    content = np.frombuffer(json.dumps([text, error]).encode(), np.uint8)
+    size = int(multihost_utils.process_allgather(np.array(len(content)))[0])
+    text, error = json.loads(bytes(multihost_utils.process_allgather(np.resize(content, size))[0]))
+    if error:
+        raise UserError(error)
+    return text
 
 
 def pmap(

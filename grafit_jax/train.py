@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, parallel, pulse, restore, train_step
+from grafit_jax import experiment, parallel, presets, pulse, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.objective import EpochMeans
@@ -35,7 +35,7 @@ def train(
     and broken.txt if unreadable images were skipped.
 
     Args:
-      config: see `config.default`.
+      config: see `config.default`; keys may be open, see `presets.resolve`.
       path: the workdir.
       allowed: config keys that may change on resume.
       finish: called once the run is complete, while its workdir is still locked; a signal interrupts it.
@@ -47,6 +47,8 @@ def train(
     with preemption.watch() as stop, contextlib.ExitStack() as held:
         # 1. Check everything that a user can get wrong, before anything is written.
         with stop.at_once():
+            pulse.at(0, "choosing what the config leaves open")
+            config = presets.resolve(config, path)
             pulse.at(0, "loading data")
             workdir.check(path, config, allowed)
             parallel.check_same("keys of the config", json.dumps(config_lib.without_places(config)))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, config_files
+from grafit_jax import config_checks, config_files, presets
 from grafit_jax.errors import UserError
 from grafit_jax.views import augment
 from helpers.command_lines import ROOT
@@ -45,13 +45,13 @@ def test_an_invalid_argument_is_an_error(arg, message):
 def test_every_config_file_and_every_point_of_its_sweep_is_valid(path):
     module = config_files.load_module(path)
     assert (module.__doc__ or "").strip(), "a config file has a docstring"
-    config_checks.validate(module.get_config(), num_devices=1)
+    config_checks.validate(presets.assumed(module.get_config()), num_devices=1)
     points = list(module.sweep())
     args = [",".join(f"{k}={v}" for k, v in point.items()) for point in points]
     assert len(set(args)) == len(args) > 1
     for arg in args:
         config = module.get_config(arg)
-        config_checks.validate(config, num_devices=8)
+        config_checks.validate(presets.assumed(config), num_devices=8)
         with pytest.raises((AttributeError, KeyError)):
             config.optimizer.learnin_rate = 1.0  # locked
 

@@ -212,9 +212,9 @@ def test_after_quiet_nothing_is_shown(monkeypatch, clock, capsys):
 @pytest.mark.parametrize(
     ("config", "remedy"),
     [
-        ("own.py:dir=nowhere", r"use preset=cpu of \S*/own\.py"),
+        ("own.py:dir=nowhere,preset=gpu,pretrained=none", r"use preset=laptop or preset=scratch of \S*/own\.py"),
         ("imagenet.py", r"\S*/imagenet\.py has no preset for CPUs"),
-        ("own.py:dir=nowhere,preset=cpu", None),
+        ("own.py:dir=nowhere,pretrained=none", None),
     ],
 )
 def test_on_a_cpu_a_preset_for_accelerators_warns_before_data_are_loaded(tmp_path, cli, config, remedy):

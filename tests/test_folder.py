@@ -306,7 +306,7 @@ def test_train_embed_and_search_a_folder(tmp_path, cli):
     )
     workdir = tmp_path / "run"
     done = cli(
-        "train", f"--config=configs/own.py:dir={tmp_path / 'd'},preset=cpu", f"--workdir={workdir}",
+        "train", f"--config=configs/own.py:dir={tmp_path / 'd'},preset=scratch", f"--workdir={workdir}",
         "--config.model.head_hidden_dim=32", "--config.model.embed_dim=16",
         "--config.views.size=16", "--config.data.image_size=16",
         "--config.train.epochs=2", "--config.train.batch_size=15",

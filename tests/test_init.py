@@ -164,7 +164,7 @@ def test_own_py_continues_with_the_config_of_a_run_or_a_saved_model(tmp_path):
     same_data = config_files.load_file(OWN, f"init={tmp_path / 'run'},method=byol")
     assert (same_data.method, same_data.data) == ("byol", base.data)
     for arg, message in (
-        (f"init={tmp_path / 'run'},preset=cpu", r"found init=\S+run and preset=cpu; expected one of them"),
+        (f"init={tmp_path / 'run'},preset=gpu", r"found init=\S+run and preset=gpu; expected one of them"),
         (f"init={tmp_path / 'split'}", r"found no place of its images \(folder:photos\); use dir=DIR or csv=FILE"),
         ("init=nowhere,dir=photos", r"nowhere: found no such folder; expected a workdir"),
         (f"init={tmp_path},dir=photos", r"found no run \(no config\.json\)"),

@@ -91,6 +91,24 @@ def test_a_run_is_missing_begun_complete_or_recorded(points_of):
     assert reproduction.complete(points) == []
 
 
+def test_a_row_that_leaves_keys_open_is_recorded_once_its_run_has_decided_them(points_of):
+    point = points_of(only=["grafit"])[0]
+    config_lib.leave_open(point.config, ["model.trunk", "views.mean"])
+    point.config.model.pretrained = "hf:timm/resnet18.a1_in1k"
+    decided = {"model.pretrained": f"hf:timm/resnet18.a1_in1k@{'a' * 40}", "clusterfit.num_clusters": 5}
+    states = [
+        reproduction.state(point, reproduction.index([recorded("grafit", **decided | changed)]))
+        for changed in ({}, {"model.trunk": "resnet34"}, {"views.size": 10}, {"model.pretrained": "hf:timm/resnet34"})
+    ]
+    assert states == ["recorded", "recorded", "missing", "missing"]
+    assert pricing.price(point, [recorded("grafit", 1, **decided)]) == (60.0, 1)
+    assert pricing.price(point, [recorded("grafit", 1, **decided | {"views.size": 10})]) == (None, 0)
+    words = reproduction.words(point, pathlib.Path())
+    assert "--config.model.pretrained=hf:timm/resnet18.a1_in1k" in words and not any("None" in word for word in words)
+    config_lib.leave_open(point.config, ["model.pretrained"])
+    assert not any("pretrained" in word for word in reproduction.words(point, pathlib.Path()))
+
+
 def test_a_recorded_run_that_others_start_from_is_trained(points_of):
     known = reproduction.index([recorded("baseline", 1, **{"clusterfit.num_clusters": 5})])
     assert names(reproduction.missing(points_of(seeds=[1]), known)) == [

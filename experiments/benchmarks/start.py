@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import data, timing
+from grafit_jax import config as config_lib
 from grafit_jax import config_files, restore
 from grafit_jax.data.records import Records, two_levels
 from grafit_jax.runs import workdir
@@ -66,7 +67,8 @@ def workdir_start() -> dict[str, Any]:
 
 def _write_run(path: pathlib.Path) -> float:
     """Writes the workdir of an untrained ResNet-50 for photos of 224 pixels; returns its megabytes."""
-    config = config_files.load_file(config_files.find("own"), "dir=unused,preset=gpu")
+    config = config_lib.default()
+    config.update_from_flattened_dict(config_files.RESNET50_PHOTOS)
     config.model.dtype = "float32"  # the checkpoint's dtype; bfloat16 is slow on CPUs
     config.train.batch_size = 2
     config.eval.recall_at = (1,)

@@ -19,8 +19,11 @@ def price(point: RowRun, known: Iterable[Result]) -> tuple[float | None, int]:
     """
     if point.row.name == RAW_PIXELS:
         return 0.0, 0
-    config = _seedless(point.flat)
-    same = [r["run"] for r in known if r["row"] == point.row.name and _seedless(r["config"]) == config]
+
+    def is_same(config: Mapping[str, Any]) -> bool:
+        return _seedless(config) == _seedless(config_lib.completed(point.flat, config))
+
+    same = [r["run"] for r in known if r["row"] == point.row.name and is_same(r["config"])]
     seconds = [run["train_seconds"] for run in same if "train_seconds" in run]
     return (sum(seconds) / len(seconds) if seconds else None), len(seconds)
 

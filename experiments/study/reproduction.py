@@ -14,7 +14,7 @@ import numpy as np
 from sweeps import runner
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_files, experiment, restore
+from grafit_jax import config_files, experiment, presets, restore
 from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError, did_you_mean
@@ -175,8 +175,15 @@ def missing(runs: Iterable[RowRun], known: Recorded) -> list[RowRun]:
 
 
 def known_result(point: RowRun, known: Recorded) -> Result | None:
-    """Returns the recorded result of the same row and config, or None."""
-    return known.get((point.row.name, recording.key(point.flat)))
+    """Returns the recorded result of the same row and config, or None.
+
+    A config with open keys has that of the first result that has all its other values.
+    """
+    flat, name = point.flat, point.row.name
+    if None not in flat.values() and not flat["model.pretrained"].startswith(config_lib.HUB):
+        return known.get((name, recording.key(flat)))
+    same = (r for (row, _), r in known.items() if row == name and not recording.differences(r["config"], flat))
+    return next(same, None)
 
 
 def result(point: RowRun, known: Recorded) -> Result:
@@ -212,6 +219,7 @@ def _train(point: RowRun) -> None:
 def words(point: RowRun, root: pathlib.Path) -> list[str]:
     """Returns the words of the command that trains a run with the repository in `root`."""
     places = {key: point.flat[key] for key in ("data.data_dir", "data.source", "model.pretrained")}
+    places = {key: value for key, value in places.items() if value is not None}
     config = f"--config={root / point.row.config}:{point.arg}"
     flags = [f"--config.{key}={value}" for key, value in {**point.row.overrides, **places}.items()]
     return [sys.executable, str(root / "experiments" / "train.py"), config, *flags, f"--workdir={point.directory}"]
@@ -306,12 +314,13 @@ def all_results(
 
 
 def _raw_pixels(point: RowRun) -> Result:
-    records = sources.load(**point.config.data)
+    config = presets.assumed(point.config)  # whose weights have no effect
+    records = sources.load(**config.data)
     train_split, test_split = (
         evaluation.Embedded(records[s].image.reshape(len(records[s]), -1).astype(np.float32), records[s].labels)
         for s in ("train", "test")
     )
-    e = point.config.eval
+    e = config.eval
     metrics = evaluation.evaluate(
         test_split, train_split, ks=e.recall_at, knn_k=e.knn_k, knn_temperature=e.knn_temperature
     )
@@ -320,7 +329,7 @@ def _raw_pixels(point: RowRun) -> Result:
         "data_content": experiment.contents(records),
     }
     own = {"row": RAW_PIXELS, "method": RAW_PIXELS, "seed": 0}
-    return own | {"metrics": metrics, "run": facts, "config": point.flat}
+    return own | {"metrics": metrics, "run": facts, "config": config_lib.flatten(config) | {"method": RAW_PIXELS}}
 
 
 def draw(table: Table, path: pathlib.Path) -> pathlib.Path:

@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, config_files
+from grafit_jax import config_checks, config_files, presets
 from grafit_jax.errors import UserError
 from grafit_jax.runs import results, workdir
 
@@ -140,7 +140,7 @@ def _config(module: types.ModuleType, arg: str, keys: Values) -> ml_collections.
     with config.ignore_type():
         config.update_from_flattened_dict(keys)
     # The number of devices of a run is unknown here, and asking JAX would occupy them.
-    config_checks.validate(config, num_devices=1)
+    config_checks.validate(presets.assumed(config), num_devices=1)
     return config
 
 

@@ -46,6 +46,8 @@ flags.DEFINE_integer(
     "on several hosts: seconds without a step, a save or an evaluation batch before all end; 0: never",
     0,
 )
+# Presets of config files for CPUs start with one of these.
+_FOR_CPUS = ("cpu", "laptop", "scratch")
 _OF_HOSTS = ("distributed", "coordinator", "num_processes", "process_id", "heartbeat_seconds", "stuck_seconds")
 
 
@@ -66,7 +68,7 @@ def main(argv):
 def _warn_of_dtype(file):
     """Warns that the config is for accelerators, and names the presets for CPUs."""
     presets = getattr(config_files.load_module(pathlib.Path(file)), "PRESETS", ())
-    known = " or ".join(f"preset={name}" for name in presets if name.startswith("cpu"))
+    known = " or ".join(f"preset={name}" for name in presets if name.startswith(_FOR_CPUS))
     remedy = f"use {known} of {file}" if known else f"{file} has no preset for CPUs"
     if _CONFIG.value.model.init:  # the network is given
         remedy = "use --config.model.dtype=float32"

@@ -1,6 +1,5 @@
 """Trains a run, writes its page and prints its result; or traces one step."""
 
-import copy
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import ml_collections
 
-from grafit_jax import experiment, parallel, pulse, restore, train_step
+from grafit_jax import experiment, parallel, presets, pulse, restore, train_step
 from grafit_jax import train as train_lib
 from grafit_jax.errors import warn
 from grafit_jax.experiment import Experiment
@@ -78,7 +77,7 @@ def profile(config: ml_collections.ConfigDict, path: pathlib.Path) -> pathlib.Pa
     """
     # Before JAX initialises a GPU: disables CUDA graphs, which a trace would show as a single kernel.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_command_buffer="
-    config = copy.deepcopy(config)
+    config = presets.resolve(config, path)
     config.train.steps_per_call = 1
     run = restore.load(config, path)
     feed = experiment.make_feed(run)

@@ -18,7 +18,7 @@ from grafit_jax.errors import UserError, reading
 from grafit_jax.models.trunks import build, build_trunk
 
 # File types of `read`.
-WEIGHTS = (".safetensors", ".pth", ".pt")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 
 # Last part of a variable's path -> torchvision's name, where they differ.
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -76,7 +76,7 @@ def load_trunk(path: str | pathlib.Path, name: str, *, stem: str) -> dict[str, A
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a .safetensors file, or of a .pth or .pt state dict, which needs PyTorch.
+    """Reads the tensors of a .safetensors file, or of a .pth, .pt or .bin state dict, which needs PyTorch.
 
     Only tensors are unpickled. A state dict inside "state_dict" or "model" is unwrapped, and DataParallel's prefix
     "module." is removed.

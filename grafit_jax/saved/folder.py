@@ -24,7 +24,6 @@ from grafit_jax.saved import description, hub
 from grafit_jax.saved.description import Description
 from grafit_jax.saved.hub import CARD, CONFIG, WEIGHTS
 
-HUB = "hf:"
 _NEWEST = "newest"
 _REMEDY = "save or download the model again"
 
@@ -77,8 +76,8 @@ def config_of(where: str | os.PathLike) -> ml_collections.ConfigDict:
 
 
 def _folder(where: str | os.PathLike) -> pathlib.Path:
-    if str(where).startswith(HUB):
-        path = hub.download(str(where).removeprefix(HUB))
+    if str(where).startswith(config_lib.HUB):
+        path = hub.download(str(where).removeprefix(config_lib.HUB))
     else:
         path = pathlib.Path(os.path.expanduser(where))
     if not path.is_dir():

@@ -1,5 +1,6 @@
 """The Hugging Face hub, through the optional package huggingface_hub."""
 
+import logging
 import pathlib
 from typing import Any
 
@@ -24,10 +25,34 @@ def download(name: str) -> pathlib.Path:
     try:
         return pathlib.Path(package.snapshot_download(repository, revision=revision or None, allow_patterns=[*FILES]))
     except Exception as error:  # of huggingface_hub, of its HTTP client, of the disk
-        raise UserError(
-            f"hf:{name}: cannot be downloaded ({_reason(error)}); check the name and the network, and log in with "
-            "`hf auth login` if it is private."
-        ) from error
+        raise _failure(name, error) from error
+
+
+def fetch(name: str, *files: str) -> pathlib.Path:
+    """Returns the local path of the first of `files` that a model has, downloaded unless it is in the cache.
+
+    The name of its folder is the commit. A file of a given commit that is in the cache needs no network.
+
+    Args:
+      name: see `download`.
+      *files: names of files, the preferred one first.
+
+    Raises:
+      UserError: see `download`; or the model has none of the files.
+    """
+    repository, _, revision = name.partition("@")
+    package, missing = _package(name), []
+    logging.getLogger(package.__name__).setLevel(logging.ERROR)  # it warns of each of its retries
+    for file in files:
+        try:
+            return pathlib.Path(package.hf_hub_download(repository, file, revision=revision or None))
+        except package.errors.EntryNotFoundError as error:  # also one that is not in the cache, without network
+            missing.append(error)
+        except Exception as error:
+            raise _failure(name, error) from error
+    if isinstance(missing[0], package.errors.LocalEntryNotFoundError):
+        raise _failure(name, missing[0]) from missing[0]
+    raise UserError(f"hf:{name}: found no {' or '.join(files)}; use another model of the hub.") from missing[0]
 
 
 def upload(folder: pathlib.Path, name: str, *, private: bool) -> str:
@@ -50,9 +75,28 @@ def upload(folder: pathlib.Path, name: str, *, private: bool) -> str:
 def _package(name: str) -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.errors
     except ImportError:
         raise UserError(f"hf:{name}: found no huggingface_hub; use `pip install huggingface_hub`.") from None
     return huggingface_hub
+
+
+def _failure(name: str, error: Exception) -> UserError:
+    """Returns the one-line error for a failed download."""
+    errors, (repository, _, revision) = _package(name).errors, name.partition("@")
+    if isinstance(error, errors.GatedRepoError):
+        text = f"found a gated repository; accept its terms at https://huggingface.co/{repository}, then log in with "
+        return UserError(f"hf:{name}: {text}`hf auth login`.")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        reason = "found no such repository"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        reason = f"found no revision {revision}"
+    else:  # a file that is not in the cache has the cause why the hub was of no help
+        reason = _reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+    return UserError(
+        f"hf:{name}: cannot be downloaded ({reason}); check the name and the network, and log in with "
+        "`hf auth login` if it is private."
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,445 @@
+"""What a run decides at its start: the preset by its devices, and trunk and pixels by weights of the hub."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from absl import flags
+from ml_collections import config_flags
+from sweeps import expansion
+
+from grafit_jax import config as config_lib
+from grafit_jax import config_checks, config_files, experiment, initial_weights, parallel, presets, pretrained, saved
+from grafit_jax.errors import UserError
+from grafit_jax.runs import workdir
+from helpers import hub as hubs
+from helpers import image_files, state_dicts
+from helpers.command_lines import ROOT
+
+OWN = ROOT / "configs" / "own.py"
+URL = "/{repo_id}/resolve/{revision}/{filename}"
+NAME = "hf:timm/resnet18.a1_in1k"
+LITE = ROOT.parent / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the hub, which is not asked."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def served(cache, monkeypatch):
+    """A hub on loopback with a ResNet-18, a pickle and a gated model; yields its files and the requests."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    files = {
+        "timm/resnet18.a1_in1k": hubs.model(),
+        "timm/pickled": {"config.json": hubs.timm_config("resnet18"), "pytorch_model.bin": b"a pickle"},
+        "timm/without": {"config.json": hubs.timm_config("resnet18")},
+    }
+    with hubs.serve(files, gated=["timm/gated"]) as (address, requests):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + URL)
+        yield files, requests
+
+
+def own(arg="dir=photos", **values):
+    config = config_files.load_file(OWN, arg)
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
+    return config
+
+
+def resolved(config, path="nowhere"):
+    return config_lib.flatten(presets.resolve(config, pathlib.Path(path)))
+
+
+def open_keys(config):
+    return {key for key, value in config_lib.flatten(config).items() if value is None}
+
+
+# Config files
+
+
+def test_configs_of_photos_load_without_devices_and_without_the_hub(monkeypatch):
+    monkeypatch.setattr(jax._src.xla_bridge, "backends", lambda: pytest.fail("initialised devices"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    of_weights = {"model.trunk", "model.stem", "views.mean", "views.std", "data.image_size"}
+    assert open_keys(own()) == {*presets.PRESETS["laptop"]} | of_weights
+    assert open_keys(own("dir=photos,preset=laptop")) == open_keys(own("dir=photos,preset=gpu")) == of_weights
+    assert open_keys(own(f"dir=photos,pretrained={NAME}")) == open_keys(own()) - {"model.pretrained"}
+    assert not open_keys(own("dir=photos,preset=scratch")) and not open_keys(config_lib.default())
+    for arg in ("dir=photos", "dir=photos,preset=gpu"):
+        config_checks.validate(presets.assumed(own(arg)), num_devices=1)
+    assert presets.PRESETS["laptop"].keys() == presets.PRESETS["gpu"].keys()
+
+
+def test_the_small_network_from_scratch_is_the_one_of_the_tutorial():
+    c = own("dir=photos,preset=scratch")
+    assert (c.model.trunk, c.model.stem, c.model.pretrained, c.model.head_hidden_dim) == ("resnet8", "patch2", "", 256)
+    assert (c.views.size, c.data.image_size, c.data.resize_mode, c.eval.crop) == (32, 40, "squash", "whole")
+    assert (c.train.epochs, c.train.batch_size, c.optimizer.learning_rate, c.ema.base) == (50, 64, 0.2, 0.99)
+    assert (c.views.mean, c.views.num_views, c.optimizer.warmup_epochs) == ((0.485, 0.456, 0.406), 2, 2.0)
+    for arg, message in (
+        ("preset=cpu", "found preset=cpu, which was renamed to scratch; use preset=scratch"),
+        (
+            "preset=laptp",
+            r"unknown preset 'laptp' \(did you mean 'laptop'\?\); expected one of auto, laptop, gpu, scra",
+        ),
+        ("preset=scratch,pretrained=a", "found preset=scratch and pretrained=a; expected one of them"),
+        ("init=a,pretrained=b", "found init=a and pretrained=b; expected one of them"),
+    ):
+        with pytest.raises(UserError, match=message):
+            own(arg)
+
+
+def test_open_keys_take_typed_values_from_the_command_line(monkeypatch):
+    given = ["views.size=160", "views.mean=(0.1, 0.2, 0.3)", "model.trunk=resnet34", "data.stream=true"]
+    parsed = parse(monkeypatch, *given)
+    assert (parsed.views.size, parsed.views.mean, parsed.model.trunk) == (160, (0.1, 0.2, 0.3), "resnet34")
+    assert parsed.data.stream is True
+    assert open_keys(parsed) == open_keys(own()) - {"views.size", "views.mean", "model.trunk", "data.stream"}
+    for wrong in ("views.size=large", "views.size=1.5", "data.stream=3"):
+        with pytest.raises(flags.IllegalFlagValueError):
+            parse(monkeypatch, wrong)
+
+
+def parse(monkeypatch, *given):
+    words = ["train", f"--config={OWN}:dir=photos", *(f"--config.{text}" for text in given)]
+    values = flags.FlagValues()
+    monkeypatch.setattr(sys, "argv", words)
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(words)
+    return values.config
+
+
+# Choices at the start
+
+
+@pytest.mark.parametrize(
+    ("backend", "preset", "trunk", "size", "resized", "dtype", "stream"),
+    [
+        ("cpu", "laptop", "tf_efficientnet_lite0", 128, 146, "float32", False),
+        ("gpu", "gpu", "resnet50", 224, 256, "bfloat16", True),
+        ("tpu", "gpu", "resnet50", 224, 256, "bfloat16", True),
+    ],
+)
+def test_devices_decide_the_preset(monkeypatch, cache, capsys, backend, preset, trunk, size, resized, dtype, stream):
+    name = pretrained.KNOWN[trunk]
+    hubs.write_cache(cache, name.removeprefix("hf:"), {"config.json": hubs.timm_config(trunk, size=320)})
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    config = own()
+    found = resolved(config)
+    expected = {
+        **presets.PRESETS[preset], "model.pretrained": f"{name}@{hubs.COMMIT}", "model.trunk": trunk,
+        "model.stem": "imagenet", "model.dtype": dtype, "views.size": size, "views.mean": (0.1, 0.2, 0.3),
+        "views.std": (0.4, 0.5, 0.6), "data.image_size": resized, "data.stream": stream,
+    }  # fmt: skip
+    assert {key: value for key, value in found.items() if value != config_lib.flatten(config)[key]} == expected
+    config_checks.validate(presets.resolve(config, pathlib.Path("nowhere")), num_devices=1)
+    printed = (
+        f"found 1 CPU device: preset {preset}; initial weights {name}@{hubs.COMMIT}: {trunk}, views of {size} px\n"
+    )
+    assert capsys.readouterr().err == printed * 2
+
+
+def test_given_values_and_presets_win_over_those_of_the_weights(cache):
+    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+    given = {"model__stem": "cifar", "views__mean": hubs.HALVES, "data__image_size": 200, "train__epochs": 3}
+    found = resolved(own(f"dir=photos,pretrained={NAME}", **given))
+    assert {key.replace("__", "."): value for key, value in given.items()}.items() <= found.items()
+    assert (found["model.trunk"], found["views.std"], found["views.size"]) == ("resnet18", (0.4, 0.5, 0.6), 128)
+
+
+def test_the_size_is_that_of_the_weights_if_nothing_else_decides_it(cache):
+    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+    config = config_lib.default()
+    config_lib.leave_open(config, ["views.mean"])
+    config.model.pretrained = NAME
+    changed = {"views.mean": (0.1, 0.2, 0.3), "model.pretrained": f"{NAME}@{hubs.COMMIT}"}
+    assert resolved(config) == config_lib.flatten(config) | changed
+    assert pretrained.describe(NAME).values["views.size"] == 160
+
+
+def test_a_complete_config_stays_as_it_is_and_asks_no_one(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("asked for devices"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    config = config_lib.default()
+    config.model.pretrained = "runs/other"
+    assert resolved(config) == config_lib.flatten(config)
+    assert capsys.readouterr().err == ""
+
+
+def test_local_weights_say_what_they_are(tmp_path):
+    files = hubs.model()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "w.safetensors").write_bytes(files["model.safetensors"])
+    (tmp_path / "a" / "config.json").write_bytes(files["config.json"])
+    found = resolved(own(f"dir=photos,pretrained={tmp_path}/a/w.safetensors"))
+    assert found["model.pretrained"] == f"{tmp_path}/a/w.safetensors"
+    assert (found["model.trunk"], found["views.mean"]) == ("resnet18", (0.1, 0.2, 0.3))
+    # The config.json of something else, and no config.json: the name of the file.
+    (tmp_path / "a" / "config.json").write_text('{"name": "mine"}')
+    (tmp_path / "a" / "resnet34.a1_in1k.pth").touch()
+    (tmp_path / "tf_efficientnet_lite0.safetensors").touch()
+    found = resolved(own(f"dir=photos,pretrained={tmp_path}/a/resnet34.a1_in1k.pth"))
+    assert (found["model.trunk"], found["model.stem"], found["views.mean"]) == (
+        "resnet34", "imagenet", (0.485, 0.456, 0.406)
+    )  # fmt: skip
+    found = resolved(own(f"dir=photos,pretrained={tmp_path}/tf_efficientnet_lite0.safetensors"))
+    assert (found["model.trunk"], found["views.mean"], found["views.std"]) == (
+        "tf_efficientnet_lite0", hubs.HALVES, hubs.HALVES
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"found no value of model\.stem, model\.trunk, views\.mean, views\.std; expe"):
+        resolved(own(f"dir=photos,pretrained={tmp_path}/a/w.safetensors"))
+    # A run has its own config.
+    workdir.claim(tmp_path / "run", own("dir=photos,preset=scratch"))
+    found = resolved(own(f"dir=photos,pretrained={tmp_path}/run"))
+    assert (found["model.trunk"], found["model.stem"], found["views.size"]) == ("resnet8", "patch2", 128)
+
+
+def test_process_0_decides_for_all(monkeypatch):
+    sent = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        parallel.multihost_utils, "process_allgather", lambda x: sent.append(x) or np.stack([x, np.zeros_like(x)])
+    )
+    assert parallel.of_first(lambda: '{"views.size": "größer"}') == '{"views.size": "größer"}'
+    answers = iter(sent[:])
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(parallel.multihost_utils, "process_allgather", lambda x: receive(x, next(answers)))
+    assert parallel.of_first(lambda: pytest.fail("asked process 1")) == '{"views.size": "größer"}'
+
+
+def test_a_mistake_of_process_0_is_one_of_all(monkeypatch):
+    sent = []
+
+    def mistaken():
+        raise UserError("found no network.")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        parallel.multihost_utils, "process_allgather", lambda x: sent.append(x) or np.stack([x, np.zeros_like(x)])
+    )
+    with pytest.raises(UserError, match="found no network"):
+        parallel.of_first(mistaken)
+    answers = iter(sent[:])
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(parallel.multihost_utils, "process_allgather", lambda x: receive(x, next(answers)))
+    with pytest.raises(UserError, match="found no network"):
+        parallel.of_first(mistaken)
+
+
+def receive(own_part, first):
+    """What process 1 gathers; all processes must give arrays of one shape."""
+    assert np.shape(own_part) == np.shape(first) and np.asarray(own_part).dtype == np.asarray(first).dtype
+    return np.stack([first, own_part])
+
+
+# The hub
+
+
+def test_a_download_is_pinned_to_its_commit_and_then_needs_no_hub(served):
+    files, requests = served
+    found = pretrained.describe(NAME)
+    assert found.name == f"{NAME}@{hubs.COMMIT}" and not any("safetensors" in request for request in requests)
+    path = pretrained.locate(found.name)
+    assert path.read_bytes() == files["timm/resnet18.a1_in1k"]["model.safetensors"]
+    assert pretrained.describe(f"{NAME}@main") == pretrained.describe(found.name) == found
+    before = len(requests)
+    assert pretrained.locate(found.name) == path and len(requests) == before
+
+
+def test_a_pickle_is_taken_if_there_is_nothing_else(served):
+    assert pretrained.locate("hf:timm/pickled").name == "pytorch_model.bin"
+    with pytest.raises(UserError, match=r"hf:timm/without: found no model\.safetensors or pytorch_model\.bin; use an"):
+        pretrained.locate("hf:timm/without")
+
+
+def test_a_pickle_of_the_hub_is_read_as_tensors_only(torch, tmp_path):
+    from grafit_jax.models import weights
+
+    tensors = state_dicts.state_dict("resnet18")
+    torch.save({key: torch.tensor(value) for key, value in tensors.items()}, tmp_path / "pytorch_model.bin")
+    found = weights.read(tmp_path / "pytorch_model.bin")
+    assert found.keys() == tensors.keys()
+    np.testing.assert_array_equal(found["conv1.weight"], tensors["conv1.weight"])
+    torch.save({"w": pathlib.PurePosixPath("x")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin cannot be read"):
+        weights.read(tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "hf:timm/resnet18.a1_in1",
+            r"\(found no such repository\); .*\(did you mean 'hf:timm/resnet18\.a1_in1k'\?\)\.$",
+        ),
+        (f"{NAME}@v9", r"a1_in1k@v9: cannot be downloaded \(found no revision v9\); check the name"),
+        (
+            "hf:timm/gated",
+            r"gated: found a gated repository; accept its terms at https://huggingface\.co/timm/gated, th",
+        ),
+        ("hf:no name", r"hf:no name: cannot be downloaded \(.+\); check the name"),
+    ],
+)
+def test_what_the_hub_refuses_is_a_one_line_error(served, name, message):
+    with pytest.raises(UserError, match=message):
+        pretrained.describe(name)
+
+
+def test_without_network_or_huggingface_hub_the_error_is_one_line(cache, monkeypatch):
+    with pytest.raises(
+        UserError, match=rf"{NAME}: cannot be downloaded \(.*offline.*\); check the name and the network"
+    ):
+        pretrained.describe(NAME)
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + URL)
+    http = pytest.importorskip("huggingface_hub.utils._http")
+    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)  # between its retries
+    with pytest.raises(
+        UserError, match=rf"{NAME}: cannot be downloaded \(.*refused.*\); check the name and the network"
+    ):
+        pretrained.describe(NAME)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=rf"{NAME}: found no huggingface_hub; use `pip install huggingface_hub`"):
+        pretrained.describe(NAME)
+
+
+@pytest.mark.parametrize(
+    ("files", "values", "message"),
+    [
+        (
+            {"config.json": hubs.timm_config("resnet34")}, {"model__trunk": "resnet50"},
+            rf"model\.pretrained = {NAME}: found trunk resnet34; expected resnet50, as in model\.trunk; use "
+            r"--config\.model\.trunk=resnet34, or --config\.model\.pretrained=hf:timm/resnet50\.a1_in1k\.",
+        ),
+        (
+            {"config.json": hubs.timm_config("resnet18d")}, {},
+            r"found architecture 'resnet18d' \(did you mean 'resnet18'\?\); expected one of resnet18, .*; use a",
+        ),
+        ({"config.json": b'{"format": 1}'}, {}, r"found no architecture in its config\.json; .* use model\.init for a"),
+        ({"config.json": b"{"}, {}, r"config\.json.*; download it again"),
+        ({"config.json": b'{"architecture": "resnet18"}'}, {}, r"KeyError.*; expected timm's mean, std and input_size"),
+    ],
+)  # fmt: skip
+def test_models_that_do_not_fit_are_one_line_errors(cache, files, values, message):
+    hubs.write_cache(cache, NAME.removeprefix("hf:"), files)
+    with pytest.raises(UserError, match=message):
+        resolved(own(f"dir=photos,pretrained={NAME}", **values))
+
+
+def test_a_name_without_prefix_is_corrected():
+    for name, remedy in (
+        ("resnet18", r"hf:timm/resnet50\.a1_in1k; use hf:timm/resnet18\.a1_in1k\.$"),
+        ("timm/resnet34.a1_in1k", r"\(did you mean 'hf:timm/resnet34\.a1_in1k'\?\)\.$"),
+    ):
+        with pytest.raises(UserError, match=rf"model\.pretrained = {name}: found no such file; expected .*{remedy}"):
+            pretrained.describe(name)
+
+
+def test_grey_images_under_a_colour_trunk_are_a_one_line_error(cache):
+    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+    config = own(f"preset=laptop,pretrained={NAME}", data__source="digits", data__image_size=0)
+    with pytest.raises(UserError, match=r"^found images of 1 channels and views\.mean of 3 values; expected 1 or 3 of"):
+        experiment.load(presets.resolve(config, pathlib.Path("nowhere")))
+
+
+def test_a_network_starts_from_the_tensors_of_the_hub(cache, tmp_path):
+    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+    image_files.write_tree(tmp_path / "d", {f"{split}/{c}": 8 for split in ("train", "test") for c in "ab"})
+    values = {"train__batch_size": 8, "eval__recall_at": (1,), "data__image_size": 40, "views__size": 32}
+    config = own(f"dir={tmp_path / 'd'},preset=laptop,method=baseline,pretrained={NAME}", **values)
+    given = initial_weights.given(experiment.load(presets.resolve(config, tmp_path / "run"))).variables
+    tensors = state_dicts.state_dict("resnet18")
+    kernel = given["params"]["trunk"]["Conv_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(given["batch_stats"]["trunk"]["BatchNorm_0"]["mean"], tensors["bn1.running_mean"])
+
+
+# Runs that have started
+
+
+def started(path, config):
+    """Leaves a workdir as a run does at its start."""
+    config = presets.resolve(config, path)
+    workdir.claim(path, config)
+    return config
+
+
+def test_a_run_keeps_its_choices_without_hub_and_devices(cache, tmp_path, monkeypatch, capsys):
+    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+    arg = f"dir=photos,pretrained={NAME}"
+    first = started(tmp_path / "run", own(arg))
+    shutil.rmtree(cache)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    capsys.readouterr()
+    same = (own(arg), own(f"{arg}@main"), own(f"{arg}@{hubs.COMMIT}"), own(f"{arg}@{hubs.COMMIT[:8]}"), own())
+    for config in same:
+        workdir.check(tmp_path / "run", config)
+        again = presets.resolve(config, tmp_path / "run")
+        assert config_lib.flatten(again) == config_lib.flatten(first)
+    assert capsys.readouterr().err == ""
+    for other, difference in (
+        (own("dir=photos,pretrained=hf:timm/resnet34.a1_in1k"), r"model\.pretrained: 'hf:timm/resnet18\.a1_in1k@"),
+        (own(f"{arg}@{'f' * 40}"), r"model\.pretrained: 'hf:timm/resnet18\.a1_in1k@"),
+        (own(arg, views__size=64), r"views\.size: 128 -> 64"),
+    ):
+        with pytest.raises(UserError, match=rf"found the run of another config \({difference}"):
+            workdir.check(tmp_path / "run", presets.resolve(other, tmp_path / "run"))
+
+
+def test_a_sweep_of_open_configs_knows_its_runs(cache, tmp_path):
+    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+    runs = tmp_path / "runs"
+    sweep = expansion.expand(str(OWN), f"dir=photos,pretrained={NAME}", {}, seeds=[0])
+    assert [point.values["method"] for point in sweep.points] == ["baseline", "baseline_mlp", "grafit"]
+    started(runs / sweep.points[1].name, sweep.points[1].config)
+    expansion.check_directory(sweep, runs)
+    started(runs / sweep.points[0].name, sweep.points[2].config)
+    with pytest.raises(UserError, match=r"found the run of another config \(method: 'grafit' -> 'baseline'\)"):
+        expansion.check_directory(sweep, runs)
+    with pytest.raises(UserError, match=r"point .*found train\.batch_size = 0; expected at least 1"):
+        expansion.expand(str(OWN), "dir=photos", {"train.batch_size": 0})
+
+
+def test_a_trained_run_resumes_and_its_model_loads_without_the_hub(cache, tmp_path, trains, monkeypatch):
+    repository = hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+    image_files.write_tree(tmp_path / "d", {f"{split}/{c}": 8 for split in ("train", "test") for c in "ab"})
+    values = {
+        "train__batch_size": 8, "train__epochs": 1, "eval__recall_at": (1,), "views__size": 32,
+        "eval__layers": ("trunk",), "checkpoint__every_steps": 1,
+    }  # fmt: skip
+    config = own(f"dir={tmp_path / 'd'},method=baseline,pretrained={NAME}", **values)
+    metrics = trains(config, tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["model"]["pretrained"] == f"{NAME}@{hubs.COMMIT}" and stored["data"]["image_size"] == 37
+    shutil.rmtree(repository)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert trains(config, tmp_path / "run") == metrics
+    config.train.epochs = 2
+    assert trains(config, tmp_path / "run", allowed=["train.epochs"])["step"] == 4
+    saved.write(tmp_path / "saved", saved.read(tmp_path / "run"), card="")
+    assert saved.config_of(tmp_path / "saved").model.pretrained == f"{NAME}@{hubs.COMMIT}"
+    assert saved.read(tmp_path / "saved").step == 4
+
+
+@pytest.mark.skipif(not LITE.is_file(), reason=f"found no {LITE}")
+def test_imagenet_weights_of_efficientnet_fit_the_preset_of_laptops(tmp_path):
+    image_files.write_tree(tmp_path / "d", {f"{split}/{c}": 8 for split in ("train", "test") for c in "ab"})
+    values = {"train__batch_size": 8, "eval__recall_at": (1,)}
+    config = own(f"dir={tmp_path / 'd'},preset=laptop,method=baseline,pretrained={LITE}", **values)
+    given = initial_weights.given(experiment.load(presets.resolve(config, tmp_path / "run"))).variables
+    kernel = safetensors.numpy.load_file(LITE)["conv_stem.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(given["params"]["trunk"]["Conv_0"]["kernel"], kernel)

@@ -113,6 +113,14 @@ def default() -> ml_collections.ConfigDict:
     m.pretrained = ""
     # Initial weights of trunk and heads: workdir of a run, folder of a saved model, or hf:owner/name; empty = none.
     m.init = ""
+    # Part of the trunk that keeps its initial weights: trunk = all of it | a number N, below the number of blocks, such
+    # as 6 = the stem and the first N blocks; empty = nothing. Its batch norms keep and use their running statistics.
+    m.freeze = ""
+    # Whether all batch norms of the trunk use, and keep, their running statistics in training; those of heads do not.
+    m.freeze_batch_norm = False
+    # Probability to leave out the residual branch of the trunk's last block, in [0, 1); that of the others falls
+    # linearly to 0 at the first. The target network keeps all branches.
+    m.drop_path = 0.0
     # Whether the backward pass recomputes the activations of residual blocks, which saves memory and costs time.
     m.remat = False
     # Whether batch statistics span all devices, which makes results independent of the device count.
@@ -130,9 +138,10 @@ def default() -> ml_collections.ConfigDict:
     c.key_views = _augmentations()  # Views of the momentum encoder's keys; size, mean and std are those of views.
 
     c.mixing = ml_collections.ConfigDict()
-    # alpha of Mixup's Beta(alpha, alpha), >= 0; 0 = no Mixup. Requires cross-entropy as the only loss.
+    # alpha of Mixup's Beta(alpha, alpha), >= 0; 0 = no Mixup. Requires cross-entropy as the only loss. An image's
+    # partner is of the same part of the batch; see train.microbatches.
     c.mixing.mixup = 0.0
-    # alpha of CutMix's Beta(alpha, alpha), >= 0; 0 = no CutMix. Requires cross-entropy as the only loss.
+    # alpha of CutMix's Beta(alpha, alpha), >= 0; 0 = no CutMix. As for mixing.mixup.
     c.mixing.cutmix = 0.0
 
     c.loss = ml_collections.ConfigDict()
@@ -164,11 +173,13 @@ def default() -> ml_collections.ConfigDict:
     c.ema.final = 1.0  # tau at the last step, reached along a cosine, in [0, 1]; BYOL uses 1.
 
     c.optimizer = o = ml_collections.ConfigDict()
+    o.name = "sgd"  # Optimizer: sgd (with momentum) | adamw (weight decay is not part of the gradient).
     o.learning_rate = 0.1  # Peak learning rate for a batch of 256 images, > 0; scaled linearly with the batch size.
-    o.momentum = 0.9  # Momentum of SGD, in [0, 1).
+    o.momentum = 0.9  # Momentum of SGD, or beta1 of AdamW, in [0, 1).
+    o.beta2 = 0.999  # beta2 of AdamW, in [0, 1).
     o.nesterov = True  # Whether SGD uses Nesterov momentum.
     o.weight_decay = 1e-4  # Weight decay, >= 0.
-    # Whether weight decay covers biases and batch norms too; False = kernels only, as in BYOL.
+    # Whether weight decay covers biases, norms, positions and tokens too; False = kernels only, as in BYOL.
     o.decay_all = False
     o.warmup_epochs = 10.0  # Epochs of linear learning-rate warm-up from 0, >= 0.
     # Ratio of a trunk block's learning rate to that of the block or head above it, in (0, 1]; heads have the full rate.
@@ -180,7 +191,10 @@ def default() -> ml_collections.ConfigDict:
 
     c.train = t = ml_collections.ConfigDict()
     t.epochs = 600  # Number of training epochs, >= 1.
-    t.batch_size = 1024  # Images per step over all devices, a multiple of the device count.
+    t.batch_size = 1024  # Images per step over all devices, a multiple of devices times microbatches.
+    # Parts, >= 1, into which each device splits its images of a step, to need less memory: it adds up their gradients.
+    # A batch norm takes its statistics from one part (on all devices, see model.sync_batch_norm).
+    t.microbatches = 1
     # Whether a step whose loss or gradient is not finite is skipped and counted instead of applied.
     t.skip_not_finite = False
     # Steps compiled into one lax.scan; 0 = up to 100 on accelerators, and 1 on CPU, where XLA's loops are slow.

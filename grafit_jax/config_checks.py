@@ -26,6 +26,7 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "memory.init": ("embed", "random"),
     "data.on_unreadable": ON_UNREADABLE,
     "data.resize_mode": RESIZE_MODES,
+    "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("cosine", "step"),
     "eval.crop": ("whole", "centre"),
 }
@@ -40,12 +41,13 @@ _ASCENDING: _Rule = (
     "ascending epochs > 0, such as (40, 80)",
 )
 _COUNTS = (
-    "model.head_hidden_dim", "model.embed_dim", "train.epochs", "train.batch_size", "train.shuffle_buffer",
-    "eval.batch_size", "eval.knn_k", "checkpoint.every_epochs", "checkpoint.keep",
+    "model.head_hidden_dim", "model.embed_dim", "train.epochs", "train.batch_size", "train.microbatches",
+    "train.shuffle_buffer", "eval.batch_size", "eval.knn_k", "checkpoint.every_epochs", "checkpoint.keep",
 )  # fmt: skip
 _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "seed": _FROM_0,
     "data.image_size": (lambda v: v >= 0, "0 (not resized) or the side in pixels"),
+    "model.drop_path": _BELOW_1,
     "mixing.mixup": (lambda v: v >= 0, "alpha > 0, or 0 (off)"),
     "mixing.cutmix": (lambda v: v >= 0, "alpha > 0, or 0 (off)"),
     "loss.temperature": (lambda v: v > 0, "sigma > 0 (the paper uses 0.05)"),
@@ -60,6 +62,7 @@ _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "ema.final": (lambda v: 0 <= v <= 1, "a value in [0, 1] (BYOL uses 1)"),
     "optimizer.learning_rate": (lambda v: v > 0, "a value > 0"),
     "optimizer.momentum": _BELOW_1,
+    "optimizer.beta2": _BELOW_1,
     "optimizer.weight_decay": _FROM_0,
     "optimizer.warmup_epochs": _FROM_0,
     "optimizer.layer_decay": (lambda v: 0 < v <= 1, "a factor in (0, 1]"),
@@ -89,6 +92,11 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     fits = c.model.stem in trunk.stems
     yield "model.stem", fits, f"{' or '.join(trunk.stems)} with {c.model.trunk}, whose stem is its patches"
     yield "views.size", c.views.size % trunk.multiple == 0, _multiple(c, trunk.multiple, c.views.size)
+    freeze, blocks = c.model.freeze, trunk.num_blocks
+    part = freeze in ("", "trunk") or (freeze.isdecimal() and 1 <= int(freeze) < blocks)
+    yield "model.freeze", part, f"trunk, a number of blocks, 1 to {blocks - 1} for {c.model.trunk}, or '' (nothing)"
+    idle = m.trains and freeze == "trunk" and m.projector in (None, "identity") and not classified
+    yield "model.freeze", not idle, f"'' or a number of blocks, since {m.name} trains neither projector nor classifier"
     each = len(c.memory.step_momentum) == len(c.memory.step_epochs)
     yield "memory.step_momentum", each, f"one value for each of memory.step_epochs = {c.memory.step_epochs}"
     stepped = c.optimizer.schedule != "step" or len(c.optimizer.boundary_epochs) > 0
@@ -142,10 +150,10 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     for key, valid, expected in itertools.chain(rules, _relations(config, method)):
         if not valid:
             raise UserError(f"found {key} = {flat[key]!r}; expected {expected}.")
-    if config.train.batch_size % num_devices:
-        below = config.train.batch_size // num_devices * num_devices
-        near = f"{below} or {below + num_devices}" if below else str(num_devices)
-        raise UserError(
-            f"found train.batch_size = {config.train.batch_size}; expected a multiple of the {num_devices} devices; "
-            f"use {near}."
-        )
+    parts, of = num_devices * config.train.microbatches, f"the {num_devices} devices"
+    if config.train.microbatches > 1:
+        of = f"{parts}, the number of devices ({num_devices}) times train.microbatches"
+    if config.train.batch_size % parts:
+        below = config.train.batch_size // parts * parts
+        near = f"{below} or {below + parts}" if below else str(parts)
+        raise UserError(f"found train.batch_size = {config.train.batch_size}; expected a multiple of {of}; use {near}.")

@@ -65,7 +65,7 @@ def warn_of_unseen(root: pathlib.Path = pathlib.Path("/")) -> None:
     Args:
       root: the root of the file system.
     """
-    if jax.default_backend() != "cpu" or (jax.config.jax_platforms or "").startswith("cpu") or not is_first():
+    if jax.default_backend() != "cpu" or (jax.config.values["jax_platforms"] or "").startswith("cpu") or not is_first():
         return
     found = {}
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")

@@ -30,11 +30,11 @@ def test_what_a_resnet18_keeps_of_a_view_is_what_its_convolutions_give():
 
 def test_remat_and_a_narrow_dtype_keep_less():
     def each(**overrides):
-        return fit.estimate(loaded("baseline", **{"model.trunk": "regnet_y_200mf"} | overrides)).each
+        return fit.estimate(loaded("baseline", **{"model.trunk": "resnet18"} | overrides)).each
 
     full = each()
     assert 0.45 * full < each(**{"model.dtype": "bfloat16"}) < 0.6 * full
-    assert each(**{"model.remat": True}) < 0.7 * full
+    assert each(**{"model.remat": True}) < 0.85 * full
 
 
 def test_the_fixed_part_counts_state_gradient_memory_and_images():

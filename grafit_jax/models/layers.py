@@ -16,6 +16,8 @@ from grafit_jax.models.depthwise import depthwise_conv
 
 # On CPU: largest input of one convolution in bytes, so that it fits in a core's caches.
 PART = 2**22
+# The number that `block_of` gives a layer above the blocks.
+ABOVE = 2**31
 
 
 def conv_general_dilated(images: Array, kernel: Array, strides: Sequence[int], padding: Any, **options) -> Array:
@@ -88,6 +90,12 @@ def stage_of(block: int, sizes: Sequence[int]) -> tuple[int, int]:
     return before + 1, block - sum(sizes[:before])
 
 
+def block_of(layer: str) -> int:
+    """Returns the number in the name of a trunk's block, such as YBlock_3; -1 for a layer of the stem, ABOVE above."""
+    kind, _, number = layer.rpartition("_")
+    return ABOVE if layer.startswith("last_") else int(number) if kind.endswith("Block") else -1
+
+
 class Trunk(nn.Module, kw_only=True):
     """A network without a head: float [B, H, W, C] -> float32 [B, features].
 
@@ -102,7 +110,7 @@ class Trunk(nn.Module, kw_only=True):
       drop_path: probability to leave out the residual branch of the last block (Huang et al. 2016); that of the others
         falls linearly to 0 at the first.
       frozen_blocks: number of blocks from the first on whose batch norms, like the stem's, use the running statistics
-        in training too, so that they compute a fixed function of fixed weights.
+        in training too, so that they compute a fixed function of fixed weights; `num_blocks` + 1 for all layers.
       freeze_batch_norm: whether those of all blocks do.
     """
 
@@ -124,6 +132,16 @@ class Trunk(nn.Module, kw_only=True):
     def torch_name(self, path: Sequence[str]) -> str:
         """Returns the name of a layer in torchvision's or timm's weights."""
         raise NotImplementedError
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all layers are frozen, so that the trunk is a fixed function."""
+        return self.frozen_blocks > self.num_blocks
+
+    @nn.nowrap
+    def is_frozen(self, layer: str) -> bool:
+        """Returns whether the layer of this name is frozen."""
+        return min(max(block_of(layer), 0), self.num_blocks) < self.frozen_blocks
 
     @nn.nowrap
     def norm(self, block: int, train: bool, **options: Any) -> Callable[..., nn.Module]:

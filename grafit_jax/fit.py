@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from grafit_jax import memory, methods, parallel, restore
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
+from grafit_jax.state import merged
 
 # XLA keeps at least the results of these for the backward pass, and computes elementwise functions of them again. The
 # last one is `models.depthwise`.
@@ -67,7 +68,7 @@ def estimate(run: Experiment) -> Need:
     """
     config, train = run.config, run.training
     state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))
-    fixed = _bytes(state) + _bytes(state.params)
+    fixed = _bytes(state) + _bytes(run.network.trained(state.params))
     if run.method.uses_memory:
         rows = memory.rows_per_device(len(train), parallel.num_all_devices())
         fixed += rows * (config.model.embed_dim + 1) * 4
@@ -87,12 +88,12 @@ def _kept(run: Experiment, state: Any, view: jax.ShapeDtypeStruct) -> int:
     network = methods.build_network(run.method, config, num_classes=len(run.training.train_names), axis_name=None)
 
     def residuals(params, batch_stats, view, policy):
-        def forward(params):
-            variables = {"params": params, "batch_stats": batch_stats}
+        def forward(trained):
+            variables = {"params": merged(trained, params), "batch_stats": batch_stats}
             return network.apply(variables, view, train=True, mutable=["batch_stats"])[0]
 
         of_state = {id(x) for x in jax.tree.leaves((params, batch_stats))}
-        _, backward = jax.vjp(jax.checkpoint(forward, policy=policy) if policy else forward, params)
+        _, backward = jax.vjp(jax.checkpoint(forward, policy=policy) if policy else forward, network.trained(params))
         return [x for key, x in {id(x): x for x in jax.tree.leaves(backward)}.items() if key not in of_state]
 
     # The policy overrides that of remat, whose blocks keep their inputs only.

@@ -28,6 +28,12 @@ def test_what_a_resnet18_keeps_of_a_view_is_what_its_convolutions_give():
     assert found == pytest.approx(4 * (values + 64**2), rel=0.01)  # with the view itself
 
 
+def test_frozen_layers_keep_nothing_and_have_no_gradient():
+    whole, half, heads = (fit.estimate(loaded("grafit", **{"model.freeze": part})) for part in ("", "2", "trunk"))
+    assert heads.each < half.each < whole.each
+    assert heads.fixed < half.fixed < whole.fixed
+
+
 def test_remat_and_a_narrow_dtype_keep_less():
     def each(**overrides):
         return fit.estimate(loaded("baseline", **{"model.trunk": "resnet18"} | overrides)).each
@@ -37,7 +43,7 @@ def test_remat_and_a_narrow_dtype_keep_less():
     assert each(**{"model.remat": True}) < 0.85 * full
 
 
-def test_the_fixed_part_counts_state_gradient_memory_and_images():
+def test_the_fixed_part_counts_state_gradient_memory_and_resident_images():
     run = loaded("grafit")
     state, rows = restore.initial(run)
     arrays = jax.tree.leaves((state, state.params, rows))

@@ -49,8 +49,7 @@ def check(run: Experiment) -> None:
     if need(images // parts) <= limit * _MARGIN:
         return
     found = f"train.batch_size = {train.batch_size}{f' with train.microbatches = {parts}' if parts > 1 else ''}"
-    found = f"found {found}, which takes about {need(images // parts) / 2**30:.2g} GiB a device"
-    found += f"; expected at most {limit / 2**30:.2g} GiB"
+    found = f"found {found}, which takes about {_gib(need(images // parts))} a device; expected at most {_gib(limit)}"
     fitting = [count for count in range(parts, images + 1) if images % count == 0 and need(images // count) <= most]
     if not fitting:
         raise UserError(
@@ -104,6 +103,10 @@ def _kept(run: Experiment, state: Any, view: jax.ShapeDtypeStruct) -> int:
 
 def _bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.{0 if size >= 10 * 2**30 else 1}f} GiB"
 
 
 def _limit() -> int | None:

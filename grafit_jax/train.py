@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, parallel, presets, pulse, restore, train_step
+from grafit_jax import experiment, fit, parallel, presets, pulse, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.objective import EpochMeans
@@ -62,6 +62,8 @@ def train(
                 parallel.check_same(f"images or labels of split {split}, or another order of them", fingerprint)
             if not parallel.all_agree((path / "config.json").is_file()):  # a resumed run does not read the weights
                 parallel.check_same("weights in model.pretrained or model.init", restore.check_start(run))
+            if not parallel.all_agree((path / "metrics.json").is_file()):  # a complete run takes no step
+                fit.check(run)
         if not exists:
             held.enter_context(workdir.lock(path))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import ml_collections
 
-from grafit_jax import experiment, parallel, presets, pulse, restore, train_step
+from grafit_jax import experiment, fit, parallel, presets, pulse, restore, train_step
 from grafit_jax import train as train_lib
 from grafit_jax.errors import warn
 from grafit_jax.experiment import Experiment
@@ -80,6 +80,7 @@ def profile(config: ml_collections.ConfigDict, path: pathlib.Path) -> pathlib.Pa
     config = presets.resolve(config, path)
     config.train.steps_per_call = 1
     run = restore.load(config, path)
+    fit.check(run)
     feed = experiment.make_feed(run)
     step, inputs = train_step.pmap_steps(run, feed), next(iter(feed.epoch(0)))
     state, memory, _ = jax.block_until_ready(step(*restore.initial(run), inputs))  # compiles

@@ -210,7 +210,12 @@ def test_gradients_and_statistics_equal_torchvisions_and_timms(name, torch, torc
         gradient = jax.jit(jax.value_and_grad(cross_entropy(network, jnp.array(labels), images), has_aux=True))
         (loss, stats), grads = jax.device_get(gradient(variables["params"], variables["batch_stats"]))
     assert float(loss) == pytest.approx(torch_loss.item(), abs=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), grads, expected["params"])
+
+    def assert_near(got, wanted):
+        # Lite0's biases before a linear layer with a batch norm have no gradient, only rounding errors.
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max() + 1e-12)
+
+    jax.tree.map(assert_near, grads, expected["params"])
     # Variances differ by design: PyTorch divides running variances by n - 1.
     for got, mean in zip(means(stats), means(expected["batch_stats"]), strict=True):
         np.testing.assert_allclose(got, mean, atol=1e-5)

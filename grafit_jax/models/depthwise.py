@@ -44,17 +44,18 @@ def _backward(stride: int, pads: Pads, saved: tuple[Array, Array], gradients: Ar
     sides = zip(images.shape[1:], kernel.shape, before, gradients.shape[1:], strict=False)
     after = [side + size - 1 - low - ((number - 1) * stride + 1) for side, size, low, number in sides]
     around = [(low, high, stride - 1) for low, high in zip(before, after, strict=True)]
-    ones = jnp.ones((1, gradients.shape[1] * gradients.shape[2]), jnp.float32)  # a matrix product adds up faster
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    ones = jnp.ones((1, gradients.shape[1] * gradients.shape[2]), wide)  # a matrix product adds up faster
 
     def of_image(total: Array, one: tuple[Array, Array]) -> tuple[Array, Array]:
         image, gradient = one
         spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), [*around, (0, 0, 0)])
-        products = (part.astype(jnp.float32) * gradient for _, _, part in _shifts(image, kernel.shape, stride, pads))
+        products = (part.astype(wide) * gradient for _, _, part in _shifts(image, kernel.shape, stride, pads))
         sums = jnp.concatenate([ones @ product.reshape(-1, product.shape[-1]) for product in products])
         return total + sums, _convolve(spread, flipped, 1, ((0, 0), (0, 0)))
 
     height, width, _, channels = kernel.shape
-    zeros = jnp.zeros((height * width, channels), jnp.float32)
+    zeros = jnp.zeros((height * width, channels), wide)
     of_kernel, of_images = lax.scan(of_image, zeros, (images, gradients))
     return of_images, of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 

@@ -297,7 +297,7 @@ def test_what_the_hub_refuses_is_a_one_line_error(served, name, message):
         pretrained.describe(name)
 
 
-def test_without_network_or_huggingface_hub_the_error_is_one_line(cache, monkeypatch):
+def test_without_network_or_huggingface_hub_the_error_is_one_line(cache, monkeypatch, caplog):
     with pytest.raises(
         UserError, match=rf"{NAME}: cannot be downloaded \(.*offline.*\); check the name and the network"
     ):
@@ -311,6 +311,7 @@ def test_without_network_or_huggingface_hub_the_error_is_one_line(cache, monkeyp
         UserError, match=rf"{NAME}: cannot be downloaded \(.*refused.*\); check the name and the network"
     ):
         pretrained.describe(NAME)
+    assert not caplog.records
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=rf"{NAME}: found no huggingface_hub; use `pip install huggingface_hub`"):
         pretrained.describe(NAME)

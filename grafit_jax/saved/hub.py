@@ -74,7 +74,8 @@ def _package(name: str) -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
-        from huggingface_hub.utils     except ImportError:
+        from huggingface_hub.utils import logging
+    except ImportError:
         raise UserError(f"hf:{name}: found no huggingface_hub; use `pip install huggingface_hub`.") from None
     logging.set_verbosity_error()  # it warns of each of its retries
     return huggingface_hub

@@ -6,7 +6,7 @@ Paper: https://arxiv.org/abs/2303.12756 (MaskCon), Recall@k rows; docs/paper.md 
 Command:
     python experiments/train.py --config=configs/maskcon.py:dataset=cifar100,method=grafit_maskcon \\
         --workdir=runs/maskcon --config.data.data_dir=$HOME/tensorflow_datasets \\
-        --config.model.pretrained=resnet18.safetensors
+        --config.model.pretrained=hf:timm/resnet18.tv_in1k
     python experiments/train.py --config=configs/maskcon.py:dataset=cifar100,preset=cpu --workdir=runs/maskcon_cpu \\
         --config.data.data_dir=$HOME/tensorflow_datasets
 

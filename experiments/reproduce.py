@@ -43,7 +43,9 @@ _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every row, as 0,1,2 (default
 _ROWS = flags.DEFINE_list("rows", None, "rows to train, in this order (default: all)")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
 _DATA_SOURCE = flags.DEFINE_string("data_source", "", "source of the same images, as npz:DIR (default: the config's)")
-_PRETRAINED = flags.DEFINE_string("pretrained", "", "file of weights, for a table with pretrained trunks")
+_PRETRAINED = flags.DEFINE_string(
+    "pretrained", "", "file or name of weights for a table with pretrained trunks (default: its own)"
+)
 _RECORD = flags.DEFINE_bool("record", False, "add the results to experiments/results, docs and README.md")
 _AGAIN = flags.DEFINE_bool("again", False, "with --record: train recorded runs again, in an empty --workdir")
 _JOBS = flags.DEFINE_integer("jobs", 1, "number of runs at a time", lower_bound=1)

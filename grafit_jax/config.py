@@ -4,13 +4,13 @@ import copy
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
 from flax import traverse_util
 
+from grafit_jax import open_keys
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.views import augment
 
@@ -54,10 +54,6 @@ PLACES = ("data.data_dir", "data.inat_categories_file")
 STARTS = ("clusterfit.source", "model.init", "model.pretrained")
 # The kinds of data.source that are followed by a path.
 FILES = ("folder", "csv", "npz")
-# Prefix of a model on the Hugging Face hub, in place of a path.
-HUB = "hf:"
-# A commit of the hub, perhaps shortened.
-_COMMIT = re.compile("[0-9a-f]{7,40}")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -95,9 +91,11 @@ def default() -> ml_collections.ConfigDict:
     d.on_unreadable = "fatal"
 
     c.model = m = ml_collections.ConfigDict()
-    m.trunk = "resnet18"  # Trunk: resnet8 | resnet18 | resnet34 | resnet50 | regnet_y_200mf … regnet_y_16gf.
-    # First layers: imagenet (stride 2, then max pooling for ResNets) | cifar (stride 1) | patch2 (2x2 pixels folded
-    # into channels).
+    # Trunk: resnet8 | resnet18 | resnet34 | resnet50 | regnet_y_200mf … regnet_y_16gf | tf_efficientnet_lite0 |
+    # vit_small_patch16_224 | vit_small_patch14_dinov2 | vit_small_patch14_reg4_dinov2, also with base instead of small.
+    m.trunk = "resnet18"
+    # First layers: imagenet (stride 2, then max pooling for ResNets; the patches of vit_*, which have no other stem) |
+    # cifar (stride 1) | patch2 (2x2 pixels folded into channels).
     m.stem = "cifar"
     m.head_hidden_dim = 4096  # Hidden width of projector and predictor, >= 1; BYOL uses 4096.
     m.embed_dim = 256  # Dimension of the embedding, >= 1; BYOL uses 256.
@@ -111,6 +109,14 @@ def default() -> ml_collections.ConfigDict:
     m.pretrained = ""
     # Initial weights of trunk and heads: workdir of a run, folder of a saved model, or hf:owner/name; empty = none.
     m.init = ""
+    # Part of the trunk that keeps its initial weights: trunk = all of it | a number N, below the number of blocks, such
+    # as 6 = the stem and the first N blocks; empty = nothing. Its batch norms keep and use their running statistics.
+    m.freeze = ""
+    # Whether all batch norms of the trunk use, and keep, their running statistics in training; those of heads do not.
+    m.freeze_batch_norm = False
+    # Probability to leave out the residual branch of the trunk's last block, in [0, 1); that of the others falls
+    # linearly to 0 at the first. The target network keeps all branches.
+    m.drop_path = 0.0
     # Whether the backward pass recomputes the activations of residual blocks, which saves memory and costs time.
     m.remat = False
     # Whether batch statistics span all devices, which makes results independent of the device count.
@@ -128,9 +134,10 @@ def default() -> ml_collections.ConfigDict:
     c.key_views = _augmentations()  # Views of the momentum encoder's keys; size, mean and std are those of views.
 
     c.mixing = ml_collections.ConfigDict()
-    # alpha of Mixup's Beta(alpha, alpha), >= 0; 0 = no Mixup. Requires cross-entropy as the only loss.
+    # alpha of Mixup's Beta(alpha, alpha), >= 0; 0 = no Mixup. Requires cross-entropy as the only loss. An image's
+    # partner is of the same part of the batch; see train.microbatches.
     c.mixing.mixup = 0.0
-    # alpha of CutMix's Beta(alpha, alpha), >= 0; 0 = no CutMix. Requires cross-entropy as the only loss.
+    # alpha of CutMix's Beta(alpha, alpha), >= 0; 0 = no CutMix. As for mixing.mixup.
     c.mixing.cutmix = 0.0
 
     c.loss = ml_collections.ConfigDict()
@@ -162,11 +169,13 @@ def default() -> ml_collections.ConfigDict:
     c.ema.final = 1.0  # tau at the last step, reached along a cosine, in [0, 1]; BYOL uses 1.
 
     c.optimizer = o = ml_collections.ConfigDict()
+    o.name = "sgd"  # Optimizer: sgd (with momentum) | adamw (weight decay is not part of the gradient).
     o.learning_rate = 0.1  # Peak learning rate for a batch of 256 images, > 0; scaled linearly with the batch size.
-    o.momentum = 0.9  # Momentum of SGD, in [0, 1).
+    o.momentum = 0.9  # Momentum of SGD, or beta1 of AdamW, in [0, 1).
+    o.beta2 = 0.999  # beta2 of AdamW, in [0, 1).
     o.nesterov = True  # Whether SGD uses Nesterov momentum.
     o.weight_decay = 1e-4  # Weight decay, >= 0.
-    # Whether weight decay covers biases and batch norms too; False = kernels only, as in BYOL.
+    # Whether weight decay covers biases, norms, positions and tokens too; False = kernels only, as in BYOL.
     o.decay_all = False
     o.warmup_epochs = 10.0  # Epochs of linear learning-rate warm-up from 0, >= 0.
     # Ratio of a trunk block's learning rate to that of the block or head above it, in (0, 1]; heads have the full rate.
@@ -178,7 +187,10 @@ def default() -> ml_collections.ConfigDict:
 
     c.train = t = ml_collections.ConfigDict()
     t.epochs = 600  # Number of training epochs, >= 1.
-    t.batch_size = 1024  # Images per step over all devices, a multiple of the device count.
+    t.batch_size = 1024  # Images per step over all devices, a multiple of devices times microbatches.
+    # Parts, >= 1, into which each device splits its images of a step, to need less memory: it adds up their gradients.
+    # A batch norm takes its statistics from one part (on all devices, see model.sync_batch_norm).
+    t.microbatches = 1
     # Whether a step whose loss or gradient is not finite is skipped and counted instead of applied.
     t.skip_not_finite = False
     # Steps compiled into one lax.scan; 0 = up to 100 on accelerators, and 1 on CPU, where XLA's loops are slow.
@@ -229,34 +241,6 @@ def _augmentations() -> ml_collections.ConfigDict:
     a.blur = views.blur  # Range of the Gaussian blur's standard deviation in pixels; (0, 0) = no blur.
     a.blur_prob = views.blur_prob  # Probability of Gaussian blur, in [0, 1].
     return a
-
-
-def leave_open(config: ml_collections.ConfigDict, keys: Iterable[str]) -> None:
-    """Leaves keys open: None, until `presets.resolve` or the user gives them a value of the default's type."""
-    for key in keys:
-        group, _, name = key.rpartition(".")
-        place = config[group] if group else config
-        place[name] = ml_collections.FieldReference(None, field_type=place.get_type(name))
-
-
-def completed(flat: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a flat config with the values of the flat config `stored` for what a run decides at its start.
-
-    That are open keys, and the commit of model.pretrained if the hub's model is the same. A branch or tag is the same
-    as any commit, since only the hub knows its commit.
-    """
-    taken = {key: stored[key] for key, value in flat.items() if value is None and key in stored}
-    key = "model.pretrained"
-    if _is_pinned(flat.get(key), stored.get(key)):
-        taken[key] = stored[key]
-    return {**flat, **taken}
-
-
-def _is_pinned(given: str | None, stored: str | None) -> bool:
-    """Returns whether `stored` is the model of the hub `given`, at a commit that `given` may leave open."""
-    (name, _, revision), (same, _, commit) = ((value or "").partition("@") for value in (given, stored))
-    known = not _COMMIT.fullmatch(revision) or commit.startswith(revision)
-    return name.startswith(HUB) and name == same and bool(commit) and known
 
 
 def check_schema(config: ml_collections.ConfigDict) -> None:
@@ -354,7 +338,7 @@ def with_absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.Con
     config = copy.deepcopy(config)
     config.data.source = absolute(config.data.source)
     for key, value in _starts(config).items():
-        if value and not value.startswith(HUB):
+        if value and not value.startswith(open_keys.HUB):
             config.update_from_flattened_dict({key: os.path.abspath(os.path.expanduser(value))})
     return config
 
@@ -371,17 +355,17 @@ def with_short_paths(config: ml_collections.ConfigDict) -> ml_collections.Config
     if kind in FILES:
         config.data.source = f"{kind}{colon}{os.path.basename(place)}"
     for key, value in (_starts(config) | {key: flatten(config)[key] for key in PLACES}).items():
-        config.update_from_flattened_dict({key: value if value.startswith(HUB) else os.path.basename(value)})
+        config.update_from_flattened_dict({key: value if value.startswith(open_keys.HUB) else os.path.basename(value)})
     return config
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
     """Returns 'key: old -> new' for every key that differs, except `PLACES`; paths are absolute.
 
-    What `new` leaves open does not differ; see `completed`.
+    What `new` leaves open does not differ; see `open_keys.completed`.
     """
     a, b = (without_places(with_absolute_paths(config)) for config in (old, new))
-    b = completed(b, a)
+    b = open_keys.completed(b, a)
     return [
         f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
     ]

@@ -7,12 +7,13 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import methods
+from grafit_jax import methods, open_keys
 from grafit_jax.data.readers.folder import ON_UNREADABLE
 from grafit_jax.errors import UserError, choose
 from grafit_jax.methods import Method
 from grafit_jax.models import heads
-from grafit_jax.models.trunks import PRETRAINED, STEMS, TRUNKS
+from grafit_jax.models.layers import STEMS
+from grafit_jax.models.trunks import PRETRAINED, TRUNKS
 from grafit_jax.models.weights import WEIGHTS
 from grafit_jax.views import augment
 from grafit_jax.views.crops import RESIZE_MODES
@@ -25,6 +26,7 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "memory.init": ("embed", "random"),
     "data.on_unreadable": ON_UNREADABLE,
     "data.resize_mode": RESIZE_MODES,
+    "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("cosine", "step"),
     "eval.crop": ("whole", "centre"),
 }
@@ -39,12 +41,13 @@ _ASCENDING: _Rule = (
     "ascending epochs > 0, such as (40, 80)",
 )
 _COUNTS = (
-    "model.head_hidden_dim", "model.embed_dim", "train.epochs", "train.batch_size", "train.shuffle_buffer",
-    "eval.batch_size", "eval.knn_k", "checkpoint.every_epochs", "checkpoint.keep",
+    "model.head_hidden_dim", "model.embed_dim", "train.epochs", "train.batch_size", "train.microbatches",
+    "train.shuffle_buffer", "eval.batch_size", "eval.knn_k", "checkpoint.every_epochs", "checkpoint.keep",
 )  # fmt: skip
 _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "seed": _FROM_0,
     "data.image_size": (lambda v: v >= 0, "0 (not resized) or the side in pixels"),
+    "model.drop_path": _BELOW_1,
     "mixing.mixup": (lambda v: v >= 0, "alpha > 0, or 0 (off)"),
     "mixing.cutmix": (lambda v: v >= 0, "alpha > 0, or 0 (off)"),
     "loss.temperature": (lambda v: v > 0, "sigma > 0 (the paper uses 0.05)"),
@@ -59,6 +62,7 @@ _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "ema.final": (lambda v: 0 <= v <= 1, "a value in [0, 1] (BYOL uses 1)"),
     "optimizer.learning_rate": (lambda v: v > 0, "a value > 0"),
     "optimizer.momentum": _BELOW_1,
+    "optimizer.beta2": _BELOW_1,
     "optimizer.weight_decay": _FROM_0,
     "optimizer.warmup_epochs": _FROM_0,
     "optimizer.layer_decay": (lambda v: 0 < v <= 1, "a factor in (0, 1]"),
@@ -76,7 +80,7 @@ _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
 
 def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, bool, str]]:
     """Yields checks across keys: (key to change, whether its value is valid, description of the valid values)."""
-    patches, classified = c.model.stem == "patch2", m.supervised == "cross_entropy"
+    trunk, classified = TRUNKS[c.model.trunk](stem=c.model.stem), m.supervised == "cross_entropy"
     centre, size = c.eval.crop == "centre", c.eval.size or c.views.size
     cropped = c.eval.resize or augment.resize_for(size)
     several = m.instance != "predict" or c.views.num_views >= 2
@@ -85,7 +89,14 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "model.projector_norm", not normed, f"False, since {m.name} has no MLP projector"
     headless = c.eval.layers[0] == "projector" and not m.projector
     yield "eval.layers", not headless, f"trunk first, since {m.name} has no projector"
-    yield "views.size", not (patches and c.views.size % 2), "an even number for the stem patch2"
+    fits = c.model.stem in trunk.stems
+    yield "model.stem", fits, f"{' or '.join(trunk.stems)} with {c.model.trunk}, whose stem is its patches"
+    yield "views.size", c.views.size % trunk.multiple == 0, _multiple(c, trunk.multiple, c.views.size)
+    freeze, blocks = c.model.freeze, trunk.num_blocks
+    part = freeze in ("", "trunk") or (freeze.isdecimal() and 1 <= int(freeze) < blocks)
+    yield "model.freeze", part, f"trunk, a number of blocks, 1 to {blocks - 1} for {c.model.trunk}, or '' (nothing)"
+    idle = m.trains and freeze == "trunk" and m.projector in (None, "identity") and not classified
+    yield "model.freeze", not idle, f"'' or a number of blocks, since {m.name} trains neither projector nor classifier"
     each = len(c.memory.step_momentum) == len(c.memory.step_epochs)
     yield "memory.step_momentum", each, f"one value for each of memory.step_epochs = {c.memory.step_epochs}"
     stepped = c.optimizer.schedule != "step" or len(c.optimizer.boundary_epochs) > 0
@@ -104,12 +115,20 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "model.init", not given, "none with model.pretrained, which gives another trunk; use one of them"
     enough = not centre or c.data.image_size == 0 or c.data.image_size >= cropped
     yield "data.image_size", enough, f"0 (not resized) or at least {cropped}, the side that evaluation crops from"
-    yield "eval.size", not (patches and c.eval.size % 2), "an even number for the stem patch2"
+    yield "eval.size", c.eval.size % trunk.multiple == 0, _multiple(c, trunk.multiple, c.eval.size)
     short = m.uses_queue and c.queue.size < c.train.batch_size
     yield "queue.size", not short, f"at least train.batch_size = {c.train.batch_size} keys (MaskCon uses 8192)"
     single = not c.data.stream or c.train.steps_per_call <= 1
     yield "train.steps_per_call", single, "0 or 1 with data.stream, since the host feeds each step its batch"
     yield "train.host_crops", c.data.stream or not c.train.host_crops, "False unless data.stream is on"
+
+
+def _multiple(c: ml_collections.ConfigDict, number: int, size: int) -> str:
+    """Describes the sizes of images that the first layer divides into patches, with the one nearest to `size`."""
+    if c.model.stem == "patch2":
+        return "an even number for the stem patch2"
+    near = max(round(size / number), 1) * number
+    return f"a multiple of {number}, the patch of {c.model.trunk}; use {near}"
 
 
 def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
@@ -123,7 +142,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     method = methods.get(config.method)
     for key, choices in _CHOICES.items():
         choose(flat[key], key, choices)
-    if config.model.pretrained.startswith(config_lib.HUB) or config.model.pretrained.endswith(WEIGHTS):
+    if config.model.pretrained.startswith(open_keys.HUB) or config.model.pretrained.endswith(WEIGHTS):
         choose(config.model.trunk, "model.trunk with pretrained weights", PRETRAINED)
     for name in config.eval.layers:
         choose(name, "entry of eval.layers", ("trunk", "projector"))
@@ -131,10 +150,10 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     for key, valid, expected in itertools.chain(rules, _relations(config, method)):
         if not valid:
             raise UserError(f"found {key} = {flat[key]!r}; expected {expected}.")
-    if config.train.batch_size % num_devices:
-        below = config.train.batch_size // num_devices * num_devices
-        near = f"{below} or {below + num_devices}" if below else str(num_devices)
-        raise UserError(
-            f"found train.batch_size = {config.train.batch_size}; expected a multiple of the {num_devices} devices; "
-            f"use {near}."
-        )
+    parts, of = num_devices * config.train.microbatches, f"the {num_devices} devices"
+    if config.train.microbatches > 1:
+        of = f"{parts}, the number of devices ({num_devices}) times train.microbatches"
+    if config.train.batch_size % parts:
+        below = config.train.batch_size // parts * parts
+        near = f"{below} or {below + parts}" if below else str(parts)
+        raise UserError(f"found train.batch_size = {config.train.batch_size}; expected a multiple of {of}; use {near}.")

@@ -42,6 +42,12 @@ def warn(message: str) -> None:
     tqdm.tqdm.write(f"warning: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
+def install(extra: str) -> str:
+    """Returns the command that installs an extra of pyproject.toml: in the checkout, or of the installed package."""
+    checkout = (pathlib.Path(__file__).parent.parent / "pyproject.toml").is_file()
+    return f"pip install -e '.[{extra}]'" if checkout else f"pip install 'grafit_jax[{extra}]'"
+
+
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
     """Creates the folder of an output file; turns an OSError while the file is written into a UserError."""

@@ -60,8 +60,12 @@ class Experiment:
     clusters: Clusters | None = None
 
     @property
+    def epochs(self) -> int:
+        return self.config.train.epochs if self.method.trains else 0
+
+    @property
     def total_steps(self) -> int:
-        return self.config.train.epochs * self.steps_per_epoch
+        return self.epochs * self.steps_per_epoch
 
     def fingerprints(self) -> dict[str, str]:
         """Returns split -> fingerprint of its images and labels in order; also "clusters" for ClusterFit."""

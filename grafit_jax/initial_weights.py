@@ -43,7 +43,7 @@ def random(run: Experiment, rng: Array) -> Variables:
     """Returns the weights of the whole network that the key `rng` gives."""
     image = (2, run.views.size, run.views.size, run.records["train"].image.shape[-1])
     found = run.network.init(rng, jnp.zeros(image, jnp.float32), train=False)
-    params, batch_stats = found["params"], found["batch_stats"]
+    params, batch_stats = found["params"], found.get("batch_stats", {})  # a transformer has none
     if run.config.model.head_init == "pytorch":
         own_heads = {name: part for name, part in params.items() if name != "trunk"}
         params = params | heads.as_pytorch(own_heads, jax.random.fold_in(rng, _HEADS_KEY))
@@ -99,7 +99,8 @@ def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[
     same_stem = theirs.stem == model.stem
     return {
         kind: {name: layer for name, layer in variables[kind]["trunk"].items() if same_stem or name != "Conv_0"}
-        for kind in ("params", "batch_stats")
+        for kind in variables
+        if "trunk" in variables[kind]
     }
 
 

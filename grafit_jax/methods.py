@@ -34,6 +34,11 @@ class Method:
     protocol: str = "paper"
 
     @property
+    def trains(self) -> bool:
+        """Whether the method has a loss; otherwise its runs evaluate the initial weights."""
+        return bool(self.supervised or self.instance)
+
+    @property
     def uses_memory(self) -> bool:
         """Whether the method has a memory with a slot for every training image."""
         return self.supervised == "knn"
@@ -67,6 +72,8 @@ class Method:
 METHODS = {
     m.name: m
     for m in (
+        # The control for pretrained trunks: the initial weights, with nothing trained [ours].
+        Method("frozen", None, None, projector=None),
         Method("baseline", "cross_entropy", None, projector=None),
         Method("baseline_mlp", "cross_entropy", None),
         # ClusterFit+ with Grafit's projector, in analogy to SNCA+ [ours].
@@ -121,9 +128,25 @@ def build_network(
     }
 
     return Network(
-        trunk=build_trunk(config.trunk, stem=config.stem, dtype=dtype, axis_name=axis_name, remat=config.remat),
+        trunk=build_trunk(
+            config.trunk,
+            stem=config.stem,
+            dtype=dtype,
+            axis_name=axis_name,
+            remat=config.remat,
+            drop_path=config.drop_path,
+            frozen_blocks=_frozen_blocks(config),
+            freeze_batch_norm=config.freeze_batch_norm,
+        ),
         projector=projectors[method.projector],
         predictor=mlp() if method.instance == "predict" else None,
         classifier=nn.Dense(num_classes) if method.supervised == "cross_entropy" else None,
         classify="projection" if method.protocol == "paper" else "features",
     )
+
+
+def _frozen_blocks(config: ml_collections.ConfigDict) -> int:
+    """Returns the `Trunk.frozen_blocks` of `model.freeze`."""
+    if config.freeze == "trunk":
+        return build_trunk(config.trunk).num_blocks + 1  # the layers above the blocks, too
+    return int(config.freeze or 0)

@@ -11,6 +11,8 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from grafit_jax.models.layers import ABOVE, block_of
+
 
 class Schedules(NamedTuple):
     """Schedules, as functions of the step.
@@ -63,13 +65,19 @@ def _cosine(step: ArrayLike, *, steps: int) -> Array:
 
 
 def make_optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """Returns SGD with momentum and weight decay; `config` is the group `optimizer` of the config."""
-    parts = [
-        optax.add_decayed_weights(
-            config.weight_decay, mask=lambda params: jax.tree.map(lambda p: config.decay_all or p.ndim > 1, params)
-        ),
-        optax.sgd(learning_rate, momentum=config.momentum, nesterov=config.nesterov),
-    ]
+    """Returns SGD with momentum, or AdamW, with weight decay; `config` is the group `optimizer` of the config."""
+
+    def decayed(params):
+        return jax.tree.map_with_path(lambda path, _: config.decay_all or path[-1].key == "kernel", params)
+
+    if config.name == "adamw":
+        adam = optax.adamw(
+            learning_rate, b1=config.momentum, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed
+        )
+        parts = [adam]
+    else:
+        sgd = optax.sgd(learning_rate, momentum=config.momentum, nesterov=config.nesterov)
+        parts = [optax.add_decayed_weights(config.weight_decay, mask=decayed), sgd]
     if config.layer_decay < 1:
         parts.append(optax.stateless(lambda updates, _: _layer_rates(updates, config.layer_decay)))
     return optax.chain(*parts)
@@ -78,15 +86,21 @@ def make_optimizer(config: ml_collections.ConfigDict, learning_rate: optax.Sched
 def _layer_rates(updates: dict[str, Any], decay: float) -> dict[str, Any]:
     """Scales the updates of the trunk's last block by `decay`, of the one before it by its square, and so on.
 
-    The stem counts as the block before the first one.
+    The stem counts as the block before the first one; layers above the blocks count as part of the last, as in timm.
     """
-    blocks = sorted({_block(name) for name in updates["trunk"]}, reverse=True)
-    power = {block: power for power, block in enumerate(blocks, 1)}
-    trunk = {name: optax.tree.scale(decay ** power[_block(name)], layer) for name, layer in updates["trunk"].items()}
+    if "trunk" not in updates:  # it is frozen
+        return updates
+    blocks = sorted({block_of(name) for name in updates["trunk"]} - {ABOVE}, reverse=True)
+    power = {ABOVE: 1} | {block: power for power, block in enumerate(blocks, 1)}
+    trunk = {name: optax.tree.scale(decay ** power[block_of(name)], layer) for name, layer in updates["trunk"].items()}
     return {**updates, "trunk": trunk}
 
 
-def _block(name: str) -> int:
-    """Returns the number in the name of a trunk's block, such as YBlock_3; -1 for a layer of the stem."""
-    kind, _, number = name.rpartition("_")
-    return int(number) if kind.endswith("Block") else -1
+def skipped(after: optax.OptState, before: optax.OptState) -> optax.OptState:
+    """Returns the state `before` a step with the learning rate's step count of the state `after` it."""
+
+    def is_schedule(path, _):
+        return path[-1].tuple_name == "ScaleByScheduleState"
+
+    count = optax.tree.get(after, "count", filtering=is_schedule)
+    return optax.tree.set(before, is_schedule, count=count)

@@ -7,6 +7,7 @@ training step, `gather` and the functions that say so communicate between hosts.
 import hashlib
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, install, warn
 
 # Maximum rows of a block, and maximum float32 values that a device computes from a block (32 MB).
 _BLOCK_ROWS = 1024
@@ -25,6 +26,8 @@ _BLOCK_SIZE = 2**23
 _GATHER_BYTES = 2**26
 # JAX's default for the compilation time of a program from which on it is cached.
 _MIN_COMPILE_SECONDS = 1.0
+# The PCI vendor of TPUs.
+_GOOGLE = "0x1ae0"
 # The name of the mapped axis in losses, batch norms and memory.
 AXIS = "batch"
 
@@ -55,6 +58,29 @@ def num_all_devices() -> int:
 def is_first() -> bool:
     """Returns whether this is process 0, which writes files."""
     return jax.process_index() == 0
+
+
+def warn_of_unseen(root: pathlib.Path = pathlib.Path("/")) -> None:
+    """Warns of a GPU or TPU in the machine if JAX computes on the CPU, unless the environment asks for that.
+
+    Args:
+      root: the root of the file system.
+    """
+    if jax.default_backend() != "cpu" or (jax.config.values["jax_platforms"] or "").startswith("cpu") or not is_first():
+        return
+    found = {}
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if not hidden and (any(root.glob("dev/nvidia[0-9]*")) or any(root.glob("proc/driver/nvidia/gpus/*"))):
+        found["cuda"] = "an NVIDIA GPU"
+    # Others' devices have the same names, and other devices of Google the same vendor.
+    vendors = [file.read_text().strip() for file in root.glob("sys/bus/pci/devices/*/vendor")]
+    if _GOOGLE in vendors and (any(root.glob("dev/accel[0-9]*")) or any(root.glob("dev/vfio/[0-9]*"))):
+        found["tpu"] = "a TPU"
+    for extra, name in found.items():
+        warn(
+            f"found {name} that JAX does not see, so it computes on the CPU; use `{install(extra)}`, or set "
+            "JAX_PLATFORMS=cpu if you want the CPU."
+        )
 
 
 def all_agree(yes: bool) -> bool:

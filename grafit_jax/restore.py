@@ -102,14 +102,14 @@ def fresh_state(run: Experiment, given: Variables) -> TrainState:
         for kind, parts in given.items():
             for name, layers in parts.items():
                 variables[kind][name] |= layers
-        params = variables["params"]
+        params, trained = variables["params"], run.network.trained(variables["params"])
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             # A copy: the step donates params and target_params, and a buffer cannot be donated twice.
-            target_params=jax.tree.map(jnp.copy, target_part(params)) if run.method.uses_target else {},
+            target_params=jax.tree.map(jnp.copy, target_part(trained)) if run.method.uses_target else {},
             batch_stats=variables["batch_stats"],
-            opt_state=run.tx.init(params),
+            opt_state=run.tx.init(trained),
             rng=rng,
         )
 

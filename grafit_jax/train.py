@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, parallel, presets, pulse, restore, train_step
+from grafit_jax import experiment, fit, parallel, presets, pulse, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.objective import EpochMeans
@@ -62,6 +62,8 @@ def train(
                 parallel.check_same(f"images or labels of split {split}, or another order of them", fingerprint)
             if not parallel.all_agree((path / "config.json").is_file()):  # a resumed run does not read the weights
                 parallel.check_same("weights in model.pretrained or model.init", restore.check_start(run))
+            if not parallel.all_agree((path / "metrics.json").is_file()):  # a complete run takes no step
+                fit.check(run)
         if not exists:
             held.enter_context(workdir.lock(path))
 
@@ -131,7 +133,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         if at_epoch_end and is_evaluated(first_epoch) and not parallel.all_agree(start in writer.evaluations):
             evaluate()
         checked = start
-        for epoch in range(first_epoch, config.train.epochs):
+        for epoch in range(first_epoch, run.epochs):
             epoch_means, progress = EpochMeans(**progress), {}
             end = (epoch + 1) * run.steps_per_epoch
             pulse.at(step, "reading a batch")
@@ -173,7 +175,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
             writer.epoch(line)
             workdir.write_broken(path, run.records)
 
-            last = epoch + 1 == config.train.epochs
+            last = epoch + 1 == run.epochs
             evaluates = last or is_evaluated(epoch + 1)
             try:
                 if evaluates and not stopping:
@@ -189,6 +191,8 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
         # 6. The result on the final weights, whose evaluation may have been interrupted after the last save.
         if not parallel.all_agree(run.total_steps in writer.evaluations):
             evaluate()
+        if not run.epochs and checkpoints.latest_step() is None:  # the model is the initial weights
+            checkpoints.save(step, state, memory, facts)
     metrics = writer.evaluations[run.total_steps]
     _write_result(run, path, metrics, origin)
     return state, metrics

@@ -9,22 +9,26 @@ import optax
 from jax import Array, lax
 
 from grafit_jax import memory as memory_lib
-from grafit_jax import parallel
+from grafit_jax import optimizer, parallel
 from grafit_jax.data.pipeline import Resident, Streamed
 from grafit_jax.experiment import Experiment
 from grafit_jax.memory import Memory
 from grafit_jax.objective import Objective, Totals
 from grafit_jax.parallel import AXIS
-from grafit_jax.state import TrainState, target_part
+from grafit_jax.state import TrainState, merged, target_part
 from grafit_jax.views import augment
 from grafit_jax.views.mixing import mix
 
 Step = Callable[[TrainState, Memory | None, dict[str, Array], Array], tuple[TrainState, Memory | None, Totals]]
+# (batch statistics, batch) -> (gradient of the mean loss, batch statistics, totals, arrays with a row per example)
+Gradient = Callable[[Any, dict[str, Array]], tuple[Any, Any, Totals, dict[str, Any]]]
 
 # Folded into a step's PRNG key for the views of the momentum encoder's keys, which must differ from the queries'.
 _KEY_VIEW = 0x6B6579
 # Folded into a step's PRNG key for the mixing of images.
 _MIX_KEY = 0x6D6978
+# The same for the draws of drop path.
+_DROP_PATH_KEY = 0x64726F70
 
 
 def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
@@ -38,6 +42,14 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
     another, the key, made by `run.key_views`. Each network runs once over all of its views. The target network
     normalises with the statistics of its own batch, as in BYOL and MaskCon, and keeps no running averages.
 
+    Frozen layers get no gradient and no update, and both networks share their weights. With `model.freeze` = trunk,
+    they share its features, too. Where norms are frozen, both networks use the online network's running averages.
+    With `model.drop_path`, the online network drops branches, by draws of its own for each view; the target network
+    keeps all of them.
+
+    With `train.microbatches`, steps 1 to 3 below run over one part of the device's examples after another: batch norms
+    take their statistics from a part, and losses see memory and queue as they were before the step.
+
     With `train.skip_not_finite`, a step whose loss or gradient is not finite changes only the step counts, and is
     counted as `skipped`.
     """
@@ -45,67 +57,85 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
     num_views = config.views.num_views if method.instance == "predict" else 1
     mixed = bool(config.mixing.mixup or config.mixing.cutmix)
     objective = Objective(method, config.loss, num_views, axis_name)
+    # The network's methods for its inputs: images, or the features of a frozen trunk.
+    whole, embed = ("heads", "project") if network.trunk.frozen else ("__call__", "embed")
 
     def step(state, memory, batch, rng):
-        memory_before = memory
-        # 1. Views. Draws are keyed by (seed, step, image id, view), so they do not depend on the device.
+        memory_before, trained = memory, network.trained(state.params)
         key = jax.random.fold_in(rng, state.step)
-        image = batch["image"]
-        for_queries, for_keys = (image[:, :num_views], image[:, num_views:]) if image.ndim == 5 else (image, image)
-        images = _flat_views(for_queries, batch["id"], key, run.views, num_views)
-        if mixed:
-            partners = jax.random.fold_in(key, _MIX_KEY)
-            images, other_label, share = mix(
-                images, batch["label"], batch["id"], partners, **config.mixing, axis_name=axis_name
-            )
-            batch = batch | {"other_label": other_label, "share": share}
 
-        # 2. Targets g_xi(t_j(x)), or keys, outside the differentiated function.
-        targets = None
-        if method.uses_target:
-            seen = images
-            if run.key_views is not None:
-                seen = _flat_views(for_keys, batch["id"], jax.random.fold_in(key, _KEY_VIEW), run.key_views, 1)
-            variables = {"params": state.target_params, "batch_stats": target_part(state.batch_stats)}
-            out, _ = network.apply(variables, seen, train=True, mutable=["batch_stats"], method="embed")
-            targets = out.projection
+        def inputs(images: Array) -> Any:
+            return network.apply(state.variables, images, method="features") if network.trunk.frozen else images
 
-        # 3. The loss of this device's examples, and its gradient. The only collectives are those of batch norms and of
-        # the k-NN loss, which define their gradients: any other psum would multiply gradients by the device count.
-        def loss_fn(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            out, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
-            per_example, terms = objective(out, targets, batch, memory, state.queue)
-            projection = None if out.projection is None else out.projection[: len(batch["id"])]
-            return jnp.mean(per_example), (updated["batch_stats"], terms, projection)
+        def gradient(batch_stats, batch):
+            # 1. Views. Draws are keyed by (seed, step, image id, view), so they do not depend on the device.
+            image = batch["image"]
+            for_queries, for_keys = (image[:, :num_views], image[:, num_views:]) if image.ndim == 5 else (image, image)
+            images = _flat_views(for_queries, batch["id"], key, run.views, num_views)
+            if mixed:
+                partners = jax.random.fold_in(key, _MIX_KEY)
+                images, other_label, share = mix(
+                    images, batch["label"], batch["id"], partners, **config.mixing, axis_name=axis_name
+                )
+                batch = batch | {"other_label": other_label, "share": share}
+            x, options = inputs(images), dict[str, Any]()
+            if network.trunk.drop_path and not network.trunk.frozen:
+                options["draws"] = _flat_draws(batch["id"], key, num_views, network.trunk.num_blocks)
 
-        grads, (batch_stats, terms, projection) = jax.grad(loss_fn, has_aux=True)(state.params)
+            # 2. Targets g_xi(t_j(x)), or keys, outside the differentiated function.
+            targets = None
+            if method.uses_target:
+                seen = x
+                if run.key_views is not None:
+                    own_key = jax.random.fold_in(key, _KEY_VIEW)
+                    seen = inputs(_flat_views(for_keys, batch["id"], own_key, run.key_views, 1))
+                params = merged(state.target_params, target_part(state.params))
+                variables = {"params": params, "batch_stats": target_part(state.batch_stats)}
+                out, _ = network.apply(variables, seen, train=True, mutable=["batch_stats"], method=embed)
+                targets = out.projection
+
+            # 3. The loss of these examples, and its gradient. The only collectives are those of batch norms and of the
+            # k-NN loss, which define their gradients: any other psum would multiply gradients by the device count.
+            def loss_fn(trained):
+                variables = {"params": merged(trained, state.params), "batch_stats": batch_stats}
+                out, updated = network.apply(variables, x, train=True, mutable=["batch_stats"], method=whole, **options)
+                per_example, terms = objective(out, targets, batch, memory, state.queue)
+                projection = None if out.projection is None else out.projection[: len(batch["id"])]
+                return jnp.mean(per_example), (merged(updated.get("batch_stats", {}), batch_stats), terms, projection)
+
+            grads, (batch_stats, terms, projection) = jax.grad(loss_fn, has_aux=True)(trained)
+            rows = {"projection": projection, "key": None if state.queue is None else targets}
+            return grads, batch_stats, terms, rows
+
+        parts = config.train.microbatches
+        grads, batch_stats, terms, rows = _over_parts(gradient, trained, state.batch_stats, batch, parts)
 
         # 4. Mean over the devices, also of per-device batch statistics.
+        adapted = network.adapted(batch_stats)
         if axis_name is not None:
-            grads, batch_stats = lax.pmean((grads, batch_stats), axis_name)
+            grads, adapted = lax.pmean((grads, adapted), axis_name)
             terms = lax.psum(terms, axis_name)
 
         # 5. Update theta, then xi <- tau xi + (1 - tau) theta, then memory or queue, after they were scored. MaskCon's
         # code updates xi before the forward pass, which is the same: xi starts as theta, so its first update has no
         # effect, and each later one is the update at the end of the previous step here.
-        updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = run.tx.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
         target_params, queue = state.target_params, state.queue
         if method.uses_target:
-            target_params = optax.incremental_update(target_part(params), target_params, 1.0 - run.tau(state.step))
-        if queue is not None and targets is not None:
-            queue = memory_lib.enqueue(queue, targets, batch["label"], step=state.step, axis_name=axis_name)
+            target_params = optax.incremental_update(target_part(trained), target_params, 1.0 - run.tau(state.step))
+        if queue is not None and rows["key"] is not None:
+            queue = memory_lib.enqueue(queue, rows["key"], batch["label"], step=state.step, axis_name=axis_name)
         if memory is not None:
             memory = memory_lib.update(
-                memory, batch["id"], projection, momentum=run.memory_momentum(state.step), axis_name=axis_name
+                memory, batch["id"], rows["projection"], momentum=run.memory_momentum(state.step), axis_name=axis_name
             )
         terms["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         after = state.replace(
             step=state.step + 1,
-            params=params,
+            params=merged(trained, state.params),
             target_params=target_params,
-            batch_stats=batch_stats,
+            batch_stats=merged(adapted, state.batch_stats),
             opt_state=opt_state,
             queue=queue,
         )
@@ -115,10 +145,9 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
         finite = jnp.isfinite(terms["loss"][0]) & jnp.isfinite(terms["gradient_norm"][0])
         terms = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), terms)
         terms["skipped"] = (1.0 - finite, jnp.ones(()))
-        # A skipped step advances the optimizer's count too, so that the learning rate follows `state.step`.
-        count = optax.tree.get(opt_state, "count")
+        # A skipped step advances the count of the schedule too, so that the learning rate follows `state.step`.
         before = (
-            state.replace(step=after.step, opt_state=optax.tree.set(state.opt_state, count=count)),
+            state.replace(step=after.step, opt_state=optimizer.skipped(opt_state, state.opt_state)),
             memory_before,
         )
         state, memory = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (after, memory), before)
@@ -131,6 +160,43 @@ def _flat_views(images: Array, ids: Array, key: Array, views: augment.Views, num
     """Returns float32 [T*B, S, S, C], ordered by view."""
     images = augment.random_views(images, ids, key, views=views, num_views=num_views)
     return images.reshape(-1, *images.shape[2:])
+
+
+def _flat_draws(ids: Array, key: Array, num_views: int, number: int) -> Array:
+    """Returns uniform draws for drop path, float32 [T*B, number], ordered by view and keyed as those of views are."""
+
+    def draws(view, id_):
+        of_image = jax.random.fold_in(jax.random.fold_in(key, _DROP_PATH_KEY), id_)
+        return jax.random.uniform(jax.random.fold_in(of_image, view), (number,))
+
+    views, ids = jnp.repeat(jnp.arange(num_views), len(ids)), jnp.tile(ids, num_views)
+    return jax.vmap(draws)(views, ids)
+
+
+def _over_parts(
+    gradient: Gradient, trained: Any, batch_stats: Any, batch: dict[str, Array], count: int
+) -> tuple[Any, Any, Totals, dict[str, Any]]:
+    """Applies `gradient` to `count` equal parts of a device's batch, one after the other.
+
+    Returns:
+      The mean gradient, the batch statistics after the last part, the sum of the totals, and the rows of the batch.
+    """
+    if count == 1:
+        return gradient(batch_stats, batch)
+    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+
+    def body(carry, part):
+        total, batch_stats = carry
+        grads, batch_stats, terms, rows = gradient(batch_stats, part)
+        return (jax.tree.map(jnp.add, total, grads), batch_stats), (terms, rows)
+
+    nothing = jax.tree.map(jnp.zeros_like, trained)
+    # Unrolled on CPU, where XLA's convolutions are slow inside a loop, see `pmap_steps`.
+    unroll = jax.default_backend() == "cpu"
+    (total, batch_stats), (terms, rows) = lax.scan(body, (nothing, batch_stats), parts, unroll=unroll)
+    grads = jax.tree.map(lambda x: x / count, total)
+    terms = jax.tree.map(lambda x: jnp.sum(x, axis=0), terms)
+    return grads, batch_stats, terms, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
 def pmap_steps(run: Experiment, feed: Resident | Streamed, steps: int | None = None) -> Any:

@@ -240,6 +240,18 @@ def test_maskcon_recipe_is_that_of_the_paper_summary_section_3():
         ({"eval.size": -2}, r"eval\.size = -2; expected 0"),
         ({"eval.size": 9}, r"eval\.size = 9; expected an even number for the stem patch2"),
         (
+            {"model.trunk": "vit_small_patch16_224"},
+            r"model\.stem = 'patch2'; expected imagenet with vit_small_patch16_224, whose stem is its patches",
+        ),
+        (
+            {"model.trunk": "vit_small_patch14_dinov2", "model.stem": "imagenet", "views.size": 128},
+            r"size = 128; expected a multiple of 14, the patch of vit_small_patch14_dinov2; use 126\.",
+        ),
+        (
+            {"model.trunk": "vit_base_patch16_224", "model.stem": "imagenet", "views.size": 32, "eval.size": 5},
+            r"eval\.size = 5; expected a multiple of 16, the patch of vit_base_patch16_224; use 16\.",
+        ),
+        (
             {"method": "baseline", "eval.layers": ("trunk",), "mixing.mixup": -1.0},
             r"mixing\.mixup = -1\.0; expected alpha",
         ),
@@ -251,6 +263,22 @@ def test_maskcon_recipe_is_that_of_the_paper_summary_section_3():
         (
             {"model.pretrained": "x.pth"},
             r"trunk with pretrained weights 'resnet8' \(did you mean 'resnet18'",
+        ),
+        ({"model.freeze": "3"}, r"model\.freeze = '3'; expected trunk, a number of blocks, 1 to 2 for resnet8, or ''"),
+        ({"model.freeze": "0"}, r"model\.freeze = '0'; expected trunk, a number of blocks, 1 to 2"),
+        ({"model.freeze": "trnk"}, r"model\.freeze = 'trnk'; expected trunk"),
+        (
+            {"method": "grafit_no_projector", "model.embed_dim": 64, "model.freeze": "trunk"},
+            r"model\.freeze = 'trunk'; expected .* grafit_no_projector trains neither projector nor classifier",
+        ),
+        ({"model.drop_path": 1.0}, r"model\.drop_path = 1\.0; expected a value in \[0, 1\)"),
+        ({"optimizer.name": "adam"}, r"unknown optimizer\.name 'adam' \(did you mean 'adamw'\?\)"),
+        ({"optimizer.beta2": 1.0}, r"optimizer\.beta2 = 1\.0; expected a value in \[0, 1\)"),
+        ({"train.microbatches": 0}, r"train\.microbatches = 0; expected at least 1"),
+        (
+            {"train.microbatches": 3},
+            r"batch_size = 64; expected a multiple of 24, the number of devices \(8\) times train\.microbatches; "
+            "use 48 or 72",
         ),
         (
             {"method": "baseline", "eval.layers": ("projector",)},
@@ -265,6 +293,12 @@ def test_an_invalid_config_is_an_error_before_a_run(overrides, message):
 
 def test_a_method_without_instance_loss_accepts_a_single_view():
     config_checks.validate(small_config("baseline", **{"views.num_views": 1}), num_devices=8)
+
+
+def test_a_method_with_a_head_may_train_it_alone():
+    for method in ("baseline", "snca", "grafit", "clusterfit"):
+        options = {"model.freeze": "trunk", "clusterfit.source": "run", "clusterfit.num_clusters": 2}
+        config_checks.validate(small_config(method, **options), num_devices=8)
 
 
 def test_json_round_trip_and_differences():

@@ -47,11 +47,12 @@ def test_the_result_is_a_small_table_in_percent_and_names_the_page(trained_once,
     metrics = json.loads((trained_once / "metrics.json").read_text())
     training.say_result(run, metrics, trained_once / "report.html")
     title, header, *rows, page = capsys.readouterr().err.strip().splitlines()
-    assert title == "grafit after step 28, in percent:" and header.split() == ["mAP", "R@1", "k-NN"]
+    assert title == "grafit after step 28, in percent:"
+    assert header.split() == ["mAP", "R@1", "k-NN", "R@1", "from", "training", "images"]
     expected = []
     for layer, prefix in (("trunk", ""), ("projector", "projector/")):
         for level, of_level in (("fine", ""), ("coarse", "coarse/")):
-            values = [metrics[f"{prefix}{of_level}{key}"] for key in ("map", "recall@1", "knn_top1")]
+            values = [metrics[f"{prefix}{of_level}{key}"] for key in (*results.HEADLINE, "gallery/recall@1")]
             expected.append([f"{layer},", level, *(f"{100 * v:.1f}" for v in values)])
     assert [row.split() for row in rows] == expected
     assert len({len(row) for row in (header, *rows)}) == 1
@@ -66,9 +67,11 @@ def test_the_result_is_a_small_table_in_percent_and_names_the_page(trained_once,
 
 def test_metrics_by_layer_and_level():
     metrics = {"map": 1.0, "genus/map": 2.0, "projector/map": 3.0, "projector/genus/recall@1": 4.0, "step": 5}
+    metrics |= {"gallery/recall@1": 6.0, "projector/genus/gallery/recall@1": 7.0}
     assert results.by_layer_and_level(metrics, "trunk", "species") == {
-        ("trunk", "species"): {"map": 1.0}, ("trunk", "genus"): {"map": 2.0},
-        ("projector", "species"): {"map": 3.0}, ("projector", "genus"): {"recall@1": 4.0},
+        ("trunk", "species"): {"map": 1.0, "gallery/recall@1": 6.0}, ("trunk", "genus"): {"map": 2.0},
+        ("projector", "species"): {"map": 3.0},
+        ("projector", "genus"): {"recall@1": 4.0, "gallery/recall@1": 7.0},
     }  # fmt: skip
 
 

@@ -43,6 +43,24 @@ def test_metrics_agree_with_scikit_learn():
         for i in range(len(q)):
             np.add.at(votes[i], train_label[near_train[i]], np.exp((1 - distance[i]) / 0.05))
         assert got[f"{prefix}knn_top1"] == pytest.approx((votes.argmax(1) == label).mean(), abs=1e-9)
+        for k in KS:
+            hit = (train_label[near_train[:, :k]] == label[:, None]).any(1)
+            assert got[f"{prefix}gallery/recall@{k}"] == pytest.approx(hit.mean(), abs=1e-7)
+
+
+def test_retrieval_from_training_images_golden():
+    # The first test image has its class first, the second one second, and class 2 of the third is not in training.
+    train = Embedded(np.array([[1, 0], [0, 1]], np.float32), {"": np.array([0, 1], np.int32)})
+    test = Embedded(np.array([[1, 0.1], [1, 0.2], [0, 1]], np.float32), {"": np.array([0, 1, 2], np.int32)})
+    got = evaluate(test, train, ks=(1, 2), knn_k=1, knn_temperature=0.05)
+    assert (got["gallery/recall@1"], got["gallery/recall@2"]) == (0.5, 1.0)
+    assert got["knn_top1"] == pytest.approx(1 / 3)  # one vote, however many neighbours recall needs
+    # Values of k beyond the number of training images have no result.
+    assert "gallery/recall@3" not in evaluate(test, train, ks=(1,), knn_k=1, knn_temperature=0.05)
+    one = Embedded(train.embedding[:1], {"": train.labels[""][:1]})
+    assert {k for k in evaluate(test, one, ks=(1, 2), knn_k=1, knn_temperature=0.05) if "gallery" in k} == {
+        "gallery/recall@1"
+    }
 
 
 def test_queries_without_another_image_of_their_class_are_excluded_and_counted():

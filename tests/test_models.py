@@ -24,6 +24,9 @@ from helpers.runs import small_config
         ("regnet_y_400mf", "imagenet", 8, "YBlock_0", 48),
         ("regnet_y_400mf", "cifar", 16, "YBlock_0", 48),
         ("regnet_y_400mf", "patch2", 8, "YBlock_0", 48),
+        ("tf_efficientnet_lite0", "imagenet", 16, "MBBlock_0", 16),
+        ("tf_efficientnet_lite0", "cifar", 32, "MBBlock_0", 16),
+        ("tf_efficientnet_lite0", "patch2", 16, "MBBlock_0", 16),
     ],
 )
 def test_stems_determine_the_resolution_of_the_first_stage(name, stem, side, block, width):

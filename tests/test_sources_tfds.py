@@ -1,8 +1,11 @@
 """`sources.load` of TFDS data sets: a small generated one, and CIFAR-100 if it is prepared."""
 
+import sys
+
 import numpy as np
 import pytest
 
+from grafit_jax import errors
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from helpers.tfds_data import make_builder
@@ -13,6 +16,15 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     make_builder(folder)
     return folder
+
+
+def test_without_tensorflow_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match=r"^tfds:cifar100: found no TensorFlow; use `pip install -e '\.\[tfds\]'`\.$"):
+        sources.load(source="tfds:cifar100")
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "grafit_jax" / "errors.py"))  # as a wheel is installed
+    with pytest.raises(UserError, match=r"use `pip install 'grafit_jax\[tfds\]'`\.$"):
+        sources.load(source="tfds:cifar100")
 
 
 def read_files(folder, split):

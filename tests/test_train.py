@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, objective, parallel, restore
+from grafit_jax import experiment, objective, parallel, restore, train_step
 from grafit_jax import memory as memory_lib
 from grafit_jax.commands import training
 from grafit_jax.data import pipeline
@@ -160,6 +160,24 @@ def test_training_improves_on_the_untrained_network(tmp_path, trains):
     before = experiment.evaluate(run_, restore.initial(run_)[0])
     after = trains(config, tmp_path / "run")
     assert after["coarse/knn_top1"] > before["coarse/knn_top1"] + 0.02 and after["coarse/knn_top1"] > 0.9
+
+
+def test_a_frozen_run_is_the_initial_weights_with_their_metrics(tmp_path, monkeypatch, capsys):
+    config = small_config("frozen")
+    monkeypatch.setattr(train_step, "pmap_steps", None)  # no step is compiled
+    found = training.train(config, tmp_path / "run")
+    run = experiment.load(config)
+    initial = restore.initial_state(run)
+    assert found == experiment.evaluate(run, initial) and found["step"] == 0
+    assert not any(key.startswith("projector/") for key in found)
+    assert "frozen on digits: nothing to train" in capsys.readouterr().err
+    step, saved = newest(tmp_path / "run")
+    assert step == 0
+    np.testing.assert_array_equal(
+        saved["state"]["params"]["trunk"]["Conv_0"]["kernel"], initial.params["trunk"]["Conv_0"]["kernel"]
+    )
+    assert training.train(config, tmp_path / "run") == found
+    assert "complete; nothing to train" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(tmp_path, trains):

@@ -263,7 +263,7 @@ def test_queries_and_keys_have_different_draws(monkeypatch):
 
     monkeypatch.setattr(augment, "random_views", noted)
     run = experiment.load(config("selfcon"))
-    records, state = run.records["train"], types.SimpleNamespace(step=3)
+    records, state = run.records["train"], types.SimpleNamespace(step=3, params={}, batch_stats={})
     batch = {"image": records.image[:8], "label": records.train_label[:8], "id": np.arange(8)}
     with pytest.raises(InterruptedError):
         train_step.make_train_step(run, axis_name=None)(state, None, batch, jax.random.PRNGKey(0))

@@ -1,4 +1,4 @@
-"""ResNets and RegNets against torchvision: parameters, multiply-adds, gradients, initialisation; remat."""
+"""Trunks against torchvision and timm: parameters, multiply-adds, gradients, initialisation; remat."""
 
 import functools
 
@@ -9,13 +9,16 @@ import optax
 import pytest
 
 from grafit_jax import models
-from grafit_jax.models import regnet, resnet, trunks, weights
+from grafit_jax.models import regnet, resnet, trunks, vit, weights
 from grafit_jax.models.layers import batch_norm, stage_of
 from helpers import state_dicts, twins
 from helpers.runs import assert_close
 
 # Parameters with a 1000-way classifier, 10^9 multiply-adds at 224 px, features. The first two are torchvision's; for
-# the 200MF, those of torchvision's RegNet with the paper's parameters, and the paper's.
+# the 200MF, those of torchvision's RegNet with the paper's parameters, and the paper's. Of the others, timm's
+# parameters, and multiply-adds counted by hooks on timm's layers (Lite0) or summed by hand: for N tokens of D channels
+# and P patches of p pixels 12 (12 N D² + 2 N² D) + 3 P p² D + 1000 D, plus (16 x 37 + 16²) x 37 D for the positions
+# of a 37 x 37 grid at 16 x 16 patches.
 PUBLISHED = {
     "resnet18": (11_689_512, 1.814, 512),
     "resnet34": (21_797_672, 3.664, 512),
@@ -27,7 +30,15 @@ PUBLISHED = {
     "regnet_y_3_2gf": (19_436_338, 3.176, 1512),
     "regnet_y_8gf": (39_381_472, 8.473, 2016),
     "regnet_y_16gf": (83_590_140, 15.912, 3024),
+    "tf_efficientnet_lite0": (4_652_008, 0.385, 1280),
+    "vit_small_patch16_224": (22_050_664, 4.599, 384),
+    "vit_base_patch16_224": (86_567_656, 17.564, 768),
+    "vit_small_patch14_dinov2": (22_441_192, 6.136, 384),
+    "vit_base_patch14_dinov2": (87_348_712, 23.186, 768),
+    "vit_small_patch14_reg4_dinov2": (22_442_344, 6.240, 384),
+    "vit_base_patch14_reg4_dinov2": (87_351_016, 23.564, 768),
 }
+OTHERS = [name for name in PUBLISHED if name.startswith(("vit", "tf"))]
 
 # The hardware's random number generator, which compiles faster than the default one.
 KEY = jax.random.key(0, impl="rbg")
@@ -49,7 +60,8 @@ def multiply_adds(jaxpr):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_and_multiply_adds_equal_the_published_ones(name):
+def test_parameters_and_multiply_adds_equal_the_published_ones(name, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # a depthwise convolution as one, not as products
     network = models.build(name)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
@@ -59,7 +71,7 @@ def test_parameters_and_multiply_adds_equal_the_published_ones(name):
     jaxpr = jax.make_jaxpr(network.apply)(variables, images).jaxpr
     assert multiply_adds(jaxpr) / 1e9 == pytest.approx(billions, abs=6e-4)
     row = f"| {name} | {parameters:,} | {multiply_adds(jaxpr) / 1e9:.2f} G | {features} |"
-    assert row in regnet.__doc__ or not name.startswith("regnet"), row
+    assert row in regnet.__doc__ + vit.__doc__ or not name.startswith(("regnet", "vit")), row
 
 
 def test_features_are_float32_vectors():
@@ -72,13 +84,20 @@ def test_features_are_float32_vectors():
 
 def test_published_numbers_equal_torchvisions(torch, torchvision):
     tv = torchvision.models
-    for name in trunks.PRETRAINED:
+    for name in set(trunks.PRETRAINED) - set(OTHERS):
         meta = tv.get_model_weights(name)["IMAGENET1K_V1"].meta
         assert (meta["num_params"], meta["_ops"]) == PUBLISHED[name][:2]
     layout = tv.regnet.BlockParams.from_init_params(13, 24, 36.44, 2.49, 8, se_ratio=0.25)
     with torch.device("meta"):
         net = tv.regnet.RegNet(layout)
     assert sum(p.numel() for p in net.parameters()) == PUBLISHED["regnet_y_200mf"][0]
+
+
+def test_published_numbers_equal_timms(torch, timm):
+    for name in OTHERS:
+        with torch.device("meta"):
+            net = timm.create_model(name, num_classes=1000)
+        assert (sum(p.numel() for p in net.parameters()), net.num_features) == PUBLISHED[name][::2], name
 
 
 def test_stages_golden():
@@ -108,7 +127,7 @@ def test_squeeze_and_excitation_golden():
 
 def test_initialisation_equals_torchvisions():
     block = regnet.YBlock(64, 1, 16, functools.partial(batch_norm, use_running_average=False), jnp.float32)
-    params = jax.jit(block.init)(KEY, jnp.zeros((1, 4, 4, 256)))["params"]
+    params = jax.jit(block.init)(KEY, jnp.zeros((1, 4, 4, 256)), None)["params"]
     for name, fan_out in (("Conv_0", 64), ("Conv_1", 9 * 64), ("Conv_2", 64), ("Conv_3", 64)):
         # The fan-out of all groups together.
         assert np.std(params[name]["kernel"]) == pytest.approx(np.sqrt(2 / fan_out), rel=0.05)
@@ -167,14 +186,15 @@ def test_one_step_changes_every_parameter_and_lowers_the_loss(name):
         assert jax.tree.all(changed), changed
 
 
-def test_gradients_equal_torchvisions(torch, torchvision):
+@pytest.mark.parametrize("name", ["regnet_y_400mf", "tf_efficientnet_lite0"])
+def test_gradients_and_statistics_equal_torchvisions_and_timms(name, torch, torchvision, timm):
     # In float64: rounding in float32 moves a few activations across a ReLU's kink, which changes torchvision's own
     # gradients by a tenth.
-    tv = torchvision.models
-    name, labels = "regnet_y_400mf", [3, 8, 1, 3]
+    labels = [3, 8, 1, 3]
     images = np.random.default_rng(1).normal(size=(4, 64, 64, 3))
     tensors = state_dicts.state_dict(name)
-    net = getattr(tv, name)(num_classes=10).train()
+    make = timm.create_model if name in OTHERS else torchvision.models.get_model
+    net = make(name, num_classes=10).train()
     net.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
     logits = net.double()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     torch_loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))

@@ -1,4 +1,4 @@
-"""Weights from torchvision: equal logits, layout of tensors, errors."""
+"""Weights from torchvision and timm: equal logits, layout of tensors, errors."""
 
 import dataclasses
 import json
@@ -50,10 +50,27 @@ def test_logits_equal_torchvisions(name, tmp_path, torch, torchvision):
         assert_same_logits(name, weights.read(tmp_path / file), net, torch)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_logits_equal_timms(name, torch, timm):
-    net = random_tensors(timm.create_model(name, pretrained=False, num_classes=10), torch)
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("resnet18", "resnet18"), ("resnet50", "resnet50"), ("tf_efficientnet_lite0", "tf_efficientnet_lite0"),
+        ("regnet_y_400mf", "regnety_004"), ("regnet_y_200mf", "regnety_002"), ("regnet_y_800mf", "regnety_008_tv"),
+    ],
+)  # fmt: skip
+def test_logits_equal_timms(name, theirs, torch, timm):
+    net = random_tensors(timm.create_model(theirs, pretrained=False, num_classes=10), torch)
     assert_same_logits(name, {key: value.numpy() for key, value in net.state_dict().items()}, net, torch)
+
+
+def test_features_equal_timms_without_a_classifier(torch, timm):
+    name, images = "tf_efficientnet_lite0", state_dicts.images(size=75)  # odd, for uneven padding
+    net = random_tensors(timm.create_model(name, pretrained=False, num_classes=0), torch)
+    tensors = {key: value.numpy() for key, value in net.state_dict().items()}
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    got = jax.jit(models.build(name, num_classes=0).apply)(weights.convert(name, tensors), images)
+    assert got.shape == expected.shape == (2, 1280) and np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def assert_same_logits(name, tensors, net, torch):
@@ -86,7 +103,7 @@ def test_variables_have_the_shapes_of_the_module():
     [
         (
             lambda d: d.pop("layer2.0.downsample.1.running_var"),
-            r"found no tensor layer2\.0\.downsample\.1\.running_var of resnet18; expected torchvision's resnet18",
+            r"found no tensor layer2\.0\.downsample\.1\.running_var of resnet18; expected the resnet18 of torchv",
         ),
         (
             lambda d: d.update({"layer9.weight": d["conv1.weight"]}),
@@ -127,7 +144,7 @@ def test_the_file_of_another_network_is_an_error(tmp_path):
             lambda d: d.update({"trunk_output.block3.block3-5.f.b.0.weight": np.zeros((208, 16, 3, 3))}),
             r"block3-5\.f\.b\.0\.weight of shape \[208, 16, 3, 3\], .*; expected \[3, 3, 8, 208\]",
         ),
-        (  # timm's name
+        (  # timm's name, but only of this tensor
             lambda d: d.update({"s4.b6.se.fc2.bias": d.pop("trunk_output.block4.block4-5.f.se.fc2.bias")}),
             r"no tensor .*block4-5\.f\.se\.fc2\.bias of regnet_y_400mf \(but s4\.b6\.se\.fc2\.bias, which regnet",
         ),

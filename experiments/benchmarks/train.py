@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from benchmarks import steps, timing
 from benchmarks.growth import growth
 from grafit_jax import losses, parallel
 from grafit_jax.models import build_trunk, layers
+from grafit_jax.models.depthwise import depthwise_conv
 from grafit_jax.similarity import unit
 from grafit_jax.views import augment
 
@@ -53,6 +55,52 @@ def convolutions(batch_size: int = 128) -> dict[str, Any]:
     parts, whole = timing.best(calls, 3, turn=1)
     work = f"ResNet-18 forward and backward, batch {batch_size}"
     return timing.line(work, parts, "each convolution in one go", whole, images_per_second=batch_size / parts)
+
+
+def depthwise(gradient: bool, batch_size: int = 32, side: int = 64, channels: int = 96) -> dict[str, Any]:
+    """Measures a 3x3 depthwise convolution as shifted products, against XLA's grouped convolution and PyTorch's."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    images = jax.random.normal(keys[0], (batch_size, side, side, channels))
+    kernel = jax.random.normal(keys[1], (3, 3, 1, channels))
+
+    def grouped(images, kernel, stride, pads):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            images, kernel, (stride, stride), pads, dimension_numbers=layout, feature_group_count=channels
+        )
+
+    def compiled(convolve: Callable[..., jax.Array]):
+        def forward(images, kernel):
+            return convolve(images, kernel, 1, ((1, 1), (1, 1)))
+
+        def both(images, kernel):
+            out, pull = jax.vjp(forward, images, kernel)
+            return pull(out)
+
+        program = jax.jit(both if gradient else forward).lower(images, kernel).compile()
+        return lambda: jax.block_until_ready(program(images, kernel))
+
+    calls = [compiled(depthwise_conv), compiled(grouped)]
+    peer = "XLA's grouped convolution"
+    try:
+        import torch
+    except ImportError:
+        ours, theirs = timing.best(calls, 3)
+        facts = {}
+    else:
+        there = torch.from_numpy(np.moveaxis(np.array(images), 3, 1)).requires_grad_(gradient)
+        taps = torch.from_numpy(np.moveaxis(np.array(kernel), (3, 2), (0, 1))).requires_grad_(gradient)
+
+        def convolved():
+            out = torch.nn.functional.conv2d(there, taps, padding=1, groups=channels)
+            if gradient:
+                torch.autograd.grad(out, (there, taps), out.detach())
+
+        ours, theirs, torch_seconds = timing.best([*calls, convolved], 3)
+        facts = {"torch_s": torch_seconds}
+    what = "forward and backward" if gradient else "forward"
+    work = f"3x3 depthwise convolution, {what}, {batch_size} x {side} x {side} x {channels}"
+    return timing.line(work, ours, peer, theirs, **facts)
 
 
 def knn(num_rows: int, batch_size: int, goal: float | None = None, device: str = "cpu") -> dict[str, Any]:
@@ -200,6 +248,8 @@ ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "step_resnet18_128": lambda: step("resnet18", 128),
     "step_small": lambda: step("resnet8", 128, rounds=2, released_steps=10),
     "convolution": convolutions,
+    "depthwise": lambda: depthwise(gradient=False),
+    "depthwise_gradient": lambda: depthwise(gradient=True),
     "knn_50k": lambda: knn(50_000, 128, goal=0.065),
     "knn_437k": lambda: knn(437_513, 128, goal=0.8),
     "knn_1281k": lambda: knn(1_281_167, 64, goal=1.3),

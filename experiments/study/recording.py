@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grafit_jax import config as config_lib
-from grafit_jax import methods
+from grafit_jax import methods, open_keys
 from grafit_jax.errors import UserError, reading
 from grafit_jax.runs.results import Result
 
@@ -153,10 +153,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns 'key: old -> new' for every difference between two configs (dotted key -> value) that affects training.
 
     A missing key has its default: the config was recorded before the key existed. Paths count by their last part.
-    What `new` leaves open does not differ; see `config.completed`. Ignored are `eval.*`, `checkpoint.*` and, for
+    What `new` leaves open does not differ; see `open_keys.completed`. Ignored are `eval.*`, `checkpoint.*` and, for
     methods without clusters, `clusterfit.*`.
     """
-    a, b = comparable(old), comparable(config_lib.completed(new, old))
+    a, b = comparable(old), comparable(open_keys.completed(new, old))
     return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 
@@ -184,9 +184,11 @@ def _defaults() -> dict[str, Any]:
 
 
 def _placeless(key: str, value: Any) -> Any:
-    """Returns the value of a config key; a path is reduced to its last part."""
+    """Returns the value of a config key; a path is reduced to its last part, a name on the hub loses its revision."""
     if key in config_lib.STARTS:
-        return pathlib.Path(value).name if value else value
+        if value and value.startswith("hf:"):
+            return pathlib.Path(value).name.partition("@")[0]
+        return pathlib.Path(value).name if value else value  # None is open
     if key == "data.source" and value.startswith("npz:"):
         return f"npz:{pathlib.Path(value[4:]).name}"
     return value

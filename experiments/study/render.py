@@ -203,6 +203,7 @@ _MEASURED = {
     "views_per_second": ("throughput", "{:.0f} views/s"),
     "peer": ("peer", "{}"),
     "ratio": ("ratio", "{:.2f}"),
+    "torch_s": ("PyTorch", "{:.3g} s"),
     "run_minutes": ("whole run", "{:.1f} min"),
     "goal": ("goal", "{:.2g} x"),
     "goal_s": ("goal", "{:g} s"),

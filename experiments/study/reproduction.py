@@ -14,7 +14,7 @@ import numpy as np
 from sweeps import runner
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_files, experiment, presets, restore
+from grafit_jax import config_files, experiment, open_keys, presets, restore
 from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError, did_you_mean
@@ -62,7 +62,7 @@ class Source:
     Attributes:
       data_dir: TFDS's data directory.
       data_source: replaces data.source, with the same images; empty for the config's.
-      pretrained: file of weights, for a table with pretrained trunks.
+      pretrained: weights for a table with pretrained trunks.
     """
 
     data_dir: str = ""
@@ -90,11 +90,9 @@ def points(
       source: locations of data and weights.
 
     Raises:
-      UserError: weights are missing or not used, or a name in `only` is unknown.
+      UserError: weights are not used, or a name in `only` is unknown.
     """
     given = source.pretrained
-    if table.pretrained and not given:
-        raise UserError("found no file of weights for a table with pretrained trunks; use --pretrained=FILE.")
     if given and not table.pretrained:
         raise UserError(f"found --pretrained={given} for a table with trunks from scratch; remove --pretrained.")
     rows = {row.name: row for row in table.rows}
@@ -113,7 +111,7 @@ def points(
         config.data.data_dir = source.data_dir
         config.data.source = source.data_source or config.data.source
         if table.pretrained:
-            config.model.pretrained = given
+            config.model.pretrained = given or table.pretrained
         return RowRun(row, seed, run_directory(path, row.name, seed), arg, config, start)
 
     return [
@@ -182,7 +180,7 @@ def known_result(point: RowRun, known: Recorded) -> Result | None:
     A config with open keys has that of the first result that has all its other values.
     """
     flat, name = point.flat, point.row.name
-    if None not in flat.values() and not flat["model.pretrained"].startswith(config_lib.HUB):
+    if None not in flat.values() and not flat["model.pretrained"].startswith(open_keys.HUB):
         return known.get((name, recording.key(flat)))
     same = (r for (row, _), r in known.items() if row == name and not recording.differences(r["config"], flat))
     return next(same, None)

@@ -42,7 +42,8 @@ class Table:
       gallery: two rows whose neighbours are drawn side by side, or none.
       facts: name of a setting that distinguishes rows of one method -> its value for a run's config.
       notes: method -> remark shown after its name.
-      pretrained: whether its trunks start from a file of weights (--pretrained).
+      pretrained: the weights that its trunks start from, a name on the hub; empty for trunks from scratch. --pretrained
+        gives others, such as a file.
       folder: default folder of its runs in `runs`; empty for the table's name. Tables with the same folder share the
         runs of rows with the same name.
       layers: layers that are shown, a row for each.
@@ -54,7 +55,7 @@ class Table:
     gallery: tuple[str, ...] = ()
     facts: Mapping[str, Callable[[Mapping[str, Any]], str]] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    pretrained: bool = False
+    pretrained: str = ""
     folder: str = ""
     layers: tuple[str, ...] = ("trunk", "projector")
     levels: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 
 import grafit_jax
-from grafit_jax import model, restore
+from grafit_jax import model, parallel, restore
 from grafit_jax.commands import cli
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
@@ -38,6 +38,7 @@ def main(argv):
     if (_WORKDIR.value is None) == (_MODEL.value is None):
         raise UserError("found both or neither of --workdir=DIR and --model=FOLDER; expected one.")
     embeddings.check_format(pathlib.Path(_OUT.value or ""))
+    parallel.warn_of_unseen()
     if _IMAGES.value:
         for name in ("split", "data_dir"):
             if flags.FLAGS[name].present:

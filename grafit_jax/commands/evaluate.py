@@ -17,7 +17,7 @@ import pathlib
 
 from absl import flags
 
-from grafit_jax import config, experiment, restore
+from grafit_jax import config, experiment, parallel, restore
 from grafit_jax.commands import cli
 from grafit_jax.errors import UserError, writing
 from grafit_jax.retrieval import embeddings
@@ -49,6 +49,7 @@ def main(argv):
         given = [name for name in _OF_FEATURES if flags.FLAGS[name].present]
         if given:
             raise UserError(f"found --{given[0]} with --workdir, whose config has the settings; remove --{given[0]}.")
+        parallel.warn_of_unseen()
         run, state = restore.newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
         metrics = experiment.evaluate(run, state, probe=_PROBE.value)
     elif _FEATURES.value is not None and _WORKDIR.value is None:

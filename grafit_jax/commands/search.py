@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 import grafit_jax
-from grafit_jax import model, restore
+from grafit_jax import model, parallel, restore
 from grafit_jax.commands import cli
 from grafit_jax.data import sources
 from grafit_jax.data.readers import photos
@@ -45,6 +45,7 @@ _MOST = 50
 
 def main(argv):
     _check_flags()
+    parallel.warn_of_unseen()
     images: Any = None
     if _GALLERY.value is None:
         path = pathlib.Path(_WORKDIR.value or "")

@@ -54,6 +54,7 @@ _OF_HOSTS = ("distributed", "coordinator", "num_processes", "process_id", "heart
 def main(argv):
     hosts: dict[str, Any] = {name: flags.FLAGS[name].value for name in _OF_HOSTS}
     multihost.start(**hosts)
+    parallel.warn_of_unseen()
     if _PROFILE.value:
         trace = training.profile(_CONFIG.value, pathlib.Path(_WORKDIR.value))
         print(f"trace: {trace} (pip install xprof tensorboard; tensorboard --logdir={trace})")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import ml_collections
 
-from grafit_jax import experiment, parallel, presets, pulse, restore, train_step
+from grafit_jax import experiment, fit, parallel, presets, pulse, restore, train_step
 from grafit_jax import train as train_lib
 from grafit_jax.errors import warn
 from grafit_jax.experiment import Experiment
@@ -54,9 +54,13 @@ def say_result(run: Experiment, metrics: Mapping[str, float], page: pathlib.Path
     values = results.by_layer_and_level(metrics, run.config.eval.layers[0], test.finest)
     levels = [*test.levels][::-1]  # the finest first
     order = sorted(values, key=lambda row: (results.LAYERS.index(row[0]), levels.index(row[1])))
-    columns = {key: name for key, name in results.HEADLINE.items() if any(key in row for row in values.values())}
+    known = results.HEADLINE | results.FROM_TRAINING
+    columns = {key: name for key, name in known.items() if any(key in row for row in values.values())}
     rows = [
-        [", ".join(row), *(f"{100 * values[row][key]:5.1f}" if key in values[row] else "    -" for key in columns)]
+        [
+            ", ".join(row),
+            *(f"{100 * values[row][k]:{max(5, len(n))}.1f}" if k in values[row] else "-" for k, n in columns.items()),
+        ]
         for row in order
     ]
     table = plain_table(["", *(f"{name:>5}" for name in columns.values())], rows)
@@ -76,6 +80,7 @@ def profile(config: ml_collections.ConfigDict, path: pathlib.Path) -> pathlib.Pa
     config = presets.resolve(config, path)
     config.train.steps_per_call = 1
     run = restore.load(config, path)
+    fit.check(run)
     feed = experiment.make_feed(run)
     step, inputs = train_step.pmap_steps(run, feed), next(iter(feed.epoch(0)))
     state, memory, _ = jax.block_until_ready(step(*restore.initial(run), inputs))  # compiles

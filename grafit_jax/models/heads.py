@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -106,19 +107,47 @@ class Network(nn.Module):
     classifier: nn.Module | None = None
     classify: str = "projection"
 
-    def __call__(self, images: Array, *, train: bool) -> Outputs:
-        out = self.embed(images, train=train)
+    def __call__(self, images: Array, *, train: bool, draws: Array | None = None) -> Outputs:
+        """Applies all parts to images [B, H, W, C]; draws are uniform numbers [B, blocks] for the trunk's drop path."""
+        return self.heads(self.trunk(images, train=train, draws=draws), train=train)
+
+    def embed(self, images: Array, *, train: bool) -> Outputs:
+        """Applies trunk and projector, the part that the target network has too."""
+        return self.project(self.trunk(images, train=train), train=train)
+
+    def features(self, images: Array) -> Array:
+        """Applies the trunk in evaluation mode."""
+        return self.trunk(images, train=False)
+
+    def heads(self, features: Array, *, train: bool) -> Outputs:
+        """Applies the heads to the trunk's features [B, F]."""
+        out = self.project(features, train=train)
         top = out.features if out.projection is None else out.projection
         prediction = None if self.predictor is None else self.predictor(top, train=train)
         classified = top if self.classify == "projection" else out.features
         logits = None if self.classifier is None else self.classifier(classified)
         return dataclasses.replace(out, prediction=prediction, logits=logits)
 
-    def embed(self, images: Array, *, train: bool) -> Outputs:
-        """Applies trunk and projector, the part that the target network has too."""
-        features = self.trunk(images, train=train)
+    def project(self, features: Array, *, train: bool) -> Outputs:
+        """Applies the projector to the trunk's features [B, F]."""
         projection = None if self.projector is None else self.projector(features, train=train)
         return Outputs(features=features, projection=projection)
+
+    @nn.nowrap
+    def trained(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Returns params, or a tree of the same names, without the trunk's frozen layers."""
+        return _without(params, self.trunk.is_frozen)
+
+    @nn.nowrap
+    def adapted(self, batch_stats: dict[str, Any]) -> dict[str, Any]:
+        """Returns batch statistics without those that training keeps as they are."""
+        return _without(batch_stats, lambda layer: self.trunk.freeze_batch_norm or self.trunk.is_frozen(layer))
+
+
+def _without(tree: dict[str, Any], is_fixed: Callable[[str], bool]) -> dict[str, Any]:
+    """Returns params or batch statistics without the fixed layers of the trunk, and without a trunk of none other."""
+    trunk = {layer: arrays for layer, arrays in tree.get("trunk", {}).items() if not is_fixed(layer)}
+    return {name: part for name, part in {**tree, "trunk": trunk}.items() if part}
 
 
 def as_pytorch(heads: dict[str, Any], key: Array) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -16,6 +17,9 @@ from grafit_jax.models.depthwise import depthwise_conv
 
 # On CPU: largest input of one convolution in bytes, so that it fits in a core's caches.
 PART = 2**22
+STEMS = ("imagenet", "cifar", "patch2")
+# The number that `block_of` gives a layer above the blocks.
+ABOVE = 2**31
 
 
 def conv_general_dilated(images: Array, kernel: Array, strides: Sequence[int], padding: Any, **options) -> Array:
@@ -46,6 +50,11 @@ conv = functools.partial(
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     conv_general_dilated=conv_general_dilated,
 )
+
+
+def uniform(bound: float) -> nn.initializers.Initializer:
+    """Uniform in ±bound: PyTorch's default initialisation of a bias, with 1 / sqrt(fan in)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def conv3x3(width: int, stride: int, dtype: DTypeLike, *, groups: int = 1) -> nn.Conv:
@@ -88,6 +97,12 @@ def stage_of(block: int, sizes: Sequence[int]) -> tuple[int, int]:
     return before + 1, block - sum(sizes[:before])
 
 
+def block_of(layer: str) -> int:
+    """Returns the number in the name of a trunk's block, such as YBlock_3; -1 for a layer of the stem, ABOVE above."""
+    kind, _, number = layer.rpartition("_")
+    return ABOVE if layer.startswith("last_") else int(number) if kind.endswith("Block") else -1
+
+
 class Trunk(nn.Module, kw_only=True):
     """A network without a head: float [B, H, W, C] -> float32 [B, features].
 
@@ -102,7 +117,7 @@ class Trunk(nn.Module, kw_only=True):
       drop_path: probability to leave out the residual branch of the last block (Huang et al. 2016); that of the others
         falls linearly to 0 at the first.
       frozen_blocks: number of blocks from the first on whose batch norms, like the stem's, use the running statistics
-        in training too, so that they compute a fixed function of fixed weights.
+        in training too, so that they compute a fixed function of fixed weights; `num_blocks` + 1 for all layers.
       freeze_batch_norm: whether those of all blocks do.
     """
 
@@ -116,14 +131,36 @@ class Trunk(nn.Module, kw_only=True):
 
     # Name of the classifier in the weights of torchvision or timm.
     torch_head = "fc"
+    # The stems that the trunk can have.
+    stems: ClassVar[Sequence[str]] = STEMS
 
     @property
     def num_blocks(self) -> int:
         raise NotImplementedError
 
+    @property
+    def multiple(self) -> int:
+        """The number that must divide the sides of images."""
+        return 2 if self.stem == "patch2" else 1
+
     def torch_name(self, path: Sequence[str]) -> str:
-        """Returns the name of a layer in torchvision's or timm's weights."""
+        """Returns the name of a layer in torchvision's or timm's weights; empty for parameters of the trunk itself."""
         raise NotImplementedError
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all layers are frozen, so that the trunk is a fixed function."""
+        return self.frozen_blocks > self.num_blocks
+
+    @nn.nowrap
+    def is_frozen(self, layer: str) -> bool:
+        """Returns whether the layer of this name is frozen."""
+        return min(max(block_of(layer), 0), self.num_blocks) < self.frozen_blocks
+
+    @nn.nowrap
+    def adapt(self, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Returns a network's tensors under the names and in the shapes that `torch_name` and the variables expect."""
+        return tensors
 
     @nn.nowrap
     def norm(self, block: int, train: bool, **options: Any) -> Callable[..., nn.Module]:

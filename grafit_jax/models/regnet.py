@@ -16,16 +16,26 @@ rounds widths up where the paper rounds them down, so its 8GF takes 8.5 G.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from grafit_jax.models.layers import Trunk, conv, conv3x3, drop_path, fold_patches, global_average, residual, stage_of
+from grafit_jax.models.layers import (
+    Trunk,
+    conv,
+    conv3x3,
+    drop_path,
+    fold_patches,
+    global_average,
+    residual,
+    stage_of,
+    uniform,
+)  # fmt: skip
 
 
 class SqueezeExcitation(nn.Module):
@@ -38,14 +48,9 @@ class SqueezeExcitation(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = jnp.mean(x, axis=(1, 2), keepdims=True)
         for width, activation in ((self.width, nn.relu), (x.shape[-1], nn.sigmoid)):
-            bias = _uniform(1 / math.sqrt(scale.shape[-1]))
+            bias = uniform(1 / math.sqrt(scale.shape[-1]))  # PyTorch's, which torchvision keeps
             scale = activation(conv(width, (1, 1), use_bias=True, bias_init=bias, dtype=self.dtype)(scale))
         return x * scale
-
-
-def _uniform(bound: float) -> Callable[..., Array]:
-    """PyTorch's default initialisation of a bias, which torchvision keeps."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class YBlock(nn.Module):
@@ -134,6 +139,26 @@ class RegNet(Trunk):
         else:
             name = f"{('f.a', 'f.b', 'f.c', 'proj')[int(number)]}.{part}"
         return f"trunk_output.block{stage}.block{stage}-{place}.{name}"
+
+    @nn.nowrap
+    def adapt(self, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Renames the tensors of timm's RegNet: "s2.b1.conv2.bn.bias" -> "trunk_output.block2.block2-0.f.b.1.bias"."""
+        if "stem.conv.weight" not in tensors:
+            return tensors
+        renamed = {}
+        for key, tensor in tensors.items():
+            key = re.sub(r"^s(\d)\.b(\d+)", lambda m: f"trunk_output.block{m[1]}.block{m[1]}-{int(m[2]) - 1}", key)
+            for theirs, ours in _TIMM_PARTS.items():
+                key = key.replace(theirs, ours)
+            renamed[key] = tensor
+        return renamed
+
+
+# Part of a tensor's name in timm -> in torchvision, applied in this order.
+_TIMM_PARTS = {
+    "conv1.": "f.a.", "conv2.": "f.b.", "conv3.": "f.c.", "se.": "f.se.", "downsample.": "proj.", "head.fc.": "fc.",
+    ".conv.": ".0.", ".bn.": ".1.",
+}  # fmt: skip
 
 
 def _whole_groups(width: int, group_width: int) -> int:

@@ -6,18 +6,23 @@ import flax.linen as nn
 from jax import Array
 
 from grafit_jax.errors import choose
-from grafit_jax.models import efficientnet, regnet, resnet
+from grafit_jax.models import efficientnet, regnet, resnet, vit
 from grafit_jax.models.layers import Trunk
 
-TRUNKS = resnet.TRUNKS | regnet.TRUNKS | efficientnet.TRUNKS
+TRUNKS = resnet.TRUNKS | regnet.TRUNKS | efficientnet.TRUNKS | vit.TRUNKS
 # Trunks with weights of torchvision or timm.
 PRETRAINED = tuple(name for name in TRUNKS if name not in ("resnet8", "regnet_y_200mf"))
-STEMS = ("imagenet", "cifar", "patch2")
 
 
 def build_trunk(name: str, **options: Any) -> Trunk:
-    """Returns the trunk `name`, a key of `TRUNKS`; for the options see `layers.Trunk`. UserError for other names."""
-    return TRUNKS[choose(name, "trunk", TRUNKS)](**options)
+    """Returns the trunk `name`, a key of `TRUNKS`; for the options see `layers.Trunk`.
+
+    Raises:
+      UserError: an unknown name, or a stem that the trunk cannot have.
+    """
+    trunk = TRUNKS[choose(name, "trunk", TRUNKS)](**options)
+    choose(trunk.stem, f"stem of {name}", trunk.stems)
+    return trunk
 
 
 class Classifier(nn.Module):
@@ -44,6 +49,6 @@ def build(name: str, *, num_classes: int = 1000, **options: Any) -> Classifier:
       **options: see `layers.Trunk`.
 
     Raises:
-      UserError: an unknown name.
+      UserError: see `build_trunk`.
     """
     return Classifier(trunk=build_trunk(name, **options), num_classes=num_classes)

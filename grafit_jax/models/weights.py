@@ -1,4 +1,4 @@
-"""Loading of weights of torchvision (timm's ResNets have the same tensor names, its RegNets others) and timm."""
+"""Loading of weights of torchvision and timm."""
 
 import io
 import os
@@ -20,8 +20,8 @@ from grafit_jax.models.trunks import build, build_trunk
 # File types of `read`.
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 
-# Last part of a variable's path -> torchvision's name.
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# Last part of a variable's path -> torchvision's name, where they differ.
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # Maximum number of characters of a tensor's name, or of any other pickled string.
 _LONGEST = 1000
 
@@ -35,12 +35,14 @@ def convert(name: str, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         there are none without it.
 
     Returns:
-      {"params": ..., "batch_stats": ...}, float32 numpy arrays.
+      {"params": ..., "batch_stats": ...}, float32 numpy arrays; no "batch_stats" without batch norms.
 
     Raises:
       UserError: a tensor is missing, unexpected, of another shape, not floating point or not finite.
     """
-    bias = state_dict.get(f"{build_trunk(name).torch_head}.bias")
+    trunk = build_trunk(name)
+    state_dict = trunk.adapt(state_dict)
+    bias = state_dict.get(f"{trunk.torch_head}.bias")
     return _fill(name, 0 if bias is None else np.size(bias), state_dict)
 
 
@@ -56,13 +58,14 @@ def load_trunk(path: str | pathlib.Path, name: str, *, stem: str) -> dict[str, A
       stem: see `ResNet`.
 
     Returns:
-      {"params": ..., "batch_stats": ...} of the trunk, float32 numpy arrays.
+      {"params": ..., "batch_stats": ...} of the trunk, float32 numpy arrays; no "batch_stats" without batch norms.
 
     Raises:
       UserError: see `read` and `convert`.
     """
-    head = f"{build_trunk(name).torch_head}."
-    state_dict = {key: value for key, value in read(path).items() if not key.startswith(head)}
+    trunk = build_trunk(name, stem=stem)
+    head = f"{trunk.torch_head}."
+    state_dict = {key: value for key, value in trunk.adapt(read(path)).items() if not key.startswith(head)}
     # Conv_0 at this level is the stem's; the convolutions of blocks are one level deeper.
     fresh = () if stem == "imagenet" else ("Conv_0",)
     try:
@@ -156,14 +159,15 @@ def _fill(
 ) -> dict[str, Any]:
     """Returns the variables of a network filled with the tensors, without the `fresh` layers."""
     network = build(name, num_classes=num_classes)
-    image = jnp.zeros((1, 32, 32, 3))
+    image = jnp.zeros((1, 224, 224, 3))  # all patches divide it
     abstract = jax.eval_shape(lambda: network.init(jax.random.key(0), image))
     places = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract).items()}
     keys = {}
     for path in places:
         head = path[1] == "classifier"
         layer = network.trunk.torch_head if head else network.trunk.torch_name(path[2:-1])
-        keys[path] = f"{layer}.{_LEAVES[path[-1]]}"
+        leaf = _LEAVES.get(path[-1], path[-1])
+        keys[path] = f"{layer}.{leaf}" if layer else leaf
     # Flax's batch norms do not count batches.
     unexpected = sorted(k for k in state_dict.keys() - keys.values() if not k.endswith("num_batches_tracked"))
     filled = {}

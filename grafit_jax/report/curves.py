@@ -7,7 +7,7 @@ from typing import NamedTuple
 from grafit_jax.report.markup import Section, text
 from grafit_jax.report.metrics import heading
 from grafit_jax.report.shown import Run, Shown
-from grafit_jax.runs.results import HEADLINE, LAYERS
+from grafit_jax.runs.results import HEADLINE, LAYERS, split_key
 
 # Keys of the log without a chart.
 _NOT_DRAWN = ("step", "epoch", "seconds", "data_wait_seconds")
@@ -35,7 +35,7 @@ def section(shown: Shown) -> Section:
     evaluation = {
         _title(key): lines
         for key, lines in sorted(charts.items(), key=lambda item: [*LAYERS, ""].index(_layer(item[0])))
-        if key.startswith("eval/") and key.rpartition("/")[2] in (*HEADLINE, "top1")
+        if key.startswith("eval/") and split_key(key)[1] in (*HEADLINE, "top1")
         if any(len(line.x) > 1 for line in lines)
     }
     sample = (
@@ -60,9 +60,9 @@ def _logged(run: Run) -> dict[str, dict[float, float]]:
     for line in run.log:
         for key, value in line.items():
             if key not in _NOT_DRAWN and line["step"] in epochs and math.isfinite(value):
-                first, *path = key.split("/")
-                if first == "eval" and path[0] not in LAYERS and path[-1] in HEADLINE:
-                    key = "/".join((first, run.layer, *path))
+                path, metric = split_key(key)
+                if path[:1] == ["eval"] and _layer(key) == "" and metric in HEADLINE:
+                    key = "/".join(("eval", run.layer, *path[1:], metric))
                 found.setdefault(key, {})[epochs[line["step"]]] = value
     return found
 

@@ -47,7 +47,8 @@ def section(shown: Shown) -> Section:
         rows.append([*map(markup.name, named), *(_cell(metric, values.get(metric)) for metric in columns)])
     steps = ", ".join(f"{run.name} at step {run.result['metrics'].get('step', 0):,}" for run in shown.runs)
     note = (
-        "<p>R@k and mAP: retrieval among the test images. k-NN: vote of the nearest training images. In percent; "
+        "<p>R@k and mAP: retrieval among the test images; with “gallery”, from the training images. k-NN: vote of the "
+        "nearest training images. In percent; "
         f"{text(steps)}.</p>"
     )
     header = ["level, layer", *(["run"] if several else []), *(text(heading(metric)) for metric in columns)]
@@ -56,11 +57,11 @@ def section(shown: Shown) -> Section:
 
 def heading(metric: str) -> str:
     """Returns the display name of a metric."""
-    return _PERCENT.get(metric, metric.replace("recall@", "R@").replace("_", " "))
+    return _PERCENT.get(metric, metric.replace("recall@", "R@").replace("/", " ").replace("_", " "))
 
 
 def _is_percent(metric: str) -> bool:
-    return metric.startswith("recall@") or metric in _PERCENT
+    return metric.startswith(("recall@", "gallery/")) or metric in _PERCENT
 
 
 def _cell(metric: str, value: float | None) -> markup.Cell:

@@ -22,9 +22,10 @@ class Embedded:
 def evaluate(
     test: Embedded, train: Embedded, *, ks: Sequence[int], knn_k: int, knn_temperature: float, probe: bool = False
 ) -> dict[str, float]:
-    """Computes the retrieval metrics within the test images and their k-NN classification by the training images.
+    """Computes retrieval among the test images and from the training images, and k-NN classification by the latter.
 
-    Retrieval excludes the query itself by id, and skips queries without another image of their class.
+    Retrieval among the test images excludes the query itself by id. Near-duplicates among them flatter it, but not
+    retrieval from the training images. Both skip queries without an image of their class to find.
 
     Args:
       test: embeddings and labels of the test images.
@@ -36,18 +37,24 @@ def evaluate(
 
     Returns:
       For each level of test labels, as fractions: `recall@k`, `map` and `queries_without_positive`. For the levels of
-      training labels also `knn_top1` and, with `probe`, `probe_top1` and `probe_l2`. The metrics of the finest level
-      have no prefix, the others the prefix `LEVEL/`.
+      training labels also `gallery/recall@k` (whether one of the k nearest training images has the query's class),
+      `knn_top1` and, with `probe`, `probe_top1` and `probe_l2`. The metrics of the finest level have no prefix, the
+      others the prefix `LEVEL/`.
 
     Raises:
       UserError: embeddings that are zero or not finite, or too few images for the largest k.
     """
     result = metrics.retrieval_metrics(test.embedding, test.labels, ks=ks, knn_k=0)
-    similarity, near = neighbors.search(test.embedding, train.embedding, min(knn_k, len(train.embedding)))
+    found = [k for k in ks if k <= len(train.embedding)]
+    similarity, near = neighbors.search(test.embedding, train.embedding, min(max(knn_k, *ks), len(train.embedding)))
     for name, labels in test.labels.items():
         if name in train.labels:
-            vote = metrics.knn_classify(train.labels[name][near], similarity, knn_temperature)
-            result[f"{name}/knn_top1" if name else "knn_top1"] = float(np.mean(np.asarray(vote) == labels))
+            prefix, label_of_near = f"{name}/" if name else "", train.labels[name][near]
+            known = np.isin(labels, train.labels[name])
+            for k, hits in metrics.recall_at_k(label_of_near, labels, found).items() if found else ():
+                result[f"{prefix}gallery/recall@{k}"] = float(np.mean(np.asarray(hits)[known])) if known.any() else 0.0
+            vote = metrics.knn_classify(label_of_near[:, :knn_k], similarity[:, :knn_k], knn_temperature)
+            result[f"{prefix}knn_top1"] = float(np.mean(np.asarray(vote) == labels))
             if probe:
                 result |= _probed(name, train.embedding, train.labels[name], test.embedding, labels)
     return result

@@ -109,10 +109,10 @@ def start(
     ]
     height, width = train.image.shape[1:3]
     size = config.views.size
+    length = f"{config.train.epochs} epochs, {total_steps:,} steps of {config.train.batch_size} images"
     seen = "" if (height, width) == (size, size) else f", seen at {size} x {size}"
     say(
-        f"{config.method} on {config.data.source}: {config.train.epochs} epochs, {total_steps:,} steps of "
-        f"{config.train.batch_size} images\n"
+        f"{config.method} on {config.data.source}: {length if total_steps else 'nothing to train'}\n"
         f"  images   {len(train):,} for training, {len(test):,} for testing, of {height} x {width} pixels{seen}\n"
         f"  classes  {', '.join(classes)}\n"
         f"  network  {config.model.trunk}, {num_parameters:,} parameters\n"

@@ -15,6 +15,15 @@ Result = dict[str, Any]
 # The headline metrics on fine labels -> their display names.
 HEADLINE = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
 LAYERS = ("trunk", "projector")
+# Metrics of retrieval from the training images have this prefix before their name, behind layer and level.
+_GALLERY = "gallery"
+FROM_TRAINING = {f"{_GALLERY}/recall@1": "R@1 from training images"}
+
+
+def split_key(key: str) -> tuple[list[str], str]:
+    """Splits the name of a metric, [LAYER/][LEVEL/][gallery/]METRIC, into [layer, level] and the rest."""
+    *path, metric = key.split("/")
+    return (path[:-1], f"{_GALLERY}/{metric}") if path and path[-1] == _GALLERY else (path, metric)
 
 
 def by_layer_and_level(
@@ -23,13 +32,13 @@ def by_layer_and_level(
     """Returns (layer, level) -> metric -> value.
 
     Args:
-      metrics: name -> value, named [LAYER/][LEVEL/]METRIC.
+      metrics: name -> value; see `split_key`.
       layer: the layer of metrics named without one.
       finest: the level of metrics named without one.
     """
     found: dict[tuple[str, str], dict[str, float]] = {}
     for key, value in metrics.items():
-        *path, metric = key.split("/")
+        path, metric = split_key(key)
         of_layer = path.pop(0) if path and path[0] in LAYERS else layer
         if metric != "step":
             found.setdefault((of_layer, path[0] if path else finest), {})[metric] = value
@@ -64,11 +73,12 @@ def curve(log: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
         if "epoch" in line:
             epochs[line["step"]] = line["epoch"]
         evaluated = workdir.evaluation(line)
-        kept = {key: value for key, value in evaluated.items() if key.rpartition("/")[2] in HEADLINE and _is_fine(key)}
+        kept = {key: value for key, value in evaluated.items() if _is_headline(key)}
         if kept:
             found[line["step"]] = kept
     return [{"epoch": epochs[step]} | found[step] for step in sorted(found) if step in epochs]
 
 
-def _is_fine(key: str) -> bool:
-    return key.rpartition("/")[0] in ("", *LAYERS)
+def _is_headline(key: str) -> bool:
+    path, metric = split_key(key)
+    return metric in HEADLINE and all(part in LAYERS for part in path)

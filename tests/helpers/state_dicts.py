@@ -1,4 +1,4 @@
-"""Random tensors of trunks under torchvision's names, made without PyTorch."""
+"""Random tensors of trunks under torchvision's or timm's names, made without PyTorch."""
 
 import hashlib
 
@@ -15,6 +15,14 @@ REGNETS = {
     "regnet_y_400mf": ((1, 3, 6, 6), (48, 104, 208, 440), 8),
     "regnet_y_8gf": ((2, 4, 10, 1), (224, 448, 896, 2016), 56),
 }
+# Kernel, blocks, expansion and width of each stage, as in timm.
+EFFICIENTNETS = {
+    "tf_efficientnet_lite0": (
+        (3, 1, 1, 16), (3, 2, 6, 24), (5, 2, 6, 40), (3, 3, 6, 80), (5, 3, 6, 112), (5, 4, 6, 192), (3, 1, 6, 320),
+    ),
+}  # fmt: skip
+# Patch, width, blocks and registers (None = the supervised layout) of small transformers, as timm would name them.
+VITS = {"vit": (4, 16, 2, None), "vit_dinov2": (4, 16, 2, 0), "vit_reg4_dinov2": (4, 16, 2, 4)}
 
 
 class Tensors(dict):
@@ -42,10 +50,45 @@ class Tensors(dict):
 
 
 def state_dict(name, *, num_classes=10):
-    """Returns the tensors of a key of RESNETS or REGNETS."""
+    """Returns the tensors of a key of RESNETS, REGNETS or EFFICIENTNETS."""
     tensors = Tensors()
+    if name in EFFICIENTNETS:
+        tensors.linear("classifier", num_classes, _efficientnet(tensors, EFFICIENTNETS[name]))
+        return tensors
     into = _resnet(tensors, *RESNETS[name]) if name in RESNETS else _regnet(tensors, *REGNETS[name])
     tensors.linear("fc", num_classes, into)
+    return tensors
+
+
+def vit_dict(name, side, *, num_classes=10):
+    """Returns the tensors of a key of VITS, with positions of a grid of side x side patches."""
+    patch, width, blocks, registers = VITS[name]
+    tensors = Tensors()
+
+    def any_of(key, *shape, mean=0.0, std=0.5):
+        tensors[key] = np.float32(mean) + np.float32(std) * tensors.draw(key, *shape)
+
+    any_of("cls_token", 1, 1, width)
+    if registers:
+        any_of("reg_token", 1, registers, width)
+    any_of("pos_embed", 1, side * side + (not registers), width)
+    any_of("patch_embed.proj.weight", width, 3, patch, patch, std=0.2)
+    any_of("patch_embed.proj.bias", width)
+    for i in range(blocks):
+        prefix = f"blocks.{i}"
+        for norm in ("norm1", "norm2"):
+            any_of(f"{prefix}.{norm}.weight", width, mean=1.0, std=0.3)
+            any_of(f"{prefix}.{norm}.bias", width)
+        linear = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+        for key, (out, into) in linear.items():
+            any_of(f"{prefix}.{key}.weight", out * width, into * width, std=0.4)
+            any_of(f"{prefix}.{key}.bias", out * width)
+        for scale in ("ls1", "ls2") if registers is not None else ():
+            any_of(f"{prefix}.{scale}.gamma", width, mean=0.5, std=0.3)
+    any_of("norm.weight", width, mean=1.0, std=0.3)
+    any_of("norm.bias", width)
+    if num_classes:
+        tensors.linear("head", num_classes, width)
     return tensors
 
 
@@ -90,6 +133,27 @@ def _regnet(tensors, sizes, widths, group_width):
                 conv_norm(f"{prefix}.proj", width, into, 1)
             into = width
     return into
+
+
+def _efficientnet(tensors, stages):
+    tensors.conv("conv_stem", 32, 3, 3)
+    tensors.norm("bn1", 32)
+    into = 32
+    for stage, (kernel, blocks, expansion, width) in enumerate(stages):
+        for block in range(blocks):
+            prefix, inner = f"blocks.{stage}.{block}", into * expansion
+            layers = [("conv_dw", inner, 1, kernel), ("conv_pwl", width, inner, 1)]
+            if expansion > 1:
+                layers.insert(0, ("conv_pw", inner, into, 1))
+            else:
+                layers[-1] = ("conv_pw", width, inner, 1)
+            for i, (name, *shape) in enumerate(layers, 1):
+                tensors.conv(f"{prefix}.{name}", *shape)
+                tensors.norm(f"{prefix}.bn{i}", shape[0])
+            into = width
+    tensors.conv("conv_head", 1280, into, 1)
+    tensors.norm("bn2", 1280)
+    return 1280
 
 
 def images(size=64):

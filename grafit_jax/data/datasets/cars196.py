@@ -49,7 +49,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
             for split, (images, annotations) in FILES.items()
         }
 
-    _, tfds = import_tfds()
+    _, tfds = import_tfds("cars196")
     body = {"_split_generators": split_generators}
     builder = manual.builder("cars196", tfds.builder_cls("cars196"), body, data_dir)
     if not builder.is_prepared():

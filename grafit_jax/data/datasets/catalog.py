@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grafit_jax.data.datasets import taxonomy
+from grafit_jax.data.datasets import grocery, taxonomy
 from grafit_jax.data.datasets.taxonomy import Classes
 from grafit_jax.errors import UserError, warn
 
@@ -19,12 +19,12 @@ class Variant(NamedTuple):
     """A selection of the images of a data set.
 
     Attributes:
-      choose: maps the fine labels (int [M] and [N]) of the two TFDS splits to {"train": rows, "test": rows}, ascending
-        positions int [...] in the two splits concatenated.
+      choose: maps the fine labels (int [M], int [N], …) of the TFDS splits to {"train": rows, "test": rows}, ascending
+        positions int [...] in these splits concatenated.
       published: the number of images {"train": ..., "test": ...} that the paper gives or the full data set implies.
     """
 
-    choose: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+    choose: Callable[..., dict[str, np.ndarray]]
     published: Mapping[str, int]
 
     def rows(self, labels: Sequence[np.ndarray], where: str) -> dict[str, np.ndarray]:
@@ -186,6 +186,19 @@ def _unseen(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     return {"train": np.arange(len(train)), "test": len(train) + np.arange(len(test))}
 
 
+def _grocery(test: str) -> Variant:
+    """Returns the variant that is tested on the split `test`: validation, to choose settings, or test."""
+
+    def choose(*labels: np.ndarray) -> dict[str, np.ndarray]:
+        first, rows = 0, {}
+        for split, label in zip(grocery.FILES, labels, strict=True):
+            rows[split] = np.arange(first, first + len(label))
+            first += len(label)
+        return {"train": rows["train"], "test": rows[test]}
+
+    return Variant(choose, {"train": grocery.NUM_IMAGES["train"], "test": grocery.NUM_IMAGES[test]})
+
+
 _TRAIN_VALIDATION = {"train": ("train",), "test": ("validation",)}
 _FINE_ALONE = {"fine": "label"}
 _FOLLOWS = {"coarse": "", "fine": "label"}
@@ -218,6 +231,12 @@ CATALOG: Mapping[str, Entry] = {
             "unseen": Variant(_unseen, {"train": 19280, "test": 13180}),
         },
         default="within",
+    ),
+    "grocery": Entry(
+        splits={"train": ("train", "validation"), "test": ("test",)},
+        variants={"test": _grocery("test"), "validation": _grocery("validation")},
+        default="test",
+        manual=True,
     ),
     "oxford_flowers102": Entry(
         levels=_FINE_ALONE, coarse="fine", splits={"train": ("train", "validation"), "test": ("test",)}

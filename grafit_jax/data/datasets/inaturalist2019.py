@@ -72,7 +72,7 @@ def _examples(folder: pathlib.Path, name: str, row_of_category: dict[Any, int]) 
 
 
 def _builder(examples: dict[str, list[Example]], classes: dict[str, taxonomy.Classes], data_dir: str | None):
-    _, tfds = import_tfds()
+    _, tfds = import_tfds("inaturalist2019")
 
     def info(self):
         features = {

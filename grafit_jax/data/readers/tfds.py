@@ -246,7 +246,7 @@ def _not_prepared(name: str, entry: catalog.Entry, root: str) -> UserError:
 
 def _builder(name: str, data_dir: str | None):
     """Returns TFDS's builder of a data set, prepared or not."""
-    _, tfds = import_tfds()
+    _, tfds = import_tfds(f"tfds:{name}")
     folder = os.path.expanduser(data_dir) if data_dir else None
     try:
         return tfds.builder(name, data_dir=folder)

@@ -1,0 +1,84 @@
+"""Grocery Store Dataset: photos of groceries, trained on 43 coarse classes, evaluated by 81 fine ones.
+
+Paper: https://arxiv.org/abs/2011.12982, methods only, on another data set [ours]; docs/paper.md sections 2, 3 and 5.
+
+Command:
+    git clone https://github.com/marcusklasson/GroceryStoreDataset      # once
+    python experiments/prepare.py --dataset=grocery --manual_dir=GroceryStoreDataset
+    python experiments/train.py --config=configs/grocery.py:method=baseline --workdir=runs/grocery_baseline
+
+Arguments:
+    method= (default: grafit) a method of docs/paper.md section 2 or 3, or frozen: the pretrained trunk with nothing
+        trained. Methods of protocol "maskcon" use the same views for query and key, the same trunk and epochs.
+    preset= (default: lite0)
+        lite0       EfficientNet-Lite0 with ImageNet weights at 128 px, 8 epochs, T = 2, for CPUs.
+        lite0_long  the same with 40 epochs, evaluated every 4.
+    split= (default: test) the photos to evaluate: test, or validation for the choice of settings.
+    seed= (default: 0)
+    init= (default: hf:timm/tf_efficientnet_lite0.in1k) the weights of the trunk: a name on the hub or a file.
+
+Hours: {hours}
+
+Expect: {expect}
+"""
+
+from grafit_jax import config_files, methods
+from grafit_jax.errors import choose
+
+_LITE0 = {
+    "data.source": "tfds:grocery",
+    "data.image_size": 176,
+    "data.resize_mode": "centre",
+    "model.trunk": "tf_efficientnet_lite0",
+    "model.stem": "imagenet",
+    "model.head_hidden_dim": 1024,
+    "model.embed_dim": 128,
+    "views.size": 128,
+    "views.mean": (0.5, 0.5, 0.5),
+    "views.std": (0.5, 0.5, 0.5),
+    "views.num_views": 2,
+    "views.crop_scale": (0.3, 1.0),
+    "views.jitter": (0.4, 0.4, 0.4, 0.05),
+    "views.grayscale_prob": 0.1,
+    "ema.base": 0.99,
+    "memory.momentum": 0.5,
+    "optimizer.learning_rate": 0.1,
+    "optimizer.warmup_epochs": 1.0,
+    "train.epochs": 8,
+    "train.batch_size": 64,
+    "eval.batch_size": 100,
+    "eval.crop": "centre",
+    "checkpoint.every_epochs": 1,
+    "checkpoint.keep": 1,
+}
+PRESETS = {"lite0": _LITE0, "lite0_long": {**_LITE0, "train.epochs": 40, "eval.every_epochs": 4}}
+_MASKCON = {"model.head_batch_norm": False, "loss.temperature": 0.1, "queue.size": 1024, "ema.final": 0.99}
+# Peak learning rate of each supervised loss, the best of 0.04, 0.12 and 0.4 on the validation photos.
+RATES: dict[str, float] = {}
+
+
+def get_config(arg=None):
+    c, arg = config_files.start(
+        arg,
+        {},
+        PRESETS,
+        method="grafit",
+        preset="lite0",
+        split="test",
+        seed=0,
+        init="hf:timm/tf_efficientnet_lite0.in1k",
+    )
+    c.data.variant = choose(arg.split, "split", ("test", "validation"))
+    c.model.pretrained = arg.init
+    method = methods.get(arg.method)
+    if method.protocol == "maskcon":
+        c.update_from_flattened_dict(_MASKCON)
+        views = {key: c.views[key] for key in c.key_views}
+        c.key_views.update(views)
+    return c
+
+
+def sweep():
+    """Yields the methods of table `grocery`."""
+    for method in ("frozen", "baseline", "baseline_mlp", "snca_plus", "grafit_fc", "grafit", "maskcon"):
+        yield {"method": method}

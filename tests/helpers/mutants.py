@@ -197,7 +197,7 @@ OTHERS = (
            "merged(state.target_params, target_part(state.params))",
            "merged(state.target_params, jax.tree.map(jnp.zeros_like, target_part(state.params)))",
            "finetuning::test_fixed_trunks_compute_as_in_evaluation"),
-    mutant("gradients of parts added, not averaged", "grafit_jax/train_step.py",
+    mutant("gradients of parts not averaged", "grafit_jax/train_step.py",
            "lambda x: x / count, total", "lambda x: x, total",
            "finetuning::test_parts_are_taken_in_order_and_their_gradients_averaged"),
     mutant("batch statistics not carried from part to part", "grafit_jax/train_step.py",

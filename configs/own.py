@@ -30,7 +30,7 @@ Expect: depends on your images; for those of docs/tutorial_photos.md, fine mAP 2
     Compare with `baseline` and `baseline_mlp` of `sweep()`, the controls.
 """
 
-from grafit_jax import config, config_files, presets
+from grafit_jax import config, config_files, open_keys, presets
 from grafit_jax.config_files import IMAGENET, SMALL
 from grafit_jax.errors import UserError, choose
 
@@ -77,7 +77,7 @@ def _started(arg):
         raise UserError("found preset=cpu, which was renamed to scratch; use preset=scratch.")
     preset, c = choose(arg.preset or "auto", "preset", PRESETS), config.default()
     if preset != "scratch":
-        config.leave_open(c, presets.OPEN)
+        open_keys.leave_open(c, presets.OPEN)
     elif arg.pretrained:
         raise UserError(
             f"found preset=scratch and pretrained={arg.pretrained}; expected one of them; use preset=laptop."

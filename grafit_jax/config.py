@@ -4,13 +4,13 @@ import copy
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
 from flax import traverse_util
 
+from grafit_jax import open_keys
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.views import augment
 
@@ -54,10 +54,6 @@ PLACES = ("data.data_dir", "data.inat_categories_file")
 STARTS = ("clusterfit.source", "model.init", "model.pretrained")
 # The kinds of data.source that are followed by a path.
 FILES = ("folder", "csv", "npz")
-# Prefix of a model on the Hugging Face hub, in place of a path.
-HUB = "hf:"
-# A commit of the hub, perhaps shortened.
-_COMMIT = re.compile("[0-9a-f]{7,40}")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -247,34 +243,6 @@ def _augmentations() -> ml_collections.ConfigDict:
     return a
 
 
-def leave_open(config: ml_collections.ConfigDict, keys: Iterable[str]) -> None:
-    """Leaves keys open: None, until `presets.resolve` or the user gives them a value of the default's type."""
-    for key in keys:
-        group, _, name = key.rpartition(".")
-        place = config[group] if group else config
-        place[name] = ml_collections.FieldReference(None, field_type=place.get_type(name))
-
-
-def completed(flat: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a flat config with the values of the flat config `stored` for what a run decides at its start.
-
-    That are open keys, and the commit of model.pretrained if the hub's model is the same. A branch or tag is the same
-    as any commit, since only the hub knows its commit.
-    """
-    taken = {key: stored[key] for key, value in flat.items() if value is None and key in stored}
-    key = "model.pretrained"
-    if _is_pinned(flat.get(key), stored.get(key)):
-        taken[key] = stored[key]
-    return {**flat, **taken}
-
-
-def _is_pinned(given: str | None, stored: str | None) -> bool:
-    """Returns whether `stored` is the model of the hub `given`, at a commit that `given` may leave open."""
-    (name, _, revision), (same, _, commit) = ((value or "").partition("@") for value in (given, stored))
-    known = not _COMMIT.fullmatch(revision) or commit.startswith(revision)
-    return name.startswith(HUB) and name == same and bool(commit) and known
-
-
 def check_schema(config: ml_collections.ConfigDict) -> None:
     """Checks the keys and the types of their values.
 
@@ -370,7 +338,7 @@ def with_absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.Con
     config = copy.deepcopy(config)
     config.data.source = absolute(config.data.source)
     for key, value in _starts(config).items():
-        if value and not value.startswith(HUB):
+        if value and not value.startswith(open_keys.HUB):
             config.update_from_flattened_dict({key: os.path.abspath(os.path.expanduser(value))})
     return config
 
@@ -387,17 +355,17 @@ def with_short_paths(config: ml_collections.ConfigDict) -> ml_collections.Config
     if kind in FILES:
         config.data.source = f"{kind}{colon}{os.path.basename(place)}"
     for key, value in (_starts(config) | {key: flatten(config)[key] for key in PLACES}).items():
-        config.update_from_flattened_dict({key: value if value.startswith(HUB) else os.path.basename(value)})
+        config.update_from_flattened_dict({key: value if value.startswith(open_keys.HUB) else os.path.basename(value)})
     return config
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
     """Returns 'key: old -> new' for every key that differs, except `PLACES`; paths are absolute.
 
-    What `new` leaves open does not differ; see `completed`.
+    What `new` leaves open does not differ; see `open_keys.completed`.
     """
     a, b = (without_places(with_absolute_paths(config)) for config in (old, new))
-    b = completed(b, a)
+    b = open_keys.completed(b, a)
     return [
         f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
     ]

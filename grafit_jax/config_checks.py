@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import methods
+from grafit_jax import methods, open_keys
 from grafit_jax.data.readers.folder import ON_UNREADABLE
 from grafit_jax.errors import UserError, choose
 from grafit_jax.methods import Method
@@ -142,7 +142,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     method = methods.get(config.method)
     for key, choices in _CHOICES.items():
         choose(flat[key], key, choices)
-    if config.model.pretrained.startswith(config_lib.HUB) or config.model.pretrained.endswith(WEIGHTS):
+    if config.model.pretrained.startswith(open_keys.HUB) or config.model.pretrained.endswith(WEIGHTS):
         choose(config.model.trunk, "model.trunk with pretrained weights", PRETRAINED)
     for name in config.eval.layers:
         choose(name, "entry of eval.layers", ("trunk", "projector"))

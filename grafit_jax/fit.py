@@ -17,9 +17,10 @@ from grafit_jax.state import merged
 # last one is `models.depthwise`.
 _KEPT = ("conv_general_dilated", "dot_general", "custom_vjp_call")
 # The memory that a compiled step needs for activations, in units of what it keeps at least; the smallest measured.
-# CPU, float32 (XLA's own analysis of a step): ResNet-18 3.4 to 4.3, ResNet-50 3.0, EfficientNet-Lite0 3.5.
-# TPU, bfloat16, 512 views of 224 px (docs/performance.md): ResNet-50 1.6, RegNetY-8GF 2.1; with remat 1.6 and 2.5.
-_ON_CPU, _ON_ACCELERATOR = 3.0, 1.6
+# CPU, float32 (XLA's own analysis of a step): ResNet-18 3.4 to 4.3, ResNet-50 3.0,
+# EfficientNet-Lite0 3.5, ViT-S/16 2.7.
+# TPU, bfloat16, 512 views of 224 px (docs/performance.md): ResNet-50 1.6, RegNetY-8GF 2.1; with remat 1.6 and 2.4.
+_ON_CPU, _ON_ACCELERATOR = 2.7, 1.6
 # A step is refused above the limit times this, and a batch is proposed below the limit divided by it.
 _MARGIN = 1.2
 
@@ -75,30 +76,34 @@ def estimate(run: Experiment) -> Need:
         fixed += train.image.nbytes
     views = run.method.views_per_image(config.views.num_views)
     differentiated = config.views.num_views if run.method.instance == "predict" else 1
-    view = jax.ShapeDtypeStruct((1, run.views.size, run.views.size, train.image.shape[-1]), jnp.float32)
+    view = jax.ShapeDtypeStruct((run.views.size, run.views.size, train.image.shape[-1]), jnp.float32)
     factor = _ON_CPU if jax.default_backend() == "cpu" else _ON_ACCELERATOR
     return Need(fixed, views * _bytes(view) + int(differentiated * factor * _kept(run, state, view)))
 
 
-def _kept(run: Experiment, state: Any, view: jax.ShapeDtypeStruct) -> int:
-    """Returns the bytes that the forward pass of one view keeps for the backward pass."""
+def _kept(run: Experiment, state: Any, view: jax.ShapeDtypeStruct) -> float:
+    """Returns the bytes that the forward pass of a view [S, S, C] keeps for the backward pass."""
     config = run.config.model
-    # One device's network without collectives, and one view, since convolutions on CPU run part by part.
+    # One device's network without collectives. Few views, since convolutions on CPU run part by part; more than one,
+    # since an activation of one view may have the shape of a weight, such as that of a transformer's positions.
+    number = 2
+    views = jax.ShapeDtypeStruct((number, *view.shape), view.dtype)
     network = methods.build_network(run.method, config, num_classes=len(run.training.train_names), axis_name=None)
 
-    def residuals(params, batch_stats, view, policy):
+    def residuals(params, batch_stats, views, policy):
         def forward(trained):
             variables = {"params": merged(trained, params), "batch_stats": batch_stats}
-            return network.apply(variables, view, train=True, mutable=["batch_stats"])[0]
+            return network.apply(variables, views, train=True, mutable=["batch_stats"])[0]
 
-        of_state = {id(x) for x in jax.tree.leaves((params, batch_stats))}
         _, backward = jax.vjp(jax.checkpoint(forward, policy=policy) if policy else forward, network.trained(params))
-        return [x for key, x in {id(x): x for x in jax.tree.leaves(backward)}.items() if key not in of_state]
+        of_weights = {x.shape for x in jax.tree.leaves(params)}  # those in another dtype, too
+        return [x for x in {id(x): x for x in jax.tree.leaves(backward)}.values() if x.shape not in of_weights]
 
     # The policy overrides that of remat, whose blocks keep their inputs only.
     policies = [lambda operation, *_, **__: operation.name in _KEPT, *([None] if config.remat else [])]
-    given = state.params, state.batch_stats, view
-    return min(_bytes(jax.eval_shape(functools.partial(residuals, policy=policy), *given)) for policy in policies)
+    given = state.params, state.batch_stats, views
+    found = [_bytes(jax.eval_shape(functools.partial(residuals, policy=policy), *given)) for policy in policies]
+    return min(found) / number
 
 
 def _bytes(tree: Any) -> int:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from grafit_jax import config as config_lib
-from grafit_jax import evaluation, parallel, saved
+from grafit_jax import evaluation, open_keys, parallel, saved
 from grafit_jax.data.readers import decode, photos
 from grafit_jax.data.readers.photos import Images, Photo
 from grafit_jax.errors import UserError, warn
@@ -47,7 +46,7 @@ def load(where: str | os.PathLike, *, checkpoint: int | str = "newest") -> "Mode
     parallel.use_compilation_cache()
     where = os.fspath(where)
     stored = saved.read(where, checkpoint)
-    return Model(stored, where if where.startswith(config_lib.HUB) else os.path.abspath(os.path.expanduser(where)))
+    return Model(stored, where if where.startswith(open_keys.HUB) else os.path.abspath(os.path.expanduser(where)))
 
 
 class Model:

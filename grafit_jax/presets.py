@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from grafit_jax import config as config_lib
-from grafit_jax import parallel, pretrained
+from grafit_jax import open_keys, parallel, pretrained
 from grafit_jax.config_files import PHOTOS
 from grafit_jax.errors import UserError
 from grafit_jax.runs import console, workdir
@@ -86,7 +86,7 @@ def assumed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def _choices(flat: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
     """Returns the keys of a flat config whose values change, with their values."""
     if os.path.isfile(path / "config.json"):
-        stored = config_lib.completed(flat, config_lib.flatten(workdir.read_config(path)))
+        stored = open_keys.completed(flat, config_lib.flatten(workdir.read_config(path)))
         return {key: value for key, value in stored.items() if value != flat[key]}
     values, notes = dict(flat), []
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from grafit_jax import config as config_lib
+from grafit_jax import open_keys
 from grafit_jax.config_files import IMAGENET
 from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, did_you_mean, reading
@@ -17,7 +18,7 @@ from grafit_jax.saved import hub
 CONFIG, FILES = "config.json", ("model.safetensors", "pytorch_model.bin")
 # Trunk -> the name on the hub of weights that fit it.
 KNOWN: Mapping[str, str] = {
-    trunk: f"{config_lib.HUB}timm/{trunk}.{tag}"
+    trunk: f"{open_keys.HUB}timm/{trunk}.{tag}"
     for trunk, tag in {
         "resnet18": "a1_in1k",
         "resnet34": "a1_in1k",
@@ -50,7 +51,7 @@ class Description(NamedTuple):
 
 def on_hub(name: str) -> bool:
     """Returns whether a value of model.pretrained names a model of the hub."""
-    return name.startswith(config_lib.HUB)
+    return name.startswith(open_keys.HUB)
 
 
 def describe(name: str) -> Description:
@@ -112,7 +113,7 @@ def _of_trunk(trunk: str) -> dict[str, Any]:
 
 def _fetch(name: str, *files: str) -> pathlib.Path:
     try:
-        return hub.fetch(name.removeprefix(config_lib.HUB), *files)
+        return hub.fetch(name.removeprefix(open_keys.HUB), *files)
     except UserError as error:
         given = name.partition("@")[0]
         near = did_you_mean(given, KNOWN.values()) if given not in KNOWN.values() else ""

@@ -57,15 +57,16 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
     num_views = config.views.num_views if method.instance == "predict" else 1
     mixed = bool(config.mixing.mixup or config.mixing.cutmix)
     objective = Objective(method, config.loss, num_views, axis_name)
-    # The network's methods for its inputs: images, or the features of a frozen trunk.
-    whole, embed = ("heads", "project") if network.trunk.frozen else ("__call__", "embed")
+    # A frozen trunk is a fixed function: its features, computed once, are the input of both networks.
+    frozen = network.trunk.frozen
+    whole, embed = ("heads", "project") if frozen else ("__call__", "embed")
 
     def step(state, memory, batch, rng):
         memory_before, trained = memory, network.trained(state.params)
         key = jax.random.fold_in(rng, state.step)
 
         def inputs(images: Array) -> Any:
-            return network.apply(state.variables, images, method="features") if network.trunk.frozen else images
+            return network.apply(state.variables, images, method="features") if frozen else images
 
         def gradient(batch_stats, batch):
             # 1. Views. Draws are keyed by (seed, step, image id, view), so they do not depend on the device.
@@ -79,7 +80,7 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
                 )
                 batch = batch | {"other_label": other_label, "share": share}
             x, options = inputs(images), dict[str, Any]()
-            if network.trunk.drop_path and not network.trunk.frozen:
+            if network.trunk.drop_path and not frozen:
                 options["draws"] = _flat_draws(batch["id"], key, num_views, network.trunk.num_blocks)
 
             # 2. Targets g_xi(t_j(x)), or keys, outside the differentiated function.

@@ -14,7 +14,7 @@ from grafit_jax import config_files
 from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.runs.checkpoint import Checkpoints
-from helpers import image_files, pods
+from helpers import hub, image_files, pods
 from helpers.command_lines import ROOT
 from helpers.devices import use_devices
 from helpers.runs import assert_close, log_of
@@ -119,6 +119,22 @@ def test_hosts_with_data_in_another_order_are_refused_before_anything_is_written
             "0; use the same command, and the same data in the same order, on all hosts."
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_only_process_0_asks_the_hub_and_all_hosts_learn_its_answer(tmp_path, monkeypatch):
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+    hub.write_cache(folders[0] / "hf" / "hub", "timm/any", {"config.json": hub.timm_config("resnet34")})
+    monkeypatch.setenv("HF_HOME", "hf")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    trunk = "--config.model.pretrained=hf:timm/any"
+    processes = pods.start(tmp_path / "run", 2, 1, trunk, logs=tmp_path, folders=folders)
+    assert pods.finish(processes) == [2, 2], said(tmp_path, 2)
+    for text in said(tmp_path, 2):
+        last = text.splitlines()[-1]
+        assert last.startswith("error: model.pretrained = hf:timm/any: found trunk resnet34; expected resnet8, as in")
 
 
 def test_a_frozen_process_is_detected(tmp_path, long):

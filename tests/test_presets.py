@@ -8,23 +8,20 @@ import sys
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 from absl import flags
 from ml_collections import config_flags
 from sweeps import expansion
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, config_files, experiment, initial_weights, parallel, presets, pretrained, saved
+from grafit_jax import config_checks, config_files, open_keys, parallel, presets, pretrained, saved
 from grafit_jax.errors import UserError
 from grafit_jax.runs import workdir
 from helpers import hub as hubs
-from helpers import image_files, state_dicts
+from helpers import image_files
 from helpers.command_lines import ROOT
 
 OWN = ROOT / "configs" / "own.py"
-URL = "/{repo_id}/resolve/{revision}/{filename}"
 NAME = "hf:timm/resnet18.a1_in1k"
-LITE = ROOT.parent / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
 
 
 @pytest.fixture
@@ -34,22 +31,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
-
-
-@pytest.fixture
-def served(cache, monkeypatch):
-    """A hub on loopback with a ResNet-18, a pickle and a gated model; yields its files and the requests."""
-    constants = pytest.importorskip("huggingface_hub.constants")
-    files = {
-        "timm/resnet18.a1_in1k": hubs.model(),
-        "timm/pickled": {"config.json": hubs.timm_config("resnet18"), "pytorch_model.bin": b"a pickle"},
-        "timm/without": {"config.json": hubs.timm_config("resnet18")},
-    }
-    with hubs.serve(files, gated=["timm/gated"]) as (address, requests):
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + URL)
-        yield files, requests
 
 
 def own(arg="dir=photos", **values):
@@ -62,7 +43,7 @@ def resolved(config, path="nowhere"):
     return config_lib.flatten(presets.resolve(config, pathlib.Path(path)))
 
 
-def open_keys(config):
+def left_open(config):
     return {key for key, value in config_lib.flatten(config).items() if value is None}
 
 
@@ -73,10 +54,10 @@ def test_configs_of_photos_load_without_devices_and_without_the_hub(monkeypatch)
     monkeypatch.setattr(jax._src.xla_bridge, "backends", lambda: pytest.fail("initialised devices"))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     of_weights = {"model.trunk", "model.stem", "views.mean", "views.std", "data.image_size"}
-    assert open_keys(own()) == {*presets.PRESETS["laptop"]} | of_weights
-    assert open_keys(own("dir=photos,preset=laptop")) == open_keys(own("dir=photos,preset=gpu")) == of_weights
-    assert open_keys(own(f"dir=photos,pretrained={NAME}")) == open_keys(own()) - {"model.pretrained"}
-    assert not open_keys(own("dir=photos,preset=scratch")) and not open_keys(config_lib.default())
+    assert left_open(own()) == {*presets.PRESETS["laptop"]} | of_weights
+    assert left_open(own("dir=photos,preset=laptop")) == left_open(own("dir=photos,preset=gpu")) == of_weights
+    assert left_open(own(f"dir=photos,pretrained={NAME}")) == left_open(own()) - {"model.pretrained"}
+    assert not left_open(own("dir=photos,preset=scratch")) and not left_open(config_lib.default())
     for arg in ("dir=photos", "dir=photos,preset=gpu"):
         config_checks.validate(presets.assumed(own(arg)), num_devices=1)
     assert presets.PRESETS["laptop"].keys() == presets.PRESETS["gpu"].keys()
@@ -106,7 +87,7 @@ def test_open_keys_take_typed_values_from_the_command_line(monkeypatch):
     parsed = parse(monkeypatch, *given)
     assert (parsed.views.size, parsed.views.mean, parsed.model.trunk) == (160, (0.1, 0.2, 0.3), "resnet34")
     assert parsed.data.stream is True
-    assert open_keys(parsed) == open_keys(own()) - {"views.size", "views.mean", "model.trunk", "data.stream"}
+    assert left_open(parsed) == left_open(own()) - {"views.size", "views.mean", "model.trunk", "data.stream"}
     for wrong in ("views.size=large", "views.size=1.5", "data.stream=3"):
         with pytest.raises(flags.IllegalFlagValueError):
             parse(monkeypatch, wrong)
@@ -162,7 +143,7 @@ def test_given_values_and_presets_win_over_those_of_the_weights(cache):
 def test_the_size_is_that_of_the_weights_if_nothing_else_decides_it(cache):
     hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
     config = config_lib.default()
-    config_lib.leave_open(config, ["views.mean"])
+    open_keys.leave_open(config, ["views.mean"])
     config.model.pretrained = NAME
     changed = {"views.mean": (0.1, 0.2, 0.3), "model.pretrained": f"{NAME}@{hubs.COMMIT}"}
     assert resolved(config) == config_lib.flatten(config) | changed
@@ -176,34 +157,6 @@ def test_a_complete_config_stays_as_it_is_and_asks_no_one(monkeypatch, capsys):
     config.model.pretrained = "runs/other"
     assert resolved(config) == config_lib.flatten(config)
     assert capsys.readouterr().err == ""
-
-
-def test_local_weights_say_what_they_are(tmp_path):
-    files = hubs.model()
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "w.safetensors").write_bytes(files["model.safetensors"])
-    (tmp_path / "a" / "config.json").write_bytes(files["config.json"])
-    found = resolved(own(f"dir=photos,pretrained={tmp_path}/a/w.safetensors"))
-    assert found["model.pretrained"] == f"{tmp_path}/a/w.safetensors"
-    assert (found["model.trunk"], found["views.mean"]) == ("resnet18", (0.1, 0.2, 0.3))
-    # The config.json of something else, and no config.json: the name of the file.
-    (tmp_path / "a" / "config.json").write_text('{"name": "mine"}')
-    (tmp_path / "a" / "resnet34.a1_in1k.pth").touch()
-    (tmp_path / "tf_efficientnet_lite0.safetensors").touch()
-    found = resolved(own(f"dir=photos,pretrained={tmp_path}/a/resnet34.a1_in1k.pth"))
-    assert (found["model.trunk"], found["model.stem"], found["views.mean"]) == (
-        "resnet34", "imagenet", (0.485, 0.456, 0.406)
-    )  # fmt: skip
-    found = resolved(own(f"dir=photos,pretrained={tmp_path}/tf_efficientnet_lite0.safetensors"))
-    assert (found["model.trunk"], found["views.mean"], found["views.std"]) == (
-        "tf_efficientnet_lite0", hubs.HALVES, hubs.HALVES
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"found no value of model\.stem, model\.trunk, views\.mean, views\.std; expe"):
-        resolved(own(f"dir=photos,pretrained={tmp_path}/a/w.safetensors"))
-    # A run has its own config.
-    workdir.claim(tmp_path / "run", own("dir=photos,preset=scratch"))
-    found = resolved(own(f"dir=photos,pretrained={tmp_path}/run"))
-    assert (found["model.trunk"], found["model.stem"], found["views.size"]) == ("resnet8", "patch2", 128)
 
 
 def test_process_0_decides_for_all(monkeypatch):
@@ -242,129 +195,6 @@ def receive(own_part, first):
     """What process 1 gathers; all processes must give arrays of one shape."""
     assert np.shape(own_part) == np.shape(first) and np.asarray(own_part).dtype == np.asarray(first).dtype
     return np.stack([first, own_part])
-
-
-# The hub
-
-
-def test_a_download_is_pinned_to_its_commit_and_then_needs_no_hub(served):
-    files, requests = served
-    found = pretrained.describe(NAME)
-    assert found.name == f"{NAME}@{hubs.COMMIT}" and not any("safetensors" in request for request in requests)
-    path = pretrained.locate(found.name)
-    assert path.read_bytes() == files["timm/resnet18.a1_in1k"]["model.safetensors"]
-    assert pretrained.describe(f"{NAME}@main") == pretrained.describe(found.name) == found
-    before = len(requests)
-    assert pretrained.locate(found.name) == path and len(requests) == before
-
-
-def test_a_pickle_is_taken_if_there_is_nothing_else(served):
-    assert pretrained.locate("hf:timm/pickled").name == "pytorch_model.bin"
-    with pytest.raises(UserError, match=r"hf:timm/without: found no model\.safetensors or pytorch_model\.bin; use an"):
-        pretrained.locate("hf:timm/without")
-
-
-def test_a_pickle_of_the_hub_is_read_as_tensors_only(torch, tmp_path):
-    from grafit_jax.models import weights
-
-    tensors = state_dicts.state_dict("resnet18")
-    torch.save({key: torch.tensor(value) for key, value in tensors.items()}, tmp_path / "pytorch_model.bin")
-    found = weights.read(tmp_path / "pytorch_model.bin")
-    assert found.keys() == tensors.keys()
-    np.testing.assert_array_equal(found["conv1.weight"], tensors["conv1.weight"])
-    torch.save({"w": pathlib.PurePosixPath("x")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin cannot be read"):
-        weights.read(tmp_path / "pytorch_model.bin")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "hf:timm/resnet18.a1_in1",
-            r"\(found no such repository\); .*\(did you mean 'hf:timm/resnet18\.a1_in1k'\?\)\.$",
-        ),
-        (f"{NAME}@v9", r"a1_in1k@v9: cannot be downloaded \(found no revision v9\); check the name"),
-        (
-            "hf:timm/gated",
-            r"gated: found a gated repository; accept its terms at https://huggingface\.co/timm/gated, th",
-        ),
-        ("hf:no name", r"hf:no name: cannot be downloaded \(.+\); check the name"),
-    ],
-)
-def test_what_the_hub_refuses_is_a_one_line_error(served, name, message):
-    with pytest.raises(UserError, match=message):
-        pretrained.describe(name)
-
-
-def test_without_network_or_huggingface_hub_the_error_is_one_line(cache, monkeypatch):
-    with pytest.raises(
-        UserError, match=rf"{NAME}: cannot be downloaded \(.*offline.*\); check the name and the network"
-    ):
-        pretrained.describe(NAME)
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + URL)
-    http = pytest.importorskip("huggingface_hub.utils._http")
-    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)  # between its retries
-    with pytest.raises(
-        UserError, match=rf"{NAME}: cannot be downloaded \(.*refused.*\); check the name and the network"
-    ):
-        pretrained.describe(NAME)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=rf"{NAME}: found no huggingface_hub; use `pip install huggingface_hub`"):
-        pretrained.describe(NAME)
-
-
-@pytest.mark.parametrize(
-    ("files", "values", "message"),
-    [
-        (
-            {"config.json": hubs.timm_config("resnet34")}, {"model__trunk": "resnet50"},
-            rf"model\.pretrained = {NAME}: found trunk resnet34; expected resnet50, as in model\.trunk; use "
-            r"--config\.model\.trunk=resnet34, or --config\.model\.pretrained=hf:timm/resnet50\.a1_in1k\.",
-        ),
-        (
-            {"config.json": hubs.timm_config("resnet18d")}, {},
-            r"found architecture 'resnet18d' \(did you mean 'resnet18'\?\); expected one of resnet18, .*; use a",
-        ),
-        ({"config.json": b'{"format": 1}'}, {}, r"found no architecture in its config\.json; .* use model\.init for a"),
-        ({"config.json": b"{"}, {}, r"config\.json.*; download it again"),
-        ({"config.json": b'{"architecture": "resnet18"}'}, {}, r"KeyError.*; expected timm's mean, std and input_size"),
-    ],
-)  # fmt: skip
-def test_models_that_do_not_fit_are_one_line_errors(cache, files, values, message):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), files)
-    with pytest.raises(UserError, match=message):
-        resolved(own(f"dir=photos,pretrained={NAME}", **values))
-
-
-def test_a_name_without_prefix_is_corrected():
-    for name, remedy in (
-        ("resnet18", r"hf:timm/resnet50\.a1_in1k; use hf:timm/resnet18\.a1_in1k\.$"),
-        ("timm/resnet34.a1_in1k", r"\(did you mean 'hf:timm/resnet34\.a1_in1k'\?\)\.$"),
-    ):
-        with pytest.raises(UserError, match=rf"model\.pretrained = {name}: found no such file; expected .*{remedy}"):
-            pretrained.describe(name)
-
-
-def test_grey_images_under_a_colour_trunk_are_a_one_line_error(cache):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
-    config = own(f"preset=laptop,pretrained={NAME}", data__source="digits", data__image_size=0)
-    with pytest.raises(UserError, match=r"^found images of 1 channels and views\.mean of 3 values; expected 1 or 3 of"):
-        experiment.load(presets.resolve(config, pathlib.Path("nowhere")))
-
-
-def test_a_network_starts_from_the_tensors_of_the_hub(cache, tmp_path):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
-    image_files.write_tree(tmp_path / "d", {f"{split}/{c}": 8 for split in ("train", "test") for c in "ab"})
-    values = {"train__batch_size": 8, "eval__recall_at": (1,), "data__image_size": 40, "views__size": 32}
-    config = own(f"dir={tmp_path / 'd'},preset=laptop,method=baseline,pretrained={NAME}", **values)
-    given = initial_weights.given(experiment.load(presets.resolve(config, tmp_path / "run"))).variables
-    tensors = state_dicts.state_dict("resnet18")
-    kernel = given["params"]["trunk"]["Conv_0"]["kernel"]
-    np.testing.assert_array_equal(kernel, tensors["conv1.weight"].transpose(2, 3, 1, 0))
-    np.testing.assert_array_equal(given["batch_stats"]["trunk"]["BatchNorm_0"]["mean"], tensors["bn1.running_mean"])
 
 
 # Runs that have started
@@ -433,13 +263,3 @@ def test_a_trained_run_resumes_and_its_model_loads_without_the_hub(cache, tmp_pa
     saved.write(tmp_path / "saved", saved.read(tmp_path / "run"), card="")
     assert saved.config_of(tmp_path / "saved").model.pretrained == f"{NAME}@{hubs.COMMIT}"
     assert saved.read(tmp_path / "saved").step == 4
-
-
-@pytest.mark.skipif(not LITE.is_file(), reason=f"found no {LITE}")
-def test_imagenet_weights_of_efficientnet_fit_the_preset_of_laptops(tmp_path):
-    image_files.write_tree(tmp_path / "d", {f"{split}/{c}": 8 for split in ("train", "test") for c in "ab"})
-    values = {"train__batch_size": 8, "eval__recall_at": (1,)}
-    config = own(f"dir={tmp_path / 'd'},preset=laptop,method=baseline,pretrained={LITE}", **values)
-    given = initial_weights.given(experiment.load(presets.resolve(config, tmp_path / "run"))).variables
-    kernel = safetensors.numpy.load_file(LITE)["conv_stem.weight"].transpose(2, 3, 1, 0)
-    np.testing.assert_array_equal(given["params"]["trunk"]["Conv_0"]["kernel"], kernel)

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from study import layout, pricing, published, recording, reproduction, tables
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, methods
+from grafit_jax import config_checks, methods, open_keys
 from grafit_jax.commands import training
 from grafit_jax.errors import UserError
 from grafit_jax.report.tables import plain_table
@@ -93,7 +93,7 @@ def test_a_run_is_missing_begun_complete_or_recorded(points_of):
 
 def test_a_row_that_leaves_keys_open_is_recorded_once_its_run_has_decided_them(points_of):
     point = points_of(only=["grafit"])[0]
-    config_lib.leave_open(point.config, ["model.trunk", "views.mean"])
+    open_keys.leave_open(point.config, ["model.trunk", "views.mean"])
     point.config.model.pretrained = "hf:timm/resnet18.a1_in1k"
     decided = {"model.pretrained": f"hf:timm/resnet18.a1_in1k@{'a' * 40}", "clusterfit.num_clusters": 5}
     states = [
@@ -105,7 +105,7 @@ def test_a_row_that_leaves_keys_open_is_recorded_once_its_run_has_decided_them(p
     assert pricing.price(point, [recorded("grafit", 1, **decided | {"views.size": 10})]) == (None, 0)
     words = reproduction.words(point, pathlib.Path())
     assert "--config.model.pretrained=hf:timm/resnet18.a1_in1k" in words and not any("None" in word for word in words)
-    config_lib.leave_open(point.config, ["model.pretrained"])
+    open_keys.leave_open(point.config, ["model.pretrained"])
     assert not any("pretrained" in word for word in reproduction.words(point, pathlib.Path()))
 
 

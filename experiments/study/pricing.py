@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from grafit_jax import config as config_lib
+from grafit_jax import open_keys
 from grafit_jax.report.tables import plain_table
 from grafit_jax.runs.results import Result
 from study import recording, reproduction
@@ -21,7 +22,7 @@ def price(point: RowRun, known: Iterable[Result]) -> tuple[float | None, int]:
         return 0.0, 0
 
     def is_same(config: Mapping[str, Any]) -> bool:
-        return _seedless(config) == _seedless(config_lib.completed(point.flat, config))
+        return _seedless(config) == _seedless(open_keys.completed(point.flat, config))
 
     same = [r["run"] for r in known if r["row"] == point.row.name and is_same(r["config"])]
     seconds = [run["train_seconds"] for run in same if "train_seconds" in run]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grafit_jax import config as config_lib
-from grafit_jax import methods
+from grafit_jax import methods, open_keys
 from grafit_jax.errors import UserError, reading
 from grafit_jax.runs.results import Result
 
@@ -153,10 +153,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns 'key: old -> new' for every difference between two configs (dotted key -> value) that affects training.
 
     A missing key has its default: the config was recorded before the key existed. Paths count by their last part.
-    What `new` leaves open does not differ; see `config.completed`. Ignored are `eval.*`, `checkpoint.*` and, for
+    What `new` leaves open does not differ; see `open_keys.completed`. Ignored are `eval.*`, `checkpoint.*` and, for
     methods without clusters, `clusterfit.*`.
     """
-    a, b = comparable(old), comparable(config_lib.completed(new, old))
+    a, b = comparable(old), comparable(open_keys.completed(new, old))
     return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 

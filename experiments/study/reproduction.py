@@ -14,7 +14,7 @@ import numpy as np
 from sweeps import runner
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_files, experiment, presets, restore
+from grafit_jax import config_files, experiment, open_keys, presets, restore
 from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError, did_you_mean
@@ -180,7 +180,7 @@ def known_result(point: RowRun, known: Recorded) -> Result | None:
     A config with open keys has that of the first result that has all its other values.
     """
     flat, name = point.flat, point.row.name
-    if None not in flat.values() and not flat["model.pretrained"].startswith(config_lib.HUB):
+    if None not in flat.values() and not flat["model.pretrained"].startswith(open_keys.HUB):
         return known.get((name, recording.key(flat)))
     same = (r for (row, _), r in known.items() if row == name and not recording.differences(r["config"], flat))
     return next(same, None)

@@ -16,7 +16,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from grafit_jax import config as config_lib
-from grafit_jax import parallel
+from grafit_jax import open_keys, parallel
 from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, reading, writing
 from grafit_jax.runs import checkpoint, workdir
@@ -76,8 +76,8 @@ def config_of(where: str | os.PathLike) -> ml_collections.ConfigDict:
 
 
 def _folder(where: str | os.PathLike) -> pathlib.Path:
-    if str(where).startswith(config_lib.HUB):
-        path = hub.download(str(where).removeprefix(config_lib.HUB))
+    if str(where).startswith(open_keys.HUB):
+        path = hub.download(str(where).removeprefix(open_keys.HUB))
     else:
         path = pathlib.Path(os.path.expanduser(where))
     if not path.is_dir():

@@ -1,6 +1,5 @@
 """The Hugging Face hub, through the optional package huggingface_hub."""
 
-import logging
 import pathlib
 from typing import Any
 
@@ -42,7 +41,6 @@ def fetch(name: str, *files: str) -> pathlib.Path:
     """
     repository, _, revision = name.partition("@")
     package, missing = _package(name), []
-    logging.getLogger(package.__name__).setLevel(logging.ERROR)  # it warns of each of its retries
     for file in files:
         try:
             return pathlib.Path(package.hf_hub_download(repository, file, revision=revision or None))
@@ -76,8 +74,10 @@ def _package(name: str) -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
+        from huggingface_hub.utils import logging
     except ImportError:
         raise UserError(f"hf:{name}: found no huggingface_hub; use `pip install huggingface_hub`.") from None
+    logging.set_verbosity_error()  # it warns of each of its retries
     return huggingface_hub
 
 

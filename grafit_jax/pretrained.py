@@ -10,6 +10,7 @@ from grafit_jax import open_keys
 from grafit_jax.config_files import IMAGENET
 from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, did_you_mean, reading
+from grafit_jax.models import regnet
 from grafit_jax.models.trunks import PRETRAINED
 from grafit_jax.runs import workdir
 from grafit_jax.saved import hub
@@ -92,7 +93,7 @@ def locate(name: str) -> pathlib.Path:
 
 def _of_timm(where: str, path: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values that timm's config.json in `path` gives."""
-    trunk = content["architecture"]
+    trunk = regnet.TIMM.get(str(content["architecture"]), content["architecture"])
     if trunk not in PRETRAINED:
         raise UserError(
             f"{where}: found architecture {trunk!r}{did_you_mean(str(trunk), PRETRAINED)}; expected one of "

@@ -150,6 +150,12 @@ def test_the_size_is_that_of_the_weights_if_nothing_else_decides_it(cache):
     assert pretrained.describe(NAME).values["views.size"] == 160
 
 
+def test_a_regnet_has_the_name_of_torchvision(cache):
+    hubs.write_cache(cache, "timm/regnety_032.tv2_in1k", hubs.model("regnety_032"))
+    found = resolved(own("dir=photos,pretrained=hf:timm/regnety_032.tv2_in1k"))
+    assert found["model.trunk"] == "regnet_y_3_2gf"
+
+
 def test_a_complete_config_stays_as_it_is_and_asks_no_one(monkeypatch, capsys):
     monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("asked for devices"))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

@@ -63,6 +63,7 @@ def _transfer() -> tuple[Row, ...]:
     return (dataclasses.replace(tuned[0], name="from_scratch", start=None), *tuned)
 
 
+_LITE0 = "hf:timm/tf_efficientnet_lite0.in1k"
 _CIFAR100 = by_method("configs/cifar100.py", "preset=cpu_short,", _OF_PAPER)
 # Config key -> symbol in the paper.
 _LETTERS = {
@@ -163,6 +164,14 @@ def _grocery() -> tuple[Row, ...]:
     return (*rows, *(dataclasses.replace(row, name=f"{row.name}_40") for row in long))
 
 
+def _grocery_rates() -> tuple[Row, ...]:
+    """One method of each supervised loss at the learning rates to choose from, on the validation photos."""
+    rows = by_method("configs/grocery.py", "split=validation,", ("baseline", "snca_plus", "maskcon"))
+    return tuple(
+        _changed(row, f"{row.name}_{rate}", optimizer__learning_rate=rate) for row in rows for rate in (0.04, 0.12, 0.4)
+    )
+
+
 def _to(dataset: str) -> tuple[Row, ...]:
     """Trunks trained on the fine labels of ImageNet [ours], fine-tuned on a data set (docs/paper.md section 4)."""
 
@@ -240,7 +249,14 @@ TABLES = {
         },
         facts={"protocol": _FACTS["protocol"], "epochs": _number("train.epochs")},
         notes={"frozen": " (nothing trained)"},
-        pretrained="hf:timm/tf_efficientnet_lite0.in1k",
+        pretrained=_LITE0,
+    ),
+    "grocery_rates": Table(
+        _grocery_rates(),
+        {**_COLUMNS, "gallery/recall@1": "R@1 from training photos"},
+        facts={"protocol": _FACTS["protocol"], "learning rate": _number("optimizer.learning_rate")},
+        pretrained=_LITE0,
+        layers=("trunk",),
     ),
     "transfer": dataclasses.replace(_TUNED, rows=_transfer(), facts={"trunk": _TUNED.facts["trunk"]}),
     **{
@@ -317,6 +333,7 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
     "cifar100_epochs": {"cpu": "cifar100_epochs"},
     "omniglot": {"cpu": "study_omniglot"},
     "grocery": {"cpu": "grocery"},
+    "grocery_rates": {"cpu": "grocery_rates"},
     "ablations": {"cpu": "study_ablations"},
     **{name: {"paper": name} for name in ("imagenet", "inaturalist2018", "inaturalist2019")},
     **{f"transfer_{dataset}": {"paper": f"transfer_{dataset}"} for dataset in published.TRANSFER},

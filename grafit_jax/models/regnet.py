@@ -177,3 +177,13 @@ TRUNKS = {
     "regnet_y_8gf": functools.partial(RegNet, 17, 192, 76.82, 2.19, 56),
     "regnet_y_16gf": functools.partial(RegNet, 18, 200, 106.23, 2.48, 112),
 }
+# timm's names of the same networks.
+TIMM = {
+    "regnety_002": "regnet_y_200mf",
+    "regnety_004": "regnet_y_400mf",
+    "regnety_008_tv": "regnet_y_800mf",
+    "regnety_016": "regnet_y_1_6gf",
+    "regnety_032": "regnet_y_3_2gf",
+    "regnety_080_tv": "regnet_y_8gf",
+    "regnety_160": "regnet_y_16gf",
+}

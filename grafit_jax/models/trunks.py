@@ -11,7 +11,7 @@ from grafit_jax.models.layers import Trunk
 
 TRUNKS = resnet.TRUNKS | regnet.TRUNKS | efficientnet.TRUNKS | vit.TRUNKS
 # Trunks with weights of torchvision or timm.
-PRETRAINED = tuple(name for name in TRUNKS if name not in ("resnet8", "regnet_y_200mf"))
+PRETRAINED = tuple(name for name in TRUNKS if name != "resnet8")
 
 
 def build_trunk(name: str, **options: Any) -> Trunk:

@@ -36,13 +36,13 @@ def test_frozen_layers_keep_nothing_and_have_no_gradient():
 
 def test_remat_and_a_narrow_dtype_keep_less():
     def each(**overrides):
-        return fit.estimate(loaded("baseline", **{"model.trunk": "resnet18"} | overrides)).each
+        return fit.estimate(loaded("baseline", **{"model.trunk": "resnet34"} | overrides)).each
 
     full = each()
     assert 0.45 * full < each(**{"model.dtype": "bfloat16"}) < 0.6 * full
     assert each(**{"model.remat": True}) < 0.85 * full
     # Weights in bfloat16, which remat keeps too, are not of the images.
-    assert each(**{"model.remat": True, "model.dtype": "bfloat16"}) < 0.85 * each(**{"model.dtype": "bfloat16"})
+    assert each(**{"model.remat": True, "model.dtype": "bfloat16"}) < 0.9 * each(**{"model.dtype": "bfloat16"})
 
 
 def test_the_fixed_part_counts_state_gradient_memory_and_resident_images():

@@ -1,4 +1,4 @@
-"""Grocery Store Dataset: photos of groceries, trained on 43 coarse classes, evaluated by 81 fine ones.
+"""Grocery Store Dataset, photos of groceries: trained on 43 coarse classes, evaluated by 81 fine ones.
 
 Paper: https://arxiv.org/abs/2011.12982, methods only, on another data set [ours]; docs/paper.md sections 2, 3 and 5.
 
@@ -15,14 +15,15 @@ Arguments:
         lite0_long  the same with 40 epochs, evaluated every 4.
     split= (default: test) the photos to evaluate: test, or validation for the choice of settings.
     seed= (default: 0)
-    init= (default: hf:timm/tf_efficientnet_lite0.in1k) the weights of the trunk: a name on the hub or a file.
+    init= (default: none, which means hf:timm/tf_efficientnet_lite0.in1k) the weights of the trunk: a name on the hub or
+        a file.
 
-Hours: {hours}
+Hours: not measured.
 
-Expect: {expect}
+Expect: not measured.
 """
 
-from grafit_jax import config_files, methods
+from grafit_jax import config_files, methods, pretrained
 from grafit_jax.errors import choose
 
 _LITE0 = {
@@ -53,23 +54,12 @@ _LITE0 = {
 }
 PRESETS = {"lite0": _LITE0, "lite0_long": {**_LITE0, "train.epochs": 40, "eval.every_epochs": 4}}
 _MASKCON = {"model.head_batch_norm": False, "loss.temperature": 0.1, "queue.size": 1024, "ema.final": 0.99}
-# Peak learning rate of each supervised loss, the best of 0.04, 0.12 and 0.4 on the validation photos.
-RATES: dict[str, float] = {}
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(
-        arg,
-        {},
-        PRESETS,
-        method="grafit",
-        preset="lite0",
-        split="test",
-        seed=0,
-        init="hf:timm/tf_efficientnet_lite0.in1k",
-    )
+    c, arg = config_files.start(arg, {}, PRESETS, method="grafit", preset="lite0", split="test", seed=0, init="")
     c.data.variant = choose(arg.split, "split", ("test", "validation"))
-    c.model.pretrained = arg.init
+    c.model.pretrained = arg.init or pretrained.KNOWN[c.model.trunk]
     method = methods.get(arg.method)
     if method.protocol == "maskcon":
         c.update_from_flattened_dict(_MASKCON)

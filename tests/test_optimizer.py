@@ -168,17 +168,17 @@ def test_adamw_with_layer_decay_equals_that_of_pytorch(torch):
     check_adamw(torch_adamw)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "vit_small_patch14_dinov2"])
 def test_layer_rates_are_those_of_timm(name, timm):
     from timm.optim import param_groups_layer_decay
 
-    network = timm.create_model(name)
+    network = timm.create_model(name, num_classes=10)
     names = {id(x): key for key, x in network.named_parameters()}
     expected = {}
     for group in param_groups_layer_decay(network, layer_decay=0.7):
         expected |= {names[id(x)].rpartition(".")[0]: group["lr_scale"] for x in group["params"]}
     trunk = models.build_trunk(name)
-    params = jax.eval_shape(lambda: trunk.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))["params"]
+    params = jax.eval_shape(lambda: trunk.init(jax.random.key(0), jnp.zeros((1, 28, 28, 3)), train=False))["params"]
     ones = {"trunk": jax.tree.map(lambda x: jnp.ones(x.shape), params)}
     c = small_config(**{"optimizer.layer_decay": 0.7, "optimizer.weight_decay": 0.0, "optimizer.momentum": 0.0})
     tx = optimizer.make_optimizer(c.optimizer, lambda step: jnp.ones(()))

@@ -244,10 +244,11 @@ def test_a_table_is_recorded_in_pieces_and_shown(house):
 
 def test_a_trunk_from_scratch_is_an_error_in_a_pretrained_table(house, monkeypatch):
     render.record(house, "t", complete("grafit", 0))
-    monkeypatch.setattr(render, "TABLES", {"t": dataclasses.replace(render.TABLES["t"], pretrained=True)})
+    changed = dataclasses.replace(render.TABLES["t"], pretrained="hf:timm/weights@1234")
+    monkeypatch.setattr(render, "TABLES", {"t": changed})
     with pytest.raises(
         UserError,
-        match=r"t\.jsonl, row grafit, seed 0: found an entry of no run of the table \(found no file of weights",
+        match=r"t\.jsonl, row grafit, seed 0: found another config \(model\.pretrained: '' -> 'weights'\)",
     ):
         render.recorded(house)
 

@@ -72,8 +72,6 @@ class Method:
 METHODS = {
     m.name: m
     for m in (
-        # The control for pretrained trunks: the initial weights, with nothing trained [ours].
-        Method("frozen", None, None, projector=None),
         Method("baseline", "cross_entropy", None, projector=None),
         Method("baseline_mlp", "cross_entropy", None),
         # ClusterFit+ with Grafit's projector, in analogy to SNCA+ [ours].
@@ -94,6 +92,8 @@ METHODS = {
         Method("grafit_maskcon", "supcon", "info_nce", protocol="maskcon"),
         Method("coins", "cross_entropy", "info_nce", protocol="maskcon"),
         Method("maskcon", "maskcon", None, protocol="maskcon"),
+        # The control for pretrained trunks: the initial weights, with nothing trained [ours].
+        Method("frozen", None, None, projector=None),
     )
 }
 

@@ -168,7 +168,7 @@ def test_every_level_is_evaluated_with_one_neighbour_search(monkeypatch):
         hit = (label[nearest[:, :5]] == label[:, None]).any(1)
         assert got[f"{prefix}recall@5"] == pytest.approx(hit.mean(), abs=1e-9)
     assert len({round(got[f"{p}map"], 6) for p in ("order/", "family/", "genus/", "")}) == 4
-    assert {key.split("/")[0] for key in got if "/" in key} == {"order", "family", "genus"}
+    assert {path[0] for path, _ in map(results.split_key, got) if path} == {"order", "family", "genus"}
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".npy"])

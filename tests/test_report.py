@@ -247,21 +247,21 @@ def test_every_table_of_the_docs_fits_a_phone():
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "message"),
-    [
-        ("maskcon_cifar100", "w.pth", r"found --pretrained=w\.pth for a table with trunks from scratch; remove --pre"),
-        (
-            "maskcon_cars_pretrained",
-            "",
-            r"found no file of weights for a table with pretrained trunks; use --pretrained=FILE",
-        ),
-    ],
+    ("given", "expected"),
+    [("", "hf:timm/resnet18.tv_in1k"), ("w.pth", "w.pth")],
 )
-def test_a_table_requires_or_refuses_pretrained_weights(tmp_path, name, file, message):
-    with pytest.raises(UserError, match=message):
-        source = reproduction.Source(pretrained=file)
-        reproduction.points(tables.TABLES[name], tmp_path / "runs", root=ROOT, source=source)
-    assert not (tmp_path / "runs").exists()
+def test_a_table_with_pretrained_trunks_has_its_own_weights_or_those_given(given, expected):
+    source = reproduction.Source(pretrained=given)
+    points = reproduction.points(
+        tables.TABLES["maskcon_cars_pretrained"], pathlib.Path("runs"), root=ROOT, source=source
+    )
+    assert {point.config.model.pretrained for point in points} == {expected}
+    assert points[0].name == "frozen"
+    with pytest.raises(
+        UserError, match=r"found --pretrained=w\.pth for a table with trunks from scratch; remove --pre"
+    ):
+        source = reproduction.Source(pretrained="w.pth")
+        reproduction.points(tables.TABLES["maskcon_cifar100"], pathlib.Path("runs"), root=ROOT, source=source)
 
 
 def test_an_incomplete_run_has_no_result(tmp_path):

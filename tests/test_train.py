@@ -111,7 +111,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, processes
 def test_a_run_writes_config_log_checkpoints_page_and_result(trained_once):
     metrics = json.loads((trained_once / "metrics.json").read_text())
     expected = {f"{level}{name}" for level in ("", "coarse/") for name in (
-        "recall@1", "recall@2", "recall@5", "recall@10", "map", "knn_top1", "queries_without_positive")}  # fmt: skip
+        *(f"{side}recall@{k}" for side in ("", "gallery/") for k in (1, 2, 5, 10)),
+        "map", "knn_top1", "queries_without_positive")}  # fmt: skip
     assert set(metrics) == expected | {f"projector/{name}" for name in expected} | {"step"}
     assert all(0 <= metrics[name] <= 1 for name in expected if "queries" not in name)
     assert metrics["step"] == 2 * 14

@@ -3,6 +3,9 @@
 import pytest
 from study import pricing, reproduction
 
+from grafit_jax.commands import cli as command_line
+from grafit_jax.errors import UserError
+
 # Script and flags -> part of its error message.
 MISTAKES = {
     "train --config=configs/nope.py": "found no config file configs/nope.py; expected --config=FILE.py[:key=value,…].",
@@ -46,6 +49,16 @@ def test_a_mistake_prints_one_line(tmp_path, cli, line):
     target = tmp_path / "run"
     done = cli(script, f"--workdir={target}", *arguments)
     assert_one_line(done, MISTAKES[line].format(tmp=tmp_path), target)
+
+
+def test_an_error_that_adds_the_place_of_another_one_is_the_one_that_is_printed():
+    try:
+        try:
+            raise UserError("found no tensor conv1.")
+        except UserError as error:
+            raise UserError(f"w.pth: {error}") from None
+    except UserError as error:
+        assert command_line._message(error) == "w.pth: found no tensor conv1."
 
 
 def test_a_mistake_ends_a_process_with_status_2_and_one_line(tmp_path, processes):

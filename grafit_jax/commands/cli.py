@@ -121,8 +121,10 @@ def _message(error: BaseException) -> str:
     """Returns the one-line message of an error, without what the flag libraries have wrapped around it."""
     cause: BaseException | None = error
     original = None
-    while cause is not None:
-        original = cause if isinstance(cause, UserError) else original
+    while cause is not None and original is None:
+        # ml_collections raises an error of a config file again, as the same type with a text of its own.
+        wrapped = "parsing config file" in str(cause)
+        original = cause if isinstance(cause, UserError) and not wrapped else None
         cause = cause.__cause__ or cause.__context__
     text = str(original or error).replace("\\n", " ")
     if missing := re.search(r"Failed loading config file.*No such file or directory: '(.+)'", text, re.DOTALL):

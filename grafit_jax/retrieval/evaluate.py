@@ -52,7 +52,8 @@ def evaluate(
             prefix, label_of_near = f"{name}/" if name else "", train.labels[name][near]
             known = np.isin(labels, train.labels[name])
             for k, hits in metrics.recall_at_k(label_of_near, labels, found).items() if found else ():
-                result[f"{prefix}gallery/recall@{k}"] = float(np.mean(np.asarray(hits)[known])) if known.any() else 0.0
+                share = np.mean(np.asarray(hits)[known], dtype=np.float64) if known.any() else 0.0
+                result[f"{prefix}gallery/recall@{k}"] = float(share)
             vote = metrics.knn_classify(label_of_near[:, :knn_k], similarity[:, :knn_k], knn_temperature)
             result[f"{prefix}knn_top1"] = float(np.mean(np.asarray(vote) == labels))
             if probe:

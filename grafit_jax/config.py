@@ -134,8 +134,8 @@ def default() -> ml_collections.ConfigDict:
     c.key_views = _augmentations()  # Views of the momentum encoder's keys; size, mean and std are those of views.
 
     c.mixing = ml_collections.ConfigDict()
-    # alpha of Mixup's Beta(alpha, alpha), >= 0; 0 = no Mixup. Requires cross-entropy as the only loss. An image's
-    # partner is of the same part of the batch; see train.microbatches.
+    # alpha of Mixup's Beta(alpha, alpha), >= 0; 0 = no Mixup. Requires cross-entropy as the only loss. Images
+    # are mixed within a microbatch; see train.microbatches.
     c.mixing.mixup = 0.0
     # alpha of CutMix's Beta(alpha, alpha), >= 0; 0 = no CutMix. As for mixing.mixup.
     c.mixing.cutmix = 0.0

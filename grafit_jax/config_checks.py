@@ -153,7 +153,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     parts, of = num_devices * config.train.microbatches, f"the {num_devices} devices"
     if config.train.microbatches > 1:
         of = f"{parts}, the number of devices ({num_devices}) times train.microbatches"
-    if config.train.batch_size % parts:
+    if method.trains and config.train.batch_size % parts:
         below = config.train.batch_size // parts * parts
         near = f"{below} or {below + parts}" if below else str(parts)
         raise UserError(f"found train.batch_size = {config.train.batch_size}; expected a multiple of {of}; use {near}.")

@@ -124,7 +124,7 @@ def load(
         key_views = key_views and dataclasses.replace(key_views, crop_scale=(1, 1))
 
     # 4. Schedules and optimizer.
-    steps_per_epoch = len(train) // config.train.batch_size
+    steps_per_epoch = len(train) // config.train.batch_size or 1  # at least 1 is required to train
     schedules = make_schedules(config, steps_per_epoch=steps_per_epoch)
     return Experiment(
         config=config,
@@ -148,7 +148,7 @@ def _check_records(config: ml_collections.ConfigDict, records: dict[str, Records
     """Raises UserError for data that cannot be trained on, or evaluated, with the config."""
     train, most = records["train"], max(config.eval.recall_at)
     hierarchy.check_trainable(train, neighbours=method.uses_memory)
-    if config.train.batch_size > len(train):
+    if method.trains and config.train.batch_size > len(train):
         raise UserError(
             f"found train.batch_size = {config.train.batch_size}; expected at most {len(train)}, the number of "
             "training images."

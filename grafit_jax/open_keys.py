@@ -23,8 +23,8 @@ def leave_open(config: ml_collections.ConfigDict, keys: Iterable[str]) -> None:
 def completed(flat: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a flat config with the values of the flat config `stored` for what a run decides at its start.
 
-    That are open keys, and the commit of model.pretrained if the hub's model is the same. A branch or tag is the same
-    as any commit, since only the hub knows its commit.
+    These are the open keys, and the commit of model.pretrained if the hub's model is the same. A branch or tag is the
+    same as any commit, since only the hub knows its commit.
     """
     taken = {key: stored[key] for key, value in flat.items() if value is None and key in stored}
     key = "model.pretrained"

@@ -72,7 +72,7 @@ def warn_of_unseen(root: pathlib.Path = pathlib.Path("/")) -> None:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not hidden and (any(root.glob("dev/nvidia[0-9]*")) or any(root.glob("proc/driver/nvidia/gpus/*"))):
         found["cuda"] = "an NVIDIA GPU"
-    # Others' devices have the same names, and other devices of Google the same vendor.
+    # Neither the names of the devices nor the vendor alone identify a TPU.
     vendors = [file.read_text().strip() for file in root.glob("sys/bus/pci/devices/*/vendor")]
     if _GOOGLE in vendors and (any(root.glob("dev/accel[0-9]*")) or any(root.glob("dev/vfio/[0-9]*"))):
         found["tpu"] = "a TPU"

@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from grafit_jax import config as config_lib
 from grafit_jax import open_keys, parallel, pretrained
 from grafit_jax.config_files import PHOTOS
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
+from grafit_jax.models.trunks import TRUNKS
 from grafit_jax.runs import console, workdir
 from grafit_jax.views.augment import resize_for
 
@@ -76,6 +78,10 @@ def assumed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     flat = config_lib.flatten(config)
     values = {key: value for key, value in config_lib.flatten(config_lib.default()).items() if flat.get(key, 0) is None}
     values |= {key: value for key, value in PRESETS["laptop"].items() if key in values}
+    if trunk := pretrained.trunk_in((flat | values)["model.pretrained"]):
+        values |= {k: v for k, v in (("model.trunk", trunk), ("model.stem", "imagenet")) if k in values}
+    if "views.size" in values:
+        values["views.size"] = _whole_patches(values["views.size"], flat | values)
     if "data.image_size" in values:
         values["data.image_size"] = resize_for(values.get("views.size") or flat["views.size"])
     config = copy.deepcopy(config)
@@ -95,19 +101,23 @@ def _choices(flat: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
         values.update(taken)
         return bool(taken)
 
-    if any(flat.get(key, "") is None for key in PRESETS["laptop"]):
+    by_devices = any(flat.get(key, "") is None for key in PRESETS["laptop"] if key != "views.size")
+    if by_devices:
         name = "laptop" if jax.default_backend() == "cpu" else "gpu"
         fill(PRESETS[name])
         notes.append(f"found {_devices()}: preset {name}")
     weights = values.get("model.pretrained") or ""
-    if weights and (pretrained.on_hub(weights) or None in values.values() or os.path.isfile(weights)):
-        found = pretrained.describe(weights)
+    if weights and (pretrained.on_hub(weights) or None in values.values()):
+        found = _describe(weights, given=bool(flat["model.pretrained"]))
         values["model.pretrained"] = found.name
         gives = fill(found.values)
         _check_trunk(weights, found.values.get("model.trunk"), values["model.trunk"])
+        if by_devices and flat["views.size"] is None and values["model.trunk"]:
+            values["views.size"] = _whole_patches(values["views.size"], values)
         if gives or found.name != weights:
             size = values["views.size"]
             notes.append(f"initial weights {found.name}: {values['model.trunk']}, views of {size} px")
+        _warn_of_pixels(values, found.values)
     if values.get("views.size"):
         fill({"data.image_size": resize_for(values["views.size"])})
     if still := [key for key, value in values.items() if value is None]:
@@ -118,6 +128,29 @@ def _choices(flat: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
     if notes:
         console.say("; ".join(notes))
     return {key: value for key, value in values.items() if value != flat[key]}
+
+
+def _describe(weights: str, *, given: bool) -> pretrained.Description:
+    """Returns what weights say about themselves; if a preset has chosen them, an error names another preset."""
+    try:
+        return pretrained.describe(weights)
+    except UserError as error:
+        if given:
+            raise
+        text = str(error).removesuffix(".")
+        raise UserError(f"{text}; or use preset=scratch, or pretrained=FILE, of configs/own.py.") from error
+
+
+def _whole_patches(size: int, values: Mapping[str, Any]) -> int:
+    """Returns the largest size up to `size` that the trunk's patches divide."""
+    trunk = TRUNKS[values["model.trunk"]](stem=values["model.stem"])
+    return max(size // trunk.multiple, 1) * trunk.multiple
+
+
+def _warn_of_pixels(values: Mapping[str, Any], of_weights: Mapping[str, Any]) -> None:
+    for key in ("views.mean", "views.std"):
+        if key in of_weights and not np.allclose(values[key], of_weights[key], atol=0.01):
+            warn(f"found {key} = {values[key]}, and {of_weights[key]} in the config of the weights; usually both agree")
 
 
 def _check_trunk(weights: str, found: str | None, expected: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -82,8 +83,18 @@ def describe(name: str) -> Description:
     content = read_json(beside, dict, "restore or remove it") if beside.is_file() else {}
     if "architecture" in content:
         return Description(name, _of_timm(str(beside), beside, content))
-    trunk = next((trunk for trunk in PRETRAINED if trunk in (path.stem, path.name.partition(".")[0])), "")
+    trunk = trunk_in(name)
     return Description(name, _of_trunk(trunk) | (_HALVES if trunk in _CENTRED else IMAGENET) if trunk else {})
+
+
+def trunk_in(name: str) -> str:
+    """Returns the trunk that the name of a file or of a model of timm begins with, or "".
+
+    Such as resnet18 for "resnet18-f37072fd.pth" and "hf:timm/resnet18.a1_in1k".
+    """
+    first = re.split(r"[.@-]", pathlib.Path(name).name)[0]
+    trunk = regnet.TIMM.get(first, first)
+    return trunk if trunk in PRETRAINED else ""
 
 
 def locate(name: str) -> pathlib.Path:

@@ -16,8 +16,8 @@ class TrainState:
     Attributes:
       step: int32, number of steps taken.
       params: theta, by part of the network: trunk, projector, predictor, classifier.
-      target_params: xi, the moving average of trunk and projector, without frozen layers, which are those of params;
-        empty if the method has no target network.
+      target_params: xi, the moving average of trunk and projector. Frozen layers are omitted: the target network uses
+        those of params. Empty if the method has no target network.
       batch_stats: running means and variances of the online network, for evaluation. The target network has none; see
         train_step.
       opt_state: state of the optax optimizer of the layers that are not frozen.

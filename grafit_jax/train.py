@@ -62,7 +62,8 @@ def train(
                 parallel.check_same(f"images or labels of split {split}, or another order of them", fingerprint)
             if not parallel.all_agree((path / "config.json").is_file()):  # a resumed run does not read the weights
                 parallel.check_same("weights in model.pretrained or model.init", restore.check_start(run))
-            if not parallel.all_agree((path / "metrics.json").is_file()):  # a complete run takes no step
+            complete = parallel.all_agree((path / "metrics.json").is_file())
+            if run.total_steps and not complete:
                 fit.check(run)
         if not exists:
             held.enter_context(workdir.lock(path))

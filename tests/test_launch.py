@@ -250,7 +250,7 @@ def test_install_copies_the_commit_and_packages_and_mounts_the_share_on_every_ho
         tpu(cloud, "install", script=script, TMPDIR=str(cloud / "bin"), NFS=share)
         for host in cloud.glob("host*"):
             assert (host / "grafit_jax" / "file").read_text() == content
-            assert (host / PYTHON).read_text() == ".[tfds,tpu]"
+            assert (host / PYTHON).read_text() == ".[hub,tfds,tpu]"
             assert (host / "sudo").read_text().count(f"<mount><-t><nfs><{share}></mnt/shared>") == 1
     revisions = {shell(*git, at, "rev-parse", "HEAD").stdout for at in (repository, cloud / "host1" / "grafit_jax")}
     assert len(revisions) == 1 and len(revisions.pop()) == 41

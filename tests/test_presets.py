@@ -143,11 +143,48 @@ def test_given_values_and_presets_win_over_those_of_the_weights(cache):
 def test_the_size_is_that_of_the_weights_if_nothing_else_decides_it(cache):
     hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
     config = config_lib.default()
-    open_keys.leave_open(config, ["views.mean"])
+    open_keys.leave_open(config, ["views.mean", "views.std", "views.size"])
     config.model.pretrained = NAME
-    changed = {"views.mean": (0.1, 0.2, 0.3), "model.pretrained": f"{NAME}@{hubs.COMMIT}"}
-    assert resolved(config) == config_lib.flatten(config) | changed
-    assert pretrained.describe(NAME).values["views.size"] == 160
+    changed = {"views.mean": (0.1, 0.2, 0.3), "views.std": (0.4, 0.5, 0.6), "views.size": 160}
+    assert resolved(config) == config_lib.flatten(config) | changed | {"model.pretrained": f"{NAME}@{hubs.COMMIT}"}
+
+
+def test_a_size_of_a_preset_is_made_of_whole_patches_and_a_given_one_is_kept(cache):
+    name = "hf:timm/vit_small_patch14_dinov2.lvd142m"
+    hubs.write_cache(cache, name.removeprefix("hf:"), hubs.model("vit_small_patch14_dinov2", size=518))
+    config = own(f"dir=photos,pretrained={name}")
+    assert resolved(config)["views.size"] == 126 == presets.assumed(config).views.size
+    assert resolved(own(f"dir=photos,pretrained={name}", views__size=128))["views.size"] == 128
+
+
+def test_the_normalisation_of_a_complete_config_stays_with_a_warning_if_the_weights_have_another(cache, capsys):
+    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model(mean=config_lib.default().views.mean))
+    config = config_lib.default()
+    config.model.pretrained = NAME
+    assert resolved(config)["views.std"] == config.views.std
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and "views.std = (0.267, 0.256, 0.276), and (0.4, 0.5, 0.6)" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "trunk"),
+    [
+        ("resnet18-f37072fd.safetensors", "resnet18"),
+        ("weights/resnet50.a1_in1k.pth", "resnet50"),
+        ("hf:timm/tf_efficientnet_lite0.in1k@abc", "tf_efficientnet_lite0"),
+        ("regnety_016.tv2_in1k.safetensors", "regnet_y_1_6gf"),
+        ("resnet18_finetuned.safetensors", ""),
+        ("best.pth", ""),
+    ],
+)
+def test_names_of_weights_begin_with_their_trunk(name, trunk):
+    assert pretrained.trunk_in(name) == trunk
+
+
+def test_before_a_run_an_open_trunk_is_that_of_the_named_weights():
+    assumed = presets.assumed(own(model__freeze="12"))
+    assert (assumed.model.trunk, assumed.model.stem) == ("tf_efficientnet_lite0", "imagenet")
+    config_checks.validate(assumed, num_devices=1)
 
 
 def test_a_regnet_has_the_name_of_torchvision(cache):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from grafit_jax import config as config_lib
-from grafit_jax import experiment, objective, parallel, restore, train_step
+from grafit_jax import experiment, fit, objective, parallel, restore, train_step
 from grafit_jax import memory as memory_lib
 from grafit_jax.commands import training
 from grafit_jax.data import pipeline
@@ -164,7 +164,8 @@ def test_training_improves_on_the_untrained_network(tmp_path, trains):
 
 
 def test_a_frozen_run_is_the_initial_weights_with_their_metrics(tmp_path, monkeypatch, capsys):
-    config = small_config("frozen")
+    config = small_config("frozen", **{"train.batch_size": 5000})  # more than there are images
+    monkeypatch.setattr(fit, "_limit", lambda: 1)  # no step needs memory
     monkeypatch.setattr(train_step, "pmap_steps", None)  # no step is compiled
     found = training.train(config, tmp_path / "run")
     run = experiment.load(config)

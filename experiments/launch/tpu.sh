@@ -98,7 +98,7 @@ install() {
     # The Python of the hosts is too old.
     'python3 -m pip install --quiet --user uv'
     'python3 -m uv venv --quiet --allow-existing --python 3.12 .venv'
-    "python3 -m uv pip install --quiet --python .venv/bin/python --editable '.[tfds,tpu]'"
+    "python3 -m uv pip install --quiet --python .venv/bin/python --editable '.[hub,tfds,tpu]'"
   )
   if [[ -n ${NFS:-} ]]; then
     steps+=(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from grafit_jax import pretrained
 from grafit_jax.errors import UserError, choose
 from study import published, recording
 from study.recording import RAW_PIXELS
@@ -63,7 +64,7 @@ def _transfer() -> tuple[Row, ...]:
     return (dataclasses.replace(tuned[0], name="from_scratch", start=None), *tuned)
 
 
-_LITE0 = "hf:timm/tf_efficientnet_lite0.in1k"
+_LITE0 = pretrained.KNOWN["tf_efficientnet_lite0"]
 _CIFAR100 = by_method("configs/cifar100.py", "preset=cpu_short,", _OF_PAPER)
 # Config key -> symbol in the paper.
 _LETTERS = {

@@ -28,8 +28,8 @@ _BESIDE = {"map": "fine mAP", "recall@1": "R@1", "knn_top1": "fine k-NN"}
 def check_metric(metric: str, sweep: Sweep) -> None:
     """Raises a UserError for a metric that no run of the sweep will have."""
     ks = sorted({k for point in sweep.points for k in point.config.eval.recall_at})
-    known = ["map", "knn_top1", "top1", *(f"recall@{k}" for k in ks)]
-    if metric.rpartition("/")[2] not in known:
+    known = ["map", "knn_top1", "top1", *(f"{side}recall@{k}" for side in ("", "gallery/") for k in ks)]
+    if results.split_key(metric)[1] not in known:
         raise UserError(
             f"found --metric={metric}{did_you_mean(metric, known)}; expected one of {', '.join(known)}, "
             "optionally with the prefix of a level or layer, such as coarse/map."

@@ -103,8 +103,8 @@ class EfficientNetLite(Trunk):
             number, place = stage_of(i, self._sizes)
             stage = self.stages[number - 1]
             stride = stage.stride if place == 0 else 1
-            block_of = block(stage, stride, norm(i), self.dtype, name=f"MBBlock_{i}")
-            x = block_of(x, self.keep(i, draws))
+            apply = block(stage, stride, norm(i), self.dtype, name=f"MBBlock_{i}")
+            x = apply(x, self.keep(i, draws))
         x = conv(self.features, (1, 1), dtype=self.dtype, name="last_conv")(x)
         return global_average(nn.relu6(norm(self.num_blocks)(name="last_norm")(x)))
 

@@ -145,7 +145,7 @@ class Network(nn.Module):
 
 
 def _without(tree: dict[str, Any], is_fixed: Callable[[str], bool]) -> dict[str, Any]:
-    """Returns params or batch statistics without the fixed layers of the trunk, and without a trunk of none other."""
+    """Returns params or batch statistics without the fixed layers of the trunk; omits the trunk if all are fixed."""
     trunk = {layer: arrays for layer, arrays in tree.get("trunk", {}).items() if not is_fixed(layer)}
     return {name: part for name, part in {**tree, "trunk": trunk}.items() if part}
 

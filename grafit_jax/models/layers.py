@@ -31,7 +31,8 @@ def conv_general_dilated(images: Array, kernel: Array, strides: Sequence[int], p
     """
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(images, kernel, strides, padding, **options)
-    if options["feature_group_count"] == images.shape[-1] == kernel.shape[-1] > 1:
+    depthwise = options["feature_group_count"] == images.shape[-1] == kernel.shape[-1] > 1
+    if depthwise and strides[0] == strides[1]:
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
         return depthwise_conv(images, kernel, strides[0], tuple(map(tuple, padding)))
@@ -164,7 +165,7 @@ class Trunk(nn.Module, kw_only=True):
 
     @nn.nowrap
     def norm(self, block: int, train: bool, **options: Any) -> Callable[..., nn.Module]:
-        """Returns the batch norm of a block; that of the stem is the first block's, that above them `num_blocks`'s."""
+        """Returns the batch norm of a block. The stem uses block 0, layers above the blocks `num_blocks`."""
         fixed = not train or self.freeze_batch_norm or block < self.frozen_blocks
         return functools.partial(
             batch_norm, use_running_average=fixed, dtype=self.dtype, axis_name=self.axis_name, **options

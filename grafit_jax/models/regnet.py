@@ -111,8 +111,8 @@ class RegNet(Trunk):
             stage, place = stage_of(i, sizes)
             stride = 2 if place == 0 else 1
             norm, name = self.norm(i, train), f"YBlock_{i}"
-            block_of = block(widths[stage - 1], stride, self.group_width, norm, self.dtype, name=name)
-            x = block_of(x, self.keep(i, draws))
+            apply = block(widths[stage - 1], stride, self.group_width, norm, self.dtype, name=name)
+            x = apply(x, self.keep(i, draws))
         return global_average(x)
 
     @nn.nowrap

@@ -71,8 +71,8 @@ class ResNet(Trunk):
             stage, place = stage_of(i, self.stage_sizes)
             stride = 2 if stage > 1 and place == 0 else 1
             width, name = self.width * 2 ** (stage - 1), f"{kind}Block_{i}"
-            block_of = block(width, stride, self.bottleneck, self.norm(i, train), self.dtype, name=name)
-            x = block_of(x, self.keep(i, draws))
+            apply = block(width, stride, self.bottleneck, self.norm(i, train), self.dtype, name=name)
+            x = apply(x, self.keep(i, draws))
         return global_average(x)
 
     @nn.nowrap

@@ -155,8 +155,8 @@ class VisionTransformer(Trunk):
 
         block = residual(TransformerBlock, self.remat)
         for i in range(self.depth):
-            block_of = block(self.heads, self.layer_scale, self.dtype, name=f"TransformerBlock_{i}")
-            x = block_of(x, self.keep(i, draws))
+            apply = block(self.heads, self.layer_scale, self.dtype, name=f"TransformerBlock_{i}")
+            x = apply(x, self.keep(i, draws))
         return _layer_norm(dtype=jnp.float32, name="last_norm")(x[:, 0])
 
     @property

@@ -1,6 +1,8 @@
 """The Hugging Face hub, through the optional package huggingface_hub."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from grafit_jax.errors import UserError
@@ -22,7 +24,9 @@ def download(name: str) -> pathlib.Path:
     repository, _, revision = name.partition("@")
     package = _package(name)
     try:
-        return pathlib.Path(package.snapshot_download(repository, revision=revision or None, allow_patterns=[*FILES]))
+        with _quiet(package):
+            found = package.snapshot_download(repository, revision=revision or None, allow_patterns=[*FILES])
+        return pathlib.Path(found)
     except Exception as error:  # of huggingface_hub, of its HTTP client, of the disk
         raise _failure(name, error) from error
 
@@ -30,7 +34,7 @@ def download(name: str) -> pathlib.Path:
 def fetch(name: str, *files: str) -> pathlib.Path:
     """Returns the local path of the first of `files` that a model has, downloaded unless it is in the cache.
 
-    The name of its folder is the commit. A file of a given commit that is in the cache needs no network.
+    The name of its folder is the commit. A file of a given whole commit that is in the cache needs no network.
 
     Args:
       name: see `download`.
@@ -43,7 +47,8 @@ def fetch(name: str, *files: str) -> pathlib.Path:
     package, missing = _package(name), []
     for file in files:
         try:
-            return pathlib.Path(package.hf_hub_download(repository, file, revision=revision or None))
+            with _quiet(package):
+                return pathlib.Path(package.hf_hub_download(repository, file, revision=revision or None))
         except package.errors.EntryNotFoundError as error:  # also one that is not in the cache, without network
             missing.append(error)
         except Exception as error:
@@ -74,11 +79,22 @@ def _package(name: str) -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
-        from huggingface_hub.utils import logging
+        import huggingface_hub.utils.logging
     except ImportError:
         raise UserError(f"hf:{name}: found no huggingface_hub; use `pip install huggingface_hub`.") from None
-    logging.set_verbosity_error()  # it warns of each of its retries
     return huggingface_hub
+
+
+@contextlib.contextmanager
+def _quiet(package: Any) -> Iterator[None]:
+    """Silences the package, which warns of each of its retries."""
+    logging = package.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _failure(name: str, error: Exception) -> UserError:
@@ -91,7 +107,7 @@ def _failure(name: str, error: Exception) -> UserError:
         reason = "found no such repository"
     elif isinstance(error, errors.RevisionNotFoundError):
         reason = f"found no revision {revision}"
-    else:  # a file that is not in the cache has the cause why the hub was of no help
+    else:  # if the file is not in the cache, the cause is the network's error
         reason = _reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
     return UserError(
         f"hf:{name}: cannot be downloaded ({reason}); check the name and the network, and log in with "

@@ -54,8 +54,8 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
     builder = manual.builder("cars196", tfds.builder_cls("cars196"), body, data_dir)
     if not builder.is_prepared():
         _check(manual_dir)
-        manual.write(builder, _NUM_IMAGES)
-    return pathlib.Path(builder.data_dir), manual.num_images(builder)
+        manual.write(builder)
+    return pathlib.Path(builder.data_dir), manual.num_images(builder, _NUM_IMAGES)
 
 
 def _check(folder: pathlib.Path) -> None:

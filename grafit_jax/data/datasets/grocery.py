@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import PIL.Image
+import PIL.ImageOps
 
 from grafit_jax.data.datasets import manual
 from grafit_jax.data.tensorflow import import_tfds
@@ -55,14 +56,14 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
         for split, of_split in photos.items():
             for photo in of_split:
                 manual.check_image(folder / photo.path, FILES[split])
-        manual.write(builder, NUM_IMAGES)
-    return pathlib.Path(builder.data_dir), manual.num_images(builder)
+        manual.write(builder)
+    return pathlib.Path(builder.data_dir), manual.num_images(builder, NUM_IMAGES)
 
 
 def _names(path: pathlib.Path) -> tuple[list[str], list[str]]:
     """Returns the names of the fine and the coarse classes, in the order of their numbers."""
     with reading(path, _EXPECTED), open(path, newline="", encoding="utf-8") as file:
-        rows = [[cell.strip() for cell in row[:4]] for row in csv.reader(file)][1:]
+        rows = [[cell.strip() for cell in row[:4]] for row in csv.reader(file) if row][1:]
         fine = {int(number): name for name, number, *_ in rows}
         coarse = {int(number): name for *_, name, number in rows}
     for names in (fine, coarse):
@@ -92,7 +93,8 @@ def _scaled(path: pathlib.Path) -> bytes:
         scale = SIDE / min(image.size)
         width, height = (round(scale * side) for side in image.size)
         written = io.BytesIO()
-        image.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS).save(
+        upright = PIL.ImageOps.exif_transpose(image)
+        upright.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS).save(
             written, "JPEG", quality=_QUALITY
         )
     return written.getvalue()

@@ -47,8 +47,8 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
         for split, of_split in examples.items():
             for _, image, _ in of_split:
                 manual.check_image(image, FILES[split])
-        manual.write(builder, _NUM_IMAGES)
-    number = manual.num_images(builder)
+        manual.write(builder)
+    number = manual.num_images(builder, _NUM_IMAGES)
     return pathlib.Path(builder.data_dir), {"train": number["train"], "test": number["validation"]}
 
 

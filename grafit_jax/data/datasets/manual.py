@@ -35,8 +35,8 @@ def check_image(image: pathlib.Path, listed_in: str) -> None:
         PIL.Image.open(image).close()
 
 
-def write(builder: Any, published: Mapping[str, int]) -> None:
-    """Prepares the data set of a builder; prints a warning if a split does not have its `published` number of images.
+def write(builder: Any) -> None:
+    """Prepares the data set of a builder.
 
     Raises:
       UserError: the data set cannot be written.
@@ -48,11 +48,15 @@ def write(builder: Any, published: Mapping[str, int]) -> None:
         raise UserError(
             f"cannot write {builder.data_dir} ({' '.join(str(error).split())}); use another --data_dir."
         ) from error
-    for split, found in num_images(builder).items():
+
+
+def num_images(builder: Any, published: Mapping[str, int]) -> dict[str, int]:
+    """Returns the number of images of each split; prints a warning if one is not that of `published`."""
+    numbers = {split: info.num_examples for split, info in builder.info.splits.items()}
+    for split, found in numbers.items():
         if found != published[split]:
-            warn(f"{builder.name}, split {split}: found {found} images; expected {published[split]}.")
-
-
-def num_images(builder: Any) -> dict[str, int]:
-    """Returns the number of images of each split."""
-    return {split: info.num_examples for split, info in builder.info.splits.items()}
+            warn(
+                f"{builder.name}, split {split}: found {found} images; expected {published[split]}; remove "
+                f"{builder.data_dir} to prepare it again."
+            )
+    return numbers

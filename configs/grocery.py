@@ -43,7 +43,8 @@ _LITE0 = {
     "views.grayscale_prob": 0.1,
     "ema.base": 0.99,
     "memory.momentum": 0.5,
-    "optimizer.learning_rate": 0.1,
+    # The best of 0.04, 0.12 and 0.4 on the validation photos, by the mean of mAP, k-NN and R@1 from training photos.
+    "optimizer.learning_rate": 0.12,
     "optimizer.warmup_epochs": 1.0,
     "train.epochs": 8,
     "train.batch_size": 64,

@@ -152,9 +152,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         raise UserError(
             f"{path}: found no config that this version can read ({error}); restore the original file."
         ) from error
-    raise UserError(
-        f"{workdir}: found a saved model; expected the workdir of a run; use model.init to start from a saved model."
-    )
+    raise UserError(f"{workdir}: found a saved model; expected the workdir of a run.")
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:

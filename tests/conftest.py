@@ -178,6 +178,15 @@ def omniglot():
     return _prepared("omniglot")
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of the hub, which is not asked."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
 @pytest.fixture(scope="session")
 def trains():
     """`trains(config, path)` trains a run, for tests that cannot use `trained_once`."""

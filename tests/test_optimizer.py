@@ -198,7 +198,7 @@ def test_a_skipped_step_of_adamw_advances_the_schedule_only():
     first = tx.init(params)
     _, second = tx.update(params, first, params)
     kept = optimizer.skipped(second, first)
-    # The schedule and Adam's bias correction count steps; the first goes on, the second stays with its moments.
+    # The schedule and Adam's bias correction count steps; the schedule's count advances, Adam's stays with its moments.
     counts = sorted(int(x) for x in jax.tree.leaves(kept) if x.ndim == 0)
     assert counts == [0, 1]
     assert all(not np.any(x) for x in jax.tree.leaves(kept) if x.ndim)

@@ -13,34 +13,14 @@ from ml_collections import config_flags
 from sweeps import expansion
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, config_files, open_keys, parallel, presets, pretrained, saved
+from grafit_jax import config_checks, open_keys, parallel, presets, pretrained, saved
 from grafit_jax.errors import UserError
 from grafit_jax.runs import workdir
 from helpers import hub as hubs
 from helpers import image_files
-from helpers.command_lines import ROOT
+from helpers.hub import own, resolved
 
-OWN = ROOT / "configs" / "own.py"
 NAME = "hf:timm/resnet18.a1_in1k"
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache of the hub, which is not asked."""
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "hub"
-
-
-def own(arg="dir=photos", **values):
-    config = config_files.load_file(OWN, arg)
-    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
-    return config
-
-
-def resolved(config, path="nowhere"):
-    return config_lib.flatten(presets.resolve(config, pathlib.Path(path)))
 
 
 def left_open(config):
@@ -94,7 +74,7 @@ def test_open_keys_take_typed_values_from_the_command_line(monkeypatch):
 
 
 def parse(monkeypatch, *given):
-    words = ["train", f"--config={OWN}:dir=photos", *(f"--config.{text}" for text in given)]
+    words = ["train", f"--config={hubs.OWN}:dir=photos", *(f"--config.{text}" for text in given)]
     values = flags.FlagValues()
     monkeypatch.setattr(sys, "argv", words)
     config_flags.DEFINE_config_file("config", flag_values=values)
@@ -113,9 +93,11 @@ def parse(monkeypatch, *given):
         ("tpu", "gpu", "resnet50", 224, 256, "bfloat16", True),
     ],
 )
-def test_devices_decide_the_preset(monkeypatch, cache, capsys, backend, preset, trunk, size, resized, dtype, stream):
+def test_devices_decide_the_preset(
+    monkeypatch, hub_cache, capsys, backend, preset, trunk, size, resized, dtype, stream
+):
     name = pretrained.KNOWN[trunk]
-    hubs.write_cache(cache, name.removeprefix("hf:"), {"config.json": hubs.timm_config(trunk, size=320)})
+    hubs.write_cache(hub_cache, name.removeprefix("hf:"), {"config.json": hubs.timm_config(trunk, size=320)})
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = own()
     found = resolved(config)
@@ -132,16 +114,16 @@ def test_devices_decide_the_preset(monkeypatch, cache, capsys, backend, preset, 
     assert capsys.readouterr().err == printed * 2
 
 
-def test_given_values_and_presets_win_over_those_of_the_weights(cache):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+def test_given_values_and_presets_win_over_those_of_the_weights(hub_cache):
+    hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), hubs.model())
     given = {"model__stem": "cifar", "views__mean": hubs.HALVES, "data__image_size": 200, "train__epochs": 3}
     found = resolved(own(f"dir=photos,pretrained={NAME}", **given))
     assert {key.replace("__", "."): value for key, value in given.items()}.items() <= found.items()
     assert (found["model.trunk"], found["views.std"], found["views.size"]) == ("resnet18", (0.4, 0.5, 0.6), 128)
 
 
-def test_the_size_is_that_of_the_weights_if_nothing_else_decides_it(cache):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+def test_the_size_is_that_of_the_weights_if_nothing_else_decides_it(hub_cache):
+    hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), hubs.model())
     config = config_lib.default()
     open_keys.leave_open(config, ["views.mean", "views.std", "views.size"])
     config.model.pretrained = NAME
@@ -149,16 +131,16 @@ def test_the_size_is_that_of_the_weights_if_nothing_else_decides_it(cache):
     assert resolved(config) == config_lib.flatten(config) | changed | {"model.pretrained": f"{NAME}@{hubs.COMMIT}"}
 
 
-def test_a_size_of_a_preset_is_made_of_whole_patches_and_a_given_one_is_kept(cache):
+def test_a_size_of_a_preset_is_made_of_whole_patches_and_a_given_one_is_kept(hub_cache):
     name = "hf:timm/vit_small_patch14_dinov2.lvd142m"
-    hubs.write_cache(cache, name.removeprefix("hf:"), hubs.model("vit_small_patch14_dinov2", size=518))
+    hubs.write_cache(hub_cache, name.removeprefix("hf:"), hubs.model("vit_small_patch14_dinov2", size=518))
     config = own(f"dir=photos,pretrained={name}")
     assert resolved(config)["views.size"] == 126 == presets.assumed(config).views.size
     assert resolved(own(f"dir=photos,pretrained={name}", views__size=128))["views.size"] == 128
 
 
-def test_the_normalisation_of_a_complete_config_stays_with_a_warning_if_the_weights_have_another(cache, capsys):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model(mean=config_lib.default().views.mean))
+def test_the_normalisation_of_a_complete_config_stays_with_a_warning_if_the_weights_have_another(hub_cache, capsys):
+    hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), hubs.model(mean=config_lib.default().views.mean))
     config = config_lib.default()
     config.model.pretrained = NAME
     assert resolved(config)["views.std"] == config.views.std
@@ -187,8 +169,8 @@ def test_before_a_run_an_open_trunk_is_that_of_the_named_weights():
     config_checks.validate(assumed, num_devices=1)
 
 
-def test_a_regnet_has_the_name_of_torchvision(cache):
-    hubs.write_cache(cache, "timm/regnety_032.tv2_in1k", hubs.model("regnety_032"))
+def test_a_regnet_has_the_name_of_torchvision(hub_cache):
+    hubs.write_cache(hub_cache, "timm/regnety_032.tv2_in1k", hubs.model("regnety_032"))
     found = resolved(own("dir=photos,pretrained=hf:timm/regnety_032.tv2_in1k"))
     assert found["model.trunk"] == "regnet_y_3_2gf"
 
@@ -250,11 +232,11 @@ def started(path, config):
     return config
 
 
-def test_a_run_keeps_its_choices_without_hub_and_devices(cache, tmp_path, monkeypatch, capsys):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+def test_a_run_keeps_its_choices_without_hub_and_devices(hub_cache, tmp_path, monkeypatch, capsys):
+    hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), hubs.model())
     arg = f"dir=photos,pretrained={NAME}"
     first = started(tmp_path / "run", own(arg))
-    shutil.rmtree(cache)
+    shutil.rmtree(hub_cache)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     capsys.readouterr()
@@ -273,10 +255,10 @@ def test_a_run_keeps_its_choices_without_hub_and_devices(cache, tmp_path, monkey
             workdir.check(tmp_path / "run", presets.resolve(other, tmp_path / "run"))
 
 
-def test_a_sweep_of_open_configs_knows_its_runs(cache, tmp_path):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+def test_a_sweep_of_open_configs_knows_its_runs(hub_cache, tmp_path):
+    hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), hubs.model())
     runs = tmp_path / "runs"
-    sweep = expansion.expand(str(OWN), f"dir=photos,pretrained={NAME}", {}, seeds=[0])
+    sweep = expansion.expand(str(hubs.OWN), f"dir=photos,pretrained={NAME}", {}, seeds=[0])
     assert [point.values["method"] for point in sweep.points] == ["baseline", "baseline_mlp", "grafit"]
     started(runs / sweep.points[1].name, sweep.points[1].config)
     expansion.check_directory(sweep, runs)
@@ -284,11 +266,11 @@ def test_a_sweep_of_open_configs_knows_its_runs(cache, tmp_path):
     with pytest.raises(UserError, match=r"found the run of another config \(method: 'grafit' -> 'baseline'\)"):
         expansion.check_directory(sweep, runs)
     with pytest.raises(UserError, match=r"point .*found train\.batch_size = 0; expected at least 1"):
-        expansion.expand(str(OWN), "dir=photos", {"train.batch_size": 0})
+        expansion.expand(str(hubs.OWN), "dir=photos", {"train.batch_size": 0})
 
 
-def test_a_trained_run_resumes_and_its_model_loads_without_the_hub(cache, tmp_path, trains, monkeypatch):
-    repository = hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+def test_a_trained_run_resumes_and_its_model_loads_without_the_hub(hub_cache, tmp_path, trains, monkeypatch):
+    repository = hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), hubs.model())
     image_files.write_tree(tmp_path / "d", {f"{split}/{c}": 8 for split in ("train", "test") for c in "ab"})
     values = {
         "train__batch_size": 8, "train__epochs": 1, "eval__recall_at": (1,), "views__size": 32,

@@ -7,31 +7,21 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from grafit_jax import config as config_lib
-from grafit_jax import config_files, experiment, initial_weights, presets, pretrained
+from grafit_jax import experiment, initial_weights, presets, pretrained
 from grafit_jax.errors import UserError
 from grafit_jax.runs import workdir
 from helpers import hub as hubs
 from helpers import image_files, state_dicts
 from helpers.command_lines import ROOT
+from helpers.hub import own, resolved
 
-OWN = ROOT / "configs" / "own.py"
 URL = "/{repo_id}/resolve/{revision}/{filename}"
 NAME = "hf:timm/resnet18.a1_in1k"
 LITE = ROOT.parent / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache of the hub, which is not asked."""
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "hub"
-
-
-@pytest.fixture
-def served(cache, monkeypatch):
+def served(hub_cache, monkeypatch):
     """A hub on loopback with a ResNet-18, a pickle and a gated model; yields its files and the requests."""
     constants = pytest.importorskip("huggingface_hub.constants")
     files = {
@@ -44,16 +34,6 @@ def served(cache, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + URL)
         yield files, requests
-
-
-def own(arg="dir=photos", **values):
-    config = config_files.load_file(OWN, arg)
-    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
-    return config
-
-
-def resolved(config, path="nowhere"):
-    return config_lib.flatten(presets.resolve(config, pathlib.Path(path)))
 
 
 def test_local_weights_say_what_they_are(tmp_path):
@@ -134,7 +114,7 @@ def test_what_the_hub_refuses_is_a_one_line_error(served, name, message):
         pretrained.describe(name)
 
 
-def test_without_network_or_huggingface_hub_the_error_is_one_line(cache, monkeypatch, caplog):
+def test_without_network_or_huggingface_hub_the_error_is_one_line(hub_cache, monkeypatch, caplog):
     with pytest.raises(
         UserError, match=rf"{NAME}: cannot be downloaded \(.*offline.*\); check the name and the network"
     ):
@@ -171,8 +151,8 @@ def test_without_network_or_huggingface_hub_the_error_is_one_line(cache, monkeyp
         ({"config.json": b'{"architecture": "resnet18"}'}, {}, r"KeyError.*; expected timm's mean, std and input_size"),
     ],
 )  # fmt: skip
-def test_models_that_do_not_fit_are_one_line_errors(cache, files, values, message):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), files)
+def test_models_that_do_not_fit_are_one_line_errors(hub_cache, files, values, message):
+    hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), files)
     with pytest.raises(UserError, match=message):
         resolved(own(f"dir=photos,pretrained={NAME}", **values))
 
@@ -186,15 +166,15 @@ def test_a_name_without_prefix_is_corrected():
             pretrained.describe(name)
 
 
-def test_grey_images_under_a_colour_trunk_are_a_one_line_error(cache):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+def test_grey_images_under_a_colour_trunk_are_a_one_line_error(hub_cache):
+    hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), hubs.model())
     config = own(f"preset=laptop,pretrained={NAME}", data__source="digits", data__image_size=0)
     with pytest.raises(UserError, match=r"^found images of 1 channels and views\.mean of 3 values; expected 1 or 3 of"):
         experiment.load(presets.resolve(config, pathlib.Path("nowhere")))
 
 
-def test_a_network_starts_from_the_tensors_of_the_hub(cache, tmp_path):
-    hubs.write_cache(cache, NAME.removeprefix("hf:"), hubs.model())
+def test_a_network_starts_from_the_tensors_of_the_hub(hub_cache, tmp_path):
+    hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), hubs.model())
     image_files.write_tree(tmp_path / "d", {f"{split}/{c}": 8 for split in ("train", "test") for c in "ab"})
     values = {"train__batch_size": 8, "eval__recall_at": (1,), "data__image_size": 40, "views__size": 32}
     config = own(f"dir={tmp_path / 'd'},preset=laptop,method=baseline,pretrained={NAME}", **values)

@@ -1,17 +1,35 @@
-"""A Hugging Face hub for tests: files in the layout of its cache, and a server on loopback."""
+"""A Hugging Face hub for tests: files in the layout of its cache, a server on loopback, and configs that name them."""
 
 import contextlib
 import hashlib
 import http.server
 import json
+import pathlib
 import threading
 
 import safetensors.numpy
 
+from grafit_jax import config as config_lib
+from grafit_jax import config_files, presets
 from helpers import state_dicts
+from helpers.command_lines import ROOT
+
+OWN = ROOT / "configs" / "own.py"
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HALVES = (0.5, 0.5, 0.5)
+
+
+def own(arg="dir=photos", **values):
+    """Returns the config of configs/own.py with keys changed; `a__b` stands for a.b."""
+    config = config_files.load_file(OWN, arg)
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
+    return config
+
+
+def resolved(config, path="nowhere"):
+    """Returns the flat config that a run in the workdir `path` starts with."""
+    return config_lib.flatten(presets.resolve(config, pathlib.Path(path)))
 
 
 def timm_config(architecture, *, size=160, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)):

@@ -5,6 +5,7 @@ features are id, image, coarse_label and label. Photos are scaled to `SIDE` px o
 """
 
 import csv
+import functools
 import io
 import pathlib
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ import PIL.Image
 import PIL.ImageOps
 
 from grafit_jax.data.datasets import manual
-from grafit_jax.data.tensorflow import import_tfds
 from grafit_jax.errors import UserError, reading
 
 CLASSES = "classes.csv"
@@ -103,32 +103,15 @@ def _scaled(path: pathlib.Path) -> bytes:
 def _builder(
     folder: pathlib.Path, photos: dict[str, list[_Photo]], fine: list[str], coarse: list[str], data_dir: str | None
 ) -> Any:
-    _, tfds = import_tfds()
-
-    def info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                    "coarse_label": tfds.features.ClassLabel(names=coarse),
-                    "label": tfds.features.ClassLabel(names=fine),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://github.com/marcusklasson/GroceryStoreDataset",
-        )
-
-    def generate(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for photo in photos[split]:
+    def examples(of_split: list[_Photo]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for photo in of_split:
             image = io.BytesIO(_scaled(folder / photo.path))
             yield photo.path, {"id": photo.path, "image": image, "coarse_label": photo.coarse, "label": photo.fine}
 
-    body = {
-        "VERSION": tfds.core.Version("1.0.0"),
-        "_info": info,
-        "_generate_examples": generate,
-        "_split_generators": lambda self, _: {split: self._generate_examples(split) for split in photos},
-    }
-    return manual.builder("grocery", tfds.core.GeneratorBasedBuilder, body, data_dir)
+    return manual.photo_builder(
+        "grocery",
+        {"coarse_label": coarse, "label": fine},
+        {split: functools.partial(examples, of_split) for split, of_split in photos.items()},
+        homepage="https://github.com/marcusklasson/GroceryStoreDataset",
+        data_dir=data_dir,
+    )

@@ -4,12 +4,13 @@ TFDS has no builder for it. The features are id, image and a label for each of `
 order of their category ids.
 """
 
+import functools
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from grafit_jax.data.datasets import manual, taxonomy
 from grafit_jax.data.files import read_json
-from grafit_jax.data.tensorflow import import_tfds
 from grafit_jax.errors import UserError, reading
 
 IMAGES = "train_val2019"
@@ -71,31 +72,16 @@ def _examples(folder: pathlib.Path, name: str, row_of_category: dict[Any, int]) 
     return [(str(id_), folder / file, row_of_category[category[id_]]) for id_, file in files.items()]
 
 
-def _builder(examples: dict[str, list[Example]], classes: dict[str, taxonomy.Classes], data_dir: str | None):
-    _, tfds = import_tfds("inaturalist2019")
-
-    def info(self):
-        features = {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-        }
-        features |= {level: tfds.features.ClassLabel(names=list(of_level.names)) for level, of_level in classes.items()}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("image", taxonomy.LEVELS[-1]),
-            homepage="https://github.com/visipedia/inat_comp/tree/master/2019",
-        )
-
-    def generate(self, split):
-        for id_, image, row in examples[split]:
+def _builder(examples: dict[str, list[Example]], classes: dict[str, taxonomy.Classes], data_dir: str | None) -> Any:
+    def labelled(of_split: list[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for id_, image, row in of_split:
             labels = {level: int(of_level.of_fine[row]) for level, of_level in classes.items()}
             yield id_, {"id": id_, "image": str(image), **labels}
 
-    body = {
-        "VERSION": tfds.core.Version("1.0.0"),
-        "_info": info,
-        "_generate_examples": generate,
-        "_split_generators": lambda self, _: {split: self._generate_examples(split) for split in examples},
-    }
-    return manual.builder("inaturalist2019", tfds.core.GeneratorBasedBuilder, body, data_dir)
+    return manual.photo_builder(
+        "inaturalist2019",
+        {level: of_level.names for level, of_level in classes.items()},
+        {split: functools.partial(labelled, of_split) for split, of_split in examples.items()},
+        homepage="https://github.com/visipedia/inat_comp/tree/master/2019",
+        data_dir=data_dir,
+    )

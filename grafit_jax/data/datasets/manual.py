@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import PIL.Image
@@ -18,6 +18,47 @@ def builder(name: str, base: type, body: dict[str, Any], data_dir: str | None) -
         # A module name outside any package: otherwise TFDS looks for metadata files next to the builder's module.
         cls = type(name.capitalize(), (base,), {"__module__": name} | body)
     return cls(data_dir=os.path.expanduser(data_dir) if data_dir else None, file_format="tfrecord")
+
+
+def photo_builder(
+    name: str,
+    classes: Mapping[str, Sequence[str]],
+    examples: Mapping[str, Callable[[], Iterator[tuple[str, dict[str, Any]]]]],
+    *,
+    homepage: str,
+    data_dir: str | None,
+) -> Any:
+    """Returns a TFDS builder of JPEG photos with the features id, image and a label for each level.
+
+    Args:
+      name: the name of the data set.
+      classes: label feature -> class names; the last one is the finest.
+      examples: split -> a function that yields keys and examples.
+      homepage: the address of the data set.
+      data_dir: TFDS's data directory; empty for TFDS's default.
+    """
+    _, tfds = import_tfds(name)
+
+    def info(self):
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+        }
+        features |= {level: tfds.features.ClassLabel(names=[*names]) for level, names in classes.items()}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", [*classes][-1]),
+            homepage=homepage,
+        )
+
+    body = {
+        "VERSION": tfds.core.Version("1.0.0"),
+        "_info": info,
+        "_generate_examples": lambda self, split: examples[split](),
+        "_split_generators": lambda self, _: {split: self._generate_examples(split) for split in examples},
+    }
+    return builder(name, tfds.core.GeneratorBasedBuilder, body, data_dir)
 
 
 def check_folders(folder: pathlib.Path, folders: Sequence[str], files: Sequence[str]) -> None:

@@ -20,8 +20,8 @@ Arguments:
         gpu      ResNet-50 with ImageNet weights at 224 px, T = 4, 30 epochs, batch 256, bfloat16; photos are streamed
                  from their files.
         scratch  a small network from random weights at 32 px, T = 2, 50 epochs, batch 64; images are held in memory.
-    pretrained= (default: none, which means those of the preset) other initial weights: hf:timm/NAME, a file of weights
-        or a workdir; they decide the trunk and the mean and standard deviation of its pixels.
+    pretrained= (default: none, which means those of the preset) other initial weights: hf:timm/NAME, a file of weights,
+        a workdir or a saved model; they decide the trunk and the mean and standard deviation of its pixels.
     seed= (default: 0)
 
 Hours: preset=scratch 70 s for 1,764 photos on 2 CPU cores (docs/tutorial_photos.md); laptop and gpu not measured.

@@ -104,8 +104,8 @@ def default() -> ml_collections.ConfigDict:
     m.head_batch_norm = True  # Whether the hidden layer of projector and predictor has a batch norm.
     m.projector_norm = False  # Whether the projector ends in a batch norm without scale and bias.
     m.head_init = "lecun"  # Initialisation of the heads' linear layers: lecun (Flax's default) | pytorch (PyTorch's).
-    # Initial trunk weights: hf:timm/NAME for a model of timm on the Hugging Face hub, workdir of a run, or a
-    # .safetensors or .pth file of torchvision's or timm's network; empty = random.
+    # Initial trunk weights: hf:timm/NAME for a model of timm on the Hugging Face hub, the trunk of a run or saved
+    # model in a folder, or a .safetensors or .pth file of torchvision's or timm's network; empty = random.
     m.pretrained = ""
     # Initial weights of trunk and heads: workdir of a run, folder of a saved model, or hf:owner/name; empty = none.
     m.init = ""

@@ -13,7 +13,6 @@ from grafit_jax import pretrained, saved
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
 from grafit_jax.models import Network, heads, weights
-from grafit_jax.runs import checkpoint, workdir
 from grafit_jax.saved import Stored, description
 
 # Folded into the seed's key for heads initialised as in PyTorch. The initial trunk does not depend on model.head_init.
@@ -84,18 +83,15 @@ def _misfit(own: Any, found: Any) -> str:
 def _pretrained_trunk(model: ml_collections.ConfigDict) -> dict[str, Any]:
     path = pretrained.locate(model.pretrained)
     if path.is_dir():
-        return _trunk_of_run(path, model)
+        return _trunk_of_model(path, model)
     return weights.load_trunk(path, model.trunk, stem=model.stem)
 
 
-def _trunk_of_run(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Loads the trunk of the newest checkpoint in a workdir, without the first convolution if the stems differ."""
-    theirs = workdir.read_config(path).model
-    if theirs.trunk != model.trunk:
-        raise UserError(
-            f"model.pretrained = {path}: found trunk {theirs.trunk}; expected {model.trunk}, as in model.trunk."
-        )
-    variables, _ = checkpoint.read_weights(path)
+def _trunk_of_model(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Loads the trunk of a run or saved model, without the first convolution if the stems differ."""
+    stored = saved.read(path)
+    theirs, variables = stored.description.config.model, stored.variables
+    pretrained.check_trunk(str(path), theirs.trunk, model.trunk)
     same_stem = theirs.stem == model.stem
     return {
         kind: {name: layer for name, layer in variables[kind]["trunk"].items() if same_stem or name != "Conv_0"}

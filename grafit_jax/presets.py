@@ -111,7 +111,7 @@ def _choices(flat: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
         found = _describe(weights, given=bool(flat["model.pretrained"]))
         values["model.pretrained"] = found.name
         gives = fill(found.values)
-        _check_trunk(weights, found.values.get("model.trunk"), values["model.trunk"])
+        pretrained.check_trunk(weights, found.values.get("model.trunk"), values["model.trunk"])
         if by_devices and flat["views.size"] is None and values["model.trunk"]:
             values["views.size"] = _whole_patches(values["views.size"], values)
         if gives or found.name != weights:
@@ -151,16 +151,6 @@ def _warn_of_pixels(values: Mapping[str, Any], of_weights: Mapping[str, Any]) ->
     for key in ("views.mean", "views.std"):
         if key in of_weights and not np.allclose(values[key], of_weights[key], atol=0.01):
             warn(f"found {key} = {values[key]}, and {of_weights[key]} in the config of the weights; usually both agree")
-
-
-def _check_trunk(weights: str, found: str | None, expected: str) -> None:
-    if found and found != expected:
-        other = pretrained.KNOWN.get(expected)
-        remedy = f", or --config.model.pretrained={other}" if other else ""
-        raise UserError(
-            f"model.pretrained = {weights}: found trunk {found}; expected {expected}, as in model.trunk; use "
-            f"--config.model.trunk={found}{remedy}."
-        )
 
 
 def _devices() -> str:

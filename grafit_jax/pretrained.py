@@ -1,4 +1,4 @@
-"""What model.pretrained names: a model of timm on the Hugging Face hub, a file of weights, or the workdir of a run."""
+"""What model.pretrained names: a model of timm on the Hugging Face hub, a file of weights, or a run or saved model."""
 
 import os
 import pathlib
@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from grafit_jax import config as config_lib
-from grafit_jax import open_keys
+from grafit_jax import open_keys, saved
 from grafit_jax.config_files import IMAGENET
 from grafit_jax.data.files import read_json
 from grafit_jax.errors import UserError, did_you_mean, reading
 from grafit_jax.models import regnet
 from grafit_jax.models.trunks import PRETRAINED
-from grafit_jax.runs import workdir
 from grafit_jax.saved import hub
 
 # The files of a model of timm; a pickle is read if there are no safetensors.
@@ -60,7 +59,7 @@ def describe(name: str) -> Description:
     """Reads what the weights say about themselves, on the hub from its config.json, without the weights.
 
     Beside a file of weights, config.json counts too if it has timm's layout; without one, a file that is named after a
-    trunk has that trunk. A run has its config.
+    trunk has that trunk. A run or a saved model has its config.
 
     Raises:
       UserError: there are no such weights, the hub cannot be reached, or the trunk is not among `trunks.PRETRAINED`.
@@ -76,7 +75,7 @@ def describe(name: str) -> Description:
         return Description(f"{name.partition('@')[0]}@{path.parent.name}", _of_timm(name, path, content))
     path = _local(name)
     if path.is_dir():
-        theirs = config_lib.flatten(workdir.read_config(path))
+        theirs = config_lib.flatten(saved.config_of(path))
         keys = ("model.trunk", "model.stem", "views.mean", "views.std", "views.size")
         return Description(name, {key: theirs[key] for key in keys})
     beside = path.with_name(CONFIG)
@@ -85,6 +84,17 @@ def describe(name: str) -> Description:
         return Description(name, _of_timm(str(beside), beside, content))
     trunk = trunk_in(name)
     return Description(name, _of_trunk(trunk) | (_HALVES if trunk in _CENTRED else IMAGENET) if trunk else {})
+
+
+def check_trunk(name: str, found: str | None, expected: str) -> None:
+    """Raises UserError if the weights `name` are of the trunk `found`, not of model.trunk."""
+    if found and found != expected:
+        other = KNOWN.get(expected)
+        remedy = f", or --config.model.pretrained={other}" if other else ""
+        raise UserError(
+            f"model.pretrained = {name}: found trunk {found}; expected {expected}, as in model.trunk; use "
+            f"--config.model.trunk={found}{remedy}."
+        )
 
 
 def trunk_in(name: str) -> str:
@@ -98,7 +108,7 @@ def trunk_in(name: str) -> str:
 
 
 def locate(name: str) -> pathlib.Path:
-    """Returns the workdir or the file of weights, which is downloaded unless it is in the hub's cache, or UserError."""
+    """Returns the file of weights, downloaded unless it is in the hub's cache, or a model's folder; or UserError."""
     return _fetch(name, *FILES) if on_hub(name) else _local(name)
 
 
@@ -138,6 +148,6 @@ def _local(name: str) -> pathlib.Path:
         return path
     near = f"; use {KNOWN[name]}" if name in KNOWN else did_you_mean(name, [*KNOWN, *KNOWN.values()])
     raise UserError(
-        f"model.pretrained = {name}: found no such file; expected a workdir, or a .safetensors or .pth file of "
-        f"weights, or a model of the hub, such as {KNOWN['resnet50']}{near}."
+        f"model.pretrained = {name}: found no such file; expected a workdir, the folder of a saved model, a "
+        f".safetensors or .pth file of weights, or a model of the hub, such as {KNOWN['resnet50']}{near}."
     )

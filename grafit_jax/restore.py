@@ -19,7 +19,7 @@ from grafit_jax import evaluation, experiment, initial_weights, parallel, pulse
 from grafit_jax import memory as memory_lib
 from grafit_jax.data import sources
 from grafit_jax.data.records import Records
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
 from grafit_jax.experiment import Experiment
 from grafit_jax.initial_weights import Variables
 from grafit_jax.memory import Memory
@@ -124,6 +124,12 @@ def num_parameters(run: Experiment) -> int:
 
 def check_start(run: Experiment) -> str:
     """Checks the given weights, or raises UserError; returns their digests for the hosts to compare."""
+    m = run.config.model
+    if m.freeze and not (m.pretrained or m.init):
+        warn(
+            f"found model.freeze = {m.freeze} without initial weights: these layers keep random weights; usually "
+            "model.pretrained or model.init gives them others"
+        )
     given = initial_weights.given(run).variables
     return json.dumps(checkpoint.digests(given), sort_keys=True) if jax.process_count() > 1 else ""
 

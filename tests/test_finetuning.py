@@ -79,6 +79,12 @@ def test_frozen_layers_have_no_optimizer_state_and_no_copy_in_the_target_network
     assert trunk_layers(state.params) == {"Conv_0", "BatchNorm_0", "BasicBlock_0", "BasicBlock_1", "BasicBlock_2"}
 
 
+def test_frozen_random_layers_are_warned_of(capsys):
+    run, _ = load(**{"model.freeze": "2"})
+    restore.check_start(run)
+    assert "warning: found model.freeze = 2 without initial weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("freeze", ["2", pytest.param("trunk", marks=pytest.mark.slow)])
 def test_frozen_layers_keep_their_bits(freeze):
     decay = {"optimizer.weight_decay": 0.1, "optimizer.decay_all": True, "optimizer.layer_decay": 0.5, "ema.base": 0.5}

@@ -378,7 +378,8 @@ def test_training_writes_the_page(finished):
     found = pages.Page((finished / "report.html").read_text())
     logged = results.collect(finished)["metrics"]
     tile = [t[2] for t in found.all("dd")]
-    assert tile == [f"{100 * logged[key]:.1f}" for key in ("map", "recall@1", "knn_top1")]
+    shown = ("map", "recall@1", "knn_top1", "gallery/recall@1")
+    assert tile == [f"{100 * logged[key]:.1f}" for key in shown]
     assert found.all("p", class_="run")[0][2] == finished.name
 
 

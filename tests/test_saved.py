@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import grafit_jax
-from grafit_jax import model, restore
+from grafit_jax import experiment, model, restore
 from grafit_jax.errors import UserError
+from grafit_jax.runs import checkpoint
 from helpers.runs import small_config
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
@@ -40,6 +42,20 @@ def test_a_saved_model_equals_its_workdir_to_the_bit(digits, folder):
     for path in folder.iterdir():
         if path.name != "README.md":  # its title is the folder's name
             assert (again / path.name).read_bytes() == path.read_bytes()
+
+
+def test_another_run_starts_from_the_trunk_of_a_run_or_of_a_saved_model(trained_once, folder):
+    starts = []
+    for where in (trained_once, folder):
+        config = small_config("baseline", **{"model.pretrained": str(where)})
+        starts.append(jax.device_get(restore.initial_state(experiment.load(config))))
+    theirs, _ = checkpoint.read_weights(trained_once)
+    for state in starts:
+        jax.tree.map(np.testing.assert_array_equal, state.params["trunk"], theirs["params"]["trunk"])
+        jax.tree.map(np.testing.assert_array_equal, state.batch_stats["trunk"], theirs["batch_stats"]["trunk"])
+    config = small_config("baseline", **{"model.pretrained": str(folder), "model.trunk": "resnet18"})
+    with pytest.raises(UserError, match=r"saved: found trunk resnet8; expected resnet18, as in model\.trunk; use"):
+        restore.check_start(experiment.load(config))
 
 
 def test_a_saved_model_shows_no_one_s_folders(train_run, tmp_path):

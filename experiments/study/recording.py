@@ -186,7 +186,7 @@ def _defaults() -> dict[str, Any]:
 def _placeless(key: str, value: Any) -> Any:
     """Returns the value of a config key; a path is reduced to its last part, a name on the hub loses its revision."""
     if key in config_lib.STARTS:
-        if value and value.startswith("hf:"):
+        if value and value.startswith(open_keys.HUB):
             return pathlib.Path(value).name.partition("@")[0]
         return pathlib.Path(value).name if value else value  # None is open
     if key == "data.source" and value.startswith("npz:"):

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 import grafit_jax
-from grafit_jax import model, parallel, restore
+from grafit_jax import model, open_keys, parallel, restore
 from grafit_jax.commands import cli
 from grafit_jax.data import sources
 from grafit_jax.data.readers import photos
@@ -106,7 +106,7 @@ def _load_model(gallery: grafit_jax.Gallery) -> grafit_jax.Model:
     """Loads the model that embeds the queries: the given one, or the one that made the gallery."""
     made_by = gallery.features.made_by
     where = _WORKDIR.value or _MODEL.value or str(made_by.get("path", ""))
-    if not where.startswith("hf:") and not os.path.isdir(where):
+    if not where.startswith(open_keys.HUB) and not os.path.isdir(where):
         raise UserError(
             f"{_GALLERY.value}: found no {where or 'record of its model'}; expected the model that made it; use "
             "--workdir=DIR or --model=FOLDER."

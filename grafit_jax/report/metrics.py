@@ -5,7 +5,7 @@ import numpy as np
 from grafit_jax.report import markup
 from grafit_jax.report.markup import Section, text
 from grafit_jax.report.shown import Shown
-from grafit_jax.runs.results import HEADLINE, LAYERS, by_layer_and_level
+from grafit_jax.runs.results import LAYERS, SUMMARY, by_layer_and_level
 
 _PERCENT = {"map": "mAP", "knn_top1": "k-NN", "top1": "top-1", "probe_top1": "probe"}
 
@@ -17,7 +17,7 @@ def headline(shown: Shown) -> str:
     levels = ", ".join(f"{len(np.unique(c.label)):,} classes at level {c.level}" for c in shown.classes)
     tiles = ""
     for run in shown.runs:
-        values = {name: run.result["metrics"].get(prefix + key) for key, name in HEADLINE.items()}
+        values = {name: run.result["metrics"].get(prefix + key) for key, name in SUMMARY.items()}
         numbers = "".join(f"<div><dt>{k}</dt><dd>{100 * v:.1f}</dd></div>" for k, v in values.items() if v is not None)
         tiles += (
             f'<div class="tile"><p class="run">{text(run.name)}</p><p class="note">method '

@@ -17,7 +17,8 @@ HEADLINE = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
 LAYERS = ("trunk", "projector")
 # Metrics of retrieval from the training images have this prefix before their name, behind layer and level.
 _GALLERY = "gallery"
-FROM_TRAINING = {f"{_GALLERY}/recall@1": "R@1 from training images"}
+# What consoles, pages and model cards show.
+SUMMARY = HEADLINE | {f"{_GALLERY}/recall@1": "R@1 from training images"}
 
 
 def split_key(key: str) -> tuple[list[str], str]:

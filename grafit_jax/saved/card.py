@@ -86,10 +86,9 @@ def _table(metrics: Mapping[str, float], layer: str, finest: str) -> str:
     values = results.by_layer_and_level(metrics, layer, finest)
     if not values:
         return "None were recorded for this checkpoint."
-    rows = [
-        f"| {' | '.join(row)} | "
-        + " | ".join(f"{100 * of_row[k]:.1f}" if k in of_row else "" for k in results.HEADLINE)
-        for row, of_row in values.items()
-    ]
-    header = f"| layer | level | {' | '.join(results.HEADLINE.values())} |\n|---|---|---|---|---|\n"
-    return f"In percent, on the test images of the training:\n\n{header}" + "\n".join(f"{row} |" for row in rows)
+    columns = {key: name for key, name in results.SUMMARY.items() if any(key in of_row for of_row in values.values())}
+    rows = [["layer", "level", *columns.values()], ["---"] * (2 + len(columns))]
+    for row, of_row in values.items():
+        rows.append([*row, *(f"{100 * of_row[key]:.1f}" if key in of_row else "" for key in columns)])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"In percent, on the test images of the training:\n\n{table}"

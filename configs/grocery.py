@@ -24,12 +24,13 @@ Expect: not measured.
 """
 
 from grafit_jax import config_files, methods, pretrained
+from grafit_jax.config_files import FINE_TUNING
 from grafit_jax.errors import choose
 
 _LITE0 = {
     "data.source": "tfds:grocery",
     "data.image_size": 176,
-    "data.resize_mode": "centre",
+    **FINE_TUNING,
     "model.trunk": "tf_efficientnet_lite0",
     "model.stem": "imagenet",
     "model.head_hidden_dim": 1024,
@@ -38,19 +39,9 @@ _LITE0 = {
     "views.mean": (0.5, 0.5, 0.5),
     "views.std": (0.5, 0.5, 0.5),
     "views.num_views": 2,
-    "views.crop_scale": (0.3, 1.0),
-    "views.jitter": (0.4, 0.4, 0.4, 0.05),
-    "views.grayscale_prob": 0.1,
-    "ema.base": 0.99,
-    "memory.momentum": 0.5,
-    # The best of 0.04, 0.12 and 0.4 on the validation photos, by the mean of mAP, k-NN and R@1 from training photos.
-    "optimizer.learning_rate": 0.12,
-    "optimizer.warmup_epochs": 1.0,
     "train.epochs": 8,
     "train.batch_size": 64,
     "eval.batch_size": 100,
-    "eval.crop": "centre",
-    "checkpoint.every_epochs": 1,
     "checkpoint.keep": 1,
 }
 PRESETS = {"lite0": _LITE0, "lite0_long": {**_LITE0, "train.epochs": 40, "eval.every_epochs": 4}}

@@ -31,24 +31,17 @@ Expect: depends on your images; for those of docs/tutorial_photos.md, fine mAP 2
 """
 
 from grafit_jax import config, config_files, open_keys, presets
-from grafit_jax.config_files import IMAGENET, SMALL
+from grafit_jax.config_files import FINE_TUNING, IMAGENET, SMALL
 from grafit_jax.errors import UserError, choose
 
-_COMMON = {"views.jitter": (0.4, 0.4, 0.4, 0.1), "views.grayscale_prob": 0.2, "ema.base": 0.99}
-# The recipe for pretrained trunks.
-FINE_TUNING = {
-    "data.resize_mode": "centre",
-    "optimizer.learning_rate": 0.05,
-    "optimizer.warmup_epochs": 1.0,
-    "optimizer.weight_decay": 1e-4,
-    "eval.crop": "centre",
-    "checkpoint.every_epochs": 1,
-}
 PRESETS = {
     "auto": FINE_TUNING,
     "laptop": {**FINE_TUNING, **presets.PRESETS["laptop"]},
     "gpu": {**FINE_TUNING, **presets.PRESETS["gpu"]},
     "scratch": {
+        "views.jitter": (0.4, 0.4, 0.4, 0.1),
+        "views.grayscale_prob": 0.2,
+        "ema.base": 0.99,
         **IMAGENET,
         **SMALL,
         "data.image_size": 40,
@@ -82,7 +75,7 @@ def _started(arg):
         raise UserError(
             f"found preset=scratch and pretrained={arg.pretrained}; expected one of them; use preset=laptop."
         )
-    c.update_from_flattened_dict({**_COMMON, **PRESETS[preset], "data.source": "folder:images"})
+    c.update_from_flattened_dict({**PRESETS[preset], "data.source": "folder:images"})
     c.model.pretrained = arg.pretrained or c.model.pretrained
     return c
 

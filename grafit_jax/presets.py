@@ -25,7 +25,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "laptop": {
         "model.pretrained": pretrained.KNOWN["tf_efficientnet_lite0"],
         "model.dtype": "float32",
-        "model.head_hidden_dim": 512,
+        "model.head_hidden_dim": 1024,
         "model.embed_dim": 128,
         "views.size": 128,
         "views.num_views": 2,

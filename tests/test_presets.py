@@ -13,11 +13,12 @@ from ml_collections import config_flags
 from sweeps import expansion
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, open_keys, parallel, presets, pretrained, saved
+from grafit_jax import config_checks, config_files, open_keys, parallel, presets, pretrained, saved
 from grafit_jax.errors import UserError
 from grafit_jax.runs import workdir
 from helpers import hub as hubs
 from helpers import image_files
+from helpers.command_lines import ROOT
 from helpers.hub import own, resolved
 
 NAME = "hf:timm/resnet18.a1_in1k"
@@ -80,6 +81,17 @@ def parse(monkeypatch, *given):
     config_flags.DEFINE_config_file("config", flag_values=values)
     values(words)
     return values.config
+
+
+def test_the_laptop_preset_is_the_recipe_that_table_grocery_measures(hub_cache):
+    lite0 = hubs.timm_config("tf_efficientnet_lite0", mean=hubs.HALVES, std=hubs.HALVES)
+    name = pretrained.KNOWN["tf_efficientnet_lite0"].removeprefix("hf:")
+    hubs.write_cache(hub_cache, name, {"config.json": lite0})
+    found = resolved(own("dir=photos,preset=laptop,method=baseline"))
+    measured = config_lib.flatten(config_files.load_file(ROOT / "configs" / "grocery.py", "method=baseline"))
+    assert {key for key, value in measured.items() if value != found[key]} == {
+        "data.source", "data.variant", "data.image_size", "model.pretrained", "eval.batch_size", "checkpoint.keep"
+    }  # fmt: skip
 
 
 # Choices at the start

@@ -32,24 +32,36 @@ STUDIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "omniglot": ("Omniglot, 30 → 964", ("study_omniglot",)),
     "maskcon": ("CIFAR-100, 20 → 100, 6 epochs", ("maskcon_cpu",)),
     "gpu": ("CIFAR-100, 20 → 100, 50 epochs of a ResNet-18", ("cifar100_gpu",)),
+    "grocery": ("Grocery Store, 43 → 81, 8 epochs from ImageNet weights", ("grocery",)),
 }
 _PAPER = ("cifar100", "omniglot", "gpu")
+_AND_PHOTOS = (*_PAPER, "grocery")
 _ALL = tuple(STUDIES)
 _ABLATED = ("cifar100",)
 # The rows of the README's summary: study, row.
-SUMMARY = (("cifar100", "grafit"), ("omniglot", "grafit"), ("gpu", "grafit"), ("gpu", "grafit_lambda_4"))
+SUMMARY = (
+    ("cifar100", "grafit"),
+    ("omniglot", "grafit"),
+    ("gpu", "grafit"),
+    ("gpu", "grafit_lambda_4"),
+    ("grocery", "grafit"),
+)
 CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "about Grafit": (
-        Claim("Grafit finds finer classes than coarse cross-entropy", "grafit", "baseline", _PAPER),
+        Claim("Grafit finds finer classes than coarse cross-entropy", "grafit", "baseline", _AND_PHOTOS),
         Claim("Grafit finds finer classes than MaskCon's `supce`", "grafit", "supce", ("maskcon",)),
         Claim("Grafit finds finer classes than cross-entropy through its projector", "grafit", "baseline_mlp", _ALL),
         Claim("The instance loss adds to the k-NN loss", "grafit", "snca_plus", _ALL),
         Claim("Coarse labels add to the instance loss", "grafit", "byol", _PAPER),
-        Claim("Neighbours teach more than a linear classifier", "grafit", "grafit_fc", _PAPER),
+        Claim("Neighbours teach more than a linear classifier", "grafit", "grafit_fc", _AND_PHOTOS),
         Claim("Grafit is ahead of SNCA", "grafit", "snca", _PAPER),
         Claim("SNCA gains by Grafit's projector", "snca_plus", "snca", _PAPER),
         Claim("Clusters of a baseline's features teach more than its labels", "clusterfit", "baseline", _PAPER),
         Claim("Grafit is ahead of ClusterFit+", "grafit", "clusterfit_plus", _PAPER),
+    ),
+    "about initial weights": (
+        Claim("Training on coarse labels improves an ImageNet trunk", "baseline", "frozen", ("grocery",)),
+        Claim("Grafit improves it", "grafit", "frozen", ("grocery",)),
     ),
     "about Grafit's defaults": (
         Claim("More views: T = 4 rather than 2", "grafit_views_4", "grafit", _ABLATED),

@@ -24,9 +24,11 @@ Arguments:
         a workdir or a saved model; they decide the trunk and the mean and standard deviation of its pixels.
     seed= (default: 0)
 
-Hours: preset=scratch 70 s for 1,764 photos on 2 CPU cores (docs/tutorial_photos.md); laptop and gpu not measured.
+Hours: method=baseline with preset=laptop 9 min for 2,640 photos on 2 CPU cores (docs/tutorial_photos.md), with scratch
+    1 min; gpu not measured.
 
-Expect: depends on your images; for those of docs/tutorial_photos.md, fine mAP 28.3 at the trunk with preset=scratch.
+Expect: depends on your images; for those of docs/tutorial_photos.md, fine mAP 56.2 at the trunk with method=baseline
+    and preset=laptop, 23.9 with scratch.
     Compare with `baseline` and `baseline_mlp` of `sweep()`, the controls.
 """
 

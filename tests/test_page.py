@@ -21,7 +21,7 @@ from grafit_jax.errors import UserError
 from grafit_jax.report import by_class, confusion, curves, embedding_map, page, pictures, thumbnails, write
 from grafit_jax.retrieval import metrics, neighbors
 from grafit_jax.runs import results, workdir
-from helpers import pages
+from helpers import image_files, pages
 from helpers.image_files import write as write_image
 from helpers.runs import finish, small_config
 
@@ -421,6 +421,16 @@ def test_two_runs_on_one_page(finished, tmp_path):
     names = [t[2] for t in found.all("p", class_="run")]
     assert names == ["finished/train_run", "other/train_run"]
     assert found.data("map-data")["maps"][0]["points"] == found.data("map-data")["maps"][1]["points"]
+
+
+def test_the_same_files_are_the_same_images_at_any_size(tmp_path):
+    files = image_files.write_tree(tmp_path, image_files.TREE)
+    small, large = (image_files.load(tmp_path, image_size=size)["test"] for size in (4, 6))
+    assert small.fingerprint() != large.fingerprint() and write._same(small, large)
+    # The other class, another size of a file, or one file more.
+    moved = pathlib.Path(next(file for file in files if "test/x/a" in file))
+    moved.rename(tmp_path / "test/x/b" / "moved.png")
+    assert not write._same(small, image_files.load(tmp_path, image_size=6)["test"])
 
 
 def test_errors_name_the_remedy(finished, tmp_path, cli):

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from grafit_jax import evaluation, parallel, restore
+from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError, warn, writing
 from grafit_jax.experiment import Experiment
 from grafit_jax.report.page import compose
 from grafit_jax.report.shown import Run
-from grafit_jax.runs import results, workdir
+from grafit_jax.runs import image_list, results, workdir
 from grafit_jax.state import TrainState
 
 # Name of the page in a workdir.
@@ -57,20 +58,30 @@ def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, 
     for each in paths:
         results.collect(each)  # fail before loading anything
     runs: list[Experiment] = []
-    rows = []
+    states: list[TrainState] = []
     for each in paths:
         same = bool(runs) and workdir.read_config(each).data == workdir.read_config(path).data
         run, state = restore.newest(each, data_dir=data_dir, records=runs[0].records if same else None)
-        if runs and run.records["test"].fingerprint() != runs[0].records["test"].fingerprint():
+        if runs and not _same(run.records["test"], runs[0].records["test"]):
             raise UserError(
                 f"{each}: found other test images or labels than in {path}; expected the same test split; use another "
                 "--compare."
             )
         runs.append(run)
-        rows.append(run.embed_fn(state.variables, run.records["test"].image))
+        states.append(state)
+    tests = [run.records["test"].image for run in runs]
+    rows = [run.embed_fn(state.variables, images) for run, state, images in zip(runs, states, tests, strict=True)]
     page = _composed(paths, runs, rows)
     with writing(out):
         workdir.write(out, page)
+
+
+def _same(one: Records, other: Records) -> bool:
+    """Returns whether two splits have the same images and labels; images in files may be resized differently."""
+    if one.fingerprint() == other.fingerprint():
+        return True
+    listed = image_list.dumps({"test": one})
+    return bool(listed) and listed == image_list.dumps({"test": other})
 
 
 def _composed(paths: Sequence[pathlib.Path], runs: Sequence[Experiment], rows: Sequence[dict[str, np.ndarray]]) -> str:

@@ -89,9 +89,9 @@ def _pretrained_trunk(model: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _trunk_of_model(path: pathlib.Path, model: ml_collections.ConfigDict) -> dict[str, Any]:
     """Loads the trunk of a run or saved model, without the first convolution if the stems differ."""
-    stored = saved.read(path)
-    theirs, variables = stored.description.config.model, stored.variables
+    theirs = saved.config_of(path).model
     pretrained.check_trunk(str(path), theirs.trunk, model.trunk)
+    variables = saved.read(path).variables
     same_stem = theirs.stem == model.stem
     return {
         kind: {name: layer for name, layer in variables[kind]["trunk"].items() if same_stem or name != "Conv_0"}

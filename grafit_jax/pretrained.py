@@ -59,7 +59,8 @@ def describe(name: str) -> Description:
     """Reads what the weights say about themselves, on the hub from its config.json, without the weights.
 
     Beside a file of weights, config.json counts too if it has timm's layout; without one, a file that is named after a
-    trunk has that trunk. A run or a saved model has its config.
+    trunk has that trunk. A folder of a model of timm counts as its file of weights. A run or a saved model has its
+    config.
 
     Raises:
       UserError: there are no such weights, the hub cannot be reached, or the trunk is not among `trunks.PRETRAINED`.
@@ -79,8 +80,7 @@ def describe(name: str) -> Description:
         keys = ("model.trunk", "model.stem", "views.mean", "views.std", "views.size")
         return Description(name, {key: theirs[key] for key in keys})
     beside = path.with_name(CONFIG)
-    content = read_json(beside, dict, "restore or remove it") if beside.is_file() else {}
-    if "architecture" in content:
+    if "architecture" in (content := _config(beside)):
         return Description(name, _of_timm(str(beside), beside, content))
     trunk = trunk_in(name)
     return Description(name, _of_trunk(trunk) | (_HALVES if trunk in _CENTRED else IMAGENET) if trunk else {})
@@ -110,6 +110,10 @@ def trunk_in(name: str) -> str:
 def locate(name: str) -> pathlib.Path:
     """Returns the file of weights, downloaded unless it is in the hub's cache, or a model's folder; or UserError."""
     return _fetch(name, *FILES) if on_hub(name) else _local(name)
+
+
+def _config(path: pathlib.Path) -> dict[str, Any]:
+    return read_json(path, dict, "restore or remove it") if path.is_file() else {}
 
 
 def _of_timm(where: str, path: pathlib.Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _fetch(name: str, *files: str) -> pathlib.Path:
 def _local(name: str) -> pathlib.Path:
     path = pathlib.Path(name).expanduser()
     if os.path.exists(path):
-        return path
+        return path / FILES[0] if "architecture" in _config(path / CONFIG) else path
     near = f"; use {KNOWN[name]}" if name in KNOWN else did_you_mean(name, [*KNOWN, *KNOWN.values()])
     raise UserError(
         f"model.pretrained = {name}: found no such file; expected a workdir, the folder of a saved model, a "

@@ -125,7 +125,7 @@ def num_parameters(run: Experiment) -> int:
 def check_start(run: Experiment) -> str:
     """Checks the given weights, or raises UserError; returns their digests for the hosts to compare."""
     m = run.config.model
-    if m.freeze and not (m.pretrained or m.init):
+    if m.freeze and not (m.pretrained or m.init) and parallel.is_first():
         warn(
             f"found model.freeze = {m.freeze} without initial weights: these layers keep random weights; usually "
             "model.pretrained or model.init gives them others"

@@ -427,7 +427,6 @@ def test_the_same_files_are_the_same_images_at_any_size(tmp_path):
     files = image_files.write_tree(tmp_path, image_files.TREE)
     small, large = (image_files.load(tmp_path, image_size=size)["test"] for size in (4, 6))
     assert small.fingerprint() != large.fingerprint() and write._same(small, large)
-    # The other class, another size of a file, or one file more.
     moved = pathlib.Path(next(file for file in files if "test/x/a" in file))
     moved.rename(tmp_path / "test/x/b" / "moved.png")
     assert not write._same(small, image_files.load(tmp_path, image_size=6)["test"])

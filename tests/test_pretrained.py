@@ -58,6 +58,13 @@ def test_local_weights_say_what_they_are(tmp_path):
     )  # fmt: skip
     with pytest.raises(UserError, match=r"found no value of model\.stem, model\.trunk, views\.mean, views\.std; expe"):
         resolved(own(f"dir=photos,pretrained={tmp_path}/a/w.safetensors"))
+    # A folder as the hub stores it.
+    (tmp_path / "hub").mkdir()
+    for file, content in files.items():
+        (tmp_path / "hub" / file).write_bytes(content)
+    found = resolved(own(f"dir=photos,pretrained={tmp_path}/hub"))
+    assert (found["model.trunk"], found["views.mean"]) == ("resnet18", (0.1, 0.2, 0.3))
+    assert pretrained.locate(found["model.pretrained"]) == tmp_path / "hub" / "model.safetensors"
     # A run has its own config.
     workdir.claim(tmp_path / "run", own("dir=photos,preset=scratch"))
     found = resolved(own(f"dir=photos,pretrained={tmp_path}/run"))

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 import grafit_jax
-from grafit_jax import experiment, model, restore
+from grafit_jax import experiment, model, pretrained, restore
 from grafit_jax.errors import UserError
 from grafit_jax.runs import checkpoint
 from helpers.runs import small_config
@@ -49,6 +49,8 @@ def test_another_run_starts_from_the_trunk_of_a_run_or_of_a_saved_model(trained_
     for where in (trained_once, folder):
         config = small_config("baseline", **{"model.pretrained": str(where)})
         starts.append(jax.device_get(restore.initial_state(experiment.load(config))))
+        of_weights = pretrained.describe(str(where)).values
+        assert (of_weights["model.trunk"], of_weights["views.mean"]) == ("resnet8", (0.3,))
     theirs, _ = checkpoint.read_weights(trained_once)
     for state in starts:
         jax.tree.map(np.testing.assert_array_equal, state.params["trunk"], theirs["params"]["trunk"])

@@ -61,4 +61,5 @@ def test_every_command_of_the_tutorial_runs_on_some_of_its_photos(tmp_path, monk
         lines = [words(line) for line in (printed or "").splitlines()]
         for line in text.splitlines() if printed is not None else ():
             assert words(line) in lines or ".jpg" in line, f"{line}\n{printed[-3000:]}"
+        assert text.count("new.jpg") in (0, printed and printed.count("new.jpg")), printed
     assert missing(page, tmp_path) == []

@@ -4,7 +4,8 @@ python experiments/report.py --workdir=runs/grafit [--compare=runs/baseline,runs
 
 `grafit report` of the installed package is the same command.
 
-The page is self-contained and needs no network. --compare adds up to two runs that were tested on the same images.
+The page is self-contained and needs no network. --compare adds up to two runs that were tested on the same images,
+which they may resize differently.
 """
 
 import pathlib

@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,9 @@ def leave(run: Experiment, state: TrainState, path: pathlib.Path) -> None:
 
 
 def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, *, data_dir: str | None = None) -> None:
-    """Writes the page of a finished run, optionally side by side with other runs on the same test images.
+    """Writes the page of a finished run, optionally beside other runs on the same test images.
+
+    Images in files are the same if their files are, even if the runs resize them differently.
 
     Args:
       path: workdir of the run.
@@ -58,7 +61,7 @@ def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, 
     for each in paths:
         results.collect(each)  # fail before loading anything
     runs: list[Experiment] = []
-    states: list[TrainState] = []
+    variables: list[dict[str, Any]] = []
     for each in paths:
         same = bool(runs) and workdir.read_config(each).data == workdir.read_config(path).data
         run, state = restore.newest(each, data_dir=data_dir, records=runs[0].records if same else None)
@@ -68,9 +71,8 @@ def make(path: pathlib.Path, others: Sequence[pathlib.Path], out: pathlib.Path, 
                 "--compare."
             )
         runs.append(run)
-        states.append(state)
-    tests = [run.records["test"].image for run in runs]
-    rows = [run.embed_fn(state.variables, images) for run, state, images in zip(runs, states, tests, strict=True)]
+        variables.append(state.variables)
+    rows = [run.embed_fn(of_run, run.records["test"].image) for run, of_run in zip(runs, variables, strict=True)]
     page = _composed(paths, runs, rows)
     with writing(out):
         workdir.write(out, page)
@@ -80,8 +82,8 @@ def _same(one: Records, other: Records) -> bool:
     """Returns whether two splits have the same images and labels; images in files may be resized differently."""
     if one.fingerprint() == other.fingerprint():
         return True
-    listed = image_list.dumps({"test": one})
-    return bool(listed) and listed == image_list.dumps({"test": other})
+    listed, there = image_list.dumps({"test": one}), os.path.realpath(one.root) == os.path.realpath(other.root)
+    return bool(listed) and there and listed == image_list.dumps({"test": other})
 
 
 def _composed(paths: Sequence[pathlib.Path], runs: Sequence[Experiment], rows: Sequence[dict[str, np.ndarray]]) -> str:

@@ -82,7 +82,7 @@ def test_workdirs_without_a_fitting_trunk_are_errors(trained_once, tmp_path):
     options = {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3, "model.pretrained": str(trained_once)}
     with pytest.raises(UserError, match=r"found .*Conv_0.* of shape \(3, 3, 4, 16\); expected \(3, 3, 12, 16\)"):
         start(fine_tuning(**options), records=colour)
-    with pytest.raises(UserError, match=r"pretrained = runs/none: found no such file; expected a workdir, or"):
+    with pytest.raises(UserError, match=r"pretrained = runs/none: found no such file; expected a workdir, the"):
         start(fine_tuning(**{"model.pretrained": "runs/none"}))
     with pytest.raises(
         UserError, match=r"config\.json: found file type '\.json'; expected a \.safetensors or \.pth file"

@@ -21,8 +21,8 @@ Arguments:
 Hours: preset=lite0 on 2 CPU cores: baseline, baseline_mlp and snca_plus 9 to 11 min, grafit at most 30 min; grafit_fc,
     maskcon and lite0_long not measured.
 
-Expect: fine mAP and k-NN in percent at the trunk, preset=lite0, one seed: frozen 40.2 and 56.9, baseline 55.3 and 69.3,
-    baseline_mlp 54.7 and 70.0, snca_plus 53.0 and 69.8, grafit 54.9 and 69.3.
+Expect: fine mAP and k-NN in percent at the trunk, preset=lite0: frozen 40.2 and 56.9; baseline 56.3 and 70.7 (two
+    seeds); baseline_mlp 54.7 and 70.0, snca_plus 53.0 and 69.8, grafit 54.9 and 69.3 (one seed).
 """
 
 from grafit_jax import config_files, methods, pretrained

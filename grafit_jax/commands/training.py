@@ -54,7 +54,7 @@ def say_result(run: Experiment, metrics: Mapping[str, float], page: pathlib.Path
     values = results.by_layer_and_level(metrics, run.config.eval.layers[0], test.finest)
     levels = [*test.levels][::-1]  # the finest first
     order = sorted(values, key=lambda row: (results.LAYERS.index(row[0]), levels.index(row[1])))
-    columns = {key: name for key, name in results.SUMMARY.items() if any(key in row for row in values.values())}
+    columns = results.summary_columns(values.values())
     rows = [
         [
             ", ".join(row),

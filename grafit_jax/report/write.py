@@ -82,8 +82,10 @@ def _same(one: Records, other: Records) -> bool:
     """Returns whether two splits have the same images and labels; images in files may be resized differently."""
     if one.fingerprint() == other.fingerprint():
         return True
-    listed, there = image_list.dumps({"test": one}), os.path.realpath(one.root) == os.path.realpath(other.root)
-    return bool(listed) and there and listed == image_list.dumps({"test": other})
+    if os.path.realpath(one.root) != os.path.realpath(other.root):
+        return False
+    listed = image_list.dumps({"test": one})
+    return bool(listed) and listed == image_list.dumps({"test": other})
 
 
 def _composed(paths: Sequence[pathlib.Path], runs: Sequence[Experiment], rows: Sequence[dict[str, np.ndarray]]) -> str:

@@ -46,6 +46,12 @@ def by_layer_and_level(
     return found
 
 
+def summary_columns(rows: Iterable[Mapping[str, float]]) -> dict[str, str]:
+    """Returns metric -> display name for the metrics of SUMMARY that a row has."""
+    found = set[str]().union(*rows)
+    return {key: name for key, name in SUMMARY.items() if key in found}
+
+
 def collect(path: pathlib.Path) -> Result:
     """Loads the result of the complete run in `path`; raises UserError if it is incomplete or unreadable."""
     if not os.path.isfile(path / "metrics.json"):

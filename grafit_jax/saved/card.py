@@ -86,7 +86,7 @@ def _table(metrics: Mapping[str, float], layer: str, finest: str) -> str:
     values = results.by_layer_and_level(metrics, layer, finest)
     if not values:
         return "None were recorded for this checkpoint."
-    columns = {key: name for key, name in results.SUMMARY.items() if any(key in of_row for of_row in values.values())}
+    columns = results.summary_columns(values.values())
     rows = [["layer", "level", *columns.values()], ["---"] * (2 + len(columns))]
     for row, of_row in values.items():
         rows.append([*row, *(f"{100 * of_row[key]:.1f}" if key in of_row else "" for key in columns)])

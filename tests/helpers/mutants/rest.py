@@ -182,7 +182,7 @@ REST = (
            "known = not _COMMIT.fullmatch(revision) or commit.startswith(revision)", "known = True",
            "presets::test_a_run_keeps_its_choices_without_hub_and_devices"),
     mutant("runs on other files compared", "grafit_jax/report/write.py",
-           'return bool(listed) and there and listed == image_list.dumps({"test": other})', "return True",
+           'return bool(listed) and listed == image_list.dumps({"test": other})', "return True",
            "page::test_the_same_files_are_the_same_images_at_any_size"),
     mutant("weights of another trunk accepted", "grafit_jax/pretrained.py",
            "if found and found != expected:", "if False:",

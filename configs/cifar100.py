@@ -54,6 +54,7 @@ _COMMON = {
     "views.jitter": (0.4, 0.4, 0.2, 0.1),  # BYOL's
     "views.grayscale_prob": 0.2,
     "optimizer.weight_decay": 5e-4,
+    "eval.clusters": True,
 }
 _R18 = {
     "model.dtype": "bfloat16",

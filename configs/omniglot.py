@@ -53,6 +53,7 @@ PRESETS = {
         "train.epochs": 30,
         "train.batch_size": 128,
         "checkpoint.every_epochs": 5,
+        "eval.clusters": True,
     }
 }
 

@@ -212,6 +212,7 @@ def default() -> ml_collections.ConfigDict:
     e.recall_at = (1, 2, 5, 10)  # Values of k for recall@k, each >= 1.
     e.knn_k = 30  # Neighbours that vote in k-NN classification, >= 1.
     e.knn_temperature = 0.05  # sigma of the k-NN votes, > 0.
+    e.clusters = False  # Whether to compare k-means clusters of the test images with their finest classes, at the end.
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every_epochs = 10  # Epochs between checkpoints, >= 1.

@@ -83,6 +83,7 @@ FINE_TUNING = {
     "optimizer.learning_rate": 0.12,
     "optimizer.warmup_epochs": 1.0,
     "eval.crop": "centre",
+    "eval.clusters": True,
     "checkpoint.every_epochs": 1,
 }
 

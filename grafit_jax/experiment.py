@@ -180,18 +180,20 @@ def make_feed(run: Experiment) -> Resident | Streamed:
     return Resident(records, steps_per_call=config.train.steps_per_call, **batches)
 
 
-def evaluate(run: Experiment, state: TrainState, *, probe: bool = False) -> dict[str, float]:
+def evaluate(run: Experiment, state: TrainState, *, probe: bool = False, clusters: bool = False) -> dict[str, float]:
     """Returns the step and the test metrics of a state (docs/paper.md section 1), from one embedding pass.
 
     Metrics of the first of `eval.layers` have plain names (`map`, `recall@1`, `coarse/knn_top1`, …), those of other
     layers have the layer as a prefix (`projector/map`). A projector is skipped if the method has none. A classifier
     adds `top1` at the train level, unless its classes are clusters. `probe` adds the metrics of a logistic probe on
-    trunk features.
+    trunk features. `clusters`, and `eval.clusters` after the last step, add those of k-means clusters, also within the
+    classes of a coarser train level.
 
     Raises:
       UserError: the network has diverged, or image files can no longer be read.
     """
     config, test = run.config.eval, run.records["test"]
+    clusters = clusters or (config.clusters and int(state.step) == run.total_steps)
     embedded, labels = {}, {}
     for split, records in run.records.items():
         rows = run.embed_fn(state.variables, records.image)
@@ -210,6 +212,8 @@ def evaluate(run: Experiment, state: TrainState, *, probe: bool = False) -> dict
             knn_k=config.knn_k,
             knn_temperature=config.knn_temperature,
             probe=probe and name == "trunk",
+            clusters=clusters,
+            within=test.train_level,
         )
         result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
     level = "" if test.train_level == test.finest else test.train_level

@@ -90,7 +90,7 @@ def test_seeding_chooses_the_drawn_row_with_the_smallest_remaining_distance(seed
         drawn = np.searchsorted(np.cumsum(nearest), rng.random(2 + int(np.log(k))) * nearest.sum(), side="right")
         left = np.minimum(square[drawn], nearest).sum(1)
         chosen.append(int(drawn[left.argmin()]))
-    got = kmeans_lib._seeded(rows, parallel.in_blocks(rows, k), k, np.random.default_rng(seed + 10))
+    got = kmeans_lib._seeded(rows, parallel.in_blocks(rows, k), k, np.random.default_rng(seed + 10), np.full(150, True))
     np.testing.assert_array_equal(got, rows[chosen])
 
 
@@ -217,6 +217,63 @@ def test_no_array_of_all_rows_and_centres_is_allocated():
     rows, k = np.zeros((40_000, 4), np.float32), 300
     blocks = parallel.in_blocks(rows, k)[0]
     with jax.enable_x64(True):
-        jaxpr = jax.make_jaxpr(kmeans_lib._assign)(blocks, rows[:k])
+        jaxpr = jax.make_jaxpr(kmeans_lib._assign)(
+            blocks, np.zeros(blocks.shape[:2], np.int32), rows[:k], np.zeros(k, np.int32)
+        )
     sizes = [v.aval.size for equation in twins.equations(jaxpr.jaxpr) for v in equation.outvars]
     assert 1024 * k in sizes and max(sizes) <= 1024 * k
+
+
+# Groups
+
+
+def test_groups_are_clustered_as_if_alone(monkeypatch):
+    rows, _ = groups(n=900, k=9)
+    of_row = np.random.default_rng(0).integers(0, 3, 900)
+    ks = (4, 1, 3)
+    starts = np.concatenate([rows[of_row == g][:k] for g, k in enumerate(ks)])
+    origin = rows.mean(0, dtype=float).astype(np.float32)
+    seeds = iter(np.split(starts - origin, np.cumsum(ks)[:-1]))
+    monkeypatch.setattr(kmeans_lib, "_seeded", lambda *_: next(seeds))
+    monkeypatch.setattr(kmeans_lib, "_TOLERANCE", 0.0)
+    got = kmeans(rows, ks, groups=of_row)
+    inertia = 0.0
+    for g, (k, offset) in enumerate(zip(ks, (0, 4, 5), strict=True)):
+        own = of_row == g
+        expected = scikit_learn(rows[own], starts[offset : offset + k], tol=0.0)
+        np.testing.assert_array_equal(got.label[own], expected.labels_ + offset)
+        np.testing.assert_allclose(got.centre[offset : offset + k], expected.cluster_centers_, atol=2e-4)
+        inertia += expected.inertia_
+    assert got.inertia == pytest.approx(inertia, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_seeds_of_a_group_are_rows_of_it(monkeypatch, seed):
+    monkeypatch.setattr(kmeans_lib, "_MAX_ITERATIONS", 0)
+    rows, of_row = np.random.default_rng(seed).normal(size=(60, 2)).astype(np.float32), np.arange(60) % 3
+    got = kmeans(rows, (5, 9, 20), groups=of_row, seed=seed)
+    for g, centres in enumerate(np.split(got.centre, [5, 14])):
+        near = [np.flatnonzero(np.all(np.abs(rows - centre) < 1e-5, axis=1)) for centre in centres]
+        assert all(len(found) == 1 and of_row[found[0]] == g for found in near)
+        assert len({int(found[0]) for found in near}) == len(centres)
+
+
+def test_an_empty_cluster_of_a_group_takes_a_row_of_its_group(monkeypatch):
+    # Group 0 has 0, 3 and 9 at one centre; 100 of group 1 is farther from its centre than 9 is.
+    rows = np.array([[0], [3], [9], [100], [0]], np.float32)
+    start = np.array([[0], [800], [0]], np.float32) - rows.mean(0)
+    seeds = iter((start[:2], start[2:]))
+    monkeypatch.setattr(kmeans_lib, "_seeded", lambda *_: next(seeds))
+    got = kmeans(rows, (2, 1), groups=np.array([0, 0, 0, 1, 1]))
+    np.testing.assert_array_equal(got.label, [0, 0, 1, 2, 2])
+    np.testing.assert_allclose(got.centre, [[1.5], [9], [50]], atol=1e-4)
+
+
+def test_a_group_with_fewer_distinct_rows(capsys):
+    rows = np.array([[0], [0], [5], [6], [9]], np.float32)
+    got = kmeans(rows, (2, 2), groups=np.array([0, 0, 1, 1, 1]))
+    assert "found 1 distinct embeddings; expected at least k = 2; using k = 1" in capsys.readouterr().err
+    np.testing.assert_array_equal(got.label[:2], [0, 0])
+    assert {*got.label[2:].tolist()} == {1, 2}
+    with pytest.raises(UserError, match="found k = 3 for 2 embeddings; expected k from 1 to 2"):
+        kmeans(rows, (3, 2), groups=np.array([0, 0, 1, 1, 1]))

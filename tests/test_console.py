@@ -67,10 +67,10 @@ def test_the_result_is_a_small_table_in_percent_and_names_the_page(trained_once,
 
 def test_metrics_by_layer_and_level():
     metrics = {"map": 1.0, "genus/map": 2.0, "projector/map": 3.0, "projector/genus/recall@1": 4.0, "step": 5}
-    metrics |= {"gallery/recall@1": 6.0, "projector/genus/gallery/recall@1": 7.0}
+    metrics |= {"gallery/recall@1": 6.0, "projector/genus/gallery/recall@1": 7.0, "projector/within/cluster_ari": 8.0}
     assert results.by_layer_and_level(metrics, "trunk", "species") == {
         ("trunk", "species"): {"map": 1.0, "gallery/recall@1": 6.0}, ("trunk", "genus"): {"map": 2.0},
-        ("projector", "species"): {"map": 3.0},
+        ("projector", "species"): {"map": 3.0, "within/cluster_ari": 8.0},
         ("projector", "genus"): {"recall@1": 4.0, "gallery/recall@1": 7.0},
     }  # fmt: skip
 

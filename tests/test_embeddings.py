@@ -8,6 +8,7 @@ import pytest
 
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings, metrics
+from grafit_jax.retrieval.cluster_metrics import clustering_metrics
 from grafit_jax.retrieval.embeddings import Features
 from grafit_jax.retrieval.evaluate import evaluate_features
 
@@ -173,6 +174,26 @@ def test_a_level_with_unknown_labels_is_left_out_with_a_warning(capsys):
     got = evaluate_features(given, None, leave_out=False, **OPTIONS)
     assert "coarse/map" in got and "map" not in got
     assert "found 2 images without a fine label; expected one for every image; left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("levels", "finest", "above"),
+    [
+        ({"label": 0, "coarse_label": 1}, 0, 1),
+        ({"label": 0, "further": {"family": 2, "genus": 1}}, 0, 1),
+        ({"coarse_label": 2, "further": {"genus": 1}}, 1, 2),
+        ({"label": 0}, 0, None),
+    ],
+)
+def test_clusters_are_compared_with_the_finest_level_and_within_the_next(levels, finest, above):
+    columns = [np.arange(24) // 3, np.arange(24) // 6, np.arange(24) // 12]
+    further = {name: columns[n] for name, n in levels.get("further", {}).items()}
+    given = some(24, further=further, **{name: columns[n] for name, n in levels.items() if name != "further"})
+    got = evaluate_features(given, None, leave_out=False, clusters=True, **OPTIONS)
+    within = None if above is None else columns[above]
+    expected = clustering_metrics(given.embedding, columns[finest], within)
+    assert {key: value for key, value in got.items() if "cluster" in key} == expected
+    assert len(expected) == (3 if above is None else 6)
 
 
 def test_common_levels_are_scored():

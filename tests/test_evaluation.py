@@ -1,6 +1,7 @@
 """Evaluation drops and double-counts nothing, and its metrics agree with scikit-learn on the same arrays."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from grafit_jax import evaluation, experiment, parallel, pulse, restore
 from grafit_jax.errors import UserError
+from grafit_jax.retrieval.cluster_metrics import clustering_metrics
 from grafit_jax.retrieval.evaluate import Embedded, evaluate
 from helpers.runs import small_config
 
@@ -61,6 +63,34 @@ def test_retrieval_from_training_images_golden():
     assert {k for k in evaluate(test, one, ks=(1, 2), knn_k=1, knn_temperature=0.05) if "gallery" in k} == {
         "gallery/recall@1"
     }
+
+
+@pytest.mark.parametrize(("within", "coarser"), [("coarse", "coarse"), ("fine", None), (None, None)])
+def test_clusters_of_the_test_images_within_the_train_level(within, coarser):
+    rng = np.random.default_rng(0)
+    train, test = split(rng, 121), split(rng, 83)
+    options = {"ks": KS, "knn_k": 7, "knn_temperature": 0.05}
+    got = evaluate(test, train, clusters=True, within=within, **options)
+    expected = clustering_metrics(test.embedding, test.labels[""], None if coarser is None else test.labels[coarser])
+    assert got == evaluate(test, train, **options) | expected
+
+
+def test_a_run_measures_clusters_after_its_last_step(trains, tmp_path):
+    config = small_config("baseline_mlp", **{"eval.clusters": True, "eval.every_epochs": 1})
+    metrics = trains(config, tmp_path / "run")
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in log if "eval/map" in line]
+    assert ["eval/cluster_ari" in line for line in evaluated] == [False, True]
+    run, state = restore.newest(tmp_path / "run")
+    labels = run.records["test"].labels
+    for layer, prefix in (("trunk", ""), ("projector", "projector/")):
+        embedding = run.embed_fn(state.variables, run.records["test"].image)[layer]
+        expected = clustering_metrics(embedding, labels[""], labels["coarse"])
+        assert {key: metrics[f"{prefix}{key}"] for key in expected} == expected
+    # A run without them has them on demand.
+    plain = dataclasses.replace(run, config=small_config("baseline_mlp"))
+    assert "cluster_ari" not in experiment.evaluate(plain, state)
+    assert experiment.evaluate(plain, state, clusters=True) == metrics
 
 
 def test_queries_without_another_image_of_their_class_are_excluded_and_counted():

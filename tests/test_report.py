@@ -80,6 +80,23 @@ def test_a_table_has_a_row_for_every_layer_that_was_evaluated():
     ]
 
 
+def test_clusters_are_a_table_of_the_rows_that_measured_them():
+    without = result("grafit_fc", map=0.5)
+    measured = result("grafit", **{"cluster_ari": 0.5, "within/cluster_ari": 0.25, "projector/cluster_ari": 0.75})
+    baseline = result("baseline", **{"cluster_ari": 0.1, "projector/cluster_ari": 0.2})  # of no loss
+    got = render.clusters({"omniglot": [without], "grocery": [without, measured, baseline]})
+    assert got.splitlines() == [
+        "`grocery`:",
+        "",
+        "| method | layer | accuracy | ARI | NMI | accuracy within | ARI within | NMI within | training |",
+        "|---|---|---|---|---|---|---|---|---|",
+        "| `grafit` | trunk | – | 50.0 | – | – | 25.0 | – | 90 s |",
+        "| `grafit` | projector | – | 75.0 | – | – | – | – | 90 s |",
+        "| `baseline` | trunk | – | 10.0 | – | – | – | – | 90 s |",
+    ]
+    assert render.clusters({"grocery": [without]}) == ""
+
+
 def test_settings_that_most_rows_share_are_stated_once():
     def of(method, views, **config):
         return result(method) | {"config": config, "run": {"views_per_image": views}}

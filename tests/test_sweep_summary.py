@@ -66,6 +66,14 @@ def test_an_unknown_metric_is_an_error_before_a_run(tmp_path):
             summary.check_metric(wrong, sweep)
 
 
+def test_clusters_are_metrics_of_a_sweep_that_measures_them(tmp_path):
+    points = [{"method": "byol"}, {"method": "grafit", "eval.clusters": True}]
+    summary.check_metric("within/cluster_ari", expansion.expand(write_file(tmp_path, points), "", {}))
+    plain = expansion.expand(write_file(tmp_path, [{"method": "byol"}]), "", {})
+    with pytest.raises(UserError, match="found --metric=cluster_ari"):
+        summary.check_metric("cluster_ari", plain)
+
+
 def draw(collected, varying=VARYING, metric="map"):
     """Returns the axes of the plot."""
     figure = summary.draw(summary.groups(collected, metric), varying, metric)

@@ -1,5 +1,6 @@
 """Recorded results as Markdown blocks of README.md and docs."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +9,7 @@ import filelock
 from grafit_jax.errors import UserError, reading
 from grafit_jax.report.tables import markdown
 from grafit_jax.runs import workdir
-from grafit_jax.runs.results import Result
+from grafit_jax.runs.results import CLUSTERS, Result
 from study import claims, curves, layout, published, recording, reference, reproduction
 from study.recording import RAW_PIXELS
 from study.reproduction import RowRun
@@ -23,14 +24,19 @@ def render(table: Table, found: Sequence[Result], where: str = "the table") -> s
     """
     recording.check_together(found, where)
     trained = [r["run"] for r in found if r["method"] != RAW_PIXELS]
-    name, shared = layout.row_names(found, table.notes, table.facts)
-    shown = [result | {"metrics": _at_own_layers(result)} for result in found]
-    text = layout.markdown_table(shown, ["method"], name, table.columns, *_parts(table))
+    _, shared = layout.row_names(found, table.notes, table.facts)
+    text = _rows(table, found)
     if not trained:
         return text
     layers = "" if table.levels or len(table.layers) > 1 else f"Metrics at the {table.layers[0]}."
     sizes = f"{trained[0]['train_images']:,} training and {trained[0]['test_images']:,} test images"
     return f"{text}\n\n" + " ".join(filter(None, ["In percent.", layers, shared, f"{sizes}; {_provenance(trained)}"]))
+
+
+def _rows(table: Table, found: Sequence[Result]) -> str:
+    name, _ = layout.row_names(found, table.notes, table.facts)
+    shown = [result | {"metrics": _at_own_layers(result)} for result in found]
+    return layout.markdown_table(shown, ["method"], name, table.columns, *_parts(table))
 
 
 def _at_own_layers(result: Result) -> dict[str, float]:
@@ -157,6 +163,7 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
         "config_keys": reference.config_keys(),
         "commands": reference.commands(),
         "over_epochs": _over_epochs(of_tables) or _not_run("cifar100_epochs"),
+        "clusters": clusters(of_tables) or _not_run("grocery"),
     } | {name: _not_run(name) for name in TABLES}
     for path in _files(root):
         with reading(path, recording.RESTORE):
@@ -174,6 +181,16 @@ def _over_epochs(of_tables: Mapping[str, Sequence[Result]]) -> str:
     for name, found in of_tables.items():
         if text := curves.render(found):
             parts.append(f"`{name}`:\n\n![Fine metrics over the epochs, {name}]({_followed(name)})\n\n{text}")
+    return "\n\n".join(parts)
+
+
+def clusters(of_tables: Mapping[str, Sequence[Result]]) -> str:
+    """Returns the agreement of k-means clusters with fine classes, of every table whose runs measured it."""
+    parts = []
+    for name, found in of_tables.items():
+        table, measured = TABLES[name], [result for result in found if CLUSTERS.keys() & result["metrics"].keys()]
+        if measured:
+            parts.append(f"`{name}`:\n\n{_rows(dataclasses.replace(table, columns=CLUSTERS), measured)}")
     return "\n\n".join(parts)
 
 

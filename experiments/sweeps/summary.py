@@ -29,6 +29,7 @@ def check_metric(metric: str, sweep: Sweep) -> None:
     """Raises a UserError for a metric that no run of the sweep will have."""
     ks = sorted({k for point in sweep.points for k in point.config.eval.recall_at})
     known = ["map", "knn_top1", "top1", *(f"{side}recall@{k}" for side in ("", "gallery/") for k in ks)]
+    known += results.CLUSTERS if any(point.config.eval.clusters for point in sweep.points) else ()
     if results.split_key(metric)[1] not in known:
         raise UserError(
             f"found --metric={metric}{did_you_mean(metric, known)}; expected one of {', '.join(known)}, "

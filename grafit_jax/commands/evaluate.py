@@ -1,7 +1,7 @@
 """Prints the metrics of a checkpoint, or of a file of embeddings, as one line of JSON; values are fractions.
 
 python experiments/evaluate.py --workdir=runs/grafit
-python experiments/evaluate.py --features=test.npz [--gallery=train.npz] [--k=1,2,5,10] [--probe] [--out=metrics.json]
+python experiments/evaluate.py --features=test.npz [--gallery=train.npz] [--k=1,2,5,10] [--probe] [--clusters]
 
 `grafit evaluate` of the installed package is the same command.
 
@@ -10,6 +10,9 @@ from its own neighbours by id. --leave_out does the same with a --gallery that c
 
 --probe adds the top-1 of a logistic regression that is trained on the frozen embeddings of the training images (the
 trunk features of a workdir, or the gallery) and tested on the test images.
+
+--clusters adds how well k-means clusters of the test images agree with their finest classes, among all images and
+within each coarse class.
 """
 
 import json
@@ -39,6 +42,7 @@ _KNN_TEMPERATURE = flags.DEFINE_float(
     "knn_temperature", _DEFAULTS.knn_temperature, "temperature of the votes", lower_bound=1e-6
 )
 _PROBE = flags.DEFINE_bool("probe", False, "add the top-1 of a logistic regression")
+_CLUSTERS = flags.DEFINE_bool("clusters", False, "add the agreement of k-means clusters with the classes")
 _OUT = flags.DEFINE_string("out", None, "file to write the line to, as well as stdout")
 _OF_FEATURES = ("gallery", "leave_out", "k", "knn_k", "knn_temperature")
 cli.require_numbers("k")
@@ -51,7 +55,7 @@ def main(argv):
             raise UserError(f"found --{given[0]} with --workdir, whose config has the settings; remove --{given[0]}.")
         parallel.warn_of_unseen()
         run, state = restore.newest(pathlib.Path(_WORKDIR.value), data_dir=_DATA_DIR.value)
-        metrics = experiment.evaluate(run, state, probe=_PROBE.value)
+        metrics = experiment.evaluate(run, state, probe=_PROBE.value, clusters=_CLUSTERS.value)
     elif _FEATURES.value is not None and _WORKDIR.value is None:
         queries = embeddings.load(pathlib.Path(_FEATURES.value))
         gallery = None
@@ -66,6 +70,7 @@ def main(argv):
             knn_k=_KNN_K.value,
             knn_temperature=_KNN_TEMPERATURE.value,
             probe=_PROBE.value,
+            clusters=_CLUSTERS.value,
         )
     else:
         raise UserError("found both or neither of --workdir=DIR and --features=FILE; expected one.")

@@ -5,9 +5,11 @@ import numpy as np
 from grafit_jax.report import markup
 from grafit_jax.report.markup import Section, text
 from grafit_jax.report.shown import Shown
-from grafit_jax.runs.results import LAYERS, SUMMARY, by_layer_and_level
+from grafit_jax.runs.results import CLUSTERS, LAYERS, SUMMARY, by_layer_and_level
 
-_PERCENT = {"map": "mAP", "knn_top1": "k-NN", "top1": "top-1", "probe_top1": "probe"}
+_PERCENT = {"map": "mAP", "knn_top1": "k-NN", "top1": "top-1", "probe_top1": "probe"} | {
+    metric: f"clusters: {name}" for metric, name in CLUSTERS.items()
+}
 
 
 def headline(shown: Shown) -> str:
@@ -48,7 +50,8 @@ def section(shown: Shown) -> Section:
     steps = ", ".join(f"{run.name} at step {run.result['metrics'].get('step', 0):,}" for run in shown.runs)
     note = (
         "<p>R@k and mAP: retrieval among the test images; with “gallery”, from the training images. k-NN: vote of the "
-        "nearest training images. In percent; "
+        "nearest training images. Clusters: k-means of the test images against their classes; “within”, in each coarse "
+        "class alone. In percent; "
         f"{text(steps)}.</p>"
     )
     header = ["level, layer", *(["run"] if several else []), *(text(heading(metric)) for metric in columns)]

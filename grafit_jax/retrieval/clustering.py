@@ -1,5 +1,6 @@
-"""k-means over the embeddings of a training set, on all local devices; the result does not depend on their number."""
+"""k-means over embeddings, on all local devices; the result does not depend on their number."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,14 +32,24 @@ class Clusters(NamedTuple):
     iterations: int
 
 
-def kmeans(embeddings: np.ndarray, k: int, *, seed: int = 0, cosine: bool = False) -> Clusters:
+def kmeans(
+    embeddings: np.ndarray,
+    k: int | Sequence[int],
+    *,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+    cosine: bool = False,
+) -> Clusters:
     """Runs Lloyd's k-means from a greedy k-means++ initialisation, both as in scikit-learn.
 
     An empty cluster takes the row that is farthest from its centre, from a cluster with more than one row.
 
     Args:
       embeddings: float [N, D].
-      k: number of clusters. Fewer distinct rows give fewer clusters and a warning.
+      k: number of clusters, or with `groups` their number in each group. Fewer distinct rows give fewer clusters and a
+        warning.
+      groups: int [N] from 0, the group of each row. Each group is clustered on its own; its centres follow those of the
+        groups before it.
       seed: seed of the initialisation; the same seed gives the same clusters.
       cosine: normalises rows and centres to unit length (spherical k-means); otherwise distances are Euclidean.
 
@@ -50,25 +61,32 @@ def kmeans(embeddings: np.ndarray, k: int, *, seed: int = 0, cosine: bool = Fals
     """
     rows = np.asarray(embeddings, np.float32)
     neighbors.check_embeddings("embeddings", rows, zeros=not cosine)
-    if not 1 <= k <= len(rows):
-        raise UserError(f"k-means: found k = {k} for {len(rows)} embeddings; expected k from 1 to {len(rows)}.")
+    groups = np.zeros(len(rows), np.int32) if groups is None else np.asarray(groups, np.int32)
+    ks = np.atleast_1d(k)
+    for of_group, size in zip(ks, np.bincount(groups, minlength=len(ks)), strict=True):
+        if not 1 <= of_group <= size:
+            raise UserError(f"k-means: found k = {of_group} for {size} embeddings; expected k from 1 to {size}.")
     origin = 0 if cosine else rows.mean(axis=0, dtype=float).astype("f4")  # far from 0, float32 products lose precision
     rows = _unit(rows) if cosine else rows - origin
     square, mean = np.einsum("nd,nd->", rows, rows, dtype=np.float64), np.mean(rows, axis=0, dtype=np.float64)
     tolerance = _TOLERANCE * (square / rows.size - np.mean(mean**2))
-    blocks = parallel.in_blocks(rows, k)
-    centre = _seeded(rows, blocks, k, np.random.default_rng(seed))
-    if len(centre) < k:
-        warn(f"k-means: found {len(centre)} distinct embeddings; expected at least k = {k}; using k = {len(centre)}.")
+    total_k, rng = int(ks.sum()), np.random.default_rng(seed)
+    blocks, of_row = parallel.in_blocks(rows, total_k), parallel.in_blocks(groups, total_k)
+    seeds = [_seeded(rows, blocks, n, rng, groups == group) for group, n in enumerate(ks)]
+    centre, of_centre = np.concatenate(seeds), np.repeat(np.arange(len(ks), dtype=np.int32), [*map(len, seeds)])
+    for found, asked in zip(map(len, seeds), ks, strict=True):
+        if found < asked:
+            warn(f"k-means: found {found} distinct embeddings; expected at least k = {asked}; using k = {found}.")
     iterations, shift = 0, np.inf
     while True:
         pulse.beat()
         with jax.enable_x64(True):
-            *of_rows, total = map(np.asarray, parallel.pmap(_assign, in_axes=(0, None))(blocks, centre))
+            assign = parallel.pmap(_assign, in_axes=(0, 0, None, None))
+            *of_rows, total = map(np.asarray, assign(blocks, of_row, centre, of_centre))
         label, distance = (x.ravel()[: len(rows)] for x in of_rows)
         if iterations == _MAX_ITERATIONS or shift <= tolerance:
             return Clusters(centre + origin, label, float(np.sum(distance, dtype=np.float64)), iterations)
-        moved = _moved(rows, label, distance, total.sum(axis=0), centre, cosine)
+        moved = _moved(rows, label, distance, total.sum(axis=0), centre, of_centre, cosine)
         shift = np.sum(np.subtract(moved, centre, dtype=np.float64) ** 2)
         centre, iterations = moved, iterations + 1
 
@@ -78,10 +96,16 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(length > 0, length, 1)[:, None]
 
 
-def _seeded(rows: np.ndarray, blocks: jax.Array, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns at most k initial centres by greedy k-means++, fewer if there are fewer distinct rows."""
-    nearest = parallel.in_blocks(np.full(len(rows), np.inf, np.float32), k)
-    chosen = [int(rng.integers(len(rows)))]
+def _seeded(rows: np.ndarray, blocks: jax.Array, k: int, rng: np.random.Generator, member: np.ndarray) -> np.ndarray:
+    """Returns at most k initial centres by greedy k-means++ from the rows of `member`, bool [N].
+
+    Fewer if there are fewer distinct rows.
+    """
+    # Other rows are at distance 0, so they are not drawn and do not count.
+    padded = np.zeros(blocks.shape[:3], np.float32)
+    padded.reshape(-1)[: len(rows)][member] = np.inf
+    nearest = parallel.shard(padded)
+    chosen = [int(np.flatnonzero(member)[rng.integers(member.sum())])]
     while True:
         pulse.beat()
         nearest = _nearer(blocks, nearest, rows[chosen[-1]])
@@ -104,28 +128,35 @@ def _left_by(blocks, nearest, candidates):
     return jnp.sum(jnp.clip(square - 2 * matmul(blocks, candidates.T), 0.0, nearest[..., None]), axis=2)
 
 
-def _assign(blocks, centre):
-    """Returns the nearest centre int32 [M, B] of rows [M, B, D], squared distances [M, B], and cluster sums [k, D]."""
+def _assign(blocks, of_row, centre, of_centre):
+    """Returns the nearest centre int32 [M, B] of rows [M, B, D], squared distances [M, B], and cluster sums [k, D].
 
-    def of_block(total, rows):
-        label = jnp.argmin(0.5 * jnp.sum(jnp.square(centre), axis=1) - matmul(rows, centre.T), axis=1)
+    Only the centres of a row's group count: `of_row` int [M, B], `of_centre` int [k].
+    """
+
+    def of_block(total, block):
+        rows, group = block
+        half = 0.5 * jnp.sum(jnp.square(centre), axis=1) - matmul(rows, centre.T)  # less half the row's square
+        label = jnp.argmin(jnp.where(group[:, None] == of_centre, half, jnp.inf), axis=1)
         distance = jnp.sum(jnp.square(rows - centre[label]), axis=1)
         # A matmul, because scatter-adds are not deterministic on GPUs. In float64 the order of blocks is irrelevant.
         members = (label == jnp.arange(len(centre))[:, None]).astype(jnp.float32)
         return total + matmul(members, rows), (label.astype(jnp.int32), distance)
 
-    total, (label, distance) = jax.lax.scan(of_block, jnp.zeros(centre.shape, jnp.float64), blocks)
+    total, (label, distance) = jax.lax.scan(of_block, jnp.zeros(centre.shape, jnp.float64), (blocks, of_row))
     return label, distance, total
 
 
-def _moved(rows, label, distance, total, centre, cosine: bool) -> np.ndarray:
-    """Returns the new centres, float32 [k, D]; a cluster that stays empty keeps its centre. Modifies `total`."""
-    count = np.bincount(label, minlength=len(centre))
-    order = np.arange(0) if count.all() else np.argsort(-distance, kind="stable")
-    far = (row for row in order if distance[row] > 0 and count[label[row]] > 1)
-    for cluster, row in zip(np.flatnonzero(count == 0), far, strict=False):
-        total[[label[row], cluster]] += (-rows[row], rows[row])
-        count[[label[row], cluster]] += (-1, 1)
+def _moved(rows, label, distance, total, centre, of_centre, cosine: bool) -> np.ndarray:
+    """Returns the new centres, float32 [k, D]; a cluster that stays empty keeps its centre. Modifies the sums."""
+    count, taken = np.bincount(label, minlength=len(centre)), np.zeros(len(rows), bool)
+    for cluster in np.flatnonzero(count == 0):
+        spare = (of_centre[label] == of_centre[cluster]) & (distance > 0) & (count[label] > 1) & ~taken
+        if spare.any():
+            row = np.argmax(np.where(spare, distance, 0))
+            total[[label[row], cluster]] += (-rows[row], rows[row])
+            count[[label[row], cluster]] += (-1, 1)
+            taken[row] = True
     moved = (total / np.maximum(count, 1)[:, None]).astype(np.float32)
     moved = _unit(moved) if cosine else moved
     return np.where(((count == 0) | (cosine & ~moved.any(axis=1)))[:, None], centre, moved)  # unit rows may sum to 0

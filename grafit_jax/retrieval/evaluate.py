@@ -7,6 +7,7 @@ import numpy as np
 
 from grafit_jax.errors import UserError, warn
 from grafit_jax.retrieval import metrics, neighbors
+from grafit_jax.retrieval.cluster_metrics import clustering_metrics
 from grafit_jax.retrieval.embeddings import Features
 from grafit_jax.retrieval.probe import probe as fit_probe
 
@@ -20,7 +21,15 @@ class Embedded:
 
 
 def evaluate(
-    test: Embedded, train: Embedded, *, ks: Sequence[int], knn_k: int, knn_temperature: float, probe: bool = False
+    test: Embedded,
+    train: Embedded,
+    *,
+    ks: Sequence[int],
+    knn_k: int,
+    knn_temperature: float,
+    probe: bool = False,
+    clusters: bool = False,
+    within: str | None = None,
 ) -> dict[str, float]:
     """Computes retrieval among the test images and from the training images, and k-NN classification by the latter.
 
@@ -34,12 +43,15 @@ def evaluate(
       knn_k: number of training images that vote; at most all of them.
       knn_temperature: temperature sigma of the votes.
       probe: whether to train a linear probe; see `probe.probe`.
+      clusters: whether to compare k-means clusters of the test images with their finest classes; see
+        `clustering_metrics`.
+      within: the coarser level whose classes are then clustered on their own, if there is one.
 
     Returns:
       For each level of test labels, as fractions: `recall@k`, `map` and `queries_without_positive`. For the levels of
       training labels also `gallery/recall@k` (whether one of the k nearest training images has the query's class),
       `knn_top1` and, with `probe`, `probe_top1` and `probe_l2`. The metrics of the finest level have no prefix, the
-      others the prefix `LEVEL/`.
+      others the prefix `LEVEL/`. With `clusters` also those of `clustering_metrics`.
 
     Raises:
       UserError: embeddings that are zero or not finite, or too few images for the largest k.
@@ -58,6 +70,9 @@ def evaluate(
             result[f"{prefix}knn_top1"] = float(np.mean(np.asarray(vote) == labels))
             if probe:
                 result |= _probed(name, train.embedding, train.labels[name], test.embedding, labels)
+    if clusters and "" in test.labels:
+        coarser = None if within is None else test.labels.get(within)
+        result |= clustering_metrics(test.embedding, test.labels[""], coarser)
     return result
 
 
@@ -70,6 +85,7 @@ def evaluate_features(
     knn_k: int,
     knn_temperature: float,
     probe: bool = False,
+    clusters: bool = False,
 ) -> dict[str, float]:
     """Computes all metrics of loaded embeddings at each level that both sides have.
 
@@ -82,9 +98,12 @@ def evaluate_features(
       knn_k: as for `metrics.retrieval_metrics`.
       knn_temperature: as for `metrics.retrieval_metrics`.
       probe: whether to train a linear probe on the gallery and test it on the queries; see `probe.probe`.
+      clusters: whether to compare k-means clusters of the queries with their classes of the finest level, also within
+        the level above it; see `clustering_metrics`.
 
     Returns:
-      The metrics of `metrics.retrieval_metrics` and, with `probe`, `probe_top1` and `probe_l2` of each level.
+      The metrics of `metrics.retrieval_metrics`, with `probe` `probe_top1` and `probe_l2` of each level, and with
+      `clusters` those of `clustering_metrics`.
 
     Raises:
       UserError: no common level of labels that is complete, no common image with `leave_out`, a probe without a
@@ -117,6 +136,10 @@ def evaluate_features(
     )  # fmt: skip
     for name in both if probe else ():
         result |= _probed(name, gallery.embedding, gallery.levels[name], queries.embedding, queries.levels[name])
+    if clusters:
+        *coarser, finest = sorted(both, key=lambda name: (name == "", [*queries.levels].index(name)))
+        above = queries.levels[coarser[-1]] if coarser else None
+        result |= clustering_metrics(queries.embedding, queries.levels[finest], above)
     return result
 
 

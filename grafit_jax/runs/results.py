@@ -15,16 +15,26 @@ Result = dict[str, Any]
 # The headline metrics on fine labels -> their display names.
 HEADLINE = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
 LAYERS = ("trunk", "projector")
-# Metrics of retrieval from the training images have this prefix before their name, behind layer and level.
-_GALLERY = "gallery"
+# Prefixes before the name of a metric, behind layer and level: of retrieval from the training images, and of clusters
+# within each coarse class.
+_GALLERY, _WITHIN = "gallery", "within"
 # What consoles, pages and model cards show.
 SUMMARY = HEADLINE | {f"{_GALLERY}/recall@1": "R@1 from training images"}
+# Metrics of clusters -> their display names.
+CLUSTERS = {
+    "cluster_accuracy": "accuracy",
+    "cluster_ari": "ARI",
+    "cluster_nmi": "NMI",
+    f"{_WITHIN}/cluster_accuracy": "accuracy within",
+    f"{_WITHIN}/cluster_ari": "ARI within",
+    f"{_WITHIN}/cluster_nmi": "NMI within",
+}
 
 
 def split_key(key: str) -> tuple[list[str], str]:
-    """Splits the name of a metric, [LAYER/][LEVEL/][gallery/]METRIC, into [layer, level] and the rest."""
+    """Splits the name of a metric, [LAYER/][LEVEL/][gallery/|within/]METRIC, into [layer, level] and the rest."""
     *path, metric = key.split("/")
-    return (path[:-1], f"{_GALLERY}/{metric}") if path and path[-1] == _GALLERY else (path, metric)
+    return (path[:-1], f"{path[-1]}/{metric}") if path and path[-1] in (_GALLERY, _WITHIN) else (path, metric)
 
 
 def by_layer_and_level(

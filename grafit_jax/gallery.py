@@ -12,7 +12,7 @@ import numpy as np
 from grafit_jax.data.readers import photos
 from grafit_jax.data.readers.photos import Images, Photo
 from grafit_jax.errors import UserError, did_you_mean
-from grafit_jax.retrieval import embeddings, neighbors
+from grafit_jax.retrieval import discovery, embeddings, neighbors
 from grafit_jax.retrieval.embeddings import Features
 
 
@@ -205,6 +205,10 @@ class Gallery:
                 )
             rows.append(found[0])
         return np.array(rows, int)
+
+    def discover(self, *, within: str | None = None, k: int | None = None, most: int = 10) -> list[discovery.Group]:
+        """Proposes finer classes by clustering the images of each known class; see `discovery.discover`."""
+        return discovery.discover(self.features, within=within, k=k, most=most)
 
     def to_faiss(self, factory: str = "Flat") -> Any:
         """Returns a faiss index of the unit vectors by inner product, whose row i is image i of the gallery.

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 import json
 import pathlib
@@ -196,7 +197,7 @@ def test_a_page_is_self_contained():
     assert {*re.findall(r"https?://[^\"'\s)]*", text)} == {"http://www.w3.org/2000/svg"}  # a namespace, in the script
     policy = found.all("meta", **{"http-equiv": "Content-Security-Policy"})[0][1]["content"]
     script = found.all("script")[-1][2]
-    digest = base64.b64encode(page.hashlib.sha256(script.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}'" in policy
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from grafit_jax.report import confusion, embedding_map, page
+from grafit_jax.report import confusion, discovered, embedding_map, page
+from grafit_jax.retrieval import discovery
+from grafit_jax.retrieval.embeddings import Features
 from helpers import pages
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
@@ -88,6 +90,14 @@ def choose(browser, name, value):
         press(browser, keys.DOWN)
 
 
+def parse(browser, selector, style):
+    """Returns the first number of a computed style, in pixels."""
+    value = browser.execute_script(
+        "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", selector, style
+    )
+    return float(value.partition("px")[0])
+
+
 def screenshot(browser):
     picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
     return PIL.Image.open(io.BytesIO(base64.b64decode(picture["data"]))).convert("RGB")
@@ -153,6 +163,87 @@ def test_the_query_menu(show):
     assert browser.execute_script(shown) == ["3"]
     choose(browser, "query-choice", 0)
     assert browser.execute_script(shown) == list("012345")
+
+
+def test_a_page_of_many_classes_shows_twelve_queries_first_and_a_legend(show, tmp_path):
+    label = np.tile(np.arange(46), 3)
+    test = pages.records(label, label, [f"fine {n}" for n in range(46)], [f"coarse {n}" for n in range(46)])
+    (tmp_path / "many.html").write_text(page.compose([pages.run(test)], test, test.id))
+    browser = show()
+    browser.get((tmp_path / "many.html").as_uri())
+    shown = "return [...document.querySelectorAll('.query')].filter(e => e.offsetHeight).map(e => e.dataset.number)"
+    assert browser.execute_script(shown) == [str(n) for n in range(12)]
+    choose(browser, "query-choice", 1)
+    assert browser.execute_script(shown) == [str(n) for n in range(24)]
+    choose(browser, "query-choice", 15)
+    assert browser.execute_script(shown) == ["13"]
+    # Each class of the map has a symbol of its own.
+    symbols = browser.execute_script(
+        "return [...document.querySelectorAll('#map .legend path')].map(e => e.getAttribute('d') + e.style.fill)"
+    )
+    assert len(symbols) == len({*symbols}) == 46
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_images_are_enlarged_by_a_click_or_by_the_enter_key(show, width):
+    browser = show(width)
+    large = """const d = document.querySelector('dialog'), width = (e) => e.getBoundingClientRect().width;
+        return d.open ? [d.querySelector('p').textContent, width(d.querySelector('img'))] : null"""
+    assert browser.execute_script(large) is None
+    image = browser.find_elements("css selector", ".near img")[3]
+    size = image.rect["width"]
+    for shut in (lambda: press(browser, keys.ESCAPE), lambda: browser.find_element("css selector", "dialog").click()):
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", image)
+        image.click()
+        words, wide = browser.execute_script(large)
+        assert words == image.get_attribute("alt") and 3 * size < wide < width
+        shut()
+        assert browser.execute_script(large) is None
+    browser.execute_script("arguments[0].focus()", image)
+    press(browser, keys.ENTER)
+    assert browser.execute_script(large)[0] == image.get_attribute("alt")
+    press(browser, keys.ESCAPE)
+    assert focused(browser) == image
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_names_of_classes_are_not_broken_inside_a_word_and_bars_stand_beside_their_numbers(show, width):
+    browser = show(width)
+    # A range over a word has rectangles of another top for each of its lines.
+    broken = """const found = [];
+        for (const cell of document.querySelectorAll('.words, .near small')) {
+          for (const node of cell.childNodes) {
+            if (node.nodeType !== Node.TEXT_NODE) continue;
+            for (const word of node.data.matchAll(/[\\p{L}\\d]+/gu)) {
+              const range = document.createRange();
+              range.setStart(node, word.index); range.setEnd(node, word.index + word[0].length);
+              if (new Set([...range.getClientRects()].map(r => r.top)).size > 1) found.push(word[0]);
+            }
+          }
+        }
+        return found"""
+    assert browser.execute_script(broken) == []
+    apart = """return [...document.querySelectorAll('.bar')].map(e => {
+          const range = document.createRange();
+          range.selectNodeContents(e);
+          return range.getBoundingClientRect().left - e.getBoundingClientRect().left;
+        })"""
+    assert min(browser.execute_script(apart)) >= parse(browser, ".bar", "gridTemplateColumns")
+
+
+def test_the_page_of_proposed_classes(show, tmp_path):
+    features = Features(pages.embedding(TEST, 0.5), TEST.id, coarse_label=TEST.train_label, label=TEST.label)
+    groups = discovery.discover(features, k=2)
+    (tmp_path / "found.html").write_text(discovered.page(groups, TEST.id.astype(str), TEST.image.__getitem__))
+    for width in (PHONE, DESK):
+        browser = show(width)
+        browser.get((tmp_path / "found.html").as_uri())
+        assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [width, width]
+        assert len(texts(browser, ".cluster h3")) == 6
+        browser.execute_script("document.querySelector('#overview th:nth-child(2) button').click()")
+        browser.find_elements("css selector", ".near img")[0].click()
+        assert browser.execute_script("return document.querySelector('dialog').open")
+        press(browser, keys.ESCAPE)
 
 
 def test_the_confusion_menu(show):

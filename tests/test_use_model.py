@@ -71,7 +71,7 @@ def execute(page, cli):
     assert done is None or done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["use_model", "share_model", "other_tools"])
+@pytest.mark.parametrize("name", ["use_model", "share_model", "other_tools", "discover"])
 def test_every_block_of_the_page_runs(name, beside_photos, hub, cli):
     execute((ROOT / "docs" / f"{name}.md").read_text(), cli)
 

@@ -14,7 +14,10 @@ from grafit_jax.commands import main
 from grafit_jax.report.tables import markdown
 
 # In the order of a typical workflow.
-COMMANDS = ("prepare", "train", "evaluate", "embed", "search", "export", "report", "sweep", "reproduce", "benchmark")
+COMMANDS = (
+    "prepare", "train", "evaluate", "embed", "search", "discover", "export", "report", "sweep", "reproduce",
+    "benchmark",
+)  # fmt: skip
 _SCRIPTS = pathlib.Path(__file__).parent.parent
 _DEFINE = re.compile(r"DEFINE_(\w+)$")
 # Assignments to skip: flags, and values that need `__file__`.

@@ -9,9 +9,10 @@ from grafit_jax.report.markup import Section, text
 from grafit_jax.report.pictures import FRAMES, queries_of, relation
 from grafit_jax.report.shown import Run, Shown
 
-_QUERIES = 12
-# Pixels per side of a thumbnail.
-_SIDE = 64
+# Queries on the page, and those that it shows at first.
+_QUERIES, _AT_FIRST = 24, 12
+# Pixels per side of a thumbnail: twice its size on the page, for the enlarged image.
+_SIDE = 128
 
 
 def section(shown: Shown) -> Section:
@@ -19,7 +20,7 @@ def section(shown: Shown) -> Section:
     queries = queries_of(shown.classes[0].label, _QUERIES)
     rows = np.unique(np.concatenate([queries, *(run.neighbours[1][queries].ravel() for run in shown.runs)]))
     small = thumbnails.thumbnails(shown.test.image, rows, _SIDE)
-    image = {row: f'<img src="{thumbnails.data_uri(thumbnail)}"' for row, thumbnail in small.items()}
+    image = {row: thumbnails.img(thumbnail) for row, thumbnail in small.items()}
     found: set[str] = set()
     options, articles = "", ""
     for number, query in enumerate(queries):
@@ -36,11 +37,13 @@ def section(shown: Shown) -> Section:
             f'{image[query]} class="query-image" alt="{description}" title="{description}">{sides}</div></article>'
         )
     legend = "".join(_legend(shown, kind) for kind in FRAMES if kind in found)
+    some = f'<option value="some">{_AT_FIRST} queries</option>' if len(queries) > _AT_FIRST else ""
     content = f"""<p>One random query from each of {len(queries)} classes with its nearest test images, nearest
 first.</p>
 <ul class="legend">{legend}</ul>
-<p class="control" hidden><label for="query-choice">Show</label> <select id="query-choice">
-<option value="">all {len(queries)} queries</option>{options}</select></p>
+<p class="control" hidden><label for="query-choice">Show</label>
+<select id="query-choice" data-some="{_AT_FIRST}">{some}<option value="all">all {len(queries)} queries</option>
+{options}</select></p>
 <div id="queries">{articles}</div>"""
     return Section("gallery", "Nearest neighbours", content)
 

@@ -10,6 +10,7 @@ from grafit_jax.runs.results import CLUSTERS, LAYERS, SUMMARY, by_layer_and_leve
 _PERCENT = {"map": "mAP", "knn_top1": "k-NN", "top1": "top-1", "probe_top1": "probe"} | {
     metric: f"clusters: {name}" for metric, name in CLUSTERS.items()
 }
+_CLUSTERS = "Clusters: k-means of the test images against their classes; “within”, in each coarse class alone. "
 
 
 def headline(shown: Shown) -> str:
@@ -50,9 +51,7 @@ def section(shown: Shown) -> Section:
     steps = ", ".join(f"{run.name} at step {run.result['metrics'].get('step', 0):,}" for run in shown.runs)
     note = (
         "<p>R@k and mAP: retrieval among the test images; with “gallery”, from the training images. k-NN: vote of the "
-        "nearest training images. Clusters: k-means of the test images against their classes; “within”, in each coarse "
-        "class alone. In percent; "
-        f"{text(steps)}.</p>"
+        f"nearest training images. {_CLUSTERS if CLUSTERS.keys() & {*columns} else ''}In percent; {text(steps)}.</p>"
     )
     header = ["level, layer", *(["run"] if several else []), *(text(heading(metric)) for metric in columns)]
     return Section("metrics", "Retrieval", note + markup.table("Metrics by level and layer", header, rows))

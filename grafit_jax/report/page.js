@@ -39,9 +39,35 @@
   }
 
   // Query menu.
-  find("#query-choice").addEventListener("change", ({ target }) => {
-    for (const query of all(".query")) query.hidden = target.value !== "" && query.dataset.number !== target.value;
-  });
+  const queries = find("#query-choice");
+  const select = () => {
+    for (const query of all(".query")) {
+      const { number } = query.dataset;
+      const isShown = { all: true, some: number < Number(queries.dataset.some) }[queries.value] ?? number === queries.value;
+      query.hidden = !isShown;
+    }
+  };
+  if (queries) {
+    queries.addEventListener("change", select);
+    select();
+  }
+
+  // Images are enlarged by a click or the Enter key. A click or Escape closes them.
+  const large = make("dialog", { class: "large" });
+  large.addEventListener("click", () => large.close());
+  document.body.append(large);
+  for (const image of all("main img")) {
+    const open = () => {
+      const picture = make("img", { src: image.src, alt: "" });
+      picture.toggleAttribute("data-tiny", image.hasAttribute("data-tiny"));
+      large.replaceChildren(picture, make("p", {}, image.alt));
+      large.showModal();
+    };
+    image.tabIndex = 0;
+    image.setAttribute("role", "button");
+    image.addEventListener("click", open);
+    image.addEventListener("keydown", (event) => { if (event.key === "Enter") open(); });
+  }
 
   // Confusion tables of one coarse class.
   const confusion = read("confusion-data");
@@ -77,9 +103,11 @@
 
   // Embedding maps. One image is selected at a time, in all maps, by mouse, touch or arrow keys.
   const data = read("map-data");
+  if (!data) return;
   const SHAPES = [
     "M-15,0a15,15 0 1,0 30,0a15,15 0 1,0 -30,0z", "M-13,-13h26v26h-26z", "M0,-17L16,13H-16z", "M0,-18L18,0L0,18L-18,0z",
-    "M-17,-6h11v-11h12v11h11v12h-11v11h-12v-11h-11z",
+    "M-17,-6h11v-11h12v11h11v12h-11v11h-12v-11h-11z", "M0,17L16,-13H-16z",
+    "M-15,-9L0,-17L15,-9V9L0,17L-15,9z",
   ];
   const symbol = (group) => ({ d: SHAPES[group % SHAPES.length], style: `fill:var(--c${group % 8})` });
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };

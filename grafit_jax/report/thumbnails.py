@@ -14,6 +14,8 @@ from grafit_jax.data import records
 _READ_BATCH = 64
 # Images of at most this many pixels per side are stored as PNG, because lossy compression would blur them.
 _TINY = 16
+# Images of at most this many pixels per side are enlarged without smoothing.
+_UNSMOOTHED = 64
 _QUALITY = 75
 
 
@@ -38,6 +40,12 @@ def sheet(images: Sequence[PIL.Image.Image]) -> tuple[str, int]:
         row, column = divmod(number, columns)
         whole.paste(image, (column * cell + (cell - image.width) // 2, row * cell + (cell - image.height) // 2))
     return data_uri(whole, cell), columns
+
+
+def img(image: PIL.Image.Image) -> str:
+    """Returns the start of an img tag of the image, without its end; the page enlarges small images unsmoothed."""
+    tiny = " data-tiny" if max(image.size) <= _UNSMOOTHED else ""
+    return f'<img{tiny} src="{data_uri(image)}"'
 
 
 def data_uri(image: PIL.Image.Image, side: int = 0) -> str:

@@ -52,12 +52,12 @@ def main(argv):
     groups = gallery.discover(within=_WITHIN.value, k=_K.value, most=_MOST.value)
     print(discovered.plain(groups))
     print(discovered.summary(groups))
-    ids = gallery.features.id.astype(str)
+    ids = gallery.features.id.astype(str).tolist()
     text = discovered.page(groups, ids, lambda row: hits.read(str(files[row])))
     with writing(page):
         workdir.write(page, text)
     labels = page.with_suffix(".csv")
-    discovered.write_labels(labels, groups, files.astype(str))
+    discovered.write_labels(labels, groups, files.astype(str).tolist())
     print(f"page: {page}\nlabels: {labels}")
 
 

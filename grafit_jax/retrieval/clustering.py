@@ -34,7 +34,7 @@ class Clusters(NamedTuple):
 
 def kmeans(
     embeddings: np.ndarray,
-    k: int | Sequence[int],
+    k: int | Sequence[int] | np.ndarray,
     *,
     groups: np.ndarray | None = None,
     seed: int = 0,

@@ -14,9 +14,9 @@ from grafit_jax import open_keys
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.views import augment
 
-# An example entry of each tuple that is empty by default.
-_ENTRIES: Mapping[str, tuple[Any]] = {
-    "data.coarse_classes": (0,),
+# Example entries, one of each type, of each tuple that is empty by default.
+_ENTRIES: Mapping[str, tuple[Any, ...]] = {
+    "data.coarse_classes": (0, "cats"),
     "memory.step_epochs": (40,),
     "memory.step_momentum": (0.8,),
     "optimizer.boundary_epochs": (40,),
@@ -73,7 +73,7 @@ def default() -> ml_collections.ConfigDict:
     # Whether training images stay in their files, for sets that exceed device memory; for tfds:, folder: and csv:.
     d.stream = False
     d.train_level = ""  # Label level to train on, such as fine or family; empty = the coarse level.
-    d.coarse_classes = ()  # Numbers of the coarse classes to keep; empty = all.
+    d.coarse_classes = ()  # Numbers or names of the coarse classes to keep; empty = all.
     # Share of the training split, in [0, 1), held out and used as the test split; 0 = use the data set's test split.
     d.holdout = 0.0
     # Side in pixels to which images are resized when they are read, for tfds:, folder: and csv:; 0 = not resized.
@@ -271,7 +271,8 @@ def _expected(key: str, value: Any, like: Any) -> str | None:
         entries = like or _ENTRIES[key]
         if not isinstance(value, tuple):
             return f"a tuple, such as {entries}"
-        return next(filter(None, (_expected(key, entry, entries[0]) for entry in value)), None)
+        found = ([_expected(key, entry, example) for example in entries] for entry in value)
+        return next((wrong[0] for wrong in found if all(wrong)), None)
     if type(value) is not type(like) and not (type(value) is int and isinstance(like, float)):
         return f"a value of type {type(like).__name__}, such as {like!r}"
     if isinstance(value, float) and not math.isfinite(value):

@@ -181,9 +181,9 @@ def test_the_csv_can_be_trained_on(tmp_path):
     files = [str(tmp_path / f"{n}.jpg") for n in range(3)]
     discovered.write_labels(tmp_path / "labels.csv", [group("é, a")], files)
     assert (tmp_path / "labels.csv").read_text(encoding="utf-8").splitlines()[1].startswith(f'{files[0]},train,"é, a"')
-    examples = listing.list_images("csv", tmp_path / "labels.csv", need_test=False)["train"]
+    examples = listing.list_images("csv", tmp_path / "labels.csv", need_test=False).splits["train"]
     expected = [(files[0], "é, a", "é, a 1"), (files[2], "é, a", "é, a 1"), (files[1], "é, a", "é, a 2")]
-    assert [(e.file, e.coarse, e.fine) for e in examples] == expected
+    assert [(e.file, *e.classes) for e in examples] == expected
 
 
 # The command

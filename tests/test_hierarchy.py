@@ -61,9 +61,15 @@ def test_select(classes):
     assert chosen.label.dtype == chosen.train_label.dtype == np.int32
 
 
-def test_select_requires_numbers():
-    with pytest.raises(UserError, match=r"\('x',\); expected class numbers from 0 \(x\) to 2 \(z\)"):
-        select(make([0, 1, 2], [0, 1, 2]), ("x",))
+def test_select_by_names():
+    records = make([0, 1, 2], [0, 1, 2])
+    for classes in (("z", "x"), ("x", 2), (0, "z")):
+        chosen = select(records, classes)
+        assert chosen.image.ravel().tolist() == [0, 2] and chosen.train_names == ("x", "z")
+    with pytest.raises(UserError, match=r"found 'w'.*; expected names such as x, or numbers from 0 to 2"):
+        select(records, ("w",))
+    with pytest.raises(UserError, match=r"found a class twice in coarse_classes = \('x', 0\)"):
+        select(records, ("x", 0))
 
 
 def test_select_numbers_fine_classes_over_all_splits():

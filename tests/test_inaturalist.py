@@ -290,7 +290,7 @@ def test_2019_prepared_from_a_folder(inat2019, stream):
 
 def test_2019_trains_on_genus_by_default(inat2019):
     loaded = load_2019(inat2019, image_size=8, coarse_classes=(2,))
-    assert loaded["train"].train_level == sources.usual_level("tfds:inaturalist2019") == "genus"
+    assert loaded["train"].train_level == sources.usual_level("tfds:inaturalist2019", ()) == "genus"
     assert loaded["train"].train_names == ("Morus (Sulidae)",)
     assert loaded["train"].label_names == ("Morus bassanus",) and [len(r) for r in loaded.values()] == [1, 1]
 

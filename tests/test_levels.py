@@ -95,7 +95,7 @@ def test_train_level_fine():
         np.testing.assert_array_equal(records.train_label, usual[split].label)
         assert records.train_names == tuple("0123456789") and records.train_level == "fine"
         np.testing.assert_array_equal(records.labels["coarse"], usual[split].train_label)
-        assert usual[split].train_level == sources.usual_level("digits") == "coarse"
+        assert usual[split].train_level == sources.usual_level("digits", ("coarse", "fine")) == "coarse"
         assert usual[split].train_names == ("closed loop", "no loop")
 
 

@@ -59,7 +59,7 @@ def test_data_sets_without_coarse_labels_train_on_the_fine_ones(tmp_path, name, 
         records = loaded[split]
         check_split(tmp_path, name, records, *group)
         assert tuple(records.levels) == ("fine",) and tuple(records.labels) == ("",)
-        assert records.train_level == sources.usual_level(f"tfds:{name}:1.0.0") == "fine"
+        assert records.train_level == sources.usual_level(f"tfds:{name}:1.0.0", ()) == "fine"
         assert records.train_names == records.label_names and len(records.label_names) == int(name[-3:])
     streamed = sources.load(source=f"tfds:{name}", data_dir=str(tmp_path), image_size=8, stream=True)["train"].image
     np.testing.assert_array_equal(streamed.read(), loaded["train"].image)

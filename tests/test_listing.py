@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from grafit_jax.data import hierarchy, sources
+from grafit_jax.data.readers import photos
 from grafit_jax.errors import UserError
 from helpers import image_files
 from helpers.image_files import load, named
@@ -88,14 +89,13 @@ LAYOUTS = {
         {"train": 1, "test/x": 1},
         r"train/00\.png: found an image directly in the split; expected images in train/<coarse>/ or",
     ),
-    "mixed": (
-        {"train/x": 1, "train/y/b": 1, "test/x": 1},
-        r"found a fine class for .*y/b/00\.png but none for .*x/00\.png",
+    "both": (
+        {"train/x": 1, "train/x/b": 1, "test/x": 1},
+        r"split train: found a finer class of x for .*x/b/00\.png but none for .*train/x/00\.png; expected one",
     ),
-    "both": ({"train/x": 1, "train/x/b": 1, "test/x": 1}, r"a fine class for .*x/b/00\.png but none for .*x/00\.png"),
-    "too deep": (
-        {"train/x/a/q": 1, "test/x/a": 1},
-        r"a/q: found a folder inside a fine class; expected images in train/<coarse>/",
+    "both, deeper": (
+        {"train/x": 1, "train/y/b/c": 1, "train/y/b": 1, "test/x": 1},
+        r"found a finer class of y/b for .*y/b/c/00\.png but none for .*y/b/00\.png",
     ),
 }
 
@@ -197,11 +197,76 @@ def test_a_csv_of_a_folder_gives_the_same_records(tmp_path):
     assert got["train"].filename.tolist() == expected["train"].filename.tolist()[::-1]
 
 
+HERD = {
+    "0.png": ("cat", "lion", "african lion"), "1.png": ("cat", "lion", "asian lion"), "2.png": ("cat", "puma"),
+    "3.png": ("dog", "fox", "african lion"), "4.png": ("dog", "wolf", "grey wolf"), "5.png": ("bear",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["csv", "folder"])
+def test_a_hierarchy_of_three_levels(tmp_path, kind):
+    """A class without finer ones is its own; a name under two classes is two classes."""
+    if kind == "folder":
+        for split in ("train", "test"):
+            for name, classes in HERD.items():
+                image_files.write(tmp_path.joinpath(split, *classes, name), image_files.pixels(1))
+        source, levels = f"folder:{tmp_path}", ("coarse", "level2", "fine")
+    else:
+        levels = ("family", "genus", "species")
+        rows = [(n, s, *c, *[""] * (3 - len(c))) for s in ("train", "test") for n, c in HERD.items()]
+        for name in HERD:
+            image_files.write(tmp_path / name, image_files.pixels(1))
+        source = f"csv:{image_files.write_csv(tmp_path / 't.csv', rows, header=('path', 'split', *levels))}"
+    records = sources.load(source=source)["train"]
+    assert tuple(records.levels) == levels and records.train_level == levels[0]
+    found = {}
+    for i, file in enumerate(records.filename):
+        found[os.path.basename(file)] = [level.names[level.label[i]] for level in records.levels.values()]
+    assert found == {
+        "0.png": ["cat", "lion", "cat/lion/african lion"], "1.png": ["cat", "lion", "asian lion"],
+        "2.png": ["cat", "puma", "puma"], "3.png": ["dog", "fox", "dog/fox/african lion"],
+        "4.png": ["dog", "wolf", "grey wolf"], "5.png": ["bear", "bear", "bear"],
+    }  # fmt: skip
+    finer = sources.load(source=source, train_level=levels[1], coarse_classes=("cat", "bear"))["train"]
+    assert finer.train_names == ("bear", "lion", "puma") and len(finer) == 4
+    # The classes of a gallery are the two finest.
+    photos_of = {os.path.basename(p.filename): (p.coarse, p.fine) for p in photos.each(source.partition(":")[2])}
+    assert photos_of["0.png"] == ("lion", "african lion") and photos_of["2.png"][1] in ("puma", "")
+
+
+def test_a_class_without_fine_ones_is_its_own_where_others_have_some(tmp_path):
+    image_files.write_tree(tmp_path, {"train/x": 2, "train/y/b": 1, "train/y/c": 1, "test/x": 1, "test/y/b": 1})
+    records = load(tmp_path)
+    assert [*named(records["train"]).values()] == [("x", "x"), ("x", "x"), ("y", "b"), ("y", "c")]
+    assert [*named(records["test"]).values()] == [("x", "x"), ("y", "b")]
+    # A split without any fine class has unknown ones.
+    image_files.write_tree(tmp_path / "b", {"train/x": 2, "train/y": 1, "test/x/a": 1, "test/y": 1})
+    records = load(tmp_path / "b")
+    assert records["train"].label is None and records["test"].label is not None
+    assert [*named(records["test"]).values()] == [("x", "a"), ("y", "y")]
+
+
 CSV_MISTAKES = {
-    "header": (
-        [],
-        ("path", "class", "split"),
-        r"found the columns 'path', 'class', 'split'; expected path, coarse, split",
+    "header": ([], ("path", "class"), r"found the columns 'path', 'class'; expected path, split and, if known, coarse"),
+    "no level": (
+        [("0.png", "train")],
+        ("path", "split"),
+        r"found the columns path, split; expected also coarse and, if known, fine",
+    ),
+    "level/name": (
+        [("0.png", "train", "x")],
+        ("path", "split", "a/b"),
+        r"found a level called 'a/b'; expected letters and digits",
+    ),
+    "taken": (
+        [("0.png", "train", "x")],
+        ("path", "split", "trunk"),
+        r"found a level called 'trunk'; expected letters .* none of trunk",
+    ),
+    "gap": (
+        [("0.png", "test", "x", "y", "z"), ("1.png", "train", "x", "", "z")],
+        ("path", "split", "family", "genus", "species"),
+        r"line 3: found no genus; expected one for every image",
     ),
     "semicolons": (
         [],
@@ -217,7 +282,7 @@ CSV_MISTAKES = {
     "empty": ([("a.png", "", "", "test")], None, r"line 4: found no coarse; expected one"),
     "short": ([("a.png", "x")], None, r"line 4: found 2 values; expected 4"),
     "again": ([("d/../0.png", "x", "", "train")], None, r"line 4: found d/\.\./0\.png again, first in line 2"),
-    "mixed": ([("2.png", "x", "f", "train")], None, r"found a fine class for .*2\.png but none for .*0\.png"),
+    "mixed": ([("2.png", "x", "f", "train")], None, r"found a finer class of x for .*2\.png but none for .*0\.png"),
 }
 
 

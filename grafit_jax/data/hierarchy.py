@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from grafit_jax.data.records import Level, Records
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, did_you_mean
 
 # The names of the two standard levels' labels in files.
 KEYS = {"coarse": "coarse_label", "fine": "label"}
@@ -70,25 +70,29 @@ def check_trainable(records: Records, *, neighbours: bool) -> None:
         )
 
 
-def check_classes(coarse_classes: Sequence[int], coarse_names: Sequence[str]) -> None:
-    """Checks a selection of coarse classes by number.
+def numbers(coarse_classes: Sequence[int | str], coarse_names: Sequence[str]) -> list[int]:
+    """Returns the numbers of a selection of coarse classes, which are given by number or name.
 
     Raises:
-      UserError: a class is not an integer, is repeated or does not exist.
+      UserError: a class is repeated or does not exist.
     """
-    if not all(isinstance(number, int) for number in coarse_classes):
-        raise UserError(
-            f"found coarse_classes = {tuple(coarse_classes)}; expected class numbers from 0 ({coarse_names[0]}) to "
-            f"{len(coarse_names) - 1} ({coarse_names[-1]})."
-        )
-    if len(set(coarse_classes)) != len(coarse_classes):
+    found = []
+    for given in coarse_classes:
+        if isinstance(given, str) and given not in coarse_names:
+            hint = did_you_mean(given, coarse_names)
+            raise UserError(
+                f"coarse_classes: found {given!r}{hint}; expected names such as {coarse_names[0]}, or numbers from 0 "
+                f"to {len(coarse_names) - 1}."
+            )
+        found.append(coarse_names.index(given) if isinstance(given, str) else given)
+        if not 0 <= found[-1] < len(coarse_names):
+            raise UserError(f"coarse_classes: found {given}; expected numbers from 0 to {len(coarse_names) - 1}.")
+    if len({*found}) != len(found):
         raise UserError(f"found a class twice in coarse_classes = {tuple(coarse_classes)}; expected each class once.")
-    for number in coarse_classes:
-        if not 0 <= number < len(coarse_names):
-            raise UserError(f"coarse_classes: found {number}; expected numbers from 0 to {len(coarse_names) - 1}.")
+    return found
 
 
-def select(splits: Mapping[str, Records], coarse_classes: Sequence[int]) -> dict[str, Records]:
+def select(splits: Mapping[str, Records], coarse_classes: Sequence[int | str]) -> dict[str, Records]:
     """Returns the images of the selected coarse classes, in their original order.
 
     Renumbers the classes of every level from 0, in ascending order of their old numbers and alike in all splits. Drops
@@ -96,21 +100,21 @@ def select(splits: Mapping[str, Records], coarse_classes: Sequence[int]) -> dict
 
     Args:
       splits: the records of each split, by name; the classes are those of `train_level`.
-      coarse_classes: the numbers of the coarse classes to keep, in any order.
+      coarse_classes: the numbers or names of the coarse classes to keep, in any order.
 
     Raises:
       UserError: a class is repeated, does not exist or has no image in a split.
     """
     kept = {}
     for split, records in splits.items():
-        check_classes(coarse_classes, records.train_names)
-        for number in sorted(coarse_classes):
+        chosen = numbers(coarse_classes, records.train_names)
+        for number in sorted(chosen):
             if not np.any(records.train_label == number):
                 raise UserError(
                     f"found no image of coarse class {number} ({records.train_names[number]}) among the {len(records)} "
                     f"of split {split}; remove it from coarse_classes."
                 )
-        kept[split] = records.take(np.isin(records.train_label, coarse_classes))
+        kept[split] = records.take(np.isin(records.train_label, chosen))
     return renumber(kept)
 
 

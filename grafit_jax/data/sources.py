@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def load(
     source: str,
     data_dir: str | None = None,
     stream: bool = False,
-    coarse_classes: tuple[int, ...] = (),
+    coarse_classes: tuple[int | str, ...] = (),
     holdout: float = 0.0,
     image_size: int = 0,
     resize_mode: str = "squash",
@@ -50,7 +51,8 @@ def load(
         "folder:DIR", "csv:FILE": image files and their classes; see `folder.read`.
       data_dir: TFDS's data directory, used by "tfds:NAME" only; empty for TFDS's default.
       stream: keep the training images in their files (`Records.image` is `InFiles`); for "tfds:NAME" and image files.
-      coarse_classes: the coarse classes to keep, whatever `train_level` is; see `hierarchy.select`. Empty keeps all.
+      coarse_classes: the coarse classes to keep, by number or name, whatever `train_level` is; see `hierarchy.select`.
+        Empty keeps all.
       holdout: above 0, the share of the training split that becomes "test", drawn once, evenly over the fine classes;
         the rest is "train". The real test split is not used and may be absent.
       image_size: above 0, the side in pixels to resize images to while decoding (bilinear, antialiased); required for
@@ -130,10 +132,10 @@ def load(
     return records
 
 
-def usual_level(source: str) -> str:
-    """Returns the default training level of a source."""
+def usual_level(source: str, levels: Iterable[str]) -> str:
+    """Returns the default training level of a source with these levels, from coarse to fine."""
     kind, _, name = source.partition(":")
-    return catalog.find(re.split("[/:]", name)[0]).coarse if kind == "tfds" else "coarse"
+    return catalog.find(re.split("[/:]", name)[0]).coarse if kind == "tfds" else next(iter(levels))
 
 
 def _checked(records: Records, where: str) -> Records:

@@ -46,7 +46,7 @@ def check_source(source: pathlib.Path, records: dict[str, Records], k: int) -> N
             "with the same data.image_size and data.stream."
         )
     of_source = workdir_lib.read_config(source).data
-    level = of_source.train_level or usual_level(of_source.source)
+    level = of_source.train_level or usual_level(of_source.source, records["train"].levels)
     if level != records["train"].train_level:
         raise UserError(
             f"{where}: found a run trained on level {level}; expected level {records['train'].train_level}; use a run "

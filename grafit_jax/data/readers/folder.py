@@ -8,7 +8,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import tqdm
 from grafit_jax.data import hierarchy
 from grafit_jax.data.readers import decode, listing
 from grafit_jax.data.readers.decode import Unreadable
-from grafit_jax.data.records import READ_BATCH, InFiles, Records, two_levels
+from grafit_jax.data.records import READ_BATCH, InFiles, Level, Records
 from grafit_jax.errors import UserError, warn
 from grafit_jax.views.crops import RESIZE_MODES, Crops
 
@@ -118,7 +118,7 @@ class FolderImages(InFiles):
 def read(
     kind: str,
     name: str,
-    coarse_classes: tuple[int, ...],
+    coarse_classes: tuple[int | str, ...],
     *,
     stream: bool,
     image_size: int,
@@ -129,12 +129,12 @@ def read(
 ) -> dict[str, Records]:
     """Returns the records of each split. Class names are sorted and shared by the splits.
 
-    A fine name that occurs under two coarse classes gives two classes, "coarse/fine".
+    A name that occurs under two coarser classes gives two classes, "coarse/fine".
 
     Args:
       kind: "folder" or "csv".
       name: the folder with train/ and test/ (or val/, validation/), or the CSV file.
-      coarse_classes: the coarse classes to decode; see `hierarchy.select`. Empty for all.
+      coarse_classes: the coarse classes to decode, by number or name; see `hierarchy.select`. Empty for all.
       stream: return the training images as `FolderImages`.
       image_size: the side S to resize images to, pixels; 0 keeps their size, which must be the same for all.
       resize_mode: how to make images square, a key of `crops.RESIZE_MODES`.
@@ -156,16 +156,13 @@ def read(
     listed = listing.list_images(kind, path, test_split=test_split, need_test=need_test)
     root = str(path if kind == "folder" else path.parent)
 
-    coarse_names = sorted({e.coarse for split in listed.values() for e in split})
-    if coarse_classes:
-        hierarchy.check_classes(coarse_classes, coarse_names)
-    fine_names = _fine_names({(e.coarse, e.fine) for split in listed.values() for e in split if e.fine is not None})
-    coarse_number = {coarse: i for i, coarse in enumerate(coarse_names)}
-    fine_number = {key: i for i, key in enumerate(fine_names)}
+    of_levels = _names([e.classes for examples in listed.splits.values() for e in examples], len(listed.levels))
+    coarse_names = [*of_levels[0].values()]
+    kept = {coarse_names[number] for number in hierarchy.numbers(coarse_classes, coarse_names)}
     records = {}
-    for split, examples in listed.items():
+    for split, examples in listed.splits.items():
         if coarse_classes:
-            examples = [e for e in examples if coarse_number[e.coarse] in coarse_classes]
+            examples = [e for e in examples if e.classes[0] in kept]
         if not examples:
             raise UserError(
                 f"{kind}:{name}: found no image for {split} with coarse_classes = {coarse_classes}; add other classes."
@@ -174,13 +171,15 @@ def read(
             np.array([e.file for e in examples], str), image_size, resize_mode,
             root=root, stream=stream and split == "train", skip=on_unreadable == "skip",
         )  # fmt: skip
-        examples = [e for e, kept in zip(examples, readable, strict=True) if kept]
-        coarse = np.array([coarse_number[e.coarse] for e in examples], np.int32)
-        fine = [fine_number[e.coarse, e.fine] for e in examples if e.fine is not None]
-        label = np.array(fine, np.int32) if fine else None  # all or none, as `listing` checks
-        levels = two_levels(label, coarse, fine_names.values(), coarse_names)
+        examples = [e for e, is_readable in zip(examples, readable, strict=True) if is_readable]
+        levels = {}
+        for depth, (level, names) in enumerate(zip(listed.levels, of_levels, strict=True), start=1):
+            number = {path: i for i, path in enumerate(names)}
+            known = len(examples[0].classes) >= depth  # for all images of a split or for none
+            label = np.array([number[e.classes[:depth]] for e in examples], np.int32) if known else None
+            levels[level] = Level(label, tuple(names.values()))
         filename = np.array([e.file for e in examples], str)
-        records[split] = Records(images, levels, filename=filename, root=root, broken=broken)
+        records[split] = Records(images, levels, listed.levels[0], filename=filename, root=root, broken=broken)
     return records
 
 
@@ -243,9 +242,12 @@ def _file_size(file: str) -> int:
         return -1
 
 
-def _fine_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Maps (coarse, fine) to the name of the fine class, sorted by that name."""
-    keys = list(keys)
-    times = collections.Counter(fine for _, fine in keys)
-    named = {(coarse, fine): fine if times[fine] == 1 else f"{coarse}/{fine}" for coarse, fine in keys}
-    return dict(sorted(named.items(), key=lambda item: (item[1], item[0])))
+def _names(classes: Sequence[tuple[str, ...]], levels: int) -> list[dict[tuple[str, ...], str]]:
+    """Maps the path of each class to its name, sorted by that name, for every level."""
+    found = []
+    for depth in range(1, levels + 1):
+        paths = {path[:depth] for path in classes if len(path) >= depth}
+        times = collections.Counter(path[-1] for path in paths)
+        named = {path: path[-1] if times[path[-1]] == 1 else "/".join(path) for path in paths}
+        found.append(dict(sorted(named.items(), key=lambda item: (item[1], item[0]))))
+    return found

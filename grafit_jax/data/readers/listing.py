@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -17,27 +18,45 @@ SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test
 TEST_SPLITS = tuple(name for name, split in SPLIT_OF.items() if split == "test")
 # Maps the names of the splits found, and their description in messages, to {split: name}.
 _Splits = Callable[[Iterable[str], str], dict[str, str]]
+# The levels of folders, and of a CSV with a column coarse. A folder tree of more levels has others between them.
+_LEVELS = ("coarse", "fine")
+# Columns of a CSV that are no levels, and names that the names of metrics give another meaning.
+_NO_LEVELS = ("path", "split")
+_TAKEN = ("trunk", "projector", "gallery", "within", "label", "id", "filename")
 # What programs write into a CSV for a missing value.
 _MISSING = ("nan", "na", "n/a", "none", "null")
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A listed image: its file, the name of its coarse class, and that of its fine class, if known."""
+    """A listed image: its file, and the names of its classes from coarse to fine, as far as they are known."""
 
     file: str
-    coarse: str
-    fine: str | None
+    classes: tuple[str, ...]
 
 
-def list_images(
-    kind: str, path: pathlib.Path, *, test_split: str = "", need_test: bool = True
-) -> dict[str, list[Example]]:
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The images of a data set.
+
+    Attributes:
+      levels: the names of its levels, from coarse to fine.
+      splits: the images of "train" and "test". All images of a split have their classes at the same number of levels.
+    """
+
+    levels: tuple[str, ...]
+    splits: dict[str, list[Example]]
+
+
+def list_images(kind: str, path: pathlib.Path, *, test_split: str = "", need_test: bool = True) -> Listing:
     """Lists the images of "train" and "test".
 
+    A class without finer classes, where others of its split have some, is its own finer class.
+
     Args:
-      kind: "folder" for DIR/<split>/<coarse>/[<fine>/], sorted by class and file name; or "csv" for rows with the
-        columns path, coarse, split and, if fine classes are known, fine, in the order of the file.
+      kind: "folder" for DIR/<split>/<coarse>/[<fine>/], or folders of more levels, sorted by class and file name; or
+        "csv" for rows with the columns path, split, coarse and, if fine classes are known, fine, in the order of the
+        file. Without a column coarse, all other columns are levels, from coarse to fine.
       path: the absolute path of the folder or the CSV.
       test_split: the name of the test split, one of `TEST_SPLITS`; empty for the first one present.
       need_test: whether a test split is required; otherwise "test" may be absent from the result.
@@ -47,23 +66,35 @@ def list_images(
     """
     where = f"{kind}:{path}"
     splits = functools.partial(_find_splits, where=where, test_split=test_split, need_test=need_test)
-    listed = _list_folder(path, splits) if kind == "folder" else _list_csv(path, splits)
-    _check(listed, where)
-    return listed
-
-
-def _check(listed: dict[str, list[Example]], where: str) -> None:
-    """Checks the listed images as a whole; raises errors and prints warnings."""
+    levels, listed = _list_folder(path, splits) if kind == "folder" else _list_csv(path, splits)
     for split, examples in listed.items():
         if not examples:
             raise UserError(f"{where}: found no image for {split}; expected at least one.")
-        known = {e.fine is not None: e for e in examples}
-        if len(known) == 2:
+        listed[split] = _completed(examples, f"{where}, split {split}")
+    _warn(listed, where)
+    return Listing(levels, listed)
+
+
+def _completed(examples: list[Example], where: str) -> list[Example]:
+    """Returns the examples with equally many classes: one without finer classes is its own.
+
+    Raises:
+      UserError: some images of a class have a finer class, others do not.
+    """
+    divided = {e.classes[:depth]: e.file for e in examples for depth in range(1, len(e.classes))}
+    deepest = max(len(e.classes) for e in examples)
+    for e in examples:
+        if e.classes in divided:
             raise UserError(
-                f"{where}, split {split}: found a fine class for {known[True].file} but none for {known[False].file}; "
-                "expected one for every image of a split or for none."
+                f"{where}: found a finer class of {'/'.join(e.classes)} for {divided[e.classes]} but none for "
+                f"{e.file}; expected one for every image of a class or for none."
             )
-    train, test = ({e.coarse for e in listed.get(split, ())} for split in ("train", "test"))
+    return [dataclasses.replace(e, classes=e.classes + e.classes[-1:] * (deepest - len(e.classes))) for e in examples]
+
+
+def _warn(listed: dict[str, list[Example]], where: str) -> None:
+    """Prints warnings on the listed images as a whole."""
+    train, test = ({e.classes[0] for e in listed.get(split, ())} for split in ("train", "test"))
     if only := sorted(test - train):
         warn(f"{where}: found {len(only)} coarse classes in test but not in train, such as {only[0]}")
     if len(train) == 1:
@@ -118,8 +149,8 @@ def walk(root: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     found.warn_of_ignored(root)
 
 
-def _list_folder(root: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
-    """Lists the images of DIR/<split>/<coarse>/[<fine>/], sorted by class and file name."""
+def _list_folder(root: pathlib.Path, splits: _Splits) -> tuple[tuple[str, ...], dict[str, list[Example]]]:
+    """Lists the levels and images of DIR/<split>/<coarse>/[<fine>/], sorted by class and file name."""
     if not os.path.isdir(root):
         raise UserError(f"folder:{root}: found no such folder; expected one with train/ and test/.")
     tree = _Walk()
@@ -131,7 +162,9 @@ def _list_folder(root: pathlib.Path, splits: _Splits) -> dict[str, list[Example]
     tree.warn_of_ignored(f"folder:{root}")
     if tree.empty:
         warn(f"folder:{root}: found {len(tree.empty)} folders without images, such as {tree.empty[0]}")
-    return listed
+    deepest = max((len(e.classes) for examples in listed.values() for e in examples), default=0)
+    coarse, fine = _LEVELS
+    return (coarse, *(f"level{n}" for n in range(2, deepest)), fine), listed
 
 
 class _Walk:
@@ -144,7 +177,7 @@ class _Walk:
     def examples(
         self, folder: str, split: str, classes: tuple[str, ...], ancestors: tuple[str, ...]
     ) -> Iterator[Example]:
-        """Yields the images below `folder`, whose path from the split is `classes`: (), (coarse,) or (coarse, fine)."""
+        """Yields the images below `folder`, whose path from the split is `classes`."""
         ancestors = (*ancestors, os.path.realpath(folder))
         folders, files = self.entries(folder, ancestors)
         if files and not classes:
@@ -152,15 +185,10 @@ class _Walk:
                 f"{files[0]}: found an image directly in the split; expected images in {split}/<coarse>/ or "
                 f"{split}/<coarse>/<fine>/; use one folder for all images if there are no labels."
             )
-        if folders and len(classes) == 2:
-            raise UserError(
-                f"{folders[0][1]}: found a folder inside a fine class; expected images in {split}/<coarse>/<fine>/; "
-                "move its images up."
-            )
         if classes and not folders and not files:
             self.empty.append(folder)
         for file in files:
-            yield Example(file, classes[0], classes[1] if len(classes) == 2 else None)
+            yield Example(file, classes)
         for name, inner in folders:
             yield from self.examples(inner, split, (*classes, name), ancestors)
 
@@ -217,9 +245,10 @@ def _composed(name: str) -> str:
 # CSV files.
 
 
-def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
-    """Lists the images of a CSV with the columns path, coarse, split and, optionally, fine, in their order."""
-    rows = read_csv(path, ("path", "coarse", "split"), ("fine",))
+def _list_csv(path: pathlib.Path, splits: _Splits) -> tuple[tuple[str, ...], dict[str, list[Example]]]:
+    """Lists the levels and images of a CSV with the columns path and split, in their order; see `levels_of`."""
+    rows = read_csv(path, ("path", "split"), _LEVELS)
+    levels = levels_of(rows, path)
     names = dict.fromkeys(row["split"] for _, row in rows)
     for line, row in rows:
         if row["split"] not in SPLIT_OF:
@@ -232,9 +261,8 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
     first: dict[tuple[str, str], int] = {}
     missing: list[int] = []
     for line, row in rows:
-        for key in ("path", "coarse"):
-            if not row[key]:
-                raise UserError(f"{path}, line {line}: found no {key}; expected one for every image.")
+        if not row["path"]:
+            raise UserError(f"{path}, line {line}: found no path; expected one for every image.")
         if row["split"] not in split_called:
             continue
         split, file = split_called[row["split"]], os.path.normpath(path.parent / row["path"])
@@ -244,19 +272,53 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> dict[str, list[Example]]:
                 "image once per split, or it is its own nearest neighbour; remove one line."
             )
         first[split, file] = line
-        coarse, fine = (check_name(row[key], str(path)) for key in ("coarse", "fine"))
-        listed[split].append(Example(file, coarse, fine or None))
-        missing += [line for name in (coarse, fine) if name.lower() in _MISSING]
+        classes = [check_name(row.get(level, ""), str(path)) for level in levels]
+        known = sum(map(bool, classes))
+        if not all(classes[: max(1, known)]):
+            level = levels[classes.index("")]
+            raise UserError(f"{path}, line {line}: found no {level}; expected one for every image.")
+        listed[split].append(Example(file, tuple(classes[:known])))
+        missing += [line for name in classes if name.lower() in _MISSING]
     if missing:
         warn(
             f"{path}: found {len(missing)} labels named {' or '.join(_MISSING)}, first in line {missing[0]}; they are "
-            "used as classes; if they mean missing values, remove these images, or leave fine empty for all"
+            "used as classes; if they mean missing values, remove these images, or leave the finer classes empty"
         )
-    return listed
+    return levels, listed
+
+
+def levels_of(rows: Sequence[tuple[int, dict[str, str]]], path: pathlib.Path) -> tuple[str, ...]:
+    """Returns the levels of a CSV from the rows of `read_csv`, from coarse to fine.
+
+    They are coarse and fine or, without a column coarse, all columns but path and split.
+
+    Raises:
+      UserError: no column of a level, or one whose name metrics cannot have.
+    """
+    columns = [*rows[0][1]] if rows else [*_LEVELS]
+    if _LEVELS[0] in columns:
+        return _LEVELS
+    levels = tuple(name for name in columns if name not in _NO_LEVELS)
+    if not levels:
+        raise UserError(
+            f"{path}: found the columns {', '.join(columns)}; expected also coarse and, if known, fine, or a column "
+            "for each level, from coarse to fine."
+        )
+    for name in levels:
+        if not re.fullmatch(r"[\w -]+", name) or name in _TAKEN:
+            raise UserError(
+                f"{path}: found a level called {name!r}; expected letters and digits, and none of {', '.join(_TAKEN)}."
+            )
+    return levels
 
 
 def read_csv(path: pathlib.Path, required: Sequence[str], optional: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Returns (line number, {column: text}) of every row; a missing optional column is empty.
+    """Returns (line number, {column: text}) of every row, with the columns in their order.
+
+    Args:
+      path: the CSV.
+      required: columns that it must have.
+      optional: further columns, named in messages.
 
     Raises:
       UserError: no CSV in UTF-8 with commas, a missing column, or a row of another length than the header.
@@ -287,4 +349,4 @@ def read_csv(path: pathlib.Path, required: Sequence[str], optional: Sequence[str
                     f"{path}, line {line}: found a value of {len(cell)} characters ({cell[:20]!r} ...); expected at "
                     f"most {LONGEST} and no NUL."
                 )
-    return [(line, dict.fromkeys(optional, "") | dict(zip(header, row, strict=True))) for line, row in rows]
+    return [(line, dict(zip(header, row, strict=True))) for line, row in rows]

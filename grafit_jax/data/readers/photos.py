@@ -43,7 +43,8 @@ def each(images: Images, first: int = 0) -> Iterator[Photo]:
 
     - A folder: the image files below it, sorted. The last two folders of a file name its coarse and fine class, a
       single folder its coarse class. A first folder named like a split (train, test, val, validation) does not count.
-    - A CSV: rows with the column path, relative to the CSV, and perhaps coarse and fine.
+    - A CSV: rows with the column path, relative to the CSV, and perhaps coarse and fine. Of a CSV to train on, whose
+      levels have other names, the two finest count.
     - An array uint8 [N, H, W, C]: N images. An array of paths: these.
     - An iterable: the photos of its entries, which may be folders too.
 
@@ -117,7 +118,8 @@ def _of_csv(path: pathlib.Path) -> Iterator[Photo]:
     rows = listing.read_csv(path, ("path",), ("coarse", "fine"))
     if not rows:
         raise UserError(f"{path}: found no rows; expected an image in each.")
+    levels = listing.levels_of(rows, path) if "split" in rows[0][1] else ("coarse", "fine")
     for line, row in rows:
         if not row["path"]:
             raise UserError(f"{path}, line {line}: found no path; expected one for every image.")
-        yield _of_file(str(path.parent / row["path"]), row["coarse"], row["fine"])
+        yield _of_file(str(path.parent / row["path"]), *(row.get(level, "") for level in levels[-2:]))

@@ -144,7 +144,7 @@ def read(
     variant: str,
     train_level: str,
     categories: str,
-    coarse_classes: tuple[int, ...],
+    coarse_classes: tuple[int | str, ...],
 ) -> dict[str, Records]:
     """Returns the records of "train" and "test", labels in memory and images as `StreamedImages`."""
     where = f"tfds:{name}"

@@ -27,8 +27,8 @@ def mistake(done):
 def test_grafit_lists_its_commands(cli, words):
     done = cli(GRAFIT, *words)
     assert (done.returncode, done.stderr) == (0, "")
-    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[2:9])
-    assert [*listed] == ["train", "evaluate", "embed", "search", "discover", "export", "report"]
+    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[2:10])
+    assert [*listed] == ["train", "evaluate", "embed", "search", "app", "discover", "export", "report"]
     assert listed["train"] == "Trains a run by a config file, or resumes the run in the same workdir."
 
 

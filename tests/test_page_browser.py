@@ -1,9 +1,6 @@
 """The page of a run in Chromium, if the system packages of Chromium and its driver are installed."""
 
-import base64
-import io
 import json
-import shutil
 
 import numpy as np
 import PIL.Image
@@ -13,20 +10,9 @@ from grafit_jax.report import confusion, discovered, embedding_map, page
 from grafit_jax.retrieval import discovery
 from grafit_jax.retrieval.embeddings import Features
 from helpers import pages
+from helpers.browser import DESK, NEEDED, PHONE, keys, resize, screenshot, start
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
-keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs Chromium: apt-get install chromium chromium-driver"
-)
-
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-)  # fmt: skip
-PHONE, DESK = 360, 1280
+pytestmark = NEEDED
 
 TEST = pages.odd_records()
 RUNS = [pages.run(TEST, "<i>one</i>", noise=1.0), pages.run(TEST, "two", noise=2.0, seed=1)]
@@ -34,12 +20,7 @@ RUNS = [pages.run(TEST, "<i>one</i>", noise=1.0), pages.run(TEST, "two", noise=2
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    started = start(tmp_path_factory.mktemp("profile"))
     yield started
     started.quit()
 
@@ -56,8 +37,7 @@ def show(browser, file):
     """Opens the page at a given screen width and colour scheme."""
 
     def opened(width=DESK, scheme="light", touch=False):
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resize(browser, width)
         browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
         scheme = {"name": "prefers-color-scheme", "value": scheme}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
@@ -96,11 +76,6 @@ def parse(browser, selector, style):
         "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", selector, style
     )
     return float(value.partition("px")[0])
-
-
-def screenshot(browser):
-    picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-    return PIL.Image.open(io.BytesIO(base64.b64decode(picture["data"]))).convert("RGB")
 
 
 def test_the_page_requests_only_its_file_and_runs_no_class_name(show, file):

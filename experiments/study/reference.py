@@ -15,7 +15,7 @@ from grafit_jax.report.tables import markdown
 
 # In the order of a typical workflow.
 COMMANDS = (
-    "prepare", "train", "evaluate", "embed", "search", "discover", "export", "report", "sweep", "reproduce",
+    "prepare", "train", "evaluate", "embed", "search", "app", "discover", "export", "report", "sweep", "reproduce",
     "benchmark",
 )  # fmt: skip
 _SCRIPTS = pathlib.Path(__file__).parent.parent

@@ -9,7 +9,7 @@ import grafit_jax
 from grafit_jax.errors import UserError, choose
 
 # Names of modules of this folder, in the order of a typical workflow.
-COMMANDS = ("train", "evaluate", "embed", "search", "discover", "export", "report")
+COMMANDS = ("train", "evaluate", "embed", "search", "app", "discover", "export", "report")
 
 
 def main() -> None:

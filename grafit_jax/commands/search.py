@@ -14,7 +14,6 @@ it is now, if it has moved.
 Without --gallery, the gallery is the split --split of the data of --workdir.
 """
 
-import os
 import pathlib
 from typing import Any
 
@@ -22,8 +21,8 @@ import numpy as np
 from absl import flags
 
 import grafit_jax
-from grafit_jax import model, open_keys, parallel, restore
-from grafit_jax.commands import cli
+from grafit_jax import model, parallel, restore
+from grafit_jax.commands import cli, models
 from grafit_jax.data import sources
 from grafit_jax.data.readers import photos
 from grafit_jax.errors import UserError, warn
@@ -69,7 +68,8 @@ def main(argv):
         names, found = [str(gallery.features.id[row]) for row in rows], gallery.search_ids(_IDS.value, _K.value)
     else:
         if gallery.model is None:
-            gallery = grafit_jax.Gallery(gallery.features, _load_model(gallery))
+            model_of_it = models.of_gallery(gallery, _WORKDIR.value or _MODEL.value, str(_GALLERY.value))
+            gallery = grafit_jax.Gallery(gallery.features, model_of_it)
         listed = [*photos.each(_QUERY.value)]
         names, found = [photo.id for photo in listed], gallery.search([photo.image for photo in listed], _K.value)
     print(hits.table(names, found, gallery))
@@ -100,20 +100,6 @@ def _check_flags() -> None:
     for name in ("split", "layer", "data_dir"):
         if _GALLERY.value is not None and flags.FLAGS[name].present:
             raise UserError(f"found --{name} with --gallery, which is embedded already; remove --{name}.")
-
-
-def _load_model(gallery: grafit_jax.Gallery) -> grafit_jax.Model:
-    """Loads the model that embeds the queries: the given one, or the one that made the gallery."""
-    made_by = gallery.features.made_by
-    where = _WORKDIR.value or _MODEL.value or str(made_by.get("path", ""))
-    if not where.startswith(open_keys.HUB) and not os.path.isdir(where):
-        raise UserError(
-            f"{_GALLERY.value}: found no {where or 'record of its model'}; expected the model that made it; use "
-            "--workdir=DIR or --model=FOLDER."
-        )
-    step = str(made_by.get("step"))  # the training may have saved later checkpoints
-    exists = os.path.isdir(os.path.join(where, "checkpoints", step))
-    return grafit_jax.load(where, checkpoint=int(step) if exists else "newest")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from study import render
 
 from grafit_jax.commands import cli
 from grafit_jax.errors import UserError
-from grafit_jax.report.tables import plain_table
 from grafit_jax.runs import provenance
+from grafit_jax.runs.tables import plain_table
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills", "saves", "start")

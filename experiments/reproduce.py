@@ -30,8 +30,8 @@ from study import pricing, published, render, reproduction, tables
 
 from grafit_jax.commands import cli
 from grafit_jax.errors import UserError
-from grafit_jax.report.tables import plain_table
 from grafit_jax.runs.preemption import EXIT_PREEMPTED
+from grafit_jax.runs.tables import plain_table
 
 _LIST = flags.DEFINE_bool("list", False, "list every published row: its value, ours, what it lacks")
 _TABLE = flags.DEFINE_string("table", "quickstart", "table, or family of tables")

@@ -12,7 +12,7 @@ from benchmarks import gpu, memory, steps, train
 from study import render
 
 from grafit_jax import experiment, losses, parallel
-from grafit_jax.report.tables import plain_table
+from grafit_jax.runs.tables import plain_table
 from helpers.command_lines import ROOT, shell_environment
 
 

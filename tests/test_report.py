@@ -15,8 +15,8 @@ from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
 from grafit_jax.errors import UserError
 from grafit_jax.report import pictures
-from grafit_jax.report.tables import plain_table
 from grafit_jax.runs import results
+from grafit_jax.runs.tables import plain_table
 from helpers.command_lines import ROOT
 
 TINY = """

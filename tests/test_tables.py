@@ -12,8 +12,8 @@ from study import layout, published, recording, reproduction, tables
 from grafit_jax import config as config_lib
 from grafit_jax import config_checks, methods
 from grafit_jax.errors import UserError
-from grafit_jax.report.tables import plain_table
 from grafit_jax.runs import results
+from grafit_jax.runs.tables import plain_table
 from helpers.command_lines import ROOT
 
 

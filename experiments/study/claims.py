@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from grafit_jax.report.tables import markdown
 from grafit_jax.runs.results import HEADLINE, Result, at_layer
+from grafit_jax.runs.tables import markdown
 from study.layout import percent
 from study.recording import check_together, own_layer
 from study.tables import AS_IT_WAS

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grafit_jax.report.tables import markdown
 from grafit_jax.runs.results import HEADLINE, LAYERS, Result, at_layer
+from grafit_jax.runs.tables import markdown
 
 
 def means(runs: Sequence[Result], metric: str, layer: str) -> dict[int, float]:

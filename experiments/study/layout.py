@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from grafit_jax.errors import UserError
-from grafit_jax.report.tables import markdown
 from grafit_jax.runs.results import Result, at_layer
+from grafit_jax.runs.tables import markdown
 
 # Returns the name of a metric of a result at one layer or label level.
 Key = Callable[[Result, str], str]

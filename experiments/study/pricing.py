@@ -6,8 +6,8 @@ from typing import Any
 
 from grafit_jax import config as config_lib
 from grafit_jax import open_keys
-from grafit_jax.report.tables import plain_table
 from grafit_jax.runs.results import Result
+from grafit_jax.runs.tables import plain_table
 from study import recording, reproduction
 from study.recording import RAW_PIXELS
 from study.reproduction import Recorded, RowRun

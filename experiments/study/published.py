@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from grafit_jax.data.datasets.taxonomy import LEVELS
-from grafit_jax.report.tables import markdown
 from grafit_jax.runs.results import Result
+from grafit_jax.runs.tables import markdown
 
 Recorded = Mapping[str, Sequence[Result]]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from grafit_jax import config as config_lib
 from grafit_jax.commands import main
-from grafit_jax.report.tables import markdown
+from grafit_jax.runs.tables import markdown
 
 # In the order of a typical workflow.
 COMMANDS = (

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import filelock
 
 from grafit_jax.errors import UserError, reading
-from grafit_jax.report.tables import markdown
 from grafit_jax.runs import workdir
 from grafit_jax.runs.results import CLUSTERS, Result
+from grafit_jax.runs.tables import markdown
 from study import claims, curves, layout, published, recording, reference, reproduction
 from study.recording import RAW_PIXELS
 from study.reproduction import RowRun

@@ -12,10 +12,10 @@ from grafit_jax import train as train_lib
 from grafit_jax.errors import warn
 from grafit_jax.experiment import Experiment
 from grafit_jax.report import write
-from grafit_jax.report.tables import plain_table
 from grafit_jax.runs import results, workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.runs.console import say
+from grafit_jax.runs.tables import plain_table
 from grafit_jax.state import TrainState
 
 

@@ -12,8 +12,8 @@ from grafit_jax.errors import writing
 from grafit_jax.report import markup, thumbnails
 from grafit_jax.report.document import document
 from grafit_jax.report.markup import Section, text
-from grafit_jax.report.tables import plain_table
 from grafit_jax.retrieval.discovery import Group
+from grafit_jax.runs.tables import plain_table
 
 # Images that are shown of a cluster, and pixels per side of each.
 _SHOWN, _SIDE = 10, 128

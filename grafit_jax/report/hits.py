@@ -12,7 +12,7 @@ from grafit_jax.data.readers import decode
 from grafit_jax.errors import UserError, writing
 from grafit_jax.gallery import Gallery, Hit
 from grafit_jax.report import pictures
-from grafit_jax.report.tables import plain_table
+from grafit_jax.runs.tables import plain_table
 
 # Longer side in pixels of an image in a picture, and characters in a line of its caption.
 _SIDE, _LINE = 400, 22

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from grafit_jax.runs import results
+from grafit_jax.runs.tables import markdown
 from grafit_jax.saved.description import Description
 from grafit_jax.saved.folder import Stored
 
@@ -87,8 +88,9 @@ def _table(metrics: Mapping[str, float], layer: str, finest: str) -> str:
     if not values:
         return "None were recorded for this checkpoint."
     columns = results.summary_columns(values.values())
-    rows = [["layer", "level", *columns.values()], ["---"] * (2 + len(columns))]
-    for row, of_row in values.items():
-        rows.append([*row, *(f"{100 * of_row[key]:.1f}" if key in of_row else "" for key in columns)])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [
+        [*row, *(f"{100 * of_row[key]:.1f}" if key in of_row else "" for key in columns)]
+        for row, of_row in values.items()
+    ]
+    table = markdown(["layer", "level", *columns.values()], rows)
     return f"In percent, on the test images of the training:\n\n{table}"

@@ -140,6 +140,19 @@ def test_a_file_that_is_no_image_is_one_line(visit, browser, tmp_path):
     assert browser.find_elements("css selector", "#near img") == []
 
 
+def test_a_csv_is_not_read(photos, tmp_path):
+    """A reader would open the files of this machine that it lists."""
+    gradio = pytest.importorskip("gradio", reason="needs gradio: pip install '.[app]'")
+    page = app.build(photos)
+    search = next(f for f in page.fns.values() if f.name == "search").fn
+    (tmp_path / "list.CSV").write_text(f"path\n{photos['trunk'].features.filename[0]}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr(gradio, "Warning", said.append)
+        assert search(str(tmp_path / "list.CSV"), 3, "trunk")[0] == []
+    assert said == ["list.CSV: found a CSV; expected an image."]
+
+
 @browsers.NEEDED
 def test_the_page_fits_a_phone_and_asks_no_other_server(visit, browser, served, tmp_path):
     wait = visit(browsers.PHONE)

@@ -272,7 +272,7 @@ def test_an_empty_cluster_of_a_group_takes_a_row_of_its_group(monkeypatch):
 def test_a_group_with_fewer_distinct_rows(capsys):
     rows = np.array([[0], [0], [5], [6], [9]], np.float32)
     got = kmeans(rows, (2, 2), groups=np.array([0, 0, 1, 1, 1]))
-    assert "found 1 distinct embeddings; expected at least k = 2; using k = 1" in capsys.readouterr().err
+    assert capsys.readouterr().err == "" and len(got.centre) == 3
     np.testing.assert_array_equal(got.label[:2], [0, 0])
     assert {*got.label[2:].tolist()} == {1, 2}
     with pytest.raises(UserError, match="found k = 3 for 2 embeddings; expected k from 1 to 2"):

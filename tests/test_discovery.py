@@ -125,6 +125,13 @@ def test_classes_are_those_above_the_finest_level(columns, names, known):
             np.testing.assert_array_equal(group.label, of[known][group.rows])
 
 
+def test_images_without_a_class_are_a_group_of_their_own():
+    names = np.array(["a", "", "a", "", "a"])
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    groups = discover(Features(rows, np.arange(5), coarse_label=names))
+    assert [(group.name, group.rows.tolist()) for group in groups] == [("a", [0, 2, 4]), ("no class", [1, 3])]
+
+
 def test_errors():
     with pytest.raises(UserError, match=r"unknown class 'aple' .did you mean 'apple'.*; expected one of apple, pear"):
         discover(planted(), within="aple")

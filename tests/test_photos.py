@@ -43,6 +43,16 @@ def test_a_csv_is_relative_to_its_folder_and_may_have_classes(tree):
     assert listed("p/list.csv") == [("p/00.png", "g", "s"), ("p/test/y/00.png", "", "h")]
     image_files.write_csv(tree / "only.csv", [("p/00.png",)], header=("path",))
     assert listed(tree / "only.csv") == [(str(tree / "p/00.png"), "", "")]
+    # A CSV to train on: the two finest of its levels.
+    for levels, row, expected in (
+        ((), (), ("", "")),
+        (("kind",), ("x",), ("x", "")),
+        (("family", "genus", "label"), ("f", "g", "s"), ("g", "s")),
+        (("family", "genus", "label"), ("f", "g", ""), ("g", "")),
+    ):
+        header = ("path", "split", *levels)
+        image_files.write_csv(tree / "train.csv", [("p/00.png", "train", *row)], header=header)
+        assert listed(tree / "train.csv") == [(str(tree / "p/00.png"), *expected)]
 
 
 def test_images_in_memory_are_numbered_among_all_images(tree):

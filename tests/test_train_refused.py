@@ -27,6 +27,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference_and_not_chan
         training.train(small_config(**{"seed": 3, "loss.temperature": 0.1}), path)
     assert (path / "config.json").read_text() == before
     assert [p.name for p in path.iterdir()] == ["config.json"]
+    workdir.check(path, small_config(**{"eval.clusters": True}))  # it only adds metrics
 
 
 def test_a_workdir_with_other_files_or_that_cannot_be_written_is_refused(tmp_path):

@@ -43,6 +43,8 @@ def build(galleries: Mapping[str, Gallery], *, k: int = 12) -> Any:
         found = []
         if photo is not None:
             try:
+                if photo.lower().endswith(".csv"):  # a reader would open the files that it lists
+                    raise UserError(f"{photo}: found a CSV; expected an image.")
                 (near,) = galleries[layer].search(photo, int(number))
                 found = [(hit, hits.read(hit.filename)) for hit in near]
             except UserError as error:

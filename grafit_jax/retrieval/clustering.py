@@ -46,8 +46,8 @@ def kmeans(
 
     Args:
       embeddings: float [N, D].
-      k: number of clusters, or with `groups` their number in each group. Fewer distinct rows give fewer clusters and a
-        warning.
+      k: number of clusters, or with `groups` their number in each group. Fewer distinct rows give fewer clusters, and
+        without `groups` a warning.
       groups: int [N] from 0, the group of each row. Each group is clustered on its own; its centres follow those of the
         groups before it.
       seed: seed of the initialisation; the same seed gives the same clusters.
@@ -61,6 +61,7 @@ def kmeans(
     """
     rows = np.asarray(embeddings, np.float32)
     neighbors.check_embeddings("embeddings", rows, zeros=not cosine)
+    is_whole = groups is None
     groups = np.zeros(len(rows), np.int32) if groups is None else np.asarray(groups, np.int32)
     ks = np.atleast_1d(k)
     for of_group, size in zip(ks, np.bincount(groups, minlength=len(ks)), strict=True):
@@ -74,9 +75,10 @@ def kmeans(
     blocks, of_row = parallel.in_blocks(rows, total_k), parallel.in_blocks(groups, total_k)
     seeds = [_seeded(rows, blocks, n, rng, groups == group) for group, n in enumerate(ks)]
     centre, of_centre = np.concatenate(seeds), np.repeat(np.arange(len(ks), dtype=np.int32), [*map(len, seeds)])
-    for found, asked in zip(map(len, seeds), ks, strict=True):
-        if found < asked:
-            warn(f"k-means: found {found} distinct embeddings; expected at least k = {asked}; using k = {found}.")
+    if is_whole and len(centre) < total_k:
+        warn(
+            f"k-means: found {len(centre)} distinct embeddings; expected at least k = {total_k}; using k = {len(centre)}."
+        )
     iterations, shift = 0, np.inf
     while True:
         pulse.beat()

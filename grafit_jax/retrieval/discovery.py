@@ -12,6 +12,8 @@ from grafit_jax.retrieval.embeddings import Features, unit
 
 # Name of the only group of embeddings without classes.
 EVERYTHING = "all images"
+# Name of the images without a class beside others.
+UNLABELLED = "no class"
 # Runs of k-means from other initialisations, of which the one with the least inertia is kept.
 _RUNS = 3
 
@@ -147,7 +149,8 @@ def _levels(features: Features) -> tuple[np.ndarray, np.ndarray | None]:
         known.append(features.label)
     if not known or (len(known) == 1 and features.label is not None):
         return np.full(len(features), EVERYTHING), known[0] if known else None
-    return (known[-2] if len(known) > 1 else known[0]).astype(str), known[-1] if len(known) > 1 else None
+    names = (known[-2] if len(known) > 1 else known[0]).astype(str)
+    return np.where(names == "", UNLABELLED, names), known[-1] if len(known) > 1 else None
 
 
 def _clustered(rows: np.ndarray, ks: np.ndarray, group: np.ndarray, seed: int) -> list[np.ndarray]:

@@ -36,6 +36,8 @@ _BEFORE = (PROFILE, LOCK, LOG, "config.json.tmp")
 _METRICS = "metrics.jsonl"
 # Prefix of evaluation metrics in the log.
 EVAL = "eval/"
+# Config keys that only add metrics; they may change on resume.
+_ADDS_METRICS = ("eval.clusters",)
 
 
 @contextlib.contextmanager
@@ -84,7 +86,7 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, allowed: Seq
         others = sorted(name for name in found if name not in _BEFORE and name[0] != ".")
         if "config.json" in found:
             differences = config_lib.differences(read_config(workdir), config)
-            changed = [line for line in differences if line.partition(":")[0] not in allowed]
+            changed = [line for line in differences if line.partition(":")[0] not in (*allowed, *_ADDS_METRICS)]
             if changed:
                 keys = ",".join(line.partition(":")[0] for line in changed)
                 raise UserError(

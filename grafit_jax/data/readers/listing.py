@@ -287,6 +287,12 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> tuple[tuple[str, ...], dic
     return levels, listed
 
 
+def level_columns(columns: Iterable[str]) -> tuple[str, ...]:
+    """Returns the levels among the columns of a CSV; without a column coarse, all columns but path and split."""
+    columns = [*columns]
+    return _LEVELS if _LEVELS[0] in columns else tuple(name for name in columns if name not in _NO_LEVELS)
+
+
 def levels_of(rows: Sequence[tuple[int, dict[str, str]]], path: pathlib.Path) -> tuple[str, ...]:
     """Returns the levels of a CSV from the rows of `read_csv`, from coarse to fine.
 
@@ -296,15 +302,13 @@ def levels_of(rows: Sequence[tuple[int, dict[str, str]]], path: pathlib.Path) ->
       UserError: no column of a level, or one whose name metrics cannot have.
     """
     columns = [*rows[0][1]] if rows else [*_LEVELS]
-    if _LEVELS[0] in columns:
-        return _LEVELS
-    levels = tuple(name for name in columns if name not in _NO_LEVELS)
+    levels = level_columns(columns)
     if not levels:
         raise UserError(
             f"{path}: found the columns {', '.join(columns)}; expected also coarse and, if known, fine, or a column "
             "for each level, from coarse to fine."
         )
-    for name in levels:
+    for name in levels if levels != _LEVELS else ():
         if not re.fullmatch(r"[\w -]+", name) or name in _TAKEN:
             raise UserError(
                 f"{path}: found a level called {name!r}; expected letters and digits, and none of {', '.join(_TAKEN)}."

@@ -118,7 +118,7 @@ def _of_csv(path: pathlib.Path) -> Iterator[Photo]:
     rows = listing.read_csv(path, ("path",), ("coarse", "fine"))
     if not rows:
         raise UserError(f"{path}: found no rows; expected an image in each.")
-    levels = listing.levels_of(rows, path) if "split" in rows[0][1] else ("coarse", "fine")
+    levels = listing.level_columns(rows[0][1]) if "split" in rows[0][1] else ("coarse", "fine")
     for line, row in rows:
         if not row["path"]:
             raise UserError(f"{path}, line {line}: found no path; expected one for every image.")

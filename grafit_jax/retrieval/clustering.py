@@ -76,9 +76,8 @@ def kmeans(
     seeds = [_seeded(rows, blocks, n, rng, groups == group) for group, n in enumerate(ks)]
     centre, of_centre = np.concatenate(seeds), np.repeat(np.arange(len(ks), dtype=np.int32), [*map(len, seeds)])
     if is_whole and len(centre) < total_k:
-        warn(
-            f"k-means: found {len(centre)} distinct embeddings; expected at least k = {total_k}; using k = {len(centre)}."
-        )
+        found = len(centre)
+        warn(f"k-means: found {found} distinct embeddings; expected at least k = {total_k}; using k = {found}.")
     iterations, shift = 0, np.inf
     while True:
         pulse.beat()

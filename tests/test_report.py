@@ -88,11 +88,11 @@ def test_clusters_are_a_table_of_the_rows_that_measured_them():
     assert got.splitlines() == [
         "`grocery`:",
         "",
-        "| method | layer | accuracy | ARI | NMI | accuracy within | ARI within | NMI within | training |",
-        "|---|---|---|---|---|---|---|---|---|",
-        "| `grafit` | trunk | – | 50.0 | – | – | 25.0 | – | 90 s |",
-        "| `grafit` | projector | – | 75.0 | – | – | – | – | 90 s |",
-        "| `baseline` | trunk | – | 10.0 | – | – | – | – | 90 s |",
+        "| method | layer | accuracy | ARI | NMI | accuracy within | ARI within | training |",
+        "|---|---|---|---|---|---|---|---|",
+        "| `grafit` | trunk | – | 50.0 | – | – | 25.0 | 90 s |",
+        "| `grafit` | projector | – | 75.0 | – | – | – | 90 s |",
+        "| `baseline` | trunk | – | 10.0 | – | – | – | 90 s |",
     ]
     assert render.clusters({"grocery": [without]}) == ""
 

@@ -186,8 +186,8 @@ def evaluate(run: Experiment, state: TrainState, *, probe: bool = False, cluster
     Metrics of the first of `eval.layers` have plain names (`map`, `recall@1`, `coarse/knn_top1`, …), those of other
     layers have the layer as a prefix (`projector/map`). A projector is skipped if the method has none. A classifier
     adds `top1` at the train level, unless its classes are clusters. `probe` adds the metrics of a logistic probe on
-    trunk features. `clusters`, and `eval.clusters` after the last step, add those of k-means clusters, also within the
-    classes of a coarser train level.
+    trunk features. `clusters`, and `eval.clusters` after the last step, add those of k-means clusters of the
+    finest level.
 
     Raises:
       UserError: the network has diverged, or image files can no longer be read.
@@ -213,7 +213,6 @@ def evaluate(run: Experiment, state: TrainState, *, probe: bool = False, cluster
             knn_temperature=config.knn_temperature,
             probe=probe and name == "trunk",
             clusters=clusters,
-            within=test.train_level,
         )
         result |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
     level = "" if test.train_level == test.finest else test.train_level

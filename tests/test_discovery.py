@@ -1,6 +1,7 @@
 """Proposed classes: silhouettes against scikit-learn, planted clusters, the page and the CSV, the command line."""
 
 import csv
+import dataclasses
 import shutil
 
 import numpy as np
@@ -233,7 +234,7 @@ def test_the_command_writes_page_and_csv(photos, tmp_path):
         "are in a cluster of mostly their finer class (50.0 % with one cluster for each class); adjusted Rand index "
         "100.0 %."
     )
-    assert lines[4:] == [f"page: {tmp_path}/found.html", f"labels: {tmp_path}/found.csv"]
+    assert lines[4:] == [f"labels: {tmp_path}/found.csv", f"page: {tmp_path}/found.html"]
     assert len(pages.Page((tmp_path / "found.html").read_text()).all("img")) == 20
     with open(tmp_path / "found.csv", newline="") as file:
         rows = [*csv.DictReader(file)]
@@ -241,6 +242,23 @@ def test_the_command_writes_page_and_csv(photos, tmp_path):
     for row in rows:
         proposed.setdefault((row["coarse"], row["fine"]), set()).add(row["path"].split("/")[-2])
     assert sorted(map(sorted, proposed.values())) == [["blue"], ["dark"], ["light"], ["red"]]
+
+
+def test_labels_are_not_overwritten_and_are_written_even_if_an_image_is_lost(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    gallery = Gallery.load(photos / "photos.npz")
+    moved = dataclasses.replace(gallery.features, filename=np.array([str(tmp_path / "lost.png")] * len(gallery)))
+    Gallery(moved).save(tmp_path / "lost.npz")
+    words = (f"--gallery={tmp_path}/lost.npz", f"--out={tmp_path}/found.html")
+    done = main("discover", *words)
+    assert done.returncode == 2 and "cannot read an image" in done.stderr
+    before = (tmp_path / "found.csv").read_text()
+    assert before.count("\n") == 21
+    done = main("discover", *words, "--k=3")
+    assert done.stderr.startswith(
+        f"error: found {tmp_path}/found.csv, which may hold corrected labels; use another --out"
+    )
+    assert (tmp_path / "found.csv").read_text() == before
 
 
 @pytest.mark.parametrize(

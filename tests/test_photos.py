@@ -48,7 +48,10 @@ def test_a_csv_is_relative_to_its_folder_and_may_have_classes(tree):
         ((), (), ("", "")),
         (("kind",), ("x",), ("x", "")),
         (("family", "genus", "label"), ("f", "g", "s"), ("g", "s")),
-        (("family", "genus", "label"), ("f", "g", ""), ("g", "")),
+        (("family", "genus", "label"), ("f", "g", ""), ("g", "g")),
+        (("family", "genus", "label"), ("f", "", ""), ("f", "f")),
+        (("family", "genus", "label"), ("", "", ""), ("", "")),
+        (("fine",), ("s",), ("", "s")),
     ):
         header = ("path", "split", *levels)
         image_files.write_csv(tree / "train.csv", [("p/00.png", "train", *row)], header=header)

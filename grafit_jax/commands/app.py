@@ -49,7 +49,10 @@ def main(argv):
     try:
         page.launch(server_name=_HOST.value, server_port=_PORT.value, prevent_thread_lock=True, **app.LAUNCH)
     except OSError as error:
-        raise UserError(f"found port {_PORT.value} of {_HOST.value} in use; use another --port.") from error
+        what = "found it in use" if "empty port" in str(error) else str(error)
+        raise UserError(
+            f"cannot serve at {_HOST.value}:{_PORT.value}: {what}; use another --port or --host."
+        ) from error
     print(f"page: {page.local_url} (Ctrl-C ends it)")
     page.block_thread()
 

@@ -41,6 +41,9 @@ def main(argv):
         raise UserError(f"found --out={page}; expected a file that ends in .html.")
     if _K.value is not None and flags.FLAGS["most"].present:
         raise UserError("found --k and --most; expected one of them.")
+    labels = page.with_suffix(".csv")
+    if labels.exists():
+        raise UserError(f"found {labels}, which may hold corrected labels; use another --out, or move it.")
     parallel.warn_of_unseen()
     gallery = _gallery()
     files = gallery.features.filename
@@ -52,13 +55,13 @@ def main(argv):
     groups = gallery.discover(within=_WITHIN.value, k=_K.value, most=_MOST.value)
     print(discovered.plain(groups))
     print(discovered.summary(groups))
+    discovered.write_labels(labels, groups, files.astype(str).tolist())
+    print(f"labels: {labels}")
     ids = gallery.features.id.astype(str).tolist()
     text = discovered.page(groups, ids, lambda row: hits.read(str(files[row])))
     with writing(page):
         workdir.write(page, text)
-    labels = page.with_suffix(".csv")
-    discovered.write_labels(labels, groups, files.astype(str).tolist())
-    print(f"page: {page}\nlabels: {labels}")
+    print(f"page: {page}")
 
 
 def _gallery() -> grafit_jax.Gallery:

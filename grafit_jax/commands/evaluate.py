@@ -12,7 +12,7 @@ from its own neighbours by id. --leave_out does the same with a --gallery that c
 trunk features of a workdir, or the gallery) and tested on the test images.
 
 --clusters adds how well k-means clusters of the test images agree with their finest classes, among all images and
-within each coarse class.
+within each class of the next coarser level.
 """
 
 import json

@@ -62,7 +62,7 @@ def build(galleries: Mapping[str, Gallery], *, k: int = 12) -> Any:
         if not ticked or not name.strip():
             gradio.Warning("Tick at least one neighbour, and name their class.")
             return [gradio.skip()] * 3
-        more = {near[i].filename: (name.strip(), near[i].similarity) for i in ticked}
+        more = {os.path.abspath(near[i].filename): (name.strip(), near[i].similarity) for i in ticked}
         return _labelled(gradio, {**labels, **more})
 
     with gradio.Blocks(title="grafit", analytics_enabled=False) as page:

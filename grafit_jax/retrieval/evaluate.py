@@ -29,7 +29,6 @@ def evaluate(
     knn_temperature: float,
     probe: bool = False,
     clusters: bool = False,
-    within: str | None = None,
 ) -> dict[str, float]:
     """Computes retrieval among the test images and from the training images, and k-NN classification by the latter.
 
@@ -43,9 +42,8 @@ def evaluate(
       knn_k: number of training images that vote; at most all of them.
       knn_temperature: temperature sigma of the votes.
       probe: whether to train a linear probe; see `probe.probe`.
-      clusters: whether to compare k-means clusters of the test images with their finest classes; see
-        `clustering_metrics`.
-      within: the coarser level whose classes are then clustered on their own, if there is one.
+      clusters: whether to compare k-means clusters of the test images with their classes of the finest level, also
+        within the level above it; see `clustering_metrics`.
 
     Returns:
       For each level of test labels, as fractions: `recall@k`, `map` and `queries_without_positive`. For the levels of
@@ -70,10 +68,7 @@ def evaluate(
             result[f"{prefix}knn_top1"] = float(np.mean(np.asarray(vote) == labels))
             if probe:
                 result |= _probed(name, train.embedding, train.labels[name], test.embedding, labels)
-    if clusters and "" in test.labels:
-        coarser = None if within is None else test.labels.get(within)
-        result |= clustering_metrics(test.embedding, test.labels[""], coarser)
-    return result
+    return result | (_clustered(test.embedding, test.labels) if clusters else {})
 
 
 def evaluate_features(
@@ -137,9 +132,7 @@ def evaluate_features(
     for name in both if probe else ():
         result |= _probed(name, gallery.embedding, gallery.levels[name], queries.embedding, queries.levels[name])
     if clusters:
-        *coarser, finest = sorted(both, key=lambda name: (name == "", [*queries.levels].index(name)))
-        above = queries.levels[coarser[-1]] if coarser else None
-        result |= clustering_metrics(queries.embedding, queries.levels[finest], above)
+        result |= _clustered(queries.embedding, {name: queries.levels[name] for name in both})
     return result
 
 
@@ -155,6 +148,13 @@ def _identities(queries: Features, gallery: Features) -> list[np.ndarray]:
     raise UserError(
         "found no image on both sides, by id or file name; expected the queries in the gallery; remove --leave_out."
     )
+
+
+def _clustered(embedding: np.ndarray, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns `clustering_metrics` of the finest level, under its prefix, and within the level above it."""
+    *coarser, finest = sorted(labels, key=lambda name: name == "")  # the others are from coarse to fine
+    found = clustering_metrics(embedding, labels[finest], labels[coarser[-1]] if coarser else None)
+    return {f"{finest}/{key}" if finest else key: value for key, value in found.items()}
 
 
 def _probed(level: str, *arguments: np.ndarray) -> dict[str, float]:

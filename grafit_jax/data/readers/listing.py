@@ -22,7 +22,7 @@ _Splits = Callable[[Iterable[str], str], dict[str, str]]
 _LEVELS = ("coarse", "fine")
 # Columns of a CSV that are no levels, and names that the names of metrics give another meaning.
 _NO_LEVELS = ("path", "split")
-_TAKEN = ("trunk", "projector", "gallery", "within", "label", "id", "filename")
+_TAKEN = ("trunk", "projector", "gallery", "within", "cluster", "label", "id", "filename")
 # What programs write into a CSV for a missing value.
 _MISSING = ("nan", "na", "n/a", "none", "null")
 
@@ -70,9 +70,26 @@ def list_images(kind: str, path: pathlib.Path, *, test_split: str = "", need_tes
     for split, examples in listed.items():
         if not examples:
             raise UserError(f"{where}: found no image for {split}; expected at least one.")
-        listed[split] = _completed(examples, f"{where}, split {split}")
+    _check_divided(listed, where)
+    listed = {split: _completed(examples, f"{where}, split {split}") for split, examples in listed.items()}
     _warn(listed, where)
     return Listing(levels, listed)
+
+
+def _check_divided(listed: dict[str, list[Example]], where: str) -> None:
+    """Raises a UserError if a class has finer ones in a split, but is its own finer class in another one."""
+    for split, examples in listed.items():
+        deepest = max(len(e.classes) for e in examples)
+        own = {e.classes: e.file for e in examples if len(e.classes) < deepest}
+        for other, of_other in listed.items():
+            for e in of_other if other != split else ():
+                for depth in range(1, len(e.classes)):
+                    if e.classes[:depth] in own:
+                        raise UserError(
+                            f"{where}: found a finer class of {'/'.join(e.classes[:depth])} in {other} ({e.file}) but "
+                            f"none in {split} ({own[e.classes[:depth]]}), where other classes have some; expected both "
+                            "or neither."
+                        )
 
 
 def _completed(examples: list[Example], where: str) -> list[Example]:

@@ -118,8 +118,15 @@ def _of_csv(path: pathlib.Path) -> Iterator[Photo]:
     rows = listing.read_csv(path, ("path",), ("coarse", "fine"))
     if not rows:
         raise UserError(f"{path}: found no rows; expected an image in each.")
-    levels = listing.level_columns(rows[0][1]) if "split" in rows[0][1] else ("coarse", "fine")
+    columns = rows[0][1]
+    levels: tuple[str, ...] = ("coarse", "fine")
+    if "split" in columns and not {*levels} & columns.keys():
+        levels = listing.level_columns(columns)
     for line, row in rows:
         if not row["path"]:
             raise UserError(f"{path}, line {line}: found no path; expected one for every image.")
-        yield _of_file(str(path.parent / row["path"]), *(row.get(level, "") for level in levels[-2:]))
+        names = [row.get(level, "") for level in levels]
+        if levels != ("coarse", "fine"):  # a class without finer ones is its own, as in training
+            known = [name for name in names if name]
+            names = (known + known[-1:] * len(names))[: len(names)]
+        yield _of_file(str(path.parent / row["path"]), *names[-2:])

@@ -150,7 +150,7 @@ def test_a_csv_is_not_read(photos, tmp_path):
         said = []
         patch.setattr(gradio, "Warning", said.append)
         assert search(str(tmp_path / "list.CSV"), 3, "trunk")[0] == []
-    assert said == ["list.CSV: found a CSV; expected an image."]
+    assert said == ["list.CSV: found a folder or a CSV; expected an image."]
 
 
 @browsers.NEEDED
@@ -187,5 +187,5 @@ def test_command_errors(photos, tmp_path, words, message):
 
 def test_without_gradio_the_extra_is_named(photos, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
-    with pytest.raises(UserError, match=r"found no gradio; use `pip install '\.\[app\]'`"):
+    with pytest.raises(UserError, match=r"found no gradio; use `pip install -e '\.\[app\]'`"):
         app.build(photos)

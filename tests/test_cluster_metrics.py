@@ -84,6 +84,11 @@ def test_there_is_no_within_without_a_coarse_class_of_several_classes():
     assert [*clustering_metrics(rows, fine, fine)] == ["cluster_accuracy", "cluster_ari", "cluster_nmi"]
 
 
+def test_a_single_class_has_no_metrics():
+    rows, fine, _ = hierarchy()
+    assert clustering_metrics(rows, np.zeros_like(fine)) == {}
+
+
 def test_random_clusters_have_an_adjusted_rand_index_of_zero():
     rng = np.random.default_rng(0)
     found = [scores(rng.integers(0, 5, 200), rng.integers(0, 5, 200))["cluster_ari"] for _ in range(300)]

@@ -126,6 +126,27 @@ def test_classes_are_those_above_the_finest_level(columns, names, known):
             np.testing.assert_array_equal(group.label, of[known][group.rows])
 
 
+def test_images_without_a_fine_label_do_not_count_in_the_agreement():
+    features = planted(sizes=((30, 20),), names=("pear",))
+    label = features.label.copy()
+    label[::3] = ""
+    (group,) = discover(dataclasses.replace(features, label=label), k=2)
+    assert group.agreement["classes"] == 2 and group.agreement["cluster_ari"] == 1.0
+    assert [group.majority(c) for c in range(2)] == [("pear 0", 1.0), ("pear 1", 1.0)]
+    (group,) = discover(dataclasses.replace(features, label=np.full(50, "")), k=2)
+    assert group.agreement == {} and group.majority(0) == ("", 0.0)
+
+
+def test_a_class_has_the_same_clusters_alone_and_among_others():
+    rng = np.random.default_rng(0)
+    names = np.array(["a", "b", "c"])[rng.integers(0, 3, 90)]
+    features = Features(rng.normal(size=(90, 4)).astype(np.float32), np.arange(90), coarse_label=names)
+    for group in discover(features, k=4):
+        (alone,) = discover(features, within=group.name, k=4)
+        np.testing.assert_array_equal(alone.rows, group.rows)
+        np.testing.assert_array_equal(alone.cluster, group.cluster)
+
+
 def test_images_without_a_class_are_a_group_of_their_own():
     names = np.array(["a", "", "a", "", "a"])
     rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -251,7 +272,8 @@ def test_labels_are_not_overwritten_and_are_written_even_if_an_image_is_lost(pho
     Gallery(moved).save(tmp_path / "lost.npz")
     words = (f"--gallery={tmp_path}/lost.npz", f"--out={tmp_path}/found.html")
     done = main("discover", *words)
-    assert done.returncode == 2 and "cannot read an image" in done.stderr
+    assert done.returncode == 0 and "20 images are grey: cannot read an image" in done.stderr
+    assert len(pages.Page((tmp_path / "found.html").read_text()).all("img")) == 20
     before = (tmp_path / "found.csv").read_text()
     assert before.count("\n") == 21
     done = main("discover", *words, "--k=3")

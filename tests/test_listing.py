@@ -260,7 +260,12 @@ CSV_MISTAKES = {
     "level/name": (
         [("0.png", "train", "x")],
         ("path", "split", "a/b"),
-        r"found a level called 'a/b'; expected letters and digits",
+        r"found a level called 'a/b'; expected letters and digits.*rename the column",
+    ),
+    "no coarse": (
+        [("0.png", "train", "x")],
+        ("path", "split", "fine"),
+        r"found a column fine but none called coarse; expected both",
     ),
     "taken": (
         [("0.png", "train", "x")],

@@ -16,12 +16,13 @@ are known, its purity. The CSV beside it, of the same name, holds the proposed c
 import os
 import pathlib
 
+import numpy as np
 from absl import flags
 
 import grafit_jax
 from grafit_jax import parallel
 from grafit_jax.commands import cli
-from grafit_jax.errors import UserError, writing
+from grafit_jax.errors import UserError, warn, writing
 from grafit_jax.report import discovered, hits
 from grafit_jax.runs import workdir
 
@@ -58,7 +59,18 @@ def main(argv):
     discovered.write_labels(labels, groups, files.astype(str).tolist())
     print(f"labels: {labels}")
     ids = gallery.features.id.astype(str).tolist()
-    text = discovered.page(groups, ids, lambda row: hits.read(str(files[row])))
+    lost: list[str] = []
+
+    def image_of(row: int) -> np.ndarray:
+        try:
+            return hits.read(str(files[row]))
+        except UserError as error:
+            lost.append(str(error))
+            return hits.MISSING
+
+    text = discovered.page(groups, ids, image_of)
+    if lost:
+        warn(f"{page}: {len(lost)} images are grey: {lost[0]}")
     with writing(page):
         workdir.write(page, text)
     print(f"page: {page}")

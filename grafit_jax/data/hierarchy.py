@@ -78,6 +78,8 @@ def numbers(coarse_classes: Sequence[int | str], coarse_names: Sequence[str]) ->
     """
     found = []
     for given in coarse_classes:
+        if not isinstance(given, int | str):
+            raise UserError(f"coarse_classes: found {given!r}; expected numbers or names of classes.")
         if isinstance(given, str) and given not in coarse_names:
             hint = did_you_mean(given, coarse_names)
             raise UserError(

@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grafit_jax.errors import UserError
+import numpy as np
+
+from grafit_jax.errors import UserError, install
 from grafit_jax.gallery import Gallery, Hit
 from grafit_jax.report import hits
 
@@ -43,10 +45,10 @@ def build(galleries: Mapping[str, Gallery], *, k: int = 12) -> Any:
         found = []
         if photo is not None:
             try:
-                if photo.lower().endswith(".csv"):  # a reader would open the files that it lists
-                    raise UserError(f"{photo}: found a CSV; expected an image.")
+                if not os.path.isfile(photo) or photo.lower().endswith(".csv"):  # whose files would be read
+                    raise UserError(f"{photo}: found a folder or a CSV; expected an image.")
                 (near,) = galleries[layer].search(photo, int(number))
-                found = [(hit, hits.read(hit.filename)) for hit in near]
+                found = [(hit, _picture(gradio, hit)) for hit in near]
             except UserError as error:
                 gradio.Warning(str(error).replace(photo, os.path.basename(photo)))
         pictures = [(image, f"{rank}. {_title(hit)}") for rank, (hit, image) in enumerate(found, start=1)]
@@ -65,7 +67,8 @@ def build(galleries: Mapping[str, Gallery], *, k: int = 12) -> Any:
         more = {os.path.abspath(near[i].filename): (name.strip(), near[i].similarity) for i in ticked}
         return _labelled(gradio, {**labels, **more})
 
-    with gradio.Blocks(title="grafit", analytics_enabled=False) as page:
+    # Uploads and pictures are deleted after a day.
+    with gradio.Blocks(title="grafit", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         near, labels = gradio.State([]), gradio.State({})
         number = f"{len(galleries[layers[0]]):,}"
         gradio.Markdown(f"# Search by a photo\nin {number} images")
@@ -92,6 +95,15 @@ def build(galleries: Mapping[str, Gallery], *, k: int = 12) -> Any:
     return page
 
 
+def _picture(gradio: Any, hit: Hit) -> np.ndarray:
+    """Returns the image of a neighbour; a grey one, with a warning, if its file cannot be read."""
+    try:
+        return hits.read(hit.filename)
+    except UserError:
+        gradio.Warning(f"found no readable image {os.path.basename(hit.filename)}; expected it where the gallery says.")
+        return hits.MISSING
+
+
 def _title(hit: Hit) -> str:
     return f"{hit.label or os.path.basename(hit.filename)} {hit.similarity:.3f}"
 
@@ -112,5 +124,5 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError:
-        raise UserError("found no gradio; use `pip install '.[app]'`, or `pip install gradio`.") from None
+        raise UserError(f"found no gradio; use `{install('app')}`.") from None
     return gradio

@@ -14,6 +14,8 @@ from grafit_jax.gallery import Gallery, Hit
 from grafit_jax.report import pictures
 from grafit_jax.runs.tables import plain_table
 
+# Shown in place of an image that cannot be read.
+MISSING = np.full((48, 48, 3), 160, np.uint8)
 # Longer side in pixels of an image in a picture, and characters in a line of its caption.
 _SIDE, _LINE = 400, 22
 

@@ -52,21 +52,25 @@
     select();
   }
 
-  // Images are enlarged by a click or the Enter key. A click or Escape closes them.
-  const large = make("dialog", { class: "large" });
+  // Images are enlarged by a click, Enter or Space. A click or Escape closes them.
+  const large = make("dialog", { class: "large", "aria-label": "enlarged image" });
   large.addEventListener("click", () => large.close());
   document.body.append(large);
   for (const image of all("main img")) {
     const open = () => {
       const picture = make("img", { src: image.src, alt: "" });
       picture.toggleAttribute("data-tiny", image.hasAttribute("data-tiny"));
-      large.replaceChildren(picture, make("p", {}, image.alt));
+      large.replaceChildren(picture, make("p", {}, image.alt), make("button", { type: "button" }, "Close"));
       large.showModal();
     };
     image.tabIndex = 0;
     image.setAttribute("role", "button");
     image.addEventListener("click", open);
-    image.addEventListener("keydown", (event) => { if (event.key === "Enter") open(); });
+    image.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      open();
+    });
   }
 
   // Confusion tables of one coarse class.

@@ -23,9 +23,11 @@ def clustering_metrics(embedding: np.ndarray, label: np.ndarray, within: np.ndar
     Returns:
       `cluster_accuracy`, `cluster_ari` and `cluster_nmi` of all images; and with `within`, if a coarser class has
       several classes, the same as `within/cluster_accuracy` and so on: means over coarser classes, weighted by their
-      images. All are means over five runs of k-means.
+      images. All are means over five runs of k-means. Empty for a single class.
     """
     rows, label = unit(np.asarray(embedding)), np.unique(np.asarray(label), return_inverse=True)[1]
+    if not label.any():  # a single class, which one cluster matches
+        return {}
     result = _mean_scores(rows, label, np.zeros(len(rows), int))
     if within is not None:
         group = np.unique(np.asarray(within), return_inverse=True)[1]

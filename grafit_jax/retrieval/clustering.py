@@ -71,9 +71,10 @@ def kmeans(
     rows = _unit(rows) if cosine else rows - origin
     square, mean = np.einsum("nd,nd->", rows, rows, dtype=np.float64), np.mean(rows, axis=0, dtype=np.float64)
     tolerance = _TOLERANCE * (square / rows.size - np.mean(mean**2))
-    total_k, rng = int(ks.sum()), np.random.default_rng(seed)
+    total_k = int(ks.sum())
     blocks, of_row = parallel.in_blocks(rows, total_k), parallel.in_blocks(groups, total_k)
-    seeds = [_seeded(rows, blocks, n, rng, groups == group) for group, n in enumerate(ks)]
+    # The same draws for each group, which do not depend on the others.
+    seeds = [_seeded(rows, blocks, n, np.random.default_rng(seed), groups == group) for group, n in enumerate(ks)]
     centre, of_centre = np.concatenate(seeds), np.repeat(np.arange(len(ks), dtype=np.int32), [*map(len, seeds)])
     if is_whole and len(centre) < total_k:
         found = len(centre)

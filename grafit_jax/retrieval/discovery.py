@@ -1,6 +1,7 @@
 """Proposes finer classes: clusters of embeddings within each known class, their number chosen by the silhouette."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -54,8 +55,9 @@ class Group:
         """Returns the most frequent finer class of a cluster and its share, the purity; ("", 0) if none is known."""
         if self.label is None:
             return "", 0.0
-        names, counts = np.unique(self.label[self.cluster == cluster].astype(str), return_counts=True)
-        return str(names[counts.argmax()]), float(counts.max() / counts.sum())
+        known = self.label[self.cluster == cluster].astype(str)
+        names, counts = np.unique(known[known != ""], return_counts=True)
+        return (str(names[counts.argmax()]), float(counts.max() / counts.sum())) if len(names) else ("", 0.0)
 
     @property
     def agreement(self) -> dict[str, float]:
@@ -64,11 +66,13 @@ class Group:
         `classes`, their number; `largest`, the share of the largest one; `purity`, the share of images whose cluster
         has mostly their class; and the metrics of `cluster_metrics.scores`.
         """
-        if self.label is None:
+        known = np.zeros(0, bool) if self.label is None else self.label.astype(str) != ""
+        if self.label is None or not known.any():
             return {}
-        table = contingency(self.label, self.cluster)
+        label, cluster = self.label[known], self.cluster[known]
+        table = contingency(label, cluster)
         largest, purity = (float(x / table.sum()) for x in (table.sum(axis=1).max(), table.max(axis=0).sum()))
-        return {"classes": len(table), "largest": largest, "purity": purity} | scores(self.label, self.cluster)
+        return {"classes": len(table), "largest": largest, "purity": purity} | scores(label, cluster)
 
 
 def discover(
@@ -76,7 +80,8 @@ def discover(
 ) -> list[Group]:
     """Clusters the images of each known class by k-means of unit vectors.
 
-    The known classes are those of the level above the finest, or of the only level. Without `k`, the number of clusters
+    The known classes are those of the level above the finest, or of a single coarse level; without either, all images
+    are one group. Without `k`, the number of clusters
     of each class is that of 2 to `most` with the largest mean silhouette of cosine distances. That cannot say that a
     class has no finer ones, so each is divided. A class of fewer than three images is one cluster.
 
@@ -149,7 +154,8 @@ def _levels(features: Features) -> tuple[np.ndarray, np.ndarray | None]:
         known.append(features.label)
     if not known or (len(known) == 1 and features.label is not None):
         return np.full(len(features), EVERYTHING), known[0] if known else None
-    names = (known[-2] if len(known) > 1 else known[0]).astype(str)
+    above = [level.astype(str) for level in (known[:-1] if len(known) > 1 else known)]
+    names = functools.reduce(lambda coarser, finer: np.where(finer == "", coarser, finer), above)
     return np.where(names == "", UNLABELLED, names), known[-1] if len(known) > 1 else None
 
 

@@ -21,7 +21,7 @@ _Splits = Callable[[Iterable[str], str], dict[str, str]]
 # The levels of folders, and of a CSV with a column coarse. A folder tree of more levels has others between them.
 _LEVELS = ("coarse", "fine")
 # Columns of a CSV that are no levels, and names that the names of metrics give another meaning.
-_NO_LEVELS = ("path", "split")
+_NO_LEVELS = ("path", "split", "similarity")
 _TAKEN = ("trunk", "projector", "gallery", "within", "cluster", "label", "id", "filename")
 # What programs write into a CSV for a missing value.
 _MISSING = ("nan", "na", "n/a", "none", "null")
@@ -305,7 +305,7 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> tuple[tuple[str, ...], dic
 
 
 def level_columns(columns: Iterable[str]) -> tuple[str, ...]:
-    """Returns the levels among the columns of a CSV; without a column coarse, all columns but path and split."""
+    """Returns the levels of a CSV: without a column coarse, all columns but path, split and similarity."""
     columns = [*columns]
     return _LEVELS if _LEVELS[0] in columns else tuple(name for name in columns if name not in _NO_LEVELS)
 
@@ -325,10 +325,18 @@ def levels_of(rows: Sequence[tuple[int, dict[str, str]]], path: pathlib.Path) ->
             f"{path}: found the columns {', '.join(columns)}; expected also coarse and, if known, fine, or a column "
             "for each level, from coarse to fine."
         )
-    for name in levels if levels != _LEVELS else ():
+    if levels == _LEVELS:
+        return levels
+    if "fine" in levels:
+        raise UserError(
+            f"{path}: found a column fine but none called coarse; expected both; rename the coarser column."
+        )
+    warn(f"{path}: found no column coarse; used as levels, from coarse to fine: {', '.join(levels)}")
+    for name in levels:
         if not re.fullmatch(r"[\w -]+", name) or name in _TAKEN:
             raise UserError(
-                f"{path}: found a level called {name!r}; expected letters and digits, and none of {', '.join(_TAKEN)}."
+                f"{path}: found a level called {name!r}; expected letters and digits, and none of {', '.join(_TAKEN)}; "
+                "rename the column, such as to coarse."
             )
     return levels
 

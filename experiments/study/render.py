@@ -1,8 +1,7 @@
 """Recorded results as Markdown blocks of README.md and docs."""
 
-import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import filelock
 
@@ -24,8 +23,8 @@ def render(table: Table, found: Sequence[Result], where: str = "the table") -> s
     """
     recording.check_together(found, where)
     trained = [r["run"] for r in found if r["method"] != RAW_PIXELS]
-    _, shared = layout.row_names(found, table.notes, table.facts)
-    text = _rows(table, found)
+    name, shared = layout.row_names(found, table.notes, table.facts)
+    text = _rows(table, found, name, table.columns)
     if not trained:
         return text
     layers = "" if table.levels or len(table.layers) > 1 else f"Metrics at the {table.layers[0]}."
@@ -33,10 +32,12 @@ def render(table: Table, found: Sequence[Result], where: str = "the table") -> s
     return f"{text}\n\n" + " ".join(filter(None, ["In percent.", layers, shared, f"{sizes}; {_provenance(trained)}"]))
 
 
-def _rows(table: Table, found: Sequence[Result]) -> str:
-    name, _ = layout.row_names(found, table.notes, table.facts)
+def _rows(
+    table: Table, found: Sequence[Result], name: Callable[[Result], Sequence[str]], columns: Mapping[str, str]
+) -> str:
+    """Returns the rows of a table with these columns; `name` is of `layout.row_names`."""
     shown = [result | {"metrics": _at_own_layers(result)} for result in found]
-    return layout.markdown_table(shown, ["method"], name, table.columns, *_parts(table))
+    return layout.markdown_table(shown, ["method"], name, columns, *_parts(table))
 
 
 def _at_own_layers(result: Result) -> dict[str, float]:
@@ -191,7 +192,8 @@ def clusters(of_tables: Mapping[str, Sequence[Result]]) -> str:
     for name, found in of_tables.items():
         table, measured = TABLES[name], [result for result in found if CLUSTERS.keys() & result["metrics"].keys()]
         if measured:
-            parts.append(f"`{name}`:\n\n{_rows(dataclasses.replace(table, columns=columns), measured)}")
+            cells, _ = layout.row_names(measured, table.notes, table.facts)
+            parts.append(f"`{name}`:\n\n{_rows(table, measured, cells, columns)}")
     return "\n\n".join(parts)
 
 

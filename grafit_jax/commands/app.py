@@ -28,22 +28,16 @@ _PORT = flags.DEFINE_integer("port", 7860, "port to serve the page at", lower_bo
 
 
 def main(argv):
-    if _WORKDIR.value is not None and _MODEL.value is not None:
-        raise UserError("found both --workdir and --model; expected one.")
+    where = models.given(_WORKDIR.value, _MODEL.value)
     parallel.warn_of_unseen()
     galleries: dict[str, grafit_jax.Gallery] = {}
     for name in _GALLERY.value:
         gallery = grafit_jax.Gallery.load(name)
         first = next(iter(galleries.values()), gallery)
-        files = gallery.features.filename
-        if files is None or not all(map(str, files)):
-            raise UserError(
-                f"{name}: found images without a file; expected a gallery of image files; use experiments/embed.py "
-                "--images=FOLDER."
-            )
+        models.files(gallery, name)
         if gallery.layer in galleries or gallery.features.id.tolist() != first.features.id.tolist():
             raise UserError(f"{name}: found a layer twice, or other images; expected another layer of the same images.")
-        model = first.model or models.of_gallery(gallery, _WORKDIR.value or _MODEL.value, name)
+        model = first.model or models.of_gallery(gallery, where, name)
         galleries[gallery.layer] = grafit_jax.Gallery(gallery.features, model)
     page = app.build(galleries, k=_K.value)
     try:

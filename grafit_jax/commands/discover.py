@@ -21,7 +21,7 @@ from absl import flags
 
 import grafit_jax
 from grafit_jax import parallel
-from grafit_jax.commands import cli
+from grafit_jax.commands import cli, models
 from grafit_jax.errors import UserError, warn, writing
 from grafit_jax.report import discovered, hits
 from grafit_jax.runs import workdir
@@ -47,23 +47,18 @@ def main(argv):
         raise UserError(f"found {labels}, which may hold corrected labels; use another --out, or move it.")
     parallel.warn_of_unseen()
     gallery = _gallery()
-    files = gallery.features.filename
-    if files is None or not all(map(str, files)):
-        raise UserError(
-            f"{_GALLERY.value}: found images without a file; expected a gallery of image files; use "
-            "experiments/embed.py --images=FOLDER."
-        )
+    files = models.files(gallery, _GALLERY.value)
     groups = gallery.discover(within=_WITHIN.value, k=_K.value, most=_MOST.value)
     print(discovered.plain(groups))
     print(discovered.summary(groups))
-    discovered.write_labels(labels, groups, files.astype(str).tolist())
+    discovered.write_labels(labels, groups, files)
     print(f"labels: {labels}")
     ids = gallery.features.id.astype(str).tolist()
     lost: list[str] = []
 
     def image_of(row: int) -> np.ndarray:
         try:
-            return hits.read(str(files[row]))
+            return hits.read(files[row])
         except UserError as error:
             lost.append(str(error))
             return hits.MISSING
@@ -77,9 +72,7 @@ def main(argv):
 
 
 def _gallery() -> grafit_jax.Gallery:
-    if _WORKDIR.value is not None and _MODEL.value is not None:
-        raise UserError("found both --workdir and --model; expected one.")
-    where = _WORKDIR.value or _MODEL.value
+    where = models.given(_WORKDIR.value, _MODEL.value)
     if where is not None:
         return grafit_jax.Gallery.build(grafit_jax.load(where), _GALLERY.value, layer=_LAYER.value, progress=True)
     if flags.FLAGS["layer"].present:

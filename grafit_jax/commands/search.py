@@ -68,8 +68,8 @@ def main(argv):
         names, found = [str(gallery.features.id[row]) for row in rows], gallery.search_ids(_IDS.value, _K.value)
     else:
         if gallery.model is None:
-            model_of_it = models.of_gallery(gallery, _WORKDIR.value or _MODEL.value, str(_GALLERY.value))
-            gallery = grafit_jax.Gallery(gallery.features, model_of_it)
+            embedder = models.of_gallery(gallery, _WORKDIR.value or _MODEL.value, str(_GALLERY.value))
+            gallery = grafit_jax.Gallery(gallery.features, embedder)
         listed = [*photos.each(_QUERY.value)]
         names, found = [photo.id for photo in listed], gallery.search([photo.image for photo in listed], _K.value)
     print(hits.table(names, found, gallery))
@@ -89,8 +89,7 @@ def main(argv):
 def _check_flags() -> None:
     if bool(_QUERY.value) == bool(_IDS.value):
         raise UserError("found both or neither of --query=IMAGE and --ids=ID,ID; expected one.")
-    if _WORKDIR.value is not None and _MODEL.value is not None:
-        raise UserError("found both --workdir and --model; expected one.")
+    models.given(_WORKDIR.value, _MODEL.value)
     if _GALLERY.value is None and _WORKDIR.value is None:
         raise UserError(
             "found no --gallery; expected --gallery=FILE, written by experiments/embed.py, or --workdir=DIR."

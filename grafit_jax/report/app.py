@@ -15,11 +15,11 @@ from grafit_jax.report import hits
 
 # Largest number of neighbours that the page offers.
 _MOST = 50
-# Options of `gradio.Blocks.launch`: nothing is loaded from other servers or sent to them.
 _CSS = """
 #near .grid-container { grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)) !important; }
 #near .caption-label { white-space: normal; max-width: 100%; left: 0; right: 0; }
 """
+# Options of `gradio.Blocks.launch`: nothing is loaded from other servers or sent to them.
 LAUNCH: Mapping[str, Any] = {"quiet": True, "share": False, "footer_links": [], "run_history": False, "css": _CSS}
 _COLUMNS = ("path", "split", "coarse", "similarity")
 

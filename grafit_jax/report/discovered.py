@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import PIL.Image
 
 from grafit_jax.errors import writing
 from grafit_jax.report import markup, thumbnails
@@ -129,8 +128,7 @@ def _row(group: Group, cluster: int, ids: Sequence[str], image_of: Callable[[int
     members, items = group.members(cluster), ""
     for i in members[:_SHOWN]:
         row = group.rows[i]
-        image = PIL.Image.fromarray(image_of(row))
-        image.thumbnail((_SIDE, _SIDE), PIL.Image.Resampling.BOX)
+        image = thumbnails.thumbnail(image_of(row), _SIDE)
         label = "" if group.label is None else str(group.label[i])
         words = ", ".join(filter(None, [label, f"similarity {group.similarity[i]:.3f}", ids[row]]))
         caption = f'<small aria-hidden="true">{text(label)}</small>' if label else ""

@@ -26,9 +26,15 @@ def thumbnails(images: Any, rows: np.ndarray, side: int) -> dict[int, PIL.Image.
     read = (image for batch in records.in_order(images[chosen], _READ_BATCH) for image in batch)
     made = {}
     for row, image in zip(np.flatnonzero(chosen).tolist(), read, strict=True):
-        made[row] = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        made[row].thumbnail((side, side), PIL.Image.Resampling.BOX)
+        made[row] = thumbnail(image, side)
     return made
+
+
+def thumbnail(image: np.ndarray, side: int) -> PIL.Image.Image:
+    """Returns an image, uint8 [H, W, C], with at most `side` pixels per side and the aspect ratio kept."""
+    small = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    small.thumbnail((side, side), PIL.Image.Resampling.BOX)
+    return small
 
 
 def sheet(images: Sequence[PIL.Image.Image]) -> tuple[str, int]:

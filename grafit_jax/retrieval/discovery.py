@@ -59,7 +59,7 @@ class Group:
         names, counts = np.unique(known[known != ""], return_counts=True)
         return (str(names[counts.argmax()]), float(counts.max() / counts.sum())) if len(names) else ("", 0.0)
 
-    @property
+    @functools.cached_property
     def agreement(self) -> dict[str, float]:
         """Agreement with the finer classes where these are known; else empty.
 
@@ -81,9 +81,9 @@ def discover(
     """Clusters the images of each known class by k-means of unit vectors.
 
     The known classes are those of the level above the finest, or of a single coarse level; without either, all images
-    are one group. Without `k`, the number of clusters
-    of each class is that of 2 to `most` with the largest mean silhouette of cosine distances. That cannot say that a
-    class has no finer ones, so each is divided. A class of fewer than three images is one cluster.
+    are one group. Without `k`, the number of clusters of each class is that of 2 to `most` with the largest mean
+    silhouette of cosine distances. That cannot say that a class has no finer ones, so each is divided. A class of fewer
+    than three images is one cluster.
 
     Args:
       features: the embeddings, with labels and file names where they are known.
@@ -108,6 +108,7 @@ def discover(
         kept = np.flatnonzero(name == choose(within, "class", np.unique(name).tolist()))
     names, group = np.unique(name[kept], return_inverse=True)
     rows, size = unit(features.embedding[kept]), np.bincount(group)
+    own = [rows[group == g] for g in range(len(names))]
     candidates = [k] if k is not None else [*range(2, min(most, int(size.max()) - 1) + 1)] or [1]
     best = [np.zeros(n, int) for n in size]
     silhouettes: list[dict[int, float]] = [{} for _ in size]
@@ -116,13 +117,10 @@ def discover(
         for g, cluster in enumerate(_clustered(rows, ks, group, seed)):
             found = len(np.unique(cluster))
             if 1 < found < size[g]:
-                silhouettes[g][found] = float(np.mean(silhouette(rows[group == g], cluster)))
+                silhouettes[g][found] = float(np.mean(silhouette(own[g], cluster)))
             if k is not None or found == max(silhouettes[g], key=silhouettes[g].__getitem__, default=0):
                 best[g] = cluster
-    return [
-        _group(str(names[g]), kept[group == g], best[g], rows[group == g], silhouettes[g], label)
-        for g in range(len(names))
-    ]
+    return [_group(str(names[g]), kept[group == g], best[g], own[g], silhouettes[g], label) for g in range(len(names))]
 
 
 def silhouette(rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
@@ -132,10 +130,7 @@ def silhouette(rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
       rows: float [n, D], unit length.
       cluster: int [n], of at least two values.
     """
-    code, count = np.unique(cluster, return_inverse=True, return_counts=True)[1:]
-    rows = rows.astype(np.float64)
-    total = np.zeros((len(count), rows.shape[1]))
-    np.add.at(total, code, rows)
+    code, count, total = _sums(rows, cluster)
     distance = count - rows @ total.T  # sums of 1 - cosine to the rows of each cluster, 0 to a row itself
     own = np.arange(len(rows)), code
     inside = distance[own] / np.maximum(count[code] - 1, 1)
@@ -145,6 +140,14 @@ def silhouette(rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     larger = np.maximum(inside, outside)
     value = np.divide(outside - inside, larger, out=np.zeros(len(rows)), where=larger > 0)
     return np.where(count[code] == 1, 0.0, value)
+
+
+def _sums(rows: np.ndarray, cluster: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the clusters numbered from 0, int [n], and the number [k] and sum [k, D] of their rows, in float64."""
+    code, count = np.unique(cluster, return_inverse=True, return_counts=True)[1:]
+    total = np.zeros((len(count), rows.shape[1]))
+    np.add.at(total, code, rows.astype(np.float64))
+    return code, count, total
 
 
 def _levels(features: Features) -> tuple[np.ndarray, np.ndarray | None]:
@@ -179,11 +182,9 @@ def _group(
     silhouettes: Mapping[int, float],
     label: np.ndarray | None,
 ) -> Group:
-    code, count = np.unique(cluster, return_inverse=True, return_counts=True)[1:]
+    code, count, total = _sums(vectors, cluster)
     rank = np.empty(len(count), int)
     rank[np.argsort(-count, kind="stable")] = np.arange(len(count))
-    total = np.zeros((len(count), vectors.shape[1]))
-    np.add.at(total, code, vectors.astype(np.float64))
     centre = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), np.finfo(float).tiny)
     similarity = np.sum(vectors * centre[code], axis=1).astype(np.float32)
     return Group(name, rows, rank[code], similarity, silhouettes, None if label is None else label[rows])

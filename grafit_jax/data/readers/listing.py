@@ -19,7 +19,7 @@ TEST_SPLITS = tuple(name for name, split in SPLIT_OF.items() if split == "test")
 # Maps the names of the splits found, and their description in messages, to {split: name}.
 _Splits = Callable[[Iterable[str], str], dict[str, str]]
 # The levels of folders, and of a CSV with a column coarse. A folder tree of more levels has others between them.
-_LEVELS = ("coarse", "fine")
+LEVELS = ("coarse", "fine")
 # Columns of a CSV that are no levels, and names that the names of metrics give another meaning.
 _NO_LEVELS = ("path", "split", "similarity")
 _TAKEN = ("trunk", "projector", "gallery", "within", "cluster", "label", "id", "filename")
@@ -78,27 +78,30 @@ def list_images(kind: str, path: pathlib.Path, *, test_split: str = "", need_tes
 
 def _check_divided(listed: dict[str, list[Example]], where: str) -> None:
     """Raises a UserError if a class has finer ones in a split, but is its own finer class in another one."""
+    divided = {split: _divided(examples) for split, examples in listed.items()}
     for split, examples in listed.items():
         deepest = max(len(e.classes) for e in examples)
         own = {e.classes: e.file for e in examples if len(e.classes) < deepest}
-        for other, of_other in listed.items():
-            for e in of_other if other != split else ():
-                for depth in range(1, len(e.classes)):
-                    if e.classes[:depth] in own:
-                        raise UserError(
-                            f"{where}: found a finer class of {'/'.join(e.classes[:depth])} in {other} ({e.file}) but "
-                            f"none in {split} ({own[e.classes[:depth]]}), where other classes have some; expected both "
-                            "or neither."
-                        )
+        for other in listed.keys() - {split}:
+            for classes in sorted(own.keys() & divided[other].keys()):
+                raise UserError(
+                    f"{where}: found a finer class of {'/'.join(classes)} in {other} ({divided[other][classes]}) but "
+                    f"none in {split} ({own[classes]}), where other classes have some; expected both or neither."
+                )
+
+
+def _divided(examples: list[Example]) -> dict[tuple[str, ...], str]:
+    """Returns the classes that have finer ones, each with the file of such an image."""
+    return {e.classes[:depth]: e.file for e in examples for depth in range(1, len(e.classes))}
 
 
 def _completed(examples: list[Example], where: str) -> list[Example]:
-    """Returns the examples with equally many classes: one without finer classes is its own.
+    """Returns the examples with equally many classes, by `completed`.
 
     Raises:
       UserError: some images of a class have a finer class, others do not.
     """
-    divided = {e.classes[:depth]: e.file for e in examples for depth in range(1, len(e.classes))}
+    divided = _divided(examples)
     deepest = max(len(e.classes) for e in examples)
     for e in examples:
         if e.classes in divided:
@@ -106,7 +109,12 @@ def _completed(examples: list[Example], where: str) -> list[Example]:
                 f"{where}: found a finer class of {'/'.join(e.classes)} for {divided[e.classes]} but none for "
                 f"{e.file}; expected one for every image of a class or for none."
             )
-    return [dataclasses.replace(e, classes=e.classes + e.classes[-1:] * (deepest - len(e.classes))) for e in examples]
+    return [dataclasses.replace(e, classes=completed(e.classes, deepest)) for e in examples]
+
+
+def completed(classes: tuple[str, ...], levels: int) -> tuple[str, ...]:
+    """Returns the classes of an image at so many levels: one without a finer class is its own."""
+    return classes + classes[-1:] * (levels - len(classes))
 
 
 def _warn(listed: dict[str, list[Example]], where: str) -> None:
@@ -180,7 +188,7 @@ def _list_folder(root: pathlib.Path, splits: _Splits) -> tuple[tuple[str, ...], 
     if tree.empty:
         warn(f"folder:{root}: found {len(tree.empty)} folders without images, such as {tree.empty[0]}")
     deepest = max((len(e.classes) for examples in listed.values() for e in examples), default=0)
-    coarse, fine = _LEVELS
+    coarse, fine = LEVELS
     return (coarse, *(f"level{n}" for n in range(2, deepest)), fine), listed
 
 
@@ -264,7 +272,7 @@ def _composed(name: str) -> str:
 
 def _list_csv(path: pathlib.Path, splits: _Splits) -> tuple[tuple[str, ...], dict[str, list[Example]]]:
     """Lists the levels and images of a CSV with the columns path and split, in their order; see `levels_of`."""
-    rows = read_csv(path, ("path", "split"), _LEVELS)
+    rows = read_csv(path, ("path", "split"), LEVELS)
     levels = levels_of(rows, path)
     names = dict.fromkeys(row["split"] for _, row in rows)
     for line, row in rows:
@@ -305,32 +313,32 @@ def _list_csv(path: pathlib.Path, splits: _Splits) -> tuple[tuple[str, ...], dic
 
 
 def level_columns(columns: Iterable[str]) -> tuple[str, ...]:
-    """Returns the levels of a CSV: without a column coarse, all columns but path, split and similarity."""
+    """Returns the levels of a CSV: coarse and fine or, with neither, all columns but path, split and similarity."""
     columns = [*columns]
-    return _LEVELS if _LEVELS[0] in columns else tuple(name for name in columns if name not in _NO_LEVELS)
+    return tuple(name for name in columns if name not in _NO_LEVELS) if {*LEVELS}.isdisjoint(columns) else LEVELS
 
 
 def levels_of(rows: Sequence[tuple[int, dict[str, str]]], path: pathlib.Path) -> tuple[str, ...]:
     """Returns the levels of a CSV from the rows of `read_csv`, from coarse to fine.
 
-    They are coarse and fine or, without a column coarse, all columns but path and split.
+    They are those of `level_columns`.
 
     Raises:
       UserError: no column of a level, or one whose name metrics cannot have.
     """
-    columns = [*rows[0][1]] if rows else [*_LEVELS]
+    columns = [*rows[0][1]] if rows else [*LEVELS]
     levels = level_columns(columns)
     if not levels:
         raise UserError(
             f"{path}: found the columns {', '.join(columns)}; expected also coarse and, if known, fine, or a column "
             "for each level, from coarse to fine."
         )
-    if levels == _LEVELS:
+    if levels == LEVELS:
+        if LEVELS[0] not in columns:
+            raise UserError(
+                f"{path}: found a column fine but none called coarse; expected both; rename the coarser column."
+            )
         return levels
-    if "fine" in levels:
-        raise UserError(
-            f"{path}: found a column fine but none called coarse; expected both; rename the coarser column."
-        )
     warn(f"{path}: found no column coarse; used as levels, from coarse to fine: {', '.join(levels)}")
     for name in levels:
         if not re.fullmatch(r"[\w -]+", name) or name in _TAKEN:

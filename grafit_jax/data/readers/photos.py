@@ -115,18 +115,15 @@ def _of_folder(path: str) -> Iterator[Photo]:
 
 
 def _of_csv(path: pathlib.Path) -> Iterator[Photo]:
-    rows = listing.read_csv(path, ("path",), ("coarse", "fine"))
+    rows = listing.read_csv(path, ("path",), listing.LEVELS)
     if not rows:
         raise UserError(f"{path}: found no rows; expected an image in each.")
     columns = rows[0][1]
-    levels: tuple[str, ...] = ("coarse", "fine")
-    if "split" in columns and not {*levels} & columns.keys():
-        levels = listing.level_columns(columns)
+    levels = listing.level_columns(columns) if "split" in columns else listing.LEVELS
     for line, row in rows:
         if not row["path"]:
             raise UserError(f"{path}, line {line}: found no path; expected one for every image.")
-        names = [row.get(level, "") for level in levels]
-        if levels != ("coarse", "fine"):  # a class without finer ones is its own, as in training
-            known = [name for name in names if name]
-            names = (known + known[-1:] * len(names))[: len(names)]
+        names = tuple(row.get(level, "") for level in levels)
+        if levels != listing.LEVELS:
+            names = listing.completed(tuple(filter(None, names)), len(levels))
         yield _of_file(str(path.parent / row["path"]), *names[-2:])

@@ -70,7 +70,7 @@ REST = (
            "own[np.argsort(-self.similarity[own]", "own[np.argsort(self.similarity[own]",
            "discovery::test_members_are_sorted_by_the_similarity_to_the_centre_of_their_cluster"),
     mutant("a class without finer ones unlabelled", "grafit_jax/data/readers/listing.py",
-           "e.classes[-1:] * (deepest - len(e.classes))", "e.classes[:1] * (deepest - len(e.classes))",
+           "classes[-1:] * (levels - len(classes))", "classes[:1] * (levels - len(classes))",
            "listing::test_a_hierarchy_of_three_levels"),
     mutant("probe: intercept penalised", "grafit_jax/retrieval/probe.py",
            "jnp.sum(weight[:-1] ** 2)", "jnp.sum(weight**2)",

@@ -1,11 +1,13 @@
 """The page to search with, in Chromium: upload, neighbours, labels, a file that is no image, a phone; its command."""
 
 import csv
+import socket
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from grafit_jax.commands import models
 from grafit_jax.errors import UserError
 from grafit_jax.gallery import Gallery
 from grafit_jax.report import app
@@ -89,6 +91,11 @@ def texts(browser, selector):
 
 def ticks(browser):
     return browser.find_elements("css selector", "#ticked input[type=checkbox]")
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 @browsers.NEEDED
@@ -175,14 +182,36 @@ def test_the_page_fits_a_phone_and_asks_no_other_server(visit, browser, served, 
         (["--gallery=a.npz", "--workdir=a", "--model=b"], "found both --workdir and --model; expected one."),
         (["--gallery=no_files.npz"], "no_files.npz: found images without a file; expected a gallery of image files"),
         (["--gallery=lost.npz"], "lost.npz: found no record of its model; expected the model that made it; use"),
+        (["--gallery=a.npz", "--host=256.1.1.1"], "cannot serve at 256.1.1.1:"),
     ],
 )
 def test_command_errors(photos, tmp_path, words, message):
     features = photos["trunk"].features
     Gallery(Features(features.embedding, features.id)).save(tmp_path / "no_files.npz")
     Gallery(Features(features.embedding, features.id, filename=features.filename)).save(tmp_path / "lost.npz")
-    done = main("app", *words, cwd=tmp_path)
+    done = main("app", f"--port={free_port()}", *words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {message}"), done.stderr
+
+
+def test_a_port_in_use_is_named_at_once(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = main("app", "--gallery=none.npz", f"--port={port}", cwd=tmp_path)
+    assert done.returncode == 2
+    why = "Address already in use; use another --port or --host."
+    assert done.stderr == f"error: cannot serve at 127.0.0.1:{port}: {why}\n"
+
+
+@pytest.mark.parametrize(("layer", "rows"), [("trunk", 12), ("projector", 11)])
+def test_a_second_gallery_is_of_another_layer_and_the_same_images(photos, tmp_path, monkeypatch, layer, rows):
+    f = photos[layer].features
+    second = Features(f.embedding[:rows], f.id[:rows], filename=f.filename[:rows], made_by=f.made_by)
+    photos["trunk"].save(tmp_path / "a.npz")
+    Gallery(second).save(tmp_path / "b.npz")
+    monkeypatch.setattr(models, "of_gallery", lambda *_: MeanColour())
+    done = main("app", f"--port={free_port()}", "--gallery=a.npz", "--gallery=b.npz", cwd=tmp_path)
+    expected = "b.npz: found a layer twice, or other images; expected another layer of the same images."
+    assert (done.returncode, done.stderr) == (2, f"error: {expected}\n")
 
 
 def test_without_gradio_the_extra_is_named(photos, monkeypatch):

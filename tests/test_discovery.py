@@ -93,6 +93,23 @@ def test_classes_of_fewer_than_three_images_are_not_divided():
     assert [len(group) for group in discover(planted(sizes=((1,), (2,)), names=("a", "b")))] == [1, 1]
 
 
+def test_classes_are_clustered_a_few_at_a_time(monkeypatch):
+    sizes = ((12, 9), (2,), (8, 5, 4), (1,), (11, 6))
+    features = planted(sizes=sizes, names=("a", "b", "c", "d", "e"))
+    expected = discover(features, most=4)
+    assert [len(group) for group in expected] == [2, 1, 3, 1, 2]
+    calls = []
+    whole = discovery.kmeans
+    monkeypatch.setattr(discovery, "kmeans", lambda rows, ks, **of: calls.append(len(ks)) or whole(rows, ks, **of))
+    monkeypatch.setattr(discovery, "_TOGETHER", 2)
+    found = discover(features, most=4)
+    assert {*calls} == {2, 1} and [group.name for group in found] == [*"abcde"]
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got.rows, want.rows)
+        np.testing.assert_array_equal(got.cluster, want.cluster)
+        assert got.silhouette == pytest.approx(want.silhouette)
+
+
 def test_duplicates_are_one_cluster():
     row = np.random.default_rng(0).normal(size=(1, 4)).astype(np.float32)
     features = Features(np.repeat(row, 6, axis=0), np.arange(6), coarse_label=np.full(6, "a"))

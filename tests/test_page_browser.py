@@ -215,7 +215,10 @@ def test_the_page_of_proposed_classes(show, tmp_path):
         browser.get((tmp_path / "found.html").as_uri())
         assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [width, width]
         assert len(texts(browser, ".cluster h3")) == 6
-        browser.execute_script("document.querySelector('#overview th:nth-child(2) button').click()")
+        names = texts(browser, "#overview tbody tr > :first-child")
+        browser.execute_script("document.querySelector('#overview th:nth-child(1) button').click()")
+        browser.execute_script("document.querySelector('#overview th:nth-child(1) button').click()")
+        assert texts(browser, "#overview tbody tr > :first-child") == names[::-1] != names == sorted(names)
         browser.find_elements("css selector", ".near img")[0].click()
         assert browser.execute_script("return document.querySelector('dialog').open")
         press(browser, keys.ESCAPE)

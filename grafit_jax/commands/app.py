@@ -11,6 +11,8 @@ make the layer a choice. The model that made it embeds the photos; --workdir or 
 The page is served to this machine only; --host=0.0.0.0 serves it to the network.
 """
 
+import socket
+
 from absl import flags
 
 import grafit_jax
@@ -29,6 +31,12 @@ _PORT = flags.DEFINE_integer("port", 7860, "port to serve the page at", lower_bo
 
 def main(argv):
     where = models.given(_WORKDIR.value, _MODEL.value)
+    host, port = _HOST.value, _PORT.value
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:  # Gradio would say that the port is in use, whatever is wrong
+        why = str(error.strerror).partition(" (")[0]
+        raise UserError(f"cannot serve at {host}:{port}: {why}; use another --port or --host.") from error
     parallel.warn_of_unseen()
     galleries: dict[str, grafit_jax.Gallery] = {}
     for name in _GALLERY.value:
@@ -40,13 +48,7 @@ def main(argv):
         model = first.model or models.of_gallery(gallery, where, name)
         galleries[gallery.layer] = grafit_jax.Gallery(gallery.features, model)
     page = app.build(galleries, k=_K.value)
-    try:
-        page.launch(server_name=_HOST.value, server_port=_PORT.value, prevent_thread_lock=True, **app.LAUNCH)
-    except OSError as error:
-        what = "found it in use" if "empty port" in str(error) else str(error)
-        raise UserError(
-            f"cannot serve at {_HOST.value}:{_PORT.value}: {what}; use another --port or --host."
-        ) from error
+    page.launch(server_name=host, server_port=port, prevent_thread_lock=True, **app.LAUNCH)
     print(f"page: {page.local_url} (Ctrl-C ends it)")
     page.block_thread()
 

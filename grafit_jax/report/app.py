@@ -40,6 +40,7 @@ def build(galleries: Mapping[str, Gallery], *, k: int = 12) -> Any:
     gradio = _gradio()
     layers = [*galleries]
     most = min(_MOST, *map(len, galleries.values()))
+    folder = tempfile.TemporaryDirectory(prefix="grafit_")  # removed with the page
 
     def search(photo: str | None, number: float, layer: str) -> list[Any]:
         found = []
@@ -65,7 +66,7 @@ def build(galleries: Mapping[str, Gallery], *, k: int = 12) -> Any:
             gradio.Warning("Tick at least one neighbour, and name their class.")
             return [gradio.skip()] * 3
         more = {os.path.abspath(near[i].filename): (name.strip(), near[i].similarity) for i in ticked}
-        return _labelled(gradio, {**labels, **more})
+        return _labelled(gradio, {**labels, **more}, folder.name)
 
     # Uploads and pictures are deleted after a day.
     with gradio.Blocks(title="grafit", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
@@ -108,9 +109,9 @@ def _title(hit: Hit) -> str:
     return f"{hit.label or os.path.basename(hit.filename)} {hit.similarity:.3f}"
 
 
-def _labelled(gradio: Any, labels: Mapping[str, tuple[str, float]]) -> list[Any]:
-    """Writes the CSV; returns the labels, the button that downloads it, and no ticks."""
-    path = pathlib.Path(tempfile.mkdtemp(prefix="grafit_")) / "labels.csv"
+def _labelled(gradio: Any, labels: Mapping[str, tuple[str, float]], folder: str) -> list[Any]:
+    """Writes the CSV below `folder`; returns the labels, the button that downloads it, and no ticks."""
+    path = pathlib.Path(tempfile.mkdtemp(dir=folder)) / "labels.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)

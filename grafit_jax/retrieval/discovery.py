@@ -17,6 +17,9 @@ EVERYTHING = "all images"
 UNLABELLED = "no class"
 # Runs of k-means from other initialisations, of which the one with the least inertia is kept.
 _RUNS = 3
+# Classes that are clustered in one call. The cost of a call grows with the square of their number, and each call
+# compiles anew.
+_TOGETHER = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,8 +110,22 @@ def discover(
     if within is not None:
         kept = np.flatnonzero(name == choose(within, "class", np.unique(name).tolist()))
     names, group = np.unique(name[kept], return_inverse=True)
-    rows, size = unit(features.embedding[kept]), np.bincount(group)
-    own = [rows[group == g] for g in range(len(names))]
+    rows = unit(features.embedding[kept])
+    found = []
+    for first in range(0, len(names), _TOGETHER):
+        part = np.flatnonzero((group >= first) & (group < first + _TOGETHER))
+        for g, (cluster, silhouettes) in enumerate(_divided(rows[part], group[part] - first, k, most, seed), first):
+            own = group == g
+            found.append(_group(str(names[g]), kept[own], cluster, rows[own], silhouettes, label))
+    return found
+
+
+def _divided(
+    rows: np.ndarray, group: np.ndarray, k: int | None, most: int, seed: int
+) -> list[tuple[np.ndarray, dict[int, float]]]:
+    """Returns for each group the clusters of its rows, and the mean silhouette of each number that was tried."""
+    size = np.bincount(group)
+    own = [rows[group == g] for g in range(len(size))]
     candidates = [k] if k is not None else [*range(2, min(most, int(size.max()) - 1) + 1)] or [1]
     best = [np.zeros(n, int) for n in size]
     silhouettes: list[dict[int, float]] = [{} for _ in size]
@@ -120,7 +137,7 @@ def discover(
                 silhouettes[g][found] = float(np.mean(silhouette(own[g], cluster)))
             if k is not None or found == max(silhouettes[g], key=silhouettes[g].__getitem__, default=0):
                 best[g] = cluster
-    return [_group(str(names[g]), kept[group == g], best[g], own[g], silhouettes[g], label) for g in range(len(names))]
+    return [*zip(best, silhouettes, strict=True)]
 
 
 def silhouette(rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:

@@ -10,7 +10,9 @@ Command:
         --workdir=runs/clusterfit --config.data.data_dir=$HOME/tensorflow_datasets
 
 Arguments:
-    method= (default: grafit) a method of docs/paper.md section 2.
+    method= (default: grafit) a method of docs/paper.md section 2 or 3. Methods of protocol "maskcon" use the same views
+        for query and key, the same trunk and epochs; their temperature, heads without batch norm, constant key momentum
+        and queue (8,192 keys; 2,048 in the presets of few classes) differ [ours].
     preset= (default: r18)
         paper       ResNet-50 with a 32 px stem, T = 8, 600 epochs, batch 1024: the paper's recipe as far as known.
         r18         ResNet-18, T = 4, 200 epochs, batch 256, for one accelerator.
@@ -108,6 +110,7 @@ def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, PRESETS, method="grafit", preset="r18", seed=0, level="", init="")
     c.data.train_level = arg.level
     c.clusterfit.source = arg.init
+    config_files.beside_others(c, queue_size=2048 if c.data.coarse_classes else 8192)
     return c
 
 

@@ -26,7 +26,7 @@ Expect: fine mAP and k-NN in percent at the trunk, preset=lite0: frozen 40.2 and
     maskcon 42.6 and 61.3 at a rate not chosen for it (one).
 """
 
-from grafit_jax import config_files, methods, pretrained
+from grafit_jax import config_files, pretrained
 from grafit_jax.config_files import FINE_TUNING
 from grafit_jax.errors import choose
 
@@ -48,18 +48,13 @@ _LITE0 = {
     "checkpoint.keep": 1,
 }
 PRESETS = {"lite0": _LITE0, "lite0_long": {**_LITE0, "train.epochs": 40, "eval.every_epochs": 4}}
-_MASKCON = {"model.head_batch_norm": False, "loss.temperature": 0.1, "queue.size": 1024, "ema.final": 0.99}
 
 
 def get_config(arg=None):
     c, arg = config_files.start(arg, {}, PRESETS, method="grafit", preset="lite0", split="test", seed=0, init="")
     c.data.variant = choose(arg.split, "split", ("test", "validation"))
     c.model.pretrained = arg.init or pretrained.KNOWN[c.model.trunk]
-    method = methods.get(arg.method)
-    if method.protocol == "maskcon":
-        c.update_from_flattened_dict(_MASKCON)
-        views = {key: c.views[key] for key in c.key_views}
-        c.key_views.update(views)
+    config_files.beside_others(c, queue_size=1024)
     return c
 
 

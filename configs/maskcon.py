@@ -16,8 +16,9 @@ Arguments:
         cars        Stanford Cars; first: python experiments/prepare.py --dataset=cars196 --manual_dir=DIR.
         imagenet32  ImageNet at 32 px; first: tfds build imagenet_resized/32x32.
         sop         Stanford Online Products; first: tfds build stanford_online_products.
-    method= (default: grafit_maskcon) selfcon, supcon, supce, grafit_maskcon, coins or maskcon; or a method of protocol
-        "paper", which runs with its own losses on the same data, trunk and number of epochs.
+    method= (default: grafit_maskcon) selfcon, supcon, supce, grafit_maskcon, coins or maskcon; spread or ancor, later
+        methods on the same step; or a method of protocol "paper", which runs with its own losses on the same data, trunk
+        and number of epochs.
     preset= (default: full)
         full  ResNet-18 in bfloat16, 128 images per step, 200 epochs (imagenet32: 256 images, 100 epochs). The recipe is
               for one accelerator. Without model.pretrained the trunk starts from scratch.
@@ -134,7 +135,7 @@ def get_config(arg=None):
     if methods.get(arg.method).protocol == "maskcon":
         c.model.head_batch_norm = False
         c.model.head_init = "pytorch"
-        c.loss.temperature = 0.1
+        c.loss.temperature = config_files.temperature_of(arg.method)
     if arg.dataset == "sop":
         c.data.variant = arg.split
     return c

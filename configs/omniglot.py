@@ -37,7 +37,6 @@ from grafit_jax import config_files, methods
 from grafit_jax.config_files import SMALL
 from grafit_jax.errors import choose
 
-_MASKCON = {"model.head_batch_norm": False, "loss.temperature": 0.1, "queue.size": 2048, "ema.final": 0.99}
 PRESETS = {
     "cpu": {
         **SMALL,
@@ -64,13 +63,10 @@ def get_config(arg=None):
     )
     c.data.variant = choose(arg.variant, "variant", ("within", "unseen"))
     c.data.train_level = choose(arg.level, "level", ("coarse", "fine"))
-    method = methods.get(arg.method)
-    if method.uses_clusters:
+    if methods.get(arg.method).uses_clusters:
         c.clusterfit.source = arg.init
         c.clusterfit.num_clusters = 300
-    if method.protocol == "maskcon":
-        c.update_from_flattened_dict(_MASKCON)
-        c.key_views.crop_scale, c.key_views.flip_prob = c.views.crop_scale, c.views.flip_prob
+    config_files.beside_others(c, queue_size=2048)
     return c
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from grafit_jax import config as config_lib
+from grafit_jax import methods
 from grafit_jax.errors import UserError, choose, did_you_mean
 
 
@@ -109,6 +110,30 @@ def start(
     if presets:
         c.update_from_flattened_dict(presets[choose(given.preset, "preset", presets)])
     return c, given
+
+
+# t0 of the methods whose released code has another one than MaskCon's 0.1.
+_TEMPERATURES = {"spread": 0.5, "ancor": 0.2}
+
+
+def temperature_of(method: str) -> float:
+    """Returns t0 of a method of protocol "maskcon", as in its released code (docs/paper.md section 3)."""
+    return _TEMPERATURES.get(method, 0.1)
+
+
+def beside_others(c: ml_collections.ConfigDict, *, queue_size: int) -> None:
+    """Completes the config of a method of protocol "maskcon" among those of protocol "paper" [ours].
+
+    It keeps trunk, epochs and views, which query and key share. Its heads have no batch norm, and the momentum of its
+    key encoder is constant. Other methods are left as they are.
+    """
+    if methods.get(c.method).protocol != "maskcon":
+        return
+    c.model.head_batch_norm = False
+    c.loss.temperature = temperature_of(c.method)
+    c.queue.size = queue_size
+    c.ema.final = 0.99
+    c.key_views.update({key: c.views[key] for key in c.key_views})
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:

@@ -1,7 +1,7 @@
-"""Losses of Grafit and of protocol "maskcon" (docs/paper.md sections 2 and 3), as pure functions of arrays.
+"""Losses of Grafit and cross-entropy (docs/paper.md section 2), as pure functions of arrays.
 
-Each returns one float32 per example. Shapes: B examples, D embedding size, R memory rows on this device, K keys in the
-queue, T views.
+Each returns one float32 per example. Shapes: B examples, D embedding size, R memory rows on this device, T views. The
+losses over a queue of keys are in `queue_losses`.
 """
 
 import functools
@@ -55,7 +55,7 @@ def knn_loss_and_weight(
     Raises:
       ValueError: shapes that do not fit together, or temperature <= 0.
     """
-    _check_batch(embeddings, labels)
+    check_batch(embeddings, labels)
     if memory.ndim != 2 or memory.shape[1] != embeddings.shape[1] or memory_labels.shape != memory.shape[:1]:
         raise ValueError(
             f"found memory {memory.shape} and memory_labels {memory_labels.shape} with embeddings {embeddings.shape}; "
@@ -109,7 +109,7 @@ def cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.0) -> Ar
     Raises:
       ValueError: shapes that do not fit together.
     """
-    _check_batch(logits, labels)
+    check_batch(logits, labels)
     logits = logits.astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if smoothing:
@@ -117,125 +117,8 @@ def cross_entropy(logits: Array, labels: Array, *, smoothing: float = 0.0) -> Ar
     return loss
 
 
-def info_nce(query: Array, key: Array, queue: Array, *, temperature: float) -> Array:
-    """Computes InfoNCE (`selfcon`, MoCo): -log p_0 of the softmax p over a query's own key and the K keys of the queue.
-
-    Args:
-      query: float [B, D], normalised inside. Only queries receive a gradient.
-      key: float [B, D], the query's own key, from another view of its image; normalised inside.
-      queue: float [K, D], keys of other images; normalised inside.
-      temperature: t0 > 0; MaskCon's code uses 0.1.
-
-    Returns:
-      float32 [B].
-
-    Raises:
-      ValueError: shapes that do not fit together, or temperature <= 0.
-    """
-    own, _ = _log_probabilities(query, key, queue, temperature)
-    return -own
-
-
-def supcon_queue(
-    query: Array, key: Array, queue: Array, labels: Array, queue_labels: Array, *, temperature: float
-) -> Array:
-    """Computes `supcon`: the mean of -log p_j over a query's own key and the queue's keys of the same label.
-
-    The mean is outside the log, unlike the sum of the k-NN loss.
-
-    Args:
-      query: float [B, D], see `info_nce`.
-      key: float [B, D], see `info_nce`.
-      queue: float [K, D], see `info_nce`.
-      labels: int [B].
-      queue_labels: int [K].
-      temperature: t0 > 0, see `info_nce`.
-
-    Returns:
-      float32 [B]; equal to `info_nce` for a query without a key of its label in the queue.
-
-    Raises:
-      ValueError: shapes that do not fit together, or temperature <= 0.
-    """
-    _check_queue_labels(query, queue, labels, queue_labels)
-    own, others = _log_probabilities(query, key, queue, temperature)
-    same = queue_labels == labels[:, None]
-    return -(own + jnp.sum(jnp.where(same, others, 0.0), axis=1)) / (1 + jnp.sum(same, axis=1))
-
-
-def maskcon(
-    query: Array,
-    key: Array,
-    queue: Array,
-    labels: Array,
-    queue_labels: Array,
-    *,
-    temperature: float,
-    soft_temperature: float,
-    weight: float,
-) -> Array:
-    """Computes MaskCon: the cross-entropy of p to the target `weight` * z + (1 - `weight`) * onehot(own key).
-
-    z gives the own key weight 1 and each key of the same label the weight exp(key . queue_j / soft_temperature) divided
-    by its maximum over these keys; then z is normalised to sum 1. Without a key of the label, z is onehot(own key); the
-    released code computes 0 / 0. weight = 0 gives `info_nce`; weight = 1 and soft_temperature -> infinity give
-    `supcon_queue`.
-
-    Args:
-      query: float [B, D], see `info_nce`.
-      key: float [B, D], see `info_nce`.
-      queue: float [K, D], see `info_nce`.
-      labels: int [B].
-      queue_labels: int [K].
-      temperature: t0 > 0, see `info_nce`.
-      soft_temperature: t > 0.
-      weight: w in [0, 1].
-
-    Returns:
-      float32 [B].
-
-    Raises:
-      ValueError: shapes that do not fit together, a temperature <= 0, or a weight outside [0, 1].
-    """
-    _check_queue_labels(query, queue, labels, queue_labels)
-    if soft_temperature <= 0:
-        raise ValueError(f"found soft_temperature = {soft_temperature}; expected a value > 0.")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"found weight = {weight}; expected a value in [0, 1].")
-    own, others = _log_probabilities(query, key, queue, temperature)
-    same = queue_labels == labels[:, None]
-    nearness = lax.stop_gradient(matmul(unit(key), unit(queue).T))
-    nearest = jnp.max(nearness, axis=1, where=same, initial=-1.0)  # the smallest cosine
-    z = jnp.where(same, jnp.exp((nearness - nearest[:, None]) / soft_temperature), 0.0)
-    total = 1 + jnp.sum(z, axis=1)
-    soft = (own + jnp.sum(z * jnp.where(same, others, 0.0), axis=1)) / total
-    return -(weight * soft + (1 - weight) * own)
-
-
-def _log_probabilities(query: Array, key: Array, queue: Array, temperature: float) -> tuple[Array, Array]:
-    """Returns log p of the own key [B] and of the queue's keys [B, K] under a softmax over all 1 + K keys."""
-    if query.ndim != 2 or key.shape != query.shape or queue.ndim != 2 or queue.shape[1] != query.shape[1]:
-        raise ValueError(
-            f"found query {query.shape}, key {key.shape} and queue {queue.shape}; expected [B, D], [B, D] and [K, D]."
-        )
-    if temperature <= 0:
-        raise ValueError(f"found temperature = {temperature}; expected a value > 0.")
-    query, key, queue = unit(query), lax.stop_gradient(unit(key)), lax.stop_gradient(unit(queue))
-    own = jnp.sum(query * key, axis=1) / temperature
-    others = matmul(query, queue.T) / temperature
-    log_sum = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=1))
-    return own - log_sum, others - log_sum[:, None]
-
-
-def _check_queue_labels(query: Array, queue: Array, labels: Array, queue_labels: Array) -> None:
-    _check_batch(query, labels)
-    if queue_labels.shape != queue.shape[:1]:
-        raise ValueError(
-            f"found queue_labels {queue_labels.shape} with queue {queue.shape}; expected one label for each key."
-        )
-
-
-def _check_batch(rows: Array, labels: Array) -> None:
+def check_batch(rows: Array, labels: Array) -> None:
+    """Raises ValueError unless there is one label for each row."""
     if rows.ndim != 2 or labels.shape != rows.shape[:1]:
         raise ValueError(f"found rows {rows.shape} and labels {labels.shape}; expected [B, D] and [B].")
 

@@ -18,9 +18,9 @@ class Method:
 
     Attributes:
       name: the name in docs/paper.md.
-      supervised: the supervised loss: "cross_entropy", "knn" (Eq. 2-3), "supcon", "maskcon" or None.
-      instance: the loss between views of an image: "predict" (Eq. 1, with a predictor and T views), "info_nce" (with a
-        key view, augmented by `key_views`) or None.
+      supervised: the supervised loss: "cross_entropy", "knn" (Eq. 2-3), "supcon", "maskcon", "spread" or None.
+      instance: the loss between views of an image: "predict" (Eq. 1, with a predictor and T views), "info_nce" or
+        "angular" (with a key view, augmented by `key_views`) or None.
       projector: P_theta: "mlp", "linear", "identity" (the losses use the trunk's features) or None.
       uses_clusters: whether the labels are clusters of another run's features instead of the coarse classes.
       protocol: "paper" (section 2) or "maskcon" (section 3). A table that compares results of both must say so.
@@ -46,7 +46,7 @@ class Method:
     @property
     def uses_queue(self) -> bool:
         """Whether the method has a queue of keys."""
-        return self.instance == "info_nce" or self.supervised in ("supcon", "maskcon")
+        return self.instance in ("info_nce", "angular") or self.supervised in ("supcon", "maskcon", "spread")
 
     @property
     def uses_target(self) -> bool:
@@ -62,9 +62,9 @@ class Method:
     def weights(self, *, instance_weight: float, weight: float) -> tuple[float, float]:
         """Returns the weights of the supervised and the instance loss.
 
-        They are 1 and lambda in protocol "paper" (Eq. 4), and w and 1 - w in protocol "maskcon".
+        They are 1 and lambda in protocol "paper" (Eq. 4) and for ANCOR, and w and 1 - w in protocol "maskcon".
         """
-        if self.protocol == "paper":
+        if self.protocol == "paper" or self.instance == "angular":
             return 1.0, instance_weight
         return (weight, 1.0 - weight) if self.supervised and self.instance else (1.0, 1.0)
 
@@ -92,6 +92,9 @@ METHODS = {
         Method("grafit_maskcon", "supcon", "info_nce", protocol="maskcon"),
         Method("coins", "cross_entropy", "info_nce", protocol="maskcon"),
         Method("maskcon", "maskcon", None, protocol="maskcon"),
+        # Later methods, on the step of protocol "maskcon".
+        Method("spread", "spread", None, protocol="maskcon"),
+        Method("ancor", "cross_entropy", "angular", protocol="maskcon"),
         # The control for pretrained trunks: the initial weights, with nothing trained [ours].
         Method("frozen", None, None, projector=None),
     )
@@ -141,7 +144,7 @@ def build_network(
         projector=projectors[method.projector],
         predictor=mlp() if method.instance == "predict" else None,
         classifier=nn.Dense(num_classes) if method.supervised == "cross_entropy" else None,
-        classify="projection" if method.protocol == "paper" else "features",
+        classify="relu" if method.instance == "angular" else "projection" if method.protocol == "paper" else "features",
     )
 
 

@@ -1,6 +1,7 @@
 """The loss of a method, composed of `losses`: Eq. 4 of the paper, and the mixtures of protocol "maskcon"."""
 
 import dataclasses
+import functools
 import math
 import time
 from typing import Any
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from grafit_jax import losses
+from grafit_jax import losses, queue_losses
 from grafit_jax.memory import Memory, Queue
 from grafit_jax.methods import Method
 from grafit_jax.models import Outputs
@@ -36,7 +37,13 @@ class Objective:
     axis_name: str | None
 
     def __call__(
-        self, out: Outputs, targets: Array | None, batch: dict[str, Array], memory: Memory | None, queue: Queue | None
+        self,
+        out: Outputs,
+        targets: Array | None,
+        batch: dict[str, Array],
+        memory: Memory | None,
+        queue: Queue | None,
+        class_weights: Array | None = None,
     ) -> tuple[Array, Totals]:
         """Computes the loss of each example and the totals of its terms.
 
@@ -48,6 +55,7 @@ class Objective:
             [B] and share float32 [B], see `views.mixing`.
           memory: the rows of this device before the step.
           queue: the queue before the step.
+          class_weights: float [C, D], the weight vectors of a classifier over projections; constants.
 
         Returns:
           The loss, float32 [B], and the totals.
@@ -65,10 +73,15 @@ class Objective:
             assert targets is not None
             term = losses.instance_loss(self._by_view(out.prediction), self._by_view(targets))
             loss, terms["instance_loss"] = loss + instance_weight * term, total(term)
-        if self.method.instance == "info_nce":
+        if self.method.instance in ("info_nce", "angular"):
             assert targets is not None and queue is not None
-            term = losses.info_nce(first.projection, targets, queue.embedding, temperature=self.loss.temperature)
-            loss, terms["info_nce"] = loss + instance_weight * term, total(term)
+            keys, temperature = (first.projection, targets, queue.embedding), self.loss.temperature
+            if self.method.instance == "info_nce":
+                term = queue_losses.info_nce(*keys, temperature=temperature)
+            else:
+                assert class_weights is not None
+                term = queue_losses.angular_info_nce(*keys, label, queue.label, class_weights, temperature=temperature)
+            loss, terms[self.method.instance] = loss + instance_weight * term, total(term)
         return loss, terms | {"loss": total(loss)}
 
     def _supervised(self, first, targets, batch, memory, queue) -> tuple[Array, Totals]:
@@ -93,16 +106,16 @@ class Objective:
                 axis_name=self.axis_name,
             )
             return term, {"knn_loss": (jnp.sum(term), jnp.sum(weight)), "without_positive": total(1.0 - weight)}
-        arguments = (first.projection, targets, queue.embedding, label, queue.label)
-        if self.method.supervised == "supcon":
-            term = losses.supcon_queue(*arguments, temperature=temperature)
-        else:
-            term = losses.maskcon(
-                *arguments,
-                temperature=temperature,
+        loss_fn = {
+            "supcon": queue_losses.supcon_queue,
+            "spread": functools.partial(queue_losses.spread, weight=self.loss.maskcon_weight),
+            "maskcon": functools.partial(
+                queue_losses.maskcon,
                 soft_temperature=self.loss.maskcon_temperature,
                 weight=self.loss.maskcon_weight,
-            )
+            ),
+        }[self.method.supervised]
+        term = loss_fn(first.projection, targets, queue.embedding, label, queue.label, temperature=temperature)
         alone = jnp.all(queue.label != label[:, None], axis=1)
         return term, {str(self.method.supervised): total(term), "without_positive": total(alone)}
 
@@ -140,22 +153,31 @@ class EpochMeans:
         return {name: value / count if count else 0.0 for name, (value, count) in self._sums.items()}
 
 
-def guessing(method: Method, labels: np.ndarray, num_classes: int, queue_size: int) -> dict[str, float]:
+def guessing(
+    method: Method, labels: np.ndarray, num_classes: int, *, queue_size: int, weight: float
+) -> dict[str, float]:
     """Returns the mean of each softmax loss for a network that guesses, with equal probabilities.
 
     Args:
       method: the method.
-      labels: int [N], the training labels.
+      labels: int [N], the training labels; keys in the queue have theirs in the same shares.
       num_classes: C.
       queue_size: K.
+      weight: w.
     """
+    num_same = np.bincount(labels)[labels]
     terms = {"cross_entropy": math.log(num_classes)} if method.supervised == "cross_entropy" else {}
     if method.supervised == "knn":
-        same = np.bincount(labels)[labels] - 1
-        with_positive = same[same > 0]
+        with_positive = num_same[num_same > 1] - 1
         if len(with_positive):
             terms["knn_loss"] = float(np.mean(np.log((len(labels) - 1) / with_positive)))
     if method.uses_queue:
-        of_queue = (method.supervised, method.instance)
-        terms |= {name: math.log(queue_size + 1) for name in ("supcon", "maskcon", "info_nce") if name in of_queue}
+        keys = queue_size * num_same / len(labels)
+        repel, attract = np.mean(np.log1p(keys)), np.mean(np.log1p(queue_size - keys))
+        of_queue = {
+            **dict.fromkeys(("supcon", "maskcon", "info_nce"), math.log(queue_size + 1)),
+            "spread": float(weight * attract + (1 - weight) * repel),
+            "angular": float(repel),
+        }
+        terms |= {name: loss for name, loss in of_queue.items() if name in (method.supervised, method.instance)}
     return terms

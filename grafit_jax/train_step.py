@@ -100,7 +100,9 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
             def loss_fn(trained):
                 variables = {"params": merged(trained, state.params), "batch_stats": batch_stats}
                 out, updated = network.apply(variables, x, train=True, mutable=["batch_stats"], method=whole, **options)
-                per_example, terms = objective(out, targets, batch, memory, state.queue)
+                kernel = variables["params"].get("classifier", {}).get("kernel")
+                class_weights = None if kernel is None else kernel.T
+                per_example, terms = objective(out, targets, batch, memory, state.queue, class_weights)
                 projection = None if out.projection is None else out.projection[: len(batch["id"])]
                 return jnp.mean(per_example), (merged(updated.get("batch_stats", {}), batch_stats), terms, projection)
 

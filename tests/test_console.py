@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, losses, objective, parallel, pulse, restore
+from grafit_jax import experiment, losses, objective, queue_losses, parallel, pulse, restore
 from grafit_jax.commands import training
 from grafit_jax.methods import METHODS
 from grafit_jax.retrieval.clustering import Clusters
@@ -82,18 +82,22 @@ def test_metrics_by_layer_and_level():
 def test_guessing_equals_the_losses_of_a_network_with_constant_outputs(name):
     labels = jnp.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3])  # the last one has no positive
     same = jnp.ones((10, 4))
-    queue, queue_labels = jnp.ones((6, 4)), jnp.array([0, 1, 1, 2, 2, 2])
+    queue, queue_labels = jnp.ones((20, 4)), jnp.repeat(labels, 2)
     knn, weight = losses.knn_loss_and_weight(same, labels, same, labels, own_slot=jnp.arange(10))
     computed = {
         "cross_entropy": losses.cross_entropy(jnp.zeros((10, 4)), labels, smoothing=0.1).mean(),
         "knn_loss": knn.sum() / weight.sum(),
-        "info_nce": losses.info_nce(same, same, queue, temperature=0.1).mean(),
-        "supcon": losses.supcon_queue(same, same, queue, labels, queue_labels, temperature=0.1).mean(),
-        "maskcon": losses.maskcon(
+        "info_nce": queue_losses.info_nce(same, same, queue, temperature=0.1).mean(),
+        "supcon": queue_losses.supcon_queue(same, same, queue, labels, queue_labels, temperature=0.1).mean(),
+        "maskcon": queue_losses.maskcon(
             same, same, queue, labels, queue_labels, temperature=0.1, soft_temperature=0.1, weight=0.5
         ).mean(),
+        "spread": queue_losses.spread(same, same, queue, labels, queue_labels, temperature=0.1, weight=0.3).mean(),
+        "angular": queue_losses.angular_info_nce(
+            same, same, queue, labels, queue_labels, jnp.eye(4), temperature=0.1
+        ).mean(),
     }
-    guesses = objective.guessing(METHODS[name], np.asarray(labels), 4, 6)
+    guesses = objective.guessing(METHODS[name], np.asarray(labels), 4, queue_size=20, weight=0.3)
     assert guesses and guesses == pytest.approx({term: float(computed[term]) for term in guesses}, rel=1e-5)
     terms = {METHODS[name].supervised, METHODS[name].instance} - {"predict", None}
     assert {"knn" if term == "knn_loss" else term for term in guesses} == terms
@@ -110,9 +114,9 @@ def test_a_loss_of_guessing_is_warned_about_once_after_a_hundred_steps(capsys):
         (run.training, means | {"step": 98}),
         (run.training, means | {"step": 126}),
     ):
-        console.warn_of_guessing(run.method, records, 0, line, 14)
+        console.warn_of_guessing(run.config, records, line, 14)
         assert capsys.readouterr().err == ""
-    console.warn_of_guessing(run.method, run.training, 0, means | {"step": 112}, 14)
+    console.warn_of_guessing(run.config, run.training, means | {"step": 112}, 14)
     assert capsys.readouterr().err == (
         "warning: found cross_entropy = 0.700 after epoch 8; expected less than 0.693, that of random guessing; "
         "if it stays there, use another optimizer.learning_rate and check the labels.\n"

@@ -15,8 +15,8 @@ from helpers import twins
 from helpers.devices import use_devices
 from helpers.runs import assert_close, means, small_config
 
-METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "knn_queue")
-FAST = ("coins", "maskcon", "knn_queue")
+METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "spread", "ancor", "knn_queue")
+FAST = ("maskcon", "ancor", "knn_queue")
 # A method with memory and queue, which METHODS lacks.
 BOTH = methods.Method("knn_queue", "knn", "info_nce")
 BATCH, QUEUE = 64, 150  # not a multiple
@@ -106,13 +106,17 @@ def test_losses_equal_the_twins_for_the_outputs_of_the_networks(one_step):
             "info_nce": twins.info_nce(*arrays, 0.1),
             "supcon": twins.supcon_queue(*arrays, *labels, 0.1),
             "maskcon": twins.maskcon(*arrays, *labels, 0.1, 0.05, 0.3),
+            "spread": twins.spread(*arrays, *labels, 0.1, 0.3),
         }
+        if s.run.method.name == "ancor":
+            weights = s.state.params["classifier"]["kernel"].T
+            terms["angular"] = twins.angular_info_nce(*arrays, *labels, weights, 0.1)
     if s.memory is not None:
         slots = s.memory.embedding[0], s.memory.label[0]
         terms["knn_loss"] = twins.knn_loss(s.out.projection, s.label, *slots, temperature=0.1, own_slot=s.ids)
     if s.out.logits is not None:
         terms["cross_entropy"] = twins.cross_entropy(s.out.logits, s.label)
-    found = set(s.metrics) & {"info_nce", "supcon", "maskcon", "cross_entropy", "knn_loss"}
+    found = set(s.metrics) & {"info_nce", "supcon", "maskcon", "spread", "angular", "cross_entropy", "knn_loss"}
     for name in found:
         np.testing.assert_allclose(s.metrics[name], np.mean(terms[name]), rtol=1e-4, err_msg=name)
     # docs/paper.md section 3 with w = 0.3, and Eq. 4 with lambda = 2.
@@ -123,6 +127,8 @@ def test_losses_equal_the_twins_for_the_outputs_of_the_networks(one_step):
         "grafit_maskcon": {"supcon": 0.3, "info_nce": 0.7},
         "coins": {"cross_entropy": 0.3, "info_nce": 0.7},
         "maskcon": {"maskcon": 1.0},
+        "spread": {"spread": 1.0},
+        "ancor": {"cross_entropy": 1.0, "angular": 2.0},
         "knn_queue": {"knn_loss": 1.0, "info_nce": 2.0},
     }[s.run.method.name]
     assert found == set(mixture)
@@ -159,10 +165,15 @@ def test_memory_is_updated_with_the_query_after_scoring(one_step):
 
 def test_heads_of_a_method(one_step):
     run, state = one_step.run, one_step.state
-    heads = {"supce": {"classifier"}, "coins": {"projector", "classifier"}}.get(run.method.name, {"projector"})
+    both = {"projector", "classifier"}
+    heads = {"supce": {"classifier"}, "coins": both, "ancor": both}.get(run.method.name, {"projector"})
     assert set(state.params) == {"trunk"} | heads
-    if "classifier" in heads:  # its input is the trunk's 64 features, not the projection
-        assert state.params["classifier"]["kernel"].shape == (64, 2)
+    if "classifier" in heads:
+        # Its input is the trunk's features, or for ANCOR the ReLU of the projection.
+        out = one_step.out
+        seen = np.maximum(out.projection, 0) if run.method.name == "ancor" else out.features
+        expected = seen @ state.params["classifier"]["kernel"] + state.params["classifier"]["bias"]
+        np.testing.assert_allclose(out.logits, expected, rtol=1e-4, atol=1e-5)
     if "projector" in heads:  # two linear layers with biases, no batch norm
         assert {k: set(v) for k, v in state.params["projector"].items()} == {
             "Dense_0": {"kernel", "bias"},
@@ -170,7 +181,7 @@ def test_heads_of_a_method(one_step):
         }
 
 
-@pytest.mark.parametrize("method", ["coins", "maskcon", "knn_queue"])
+@pytest.mark.parametrize("method", ["ancor", "maskcon", "knn_queue"])
 def test_eight_devices_compute_the_steps_of_one(method, monkeypatch, eight_devices):
     def after(steps):
         _, state, memory, inputs, call = start(config(method))

@@ -12,10 +12,9 @@ from typing import Any
 import ml_collections
 import tqdm
 
-from grafit_jax import objective, parallel, pulse
+from grafit_jax import methods, objective, parallel, pulse
 from grafit_jax.data.records import Records
 from grafit_jax.errors import warn
-from grafit_jax.methods import Method
 
 # Steps after which the loss should be below that of random guessing.
 _FIRST_STEPS = 100
@@ -121,19 +120,26 @@ def start(
 
 
 def warn_of_guessing(
-    method: Method, train: Records, queue_size: int, line: Mapping[str, float], steps_per_epoch: int
+    config: ml_collections.ConfigDict, train: Records, line: Mapping[str, float], steps_per_epoch: int
 ) -> None:
     """Warns if a loss is no lower than that of random guessing.
 
     Checks once, after the epoch in which step 100 is taken: a network may learn nothing in fewer steps of warm-up.
 
     Args:
-      method, train, queue_size: those of the run, `train` with the labels that are trained on.
+      config: of the run.
+      train: the training images, with the labels that are trained on.
       line: the means of an epoch of `steps_per_epoch` steps, by name, and the step at its end.
     """
     if not line["step"] - steps_per_epoch < _FIRST_STEPS <= line["step"]:
         return
-    guesses = objective.guessing(method, train.train_label, len(train.train_names), queue_size)
+    guesses = objective.guessing(
+        methods.get(config.method),
+        train.train_label,
+        len(train.train_names),
+        queue_size=config.queue.size,
+        weight=config.loss.maskcon_weight,
+    )
     for name, guess in guesses.items():
         if parallel.is_first() and line.get(name, 0.0) >= guess > 0:  # with one class, both are 0
             warn(

@@ -121,6 +121,49 @@ def maskcon(query, key, queue, labels, queue_labels, temperature, soft_temperatu
     return np.array(out)
 
 
+def _minus_log_share(own, logits):
+    """-log[exp(own) / sum_j exp(logits_j)]; `logits` contain `own`."""
+    highest = max(logits)  # cancels in the ratio
+    total = 0.0
+    for logit in logits:
+        total += math.exp(logit - highest)
+    return math.log(total) + highest - own
+
+
+def spread(query, key, queue, labels, queue_labels, temperature, weight):
+    """w mean_{j in P} -log[e^s_j / (e^s_j + sum_{n in N} e^s_n)] + (1 - w) -log[e^s_0 / sum_{j in P} e^s_j]."""
+    out = []
+    for q, k, label in zip(unit(query), unit(key), labels, strict=True):
+        own = float(q @ k) / temperature
+        positives, negatives = [own], []
+        for u, other in zip(unit(queue), queue_labels, strict=True):
+            similarity = float(q @ u) / temperature
+            if other == label:
+                positives.append(similarity)
+            else:
+                negatives.append(similarity)
+        attract = 0.0
+        for positive in positives:
+            attract += _minus_log_share(positive, [positive, *negatives]) / len(positives)
+        repel = _minus_log_share(own, positives)
+        out.append(weight * attract + (1 - weight) * repel)
+    return np.array(out, np.float64)
+
+
+def angular_info_nce(query, key, queue, labels, queue_labels, class_weights, temperature):
+    """-log[e^a_0 / (e^a_0 + sum_{y_j = y} e^a_j)], a = angle(q) . angle(key) / t0, angle(v) = unit(v - unit(c_y))."""
+    out = []
+    for q, k, label in zip(unit(query), unit(key), labels, strict=True):
+        c = unit(class_weights)[label]
+        own = float(unit(q - c) @ unit(k - c)) / temperature
+        logits = [own]
+        for u, other in zip(unit(queue), queue_labels, strict=True):
+            if other == label:  # so c is the class of u, too
+                logits.append(float(unit(q - c) @ unit(u - c)) / temperature)
+        out.append(_minus_log_share(own, logits))
+    return np.array(out, np.float64)
+
+
 def cross_entropy(logits, labels):
     out = []
     for row, label in zip(array64(logits), labels, strict=True):

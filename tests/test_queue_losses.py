@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import losses
+from grafit_jax import queue_losses
 from helpers import twins
 
 T0, T = 0.1, 0.05
@@ -23,25 +23,55 @@ def problem(batch=6, size=20, dim=8, classes=3, seed=0):
 
 
 def maskcon(*arrays, **options):
-    return losses.maskcon(*arrays, **({"temperature": T0, "soft_temperature": T, "weight": 0.5} | options))
+    return queue_losses.maskcon(*arrays, **({"temperature": T0, "soft_temperature": T, "weight": 0.5} | options))
 
 
 def test_golden():
     # Query and own key along x; queue: x (same class) and y (other class). At t0 = 1: p = (e, e, 1) / (2e + 1).
     arrays = [np.array(x, np.float32) for x in ([[2, 0]], [[5, 0]], [[3, 0], [0, 7]])]
     log_p = 1 - np.log(2 * np.e + 1)
-    np.testing.assert_allclose(losses.info_nce(*arrays, temperature=1.0), [-log_p], rtol=1e-6)
+    np.testing.assert_allclose(queue_losses.info_nce(*arrays, temperature=1.0), [-log_p], rtol=1e-6)
     labels = np.array([4]), np.array([4, 9])
     # The own key and the first key have the same target and the same p.
-    np.testing.assert_allclose(losses.supcon_queue(*arrays, *labels, temperature=1.0), [-log_p], rtol=1e-6)
+    np.testing.assert_allclose(queue_losses.supcon_queue(*arrays, *labels, temperature=1.0), [-log_p], rtol=1e-6)
     # If y is the key of the class, with log p = 0 - log(2e + 1): the mean of the two.
     other = np.array([9]), np.array([4, 9])
-    np.testing.assert_allclose(losses.supcon_queue(*arrays, *other, temperature=1.0), [-log_p + 0.5], rtol=1e-6)
+    np.testing.assert_allclose(queue_losses.supcon_queue(*arrays, *other, temperature=1.0), [-log_p + 0.5], rtol=1e-6)
     # If both are of the class, at t = 1, w = 1: z = (1, 1, exp(0 - 1)) over the sum 2 + 1/e.
     both = np.array([4]), np.array([4, 4])
     got = maskcon(*arrays, *both, temperature=1.0, soft_temperature=1.0, weight=1.0)
     z = np.array([1, 1, np.exp(-1)]) / (2 + np.exp(-1))
     np.testing.assert_allclose(got, [-z @ [log_p, log_p, log_p - 1]], rtol=1e-6)
+
+
+ALONG_X = [np.array(x, np.float32) for x in ([[2, 0]], [[5, 0]], [[3, 0], [0, 7]])]  # query, own key, keys x and y
+
+
+@pytest.mark.parametrize(
+    ("queue_labels", "attract", "repel"),
+    [
+        ([4, 9], np.log(1 + 1 / np.e), np.log(2)),
+        ([9, 4], (np.log(2) + np.log(1 + np.e)) / 2, np.log(1 + 1 / np.e)),
+        ([9, 9], np.log(2 + 1 / np.e), 0),  # no key of the label
+        ([4, 4], 0, np.log(2 + 1 / np.e)),  # no key of another one
+    ],
+)
+def test_spread_golden(queue_labels, attract, repel):
+    # The similarities are 1 (own key), 1 (x) and 0 (y).
+    got = queue_losses.spread(*ALONG_X, np.array([4]), np.array(queue_labels), temperature=1.0, weight=0.3)
+    np.testing.assert_allclose(got, [0.3 * attract + 0.7 * repel], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("queue_labels", "expected"),
+    [([0, 1], np.log(2)), ([0, 0], np.log(2 + np.exp(2**-0.5 - 1))), ([1, 1], 0)],
+)
+def test_angular_golden(queue_labels, expected):
+    # Class 0 points to -y: query, own key and key x become (1, 1) / sqrt(2), key y stays (0, 1).
+    weights = np.array([[0, -2], [1, 0]], np.float32)
+    labels = np.array([0]), np.array(queue_labels)
+    got = queue_losses.angular_info_nce(*ALONG_X, *labels, weights, temperature=1.0)
+    np.testing.assert_allclose(got, [expected], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -51,25 +81,31 @@ def test_against_float64_twins(seed, dtype):
     query, key, queue = (jnp.asarray(x, dtype) for x in (query, key, queue))
     for t0 in (0.1, 0.01):
         np.testing.assert_allclose(
-            losses.info_nce(query, key, queue, temperature=t0),
+            queue_losses.info_nce(query, key, queue, temperature=t0),
             twins.info_nce(query, key, queue, t0),
             rtol=2e-5,
             atol=1e-5,
         )
         arrays = query, key, queue, labels, queue_labels
         np.testing.assert_allclose(
-            losses.supcon_queue(*arrays, temperature=t0), twins.supcon_queue(*arrays, t0), rtol=2e-5, atol=1e-5
+            queue_losses.supcon_queue(*arrays, temperature=t0), twins.supcon_queue(*arrays, t0), rtol=2e-5, atol=1e-5
         )
         for t, w in ((0.05, 0.5), (0.01, 1.0), (0.5, 0.2)):
             got = maskcon(*arrays, temperature=t0, soft_temperature=t, weight=w)
             assert got.shape == (6,) and got.dtype == jnp.float32
             np.testing.assert_allclose(got, twins.maskcon(*arrays, t0, t, w), rtol=2e-5, atol=1e-5)
+        for w in (0.0, 0.3, 1.0):
+            got = queue_losses.spread(*arrays, temperature=t0, weight=w)
+            np.testing.assert_allclose(got, twins.spread(*arrays, t0, w), rtol=2e-5, atol=1e-5)
+        weights = np.random.default_rng(seed + 100).normal(size=(3, 8)).astype(np.float32) * 4
+        got = queue_losses.angular_info_nce(*arrays, weights, temperature=t0)
+        np.testing.assert_allclose(got, twins.angular_info_nce(*arrays, weights, t0), rtol=2e-5, atol=3e-5)
 
 
 def test_limits_where_the_losses_are_equal():
     arrays = problem()
-    selfcon = losses.info_nce(*arrays[:3], temperature=T0)
-    supcon = losses.supcon_queue(*arrays, temperature=T0)
+    selfcon = queue_losses.info_nce(*arrays[:3], temperature=T0)
+    supcon = queue_losses.supcon_queue(*arrays, temperature=T0)
     assert np.abs(selfcon - supcon).min() > 0.01
     np.testing.assert_allclose(maskcon(*arrays, weight=0.0), selfcon, rtol=1e-6)
     np.testing.assert_allclose(maskcon(*arrays, soft_temperature=1e6, weight=1.0), supcon, rtol=1e-5)
@@ -92,7 +128,7 @@ def test_without_a_key_of_the_label_the_own_key_is_the_target(soft_temperature):
     others = np.full(len(queue), 99)
     expected = twins.info_nce(query, key, queue, T0)
     arrays = query, key, queue, labels, others
-    np.testing.assert_allclose(losses.supcon_queue(*arrays, temperature=T0), expected, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(queue_losses.supcon_queue(*arrays, temperature=T0), expected, rtol=2e-5, atol=1e-5)
 
     def total(query):
         return jnp.sum(maskcon(query, *arrays[1:], soft_temperature=soft_temperature, weight=1.0))
@@ -102,17 +138,34 @@ def test_without_a_key_of_the_label_the_own_key_is_the_target(soft_temperature):
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
-@pytest.mark.parametrize("name", ["info_nce", "supcon_queue", "maskcon"])
-def test_gradient_flows_to_the_query_only(name):
+WEIGHTS = np.random.default_rng(9).normal(size=(3, 4)).astype(np.float32)
+# Loss -> its further arrays, after query, key and queue, and its options.
+GIVEN = {
+    "info_nce": ((), {}),
+    "supcon_queue": (("labels",), {}),
+    "maskcon": (("labels",), {"soft_temperature": T, "weight": 0.7}),
+    "spread": (("labels",), {"weight": 0.7}),
+    "angular_info_nce": (("labels", "weights"), {}),
+}
+
+
+@pytest.mark.parametrize("own_class", [True, False])
+@pytest.mark.parametrize("name", GIVEN)
+def test_gradient_flows_to_the_query_only(name, own_class):
     query, key, queue, labels, queue_labels = problem(batch=3, size=5, dim=4)
-    rest = () if name == "info_nce" else (labels, queue_labels)
-    options = {"temperature": T0} | ({"soft_temperature": T, "weight": 0.7} if name == "maskcon" else {})
-    ours = functools.partial(getattr(losses, name), **options)
-    gradients = jax.grad(lambda q, k, m: jnp.sum(ours(q, k, m, *rest)), argnums=(0, 1, 2))(query, key, queue)
-    twin = functools.partial(getattr(twins, name), **options)
+    queue_labels = queue_labels if own_class else (labels[0] + 1) % 3 + 0 * queue_labels
+    further, options = GIVEN[name]
+    rest = (labels, queue_labels) * ("labels" in further) + (WEIGHTS,) * ("weights" in further)
+    ours = functools.partial(getattr(queue_losses, name), temperature=T0, **options)
+    constants = 3 + (len(rest) == 3) * 2
+    arrays = (query, key, queue, *rest)
+    wanted = (0, 1, 2, *([constants] if len(rest) == 3 else []))
+    gradients = jax.grad(lambda *arrays: jnp.sum(ours(*arrays)), argnums=wanted)(*arrays)
+    twin = functools.partial(getattr(twins, name), temperature=T0, **options)
     expected = twins.finite_difference(lambda q: twin(q, key, queue, *rest).sum(), query)
-    np.testing.assert_allclose(gradients[0], expected, rtol=1e-3, atol=1e-5)
-    assert not np.any(gradients[1]) and not np.any(gradients[2])
+    np.testing.assert_allclose(gradients[0], expected, rtol=1e-3, atol=1e-4)
+    for constant in gradients[1:]:
+        assert not np.any(constant)
 
 
 def test_similarities_use_full_float32_matmuls():
@@ -143,4 +196,4 @@ def test_invalid_arguments_are_errors(change, message):
     names = ("query", "key", "queue", "labels", "queue_labels")
     arguments = dict(zip(names, problem(), strict=True)) | {"temperature": T0, "soft_temperature": T, "weight": 0.5}
     with pytest.raises(ValueError, match=message):
-        losses.maskcon(**(arguments | change))
+        queue_losses.maskcon(**(arguments | change))

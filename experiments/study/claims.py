@@ -78,6 +78,12 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
         Claim(f"`maskcon` is ahead of `{other}`", "maskcon", other, ("omniglot", "maskcon"))
         for other in ("grafit_maskcon", "coins", "supcon", "selfcon", "supce")
     ),
+    "of later papers": (
+        Claim("The spread loss is ahead of SupCon", "spread", "supcon", ("omniglot",)),
+        Claim("It is ahead of Grafit", "spread", "grafit", _PAPER),
+        Claim("ANCOR is ahead of coarse cross-entropy", "ancor", "baseline", _PAPER),
+        Claim("It is ahead of Grafit", "ancor", "grafit", _PAPER),
+    ),
 }
 
 

@@ -46,6 +46,8 @@ _OF_MIXTURES = {
 }
 _OF_MASKCON = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon")
 _MASKCON = (*_OF_MASKCON, "snca_plus", "grafit")
+# Methods of other papers on the same step.
+_LATER = ("spread", "ancor")
 # Seeds of the study: three for the rows that most claims compare.
 _OF_PAPER = dict.fromkeys(published.OF_PAPER, 2) | {"baseline": 3, "baseline_mlp": 3, "grafit": 3}
 
@@ -65,7 +67,7 @@ def _transfer() -> tuple[Row, ...]:
 
 
 _LITE0 = pretrained.KNOWN["tf_efficientnet_lite0"]
-_CIFAR100 = by_method("configs/cifar100.py", "preset=cpu_short,", _OF_PAPER)
+_CIFAR100 = by_method("configs/cifar100.py", "preset=cpu_short,", _OF_PAPER | dict.fromkeys(_LATER, 2))
 # Config key -> symbol in the paper.
 _LETTERS = {
     "views.num_views": "T",
@@ -121,8 +123,8 @@ def _maskcon_gpu(dataset: str) -> tuple[Row, ...]:
 
 def _gpu() -> tuple[Row, ...]:
     """All methods, minutes each on a GPU, and Grafit with one setting changed at a time."""
-    rows = by_method("configs/cifar100.py", "preset=r18_short,", published.OF_PAPER)
-    grafit = rows[-1]
+    rows = by_method("configs/cifar100.py", "preset=r18_short,", (*published.OF_PAPER, *_LATER))
+    grafit = next(row for row in rows if row.name == "grafit")
     return (
         *rows,
         _changed(grafit, "grafit_lambda_4", loss__instance_weight=4.0),
@@ -269,6 +271,7 @@ TABLES = {
         _gpu(),
         _STUDY,
         facts={
+            "protocol": _FACTS["protocol"],
             "trained on": _trained_on,
             "epochs": _number("train.epochs"),
             "λ": _number("loss.instance_weight"),
@@ -300,9 +303,9 @@ TABLES = {
         facts=_OF_CIFAR100,
         folder="study/cifar100_maskcon",
     ),
-    "study_cifar100": Table(_CIFAR100, _STUDY, folder="study/cifar100"),
+    "study_cifar100": Table(_CIFAR100, _STUDY, facts={"protocol": _FACTS["protocol"]}, folder="study/cifar100"),
     "study_omniglot": Table(
-        by_method("configs/omniglot.py", "", _OF_PAPER | dict.fromkeys(_OF_MASKCON, 2)),
+        by_method("configs/omniglot.py", "", _OF_PAPER | dict.fromkeys((*_OF_MASKCON, *_LATER), 2)),
         _STUDY,
         facts={"protocol": _FACTS["protocol"]},
         folder="study/omniglot",

@@ -17,8 +17,8 @@ Arguments:
         imagenet32  ImageNet at 32 px; first: tfds build imagenet_resized/32x32.
         sop         Stanford Online Products; first: tfds build stanford_online_products.
     method= (default: grafit_maskcon) selfcon, supcon, supce, grafit_maskcon, coins or maskcon; spread or ancor, later
-        methods on the same step; or a method of protocol "paper", which runs with its own losses on the same data, trunk
-        and number of epochs.
+        methods on the same step; or a method of protocol "paper", which runs with its own losses on the same data,
+        trunk and number of epochs.
     preset= (default: full)
         full  ResNet-18 in bfloat16, 128 images per step, 200 epochs (imagenet32: 256 images, 100 epochs). The recipe is
               for one accelerator. Without model.pretrained the trunk starts from scratch.

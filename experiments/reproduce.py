@@ -42,7 +42,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the runs (default:
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every row, as 0,1,2 (default: the table's own)")
 _ROWS = flags.DEFINE_list("rows", None, "rows to train, in this order (default: all)")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's data directory")
-_DATA_SOURCE = flags.DEFINE_string("data_source", "", "source of the same images, as npz:DIR (default: the config's)")
+_DATA_SOURCE = flags.DEFINE_string(
+    "data_source", "", "source of the same images, such as npz:DIR (default: the config's)"
+)
 _PRETRAINED = flags.DEFINE_string(
     "pretrained", "", "file or name of weights for a table with pretrained trunks (default: its own)"
 )

@@ -143,6 +143,9 @@ def default() -> ml_collections.ConfigDict:
     c.loss = ml_collections.ConfigDict()
     c.loss.temperature = 0.05  # sigma of Eq. 2, and t0 of the losses over the queue, > 0.
     c.loss.instance_weight = 1.0  # lambda of Eq. 4, the weight of the instance loss, >= 0.
+    # Levels of the k-NN loss, data.train_level and coarser ones, whose losses are summed; empty = data.train_level.
+    c.loss.levels = ()
+    c.loss.level_weights = ()  # Weight of each of loss.levels, >= 0; empty = 1 each.
     c.loss.label_smoothing = 0.0  # Label smoothing of cross-entropy, in [0, 1).
     c.loss.maskcon_weight = 0.5  # w of protocol "maskcon", the weight of the supervised term, in [0, 1].
     c.loss.maskcon_temperature = 0.05  # t of method maskcon, the temperature of its soft labels, > 0.

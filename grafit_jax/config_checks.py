@@ -52,6 +52,8 @@ _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "mixing.cutmix": (lambda v: v >= 0, "alpha > 0, or 0 (off)"),
     "loss.temperature": (lambda v: v > 0, "sigma > 0 (the paper uses 0.05)"),
     "loss.instance_weight": (lambda v: v >= 0, "lambda >= 0 (the paper uses 1)"),
+    "loss.levels": (lambda v: len({*v}) == len(v), "names of levels, each once"),
+    "loss.level_weights": (lambda v: all(w >= 0 for w in v), "weights >= 0"),
     "loss.label_smoothing": _BELOW_1,
     "loss.maskcon_weight": (lambda v: 0 <= v <= 1, "w in [0, 1]"),
     "loss.maskcon_temperature": (lambda v: v > 0, "t > 0 (MaskCon uses 0.05)"),
@@ -103,6 +105,9 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "optimizer.boundary_epochs", stepped, "at least one epoch with schedule step"
     yield "clusterfit.source", bool(c.clusterfit.source) or not m.uses_clusters, "the workdir of a finished baseline"
     yield "clusterfit.num_clusters", c.clusterfit.num_clusters >= 2 or not m.uses_clusters, "at least 2 clusters"
+    yield "loss.levels", m.uses_memory or not c.loss.levels, f"empty, since {m.name} has no k-NN loss"
+    each = not c.loss.level_weights or len(c.loss.level_weights) == len(c.loss.levels)
+    yield "loss.level_weights", each, f"empty, or one weight for each of loss.levels = {c.loss.levels}"
     smoothed = c.loss.label_smoothing > 0 and not classified
     yield "loss.label_smoothing", not smoothed, f"0, since {m.name} has no cross-entropy"
     for key in ("mixup", "cutmix"):

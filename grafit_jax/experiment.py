@@ -13,6 +13,7 @@ from grafit_jax.data.pipeline import Resident, Streamed
 from grafit_jax.data.records import Records
 from grafit_jax.errors import UserError
 from grafit_jax.models import Network
+from grafit_jax.objective import KnnLevel
 from grafit_jax.optimizer import make_optimizer, make_schedules
 from grafit_jax.retrieval import evaluate as retrieval_metrics
 from grafit_jax.retrieval import neighbors
@@ -40,6 +41,7 @@ class Experiment:
       eval_views: preprocessing in evaluation.
       learning_rate, memory_momentum, tau: functions of the step; see `optimizer.Schedules`.
       clusters: the clusters of ClusterFit, else None.
+      knn_levels: the levels of the k-NN loss; empty for the training labels alone.
     """
 
     config: ml_collections.ConfigDict
@@ -58,6 +60,7 @@ class Experiment:
     embed_fn: evaluation.EmbedFn
     steps_per_epoch: int
     clusters: Clusters | None = None
+    knn_levels: tuple[KnnLevel, ...] = ()
 
     @property
     def epochs(self) -> int:
@@ -141,6 +144,15 @@ def load(
         embed_fn=evaluation.make_embed_fn(network, eval_views, batch_size=config.eval.batch_size),
         steps_per_epoch=steps_per_epoch,
         clusters=computed,
+        knn_levels=_knn_levels(config.loss, train),
+    )
+
+
+def _knn_levels(loss: ml_collections.ConfigDict, train: Records) -> tuple[KnnLevel, ...]:
+    weights = loss.level_weights or (1.0,) * len(loss.levels)
+    return tuple(
+        KnnLevel(name, float(weight), hierarchy.ancestors(train, name, "loss.levels"))
+        for name, weight in zip(loss.levels, weights, strict=True)
     )
 
 

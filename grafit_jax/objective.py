@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,20 @@ from grafit_jax.models import Outputs
 Totals = dict[str, tuple[Array, Array]]
 
 
+class KnnLevel(NamedTuple):
+    """A label level of the k-NN loss.
+
+    Attributes:
+      name: its name.
+      weight: weight of its loss.
+      of_label: int32 [C], its class for each training label.
+    """
+
+    name: str
+    weight: float
+    of_label: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The loss function of a method.
@@ -29,12 +43,14 @@ class Objective:
       loss: the group `loss` of the config.
       num_views: T of the instance loss.
       axis_name: the mapped device axis, or None.
+      levels: levels of the k-NN loss; empty for the training labels alone.
     """
 
     method: Method
     loss: Any
     num_views: int
     axis_name: str | None
+    levels: tuple[KnnLevel, ...] = ()
 
     def __call__(
         self,
@@ -96,16 +112,7 @@ class Objective:
             classes = "cluster" if self.method.uses_clusters else "coarse"
             return term, {"cross_entropy": total(term), f"{classes}_accuracy": total(accuracy)}
         if self.method.supervised == "knn":
-            term, weight = losses.knn_loss_and_weight(
-                first.projection,
-                label,
-                memory.embedding,
-                memory.label,
-                temperature=temperature,
-                own_slot=batch["id"],
-                axis_name=self.axis_name,
-            )
-            return term, {"knn_loss": (jnp.sum(term), jnp.sum(weight)), "without_positive": total(1.0 - weight)}
+            return self._knn(first.projection, label, batch["id"], memory)
         loss_fn = {
             "supcon": queue_losses.supcon_queue,
             "spread": functools.partial(queue_losses.spread, weight=self.loss.maskcon_weight),
@@ -119,9 +126,34 @@ class Objective:
         alone = jnp.all(queue.label != label[:, None], axis=1)
         return term, {str(self.method.supervised): total(term), "without_positive": total(alone)}
 
+    def _knn(self, projection: Array, label: Array, own_slot: Array, memory: Memory) -> tuple[Array, Totals]:
+        """Returns the k-NN loss, or the weighted sum of those of several levels, whose memory is the same."""
+        loss, terms = jnp.zeros(len(label)), {}
+        for level in self.levels or (None,):
+            labels = (label, memory.label) if level is None else (_at(level, label), _at(level, memory.label))
+            term, weight = losses.knn_loss_and_weight(
+                projection,
+                labels[0],
+                memory.embedding,
+                labels[1],
+                temperature=self.loss.temperature,
+                own_slot=own_slot,
+                axis_name=self.axis_name,
+            )
+            loss = loss + (1.0 if level is None else level.weight) * term
+            suffix = "" if level is None else f"_{level.name}"
+            terms[f"knn_loss{suffix}"] = (jnp.sum(term), jnp.sum(weight))
+            terms[f"without_positive{suffix}"] = total(1.0 - weight)
+        return loss, terms
+
     def _by_view(self, x: Array | None) -> Array:
         assert x is not None
         return x.reshape(self.num_views, -1, x.shape[-1])
+
+
+def _at(level: KnnLevel, label: Array) -> Array:
+    """Returns the classes at a level; -1, which marks empty slots of the memory, stays."""
+    return jnp.where(label < 0, -1, jnp.asarray(level.of_label)[label])
 
 
 def total(per_example: Array) -> tuple[Array, Array]:

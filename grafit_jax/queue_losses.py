@@ -1,4 +1,4 @@
-"""Losses over a queue of keys: protocol "maskcon" and later methods (docs/paper.md section 3), pure functions of arrays.
+"""Losses over a queue of keys, protocol "maskcon" and later methods (docs/paper.md section 3), as pure functions.
 
 Each returns one float32 per example. Shapes: B examples, D embedding size, K keys in the queue.
 """

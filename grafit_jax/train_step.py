@@ -56,7 +56,7 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
     config, network, method = run.config, run.network, run.method
     num_views = config.views.num_views if method.instance == "predict" else 1
     mixed = bool(config.mixing.mixup or config.mixing.cutmix)
-    objective = Objective(method, config.loss, num_views, axis_name)
+    objective = Objective(method, config.loss, num_views, axis_name, run.knn_levels)
     # A frozen trunk is a fixed function: its features, computed once, are the input of both networks.
     frozen = network.trunk.frozen
     whole, embed = ("heads", "project") if frozen else ("__call__", "embed")

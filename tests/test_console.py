@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, losses, objective, queue_losses, parallel, pulse, restore
+from grafit_jax import experiment, losses, objective, parallel, pulse, queue_losses, restore
 from grafit_jax.commands import training
 from grafit_jax.methods import METHODS
 from grafit_jax.retrieval.clustering import Clusters

@@ -78,6 +78,17 @@ def test_select_renumbers_all_levels_alike_in_all_splits():
     assert train_split.levels["order"].label.tolist() == [1, 0] and test.levels["family"].label.tolist() == [1, 1, 0]
 
 
+def test_ancestors_of_the_training_classes():
+    records = make([0, 1, 2, 5, 7])  # genera 0, 0, 1, 3, 4
+    assert hierarchy.ancestors(records, "order", "x").tolist() == [0, 0, -1, 1, 1]
+    assert hierarchy.ancestors(records, "genus", "x").tolist() == [0, 1, -1, 3, 4]
+    expected = "found x = '{}'; expected data.train_level, genus, or a coarser level, one of order, family, genus."
+    for level in ("species", "tribe"):
+        with pytest.raises(UserError) as error:
+            hierarchy.ancestors(records, level, "x")
+        assert str(error.value) == expected.format(level)
+
+
 # The training level
 
 

@@ -12,7 +12,7 @@ from grafit_jax import experiment, methods, parallel, restore, train_step
 from grafit_jax import state as state_lib
 from grafit_jax.memory import Memory
 from grafit_jax.models import Outputs
-from grafit_jax.objective import Objective
+from grafit_jax.objective import KnnLevel, Objective
 from grafit_jax.views import augment
 from helpers import twins
 from helpers.devices import use_devices
@@ -233,6 +233,32 @@ def test_lambda_weighs_the_instance_loss(method, knn_loss):
     per_example, terms = Objective(methods.get(method), loss, 2, None)(out, views[::-1], batch, memory, None)
     np.testing.assert_allclose(per_example, [knn_loss - 0.3], atol=1e-6)
     np.testing.assert_allclose(terms["instance_loss"], [-1, 1], rtol=1e-6)
+
+
+def test_the_knn_losses_of_several_levels_are_summed():
+    rng = np.random.default_rng(0)
+    projection, embedding = (rng.normal(size=(n, 4)).astype(np.float32) for n in (6, 20))
+    fine, of_memory = rng.integers(0, 5, 6), np.append(rng.integers(0, 5, 18), [-1, -1])  # two empty slots
+    coarse_of = np.array([1, 0, 1, 0, 0], np.int32)
+    levels = (KnnLevel("coarse", 0.25, coarse_of), KnnLevel("fine", 1.0, np.arange(5, dtype=np.int32)))
+    own = np.arange(6)
+    expected = {
+        "fine": twins.knn_loss(projection, fine, embedding, of_memory, temperature=0.2, own_slot=own),
+        "coarse": twins.knn_loss(
+            projection, coarse_of[fine], embedding, np.where(of_memory < 0, -1, coarse_of[of_memory]),
+            temperature=0.2, own_slot=own,
+        ),
+    }  # fmt: skip
+    loss = types.SimpleNamespace(instance_weight=1.0, maskcon_weight=1.0, temperature=0.2)
+    objective = Objective(methods.get("snca_plus"), loss, 1, None, levels)
+    memory = Memory(embedding=jnp.asarray(embedding), label=jnp.asarray(of_memory))
+    out = Outputs(features=jnp.asarray(projection), projection=jnp.asarray(projection))
+    per_example, terms = objective(out, None, {"label": jnp.asarray(fine), "id": jnp.asarray(own)}, memory, None)
+    np.testing.assert_allclose(per_example, expected["fine"] + 0.25 * expected["coarse"], rtol=1e-5)
+    for name, values in expected.items():
+        mean, count = terms[f"knn_loss_{name}"][0] / terms[f"knn_loss_{name}"][1], terms[f"without_positive_{name}"][1]
+        np.testing.assert_allclose(mean, np.mean(values), rtol=1e-5)
+        assert count == 6
 
 
 def test_gradients_are_averaged_over_two_devices():

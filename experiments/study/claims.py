@@ -11,7 +11,7 @@ from grafit_jax.runs.results import HEADLINE, Result, at_layer
 from grafit_jax.runs.tables import markdown
 from study.layout import percent
 from study.recording import check_together, own_layer
-from study.tables import AS_IT_WAS
+from study.row_sets import AS_IT_WAS
 
 # Level of the confidence intervals. Of so many differences, a few are decided by chance.
 _CONFIDENCE = 0.95

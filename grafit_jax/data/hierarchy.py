@@ -49,6 +49,24 @@ def check_level(level: str, known: Sequence[str], coarse: str, where: str) -> No
         )
 
 
+def ancestors(records: Records, level: str, where: str) -> np.ndarray:
+    """Returns the class at a level, int32 [C], of each class of the training level; -1 for a class without images.
+
+    Raises:
+      UserError: the level is unknown, or finer than the training level.
+    """
+    known = [name for name, of in records.levels.items() if of.label is not None]
+    coarser = known[: known.index(records.train_level) + 1]
+    if level not in coarser:
+        raise UserError(
+            f"found {where} = {level!r}; expected data.train_level, {records.train_level}, or a coarser level, one of "
+            f"{', '.join(coarser)}."
+        )
+    found = np.full(len(records.train_names), -1, np.int32)
+    found[records.train_label] = records.levels[level].label
+    return found
+
+
 def check_trainable(records: Records, *, neighbours: bool) -> None:
     """Checks that a training split has enough images.
 

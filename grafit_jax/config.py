@@ -17,6 +17,8 @@ from grafit_jax.views import augment
 # Example entries, one of each type, of each tuple that is empty by default.
 _ENTRIES: Mapping[str, tuple[Any, ...]] = {
     "data.coarse_classes": (0, "cats"),
+    "loss.levels": ("coarse",),
+    "loss.level_weights": (1.0,),
     "memory.step_epochs": (40,),
     "memory.step_momentum": (0.8,),
     "optimizer.boundary_epochs": (40,),

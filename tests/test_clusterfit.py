@@ -5,7 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from study import render, reproduction, tables
+from study import render, reproduction
+from study.rows import Table, by_method
 
 from grafit_jax import config_checks, experiment, restore
 from grafit_jax.commands import training
@@ -195,7 +196,7 @@ def test_an_unsuitable_source_is_refused_before_anything_is_written(baseline, tm
 @pytest.mark.slow
 def test_a_table_trains_the_source_of_clusterfit_first(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text(TINY)
-    table = tables.Table(tables.by_method("tiny.py", "", ["clusterfit"]), {"map": "mAP"})
+    table = Table(by_method("tiny.py", "", ["clusterfit"]), {"map": "mAP"})
     runs, order, trained = tmp_path / "runs", [], training.train
 
     def recorded(config, path):

@@ -61,6 +61,15 @@ def test_photos_of_unequal_depth_with_both_levels(prepared, variant, split, caps
             assert distance[row] < 5 and (records.label[row], records.train_label[row]) == (fine, coarse)
 
 
+def test_the_list_beside_it_has_a_third_level(prepared, capsys):
+    (path,) = (prepared / "tfds").glob(f"grocery/*/{grocery.LIST}")
+    found = sources.load(source=f"csv:{path}", image_size=32, test_split="test")
+    assert found["train"].train_level == "group" and len(found["train"]) == 3 and len(found["test"]) == 2
+    names = {name: level.names for name, level in found["test"].levels.items()}
+    assert names == {"group": ("Fruit",), "class": ("Apple", "Kiwi"), "variety": ("Gala", "Kiwi", "Pink-Lady")}
+    assert found["test"].label.tolist() == [0, 1]
+
+
 def test_photos_are_scaled_by_their_shorter_side_and_small_ones_are_kept(prepared, tmp_path):
     import tensorflow_datasets as tfds
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 from study import layout, recording, render, reproduction, tables
+from study.rows import Table, by_method
 
 from grafit_jax.commands import training
 from grafit_jax.data import sources
@@ -41,7 +42,7 @@ def result(method, seed=0, **metrics):
     return {"row": method, "method": method, "seed": seed, "metrics": metrics, "run": run}
 
 
-def by_method(result):
+def named(result):
     return [f"`{result['method']}`"]
 
 
@@ -54,7 +55,7 @@ def test_table_cells_are_means_and_sample_standard_deviations_in_percent():
         result("baseline", 1, map=0.1),  # the only one that was timed
     ]
     # mean of 50 and 60, and sqrt((5^2 + 5^2) / 1) = 7.07
-    assert layout.markdown_table(recorded, ["method"], by_method, {"map": "mAP", "r": "R@1"}).splitlines() == [
+    assert layout.markdown_table(recorded, ["method"], named, {"map": "mAP", "r": "R@1"}).splitlines() == [
         "| method | mAP | R@1 | training |",
         "|---|---|---|---|",
         "| `grafit` | 55.0 ± 7.1 | 25.0 ± 0.0 | 2 × 90 s |",
@@ -69,7 +70,7 @@ def test_a_table_has_a_row_for_every_layer_that_was_evaluated():
         result("baseline", **{"map": 0.75}),
     ]
     got = layout.markdown_table(
-        recorded, ["method"], by_method, {"map": "mAP"}, "layer", layout.at_layers(("trunk", "projector"))
+        recorded, ["method"], named, {"map": "mAP"}, "layer", layout.at_layers(("trunk", "projector"))
     )
     assert got.splitlines() == [
         "| method | layer | mAP | training |",
@@ -202,7 +203,7 @@ def test_recorded_rows_differ_only_in_method_and_seed(name):
         "clusterfit.source", "clusterfit.num_clusters", "model.pretrained", "queue.size", "ema.final",
         "model.head_init",
     }  # fmt: skip
-    trained = [r for r in recorded if r["method"] != tables.RAW_PIXELS]
+    trained = [r for r in recorded if r["method"] != recording.RAW_PIXELS]
     shared = [
         {k: v for k, v in recording.comparable(r["config"]).items()
          if k not in own | {*rows[r["row"]].overrides} and k[:10] != "key_views."}
@@ -248,7 +249,7 @@ def test_a_table_of_one_layer_names_it_below():
     run = environment | {"train_images": 1000, "test_images": 5, "data_fingerprint": {"train": "a", "test": "b"}}
     found = [{"row": "grafit", "method": "grafit", "seed": 0, "metrics": {"map": 0.5, "projector/map": 0.1}, "run": run,
               "config": {}}]  # fmt: skip
-    table = tables.Table((), {"map": "mAP"})
+    table = Table((), {"map": "mAP"})
     both, trunk = (render.render(dataclasses.replace(table, layers=layers), found).splitlines()
                    for layers in (("trunk", "projector"), ("trunk",)))  # fmt: skip
     assert len(both) == len(trunk) + 1 and trunk[2] == "| `grafit` | 50.0 | – |"
@@ -289,8 +290,8 @@ def test_an_incomplete_run_has_no_result(tmp_path):
 @pytest.mark.slow
 def test_a_table_trains_missing_runs_reads_finished_ones_and_draws(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text(TINY)
-    table = tables.Table(
-        tables.by_method("tiny.py", "", [tables.RAW_PIXELS, "baseline"]), {"map": "mAP"}, ("baseline", "baseline")
+    table = Table(
+        by_method("tiny.py", "", [recording.RAW_PIXELS, "baseline"]), {"map": "mAP"}, ("baseline", "baseline")
     )
     points = reproduction.points(table, tmp_path / "runs", root=tmp_path)
     first = [reproduction.result(point, {}) for point in points]

@@ -6,7 +6,8 @@ import re
 import shutil
 
 import pytest
-from study import pricing, reproduction, tables
+from study import pricing, reproduction
+from study.rows import Table, by_method
 
 from grafit_jax import config as config_lib
 from grafit_jax import methods, open_keys
@@ -47,7 +48,7 @@ def recorded(method="grafit", seed=0, *, row=None, seconds=60.0, metrics=None, d
 def points_of(tmp_path):
     """Returns a function that gives the runs of three rows; clusterfit starts from the baseline."""
     (tmp_path / "c.py").write_text(CONFIG_FILE)
-    table = tables.Table(tables.by_method("c.py", "", NAMES), {"map": "mAP"})
+    table = Table(by_method("c.py", "", NAMES), {"map": "mAP"})
     return lambda **kwargs: reproduction.points(table, tmp_path / "runs", root=tmp_path, **kwargs)
 
 

@@ -5,7 +5,8 @@ import json
 import re
 
 import pytest
-from study import recording, render, reproduction, tables
+from study import recording, render, reproduction
+from study.rows import Row, Table
 
 from grafit_jax import config as config_lib
 from grafit_jax.errors import UserError
@@ -194,8 +195,8 @@ def house(tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("<!-- t -->\n<!-- /t -->\n")
     (tmp_path / "c.py").write_text(CONFIG_FILE)
-    rows = tuple(tables.Row(name, "c.py", f"method={name}") for name in ("baseline", "grafit"))
-    monkeypatch.setattr(render, "TABLES", {"t": tables.Table(rows, {"map": "mAP"})})
+    rows = tuple(Row(name, "c.py", f"method={name}") for name in ("baseline", "grafit"))
+    monkeypatch.setattr(render, "TABLES", {"t": Table(rows, {"map": "mAP"})})
     return tmp_path
 
 
@@ -268,7 +269,7 @@ def test_tables_of_a_study_must_be_of_the_same_images_to_be_recorded(house, monk
 
 def test_a_result_that_cannot_be_recorded_is_an_error_before_training(house):
     def point(**overrides):
-        row = tables.Row("grafit", "c.py", "method=grafit")
+        row = Row("grafit", "c.py", "method=grafit")
         return reproduction.RowRun(row, 0, house / "runs" / "grafit", "", small_config(**overrides))
 
     render.record(house, "t", complete("grafit"))

@@ -24,7 +24,8 @@ from grafit_jax.runs import provenance, results, workdir
 from grafit_jax.runs.preemption import Preempted
 from grafit_jax.runs.results import Result
 from study import recording
-from study.tables import RAW_PIXELS, Row, Table
+from study.recording import RAW_PIXELS
+from study.rows import Row, Table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from grafit_jax.data.datasets.grocery import LEVELS, LIST
 from study import published
 from study.rows import Row, by_method
 
@@ -134,10 +135,11 @@ def sums_of_levels(config: str, arg: str, *sums: tuple[str, ...], seeds: int, **
 
 
 def grocery_levels() -> tuple[Row, ...]:
-    """Photos with a third level, the folders Fruit, Packages and Vegetables, which the prepared data set lacks."""
-    sums = (("coarse",), ("level2",), ("fine",), ("coarse", "level2"), ("level2", "fine"), ("coarse", "level2", "fine"))
-    folder = {"data__source": "folder:GroceryStoreDataset/dataset", "data__test_split": "test"}
-    return sums_of_levels("configs/grocery.py", "", *sums, seeds=1, **folder)
+    """Photos by the list that prepare.py writes, with a third level above the classes: Fruit, Packages, Vegetables."""
+    group, class_, variety = LEVELS
+    sums = ((group,), (class_,), (variety,), (group, class_), (class_, variety), (group, class_, variety))
+    listed = {"data__source": f"csv:{LIST}", "data__variant": "", "data__test_split": "test"}
+    return sums_of_levels("configs/grocery.py", "", *sums, seeds=1, **listed)
 
 
 def grocery_rates() -> tuple[Row, ...]:

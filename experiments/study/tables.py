@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from grafit_jax import pretrained
+from grafit_jax.data.datasets import grocery
 from grafit_jax.errors import UserError, choose
 from study import published, recording, row_sets
 from study.recording import RAW_PIXELS
@@ -114,7 +115,7 @@ TABLES = {
         _BY_LEVEL,
         facts={"trained on": _trained_on},
         pretrained=_LITE0,
-        levels=("coarse", "level2", "fine"),
+        levels=grocery.LEVELS,
     ),
     "omniglot": Table(
         by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _COLUMNS

@@ -1,7 +1,8 @@
 """Prepares the Grocery Store Dataset (Klasson et al. 2019, MIT) as a TFDS data set from a clone of its repository.
 
 It has photos of groceries in 43 coarse and 81 fine classes: https://github.com/marcusklasson/GroceryStoreDataset. The
-features are id, image, coarse_label and label. Photos are scaled to `SIDE` px on their shorter side.
+features are id, image, coarse_label and label. Photos are scaled to `SIDE` px on their shorter side. A CSV beside them,
+for `csv:`, lists the clone's photos with a third level above: Fruit, Packages or Vegetables.
 """
 
 import csv
@@ -15,9 +16,11 @@ import PIL.Image
 import PIL.ImageOps
 
 from grafit_jax.data.datasets import manual
-from grafit_jax.errors import UserError, reading
+from grafit_jax.errors import UserError, reading, writing
 
 CLASSES = "classes.csv"
+# The list with the third level, in the folder of the prepared data set, and its levels.
+LIST, LEVELS = "levels.csv", ("group", "class", "variety")
 # The list of each split: a line of path, fine and coarse number for each photo.
 FILES = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 NUM_IMAGES = {"train": 2640, "validation": 296, "test": 2485}
@@ -33,7 +36,7 @@ class _Photo(NamedTuple):
 
 
 def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[pathlib.Path, dict[str, int]]:
-    """Writes the data set grocery as tfrecord, unless it is already prepared.
+    """Writes the data set grocery as tfrecord, unless it is already prepared, and the CSV beside it.
 
     Prints a warning if the numbers of photos are not the published ones.
 
@@ -57,6 +60,7 @@ def prepare(manual_dir: pathlib.Path, data_dir: str | None = None) -> tuple[path
             for photo in of_split:
                 manual.check_image(folder / photo.path, FILES[split])
         manual.write(builder)
+    _write_list(pathlib.Path(builder.data_dir) / LIST, folder, photos, fine, coarse)
     return pathlib.Path(builder.data_dir), manual.num_images(builder, NUM_IMAGES)
 
 
@@ -83,6 +87,20 @@ def _listed(path: pathlib.Path, num_fine: int, num_coarse: int) -> list[_Photo]:
                 f"{num_fine} and {num_coarse}, as in {CLASSES}."
             )
     return photos
+
+
+def _write_list(
+    path: pathlib.Path, folder: pathlib.Path, photos: dict[str, list[_Photo]], fine: list[str], coarse: list[str]
+) -> None:
+    """Writes the photos with their classes from coarse to fine; the coarsest is the folder below the split."""
+    with writing(path), open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", *LEVELS])
+        for split, of_split in photos.items():
+            for photo in of_split:
+                group = pathlib.PurePosixPath(photo.path).parts[1]
+                place = (folder / photo.path).resolve()
+                writer.writerow([place, split, group, coarse[photo.coarse], fine[photo.fine]])
 
 
 def _scaled(path: pathlib.Path) -> bytes:

@@ -21,9 +21,9 @@ Arguments:
 Hours: preset=lite0 on 2 CPU cores: baseline, baseline_mlp and snca_plus 9 to 11 min, maskcon 15 min, grafit and
     grafit_fc at most 30 min; lite0_long not measured.
 
-Expect: fine mAP and k-NN in percent at the trunk, preset=lite0: frozen 40.2 and 56.9; baseline 56.2 and 71.0 (three
-    seeds); baseline_mlp 55.0 and 69.7, snca_plus 54.3 and 70.2, grafit 54.7 and 69.5 (two); grafit_fc 53.9 and 69.5,
-    maskcon 42.6 and 61.3 at a rate not chosen for it (one).
+Expect: fine mAP and k-NN in percent at the trunk, preset=lite0: frozen 40.2 and 56.9; of three seeds, baseline 56.2 and
+    71.0, baseline_mlp 55.2 and 70.1, snca_plus 53.8 and 69.1, grafit 54.7 and 69.8; of one, grafit_fc 53.9 and 69.5,
+    maskcon 42.6 and 61.3 at a rate not chosen for it.
 """
 
 from grafit_jax import config_files, pretrained

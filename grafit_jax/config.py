@@ -212,7 +212,8 @@ def default() -> ml_collections.ConfigDict:
     # Evaluation crop: whole = the whole image resized to a square | centre = the central square of the resized image.
     e.crop = "whole"
     e.resize = 0  # Length in pixels of the shorter side before crop centre; 0 = 8/7 of the size, such as 256 for 224.
-    # Layers to evaluate: trunk, projector or both. The first gives the headline metrics, the others are prefixed.
+    # Layers to evaluate: trunk, projector, concat (both joined). The first gives the headline metrics, the others are
+    # prefixed.
     e.layers = ("trunk", "projector")
     e.recall_at = (1, 2, 5, 10)  # Values of k for recall@k, each >= 1.
     e.knn_k = 30  # Neighbours that vote in k-NN classification, >= 1.

@@ -73,7 +73,10 @@ _RULES: Mapping[str, _Rule] = dict.fromkeys(_COUNTS, _FROM_1) | {
     "train.steps_per_call": (lambda v: v >= 0, "0 (chosen for the device) or more"),
     "eval.every_epochs": (lambda v: v >= 0, "0 (at the end only) or more"),
     "eval.size": (lambda v: v >= 0, "0 (views.size) or the side in pixels"),
-    "eval.layers": (lambda v: 0 < len({*v}) == len(v), "trunk, projector or both, each once, the headline first"),
+    "eval.layers": (
+        lambda v: 0 < len({*v}) == len(v),
+        "trunk, projector or concat, each once, the headline first",
+    ),
     "eval.recall_at": (lambda v: len(v) > 0 and all(k >= 1 for k in v), "integers k >= 1"),
     "eval.knn_temperature": (lambda v: v > 0, "sigma > 0 (SNCA uses 0.05)"),
     "checkpoint.every_steps": (lambda v: v >= 0, "0 (none within epochs) or more"),
@@ -89,7 +92,7 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "views.num_views", several, "T >= 2, since Eq. 1 compares one view with another"
     normed = c.model.projector_norm and m.projector != "mlp"
     yield "model.projector_norm", not normed, f"False, since {m.name} has no MLP projector"
-    headless = c.eval.layers[0] == "projector" and not m.projector
+    headless = c.eval.layers[0] != "trunk" and not m.projector
     yield "eval.layers", not headless, f"trunk first, since {m.name} has no projector"
     fits = c.model.stem in trunk.stems
     yield "model.stem", fits, f"{' or '.join(trunk.stems)} with {c.model.trunk}, whose stem is its patches"
@@ -150,7 +153,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     if config.model.pretrained.startswith(open_keys.HUB) or config.model.pretrained.endswith(WEIGHTS):
         choose(config.model.trunk, "model.trunk with pretrained weights", PRETRAINED)
     for name in config.eval.layers:
-        choose(name, "entry of eval.layers", ("trunk", "projector"))
+        choose(name, "entry of eval.layers", ("trunk", "projector", "concat"))
     rules = ((key, is_valid(flat[key]), expected) for key, (is_valid, expected) in _RULES.items())
     for key, valid, expected in itertools.chain(rules, _relations(config, method)):
         if not valid:

@@ -13,8 +13,11 @@ from grafit_jax import parallel, pulse
 from grafit_jax.data.readers.folder import FolderImages
 from grafit_jax.data.records import in_order
 from grafit_jax.models import Network
+from grafit_jax.retrieval.embeddings import unit
 from grafit_jax.views import augment
 
+# The layer of `of_layer` that joins trunk and projector.
+CONCAT = "concat"
 # (variables, images of a split) -> name -> rows; see `make_embed_fn`.
 EmbedFn = Callable[[Any, Any], dict[str, np.ndarray]]
 
@@ -83,6 +86,17 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
         return rows
 
     return embed_split
+
+
+def of_layer(rows: Mapping[str, np.ndarray], layer: str) -> np.ndarray:
+    """Returns the embeddings of a layer, float32 [N, D], given the rows of `make_embed_fn`.
+
+    "concat" is the trunk's features beside the projections, each of unit length, so that its cosine similarity is the
+    mean of theirs.
+    """
+    if layer != CONCAT:
+        return rows[layer]
+    return np.concatenate([unit(rows[part]) for part in ("trunk", "projector")], axis=1)
 
 
 def readable(rows: Mapping[str, np.ndarray]) -> np.ndarray:

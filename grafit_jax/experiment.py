@@ -196,7 +196,7 @@ def evaluate(run: Experiment, state: TrainState, *, probe: bool = False, cluster
     """Returns the step and the test metrics of a state (docs/paper.md section 1), from one embedding pass.
 
     Metrics of the first of `eval.layers` have plain names (`map`, `recall@1`, `coarse/knn_top1`, …), those of other
-    layers have the layer as a prefix (`projector/map`). A projector is skipped if the method has none. A classifier
+    layers have the layer as a prefix (`projector/map`). Without a projector, only the trunk is evaluated. A classifier
     adds `top1` at the train level, unless its classes are clusters. `probe` adds the metrics of a logistic probe on
     trunk features. `clusters`, and `eval.clusters` after the last step, add those of k-means clusters of the
     finest level.
@@ -217,9 +217,13 @@ def evaluate(run: Experiment, state: TrainState, *, probe: bool = False, cluster
                 neighbors.check_embeddings(f"{name} of split {split}", embedded[split][name], remedy=_DIVERGED)
         labels[split] = {level: label[read] for level, label in records.labels.items()}
     result: dict[str, float] = {}
-    for i, name in enumerate(n for n in config.layers if n in embedded["test"]):
+    layers = config.layers if "projector" in embedded["test"] else ("trunk",)
+    for i, name in enumerate(layers):
         values = retrieval_metrics.evaluate(
-            *(retrieval_metrics.Embedded(embedded[split][name], labels[split]) for split in ("test", "train")),
+            *(
+                retrieval_metrics.Embedded(evaluation.of_layer(embedded[split], name), labels[split])
+                for split in ("test", "train")
+            ),
             ks=config.recall_at,
             knn_k=config.knn_k,
             knn_temperature=config.knn_temperature,

@@ -78,7 +78,7 @@ class Gallery:
           images: as for `Model.embed`. The id of a file is its path as given, the id of an image in memory its
             position. The folders of a file, or the columns of a CSV, name its classes; see `photos.each`. An image
             with a coarse class only is its own fine class where others have one.
-          layer: "trunk" or "projector".
+          layer: see `Model.embed`.
           labels: fine class names [N], instead of the classes of folders or CSV; None or "" if unknown.
           normalize: see `Model.embed`.
           batch_size: see `Model.embed`.

@@ -74,7 +74,7 @@ class Model:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers that give embeddings: "trunk" and, if the method has one, "projector"."""
+        """The layers that give embeddings: "trunk" and, with a projector, "projector" and "concat", both joined."""
         return self.description.layers
 
     @property
@@ -116,7 +116,7 @@ class Model:
         Args:
           images: a file, a folder, a CSV with a column path, a PIL image, an array uint8 [H, W], [H, W, C] or
             [N, H, W, C], or an iterable of these, such as a list or a generator. See `photos.each`.
-          layer: "trunk" or "projector".
+          layer: one of `layers`; see `evaluation.of_layer`.
           normalize: whether to scale the embeddings to unit length; cosine similarity is then a dot product.
           batch_size: images per call of the network, over all devices.
           progress: whether to show a progress bar.
@@ -203,7 +203,7 @@ class Model:
     def _embedded(self, images: list[np.ndarray], layer: str, batch_size: int) -> np.ndarray:
         # A power of two: one image must not cost as much as a batch, and each size is compiled.
         size = min(batch_size, 1 << (len(images) - 1).bit_length())
-        return self._embed_fn(size)(self._variables, np.stack(images))[layer]
+        return evaluation.of_layer(self._embed_fn(size)(self._variables, np.stack(images)), layer)
 
     def _embed_fn(self, batch_size: int) -> evaluation.EmbedFn:
         if batch_size not in self._embed_fns:
@@ -303,7 +303,7 @@ def split_gallery(
         for name, level in records.levels.items()
         if level.label is not None
     }
-    embedding = embedded[layer][read]
+    embedding = evaluation.of_layer({part: x[read] for part, x in embedded.items()}, layer)
     neighbors.check_embeddings(f"{path}: {layer} of split {split}", embedding, remedy=_DIVERGED)
     features = Features(
         embedding=unit(embedding) if normalize else embedding,

@@ -208,7 +208,7 @@ def test_maskcon_recipe_is_that_of_the_paper_summary_section_3():
         ({"eval.every_epochs": -1}, r"eval\.every_epochs = -1; expected 0"),
         ({"eval.recall_at": (1, 0)}, r"eval\.recall_at = \(1, 0\); expected integers k >= 1"),
         ({"eval.layers": ("trunk", "trunk")}, r"eval\.layers = .*each once"),
-        ({"eval.layers": ()}, r"eval\.layers = \(\); expected trunk, projector or both"),
+        ({"eval.layers": ()}, r"eval\.layers = \(\); expected trunk, projector or concat, each once"),
         ({"eval.layers": ("trunks",)}, r"'trunks' \(did you mean 'trunk'\?\)"),
         ({"method": "maskcon", "queue.size": 63}, r"queue\.size = 63; expected at least train\.batch_size = 64 keys"),
         ({"loss.maskcon_weight": 1.1}, r"loss\.maskcon_weight = 1\.1; expected w in \[0, 1\]"),

@@ -13,6 +13,7 @@ from grafit_jax import evaluation, experiment, parallel, pulse, restore
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval.cluster_metrics import clustering_metrics
 from grafit_jax.retrieval.evaluate import Embedded, evaluate
+from helpers import twins
 from helpers.runs import small_config
 
 KS = (1, 2, 5)
@@ -188,6 +189,21 @@ def test_headline_is_plain_and_the_others_are_prefixed():
     other = experiment.evaluate(swapped, state)
     assert got["map"] == other["projector/map"] and got["trunk/map"] == other["map"]
     assert got["map"] != got["trunk/map"]
+
+
+def test_the_layer_concat_has_the_mean_of_the_similarities():
+    run = experiment.load(small_config(**{"eval.layers": ("concat",)}))
+    state, _ = restore.initial(run)
+    got = experiment.evaluate(run, state)
+    rows = run.embed_fn(state.variables, run.records["test"].image)
+    trunk, projector = (twins.unit(rows[name]) for name in ("trunk", "projector"))
+    label = run.records["test"].label
+    similarity = trunk @ trunk.T + projector @ projector.T
+    expected = []
+    for query in range(len(label)):
+        others = np.arange(len(label)) != query
+        expected.append(average_precision_score(label[others] == label[query], similarity[query, others]))
+    assert got["map"] == pytest.approx(np.mean(expected), abs=1e-5) and "projector/map" not in got
 
 
 def test_the_crop_of_test_images_does_not_change_the_initial_memory():

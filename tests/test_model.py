@@ -41,7 +41,7 @@ def photo_run(tmp_path_factory):
     return root / "run", written
 
 
-@pytest.mark.parametrize("layer", ["trunk", "projector"])
+@pytest.mark.parametrize("layer", ["trunk", "projector", "concat"])
 def test_embeddings_equal_those_of_the_evaluation(photo_run, layer):
     # The evaluation reads the split as one batch through its own reader.
     workdir, _ = photo_run
@@ -49,7 +49,7 @@ def test_embeddings_equal_those_of_the_evaluation(photo_run, layer):
     expected = split_features(run, state, "test", layer)
     loaded = grafit_jax.load(workdir)
     got = loaded.embed([str(file) for file in expected.filename], layer=layer, normalize=False)
-    assert got.dtype == np.float32 and loaded.layers == ("trunk", "projector")
+    assert got.dtype == np.float32 and loaded.layers == ("trunk", "projector", "concat")
     np.testing.assert_allclose(got, expected.embedding, rtol=1e-4, atol=1e-6)
     unit = loaded.embed([str(file) for file in expected.filename], layer=layer)
     norm = np.linalg.norm(expected.embedding.astype(np.float64), axis=1, keepdims=True)
@@ -204,7 +204,11 @@ def test_a_workdir_without_its_photos_embeds_and_searches_from_another_directory
     ("images", "options", "message"),
     [
         ([], {}, "found no image that can be read; expected at least one"),
-        (np.zeros((1, 8, 8, 1), np.uint8), {"layer": "head"}, "layer: found head; expected trunk or projector"),
+        (
+            np.zeros((1, 8, 8, 1), np.uint8),
+            {"layer": "head"},
+            "layer: found head; expected trunk or projector",
+        ),
         (np.zeros((1, 8, 8, 1), np.uint8), {"batch_size": 0}, "batch_size: found 0; expected at least 1"),
         ("text.png", {}, r"found an unreadable image: .*text\.png \(no JPEG, .*\); repair it or leave it out"),
     ],

@@ -21,7 +21,7 @@ class Run:
     name: str  # display name
     result: Result  # from `results.collect`
     log: Sequence[Mapping[str, Any]]  # from `workdir.read_log`
-    layer: str  # of the embedding: trunk or projector
+    layer: str  # of the embedding
     embedding: np.ndarray  # float32 [N, D], N >= 2
 
     @functools.cached_property

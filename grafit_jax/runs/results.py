@@ -14,7 +14,7 @@ from grafit_jax.runs import workdir
 Result = dict[str, Any]
 # The headline metrics on fine labels -> their display names.
 HEADLINE = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
-LAYERS = ("trunk", "projector")
+LAYERS = ("trunk", "projector", "concat")
 # Prefixes before the name of a metric, behind layer and level: of retrieval from the training images, and of clusters
 # within each coarse class.
 _GALLERY, _WITHIN = "gallery", "within"

@@ -51,8 +51,8 @@ class Description:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers that give embeddings, "trunk" and perhaps "projector"."""
-        return ("trunk", "projector") if self.method.projector else ("trunk",)
+        """The layers that give embeddings: "trunk" and, with a projector, "projector" and "concat"."""
+        return ("trunk", "projector", "concat") if self.method.projector else ("trunk",)
 
     @functools.cached_property
     def network(self) -> Network:

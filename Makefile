@@ -50,7 +50,7 @@ mutants: $(VENV)/installed-test
 	$(BIN)/python tests/mutants.py
 
 # The numerical tests on one accelerator, with the JAX of PYTHON; no TensorFlow needed.
-ON_ACCELERATOR = losses losses_queue losses_sharded memory metrics neighbors clustering evaluation image_ops auto_augment augment \
+ON_ACCELERATOR = losses queue_losses losses_sharded memory metrics neighbors clustering evaluation image_ops auto_augment augment \
   models train_step train_step_queue
 test-gpu:
 	GRAFIT_TEST_ACCELERATOR=1 XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_FLAGS=--xla_gpu_deterministic_ops=true \

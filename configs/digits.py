@@ -21,7 +21,7 @@ Expect: fine mAP at the trunk, in percent, three seeds (experiments/results/quic
     The coarse labels are loop (0 6 8 9) and none (1 2 3 4 5 7); half of the 1,797 images are for training.
 """
 
-from grafit_jax import config_files, methods
+from grafit_jax import config_files
 from grafit_jax.config_files import SMALL
 
 _COMMON = {
@@ -44,8 +44,7 @@ _COMMON = {
 def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, method="grafit", seed=0, init="")
     c.clusterfit.source = arg.init
-    if methods.get(c.method).uses_queue:
-        c.key_views.crop_scale, c.key_views.flip_prob = c.views.crop_scale, c.views.flip_prob
+    config_files.beside_others(c, queue_size=512)
     return c
 
 

@@ -33,7 +33,7 @@ Expect: depends on your images; for those of docs/tutorial_photos.md, fine mAP 5
     `sweep()` compares it with `grafit` and its control.
 """
 
-from grafit_jax import config, config_files, open_keys, presets
+from grafit_jax import config, config_files, methods, open_keys, presets
 from grafit_jax.config_files import FINE_TUNING, IMAGENET, SMALL
 from grafit_jax.errors import UserError, choose
 
@@ -64,6 +64,10 @@ def get_config(arg=None):
     if arg.dir or arg.csv:
         c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir}"
     c.method, c.seed = arg.method or c.method, arg.seed
+    if not arg.init:
+        config_files.beside_others(c, queue_size=1024)
+    elif not methods.get(c.method).uses_memory:
+        c.loss.levels, c.loss.level_weights = (), ()
     return c
 
 
@@ -95,6 +99,7 @@ def _continued(arg):
     if arg.dir or arg.csv:
         own = ("coarse_classes", "data_dir", "holdout", "inat_categories_file", "test_split", "train_level", "variant")
         c.data.update({key: config.default().data[key] for key in own})
+        c.loss.levels, c.loss.level_weights = (), ()
     elif c.data.source.startswith(("folder:", "csv:")) and not os.path.isabs(c.data.source.partition(":")[2]):
         raise UserError(f"init={arg.init}: found no place of its images ({c.data.source}); use dir=DIR or csv=FILE.")
     return c

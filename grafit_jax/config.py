@@ -149,7 +149,8 @@ def default() -> ml_collections.ConfigDict:
     c.loss.levels = ()
     c.loss.level_weights = ()  # Weight of each of loss.levels, >= 0; empty = 1 each.
     c.loss.label_smoothing = 0.0  # Label smoothing of cross-entropy, in [0, 1).
-    c.loss.maskcon_weight = 0.5  # w of protocol "maskcon", the weight of the supervised term, in [0, 1].
+    # w of protocol "maskcon", the weight of the supervised term, or of `attract` in method spread, in [0, 1].
+    c.loss.maskcon_weight = 0.5
     c.loss.maskcon_temperature = 0.05  # t of method maskcon, the temperature of its soft labels, > 0.
 
     c.memory = ml_collections.ConfigDict()

@@ -132,7 +132,7 @@ def beside_others(c: ml_collections.ConfigDict, *, queue_size: int) -> None:
     c.model.head_batch_norm = False
     c.loss.temperature = temperature_of(c.method)
     c.queue.size = queue_size
-    c.ema.final = 0.99
+    c.ema.final = c.ema.base
     c.key_views.update({key: c.views[key] for key in c.key_views})
 
 

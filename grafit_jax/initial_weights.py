@@ -117,8 +117,8 @@ def _of_model(run: Experiment, own: Variables, stored: Stored) -> Given:
 
     before, now = theirs.classes.get(theirs.train_level, ()), run.training.train_names
     clusters = run.method.uses_clusters or theirs.method.uses_clusters
-    below = _below_classifier(run.network)
-    continued = below in taken and below == _below_classifier(theirs.network)
+    seen = _classifier_input(run.network)
+    continued = seen[0] in taken and seen == _classifier_input(theirs.network)
     if _in_both("classifier", own, stored) and continued and before == now and not clusters:
         taken.append("classifier")
 
@@ -146,6 +146,8 @@ def _in_both(name: str, own: Variables, stored: Stored) -> bool:
     return name in own["params"] and name in stored.variables["params"]
 
 
-def _below_classifier(network: Network) -> str:
-    """Returns the part whose output the classifier sees."""
-    return "projector" if network.classify == "projection" and network.projector is not None else "trunk"
+def _classifier_input(network: Network) -> tuple[str, str]:
+    """Returns the part whose output the classifier takes, and what it takes of it; see `Network`."""
+    if network.projector is None or network.classify == "features":
+        return "trunk", "features"
+    return "projector", network.classify

@@ -23,6 +23,8 @@ class Method:
         "angular" (with a key view, augmented by `key_views`) or None.
       projector: P_theta: "mlp", "linear", "identity" (the losses use the trunk's features) or None.
       uses_clusters: whether the labels are clusters of another run's features instead of the coarse classes.
+      classify: what a classifier takes: "projection", the "relu" of it, or the trunk's "features"; without a projector,
+        the features.
       protocol: "paper" (section 2) or "maskcon" (section 3). A table that compares results of both must say so.
     """
 
@@ -31,6 +33,7 @@ class Method:
     instance: str | None
     projector: str | None = "mlp"
     uses_clusters: bool = False
+    classify: str = "projection"
     protocol: str = "paper"
 
     @property
@@ -87,14 +90,14 @@ METHODS = {
         Method("grafit_no_projector", "knn", "predict", projector="identity"),
         Method("selfcon", None, "info_nce", protocol="maskcon"),
         Method("supcon", "supcon", None, protocol="maskcon"),
-        Method("supce", "cross_entropy", None, projector=None, protocol="maskcon"),
+        Method("supce", "cross_entropy", None, projector=None, classify="features", protocol="maskcon"),
         # The method that the MaskCon paper calls Grafit, which differs from grafit above.
         Method("grafit_maskcon", "supcon", "info_nce", protocol="maskcon"),
-        Method("coins", "cross_entropy", "info_nce", protocol="maskcon"),
+        Method("coins", "cross_entropy", "info_nce", classify="features", protocol="maskcon"),
         Method("maskcon", "maskcon", None, protocol="maskcon"),
         # Later methods, on the step of protocol "maskcon".
         Method("spread", "spread", None, protocol="maskcon"),
-        Method("ancor", "cross_entropy", "angular", protocol="maskcon"),
+        Method("ancor", "cross_entropy", "angular", classify="relu", protocol="maskcon"),
         # The control for pretrained trunks: the initial weights, with nothing trained [ours].
         Method("frozen", None, None, projector=None),
     )
@@ -144,7 +147,7 @@ def build_network(
         projector=projectors[method.projector],
         predictor=mlp() if method.instance == "predict" else None,
         classifier=nn.Dense(num_classes) if method.supervised == "cross_entropy" else None,
-        classify="relu" if method.instance == "angular" else "projection" if method.protocol == "paper" else "features",
+        classify=method.classify,
     )
 
 

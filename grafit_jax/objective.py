@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -128,20 +129,21 @@ class Objective:
 
     def _knn(self, projection: Array, label: Array, own_slot: Array, memory: Memory) -> tuple[Array, Totals]:
         """Returns the k-NN loss, or the weighted sum of those of several levels, whose memory is the same."""
+        parts = [
+            (f"_{level.name}", level.weight, _at(level, label), _at(level, memory.label)) for level in self.levels
+        ] or [("", 1.0, label, memory.label)]
         loss, terms = jnp.zeros(len(label)), {}
-        for level in self.levels or (None,):
-            labels = (label, memory.label) if level is None else (_at(level, label), _at(level, memory.label))
+        for suffix, level_weight, of_batch, of_memory in parts:
             term, weight = losses.knn_loss_and_weight(
                 projection,
-                labels[0],
+                of_batch,
                 memory.embedding,
-                labels[1],
+                of_memory,
                 temperature=self.loss.temperature,
                 own_slot=own_slot,
                 axis_name=self.axis_name,
             )
-            loss = loss + (1.0 if level is None else level.weight) * term
-            suffix = "" if level is None else f"_{level.name}"
+            loss = loss + level_weight * term
             terms[f"knn_loss{suffix}"] = (jnp.sum(term), jnp.sum(weight))
             terms[f"without_positive{suffix}"] = total(1.0 - weight)
         return loss, terms
@@ -186,23 +188,32 @@ class EpochMeans:
 
 
 def guessing(
-    method: Method, labels: np.ndarray, num_classes: int, *, queue_size: int, weight: float
+    method: Method,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    levels: Sequence[KnnLevel] = (),
+    queue_size: int,
+    weight: float,
 ) -> dict[str, float]:
     """Returns the mean of each softmax loss for a network that guesses, with equal probabilities.
 
     Args:
       method: the method.
-      labels: int [N], the training labels; keys in the queue have theirs in the same shares.
+      labels: int [N], the training labels.
       num_classes: C.
-      queue_size: K.
-      weight: w.
+      levels: the levels of the k-NN loss, as in `Objective`.
+      queue_size: K; each class has the same share of the queue as of the training images.
+      weight: w, the weight of the supervised term.
     """
     num_same = np.bincount(labels)[labels]
     terms = {"cross_entropy": math.log(num_classes)} if method.supervised == "cross_entropy" else {}
     if method.supervised == "knn":
-        with_positive = num_same[num_same > 1] - 1
-        if len(with_positive):
-            terms["knn_loss"] = float(np.mean(np.log((len(labels) - 1) / with_positive)))
+        of_level = {f"knn_loss_{level.name}": level.of_label[labels] for level in levels} or {"knn_loss": labels}
+        for name, of_images in of_level.items():
+            others = np.bincount(of_images)[of_images] - 1
+            if np.any(others):
+                terms[name] = float(np.mean(np.log((len(labels) - 1) / others[others > 0])))
     if method.uses_queue:
         keys = queue_size * num_same / len(labels)
         repel, attract = np.mean(np.log1p(keys)), np.mean(np.log1p(queue_size - keys))

@@ -171,7 +171,7 @@ def _loop(run: Experiment, path: pathlib.Path, stop: preemption.Stop) -> tuple[T
             }
             _stop_if_not_finite(line, checked, step, checkpoints)
             _stop_if_all_skipped(line, step - run.steps_per_epoch, step)
-            console.warn_of_guessing(config, run.training, line, run.steps_per_epoch)
+            console.warn_of_guessing(config, run.training, run.knn_levels, line, run.steps_per_epoch)
             checked = step
             writer.epoch(line)
             workdir.write_broken(path, run.records)

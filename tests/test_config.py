@@ -106,6 +106,17 @@ def test_photos_of_protocol_paper_and_of_transfer_are_cropped_to_224_of_256_pixe
     assert (cpu.views.size, cpu.model.stem, cpu.views.mean) == (32, "patch2", (0.507, 0.487, 0.441))
 
 
+@pytest.mark.parametrize(("method", "temperature"), [("maskcon", 0.1), ("spread", 0.5), ("ancor", 0.2)])
+@pytest.mark.parametrize("file", ["digits", "own", "omniglot", "cifar100", "grocery", "maskcon"])
+def test_recipe_of_a_method_with_a_queue(file, method, temperature):
+    c = config_files.load_file(ROOT / "configs" / f"{file}.py", f"method={method}")
+    assert (c.loss.temperature, c.model.head_batch_norm, c.ema.final) == (temperature, False, c.ema.base)
+    if file != "maskcon":  # whose strong and weak views differ
+        assert all(c.key_views[key] == c.views[key] for key in c.key_views)
+    paper = config_files.load_file(ROOT / "configs" / f"{file}.py", "method=grafit")
+    assert paper.model.head_batch_norm and paper.loss.temperature == 0.05
+
+
 def test_maskcon_recipe_is_that_of_the_paper_summary_section_3():
     module = config_files.load_module(ROOT / "configs" / "maskcon.py")
     c = module.get_config("method=maskcon")
@@ -211,6 +222,14 @@ def test_maskcon_recipe_is_that_of_the_paper_summary_section_3():
         ({"eval.layers": ()}, r"eval\.layers = \(\); expected trunk, projector or concat, each once"),
         ({"eval.layers": ("trunks",)}, r"'trunks' \(did you mean 'trunk'\?\)"),
         ({"method": "maskcon", "queue.size": 63}, r"queue\.size = 63; expected at least train\.batch_size = 64 keys"),
+        ({"method": "snca", "loss.levels": ("fine", "fine")}, r"loss\.levels = .*names of levels, each once"),
+        ({"method": "snca", "loss.levels": (1,)}, r"loss\.levels"),
+        ({"method": "byol", "loss.levels": ("fine",)}, r"loss\.levels = .*expected empty, since byol has no k-NN loss"),
+        (
+            {"method": "snca", "loss.levels": ("coarse", "fine"), "loss.level_weights": (1.0,)},
+            r"level_weights = \(1\.0,\); expected empty, or one weight for each of loss\.levels = \('coarse', 'fine'\)",
+        ),
+        ({"method": "snca", "loss.level_weights": (-1.0,)}, r"level_weights = \(-1\.0,\); expected weights >= 0"),
         ({"loss.maskcon_weight": 1.1}, r"loss\.maskcon_weight = 1\.1; expected w in \[0, 1\]"),
         ({"loss.maskcon_temperature": 0.0}, r"loss\.maskcon_temperature = 0\.0; expected t > 0"),
         ({"ema.final": 1.5}, r"ema\.final = 1\.5; expected a value in \[0, 1\]"),

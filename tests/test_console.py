@@ -103,6 +103,17 @@ def test_guessing_equals_the_losses_of_a_network_with_constant_outputs(name):
     assert {"knn" if term == "knn_loss" else term for term in guesses} == terms
 
 
+def test_guessing_at_several_levels():
+    labels, families = np.array([0, 0, 1, 1, 1, 2]), np.array([0, 0, 1], np.int32)
+    levels = (objective.KnnLevel("family", 0.5, families), objective.KnnLevel("genus", 1.0, np.arange(3)))
+    guesses = objective.guessing(METHODS["snca"], labels, 3, levels=levels, queue_size=20, weight=0.3)
+    same = jnp.ones((6, 4))
+    for name, at_level in (("family", families[labels]), ("genus", labels)):
+        loss, weight = losses.knn_loss_and_weight(same, at_level, same, at_level, own_slot=jnp.arange(6))
+        assert guesses.pop(f"knn_loss_{name}") == pytest.approx(float(loss.sum() / weight.sum()), rel=1e-5)
+    assert not guesses
+
+
 def test_a_loss_of_guessing_is_warned_about_once_after_a_hundred_steps(capsys):
     run = experiment.load(small_config("grafit_fc"))  # 14 steps per epoch
     one_class = run.records["train"].levels["coarse"]._replace(names=("all",))
@@ -114,9 +125,9 @@ def test_a_loss_of_guessing_is_warned_about_once_after_a_hundred_steps(capsys):
         (run.training, means | {"step": 98}),
         (run.training, means | {"step": 126}),
     ):
-        console.warn_of_guessing(run.config, records, line, 14)
+        console.warn_of_guessing(run.config, records, (), line, 14)
         assert capsys.readouterr().err == ""
-    console.warn_of_guessing(run.config, run.training, means | {"step": 112}, 14)
+    console.warn_of_guessing(run.config, run.training, (), means | {"step": 112}, 14)
     assert capsys.readouterr().err == (
         "warning: found cross_entropy = 0.700 after epoch 8; expected less than 0.693, that of random guessing; "
         "if it stays there, use another optimizer.learning_rate and check the labels.\n"

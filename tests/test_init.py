@@ -74,6 +74,9 @@ def test_trunk_and_all_heads_are_those_of_the_model_and_everything_else_is_new(t
         ("supce", "baseline", ["trunk", "classifier"], {}),
         # Both see 64 numbers, but of the trunk in one and of the projector in the other.
         ("baseline", "baseline_mlp", ["trunk"], {"model.embed_dim": 64}),
+        ("baseline", "ancor", ["trunk"], {"model.embed_dim": 64}),
+        # Both see the projector, one through a ReLU.
+        ("baseline_mlp", "ancor", ["trunk", "projector"], {}),
     ],
 )
 def test_heads_that_one_of_the_methods_lacks_start_from_the_seed(tmp_path, source, method, taken, options):
@@ -152,6 +155,7 @@ def test_own_py_continues_with_the_config_of_a_run_or_a_saved_model(tmp_path):
     (tmp_path / "run" / "config.json").write_text(config_lib.to_json(base))
     leave(tmp_path / "model", small_config("grafit_fc"))
     split = {"data.holdout": 0.25, "data.test_split": "val", "data.train_level": "fine", "data.source": "folder:photos"}
+    split |= {"loss.levels": ("coarse", "fine"), "loss.level_weights": (0.5, 1.0)}
     (tmp_path / "split").mkdir()
     (tmp_path / "split" / "config.json").write_text(config_lib.to_json(small_config(**split)))
     for name in ("run", "model"):
@@ -161,6 +165,15 @@ def test_own_py_continues_with_the_config_of_a_run_or_a_saved_model(tmp_path):
         assert c.train == base.train and c.views == base.views
     c = config_files.load_file(OWN, f"init={tmp_path / 'split'},dir=photos")
     assert (c.data.holdout, c.data.test_split, c.data.train_level) == (0.0, "", "")
+    assert (c.loss.levels, c.loss.level_weights) == ((), ())
+    (tmp_path / "photos").mkdir()
+    absolute = base.copy_and_resolve_references()
+    absolute.update_from_flattened_dict(split | {"data.source": f"folder:{tmp_path / 'photos'}"})
+    (tmp_path / "split" / "config.json").write_text(config_lib.to_json(absolute))
+    assert config_files.load_file(OWN, f"init={tmp_path / 'split'},method=snca").loss.levels == ("coarse", "fine")
+    assert config_files.load_file(OWN, f"init={tmp_path / 'split'},method=baseline").loss.levels == ()
+    absolute.data.source = "folder:photos"
+    (tmp_path / "split" / "config.json").write_text(config_lib.to_json(absolute))
     same_data = config_files.load_file(OWN, f"init={tmp_path / 'run'},method=byol")
     assert (same_data.method, same_data.data) == ("byol", base.data)
     for arg, message in (

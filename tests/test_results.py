@@ -71,10 +71,11 @@ def test_renamed_config_keys_are_read_under_their_new_names(tmp_path):
 
 def test_no_local_path_is_recorded():
     config = {"clusterfit.source": "/home/me/runs/baseline_seed1", "model.pretrained": "/data/w.pth"}
-    config |= {"data.data_dir": "/data", "data.source": "npz:/data/cifar"}
-    saved = recording.save_form(entry("clusterfit", **config))
-    assert "/" not in json.dumps(saved["config"])
-    assert saved["config"]["data.source"] == "npz:cifar" and saved["config"]["clusterfit.source"] == "baseline_seed1"
+    for kind in ("npz", "csv", "folder"):
+        config |= {"data.data_dir": "/data", "data.source": f"{kind}:/data/cifar"}
+        saved = recording.save_form(entry("clusterfit", **config))["config"]
+        assert "/" not in json.dumps(saved)
+        assert saved["data.source"] == f"{kind}:cifar" and saved["clusterfit.source"] == "baseline_seed1"
 
 
 @pytest.mark.parametrize(
@@ -276,6 +277,9 @@ def test_a_result_that_cannot_be_recorded_is_an_error_before_training(house):
     render.check_record(house, "t", [point()])
     with pytest.raises(UserError, match=r"t\.jsonl: found grafit, seed 0, of another config \(train\.epochs: 2 -> 3\)"):
         render.check_record(house, "t", [point(**{"train.epochs": 3})])
+    with pytest.raises(UserError, match=r"row grafit, seed 1: found another config \(train\.epochs: 3 -> 2\)"):
+        other = reproduction.RowRun(point().row, 1, house, "", small_config(**{"train.epochs": 3, "seed": 1}))
+        render.check_record(house, "t", [other])
     (house / "README.md").write_text("nothing")
     with pytest.raises(UserError, match=r"found no block <!-- t --> … <!-- /t --> in a page; add these two lines"):
         render.check_record(house, "t", [point()])

@@ -235,6 +235,18 @@ def test_lambda_weighs_the_instance_loss(method, knn_loss):
     np.testing.assert_allclose(terms["instance_loss"], [-1, 1], rtol=1e-6)
 
 
+def test_a_step_on_several_levels_has_the_loss_of_each():
+    # The first step has the same views, network and memory at every level.
+    def metrics(level, **options):
+        return after(small_config("snca", **{"data.train_level": level} | options), steps=1)[3]
+
+    several = metrics("fine", **{"loss.levels": ("coarse", "fine"), "loss.level_weights": (0.25, 1.0)})
+    coarse, fine = (metrics(level)["knn_loss"] for level in ("coarse", "fine"))
+    assert several["knn_loss_coarse"] == pytest.approx(coarse, rel=1e-5)
+    assert several["knn_loss_fine"] == pytest.approx(fine, rel=1e-5)
+    assert several["loss"] == pytest.approx(0.25 * coarse + fine, rel=1e-5)
+
+
 def test_the_knn_losses_of_several_levels_are_summed():
     rng = np.random.default_rng(0)
     projection, embedding = (rng.normal(size=(n, 4)).astype(np.float32) for n in (6, 20))

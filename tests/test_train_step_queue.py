@@ -16,7 +16,7 @@ from helpers.devices import use_devices
 from helpers.runs import assert_close, means, small_config
 
 METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "spread", "ancor", "knn_queue")
-FAST = ("maskcon", "ancor", "knn_queue")
+FAST = ("coins", "maskcon", "ancor", "knn_queue")
 # A method with memory and queue, which METHODS lacks.
 BOTH = methods.Method("knn_queue", "knn", "info_nce")
 BATCH, QUEUE = 64, 150  # not a multiple

@@ -189,6 +189,5 @@ def _placeless(key: str, value: Any) -> Any:
         if value and value.startswith(open_keys.HUB):
             return pathlib.Path(value).name.partition("@")[0]
         return pathlib.Path(value).name if value else value  # None is open
-    if key == "data.source" and value.startswith("npz:"):
-        return f"npz:{pathlib.Path(value[4:]).name}"
-    return value
+    kind, _, place = value.partition(":") if key == "data.source" else ("", "", "")
+    return f"{kind}:{pathlib.Path(place).name}" if kind in config_lib.FILES else value

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import filelock
 
+from grafit_jax import config as config_lib
 from grafit_jax.errors import UserError, reading
 from grafit_jax.runs import workdir
 from grafit_jax.runs.results import CLUSTERS, Result
@@ -89,7 +90,7 @@ def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
     place = f"{path}, row {result['row']}, seed {result['seed']}"
     with reading(path, recording.RESTORE):
         # The same images may come from another source; their fingerprints are compared instead.
-        elsewhere = config["data.source"] if config["data.source"].startswith("npz:") else ""
+        elsewhere = config["data.source"] if config["data.source"].partition(":")[0] in config_lib.FILES else ""
         weights = config.get("model.pretrained", "") if table.pretrained else ""
         source = reproduction.Source(data_source=elsewhere, pretrained=weights)
         try:
@@ -109,7 +110,10 @@ def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
 def check_record(root: pathlib.Path, name: str, runs: Sequence[RowRun]) -> None:
     """Checks before training that the results of these runs can be recorded; raises as `record`."""
     layout.replace_block("\n".join(page.read_text() for page in _pages(root)), name, "")
-    _merged(root, name, [{"row": p.row.name, "seed": p.seed, "config": p.flat} for p in runs])
+    results: list[Result] = [{"row": p.row.name, "seed": p.seed, "config": p.flat} for p in runs]
+    _merged(root, name, results)
+    for result in results:
+        _check_place(root, name, result)
 
 
 def record(root: pathlib.Path, name: str, result: Result) -> None:

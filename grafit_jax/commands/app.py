@@ -11,7 +11,9 @@ make the layer a choice. The model that made it embeds the photos; --workdir or 
 The page is served to this machine only; --host=0.0.0.0 serves it to the network.
 """
 
+import contextlib
 import socket
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -31,12 +33,10 @@ _PORT = flags.DEFINE_integer("port", 7860, "port to serve the page at", lower_bo
 
 def main(argv):
     where = models.given(_WORKDIR.value, _MODEL.value)
-    host, port = _HOST.value, _PORT.value
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:  # Gradio would say that the port is in use, whatever is wrong
-        why = str(error.strerror).partition(" (")[0]
-        raise UserError(f"cannot serve at {host}:{port}: {why}; use another --port or --host.") from error
+    host, port = _HOST.value.strip("[]"), _PORT.value
+    with _serving(host, port):  # at once; Gradio would say that the port is in use, whatever is wrong
+        ((family, *_), *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        socket.create_server((host, port), family=family).close()
     parallel.warn_of_unseen()
     galleries: dict[str, grafit_jax.Gallery] = {}
     for name in _GALLERY.value:
@@ -48,9 +48,20 @@ def main(argv):
         model = first.model or models.of_gallery(gallery, where, name)
         galleries[gallery.layer] = grafit_jax.Gallery(gallery.features, model)
     page = app.build(galleries, k=_K.value)
-    page.launch(server_name=host, server_port=port, prevent_thread_lock=True, **app.LAUNCH)
+    with _serving(host, port):
+        page.launch(server_name=host, server_port=port, prevent_thread_lock=True, **app.LAUNCH)
     print(f"page: {page.local_url} (Ctrl-C ends it)")
     page.block_thread()
+
+
+@contextlib.contextmanager
+def _serving(host: str, port: int) -> Iterator[None]:
+    """Raises a UserError for an address that cannot be served at."""
+    try:
+        yield
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (")[0]
+        raise UserError(f"cannot serve at {host}:{port}: {why}; use another --port or --host.") from error
 
 
 if __name__ == "__main__":

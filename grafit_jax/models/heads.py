@@ -98,8 +98,8 @@ class Outputs:
 class Network(nn.Module):
     """A trunk with the heads of a method; None for a head that it lacks.
 
-    The classifier's input is by `classify` the "projection", the "relu" of it (ANCOR), or the "features"; without a
-    projector, the features stand for the projection.
+    The classifier's input is by `classify` the "projection", the "relu" of it, or the "features"; without a projector,
+    the features stand for the projection.
     """
 
     trunk: nn.Module
@@ -125,7 +125,8 @@ class Network(nn.Module):
         out = self.project(features, train=train)
         top = out.features if out.projection is None else out.projection
         prediction = None if self.predictor is None else self.predictor(top, train=train)
-        classified = {"projection": top, "relu": nn.relu(top), "features": out.features}[self.classify]
+        classified = out.features if self.classify == "features" else top
+        classified = nn.relu(classified) if self.classify == "relu" else classified
         logits = None if self.classifier is None else self.classifier(classified)
         return dataclasses.replace(out, prediction=prediction, logits=logits)
 

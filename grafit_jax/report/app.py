@@ -1,8 +1,10 @@
 """A page to search a gallery with, served by Gradio (the extra `app`)."""
 
+import atexit
 import csv
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +42,8 @@ def build(galleries: Mapping[str, Gallery], *, k: int = 12) -> Any:
     gradio = _gradio()
     layers = [*galleries]
     most = min(_MOST, *map(len, galleries.values()))
-    folder = tempfile.TemporaryDirectory(prefix="grafit_")  # removed with the page
+    folder = tempfile.mkdtemp(prefix="grafit_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     def search(photo: str | None, number: float, layer: str) -> list[Any]:
         found = []
@@ -66,7 +69,7 @@ def build(galleries: Mapping[str, Gallery], *, k: int = 12) -> Any:
             gradio.Warning("Tick at least one neighbour, and name their class.")
             return [gradio.skip()] * 3
         more = {os.path.abspath(near[i].filename): (name.strip(), near[i].similarity) for i in ticked}
-        return _labelled(gradio, {**labels, **more}, folder.name)
+        return _labelled(gradio, {**labels, **more}, folder)
 
     # Uploads and pictures are deleted after a day.
     with gradio.Blocks(title="grafit", analytics_enabled=False, delete_cache=(3600, 86400)) as page:

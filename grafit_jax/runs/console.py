@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -120,7 +120,11 @@ def start(
 
 
 def warn_of_guessing(
-    config: ml_collections.ConfigDict, train: Records, line: Mapping[str, float], steps_per_epoch: int
+    config: ml_collections.ConfigDict,
+    train: Records,
+    levels: Sequence[objective.KnnLevel],
+    line: Mapping[str, float],
+    steps_per_epoch: int,
 ) -> None:
     """Warns if a loss is no lower than that of random guessing.
 
@@ -129,6 +133,7 @@ def warn_of_guessing(
     Args:
       config: of the run.
       train: the training images, with the labels that are trained on.
+      levels: the levels of the k-NN loss.
       line: the means of an epoch of `steps_per_epoch` steps, by name, and the step at its end.
     """
     if not line["step"] - steps_per_epoch < _FIRST_STEPS <= line["step"]:
@@ -137,6 +142,7 @@ def warn_of_guessing(
         methods.get(config.method),
         train.train_label,
         len(train.train_names),
+        levels=levels,
         queue_size=config.queue.size,
         weight=config.loss.maskcon_weight,
     )

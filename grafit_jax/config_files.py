@@ -122,18 +122,19 @@ def temperature_of(method: str) -> float:
 
 
 def beside_others(c: ml_collections.ConfigDict, *, queue_size: int) -> None:
-    """Completes the config of a method of protocol "maskcon" among those of protocol "paper" [ours].
+    """Completes the config of a method with a queue, or of protocol "maskcon", among others [ours].
 
-    It keeps trunk, epochs and views, which query and key share. Its heads have no batch norm, and the momentum of its
-    key encoder is constant. Other methods are left as they are.
+    Query and key share their views. In protocol "maskcon" heads have no batch norm, and the momentum of the key encoder
+    is constant. Trunk, epochs and all else stay as they are.
     """
-    if methods.get(c.method).protocol != "maskcon":
-        return
-    c.model.head_batch_norm = False
-    c.loss.temperature = temperature_of(c.method)
-    c.queue.size = queue_size
-    c.ema.final = c.ema.base
-    c.key_views.update({key: c.views[key] for key in c.key_views})
+    method = methods.get(c.method)
+    if method.uses_queue or method.protocol == "maskcon":
+        c.queue.size = queue_size
+        c.key_views.update({key: c.views[key] for key in c.key_views})
+    if method.protocol == "maskcon":
+        c.model.head_batch_norm = False
+        c.loss.temperature = temperature_of(c.method)
+        c.ema.final = c.ema.base
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:

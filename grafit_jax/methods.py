@@ -9,7 +9,7 @@ import ml_collections
 
 from grafit_jax.errors import choose
 from grafit_jax.models import Network, build_trunk
-from grafit_jax.models.heads import MLP, Identity, Linear
+from grafit_jax.models.heads import MLP, Cosine, Identity, Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +19,11 @@ class Method:
     Attributes:
       name: the name in docs/paper.md.
       supervised: the supervised loss: "cross_entropy", "knn" (Eq. 2-3), "supcon", "maskcon", "spread" or None.
-      instance: the loss between views of an image: "predict" (Eq. 1, with a predictor and T views), "info_nce" or
-        "angular" (with a key view, augmented by `key_views`) or None.
+      instance: the loss between views of an image: "predict" (Eq. 1, with a predictor and T views), "info_nce",
+        "angular" or "own_class" (with a key view, augmented by `key_views`) or None.
       projector: P_theta: "mlp", "linear", "identity" (the losses use the trunk's features) or None.
       uses_clusters: whether the labels are clusters of another run's features instead of the coarse classes.
+      cosine: whether a cosine classifier of the projection adds its cross-entropy to the k-NN loss [ours].
       classify: what a classifier takes: "projection", the "relu" of it, or the trunk's "features"; without a projector,
         the features.
       protocol: "paper" (section 2) or "maskcon" (section 3). A table that compares results of both must say so.
@@ -33,6 +34,7 @@ class Method:
     instance: str | None
     projector: str | None = "mlp"
     uses_clusters: bool = False
+    cosine: bool = False
     classify: str = "projection"
     protocol: str = "paper"
 
@@ -49,12 +51,17 @@ class Method:
     @property
     def uses_queue(self) -> bool:
         """Whether the method has a queue of keys."""
-        return self.instance in ("info_nce", "angular") or self.supervised in ("supcon", "maskcon", "spread")
+        return self.instance not in (None, "predict") or self.supervised in ("supcon", "maskcon", "spread")
 
     @property
     def uses_target(self) -> bool:
         """Whether the method has a target network, which embeds the other views or the keys."""
         return self.instance == "predict" or self.uses_queue
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the method has a classifier."""
+        return self.supervised == "cross_entropy" or self.cosine
 
     def views_per_image(self, num_views: int) -> int:
         """Returns the number of views per image in a step, given T = `num_views` of the config."""
@@ -88,6 +95,9 @@ METHODS = {
         Method("grafit", "knn", "predict"),
         # Ablation of the projector [ours]; model.embed_dim must be the trunk's width.
         Method("grafit_no_projector", "knn", "predict", projector="identity"),
+        # Grafit with one part more or another one [ours], see table recipe.
+        Method("grafit_cosine", "knn", "predict", cosine=True),
+        Method("grafit_own_class", "knn", "own_class"),
         Method("selfcon", None, "info_nce", protocol="maskcon"),
         Method("supcon", "supcon", None, protocol="maskcon"),
         Method("supce", "cross_entropy", None, projector=None, classify="features", protocol="maskcon"),
@@ -146,7 +156,7 @@ def build_network(
         ),
         projector=projectors[method.projector],
         predictor=mlp() if method.instance == "predict" else None,
-        classifier=nn.Dense(num_classes) if method.supervised == "cross_entropy" else None,
+        classifier=(Cosine(num_classes) if method.cosine else nn.Dense(num_classes) if method.classifies else None),
         classify=method.classify,
     )
 

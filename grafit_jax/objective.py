@@ -90,11 +90,13 @@ class Objective:
             assert targets is not None
             term = losses.instance_loss(self._by_view(out.prediction), self._by_view(targets))
             loss, terms["instance_loss"] = loss + instance_weight * term, total(term)
-        if self.method.instance in ("info_nce", "angular"):
+        elif self.method.instance is not None:
             assert targets is not None and queue is not None
             keys, temperature = (first.projection, targets, queue.embedding), self.loss.temperature
             if self.method.instance == "info_nce":
                 term = queue_losses.info_nce(*keys, temperature=temperature)
+            elif self.method.instance == "own_class":
+                term = queue_losses.own_class_info_nce(*keys, label, queue.label, temperature=temperature)
             else:
                 assert class_weights is not None
                 term = queue_losses.angular_info_nce(*keys, label, queue.label, class_weights, temperature=temperature)
@@ -113,7 +115,13 @@ class Objective:
             classes = "cluster" if self.method.uses_clusters else "coarse"
             return term, {"cross_entropy": total(term), f"{classes}_accuracy": total(accuracy)}
         if self.method.supervised == "knn":
-            return self._knn(first.projection, label, batch["id"], memory)
+            term, totals = self._knn(first.projection, label, batch["id"], memory)
+            if self.method.cosine:
+                cosine = losses.cross_entropy(first.logits / temperature, label)
+                term = term + cosine
+                totals["cross_entropy"] = total(cosine)
+                totals["coarse_accuracy"] = total(jnp.argmax(first.logits, -1) == label)
+            return term, totals
         loss_fn = {
             "supcon": queue_losses.supcon_queue,
             "spread": functools.partial(queue_losses.spread, weight=self.loss.maskcon_weight),
@@ -207,7 +215,7 @@ def guessing(
       weight: w, the weight of the supervised term.
     """
     num_same = np.bincount(labels)[labels]
-    terms = {"cross_entropy": math.log(num_classes)} if method.supervised == "cross_entropy" else {}
+    terms = {"cross_entropy": math.log(num_classes)} if method.classifies else {}
     if method.supervised == "knn":
         of_level = {f"knn_loss_{level.name}": level.of_label[labels] for level in levels} or {"knn_loss": labels}
         for name, of_images in of_level.items():
@@ -220,7 +228,7 @@ def guessing(
         of_queue = {
             **dict.fromkeys(("supcon", "maskcon", "info_nce"), math.log(queue_size + 1)),
             "spread": float(weight * attract + (1 - weight) * repel),
-            "angular": float(repel),
+            **dict.fromkeys(("angular", "own_class"), float(repel)),
         }
         terms |= {name: loss for name, loss in of_queue.items() if name in (method.supervised, method.instance)}
     return terms

@@ -146,8 +146,19 @@ def spread(
     negative = _log_sum_exp(others, ~same)
     to_others = jnp.where(same, jax.nn.softplus(negative[:, None] - others), 0.0)
     attract = (jax.nn.softplus(negative - own) + jnp.sum(to_others, axis=1)) / (1 + jnp.sum(same, axis=1))
-    repel = jax.nn.softplus(_log_sum_exp(others, same) - own)
-    return weight * attract + (1 - weight) * repel
+    return weight * attract + (1 - weight) * _repel(own, others, same)
+
+
+def own_class_info_nce(
+    query: Array, key: Array, queue: Array, labels: Array, queue_labels: Array, *, temperature: float
+) -> Array:
+    """Computes InfoNCE among a query's own key and the queue's keys of its label: repel of `spread`, alone.
+
+    Arguments, result and errors are those of `supcon_queue`; 0 for a query without a key of its label in the queue.
+    """
+    _check_queue_labels(query, queue, labels, queue_labels)
+    own, others = _similarities(query, key, queue, temperature)
+    return _repel(own, others, queue_labels == labels[:, None])
 
 
 def angular_info_nce(
@@ -186,7 +197,7 @@ def angular_info_nce(
     direction = lax.stop_gradient(unit(class_weights))
     query, key = (unit(x) - direction[labels] for x in (query, key))
     own, others = _similarities(query, key, unit(queue) - direction[queue_labels], temperature)
-    return jax.nn.softplus(_log_sum_exp(others, queue_labels == labels[:, None]) - own)
+    return _repel(own, others, queue_labels == labels[:, None])
 
 
 def _similarities(query: Array, key: Array, queue: Array, temperature: float) -> tuple[Array, Array]:
@@ -206,6 +217,11 @@ def _log_probabilities(query: Array, key: Array, queue: Array, temperature: floa
     own, others = _similarities(query, key, queue, temperature)
     log_sum = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=1))
     return own - log_sum, others - log_sum[:, None]
+
+
+def _repel(own: Array, others: Array, same: Array) -> Array:
+    """Returns InfoNCE of the own key among itself and the keys of a mask [B, K]; 0 without any."""
+    return jax.nn.softplus(_log_sum_exp(others, same) - own)
 
 
 def _log_sum_exp(similarity: Array, mask: Array) -> Array:

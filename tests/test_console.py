@@ -96,10 +96,12 @@ def test_guessing_equals_the_losses_of_a_network_with_constant_outputs(name):
         "angular": queue_losses.angular_info_nce(
             same, same, queue, labels, queue_labels, jnp.eye(4), temperature=0.1
         ).mean(),
+        "own_class": queue_losses.own_class_info_nce(same, same, queue, labels, queue_labels, temperature=0.1).mean(),
     }
     guesses = objective.guessing(METHODS[name], np.asarray(labels), 4, queue_size=20, weight=0.3)
     assert guesses and guesses == pytest.approx({term: float(computed[term]) for term in guesses}, rel=1e-5)
     terms = {METHODS[name].supervised, METHODS[name].instance} - {"predict", None}
+    terms |= {"cross_entropy"} if METHODS[name].cosine else set()
     assert {"knn" if term == "knn_loss" else term for term in guesses} == terms
 
 

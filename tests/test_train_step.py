@@ -12,13 +12,14 @@ from grafit_jax import experiment, methods, parallel, restore, train_step
 from grafit_jax import state as state_lib
 from grafit_jax.memory import Memory
 from grafit_jax.models import Outputs
+from grafit_jax.models.heads import Cosine
 from grafit_jax.objective import KnnLevel, Objective
 from grafit_jax.views import augment
 from helpers import twins
 from helpers.devices import use_devices
 from helpers.runs import assert_close, means, small_config
 
-METHODS = ("baseline", "baseline_mlp", "snca", "snca_plus", "byol", "grafit_fc", "grafit")
+METHODS = ("baseline", "baseline_mlp", "snca", "snca_plus", "byol", "grafit_fc", "grafit", "grafit_cosine")
 
 
 def start(config):
@@ -190,12 +191,15 @@ def test_a_method_has_the_metrics_and_the_state_of_its_losses(method):
 
     state, memory, metrics = jax.eval_shape(one_step)
     expected = {"loss", "gradient_norm"}
-    expected |= {"instance_loss"} if method in ("byol", "grafit_fc", "grafit") else set()
-    expected |= {"knn_loss", "without_positive"} if method in ("snca", "snca_plus", "grafit") else set()
-    expected |= {"cross_entropy", "coarse_accuracy"} if method in ("baseline", "baseline_mlp", "grafit_fc") else set()
+    of_instances = ("byol", "grafit_fc", "grafit", "grafit_cosine")
+    of_neighbours = ("snca", "snca_plus", "grafit", "grafit_cosine")
+    expected |= {"instance_loss"} if method in of_instances else set()
+    expected |= {"knn_loss", "without_positive"} if method in of_neighbours else set()
+    classified = method in ("baseline", "baseline_mlp", "grafit_fc", "grafit_cosine")
+    expected |= {"cross_entropy", "coarse_accuracy"} if classified else set()
     assert set(metrics) == expected
-    assert (memory is not None) == (method in ("snca", "snca_plus", "grafit"))
-    assert bool(state.target_params) == (method in ("byol", "grafit_fc", "grafit"))
+    assert (memory is not None) == (method in of_neighbours)
+    assert bool(state.target_params) == (method in of_instances)
 
 
 @pytest.mark.slow
@@ -219,6 +223,23 @@ def test_bfloat16_keeps_parameters_and_memory_in_float32():
     }
     assert low["loss"] != full["loss"]
     np.testing.assert_allclose(low["loss"], full["loss"], atol=0.05)
+
+
+def test_a_cosine_classifier_is_scored_at_the_temperature_of_the_neighbours():
+    # The projection has cosine 1 with the weights of class 0 and 0 with those of class 1, of any length.
+    head = Cosine(2)
+    logits = head.apply({"params": {"kernel": jnp.array([[3.0, 0.0], [0.0, 0.1]])}}, jnp.array([[5.0, 0.0]]))
+    np.testing.assert_allclose(logits, [[1, 0]], atol=1e-6)
+    projection = jnp.array([[1.0, 0.0]])
+    out = Outputs(features=projection, projection=projection, prediction=jnp.tile(projection, (2, 1)), logits=logits)
+    memory = Memory(embedding=jnp.eye(2), label=jnp.array([0, 1]))
+    batch = {"label": jnp.array([0]), "id": jnp.array([-1])}
+    loss = types.SimpleNamespace(instance_weight=0.0, maskcon_weight=1.0, temperature=0.5)
+    objective = Objective(methods.get("grafit_cosine"), loss, 2, None)
+    per_example, terms = objective(out, jnp.tile(projection, (2, 1)), batch, memory, None)
+    each = np.log(1 + np.exp(-2))  # of the neighbours, and of the classifier
+    np.testing.assert_allclose(per_example, [2 * each], rtol=1e-5)
+    np.testing.assert_allclose([terms["cross_entropy"][0], terms["coarse_accuracy"][0]], [each, 1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("method", "knn_loss"), [("byol", 0.0), ("grafit", 0.3132617)])

@@ -15,7 +15,11 @@ from helpers import twins
 from helpers.devices import use_devices
 from helpers.runs import assert_close, means, small_config
 
-METHODS = ("selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "spread", "ancor", "knn_queue")
+METHODS = (
+    "selfcon", "supcon", "supce", "grafit_maskcon", "coins", "maskcon", "spread", "ancor", "grafit_own_class",
+    "knn_queue",
+)  # fmt: skip
+TERMS = {"info_nce", "supcon", "maskcon", "spread", "angular", "own_class", "cross_entropy", "knn_loss"}
 FAST = ("coins", "maskcon", "ancor", "knn_queue")
 # A method with memory and queue, which METHODS lacks.
 BOTH = methods.Method("knn_queue", "knn", "info_nce")
@@ -52,7 +56,7 @@ def start(config):
     run = experiment.load(config)
     state, memory = restore.initial(run)
     feed = experiment.make_feed(run)
-    assert (memory is not None) == (config.method == "knn_queue")
+    assert (memory is not None) == (config.method in ("knn_queue", "grafit_own_class"))
     return run, state, memory, next(iter(feed.epoch(0))), train_step.pmap_steps(run, feed)
 
 
@@ -107,6 +111,7 @@ def test_losses_equal_the_twins_for_the_outputs_of_the_networks(one_step):
             "supcon": twins.supcon_queue(*arrays, *labels, 0.1),
             "maskcon": twins.maskcon(*arrays, *labels, 0.1, 0.05, 0.3),
             "spread": twins.spread(*arrays, *labels, 0.1, 0.3),
+            "own_class": twins.spread(*arrays, *labels, 0.1, 0.0),
         }
         if s.run.method.name == "ancor":
             weights = s.state.params["classifier"]["kernel"].T
@@ -116,7 +121,7 @@ def test_losses_equal_the_twins_for_the_outputs_of_the_networks(one_step):
         terms["knn_loss"] = twins.knn_loss(s.out.projection, s.label, *slots, temperature=0.1, own_slot=s.ids)
     if s.out.logits is not None:
         terms["cross_entropy"] = twins.cross_entropy(s.out.logits, s.label)
-    found = set(s.metrics) & {"info_nce", "supcon", "maskcon", "spread", "angular", "cross_entropy", "knn_loss"}
+    found = set(s.metrics) & TERMS
     for name in found:
         np.testing.assert_allclose(s.metrics[name], np.mean(terms[name]), rtol=1e-4, err_msg=name)
     # docs/paper.md section 3 with w = 0.3, and Eq. 4 with lambda = 2.
@@ -130,6 +135,7 @@ def test_losses_equal_the_twins_for_the_outputs_of_the_networks(one_step):
         "spread": {"spread": 1.0},
         "ancor": {"cross_entropy": 1.0, "angular": 2.0},
         "knn_queue": {"knn_loss": 1.0, "info_nce": 2.0},
+        "grafit_own_class": {"knn_loss": 1.0, "own_class": 2.0},
     }[s.run.method.name]
     assert found == set(mixture)
     expected = sum(weight * np.mean(terms[name]) for name, weight in mixture.items())

@@ -104,6 +104,15 @@ TABLES = {
         facts={"trained on": _trained_on},
         levels=("coarse", "fine"),
     ),
+    "recipe": Table(
+        row_sets.recipe(),
+        _COLUMNS,
+        facts={
+            "λ": _number("loss.instance_weight"),
+            "projector ends in": lambda config: "a batch norm" if config["model.projector_norm"] else "a linear layer",
+        },
+        layers=("trunk", "projector", "concat"),
+    ),
     "omniglot_levels": Table(
         row_sets.sums_of_levels("configs/omniglot.py", "", ("coarse",), ("fine",), ("coarse", "fine"), seeds=2),
         _BY_LEVEL,

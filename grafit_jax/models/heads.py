@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from grafit_jax.errors import UserError
 from grafit_jax.models.layers import batch_norm
+from grafit_jax.similarity import matmul, unit
 
 # Initialisations of the heads' linear layers: Flax's default, or PyTorch's.
 INITS = ("lecun", "pytorch")
@@ -61,6 +62,17 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         return nn.Dense(self.dim, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+class Cosine(nn.Module):
+    """A classifier by the cosine similarity to the weight vector of each class, without bias; logits in [-1, 1]."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.num_classes))
+        return matmul(unit(x), unit(kernel.T).T)
 
 
 class Identity(nn.Module):

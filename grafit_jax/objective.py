@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -122,7 +122,7 @@ class Objective:
                 totals["cross_entropy"] = total(cosine)
                 totals["coarse_accuracy"] = total(jnp.argmax(first.logits, -1) == label)
             return term, totals
-        loss_fn = {
+        of_queue: dict[str | None, Callable[..., Array]] = {
             "supcon": queue_losses.supcon_queue,
             "spread": functools.partial(queue_losses.spread, weight=self.loss.maskcon_weight),
             "maskcon": functools.partial(
@@ -130,8 +130,10 @@ class Objective:
                 soft_temperature=self.loss.maskcon_temperature,
                 weight=self.loss.maskcon_weight,
             ),
-        }[self.method.supervised]
-        term = loss_fn(first.projection, targets, queue.embedding, label, queue.label, temperature=temperature)
+        }
+        term = of_queue[self.method.supervised](
+            first.projection, targets, queue.embedding, label, queue.label, temperature=temperature
+        )
         alone = jnp.all(queue.label != label[:, None], axis=1)
         return term, {str(self.method.supervised): total(term), "without_positive": total(alone)}
 

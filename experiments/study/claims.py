@@ -185,7 +185,8 @@ def _compared(claim: Claim, recorded: Mapping[str, Sequence[Result]]) -> Iterato
     for title, tables in (STUDIES[study] for study in claim.studies):
         runs = _runs(tables, recorded)
         # A row that has not run has the name of its method, or is a variant of Grafit.
-        own = {name: own_layer(name) for name in methods.METHODS} | {r["row"]: own_layer(r["method"]) for r in runs}
+        own: dict[str, str] = {name: own_layer(name) for name in methods.METHODS}
+        own.update({run["row"]: own_layer(run["method"]) for run in runs})
         ahead, behind = (own.get(row, own["grafit"]) for row in (claim.ahead, claim.behind))
         layers = {"trunk": "trunk"} | ({ahead: ahead} if ahead == behind else {f"{ahead} − {behind}": "own"})
         for words, layer in layers.items() if runs else ():

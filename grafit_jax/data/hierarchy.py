@@ -63,7 +63,9 @@ def ancestors(records: Records, level: str, where: str) -> np.ndarray:
             f"{', '.join(coarser)}."
         )
     found = np.full(len(records.train_names), -1, np.int32)
-    found[records.train_label] = records.levels[level].label
+    label = records.levels[level].label
+    assert label is not None
+    found[records.train_label] = label
     return found
 
 

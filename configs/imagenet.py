@@ -40,6 +40,7 @@ def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, PRESETS, method="grafit", level="coarse", preset="paper", seed=0, init="")
     c.data.train_level = choose(arg.level, "level", ("coarse", "fine"))
     c.clusterfit.source = arg.init
+    config_files.beside_others(c, queue_size=8192)
     return c
 
 

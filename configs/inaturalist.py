@@ -49,6 +49,7 @@ def get_config(arg=None):
     c.update_from_flattened_dict(DATASETS[choose(arg.year, "year", DATASETS)])
     c.data.train_level = choose(arg.level, "level", taxonomy.LEVELS)
     c.clusterfit.source = arg.init
+    config_files.beside_others(c, queue_size=8192)
     return c
 
 

@@ -63,10 +63,11 @@ def get_config(arg=None):
     c = _continued(arg) if arg.init else _started(arg)
     if arg.dir or arg.csv:
         c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir}"
+    same = arg.init and arg.method in ("", c.method)
     c.method, c.seed = arg.method or c.method, arg.seed
-    if not arg.init:
+    if not same:
         config_files.beside_others(c, queue_size=1024)
-    elif not methods.get(c.method).uses_memory:
+    if not methods.get(c.method).uses_memory:
         c.loss.levels, c.loss.level_weights = (), ()
     return c
 

@@ -67,6 +67,7 @@ DATASETS = {
 def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, dataset="cifar100", method="snca", seed=0)
     c.update_from_flattened_dict(DATASETS[choose(arg.dataset, "dataset", DATASETS)])
+    config_files.beside_others(c, queue_size=8192)
     return c
 
 

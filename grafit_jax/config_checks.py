@@ -112,7 +112,7 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     each = not c.loss.level_weights or len(c.loss.level_weights) == len(c.loss.levels)
     yield "loss.level_weights", each, f"empty, or one weight for each of loss.levels = {c.loss.levels}"
     smoothed = c.loss.label_smoothing > 0 and not classified
-    yield "loss.label_smoothing", not smoothed, f"0, since {m.name} has no cross-entropy"
+    yield "loss.label_smoothing", not smoothed, f"0, since the supervised loss of {m.name} is no cross-entropy"
     for key in ("mixup", "cutmix"):
         mixed = c.mixing[key] > 0 and (m.instance or not classified)
         yield f"mixing.{key}", not mixed, f"0, since cross-entropy is not the only loss of {m.name}"

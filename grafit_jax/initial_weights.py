@@ -12,7 +12,8 @@ from jax import Array
 from grafit_jax import pretrained, saved
 from grafit_jax.errors import UserError
 from grafit_jax.experiment import Experiment
-from grafit_jax.models import Network, heads, weights
+from grafit_jax.methods import Method
+from grafit_jax.models import heads, weights
 from grafit_jax.saved import Stored, description
 
 # Folded into the seed's key for heads initialised as in PyTorch. The initial trunk does not depend on model.head_init.
@@ -117,8 +118,8 @@ def _of_model(run: Experiment, own: Variables, stored: Stored) -> Given:
 
     before, now = theirs.classes.get(theirs.train_level, ()), run.training.train_names
     clusters = run.method.uses_clusters or theirs.method.uses_clusters
-    seen = _classifier_input(run.network)
-    continued = seen[0] in taken and seen == _classifier_input(theirs.network)
+    classifier = _classifier(run.method)
+    continued = classifier[0] in taken and classifier == _classifier(theirs.method)
     if _in_both("classifier", own, stored) and continued and before == now and not clusters:
         taken.append("classifier")
 
@@ -146,8 +147,8 @@ def _in_both(name: str, own: Variables, stored: Stored) -> bool:
     return name in own["params"] and name in stored.variables["params"]
 
 
-def _classifier_input(network: Network) -> tuple[str, str]:
-    """Returns the part whose output the classifier takes, and what it takes of it; see `Network`."""
-    if network.projector is None or network.classify == "features":
-        return "trunk", "features"
-    return "projector", network.classify
+def _classifier(method: Method) -> tuple[str, str, bool]:
+    """Returns the part whose output the classifier takes, what it takes of it, and whether it compares cosines."""
+    if method.projector is None or method.classify == "features":
+        return "trunk", "features", method.cosine
+    return "projector", method.classify, method.cosine

@@ -95,7 +95,7 @@ class Model:
         """Raises UserError unless `layer` is one of `layers`."""
         if layer not in self.layers:
             raise UserError(
-                f"layer: found {layer}; expected {' or '.join(self.layers)}, the layers of method "
+                f"layer: found {layer}; expected one of {', '.join(self.layers)}, the layers of method "
                 f"{self.description.config.method}."
             )
 

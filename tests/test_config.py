@@ -250,7 +250,7 @@ def test_maskcon_recipe_is_that_of_the_paper_summary_section_3():
             {"method": "grafit_fc", "mixing.mixup": 0.2},
             r"mixup = 0\.2; expected 0, since cross-entropy is not the only loss of grafit_fc",
         ),
-        ({"loss.label_smoothing": 0.1}, r"label_smoothing = 0\.1; expected 0, since grafit has no cross-entropy"),
+        ({"loss.label_smoothing": 0.1}, r"label_smoothing = 0\.1; expected 0, since the supervised loss of grafit"),
         ({"seed": -1}, r"seed = -1; expected 0 or more"),
         (
             {"seed": 2**32},

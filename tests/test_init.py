@@ -77,6 +77,9 @@ def test_trunk_and_all_heads_are_those_of_the_model_and_everything_else_is_new(t
         ("baseline", "ancor", ["trunk"], {"model.embed_dim": 64}),
         # Both see the projector, one through a ReLU.
         ("baseline_mlp", "ancor", ["trunk", "projector"], {}),
+        # A classifier with a bias, and one without.
+        ("grafit_fc", "grafit_cosine", ["trunk", "projector", "predictor"], {}),
+        ("grafit_cosine", "grafit_fc", ["trunk", "projector", "predictor"], {}),
     ],
 )
 def test_heads_that_one_of_the_methods_lacks_start_from_the_seed(tmp_path, source, method, taken, options):

@@ -207,7 +207,7 @@ def test_a_workdir_without_its_photos_embeds_and_searches_from_another_directory
         (
             np.zeros((1, 8, 8, 1), np.uint8),
             {"layer": "head"},
-            "layer: found head; expected trunk or projector",
+            "layer: found head; expected one of trunk, projector, concat, the",
         ),
         (np.zeros((1, 8, 8, 1), np.uint8), {"batch_size": 0}, "batch_size: found 0; expected at least 1"),
         ("text.png", {}, r"found an unreadable image: .*text\.png \(no JPEG, .*\); repair it or leave it out"),
@@ -222,7 +222,7 @@ def test_a_mistake_in_embed_is_a_one_line_error(digits, tmp_path, monkeypatch, i
 
 def test_a_method_without_a_projector_has_one_layer(tmp_path):
     run = restore.load(small_config("baseline", **{"model.sync_batch_norm": False}))
-    with pytest.raises(UserError, match="found projector; expected trunk, the layers of method baseline"):
+    with pytest.raises(UserError, match="found projector; expected one of trunk, the layers of method baseline"):
         split_features(run, restore.initial_state(run), "test", "projector")
 
 

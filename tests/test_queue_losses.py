@@ -97,6 +97,8 @@ def test_against_float64_twins(seed, dtype):
         for w in (0.0, 0.3, 1.0):
             got = queue_losses.spread(*arrays, temperature=t0, weight=w)
             np.testing.assert_allclose(got, twins.spread(*arrays, t0, w), rtol=2e-5, atol=1e-5)
+        got = queue_losses.own_class_info_nce(*arrays, temperature=t0)
+        np.testing.assert_allclose(got, twins.own_class_info_nce(*arrays, t0), rtol=2e-5, atol=1e-5)
         weights = np.random.default_rng(seed + 100).normal(size=(3, 8)).astype(np.float32) * 4
         got = queue_losses.angular_info_nce(*arrays, weights, temperature=t0)
         np.testing.assert_allclose(got, twins.angular_info_nce(*arrays, weights, t0), rtol=2e-5, atol=3e-5)
@@ -143,6 +145,7 @@ LABELLED = {
     "maskcon": {"soft_temperature": T, "weight": 0.7},
     "spread": {"weight": 0.7},
     "angular_info_nce": {},
+    "own_class_info_nce": {},
 }
 
 

@@ -111,7 +111,7 @@ def test_losses_equal_the_twins_for_the_outputs_of_the_networks(one_step):
             "supcon": twins.supcon_queue(*arrays, *labels, 0.1),
             "maskcon": twins.maskcon(*arrays, *labels, 0.1, 0.05, 0.3),
             "spread": twins.spread(*arrays, *labels, 0.1, 0.3),
-            "own_class": twins.spread(*arrays, *labels, 0.1, 0.0),
+            "own_class": twins.own_class_info_nce(*arrays, *labels, 0.1),
         }
         if s.run.method.name == "ancor":
             weights = s.state.params["classifier"]["kernel"].T

@@ -119,7 +119,7 @@ def grocery() -> tuple[Row, ...]:
 
 
 def recipe() -> tuple[Row, ...]:
-    """What may make Grafit stronger [ours], one change at a time, on training images that are held out."""
+    """What may make Grafit stronger [ours], on training images that are held out."""
     held_out = {"data__holdout": 0.2, "eval__layers": ("trunk", "projector", "concat")}
 
     def row(name: str, method: str = "grafit", **changes: Any) -> Row:

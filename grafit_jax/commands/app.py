@@ -49,7 +49,8 @@ def main(argv):
         galleries[gallery.layer] = grafit_jax.Gallery(gallery.features, model)
     page = app.build(galleries, k=_K.value)
     with _serving(host, port):
-        page.launch(server_name=host, server_port=port, prevent_thread_lock=True, **app.LAUNCH)
+        name = f"[{host}]" if ":" in host else host
+        page.launch(server_name=name, server_port=port, prevent_thread_lock=True, **app.LAUNCH)
     print(f"page: {page.local_url} (Ctrl-C ends it)")
     page.block_thread()
 

@@ -150,6 +150,16 @@ def spread(query, key, queue, labels, queue_labels, temperature, weight):
     return np.array(out, np.float64)
 
 
+def own_class_info_nce(query, key, queue, labels, queue_labels, temperature):
+    """-log[e^s_0 / sum_{j in P} e^s_j]."""
+    out = []
+    for q, k, label in zip(unit(query), unit(key), labels, strict=True):
+        own = float(q @ k) / temperature
+        others = [float(q @ u) / temperature for u, y in zip(unit(queue), queue_labels, strict=True) if y == label]
+        out.append(_minus_log_share(own, [own, *others]))
+    return np.array(out, np.float64)
+
+
 def angular_info_nce(query, key, queue, labels, queue_labels, class_weights, temperature):
     """-log[e^a_0 / (e^a_0 + sum_{y_j = y} e^a_j)], a = angle(q) . angle(key) / t0, angle(v) = unit(v - unit(c_y))."""
     out = []

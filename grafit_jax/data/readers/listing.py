@@ -22,7 +22,7 @@ _Splits = Callable[[Iterable[str], str], dict[str, str]]
 LEVELS = ("coarse", "fine")
 # Columns of a CSV that are no levels, and names that the names of metrics give another meaning.
 _NO_LEVELS = ("path", "split", "similarity")
-_TAKEN = ("trunk", "projector", "gallery", "within", "cluster", "label", "id", "filename")
+_TAKEN = ("trunk", "projector", "concat", "gallery", "within", "cluster", "label", "id", "filename")
 # What programs write into a CSV for a missing value.
 _MISSING = ("nan", "na", "n/a", "none", "null")
 

@@ -54,6 +54,8 @@ RENAMED: Mapping[str, str] = {
 PLACES = ("data.data_dir", "data.inat_categories_file")
 # Keys with the path of a run or of weights to start from.
 STARTS = ("clusterfit.source", "model.init", "model.pretrained")
+# The layers that can be evaluated and give embeddings: the first of a network without a projector, else all.
+LAYERS = ("trunk", "projector", "concat")
 # The kinds of data.source that are followed by a path.
 FILES = ("folder", "csv", "npz")
 

@@ -153,7 +153,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     if config.model.pretrained.startswith(open_keys.HUB) or config.model.pretrained.endswith(WEIGHTS):
         choose(config.model.trunk, "model.trunk with pretrained weights", PRETRAINED)
     for name in config.eval.layers:
-        choose(name, "entry of eval.layers", ("trunk", "projector", "concat"))
+        choose(name, "entry of eval.layers", config_lib.LAYERS)
     rules = ((key, is_valid(flat[key]), expected) for key, (is_valid, expected) in _RULES.items())
     for key, valid, expected in itertools.chain(rules, _relations(config, method)):
         if not valid:

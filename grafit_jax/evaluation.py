@@ -88,15 +88,15 @@ def make_embed_fn(network: Network, views: augment.Views, *, batch_size: int) ->
     return embed_split
 
 
-def of_layer(rows: Mapping[str, np.ndarray], layer: str) -> np.ndarray:
-    """Returns the embeddings of a layer, float32 [N, D], given the rows of `make_embed_fn`.
+def of_layer(rows: Mapping[str, np.ndarray], layer: str, kept: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Returns the embeddings of a layer, float32 [N, D], of the `kept` rows of `make_embed_fn`.
 
     "concat" is the trunk's features beside the projections, each of unit length, so that its cosine similarity is the
     mean of theirs.
     """
     if layer != CONCAT:
-        return rows[layer]
-    return np.concatenate([unit(rows[part]) for part in ("trunk", "projector")], axis=1)
+        return rows[layer][kept]
+    return np.concatenate([unit(rows[part][kept]) for part in ("trunk", "projector")], axis=1)
 
 
 def readable(rows: Mapping[str, np.ndarray]) -> np.ndarray:

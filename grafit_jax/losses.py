@@ -16,7 +16,7 @@ from grafit_jax.similarity import matmul, unit
 # Memory rows per block, so that no [B, N] array exists. With 4,096 rows a block of a 128-example batch fits in cache.
 _BLOCK_ROWS = 4096
 # Stands for log(0). It is finite so that an empty set yields no NaN.
-_LOG_ZERO = -1e30
+LOG_ZERO = -1e30
 
 
 def knn_loss(embeddings: Array, labels: Array, memory: Array, memory_labels: Array, **options) -> Array:
@@ -139,10 +139,10 @@ def _knn_forward(temperature, axis_name, embeddings, labels, own_slot, memory, m
         similarity, valid, positive = _score(queries, rows, row_labels, first_row, temperature)
         return tuple(_add_log_sum_exp(s, similarity, mask) for s, mask in zip(sums, (valid, positive), strict=True))
 
-    nothing = (jnp.full(num_queries, _LOG_ZERO, jnp.float32), jnp.zeros(num_queries, jnp.float32))
+    nothing = (jnp.full(num_queries, LOG_ZERO, jnp.float32), jnp.zeros(num_queries, jnp.float32))
     sums = _fold_blocks(add_block, (nothing, nothing), memory, memory_labels, axis_name)
     log_all, log_positive = (_finish_log_sum_exp(maximum, total, axis_name) for maximum, total in sums)
-    weight = (log_positive > _LOG_ZERO).astype(jnp.float32)
+    weight = (log_positive > LOG_ZERO).astype(jnp.float32)
     loss = weight * (log_all - log_positive)  # Eq. 3, from the two log-sum-exps of Eq. 2
     if axis_name is not None:  # keep this device's own examples
         first = lax.axis_index(axis_name) * size
@@ -183,7 +183,7 @@ def _score(queries, rows, row_labels, first_row, temperature):
 def _add_log_sum_exp(maximum_and_sum, similarity, mask):
     """Adds a block to a running log-sum-exp, kept as (maximum, sum of exp(x - maximum))."""
     maximum, total = maximum_and_sum
-    new = jnp.maximum(maximum, jnp.max(similarity, axis=1, where=mask, initial=_LOG_ZERO))
+    new = jnp.maximum(maximum, jnp.max(similarity, axis=1, where=mask, initial=LOG_ZERO))
     block = jnp.sum(jnp.where(mask, jnp.exp(similarity - new[:, None]), 0.0), axis=1)
     return new, total * jnp.exp(maximum - new) + block
 
@@ -193,7 +193,7 @@ def _finish_log_sum_exp(maximum, total, axis_name):
         everywhere = lax.pmax(maximum, axis_name)
         total = lax.psum(total * jnp.exp(maximum - everywhere), axis_name)
         maximum = everywhere
-    return jnp.where(total > 0, maximum + jnp.log(jnp.maximum(total, 1e-30)), _LOG_ZERO)
+    return jnp.where(total > 0, maximum + jnp.log(jnp.maximum(total, 1e-30)), LOG_ZERO)
 
 
 def _fold_blocks(add_block, start, memory, memory_labels, axis_name):

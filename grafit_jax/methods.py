@@ -156,7 +156,7 @@ def build_network(
         ),
         projector=projectors[method.projector],
         predictor=mlp() if method.instance == "predict" else None,
-        classifier=(Cosine(num_classes) if method.cosine else nn.Dense(num_classes) if method.classifies else None),
+        classifier=Cosine(num_classes) if method.cosine else nn.Dense(num_classes) if method.classifies else None,
         classify=method.classify,
     )
 

@@ -303,7 +303,7 @@ def split_gallery(
         for name, level in records.levels.items()
         if level.label is not None
     }
-    embedding = evaluation.of_layer({part: x[read] for part, x in embedded.items()}, layer)
+    embedding = evaluation.of_layer(embedded, layer, read)
     neighbors.check_embeddings(f"{path}: {layer} of split {split}", embedding, remedy=_DIVERGED)
     features = Features(
         embedding=unit(embedding) if normalize else embedding,

@@ -106,22 +106,13 @@ class Objective:
     def _supervised(self, first, targets, batch, memory, queue) -> tuple[Array, Totals]:
         label, temperature = batch["label"], self.loss.temperature
         if self.method.supervised == "cross_entropy":
-            smoothing = self.loss.label_smoothing
-            term = losses.cross_entropy(first.logits, label, smoothing=smoothing)
-            if "other_label" in batch:  # a mixed image has two labels
-                other = losses.cross_entropy(first.logits, batch["other_label"], smoothing=smoothing)
-                term = batch["share"] * term + (1 - batch["share"]) * other
-            accuracy = jnp.argmax(first.logits, -1) == label
-            classes = "cluster" if self.method.uses_clusters else "coarse"
-            return term, {"cross_entropy": total(term), f"{classes}_accuracy": total(accuracy)}
+            return self._cross_entropy(first.logits, batch)
         if self.method.supervised == "knn":
             term, totals = self._knn(first.projection, label, batch["id"], memory)
-            if self.method.cosine:
-                cosine = losses.cross_entropy(first.logits / temperature, label)
-                term = term + cosine
-                totals["cross_entropy"] = total(cosine)
-                totals["coarse_accuracy"] = total(jnp.argmax(first.logits, -1) == label)
-            return term, totals
+            if not self.method.cosine:
+                return term, totals
+            cosine, of_classifier = self._cross_entropy(first.logits / temperature, batch)
+            return term + cosine, totals | of_classifier
         of_queue: dict[str | None, Callable[..., Array]] = {
             "supcon": queue_losses.supcon_queue,
             "spread": functools.partial(queue_losses.spread, weight=self.loss.maskcon_weight),
@@ -136,6 +127,17 @@ class Objective:
         )
         alone = jnp.all(queue.label != label[:, None], axis=1)
         return term, {str(self.method.supervised): total(term), "without_positive": total(alone)}
+
+    def _cross_entropy(self, logits: Array, batch: dict[str, Array]) -> tuple[Array, Totals]:
+        """Returns the cross-entropy of a classifier, and its accuracy."""
+        label, smoothing = batch["label"], self.loss.label_smoothing
+        term = losses.cross_entropy(logits, label, smoothing=smoothing)
+        if "other_label" in batch:  # a mixed image has two labels
+            other = losses.cross_entropy(logits, batch["other_label"], smoothing=smoothing)
+            term = batch["share"] * term + (1 - batch["share"]) * other
+        accuracy = jnp.argmax(logits, -1) == label
+        classes = "cluster" if self.method.uses_clusters else "coarse"
+        return term, {"cross_entropy": total(term), f"{classes}_accuracy": total(accuracy)}
 
     def _knn(self, projection: Array, label: Array, own_slot: Array, memory: Memory) -> tuple[Array, Totals]:
         """Returns the k-NN loss, or the weighted sum of those of several levels, whose memory is the same."""

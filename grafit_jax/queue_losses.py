@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from grafit_jax.losses import check_batch
+from grafit_jax.losses import LOG_ZERO, check_batch
 from grafit_jax.similarity import matmul, unit
-
-# Stands for log(0). It is finite so that an empty set yields no NaN.
-_LOG_ZERO = -1e30
 
 
 def info_nce(query: Array, key: Array, queue: Array, *, temperature: float) -> Array:
@@ -226,7 +223,7 @@ def _repel(own: Array, others: Array, same: Array) -> Array:
 
 def _log_sum_exp(similarity: Array, mask: Array) -> Array:
     """Returns the log-sum-exp over the pairs of a mask [B, K]; a finite log(0), whose gradient is 0, without any."""
-    return jax.nn.logsumexp(jnp.where(mask, similarity, _LOG_ZERO), axis=1)
+    return jax.nn.logsumexp(jnp.where(mask, similarity, LOG_ZERO), axis=1)
 
 
 def _check_weight(weight: float) -> None:

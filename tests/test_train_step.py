@@ -234,7 +234,7 @@ def test_a_cosine_classifier_is_scored_at_the_temperature_of_the_neighbours():
     out = Outputs(features=projection, projection=projection, prediction=jnp.tile(projection, (2, 1)), logits=logits)
     memory = Memory(embedding=jnp.eye(2), label=jnp.array([0, 1]))
     batch = {"label": jnp.array([0]), "id": jnp.array([-1])}
-    loss = types.SimpleNamespace(instance_weight=0.0, maskcon_weight=1.0, temperature=0.5)
+    loss = types.SimpleNamespace(instance_weight=0.0, maskcon_weight=1.0, temperature=0.5, label_smoothing=0.0)
     objective = Objective(methods.get("grafit_cosine"), loss, 2, None)
     per_example, terms = objective(out, jnp.tile(projection, (2, 1)), batch, memory, None)
     each = np.log(1 + np.exp(-2))  # of the neighbours, and of the classifier

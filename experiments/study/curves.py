@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grafit_jax.runs.results import HEADLINE, LAYERS, Result, at_layer
+from grafit_jax.config import LAYERS
+from grafit_jax.runs.results import HEADLINE, Result, at_layer
 from grafit_jax.runs.tables import markdown
 
 

@@ -33,6 +33,10 @@ def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda config: f"= {config[key]:g}"
 
 
+def _end_of_projector(config: Mapping[str, Any]) -> str:
+    return "a batch norm" if config.get("model.projector_norm") else "a linear layer"
+
+
 def _trained_on(config: Mapping[str, Any]) -> str:
     return f"{' + '.join(config.get('loss.levels', ())) or config['data.train_level'] or 'coarse'} labels"
 
@@ -109,7 +113,7 @@ TABLES = {
         _COLUMNS,
         facts={
             "λ": _number("loss.instance_weight"),
-            "projector ends in": lambda config: "a batch norm" if config["model.projector_norm"] else "a linear layer",
+            "projector ends in": _end_of_projector,
         },
         layers=("trunk", "projector", "concat"),
     ),
@@ -163,9 +167,7 @@ TABLES = {
             "trained on": _trained_on,
             "epochs": _number("train.epochs"),
             "λ": _number("loss.instance_weight"),
-            "projector ends in": lambda config: (
-                "a batch norm" if config.get("model.projector_norm") else "a linear layer"
-            ),
+            "projector ends in": _end_of_projector,
         },
     ),
     "cifar100_fine": Table(by_method("configs/cifar100.py", "preset=paper,", ("grafit",), ("fine",)), _COLUMNS),

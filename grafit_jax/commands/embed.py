@@ -17,19 +17,18 @@ import pathlib
 from absl import flags
 
 import grafit_jax
-from grafit_jax import model, parallel, restore
+from grafit_jax import config, model, parallel, restore
 from grafit_jax.commands import cli
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval import embeddings
-from grafit_jax.runs import results
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run")
 _MODEL = flags.DEFINE_string("model", None, "folder of a saved model, or hf:owner/name, instead of --workdir")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "newest", "with --images: newest, or the step of a checkpoint")
 _IMAGES = flags.DEFINE_multi_string("images", [], "image file, folder or CSV; may be repeated")
 _SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split to embed, without --images")
-_LAYER = flags.DEFINE_enum("layer", "trunk", results.LAYERS, "layer of the embeddings")
+_LAYER = flags.DEFINE_enum("layer", "trunk", config.LAYERS, "layer of the embeddings")
 _RAW = flags.DEFINE_bool("raw", False, "do not scale the embeddings to unit length")
 _OUT = flags.DEFINE_string("out", None, "output file: .npz, .parquet, or .npy (with a .csv)", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)

@@ -21,20 +21,19 @@ import numpy as np
 from absl import flags
 
 import grafit_jax
-from grafit_jax import model, parallel, restore
+from grafit_jax import config, model, parallel, restore
 from grafit_jax.commands import cli, models
 from grafit_jax.data import sources
 from grafit_jax.data.readers import photos
 from grafit_jax.errors import UserError, warn
 from grafit_jax.report import hits
-from grafit_jax.runs import results
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run (default: the model that made --gallery)")
 _MODEL = flags.DEFINE_string("model", None, "folder of a saved model, or hf:owner/name, instead of --workdir")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 _GALLERY = flags.DEFINE_string("gallery", None, "file of embeddings, written by experiments/embed.py")
 _SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split that is the gallery, without --gallery")
-_LAYER = flags.DEFINE_enum("layer", "trunk", results.LAYERS, "layer of the embeddings, without --gallery")
+_LAYER = flags.DEFINE_enum("layer", "trunk", config.LAYERS, "layer of the embeddings, without --gallery")
 _QUERY = flags.DEFINE_multi_string("query", [], "image file, folder or CSV; may be repeated")
 _IDS = flags.DEFINE_list("ids", [], "images of the gallery by id or file name, as test/3,apple_17.jpg")
 _K = flags.DEFINE_integer("k", 10, "number of neighbours", lower_bound=1)

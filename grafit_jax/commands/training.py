@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import ml_collections
 
+from grafit_jax import config as config_lib
 from grafit_jax import experiment, fit, parallel, presets, pulse, restore, train_step
 from grafit_jax import train as train_lib
 from grafit_jax.errors import warn
@@ -53,7 +54,7 @@ def say_result(run: Experiment, metrics: Mapping[str, float], page: pathlib.Path
     test = run.records["test"]
     values = results.by_layer_and_level(metrics, run.config.eval.layers[0], test.finest)
     levels = [*test.levels][::-1]  # the finest first
-    order = sorted(values, key=lambda row: (results.LAYERS.index(row[0]), levels.index(row[1])))
+    order = sorted(values, key=lambda row: (config_lib.LAYERS.index(row[0]), levels.index(row[1])))
     columns = results.summary_columns(values.values())
     rows = [
         [

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from grafit_jax.config import LAYERS
 from grafit_jax.report.markup import Section, text
 from grafit_jax.report.metrics import heading
 from grafit_jax.report.shown import Run, Shown
-from grafit_jax.runs.results import HEADLINE, LAYERS, split_key
+from grafit_jax.runs.results import HEADLINE, split_key
 
 # Keys of the log without a chart.
 _NOT_DRAWN = ("step", "epoch", "seconds", "data_wait_seconds")

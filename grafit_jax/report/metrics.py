@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from grafit_jax.config import LAYERS
 from grafit_jax.report import markup
 from grafit_jax.report.markup import Section, text
 from grafit_jax.report.shown import Shown
-from grafit_jax.runs.results import CLUSTERS, LAYERS, SUMMARY, by_layer_and_level
+from grafit_jax.runs.results import CLUSTERS, SUMMARY, by_layer_and_level
 
 _PERCENT = {"map": "mAP", "knn_top1": "k-NN", "top1": "top-1", "probe_top1": "probe"} | {
     metric: f"clusters: {name}" for metric, name in CLUSTERS.items()

@@ -100,7 +100,7 @@ def _composed(paths: Sequence[pathlib.Path], runs: Sequence[Experiment], rows: S
     shown = []
     for path, name, run, of_run in zip(paths, _names(paths), runs, rows, strict=True):
         layer = run.config.eval.layers[0]
-        embedding = evaluation.of_layer({part: x[read] for part, x in of_run.items()}, layer)
+        embedding = evaluation.of_layer(of_run, layer, read)
         shown.append(Run(name, results.collect(path), workdir.read_log(path), layer, embedding))
     return compose(shown, runs[0].records["test"].take(read), np.flatnonzero(read))
 

@@ -14,7 +14,6 @@ from grafit_jax.runs import workdir
 Result = dict[str, Any]
 # The headline metrics on fine labels -> their display names.
 HEADLINE = {"map": "mAP", "recall@1": "R@1", "knn_top1": "k-NN"}
-LAYERS = ("trunk", "projector", "concat")
 # Prefixes before the name of a metric, behind layer and level: of retrieval from the training images, and of clusters
 # within each coarse class.
 _GALLERY, _WITHIN = "gallery", "within"
@@ -50,7 +49,7 @@ def by_layer_and_level(
     found: dict[tuple[str, str], dict[str, float]] = {}
     for key, value in metrics.items():
         path, metric = split_key(key)
-        of_layer = path.pop(0) if path and path[0] in LAYERS else layer
+        of_layer = path.pop(0) if path and path[0] in config_lib.LAYERS else layer
         if metric != "step":
             found.setdefault((of_layer, path[0] if path else finest), {})[metric] = value
     return found
@@ -78,7 +77,7 @@ def collect(path: pathlib.Path) -> Result:
 
 def at_layer(config: Mapping[str, Any], metric: str, layer: str) -> str:
     """Returns the name of a metric at a layer: without a prefix for the first of `eval.layers`, the headline layer."""
-    headline = config.get("eval.layers", LAYERS)[0]
+    headline = config.get("eval.layers", config_lib.LAYERS)[0]
     return metric if layer == headline else f"{layer}/{metric}"
 
 
@@ -98,4 +97,4 @@ def curve(log: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
 
 def _is_headline(key: str) -> bool:
     path, metric = split_key(key)
-    return metric in HEADLINE and all(part in LAYERS for part in path)
+    return metric in HEADLINE and all(part in config_lib.LAYERS for part in path)

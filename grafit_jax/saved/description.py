@@ -52,7 +52,7 @@ class Description:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that give embeddings: "trunk" and, with a projector, "projector" and "concat"."""
-        return ("trunk", "projector", "concat") if self.method.projector else ("trunk",)
+        return config_lib.LAYERS if self.method.projector else config_lib.LAYERS[:1]
 
     @functools.cached_property
     def network(self) -> Network:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grafit_jax import experiment, restore, train_step
+from grafit_jax import experiment, initial_weights, restore, train_step
 from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.state import merged, target_part
 from grafit_jax.views import augment
@@ -79,10 +79,18 @@ def test_frozen_layers_have_no_optimizer_state_and_no_copy_in_the_target_network
     assert trunk_layers(state.params) == {"Conv_0", "BatchNorm_0", "BasicBlock_0", "BasicBlock_1", "BasicBlock_2"}
 
 
-def test_frozen_random_layers_are_warned_of(capsys):
-    run, _ = load(**{"model.freeze": "2"})
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [((), "BasicBlock_0 and 3 more"), (("BatchNorm_0", "BasicBlock_0", "BasicBlock_1"), "Conv_0:"), (None, "")],
+)
+def test_frozen_layers_with_random_weights_are_warned_of(monkeypatch, capsys, given, warned):
+    run, state = load(**{"model.freeze": "2"})
+    trunk = {name: layer for name, layer in state.params["trunk"].items() if given is None or name in given}
+    found = initial_weights.Given({"params": {"trunk": trunk}, "batch_stats": {}})
+    monkeypatch.setattr(initial_weights, "given", lambda run: found)
     restore.check_start(run)
-    assert "warning: found model.freeze = 2 without initial weights" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"warning: found model.freeze = 2 but no given weights of {warned}" in shown if warned else not shown
 
 
 @pytest.mark.parametrize("freeze", ["2", pytest.param("trunk", marks=pytest.mark.slow)])

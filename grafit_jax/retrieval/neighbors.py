@@ -128,19 +128,15 @@ def blocks(
         value, index = (np.asarray(x).reshape(-1, x.shape[-1])[: block.stop - block.start] for x in results)
         similarity, known = value[:, : len(rows)] if whole else None, best.pop(block.start, None)
         if on_host:
-            # With enough candidates from earlier parts, only rows at least as near as the last of them matter.
-            num_groups = None
-            if known and known[0].shape[1] == num_candidates:
-                num_groups = max(1, int(np.sum(index >= known[0].min(axis=1, keepdims=True), axis=1).max()))
-            value, index = _top_k(
-                value, index, num_candidates, own_column, part.stop - part.start, num_groups=num_groups
-            )
+            least = known[0].min(axis=1) if known else -np.inf
+            value, index = _at_least(value, index, num_candidates, own_column, part.stop - part.start, least)
         # Excluded entries have similarity -inf and may have a column past the end.
         found = value, np.minimum(index + part.start, part.stop - 1)
         if known:
-            value, index = (np.concatenate(pair, axis=1) for pair in zip(known, found, strict=True))
-            place = _largest(value, min(num_candidates, value.shape[1]))
-            found = np.take_along_axis(value, place, axis=1), np.take_along_axis(index, place, axis=1)
+            found = tuple(np.concatenate(pair, axis=1) for pair in zip(known, found, strict=True))
+        if found[0].shape[1] > num_candidates:
+            place = np.argpartition(found[0], -num_candidates, axis=1)[:, -num_candidates:]
+            found = tuple(np.take_along_axis(x, place, axis=1) for x in found)
         if part is parts[-1]:
             yield Block(block, settle(block, *found), own[block], similarity)
         else:
@@ -208,34 +204,54 @@ def _of_block(k: int | None):
     return of_block
 
 
-def _top_k(x, largest, k: int, own, num_columns, *, num_groups: int | None = None):
-    """Returns the k largest values of x [B, S] and their columns, excluding column `own` [B] and those >= num_columns.
+def _top_k(x, largest, k: int, own, num_columns):
+    """Returns the k largest values of x [B, S] in order and their columns, without column `own` [B] (-1 for none).
 
-    An `own` of -1 excludes nothing. Excluded entries have the value -inf. With JAX arrays the result is sorted and ties
-    go to the lower column; with NumPy arrays it is unordered.
+    Columns from `num_columns` on are excluded, too. Excluded entries have the value -inf. Ties go to the lower column.
 
-    Each member of the top k lies in one of the k groups with the largest maxima, `largest` [B, S / _GROUP] (k + 1 if a
-    column is excluded), so only these groups are searched. `num_groups` lowers their number if fewer are known to
-    suffice.
+    Each member of the top k lies in one of the k groups with the largest maxima, `largest` [B, S / _GROUP] (k + 1 as a
+    column may be excluded), so only these groups are searched.
     """
-    xp = np if isinstance(x, np.ndarray) else jnp
-    best = _largest(largest, min(k + 1, num_groups or largest.shape[1], largest.shape[1])).astype(xp.int32)
-    best = xp.sort(best, axis=1)  # keeps ties at the lower column
-    column = best[:, :, None] * _GROUP + xp.arange(_GROUP, dtype=xp.int32)
+    best = lax.top_k(largest, min(k + 1, largest.shape[1]))[1]
+    best = jnp.sort(best, axis=1)  # keeps ties at the lower column
+    column = best[:, :, None] * _GROUP + jnp.arange(_GROUP, dtype=jnp.int32)
     left_out = (column == own[:, None, None]) | (column >= num_columns)
-    value = xp.take(x.reshape(-1, _GROUP), xp.arange(len(x))[:, None] * largest.shape[1] + best, axis=0, mode="clip")
-    if xp is np:
-        value[left_out] = -np.inf  # ten times faster than `where`
-    else:
-        value = jnp.where(left_out, -jnp.inf, value)
-    value, column = value.reshape(len(x), -1), column.reshape(len(x), -1)
-    place = _largest(value, min(k, value.shape[1]))
-    return xp.take_along_axis(value, place, axis=1), xp.take_along_axis(column, place, axis=1)
+    groups = x.reshape(-1, _GROUP)
+    value = jnp.take(groups, jnp.arange(len(x))[:, None] * largest.shape[1] + best, axis=0, mode="clip")
+    value, column = jnp.where(left_out, -jnp.inf, value).reshape(len(x), -1), column.reshape(len(x), -1)
+    value, place = lax.top_k(value, min(k, value.shape[1]))
+    return value, jnp.take_along_axis(column, place, axis=1)
 
 
-def _largest(x, k: int):
-    """Returns the columns [B, k] of the k largest values of each row."""
-    return np.argpartition(x, -k, axis=1)[:, -k:] if isinstance(x, np.ndarray) else lax.top_k(x, k)[1]
+def _at_least(x: np.ndarray, largest: np.ndarray, k: int, own: np.ndarray, num_columns: int, least):
+    """Returns the values of x [B, S] that may be among the k largest, and their columns, unordered; see `_top_k`.
+
+    These are the values not below a bound: the k-th largest (k + 1 as a column may be excluded) of the maxima of k or
+    more groups, or `least` ([B] or a number) if that is higher. Short rows end in entries of -inf.
+    """
+    coarse = largest
+    while coarse.shape[1] >= 4 * (k + 1):  # merges groups; fewer are faster, and the bound stays nearly as high
+        half = coarse.shape[1] // 2
+        coarse = np.maximum(coarse[:, :half], coarse[:, half : 2 * half])
+    if coarse.shape[1] > k:
+        least = np.maximum(np.partition(coarse, -k - 1, axis=1)[:, -k - 1], least)
+    least = np.broadcast_to(least, len(x))
+    group = np.flatnonzero(largest >= least[:, None])  # counted over all rows of x
+    if len(group) > 8 * len(x) * (k + 1):  # many equal values, as with collapsed embeddings
+        best = np.argpartition(largest, -k - 1, axis=1)[:, -k - 1 :]
+        group = (np.arange(len(x))[:, None] * largest.shape[1] + best).reshape(-1)
+    row = group // largest.shape[1]
+    values = x.reshape(-1, _GROUP)[group]
+    place = np.flatnonzero(values >= least[row, None])
+    row, column = row[place // _GROUP], group[place // _GROUP] % largest.shape[1] * _GROUP + place % _GROUP
+    kept = np.flatnonzero((column != own[row]) & (column < num_columns))
+    row, column, place = row[kept], column[kept], place[kept]
+    count = np.bincount(row, minlength=len(x))
+    shape = len(x), max(k, count.max())
+    at = row, np.arange(len(row)) - (np.cumsum(count) - count)[row]
+    value, index = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int32)
+    value[at], index[at] = values.reshape(-1)[place], column
+    return value, index
 
 
 def _search_inside_jit(queries, gallery, k, query_ids, gallery_ids, axis_name):

@@ -15,6 +15,9 @@ from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.retrieval import discovery, embeddings, neighbors
 from grafit_jax.retrieval.embeddings import Features
 
+# Most rows of which faiss learns its index, and that are added to it at a time.
+_MOST_TRAINED = 2**18
+
 
 class Hit(NamedTuple):
     """A neighbour of a query.
@@ -50,7 +53,7 @@ class Gallery:
     """Embeddings of images to search in.
 
     Attributes:
-      features: the embeddings, float32 [N, D], with ids, labels and file names [N].
+      features: the embeddings [N, D], with ids, labels and file names [N].
       model: the model that embeds queries and further images; None if there is none.
     """
 
@@ -104,9 +107,9 @@ class Gallery:
         """
         return cls(embeddings.load(_path(path)), model)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the gallery as .npz, .parquet or .npy with a .csv; raises UserError if that fails."""
-        embeddings.save(_path(path), self.features)
+    def save(self, path: str | os.PathLike, *, dtype: str = "float32") -> None:
+        """Writes the gallery as .npz, .parquet or .npy with a .csv; see `embeddings.save`."""
+        embeddings.save(_path(path), self.features, dtype=dtype)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -220,10 +223,12 @@ class Gallery:
           UserError: faiss is not installed.
         """
         faiss = _package("faiss", "faiss-cpu")
-        embedding = embeddings.unit(self.features.embedding)
+        embedding = self.features.embedding
         index = faiss.index_factory(embedding.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        index.train(embedding)
-        index.add(embedding)
+        drawn = np.random.default_rng(0).choice(len(self), min(len(self), _MOST_TRAINED), replace=False)
+        index.train(embeddings.unit(embedding[np.sort(drawn)]))
+        for first in range(0, len(self), _MOST_TRAINED):  # a part at a time, of a gallery larger than the memory
+            index.add(embeddings.unit(embedding[first : first + _MOST_TRAINED]))
         return index
 
     def to_pandas(self) -> Any:

@@ -1,16 +1,19 @@
 """Embedding files: round trips in every format, errors that name the file, and evaluation of loaded embeddings."""
 
 import dataclasses
+import mmap
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
 
 from grafit_jax.errors import UserError
-from grafit_jax.retrieval import embeddings, metrics
+from grafit_jax.retrieval import embeddings, metrics, neighbors
 from grafit_jax.retrieval.cluster_metrics import clustering_metrics
 from grafit_jax.retrieval.embeddings import Features
 from grafit_jax.retrieval.evaluate import evaluate_features
+from helpers import twins
 
 
 def some(n=12, dim=5, **columns):
@@ -28,6 +31,31 @@ def test_saved_features_are_loaded_unchanged(tmp_path, suffix):
     for name in ("embedding", "id", "label", "filename"):
         np.testing.assert_array_equal(getattr(read, name), getattr(written, name), err_msg=name)
     assert read.embedding.dtype == np.float32 and read.made_by == written.made_by
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_a_npy_file_of_short_floats_is_searched_as_it_is(tmp_path, dtype):
+    written = some(300, 64)
+    if dtype == np.float16:  # of another program
+        np.save(tmp_path / "f.npy", written.embedding.astype(dtype))
+    else:
+        embeddings.save(tmp_path / "f.npy", written, dtype="bfloat16")
+    read = embeddings.load(tmp_path / "f.npy")
+    assert read.embedding.dtype == dtype and isinstance(read.embedding.base, np.memmap | mmap.mmap)
+    rounded = written.embedding.astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(read.embedding, rounded)
+    similarity, index = neighbors.search(written.embedding[:9], read.embedding, 5)
+    expected = twins.search(written.embedding[:9], rounded, 5)
+    np.testing.assert_array_equal(index, expected[1])
+    np.testing.assert_allclose(similarity, expected[0], rtol=1e-6)
+    assert metrics.retrieval_metrics(read.embedding, {"": np.arange(300) % 7}) == metrics.retrieval_metrics(
+        rounded, {"": np.arange(300) % 7}
+    )
+    embeddings.save(tmp_path / "f.npy", read)  # the file that `read` maps
+    np.testing.assert_array_equal(embeddings.load(tmp_path / "f.npy").embedding, rounded)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.csv", "f.made_by.json", "f.npy"]
+    with pytest.raises(UserError, match=r"f\.npz: found dtype bfloat16; expected float32, or bfloat16 for \.npy"):
+        embeddings.save(tmp_path / "f.npz", read, dtype="bfloat16")
 
 
 def test_embeddings_of_different_models_or_layers_are_refused(capsys):

@@ -1,4 +1,4 @@
-"""Decoding JPEGs to crops of 224 pixels on the host, by PIL (own images) and by tf.data (TFDS)."""
+"""Decoding JPEGs to crops of 224 pixels on the host, as own images are read, beside torchvision and tf.data."""
 
 import functools
 import pathlib
@@ -27,15 +27,22 @@ def photo(width: int, height: int, seed: int) -> PIL.Image.Image:
 
 
 def _compared(
-    work: str, peer: str, calls: Callable[[list[str]], list], *, width: int = 500, height: int = 375, count: int = 200
+    work: str,
+    calls: Callable[[list[str]], dict[str, Callable[[], Any]]],
+    *,
+    width: int = 500,
+    height: int = 375,
+    count: int = 200,
 ) -> dict[str, Any]:
-    """Times our call and the peer's, which `calls` makes from the files of `count` photos."""
+    """Times calls that `calls` makes from the files of `count` photos: ours, and peers, of which the fastest counts."""
     with tempfile.TemporaryDirectory() as folder:
         files = [str(pathlib.Path(folder, f"{i}.jpg")) for i in range(count)]
         for seed, file in enumerate(files):
             photo(width, height, seed).save(file, quality=90)
         kilobytes = sum(pathlib.Path(file).stat().st_size for file in files) / count / 1000
-        ours_s, peer_s = timing.best(calls(files), 3)
+        named = calls(files)
+        ours_s, *theirs_s = timing.best([*named.values()], 3)
+    peer_s, peer = min(zip(theirs_s, [*named][1:], strict=True))
     work = f"{count} JPEGs {width} x {height} ({kilobytes:.0f} kB) to {work}"
     return timing.line(work, ours_s, peer, peer_s, images_per_second=count / ours_s)
 
@@ -69,22 +76,44 @@ def _dataset(files: list[str], num_views: int):
     return lambda: [*dataset]
 
 
+def _torchvision(files: list[str], num_views: int, *, tensors: bool) -> Callable[[], Any]:
+    """Returns a call that decodes each photo once and cuts T random crops, as PIL images or as tensors."""
+    import torch
+    import torchvision.io
+    import torchvision.transforms.v2 as transforms
+
+    torch.set_num_threads(1)
+    crop = transforms.RandomResizedCrop(224, (0.2, 1.0), antialias=True)
+
+    def decode(file):
+        image = torchvision.io.decode_image(file) if tensors else PIL.Image.open(file).convert("RGB")
+        return [np.asarray(crop(image)) for _ in range(num_views)]
+
+    return lambda: [decode(file) for file in files]
+
+
 def crops(num_views: int, **photos: int) -> dict[str, Any]:
-    """Measures T crops from one decode, in one thread of PIL and of TensorFlow."""
-    return _compared(
-        f"{num_views} crops of 224 px each, PIL, one thread",
-        "tf.data, one thread",
-        lambda files: [_one_thread(_decoders(files, num_views)), _dataset(files, num_views)],
-        **photos,
-    )
+    """Measures T crops from one decode, in one thread."""
+
+    def calls(files):
+        return {
+            "ours": _one_thread(_decoders(files, num_views)),
+            "torchvision of PIL images, one thread": _torchvision(files, num_views, tensors=False),
+            "torchvision of tensors, one thread": _torchvision(files, num_views, tensors=True),
+            "tf.data, one thread": _dataset(files, num_views),  # after PyTorch: the other order crashes
+        }
+
+    return _compared(f"{num_views} crops of 224 px each, one thread", calls, **photos)
 
 
 def one_decode() -> dict[str, Any]:
     """Measures the gain of cutting all crops of an image from one decode."""
     return _compared(
-        "4 crops of one decode, PIL, one thread",
-        "a decode for each crop",
-        lambda files: [_one_thread(_decoders(files, 4)), _one_thread(_decoders(files, 1), 4)],
+        "4 crops of one decode, one thread",
+        lambda files: {
+            "ours": _one_thread(_decoders(files, 4)),
+            "a decode for each crop": _one_thread(_decoders(files, 1), 4),
+        },
     )
 
 
@@ -93,9 +122,9 @@ def threads() -> dict[str, Any]:
 
     def calls(files):
         decoders = _decoders(files, 4)
-        return [lambda: [*images.decode_all(decoders, 64)], _one_thread(decoders)]
+        return {"ours": lambda: [*images.decode_all(decoders, 64)], "one thread": _one_thread(decoders)}
 
-    return _compared("4 crops, PIL, all cores", "one thread", calls)
+    return _compared("4 crops, all cores", calls)
 
 
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {

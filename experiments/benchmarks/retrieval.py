@@ -1,12 +1,14 @@
 """Search and metrics on random embeddings, against faiss and scikit-learn."""
 
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from benchmarks import timing
-from grafit_jax.retrieval import metrics, neighbors
+from grafit_jax.retrieval import embeddings, metrics, neighbors
 
 _DIM = 128
 
@@ -43,6 +45,44 @@ def search(num_queries: int, num_rows: int, k: int, goal: float, clusters: int =
     seconds, peer = timing.best([ours, lambda: index.search(queries, k)], rounds)
     facts["queries_where_faiss_differs"] = int(np.sum(np.any(index.search(queries, k)[1] != ours()[1], axis=1)))
     return timing.line(work, seconds, "faiss IndexFlatIP", peer, goal=goal, **facts)
+
+
+def search_file(num_queries: int, num_rows: int, dim: int, k: int) -> dict[str, Any]:
+    """Measures a search in a memory-mapped .npy file of bfloat16, its memory, and its recall of the float32 result.
+
+    The queries differ from a gallery row each by noise, as a photo from another of its class.
+    """
+    rng, part_rows = np.random.default_rng(2), 2**18
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "gallery.npy")
+        shape = num_rows, dim
+        gallery = np.lib.format.open_memmap(path, "w+", np.dtype("V2"), shape)
+        queries, best = np.empty((0, dim), np.float32), np.empty((num_queries, 0))
+        nearest = np.empty((num_queries, 0), int)
+        for first in range(0, num_rows, part_rows):
+            part = rng.standard_normal((min(part_rows, num_rows - first), dim), np.float32)
+            if not first:
+                queries = part[:num_queries] + 2 * rng.standard_normal((num_queries, dim), np.float32)
+                queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+            part /= np.linalg.norm(part, axis=1, keepdims=True)
+            gallery[first : first + len(part)] = part.astype(embeddings.DTYPES["bfloat16"]).view("V2")
+            similarity, index = neighbors.search(queries, part, k)
+            best, nearest = np.hstack([best, similarity]), np.hstack([nearest, index + first])
+            order = np.argsort(-best, axis=1)[:, :k]
+            best, nearest = np.take_along_axis(best, order, axis=1), np.take_along_axis(nearest, order, axis=1)
+        gallery.flush()
+        del gallery, part
+        loaded = embeddings.load(path).embedding
+        with timing.PeakOfOwnMemory() as peak:
+            [seconds] = timing.best([lambda: neighbors.search(queries, loaded, k)], 1, 1)
+        found = neighbors.search(queries, loaded, k)[1]
+    recall = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(nearest, found, strict=True)]))
+    first = float(np.mean(nearest[:, 0] == found[:, 0]))
+    work = f"{num_queries} x {num_rows} x {dim}, k = {k}, a memory-mapped file of bfloat16"
+    return timing.line(
+        work, seconds, f"the float32 vectors, of whose neighbours it finds {100 * recall:.1f} %",
+        peak_gigabytes=peak.gigabytes, recall_of_float32=recall, same_first=first,
+    )  # fmt: skip
 
 
 def mean_average_precision(
@@ -108,6 +148,7 @@ ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "search_k100": lambda: search(10_000, 50_000, 100, goal=1.0),
     "search_k10_clustered": lambda: search(10_000, 50_000, 10, goal=1.0, clusters=100),
     "search_million": lambda: search(1_000, 1_000_000, 100, goal=1.2, rounds=1),
+    "search_file_10m": lambda: search_file(1_000, 10_000_000, 256, 10),
     "map_500_positives": lambda: mean_average_precision(10_000, 50_000, 100, goal=8.0),
     "map_inaturalist_size": lambda: mean_average_precision(24_426, 24_426, 8_142),
     "one_pass": one_pass,

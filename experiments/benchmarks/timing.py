@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,10 +39,29 @@ def line(work: str, seconds: float, peer: str = "", peer_seconds: float | None =
 
 
 def gigabytes(key: str) -> float:
-    """Returns "VmRSS", the resident memory, or "VmHWM", its peak since `reset_peak`, in GiB."""
+    """Returns "VmRSS", the resident memory, "RssAnon", that without files, or "VmHWM", the peak of VmRSS since
+    `reset_peak`, in GiB."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split(f"{key}:")[1].split()[0]) / 2**20
 
 
 def reset_peak() -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+class PeakOfOwnMemory:
+    """The largest memory without pages of files, which the system can drop, within a with block; `gigabytes`."""
+
+    def __enter__(self) -> "PeakOfOwnMemory":
+        self.gigabytes, self._ended = gigabytes("RssAnon"), threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            self.gigabytes = max(self.gigabytes, gigabytes("RssAnon"))
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()

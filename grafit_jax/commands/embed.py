@@ -30,6 +30,7 @@ _IMAGES = flags.DEFINE_multi_string("images", [], "image file, folder or CSV; ma
 _SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split to embed, without --images")
 _LAYER = flags.DEFINE_enum("layer", "trunk", config.LAYERS, "layer of the embeddings")
 _RAW = flags.DEFINE_bool("raw", False, "do not scale the embeddings to unit length")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", [*embeddings.DTYPES], "of the embeddings in a .npy file")
 _OUT = flags.DEFINE_string("out", None, "output file: .npz, .parquet, or .npy (with a .csv)", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 
@@ -37,7 +38,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 def main(argv):
     if (_WORKDIR.value is None) == (_MODEL.value is None):
         raise UserError("found both or neither of --workdir=DIR and --model=FOLDER; expected one.")
-    embeddings.check_format(pathlib.Path(_OUT.value or ""))
+    embeddings.check_format(pathlib.Path(_OUT.value or ""), _DTYPE.value)
     parallel.warn_of_unseen()
     if _IMAGES.value:
         for name in ("split", "data_dir"):
@@ -53,7 +54,7 @@ def main(argv):
         path = pathlib.Path(_WORKDIR.value or "")
         run, state = restore.newest(path, data_dir=_DATA_DIR.value)
         gallery = model.split_gallery(run, state, path, _SPLIT.value, layer=_LAYER.value, normalize=not _RAW.value)
-    gallery.save(_OUT.value)
+    gallery.save(_OUT.value, dtype=_DTYPE.value)
     print(f"{_OUT.value}: {len(gallery)} embeddings of {gallery.features.embedding.shape[1]} dimensions")
 
 

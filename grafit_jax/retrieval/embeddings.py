@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from grafit_jax.data.files import LONGEST, read_npz
@@ -22,6 +23,9 @@ _FORMATS = (".npz", ".parquet", ".npy")
 _MADE_BY = "made_by"
 _MADE_BY_NPY = ".made_by.json"
 _REMEDY = "write it again with experiments/embed.py"
+# Types of embeddings in a .npy file. NumPy has no name for bfloat16: it writes and reads bytes.
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
+_BYTES = np.dtype("V2")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +33,7 @@ class Features:
     """Embeddings of a set of images with their ids and labels; unknown columns are None.
 
     Attributes:
-      embedding: float32 [N, D].
+      embedding: float32 [N, D]; of a .npy file, memory-mapped and as in the file, which may be of 16-bit floats.
       id: [N], unique integers or strings that identify the images.
       label: [N], fine labels, integers or strings.
       coarse_label: [N].
@@ -102,21 +106,28 @@ def check_alike(name: str, found: Mapping[str, Any], other: str, expected: Mappi
         warn(f"{unknown}: found no record of the model of these embeddings; make sure that it is that of {known}")
 
 
-def save(path: pathlib.Path, features: Features) -> None:
+def save(path: pathlib.Path, features: Features, *, dtype: str = "float32") -> None:
     """Writes features in the format given by the file extension; see `load`.
 
+    Args:
+      path: the file.
+      features: what to write.
+      dtype: "float32", or for .npy "bfloat16", which halves the file; see docs/search.md for the loss.
+
     Raises:
-      UserError: an unknown extension, or a file that cannot be written.
+      UserError: an unknown extension or dtype, or a file that cannot be written.
     """
-    check_format(path)
+    check_format(path, dtype)
     columns = {name: getattr(features, name) for name in _COLUMNS if getattr(features, name) is not None}
     columns |= {level + _LEVEL: labels for level, labels in features.further.items()}
-    made_by = json.dumps(features.made_by)
+    embedding, made_by = features.embedding.astype(DTYPES[dtype], copy=False), json.dumps(features.made_by)
     with writing(path):
         if path.suffix == ".npz":
-            np.savez(path, embedding=features.embedding, made_by=np.array(made_by), **columns)
+            np.savez(path, embedding=embedding, made_by=np.array(made_by), **columns)
         elif path.suffix == ".npy":
-            np.save(path, features.embedding)
+            part = path.with_suffix(".part.npy")
+            np.save(part, embedding)
+            part.replace(path)  # `embedding` may be this very file, memory-mapped
             with open(path.with_suffix(".csv"), "w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(columns)
@@ -126,9 +137,9 @@ def save(path: pathlib.Path, features: Features) -> None:
             import pyarrow
             import pyarrow.parquet
 
-            values = pyarrow.array(features.embedding.reshape(-1))
-            embedding = pyarrow.FixedSizeListArray.from_arrays(values, features.embedding.shape[1])
-            table = pyarrow.table(columns | {"embedding": embedding})
+            values = pyarrow.array(embedding.reshape(-1))
+            lists = pyarrow.FixedSizeListArray.from_arrays(values, embedding.shape[1])
+            table = pyarrow.table(columns | {"embedding": lists})
             pyarrow.parquet.write_table(table.replace_schema_metadata({_MADE_BY: made_by}), path)
 
 
@@ -138,7 +149,8 @@ def load(path: pathlib.Path) -> Features:
     - .npz: array `embedding` [N, D] and the optional arrays `id`, `label`, `coarse_label`, `filename` and, for further
       levels, `LEVEL_label` (such as `genus_label`), all [N], and `made_by`, a JSON string.
     - .parquet: the same names as columns, `embedding` as lists, `made_by` in the metadata.
-    - .npy: the embeddings; the other columns in a .csv and `made_by` in a .made_by.json of the same name.
+    - .npy: the embeddings, memory-mapped if of 16- or 32-bit floats (NumPy's V2 counts as bfloat16); the other columns
+      in a .csv and `made_by` in a .made_by.json of the same name.
 
     The default ids are the row numbers.
 
@@ -155,10 +167,10 @@ def load(path: pathlib.Path) -> Features:
         found = ", ".join(sorted(columns)) or "no columns"
         raise UserError(f"{path}: found {found}; expected embedding [N, D] and optionally {', '.join(_COLUMNS)} [N].")
     embedding = columns.pop("embedding")
-    if embedding.dtype.kind not in "fiu":
+    if embedding.dtype.kind not in "fiu" and embedding.dtype != DTYPES["bfloat16"]:
         raise UserError(f"{path}: found embedding of dtype {embedding.dtype}; expected numbers.")
     with np.errstate(over="ignore"):
-        embedding = embedding.astype(np.float32)
+        embedding = neighbors.in_parts(embedding) if path.suffix == ".npy" else embedding.astype(np.float32)
     neighbors.check_embeddings(f"{path}: embedding", embedding)
     for name, values in columns.items():
         if values.shape != (len(embedding),):
@@ -175,10 +187,12 @@ def _is_read(name: str) -> bool:
     return name in ("embedding", *_COLUMNS) or (name.endswith(_LEVEL) and name != _LEVEL)
 
 
-def check_format(path: pathlib.Path) -> None:
-    """Raises UserError unless the extension is that of a known format."""
+def check_format(path: pathlib.Path, dtype: str = "float32") -> None:
+    """Raises UserError unless the extension is that of a known format, which can hold the dtype."""
     if path.suffix not in _FORMATS:
         raise UserError(f"{path}: found extension {path.suffix!r}; expected one of {', '.join(_FORMATS)}.")
+    if dtype not in DTYPES or (dtype != "float32" and path.suffix != ".npy"):
+        raise UserError(f"{path}: found dtype {dtype}; expected float32, or bfloat16 for .npy.")
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -203,8 +217,9 @@ def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as binary:
-        columns: dict[str, np.ndarray] = {"embedding": np.lib.format.read_array(binary, allow_pickle=False)}
+    embedding = np.load(path, mmap_mode="r", allow_pickle=False)
+    embedding = embedding.view(DTYPES["bfloat16"]) if embedding.dtype == _BYTES else embedding
+    columns: dict[str, np.ndarray] = {"embedding": embedding}
     if path.with_suffix(_MADE_BY_NPY).exists():
         columns[_MADE_BY] = np.array(path.with_suffix(_MADE_BY_NPY).read_text())
     if path.with_suffix(".csv").exists():

@@ -49,7 +49,8 @@ def search(
 
     Args:
       queries: float [Q, D], non-zero vectors of any length.
-      gallery: float [N, D]. With `axis_name`, the N rows on this device; all devices pass the same queries.
+      gallery: float [N, D], outside jit also a memory-mapped file, of which a part at a time is in memory. With
+        `axis_name`, the N rows on this device; all devices pass the same queries.
       k: number of neighbours.
       query_ids: int [Q]; requires `gallery_ids`.
       gallery_ids: int [N], unique; requires `query_ids`.
@@ -95,7 +96,7 @@ def blocks(
     The arguments are those of `search` and must have passed `check`. With `whole`, a block includes its similarities to
     the whole gallery. The devices compute the next block while the host processes this one.
     """
-    query, rows = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
+    query, rows = np.asarray(queries, np.float32), in_parts(gallery)
     own = _own_rows(query_ids, gallery_ids, len(query), np)
     settle = rerank.Settle(query, rows, own, k, tie_order=None if gallery_ids is None else np.asarray(gallery_ids))
     rows_of_part = len(rows) if whole or len(rows) <= _MAX_ROWS else _PART
@@ -109,7 +110,7 @@ def blocks(
     def steps():
         """Compares all queries with each part of the gallery in turn; the devices hold one part at a time."""
         for part in parts:
-            gallery_part = parallel.replicate(_unit(_padded(rows[part], np)))
+            gallery_part = parallel.replicate(_unit(_padded(np.asarray(rows[part], np.float32), np)))
             for block in query_blocks:
                 padding = size - (block.stop - block.start)
                 in_part = (own[block] >= part.start) & (own[block] < part.stop)
@@ -142,6 +143,13 @@ def blocks(
         else:
             best[block.start] = found
     settle.warn()
+
+
+def in_parts(rows: ArrayLike) -> np.ndarray:
+    """Returns rows as an array that is read in parts: as they are if of 16- or 32-bit floats, otherwise as float32."""
+    found = np.asarray(rows)
+    short = jnp.issubdtype(found.dtype, jnp.floating) and found.dtype.itemsize <= 4
+    return found if short else found.astype(np.float32)
 
 
 def _picks_on_host() -> bool:
@@ -331,22 +339,24 @@ def check_embeddings(name: str, embeddings: ArrayLike, *, zeros: bool = False, r
         )
     if _is_traced(embeddings):
         return
-    with np.errstate(all="ignore"):
-        values = np.asarray(embeddings, np.float32)
-        squares = np.einsum("nd,nd->n", values, values)
-    # One fast pass clears most rows. The others are invalid, or their squares under- or overflow float32.
-    doubtful = np.flatnonzero(~((squares > 1e-30) & (squares < np.inf)))
-    finite = np.isfinite(values[doubtful]).all(axis=1)
-    if not finite.all():
-        rows = doubtful[~finite]
+    values, odd, zero = in_parts(embeddings), [], []
+    for rows in rerank.slices(*values.shape):
+        part = np.asarray(values[rows], np.float32)
+        with np.errstate(all="ignore"):
+            squares = np.einsum("nd,nd->n", part, part)
+        # One fast pass clears most rows. The others are invalid, or their squares under- or overflow float32.
+        doubtful = np.flatnonzero(~((squares > 1e-30) & (squares < np.inf)))
+        finite = np.isfinite(part[doubtful]).all(axis=1)
+        odd += (rows.start + doubtful[~finite]).tolist()
+        zero += (rows.start + doubtful[~part[doubtful].any(axis=1)]).tolist()
+    if odd:
         raise UserError(
-            f"{name}: found {len(rows)} rows with NaN or infinite values, first row {rows[0]}; expected finite values "
+            f"{name}: found {len(odd)} rows with NaN or infinite values, first row {odd[0]}; expected finite values "
             f"(has the network diverged?); {remedy or 'use an earlier checkpoint or remove these rows'}."
         )
-    rows = doubtful[~values[doubtful].any(axis=1)]
-    if len(rows) and not zeros:
+    if zero and not zeros:
         raise UserError(
-            f"{name}: found {len(rows)} zero vectors, first row {rows[0]}; expected non-zero vectors, because their "
+            f"{name}: found {len(zero)} zero vectors, first row {zero[0]}; expected non-zero vectors, because their "
             f"cosine is undefined; {remedy or 'remove these rows'}."
         )
 

@@ -24,12 +24,18 @@ _VALUES = 2**23
 _DEVIATIONS = 10
 
 
+def slices(number: int, dim: int) -> list[slice]:
+    """Splits `number` vectors of `dim` values into slices of at most 64 MB in float64."""
+    size = max(1, _VALUES // dim)
+    return [slice(i, min(i + size, number)) for i in range(0, number, size)]
+
+
 class Settle:
     """Selects the k nearest neighbours in float64 from float32 candidates.
 
     Args:
       queries: float32 [Q, D].
-      gallery: float32 [N, D].
+      gallery: [N, D] of 16- or 32-bit floats, perhaps memory-mapped.
       own: int [Q], the gallery row excluded for each query, or -1.
       k: number of neighbours.
       tie_order: [N], sort key of rows with equal similarity, lowest first; None for the row number.
@@ -82,7 +88,7 @@ class Settle:
     def _cosine(self, query, row) -> np.ndarray:
         # Row by row, so that equal vectors give equal bits; a matmul does not guarantee that.
         values = np.empty(len(row))
-        for pairs in self._slices(len(row)):
+        for pairs in slices(len(row), self._gallery.shape[1]):
             a, b = self._queries[query[pairs]].astype(np.float64), self._gallery[row[pairs]].astype(np.float64)
             squares = np.einsum("nd,nd->n", a, a) * np.einsum("nd,nd->n", b, b)
             values[pairs] = np.einsum("nd,nd->n", a, b) / np.sqrt(squares)
@@ -93,23 +99,19 @@ class Settle:
         """int [N], the first row with the same bits as each row (up to hash collisions)."""
         odd = np.random.default_rng(0).integers(2**63, size=self._gallery.shape[1], dtype=np.uint64) | np.uint64(1)
         code = np.empty(len(self._gallery), np.uint64)
-        for rows in self._slices(len(self._gallery)):
-            bits = np.ascontiguousarray(self._gallery[rows]).view(np.uint32)
+        for rows in slices(*self._gallery.shape):
+            part = np.ascontiguousarray(self._gallery[rows])
+            bits = part.view(f"u{part.itemsize}")
             code[rows] = (bits * odd).sum(axis=1, dtype=np.uint64)  # modulo 2^64, so independent of the order
         _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
         return first[inverse.reshape(-1)]
-
-    def _slices(self, number: int) -> list[slice]:
-        """Splits `number` vectors into slices of at most `_VALUES` values."""
-        size = max(1, _VALUES // self._gallery.shape[1])
-        return [slice(i, i + size) for i in range(0, number, size)]
 
     def _among_all(self, query) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k nearest of all rows: by a float64 matmul, and row by row where that is ambiguous."""
         queries = self._queries[query].astype(np.float64)
         queries /= np.sqrt(np.einsum("nd,nd->n", queries, queries))[:, None]
         similarity = np.empty((len(query), len(self._gallery)))
-        for rows in self._slices(len(self._gallery)):
+        for rows in slices(*self._gallery.shape):
             pulse.beat()
             gallery = self._gallery[rows].astype(np.float64)
             similarity[:, rows] = queries @ gallery.T / np.sqrt(np.einsum("nd,nd->n", gallery, gallery))

@@ -75,8 +75,10 @@ def decode_boxes(file: Source, size: int, boxes: Boxes) -> np.ndarray:
         top, left, height, width = boxes(upright.height, upright.width).T
         # Rounding may put a box slightly outside the image.
         corners = np.stack([left, top, left + width, top + height], axis=1).clip(0, np.tile(upright.size, 2))
-        resized = [upright.resize((size, size), PIL.Image.Resampling.BILINEAR, box=tuple(c)) for c in corners.tolist()]
-        return np.stack([np.asarray(part) for part in resized])
+        crops = np.empty((len(corners), size, size, 3), np.uint8)
+        for crop, box in zip(crops, corners.tolist(), strict=True):
+            crop[:] = upright.resize((size, size), PIL.Image.Resampling.BILINEAR, box=tuple(box))
+        return crops
 
 
 def decode_to(file: Source, shape: tuple[int, int, int], boxes: Boxes) -> np.ndarray:
@@ -150,8 +152,9 @@ def _opened(file: Source) -> Iterator[PIL.Image.Image]:
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Returns the image in RGB with its EXIF orientation applied."""
-    return _rgb(PIL.ImageOps.exif_transpose(image))
+    """Returns the image in RGB with its EXIF orientation applied, which may change `image`."""
+    PIL.ImageOps.exif_transpose(image, in_place=True)
+    return _rgb(image)
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -165,4 +168,4 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.has_transparency_data:
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # without the copy that `convert` makes

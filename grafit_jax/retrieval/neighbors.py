@@ -249,7 +249,7 @@ def _at_least(x: np.ndarray, largest: np.ndarray, k: int, own: np.ndarray, num_c
         best = np.argpartition(largest, -k - 1, axis=1)[:, -k - 1 :]
         group = (np.arange(len(x))[:, None] * largest.shape[1] + best).reshape(-1)
     row = group // largest.shape[1]
-    values = x.reshape(-1, _GROUP)[group]
+    values = x.reshape(-1, _GROUP).take(group, axis=0, mode="clip")  # twice as fast as indexing
     place = np.flatnonzero(values >= least[row, None])
     row, column = row[place // _GROUP], group[place // _GROUP] % largest.shape[1] * _GROUP + place % _GROUP
     kept = np.flatnonzero((column != own[row]) & (column < num_columns))

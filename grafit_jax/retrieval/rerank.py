@@ -51,8 +51,7 @@ class Settle:
         """Returns similarity and index [b, k] of the queries of `part` from their candidates [b, c], in any order."""
         k, queries = self._k, self._queries[part]
         apart = 2 * _error(queries.shape[1])
-        order = np.argsort(-similarity, axis=1)
-        similarity, index = (np.take_along_axis(x, order, axis=1) for x in (similarity, index))
+        similarity, index = _ordered(np.argsort(-similarity, axis=1), similarity, index)
         gap = np.full((len(index), index.shape[1] + 1), np.inf)
         with np.errstate(invalid="ignore"):  # excluded entries are -inf
             np.subtract(similarity[:, :-1], similarity[:, 1:], out=gap[:, 1:-1])
@@ -60,8 +59,10 @@ class Settle:
         if len(row):
             value = similarity.astype(np.float64)
             value[row, column] = self._cosine(part.start + row, index[row, column])
-            order = np.lexsort((self._tie_order[index], -value))
-            similarity, index = (np.take_along_axis(x, order, axis=1) for x in (value, index))
+            similarity, index = _ordered(np.argsort(-value, axis=1), value, index)
+            tied = np.flatnonzero((similarity[:, :-1] == similarity[:, 1:]).any(axis=1))  # only these need two keys
+            order = np.lexsort((self._tie_order[index[tied]], -similarity[tied]))
+            similarity[tied], index[tied] = _ordered(order, similarity[tied], index[tied])
         # If the last candidate is not clearly behind the k-th, an equally near row may not be a candidate.
         doubtful = np.flatnonzero(similarity[:, -1] >= similarity[:, k - 1] - apart)
         if index.shape[1] == len(self._gallery):
@@ -133,6 +134,10 @@ class Settle:
         chosen = np.concatenate([nearer, ties])
         order = chosen[np.lexsort((self._tie_order[near[chosen]], -value[chosen]))]
         return value[order], near[order]
+
+
+def _ordered(order: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(np.take_along_axis(x, order, axis=1) for x in arrays)
 
 
 def _error(dim: int, unit_roundoff: float = 2.0**-24) -> float:

@@ -15,6 +15,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 
 from absl import flags
 from benchmarks import growth, steps
@@ -41,7 +42,7 @@ def main(argv):
             raise UserError(f"found entry {name!r} of suite {_SUITE.value}; expected one of {', '.join(entries)}.")
     if _HERE.value:
         for name in names:
-            print(json.dumps({"entry": name, **entries[name](), "environment": provenance.describe()}))
+            print(json.dumps({"entry": name, **entries[name](), "environment": _environment()}))
         return
     if _RECORD.value and _ENTRIES.value:
         raise UserError("found --record with --entries; expected a whole suite; remove --entries.")
@@ -70,6 +71,15 @@ def _run_apart(name: str) -> subprocess.CompletedProcess:
     # JAX must not reserve the whole memory of a GPU: the peer needs some of it.
     environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return subprocess.run([sys.executable, __file__, *here], stdout=subprocess.PIPE, text=True, env=environ)
+
+
+def _environment() -> dict[str, Any]:
+    """Returns the provenance of an entry, with the vector instructions that times on a CPU depend on."""
+    found, info = provenance.describe(), pathlib.Path("/proc/cpuinfo")
+    flags_of_cpu = info.read_text().split() if info.exists() else []
+    sets = {"avx512f": "AVX-512", "avx2": "AVX2"}
+    widest = next((name for flag, name in sets.items() if flag in flags_of_cpu), "")
+    return found | {"processor": f"{found['processor']} with {widest}" if widest else found["processor"]}
 
 
 def _recorded_name(lines: list[dict]) -> str:

@@ -25,14 +25,17 @@ def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     figure = Figure(figsize=(2.6 * len(lines), 2.4))
     axes = figure.subplots(1, len(lines), squeeze=False)
     for ax, line in zip(axes[0], lines, strict=True):
-        sizes = np.asarray(line["sizes"])
+        sizes = np.geomspace(line["sizes"][0], line["sizes"][-1])
         ax.plot(sizes, line["seconds_at_zero"] + line["seconds_per_unit"] * sizes, color="#9e9e9e", linewidth=1)
-        ax.plot(sizes, line["curve_s"], "o", color="#1565c0", markersize=4)
+        ax.plot(line["sizes"], line["curve_s"], "o", color="#1565c0", markersize=4)
         ax.set_xlabel(line["work"].removeprefix("seconds over "), fontsize=8)
-        ax.set(xlim=(0, None), ylim=(0, 1.15 * max(line["curve_s"])))
         ax.tick_params(labelsize=7)
+        if sizes[-1] > 100 * sizes[0]:
+            ax.set(xscale="log", yscale="log")
+            continue
+        ax.set(xlim=(0, None), ylim=(0, 1.15 * max(line["curve_s"])))
         ax.locator_params(nbins=5)
         ax.ticklabel_format(axis="x", style="plain")
-    axes[0, 0].set_ylabel("seconds a step", fontsize=8)
+    axes[0, 0].set_ylabel("seconds", fontsize=8)
     figure.tight_layout(pad=0.4)
     figure.savefig(path, dpi=130)

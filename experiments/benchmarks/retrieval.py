@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import timing
+from benchmarks.growth import growth
 from grafit_jax.retrieval import embeddings, metrics, neighbors
+from grafit_jax.retrieval.evaluate import Embedded, evaluate
 
 _DIM = 128
 
@@ -143,6 +145,34 @@ def one_pass() -> dict[str, Any]:
     return timing.line(work, seconds, peer, apart, first_call_s=first, peak_gigabytes=peak)
 
 
+def evaluation(num_test: int, num_train: int) -> dict[str, Any]:
+    """Measures all metrics of an evaluation at two levels, as after an epoch."""
+    sizes = {"test": num_test, "train": num_train}
+    label = {split: np.arange(n) % 100 for split, n in sizes.items()}
+    test, train = (
+        Embedded(_random(n, seed, clusters=100), {"": label[split], "coarse": label[split] // 5})
+        for seed, (split, n) in enumerate(sizes.items())
+    )
+
+    def ours():
+        return evaluate(test, train, ks=(1, 2, 5, 10), knn_k=30, knn_temperature=0.07)
+
+    first = timing.seconds(ours)
+    [seconds] = timing.best([ours], 1)
+    work = f"all metrics at 2 levels, {num_test} test and {num_train} training images, {_DIM} dimensions"
+    return timing.line(work, seconds, goal_s=3.0, first_call_s=first, peak_gigabytes=timing.gigabytes("VmHWM"))
+
+
+def growth_of_gallery(num_queries: int, sizes: list[int]) -> dict[str, Any]:
+    queries, gallery = _random(num_queries, 1), _random(sizes[-1], 2)
+
+    def measure(size: int) -> float:
+        neighbors.search(queries, gallery[:size], 10)
+        return timing.best([lambda: neighbors.search(queries, gallery[:size], 10)], 1, 3 if size < sizes[-1] else 1)[0]
+
+    return growth(f"gallery rows, {num_queries} queries", sizes, measure)
+
+
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "search_k10": lambda: search(10_000, 50_000, 10, goal=1.0),
     "search_k100": lambda: search(10_000, 50_000, 100, goal=1.0),
@@ -152,4 +182,6 @@ ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "map_500_positives": lambda: mean_average_precision(10_000, 50_000, 100, goal=8.0),
     "map_inaturalist_size": lambda: mean_average_precision(24_426, 24_426, 8_142),
     "one_pass": one_pass,
+    "evaluation": lambda: evaluation(10_000, 50_000),
+    "growth": lambda: growth_of_gallery(1_000, [10_000, 100_000, 1_000_000, 10_000_000]),
 }

@@ -14,8 +14,9 @@ from grafit_jax.data.readers.photos import Images, Photo
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.retrieval import discovery, embeddings, neighbors
 from grafit_jax.retrieval.embeddings import Features
+from grafit_jax.retrieval.rerank import slices
 
-# Most rows of which faiss learns its index, and that are added to it at a time.
+# Most rows of which faiss learns an index.
 _MOST_TRAINED = 2**18
 
 
@@ -107,7 +108,7 @@ class Gallery:
         """
         return cls(embeddings.load(_path(path)), model)
 
-    def save(self, path: str | os.PathLike, *, dtype: str = "float32") -> None:
+    def save(self, path: str | os.PathLike, *, dtype: str | None = None) -> None:
         """Writes the gallery as .npz, .parquet or .npy with a .csv; see `embeddings.save`."""
         embeddings.save(_path(path), self.features, dtype=dtype)
 
@@ -217,7 +218,8 @@ class Gallery:
         """Returns a faiss index of the unit vectors by inner product, whose row i is image i of the gallery.
 
         Args:
-          factory: description for `faiss.index_factory`, such as "Flat" (exact) or "IVF256,Flat".
+          factory: description for `faiss.index_factory`, such as "Flat" (exact) or "IVF256,Flat". An index that is
+            trained learns of at most 262,144 rows, drawn at random with a fixed seed.
 
         Raises:
           UserError: faiss is not installed.
@@ -225,10 +227,11 @@ class Gallery:
         faiss = _package("faiss", "faiss-cpu")
         embedding = self.features.embedding
         index = faiss.index_factory(embedding.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        drawn = np.random.default_rng(0).choice(len(self), min(len(self), _MOST_TRAINED), replace=False)
-        index.train(embeddings.unit(embedding[np.sort(drawn)]))
-        for first in range(0, len(self), _MOST_TRAINED):  # a part at a time, of a gallery larger than the memory
-            index.add(embeddings.unit(embedding[first : first + _MOST_TRAINED]))
+        if not index.is_trained:
+            drawn = np.random.default_rng(0).choice(len(self), min(len(self), _MOST_TRAINED), replace=False)
+            index.train(embeddings.unit(embedding[np.sort(drawn)]))
+        for rows in slices(*embedding.shape):  # of a gallery that may be larger than the memory
+            index.add(embeddings.unit(embedding[rows]))
         return index
 
     def to_pandas(self) -> Any:
@@ -241,7 +244,7 @@ class Gallery:
         f = self.features
         columns = {"id": f.id, "label": f.label, "coarse_label": f.coarse_label, **f.further, "filename": f.filename}
         known = {name: column for name, column in columns.items() if column is not None}
-        return pandas.DataFrame(known | {"embedding": [*f.embedding]})
+        return pandas.DataFrame(known | {"embedding": [*np.asarray(f.embedding, np.float32)]})
 
     def _model(self) -> Embedder:
         if self.model is None:

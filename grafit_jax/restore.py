@@ -125,15 +125,16 @@ def num_parameters(run: Experiment) -> int:
 def check_start(run: Experiment) -> str:
     """Checks the given weights, or raises UserError; returns their digests for the hosts to compare."""
     given = initial_weights.given(run).variables
-    trunk = jax.eval_shape(lambda: initial_weights.random(run, jax.random.key(0)))["params"]["trunk"]
-    drawn = sorted(filter(run.network.trunk.is_frozen, trunk.keys() - given["params"].get("trunk", {})))
-    if drawn and parallel.is_first():
-        more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
-        warn(
-            f"found model.freeze = {run.config.model.freeze} but no given weights of {drawn[0]}{more}: frozen layers "
-            "keep random weights; usually model.pretrained or model.init gives them others (without the first "
-            "convolution if the stem is another)"
-        )
+    if run.config.model.freeze and parallel.is_first():
+        trunk = jax.eval_shape(lambda: initial_weights.random(run, jax.random.key(0)))["params"]["trunk"]
+        drawn = sorted(filter(run.network.trunk.is_frozen, trunk.keys() - given["params"].get("trunk", {})))
+        if drawn:
+            more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
+            warn(
+                f"found model.freeze = {run.config.model.freeze} but no given weights of {drawn[0]}{more}: frozen "
+                "layers keep random weights; usually model.pretrained or model.init gives them others (without the "
+                "first convolution if the stem is another)"
+            )
     return json.dumps(checkpoint.digests(given), sort_keys=True) if jax.process_count() > 1 else ""
 
 

@@ -95,7 +95,7 @@ def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table(cli):
 def test_recording_part_of_a_suite_and_unknown_entries_are_errors(cli):
     for arguments, said in (
         (["--entries=import", "--record"], "found --record with --entries; expected a whole suite"),
-        (["--entries=nothing"], "found entry 'nothing' of suite train; expected one of step_resnet18_64"),
+        (["--entries=nothing"], "found entry 'nothing' of suite train; expected one of step_resnet18_128"),
     ):
         done = cli("benchmark", "--suite=train", *arguments)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1

@@ -52,7 +52,9 @@ def test_a_npy_file_of_short_floats_is_searched_as_it_is(tmp_path, dtype):
         rounded, {"": np.arange(300) % 7}
     )
     embeddings.save(tmp_path / "f.npy", read)  # the file that `read` maps
-    np.testing.assert_array_equal(embeddings.load(tmp_path / "f.npy").embedding, rounded)
+    again = embeddings.load(tmp_path / "f.npy").embedding
+    np.testing.assert_array_equal(again, rounded)
+    assert again.dtype == dtype
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.csv", "f.made_by.json", "f.npy"]
     with pytest.raises(UserError, match=r"f\.npz: found dtype bfloat16; expected float32, or bfloat16 for \.npy"):
         embeddings.save(tmp_path / "f.npz", read, dtype="bfloat16")

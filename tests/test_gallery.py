@@ -8,8 +8,10 @@ import PIL.Image
 import pytest
 
 import grafit_jax
+from grafit_jax import gallery as gallery_lib
 from grafit_jax.errors import UserError
 from grafit_jax.gallery import Gallery
+from grafit_jax.retrieval import rerank
 from grafit_jax.retrieval.embeddings import Features
 from helpers import image_files
 
@@ -227,8 +229,10 @@ def test_a_mistake_is_a_one_line_error(digits, photos, call, message):
         call(Gallery.build(digits, "photos"))
 
 
-def test_faiss_finds_the_same_images(digits, photos):
+def test_faiss_finds_the_same_images(digits, photos, monkeypatch):
     faiss = pytest.importorskip("faiss")
+    monkeypatch.setattr(rerank, "_VALUES", 20 * 16)  # several parts
+    monkeypatch.setattr(gallery_lib, "_MOST_TRAINED", 40)
     rng = np.random.default_rng(1)
     gallery = Gallery.build(digits, rng.integers(0, 256, (50, 8, 8, 1), np.uint8), normalize=False)
     queries = rng.integers(0, 256, (5, 8, 8, 1), np.uint8)

@@ -1,6 +1,7 @@
 """Decoding JPEGs to crops of 224 pixels on the host, as own images are read, beside torchvision and tf.data."""
 
 import functools
+import importlib.util
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -96,12 +97,11 @@ def crops(num_views: int, **photos: int) -> dict[str, Any]:
     """Measures T crops from one decode, in one thread."""
 
     def calls(files):
-        return {
-            "ours": _one_thread(_decoders(files, num_views)),
-            "torchvision of PIL images, one thread": _torchvision(files, num_views, tensors=False),
-            "torchvision of tensors, one thread": _torchvision(files, num_views, tensors=True),
-            "tf.data, one thread": _dataset(files, num_views),  # after PyTorch: the other order crashes
-        }
+        named = {"ours": _one_thread(_decoders(files, num_views))}
+        if importlib.util.find_spec("torchvision"):  # before TensorFlow: the other order crashes
+            for kind, tensors in (("PIL images", False), ("tensors", True)):
+                named[f"torchvision of {kind}, one thread"] = _torchvision(files, num_views, tensors=tensors)
+        return named | {"tf.data, one thread": _dataset(files, num_views)}
 
     return _compared(f"{num_views} crops of 224 px each, one thread", calls, **photos)
 

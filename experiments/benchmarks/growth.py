@@ -26,7 +26,8 @@ def growth_plot(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     axes = figure.subplots(1, len(lines), squeeze=False)
     for ax, line in zip(axes[0], lines, strict=True):
         sizes = np.geomspace(line["sizes"][0], line["sizes"][-1])
-        ax.plot(sizes, line["seconds_at_zero"] + line["seconds_per_unit"] * sizes, color="#9e9e9e", linewidth=1)
+        fitted = line["seconds_at_zero"] + line["seconds_per_unit"] * sizes
+        ax.plot(sizes[fitted > 0], fitted[fitted > 0], color="#9e9e9e", linewidth=1)
         ax.plot(line["sizes"], line["curve_s"], "o", color="#1565c0", markersize=4)
         ax.set_xlabel(line["work"].removeprefix("seconds over "), fontsize=8)
         ax.tick_params(labelsize=7)

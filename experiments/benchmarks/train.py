@@ -244,21 +244,17 @@ def spread_seconds(count: int) -> float:
 
 
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
-    "step_resnet18_64": lambda: step("resnet18", 64),
     "step_resnet18_128": lambda: step("resnet18", 128),
     "step_small": lambda: step("resnet8", 128, rounds=2, released_steps=10),
     "convolution": convolutions,
     "depthwise": lambda: depthwise(gradient=False),
     "depthwise_gradient": lambda: depthwise(gradient=True),
     "knn_50k": lambda: knn(50_000, 128, goal=0.065),
-    "knn_437k": lambda: knn(437_513, 128, goal=0.8),
     "knn_1281k": lambda: knn(1_281_167, 64, goal=1.3),
     "views_weak": lambda: views("weak"),
-    "views_colour": lambda: views("colour"),
     "views_strong": lambda: views("strong"),
     "views_224": lambda: views("weak", size=224, side=256, batch_size=32),
-    "import": lambda: imported("grafit_jax", goal=1.5),
-    "import_train": lambda: imported("grafit_jax.train", goal=1.5),
+    "import": lambda: imported("grafit_jax.train", goal=1.5),
     "first_step_cold": lambda: first_step("cold", goal=15.0),
     "first_step_warm": lambda: first_step("warm", goal=6.0),
     "scan": scan,

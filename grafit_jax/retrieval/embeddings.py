@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from grafit_jax.data.files import LONGEST, read_npz
 from grafit_jax.errors import UserError, reading, warn, writing
-from grafit_jax.retrieval import neighbors
+from grafit_jax.retrieval import neighbors, rerank
 
 _COLUMNS = ("id", "label", "coarse_label", "filename")
 # Suffix of the columns of further levels: genus_label.
@@ -106,13 +107,13 @@ def check_alike(name: str, found: Mapping[str, Any], other: str, expected: Mappi
         warn(f"{unknown}: found no record of the model of these embeddings; make sure that it is that of {known}")
 
 
-def save(path: pathlib.Path, features: Features, *, dtype: str = "float32") -> None:
+def save(path: pathlib.Path, features: Features, *, dtype: str | None = None) -> None:
     """Writes features in the format given by the file extension; see `load`.
 
     Args:
       path: the file.
       features: what to write.
-      dtype: "float32", or for .npy "bfloat16", which halves the file; see docs/search.md for the loss.
+      dtype: "float32", or for .npy "bfloat16"; by default float32, and for .npy the type of the embeddings.
 
     Raises:
       UserError: an unknown extension or dtype, or a file that cannot be written.
@@ -120,14 +121,14 @@ def save(path: pathlib.Path, features: Features, *, dtype: str = "float32") -> N
     check_format(path, dtype)
     columns = {name: getattr(features, name) for name in _COLUMNS if getattr(features, name) is not None}
     columns |= {level + _LEVEL: labels for level, labels in features.further.items()}
-    embedding, made_by = features.embedding.astype(DTYPES[dtype], copy=False), json.dumps(features.made_by)
+    embedding, made_by = features.embedding, json.dumps(features.made_by)
+    if path.suffix != ".npy":
+        embedding = embedding.astype(np.float32, copy=False)
     with writing(path):
         if path.suffix == ".npz":
             np.savez(path, embedding=embedding, made_by=np.array(made_by), **columns)
         elif path.suffix == ".npy":
-            part = path.with_suffix(".part.npy")
-            np.save(part, embedding)
-            part.replace(path)  # `embedding` may be this very file, memory-mapped
+            _write_npy(path, embedding, DTYPES[dtype] if dtype else embedding.dtype)
             with open(path.with_suffix(".csv"), "w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(columns)
@@ -143,14 +144,27 @@ def save(path: pathlib.Path, features: Features, *, dtype: str = "float32") -> N
             pyarrow.parquet.write_table(table.replace_schema_metadata({_MADE_BY: made_by}), path)
 
 
+def _write_npy(path: pathlib.Path, embedding: np.ndarray, dtype: np.dtype) -> None:
+    """Writes a part at a time, to another file first: `embedding` may be the file of this path, memory-mapped."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        part = pathlib.Path(folder, path.name)
+        named = _BYTES if dtype == DTYPES["bfloat16"] else dtype
+        written = np.lib.format.open_memmap(part, "w+", named, embedding.shape)
+        for rows in rerank.slices(*embedding.shape):
+            written[rows] = embedding[rows].astype(dtype, copy=False).view(named)
+        written.flush()
+        del written
+        part.replace(path)
+
+
 def load(path: pathlib.Path) -> Features:
     """Loads and validates features.
 
     - .npz: array `embedding` [N, D] and the optional arrays `id`, `label`, `coarse_label`, `filename` and, for further
       levels, `LEVEL_label` (such as `genus_label`), all [N], and `made_by`, a JSON string.
     - .parquet: the same names as columns, `embedding` as lists, `made_by` in the metadata.
-    - .npy: the embeddings, memory-mapped if of 16- or 32-bit floats (NumPy's V2 counts as bfloat16); the other columns
-      in a .csv and `made_by` in a .made_by.json of the same name.
+    - .npy: the embeddings, memory-mapped if of this machine's 16- or 32-bit floats (NumPy's V2 counts as bfloat16); the
+      other columns in a .csv and `made_by` in a .made_by.json of the same name.
 
     The default ids are the row numbers.
 
@@ -169,8 +183,9 @@ def load(path: pathlib.Path) -> Features:
     embedding = columns.pop("embedding")
     if embedding.dtype.kind not in "fiu" and embedding.dtype != DTYPES["bfloat16"]:
         raise UserError(f"{path}: found embedding of dtype {embedding.dtype}; expected numbers.")
-    with np.errstate(over="ignore"):
-        embedding = neighbors.in_parts(embedding) if path.suffix == ".npy" else embedding.astype(np.float32)
+    embedding = neighbors.in_parts(embedding)
+    if path.suffix != ".npy":
+        embedding = embedding.astype(np.float32, copy=False)
     neighbors.check_embeddings(f"{path}: embedding", embedding)
     for name, values in columns.items():
         if values.shape != (len(embedding),):
@@ -187,11 +202,11 @@ def _is_read(name: str) -> bool:
     return name in ("embedding", *_COLUMNS) or (name.endswith(_LEVEL) and name != _LEVEL)
 
 
-def check_format(path: pathlib.Path, dtype: str = "float32") -> None:
+def check_format(path: pathlib.Path, dtype: str | None = None) -> None:
     """Raises UserError unless the extension is that of a known format, which can hold the dtype."""
     if path.suffix not in _FORMATS:
         raise UserError(f"{path}: found extension {path.suffix!r}; expected one of {', '.join(_FORMATS)}.")
-    if dtype not in DTYPES or (dtype != "float32" and path.suffix != ".npy"):
+    if dtype not in (None, *DTYPES) or (dtype == "bfloat16" and path.suffix != ".npy"):
         raise UserError(f"{path}: found dtype {dtype}; expected float32, or bfloat16 for .npy.")
 
 
@@ -217,7 +232,7 @@ def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
-    embedding = np.load(path, mmap_mode="r", allow_pickle=False)
+    embedding = np.lib.format.open_memmap(path, "r")
     embedding = embedding.view(DTYPES["bfloat16"]) if embedding.dtype == _BYTES else embedding
     columns: dict[str, np.ndarray] = {"embedding": embedding}
     if path.with_suffix(_MADE_BY_NPY).exists():

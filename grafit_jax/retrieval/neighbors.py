@@ -132,24 +132,26 @@ def blocks(
             least = known[0].min(axis=1) if known else -np.inf
             value, index = _at_least(value, index, num_candidates, own_column, part.stop - part.start, least)
         # Excluded entries have similarity -inf and may have a column past the end.
-        found = value, np.minimum(index + part.start, part.stop - 1)
+        index = np.minimum(index + part.start, part.stop - 1)
         if known:
-            found = tuple(np.concatenate(pair, axis=1) for pair in zip(known, found, strict=True))
-        if found[0].shape[1] > num_candidates:
-            place = np.argpartition(found[0], -num_candidates, axis=1)[:, -num_candidates:]
-            found = tuple(np.take_along_axis(x, place, axis=1) for x in found)
+            value, index = np.concatenate([known[0], value], axis=1), np.concatenate([known[1], index], axis=1)
+        if value.shape[1] > num_candidates:
+            place = np.argpartition(value, -num_candidates, axis=1)[:, -num_candidates:]
+            value, index = np.take_along_axis(value, place, axis=1), np.take_along_axis(index, place, axis=1)
         if part is parts[-1]:
-            yield Block(block, settle(block, *found), own[block], similarity)
+            yield Block(block, settle(block, value, index), own[block], similarity)
         else:
-            best[block.start] = found
+            best[block.start] = value, index
     settle.warn()
 
 
 def in_parts(rows: ArrayLike) -> np.ndarray:
     """Returns rows as an array that is read in parts: as they are if of 16- or 32-bit floats, otherwise as float32."""
     found = np.asarray(rows)
-    short = jnp.issubdtype(found.dtype, jnp.floating) and found.dtype.itemsize <= 4
-    return found if short else found.astype(np.float32)
+    if jnp.issubdtype(found.dtype, jnp.floating) and found.dtype.itemsize <= 4 and found.dtype.isnative:
+        return found
+    with np.errstate(over="ignore"):  # infinite values are refused later
+        return found.astype(np.float32)
 
 
 def _picks_on_host() -> bool:
@@ -234,8 +236,8 @@ def _top_k(x, largest, k: int, own, num_columns):
 def _at_least(x: np.ndarray, largest: np.ndarray, k: int, own: np.ndarray, num_columns: int, least):
     """Returns the values of x [B, S] that may be among the k largest, and their columns, unordered; see `_top_k`.
 
-    These are the values not below a bound: the k-th largest (k + 1 as a column may be excluded) of the maxima of k or
-    more groups, or `least` ([B] or a number) if that is higher. Short rows end in entries of -inf.
+    These are the values not below a bound: the (k + 1)-th largest of the maxima of merged groups, one more than k as a
+    column may be excluded, or `least` ([B] or a number) if that is higher. Short rows end in entries of -inf.
     """
     coarse = largest
     while coarse.shape[1] >= 4 * (k + 1):  # merges groups; fewer are faster, and the bound stays nearly as high

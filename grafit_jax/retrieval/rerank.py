@@ -45,7 +45,9 @@ class Settle:
         self._queries, self._gallery, self._own, self._k = queries, gallery, own, k
         self._tie_order = np.arange(len(gallery)) if tie_order is None else tie_order
         # Queries that may still be compared with the whole gallery, and those that exceeded the limit.
-        self._left, self._unsettled = max(1, _PRODUCTS // gallery.size), 0
+        # A pass over the gallery for a few queries is bound by reading it and costs as much as one for 32.
+        self._together = max(1, _VALUES // len(gallery))
+        self._left, self._unsettled = max(1, _PRODUCTS * min(self._together, 32) // (32 * gallery.size)), 0
 
     def __call__(self, part: slice, similarity: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns similarity and index [b, k] of the queries of `part` from their candidates [b, c], in any order."""
@@ -71,9 +73,8 @@ class Settle:
         settled = doubtful[: self._left]
         self._left -= len(settled)
         self._unsettled += len(doubtful) - len(settled)
-        number = max(1, _VALUES // len(self._gallery))
-        for first in range(0, len(settled), number):
-            rows = settled[first : first + number]
+        for first in range(0, len(settled), self._together):
+            rows = settled[first : first + self._together]
             similarity[rows], index[rows] = self._among_all(part.start + rows)
         return similarity, index
 

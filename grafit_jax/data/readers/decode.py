@@ -77,7 +77,7 @@ def decode_boxes(file: Source, size: int, boxes: Boxes) -> np.ndarray:
         corners = np.stack([left, top, left + width, top + height], axis=1).clip(0, np.tile(upright.size, 2))
         crops = np.empty((len(corners), size, size, 3), np.uint8)
         for crop, box in zip(crops, corners.tolist(), strict=True):
-            crop[:] = upright.resize((size, size), PIL.Image.Resampling.BILINEAR, box=tuple(box))
+            crop[:] = np.asarray(upright.resize((size, size), PIL.Image.Resampling.BILINEAR, box=tuple(box)))
         return crops
 
 

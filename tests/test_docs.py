@@ -108,7 +108,12 @@ def test_every_import_of_a_python_block_exists(name):
     for language, text in FENCE.findall(BY_NAME[name].read_text()):
         if language == "python":
             imports = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
-            exec(compile(ast.Module(imports, []), name, "exec"), {})
+            try:
+                exec(compile(ast.Module(imports, []), name, "exec"), {})
+            except ModuleNotFoundError as error:
+                if error.name not in ("faiss", "pandas"):
+                    raise
+                pytest.skip(f"needs {error.name}: make parity")
 
 
 @pytest.mark.parametrize(

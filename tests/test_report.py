@@ -1,8 +1,10 @@
 """Tables and pictures show the numbers of the runs, and the README shows the recorded results."""
 
+import collections
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -196,21 +198,22 @@ RECORDED = [name for name in tables.TABLES if render.results_path(ROOT, name).ex
 def test_recorded_rows_differ_only_in_method_and_seed(name):
     recorded = recording.read(render.results_path(ROOT, name))
     rows = {row.name: row for row in tables.TABLES[name].rows}
-    # All rows of a table were trained with the same data, views and budget. The config of a row may differ in its
-    # overrides and in the keys of its protocol.
+    # All rows of a table with the same preset were trained with the same data, views and budget. The config of a row may
+    # differ in its overrides and in the keys of its protocol.
     own = {
         "method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm",
         "clusterfit.source", "clusterfit.num_clusters", "model.pretrained", "queue.size", "ema.final",
         "model.head_init",
     }  # fmt: skip
     trained = [r for r in recorded if r["method"] != recording.RAW_PIXELS]
-    shared = [
-        {k: v for k, v in recording.comparable(r["config"]).items()
-         if k not in own | {*rows[r["row"]].overrides} and k[:10] != "key_views."}
-        for r in trained
-    ]  # fmt: skip
-    whole = max(shared, key=len)
-    assert all(all(whole[k] == v for k, v in config.items()) for config in shared) and whole
+    of_preset = collections.defaultdict(list)
+    for r in trained:
+        row, config = rows[r["row"]], recording.comparable(r["config"])
+        kept = {k: v for k, v in config.items() if k not in own | {*row.overrides} and k[:10] != "key_views."}
+        of_preset[re.sub("method=[^,]*", "", row.arg)].append(kept)
+    for shared in of_preset.values():
+        whole = max(shared, key=len)
+        assert all(all(whole[k] == v for k, v in config.items()) for config in shared) and whole
     for protocol in ("paper", "maskcon"):
         of_it = [r for r in trained if recording.protocol(r["method"]) == protocol and not rows[r["row"]].overrides]
         theirs = (

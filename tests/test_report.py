@@ -198,8 +198,8 @@ RECORDED = [name for name in tables.TABLES if render.results_path(ROOT, name).ex
 def test_recorded_rows_differ_only_in_method_and_seed(name):
     recorded = recording.read(render.results_path(ROOT, name))
     rows = {row.name: row for row in tables.TABLES[name].rows}
-    # All rows of a table with the same preset were trained with the same data, views and budget. The config of a row may
-    # differ in its overrides and in the keys of its protocol.
+    # All rows of a table with the same preset were trained with the same data, views and budget. The config of a row
+    # may differ in its overrides and in the keys of its protocol.
     own = {
         "method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm",
         "clusterfit.source", "clusterfit.num_clusters", "model.pretrained", "queue.size", "ema.final",

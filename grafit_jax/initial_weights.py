@@ -50,6 +50,11 @@ def random(run: Experiment, rng: Array) -> Variables:
     return {"params": params, "batch_stats": batch_stats}
 
 
+def shapes(run: Experiment) -> Variables:
+    """Returns the weights of the whole network as shapes and dtypes, without computing them."""
+    return jax.eval_shape(lambda: random(run, jax.random.key(0)))
+
+
 def given(run: Experiment) -> Given:
     """Loads the weights that model.pretrained or model.init names.
 
@@ -59,7 +64,7 @@ def given(run: Experiment) -> Given:
     m = run.config.model
     if not (m.pretrained or m.init):
         return NONE
-    own = jax.eval_shape(lambda: random(run, jax.random.key(0)))
+    own = shapes(run)
     if m.init:
         return _of_model(run, own, saved.read(m.init))
     trunk = _pretrained_trunk(m)

@@ -118,15 +118,14 @@ def fresh_state(run: Experiment, given: Variables) -> TrainState:
 
 def num_parameters(run: Experiment) -> int:
     """Returns the number of parameters of the online network, without initialising it."""
-    state = jax.eval_shape(lambda: fresh_state(run, initial_weights.NONE.variables))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(initial_weights.shapes(run)["params"]))
 
 
 def check_start(run: Experiment) -> str:
     """Checks the given weights, or raises UserError; returns their digests for the hosts to compare."""
     given = initial_weights.given(run).variables
     if run.config.model.freeze and parallel.is_first():
-        trunk = jax.eval_shape(lambda: initial_weights.random(run, jax.random.key(0)))["params"]["trunk"]
+        trunk = initial_weights.shapes(run)["params"]["trunk"]
         drawn = sorted(filter(run.network.trunk.is_frozen, trunk.keys() - given["params"].get("trunk", {})))
         if drawn:
             more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""

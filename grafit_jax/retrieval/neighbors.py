@@ -137,7 +137,7 @@ def blocks(
             value, index = np.concatenate([known[0], value], axis=1), np.concatenate([known[1], index], axis=1)
         if value.shape[1] > num_candidates:
             place = np.argpartition(value, -num_candidates, axis=1)[:, -num_candidates:]
-            value, index = np.take_along_axis(value, place, axis=1), np.take_along_axis(index, place, axis=1)
+            value, index = rerank.ordered(place, value, index)
         if part is parts[-1]:
             yield Block(block, settle(block, value, index), own[block], similarity)
         else:

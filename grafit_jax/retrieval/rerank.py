@@ -53,7 +53,7 @@ class Settle:
         """Returns similarity and index [b, k] of the queries of `part` from their candidates [b, c], in any order."""
         k, queries = self._k, self._queries[part]
         apart = 2 * _error(queries.shape[1])
-        similarity, index = _ordered(np.argsort(-similarity, axis=1), similarity, index)
+        similarity, index = ordered(np.argsort(-similarity, axis=1), similarity, index)
         gap = np.full((len(index), index.shape[1] + 1), np.inf)
         with np.errstate(invalid="ignore"):  # excluded entries are -inf
             np.subtract(similarity[:, :-1], similarity[:, 1:], out=gap[:, 1:-1])
@@ -61,10 +61,10 @@ class Settle:
         if len(row):
             value = similarity.astype(np.float64)
             value[row, column] = self._cosine(part.start + row, index[row, column])
-            similarity, index = _ordered(np.argsort(-value, axis=1), value, index)
+            similarity, index = ordered(np.argsort(-value, axis=1), value, index)
             tied = np.flatnonzero((similarity[:, :-1] == similarity[:, 1:]).any(axis=1))  # only these need two keys
             order = np.lexsort((self._tie_order[index[tied]], -similarity[tied]))
-            similarity[tied], index[tied] = _ordered(order, similarity[tied], index[tied])
+            similarity[tied], index[tied] = ordered(order, similarity[tied], index[tied])
         # If the last candidate is not clearly behind the k-th, an equally near row may not be a candidate.
         doubtful = np.flatnonzero(similarity[:, -1] >= similarity[:, k - 1] - apart)
         if index.shape[1] == len(self._gallery):
@@ -137,7 +137,8 @@ class Settle:
         return value[order], near[order]
 
 
-def _ordered(order: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+def ordered(order: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Takes the columns `order` [b, c] of each row of arrays [b, n]."""
     return tuple(np.take_along_axis(x, order, axis=1) for x in arrays)
 
 

@@ -51,7 +51,7 @@ RENAMED: Mapping[str, str] = {
     "from": "init",  # an argument of config files
 }
 # Keys with the location of the data on disk, which have no effect on results.
-PLACES = ("data.data_dir", "data.inat_categories_file")
+PLACES = ("data.data_dir", "data.cache", "data.inat_categories_file")
 # Keys with the path of a run or of weights to start from.
 STARTS = ("clusterfit.source", "model.init", "model.pretrained")
 # The layers that can be evaluated and give embeddings: the first of a network without a projector, else all.
@@ -93,6 +93,9 @@ def default() -> ml_collections.ConfigDict:
     d.test_split = ""
     # Handling of unreadable image files, for folder: and csv:. fatal = raise an error | skip = leave out and list them.
     d.on_unreadable = "fatal"
+    # Folder in which decoded images are kept for later runs on the same files, for tfds:, folder: and csv: without
+    # data.stream; empty = none. Runs of a sweep may share it.
+    d.cache = ""
 
     c.model = m = ml_collections.ConfigDict()
     # Trunk: resnet8 | resnet18 | resnet34 | resnet50 | regnet_y_200mf … regnet_y_16gf | tf_efficientnet_lite0 |

@@ -209,7 +209,7 @@ def newest(
 
 def _records(path: pathlib.Path, config: ml_collections.ConfigDict, data_dir: str | None) -> dict[str, Records]:
     """Loads the data of a run from the place of the training or, if not None, from `data_dir`."""
-    data = config.data.to_dict()
+    data = config.data.to_dict() | {"cache": ""}  # which may be a folder of another machine
     kind, _, place = config_lib.absolute(data["source"]).partition(":")
     if data_dir is not None and kind not in (*config_lib.FILES, "tfds"):
         raise UserError(f"found --data_dir={data_dir} for {kind}, which is in memory; remove --data_dir.")

@@ -1,14 +1,10 @@
-"""Seconds from the start of a process to the first embedding of a photo, with warm caches.
+"""Seconds from the start of a process to the first step of a training, and to the first embedding of a photo."""
 
-Our process calls `grafit_jax.load` on a workdir of a ResNet-50; the peer's reads torchvision's ResNet-50 from a .pth
-file. Both embed one JPEG of 500 x 375 pixels at 224 pixels.
-"""
-
+import functools
 import importlib.util
-import os
+import io
+import json
 import pathlib
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from statistics import median
@@ -16,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import data, timing
+from benchmarks import data, steps, timing
 from grafit_jax import config as config_lib
 from grafit_jax import config_files, restore
 from grafit_jax.data.records import Records, two_levels
@@ -25,6 +21,16 @@ from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.saved import description
 
 _ROUNDS = 5
+_FIRST_STEP = """
+import json, sys
+from benchmarks import steps
+from grafit_jax import parallel
+
+parallel.use_compilation_cache()
+config = steps.from_file(*sys.argv[1:3])
+config.update_from_flattened_dict(json.loads(sys.argv[3]))
+steps.Ours(config)
+"""
 _OURS = """
 import sys, grafit_jax
 grafit_jax.load(sys.argv[1]).embed(sys.argv[2])
@@ -41,19 +47,66 @@ with torch.inference_mode():
 """
 
 
+def imported(module: str) -> dict[str, Any]:
+    """Measures an import, which must not import TensorFlow."""
+    code = f"import sys, time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+    code += "; assert 'tensorflow' not in sys.modules"
+    seconds = min(float(steps.process(code)) for _ in range(3))
+    return timing.line(f"import {module}, without TensorFlow", seconds, goal_s=1.5)
+
+
+def first_step(work: str, name: str, arg: str, goal: float | None = None, **overrides: Any) -> dict[str, Any]:
+    """Measures the first step of a config: with a compilation cache, and with an empty one as its peer."""
+    step = functools.partial(steps.process, _FIRST_STEP, name, arg, json.dumps(overrides))
+    with tempfile.TemporaryDirectory() as folder:
+        cold, *warm = (timing.seconds(lambda: step(JAX_COMPILATION_CACHE_DIR=folder)) for _ in range(4))
+    goals = {} if goal is None else {"goal_s": goal}
+    return timing.line(f"first step, {work}", min(warm), "an empty compilation cache", cold, **goals)
+
+
+def first_step_decoded(work: str, name: str, arg: str, **overrides: Any) -> dict[str, Any]:
+    """Measures the first step of a config with decoded images of an earlier run, and with its peer, which decodes."""
+    with tempfile.TemporaryDirectory() as folder:
+        caches = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder, "compiled"))}
+        each = [json.dumps(overrides | kept) for kept in ({"data.cache": str(pathlib.Path(folder, "decoded"))}, {})]
+        calls = [functools.partial(steps.process, _FIRST_STEP, name, arg, options, **caches) for options in each]
+        calls[0]()  # fills the caches
+        kept, decoded = timing.best(calls, _ROUNDS, turn=1)
+    return timing.line(f"first step, {work}, decoded images kept", kept, "decoded anew", decoded)
+
+
+def first_step_photos(number: int = 5000, different: int = 50) -> dict[str, Any]:
+    """Measures `first_step_decoded` of fine-tuning on a folder of photos."""
+    with tempfile.TemporaryDirectory() as folder:
+        photos = []
+        for seed in range(different):
+            data.photo(500, 375, seed).save(photo := io.BytesIO(), "JPEG", quality=90)
+            photos.append(photo.getvalue())
+        for i in range(number):
+            of_class = pathlib.Path(folder, "test" if i % 10 == 0 else "train", f"class{i % 7}")
+            of_class.mkdir(parents=True, exist_ok=True)
+            (of_class / f"{i}.jpg").write_bytes(photos[i % different])
+        return first_step_decoded(
+            f"EfficientNet-Lite0 at 128 px, {number} photos of 500 x 375",
+            "own",
+            f"dir={folder},preset=laptop",
+            **{"model.pretrained": ""},
+        )
+
+
 def workdir_start() -> dict[str, Any]:
     """Measures the median of five processes, ours and the peer's in turns, after one of each that warms the caches."""
     with tempfile.TemporaryDirectory() as folder:
         path, image = pathlib.Path(folder, "run"), pathlib.Path(folder, "photo.jpg")
         data.photo(500, 375, seed=0).save(image, quality=90)
         megabytes = _write_run(path)
-        calls = {"ours": _process(_OURS, path, image)}
+        calls = {"ours": functools.partial(steps.process, _OURS, path, image)}
         if importlib.util.find_spec("torchvision"):
             import torch
             import torchvision
 
             torch.save(torchvision.models.resnet50().state_dict(), path / "peer.pth")
-            calls["peer"] = _process(_PEER, path / "peer.pth", image)
+            calls["peer"] = functools.partial(steps.process, _PEER, path / "peer.pth", image)
         times: dict[str, list[float]] = {who: [] for who in calls}
         for number in range(_ROUNDS + 1):
             for who, call in calls.items():
@@ -87,11 +140,10 @@ def _write_run(path: pathlib.Path) -> float:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
 
 
-def _process(code: str, *arguments: pathlib.Path) -> Callable[[], Any]:
-    root = pathlib.Path(__file__).resolve().parents[2]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command, environ = [sys.executable, "-c", code, *map(str, arguments)], os.environ | {"PYTHONPATH": path}
-    return lambda: subprocess.run(command, check=True, env=environ, capture_output=True)
-
-
-ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {"resnet50_workdir": workdir_start}
+ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
+    "resnet50_workdir": workdir_start,
+    "import": lambda: imported("grafit_jax.train"),
+    "quickstart": lambda: first_step("the quickstart", "digits", "", goal=6.0),
+    "cifar100": lambda: first_step_decoded("CIFAR-100 from TFDS", "cifar100", "preset=cpu"),
+    "photos": first_step_photos,
+}

@@ -1,6 +1,9 @@
 """A training step, timed next to the peer's if torch is installed, on CPUs and accelerators."""
 
+import os
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -51,6 +54,14 @@ def config(trunk: str, batch_size: int, **overrides: Any):
     }
     c.update_from_flattened_dict(values | overrides)
     return c
+
+
+def process(code: str, *arguments: object, **environment: str) -> str:
+    """Runs `code` in a Python process that can import these modules, and returns its output."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "experiments"), os.environ.get("PYTHONPATH", "")])
+    environ = os.environ | {"PYTHONPATH": paths} | environment
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 class Ours:

@@ -1,11 +1,8 @@
-"""The training step and its parts on CPUs, against PyTorch: convolutions, views, k-NN loss, start-up, growth."""
+"""The training step and its parts on CPUs, against PyTorch: convolutions, views, k-NN loss, growth."""
 
 import functools
 import math
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +13,7 @@ from jax import lax
 
 from benchmarks import steps, timing
 from benchmarks.growth import growth
-from grafit_jax import losses, parallel
+from grafit_jax import losses
 from grafit_jax.models import build_trunk, layers
 from grafit_jax.models.depthwise import depthwise_conv
 from grafit_jax.similarity import unit
@@ -186,40 +183,6 @@ def views(kind: str, *, size: int = 32, side: int = 32, batch_size: int = 128) -
     return timing.line(work, seconds, peer, peer_seconds, views_per_second=count / seconds, goal=1.0)
 
 
-def _process(code: str, **environment: str) -> str:
-    """Runs `code` in a Python process that can import these modules, and returns its output."""
-    paths = os.pathsep.join([str(steps.ROOT), str(steps.ROOT / "experiments"), os.environ.get("PYTHONPATH", "")])
-    environ = os.environ | {"PYTHONPATH": paths} | environment
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
-
-
-def imported(module: str, goal: float) -> dict[str, Any]:
-    """Measures an import in a process of its own."""
-    code = f"import sys, time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
-    code += "; assert 'tensorflow' not in sys.modules"
-    seconds = min(float(_process(code)) for _ in range(3))
-    return timing.line(f"import {module}, without TensorFlow", seconds, goal_s=goal)
-
-
-def quickstart_step() -> None:
-    """Runs only the first step of the quickstart's Grafit run."""
-    parallel.use_compilation_cache()
-    steps.Ours(steps.from_file("digits"))
-
-
-def first_step(cache: str, goal: float) -> dict[str, Any]:
-    """Measures from process start to the end of the quickstart's first step, with a "cold" or "warm" cache."""
-    code = "from benchmarks import train; train.quickstart_step()"
-    with tempfile.TemporaryDirectory() as folder:
-        times = [
-            timing.seconds(lambda: _process(code, JAX_COMPILATION_CACHE_DIR=folder))
-            for _ in range(3 if cache == "warm" else 1)
-        ]
-    return timing.line(f"process start to first quickstart step, {cache} compilation cache", min(times), goal_s=goal)
-
-
 def scan() -> dict[str, Any]:
     """Measures steps in a scan against single calls."""
     data = steps.data()
@@ -240,7 +203,7 @@ def spread_seconds(count: int) -> float:
     code = (
         f"import jax; assert jax.device_count() == {count}; from benchmarks import train; print(train.step_seconds())"
     )
-    return float(_process(code, JAX_NUM_CPU_DEVICES=str(count)))
+    return float(steps.process(code, JAX_NUM_CPU_DEVICES=str(count)))
 
 
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -254,9 +217,6 @@ ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "views_weak": lambda: views("weak"),
     "views_strong": lambda: views("strong"),
     "views_224": lambda: views("weak", size=224, side=256, batch_size=32),
-    "import": lambda: imported("grafit_jax.train", goal=1.5),
-    "first_step_cold": lambda: first_step("cold", goal=15.0),
-    "first_step_warm": lambda: first_step("warm", goal=6.0),
     "scan": scan,
     "growth_memory": lambda: growth(
         "memory rows N", [25_000, 50_000, 100_000, 200_000], lambda n: step_seconds(images=n)

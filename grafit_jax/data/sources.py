@@ -5,10 +5,11 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from grafit_jax.data import hierarchy
+from grafit_jax.data import decoded, hierarchy
 from grafit_jax.data.datasets import catalog
 from grafit_jax.data.files import read_npz
 from grafit_jax.data.readers import folder, listing, tfds
@@ -23,7 +24,12 @@ _FILES = dict.fromkeys(("folder", "csv"), "image files (folder:DIR, csv:FILE)")
 _NPZ = "write it with numpy.savez as numeric arrays image, coarse_label and, if fine labels are known, label"
 
 
-def load(
+def load(*, cache: str = "", **how: Any) -> dict[str, Records]:
+    """Returns `read(**how)`, kept in the folder `cache` for later calls if one is given and no image is streamed."""
+    return decoded.through(cache, how, lambda: read(**how)) if cache and not how.get("stream") else read(**how)
+
+
+def read(
     *,
     source: str,
     data_dir: str | None = None,

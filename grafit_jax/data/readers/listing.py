@@ -161,16 +161,8 @@ def walk(root: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     Raises:
       UserError: a folder that cannot be read.
     """
-    found = _Walk()
-
-    def below(folder: str, names: tuple[str, ...], ancestors: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-        ancestors = (*ancestors, os.path.realpath(folder))
-        folders, files = found.entries(folder, ancestors)
-        yield from ((file, names) for file in files)
-        for name, inner in folders:
-            yield from below(inner, (*names, name), ancestors)
-
-    yield from below(root, (), ())
+    found = Walk()
+    yield from found.below(root)
     found.warn_of_ignored(root)
 
 
@@ -178,7 +170,7 @@ def _list_folder(root: pathlib.Path, splits: _Splits) -> tuple[tuple[str, ...], 
     """Lists the levels and images of DIR/<split>/<coarse>/[<fine>/], sorted by class and file name."""
     if not os.path.isdir(root):
         raise UserError(f"folder:{root}: found no such folder; expected one with train/ and test/.")
-    tree = _Walk()
+    tree = Walk()
     folders, _ = tree.entries(str(root), ())
     found = {name: path for name, path in folders if name in SPLIT_OF}
     by_split = splits(found, f"the folders {', '.join(n for n, _ in folders)}" if folders else "no folders")
@@ -192,12 +184,22 @@ def _list_folder(root: pathlib.Path, splits: _Splits) -> tuple[tuple[str, ...], 
     return (coarse, *(f"level{n}" for n in range(2, deepest)), fine), listed
 
 
-class _Walk:
+class Walk:
     """Walks a folder tree and collects the ignored entries and the empty folders."""
 
     def __init__(self) -> None:
         self.ignored: list[str] = []
         self.empty: list[str] = []
+
+    def below(
+        self, folder: str, names: tuple[str, ...] = (), ancestors: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yields the image files below `folder`, each with the names of its folders; see `walk`."""
+        ancestors = (*ancestors, os.path.realpath(folder))
+        folders, files = self.entries(folder, ancestors)
+        yield from ((file, names) for file in files)
+        for name, inner in folders:
+            yield from self.below(inner, (*names, name), ancestors)
 
     def examples(
         self, folder: str, split: str, classes: tuple[str, ...], ancestors: tuple[str, ...]

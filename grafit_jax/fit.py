@@ -19,7 +19,7 @@ _KEPT = ("conv_general_dilated", "dot_general", "custom_vjp_call")
 # The memory that a compiled step needs for activations, in units of what it keeps at least; the smallest measured.
 # CPU, float32 (XLA's own analysis of a step): ResNet-18 3.4 to 4.3, ResNet-50 3.0,
 # EfficientNet-Lite0 3.5, ViT-S/16 2.7.
-# TPU, bfloat16, 512 views of 224 px (docs/performance.md): ResNet-50 1.6, RegNetY-8GF 2.1; with remat 1.6 and 2.4.
+# TPU, bfloat16, 512 views of 224 px (docs/pods.md): ResNet-50 1.6, RegNetY-8GF 2.1; with remat 1.6 and 2.4.
 _ON_CPU, _ON_ACCELERATOR = 2.7, 1.6
 # A step is refused above the limit times this, and a batch is proposed below the limit divided by it.
 _MARGIN = 1.2

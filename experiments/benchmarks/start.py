@@ -89,8 +89,13 @@ def first_step_photos(number: int = 5000, different: int = 50) -> dict[str, Any]
         return first_step_decoded(
             f"EfficientNet-Lite0 at 128 px, {number} photos of 500 x 375",
             "own",
-            f"dir={folder},preset=laptop",
-            **{"model.pretrained": ""},
+            f"dir={folder},preset=scratch",
+            **{
+                "model.trunk": "tf_efficientnet_lite0",
+                "model.stem": "imagenet",
+                "data.image_size": 144,
+                "views.size": 128,
+            },
         )
 
 

@@ -74,8 +74,6 @@ def get_config(arg=None):
 
 def _started(arg):
     """Returns the config of a preset, which leaves open what devices or weights decide when the run starts."""
-    if arg.preset == "cpu":
-        raise UserError("found preset=cpu, which was renamed to scratch; use preset=scratch.")
     preset, c = choose(arg.preset or "auto", "preset", PRESETS), config.default()
     if preset != "scratch":
         open_keys.leave_open(c, presets.OPEN)

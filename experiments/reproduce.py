@@ -11,10 +11,6 @@ exit status 1. --record adds every result to experiments/results/TABLE.jsonl as 
 README.md and docs from these files. It does not train recorded runs again; --again does, unless they are complete in
 --workdir.
 
---budget_minutes=N starts no run that is expected to take longer than what is left of N minutes. The expected time is
-that of recorded or complete runs of the same config on the same kind of device. Results so far are kept, and the runs
-that were not started are reported at the end. Exit status 75: the same command can continue with one of them.
-
 --jobs=N with N > 1 first trains all missing runs, N at a time, each in its own process that writes to train.log in its
 workdir. A small network does not keep two cores or a GPU busy. On a GPU, set XLA_PYTHON_CLIENT_MEM_FRACTION so that N
 runs share its memory (docs/gpus.md).
@@ -24,7 +20,6 @@ import pathlib
 import shutil
 import sys
 
-import jax
 from absl import flags
 from study import pricing, published, render, reproduction, tables
 
@@ -51,7 +46,6 @@ _PRETRAINED = flags.DEFINE_string(
 _RECORD = flags.DEFINE_bool("record", False, "add the results to experiments/results, docs and README.md")
 _AGAIN = flags.DEFINE_bool("again", False, "with --record: train recorded runs again, in an empty --workdir")
 _JOBS = flags.DEFINE_integer("jobs", 1, "number of runs at a time", lower_bound=1)
-_BUDGET = flags.DEFINE_float("budget_minutes", None, "start no run that would not end within this time", lower_bound=0)
 cli.require_numbers("seeds")
 
 
@@ -64,10 +58,8 @@ def main(argv):
         raise UserError("found --again without --record; expected both; add --record, or use another --workdir.")
     if _ALL.value and flags.FLAGS["table"].present:
         raise UserError(f"found --all and --table={_TABLE.value}; expected one of them.")
-    if _BUDGET.value is not None and _JOBS.value > 1:
-        raise UserError(f"found --budget_minutes with --jobs={_JOBS.value}; use --jobs=1 with a budget.")
     names = tables.at(_SCALE.value or "cpu") if _ALL.value else [tables.find(_TABLE.value, _SCALE.value)]
-    kept = render.recorded(root) if _RECORD.value or _DRY_RUN.value or _BUDGET.value is not None else {}
+    kept = render.recorded(root) if _RECORD.value or _DRY_RUN.value else {}
     known = [result for of_table in kept.values() for result in of_table]
     recorded = reproduction.index(known) if _RECORD.value and not _AGAIN.value else {}
     chosen = {name: _points(name, root) for name in names}
@@ -79,17 +71,13 @@ def main(argv):
     failed: dict[pathlib.Path, str] = {}
     left: dict[pathlib.Path, str] = {}
     everything = [point for of_table in chosen.values() for point in of_table]
-    budget = None
-    if _BUDGET.value is not None:
-        timed = [*known, *reproduction.complete(everything)]
-        budget = pricing.Budget(60 * _BUDGET.value, timed, on_cpu=jax.default_backend() == "cpu")
     if _JOBS.value > 1 and reproduction.train_all(everything, recorded, failed, left, root=root, jobs=_JOBS.value):
         print("stopped; the runs that have started are saved; start the same command again to resume", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
     for name, asked in chosen.items():
         found = []
         ours = [point for point in asked if point.directory not in left]
-        for result in reproduction.all_results(ours, recorded, failed, left, budget):
+        for result in reproduction.all_results(ours, recorded, failed):
             found.append(result)
             if _RECORD.value:
                 _record(root, name, result, failed)

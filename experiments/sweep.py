@@ -18,10 +18,9 @@ import sys
 
 from absl import flags
 from ml_collections import config_flags
-from sweeps import expansion, runner, slurm, summary
+from sweeps import expansion, runner, summary
 
 from grafit_jax.commands import cli
-from grafit_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,17 +28,16 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the runs' workdirs", required=True)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "check every point and print its state; run nothing")
-_JOBS = flags.DEFINE_integer("jobs", None, "number of runs at a time (default: 1 here, any on SLURM)", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs", 1, "number of runs at a time", lower_bound=1)
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: only part i of n of the points, i from 0")
 _SEEDS = flags.DEFINE_list("seeds", None, "seeds of every point, as 0,1,2 (default: those of sweep())")
 _METRIC = flags.DEFINE_string("metric", "map", "metric that orders the table and is plotted")
 _SUBMIT = flags.DEFINE_enum(
     "submit",
     "local",
-    ["local", "slurm", "print"],
-    "run here; or queue a job or print a command for each incomplete point",
+    ["local", "print"],
+    "run here, or print a command for each incomplete point",
 )
-_SLURM = flags.DEFINE_list("slurm", [], "options of the jobs, as timeout_min=240,gpus_per_node=1,slurm_partition=gpu")
 cli.require_numbers("seeds")
 
 
@@ -49,8 +47,6 @@ def main(argv):
     overrides = config_flags.get_override_values(config_flag)
     directory = pathlib.Path(_WORKDIR.value)
     seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
-    if _SLURM.value and _SUBMIT.value != "slurm":
-        raise UserError(f"found --slurm with --submit={_SUBMIT.value}; use --submit=slurm, or remove --slurm.")
     sweep = expansion.expand(file, arg, overrides, seeds)
     summary.check_metric(_METRIC.value, sweep)
     expansion.check_directory(sweep, directory)
@@ -63,16 +59,11 @@ def main(argv):
     python = "python" if _SUBMIT.value == "print" else sys.executable
     commands = {point.name: expansion.command(point, directory, python=python, root=_ROOT) for point in points}
     if _SUBMIT.value == "local":
-        stopped = runner.run_all(commands, directory, jobs=_JOBS.value or 1)
+        stopped = runner.run_all(commands, directory, jobs=_JOBS.value)
         sys.exit(summary.conclude(sweep, directory, [*commands], _METRIC.value, stopped=stopped))
-    to_do = {name: words for name, words in commands.items() if standings[name].state not in ("complete", "running")}
-    if _SUBMIT.value == "print":
-        for words in to_do.values():
+    for name, words in commands.items():
+        if standings[name].state not in ("complete", "running"):
             print(shlex.join(words))
-        return
-    jobs = slurm.submit(to_do, directory, slurm.parameters(_SLURM.value), jobs=_JOBS.value)
-    for name, job in zip(to_do, jobs, strict=True):
-        print(f"{name}: job {job.job_id}")
 
 
 if __name__ == "__main__":

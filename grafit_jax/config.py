@@ -28,28 +28,6 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
     ("views.autoaugment", "key_views.autoaugment"), augment.AUTOAUGMENT
 )
 _LARGEST = 2**32
-# Old key -> present key. Workdirs, results and embedding files with old keys stay readable.
-RENAMED: Mapping[str, str] = {
-    "clusters.workdir": "clusterfit.source",
-    "clusters.k": "clusterfit.num_clusters",
-    "clusters.cosine": "clusterfit.spherical",
-    "data.fit": "data.resize_mode",
-    "data.broken": "data.on_unreadable",
-    "data.categories": "data.inat_categories_file",
-    "eval.features": "eval.layers",
-    "key_views.erase": "key_views.erase_prob",
-    "key_views.flip": "key_views.flip_prob",
-    "key_views.grey": "key_views.grayscale_prob",
-    "loss.soft_temperature": "loss.maskcon_temperature",
-    "loss.weight": "loss.maskcon_weight",
-    "model.dim": "model.embed_dim",
-    "model.hidden": "model.head_hidden_dim",
-    "optimizer.step_epochs": "optimizer.boundary_epochs",
-    "views.erase": "views.erase_prob",
-    "views.flip": "views.flip_prob",
-    "views.grey": "views.grayscale_prob",
-    "from": "init",  # an argument of config files
-}
 # Keys with the location of the data on disk, which have no effect on results.
 PLACES = ("data.data_dir", "data.cache", "data.inat_categories_file")
 # Keys with the path of a run or of weights to start from.
@@ -297,15 +275,8 @@ def _expected(key: str, value: Any, like: Any) -> str | None:
 
 
 def unknown_key(key: str, known: Iterable[str] = ()) -> UserError:
-    """Returns the error for an unknown key or a part of one; for an old key it names the present one."""
-    renamed = [f"{new} (renamed from {old})" for old, new in RENAMED.items() if f".{key}." in f".{old}."]
-    hint = f"; use {', '.join(renamed)}" if renamed else did_you_mean(key, known)
-    return UserError(f"found unknown config key {key!r}{hint}.")
-
-
-def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `flat`, a map of dotted keys to values, with old keys under their present names."""
-    return {RENAMED.get(key, key): value for key, value in flat.items()}
+    """Returns the error for an unknown key or a part of one."""
+    return UserError(f"found unknown config key {key!r}{did_you_mean(key, known)}.")
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,7 +298,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
       ValueError, KeyError, TypeError, AttributeError, RecursionError: text that is not a config in JSON.
     """
     config = default()
-    values = renamed(flatten(json.loads(text)))
+    values = flatten(json.loads(text))
     if unknown := sorted(values.keys() - flatten(config).keys()):
         raise UserError(f"found config key {unknown[0]!r}, which this version does not know; use a newer grafit_jax.")
     with config.ignore_type():

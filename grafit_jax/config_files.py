@@ -151,9 +151,6 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
                 f"found config argument {part!r}; expected key=value with a key of {', '.join(defaults)}; use a flag, "
                 "such as --config.data.source=VALUE, for a value that contains a comma."
             )
-        if config_lib.RENAMED.get(key) in defaults:
-            new = config_lib.RENAMED[key]
-            raise UserError(f"found config argument {key!r}, which was renamed to {new!r}; use {new}={text}.")
         if key not in defaults:
             raise UserError(
                 f"found unknown config argument {key!r}{did_you_mean(key, defaults)}; expected key=value with a key of "

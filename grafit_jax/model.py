@@ -79,7 +79,7 @@ class Model:
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
-        """Class names by level, from coarse to fine; empty for a run of an older version."""
+        """Class names by level, from coarse to fine."""
         return dict(self.description.classes)
 
     @functools.cached_property

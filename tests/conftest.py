@@ -211,6 +211,14 @@ def trained_once(tmp_path_factory, no_pages):
     return path
 
 
+@pytest.fixture(scope="module")
+def digits(trained_once):
+    """The model of that run."""
+    import grafit_jax
+
+    return grafit_jax.load(trained_once)
+
+
 @pytest.fixture
 def train_run(trained_once, tmp_path):
     """A copy of that workdir, with checkpoints of steps 14 and 28, which a test may change."""

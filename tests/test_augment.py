@@ -1,6 +1,5 @@
 """Views: shapes, probabilities and strengths, statelessness, and absence of disabled options."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grafit_jax import config as config_lib
 from grafit_jax.errors import UserError
 from grafit_jax.views import augment, auto_augment, image_ops
 from helpers.pixels import LEVEL, RGB, from_pil, pil
@@ -138,14 +136,6 @@ def test_mismatched_channels_are_refused():
 def test_views_from_lists_are_hashable():
     lists = views(mean=[0.5] * 3, jitter=[0, 0, 0, 0], blur=[0, 1])
     assert hash(lists) == hash(views(jitter=(0, 0, 0, 0), blur=(0, 1)))
-
-
-def test_the_config_has_every_option_with_its_default():
-    given = config_lib.default().views.to_dict()
-    fields = {f.name: f.default for f in dataclasses.fields(augment.Views)}
-    assert given.keys() - {"num_views"} == fields.keys() - {"resize"}  # eval.resize instead
-    for name in ("autoaugment", "perspective", "perspective_prob", "blur", "blur_prob"):
-        assert given[name] == fields[name], name
 
 
 # Flip

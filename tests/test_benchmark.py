@@ -85,7 +85,7 @@ def test_the_peers_losses_equal_ours(torch):
 
 
 def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table(cli):
-    done = cli("benchmark", "--suite=train", "--entries=import")
+    done = cli("benchmark", "--suite=start", "--entries=import")
     assert done.returncode == 0, done.stderr
     [line] = map(json.loads, done.stdout.splitlines())
     assert line["entry"] == "import" and 0 < line["seconds"] < 60 and line["environment"]["revision"]
@@ -95,9 +95,9 @@ def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table(cli):
 def test_recording_part_of_a_suite_and_unknown_entries_are_errors(cli):
     for arguments, said in (
         (["--entries=import", "--record"], "found --record with --entries; expected a whole suite"),
-        (["--entries=nothing"], "found entry 'nothing' of suite train; expected one of step_resnet18_128"),
+        (["--entries=nothing"], "found entry 'nothing' of suite start; expected one of resnet50_workdir"),
     ):
-        done = cli("benchmark", "--suite=train", *arguments)
+        done = cli("benchmark", "--suite=start", *arguments)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 

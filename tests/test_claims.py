@@ -4,7 +4,7 @@ import math
 
 import pytest
 from scipy import stats
-from study import claims, published, row_sets, tables
+from study import claims, published, tables
 from study.claims import Claim, Difference
 
 from grafit_jax.errors import UserError
@@ -150,6 +150,3 @@ def test_every_claim_names_rows_of_its_studies_and_gets_a_verdict():
     )
     # A study without recorded results has no line.
     assert {study for _, study, _ in lines} == {"Omniglot, 30 → 964"}
-    # Rows of an older recipe do not count.
-    old = [run | {"row": run["row"] + row_sets.AS_IT_WAS} for run in runs(grafit=[80])]
-    assert claims.render({"study_omniglot": runs(grafit=[50, 51], baseline=[40, 41], snca_plus=[60, 61]) + old}) == text

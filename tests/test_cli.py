@@ -1,7 +1,6 @@
 """Errors on the command line: one line on stderr, exit status 2, no output on stdout, no workdir."""
 
 import pytest
-from study import pricing, reproduction
 
 from grafit_jax.commands import cli as command_line
 from grafit_jax.errors import UserError
@@ -12,12 +11,6 @@ MISTAKES = {
     "train --config=configs/digits.py:method=grafitt": "unknown method 'grafitt' (did you mean 'grafit'?)",
     "train --config=configs/digits.py --config.optimizer.lerning_rate=1": (
         "unknown config key 'lerning_rate' (did you mean 'learning_rate'?)."
-    ),
-    "train --config=configs/digits.py --config.model.hidden=64": (
-        "unknown config key 'model.hidden'; use model.head_hidden_dim (renamed from model.hidden)."
-    ),
-    "train --config=configs/digits.py:from=runs/baseline": (
-        "found config argument 'from', which was renamed to 'init'; use init=runs/baseline."
     ),
     "train --config=configs/cifar100.py:preset=cpu --config.data.data_dir={tmp}/empty": (
         "tfds:cifar100: found no prepared data set in {tmp}/empty; run `tfds build cifar100 --data_dir={tmp}/empty`"
@@ -31,7 +24,6 @@ MISTAKES = {
     "sweep --config=configs/digits.py:method=byol": "that agrees with the command line, {{method=byol}}",
     "reproduce --table=cifar100_cpuu": "unknown table 'cifar100_cpuu' (did you mean 'cifar100_cpu'?)",
     "reproduce --table=omniglot --scale=paper": "found --scale=paper for table omniglot; expected one of cpu.",
-    "reproduce --budget_minutes=9 --jobs=2": "found --budget_minutes with --jobs=2; use --jobs=1 with a budget.",
     "reproduce --seeds=0,x": "expected distinct whole numbers, as in 0,1,2",
 }
 
@@ -72,48 +64,9 @@ def test_an_error_in_the_code_of_a_config_file_keeps_its_traceback(tmp_path, pro
     assert broken.returncode == 1 and "return {}['trunk']" in broken.stderr and "KeyError: 'trunk'" in broken.stderr
 
 
-@pytest.mark.parametrize(
-    ("line", "old", "new"),
-    [
-        ("c.model.hidden = 64", "hidden", "model.head_hidden_dim (renamed from model.hidden)."),
-        (
-            "c.clusters.k = 5",
-            "clusters",
-            "clusterfit.source (renamed from clusters.workdir), clusterfit.num_clusters (renamed",
-        ),
-        (
-            'c.update_from_flattened_dict({"views.flip": 0.0})',
-            "flip",
-            "key_views.flip_prob (renamed from key_views.flip), views.flip_prob (renamed from",
-        ),
-    ],
-)
-def test_an_error_about_a_renamed_config_key_names_the_new_one(tmp_path, cli, line, old, new):
-    (tmp_path / "mine.py").write_text(
-        "from grafit_jax import config\n\n\ndef get_config(arg=None):\n    c = config.default()\n"
-        f"    {line}\n    return c\n"
-    )
-    done = cli("train", f"--workdir={tmp_path / 'run'}", f"--config={tmp_path}/mine.py")
-    assert_one_line(done, f"unknown config key {old!r}; use {new}", tmp_path / "run")
-
-
 def test_reproduce_reports_failed_rows_at_the_end(tmp_path, cli):
     (tmp_path / "grafit").mkdir()
     (tmp_path / "grafit" / "thesis.tex").touch()
     done = cli("reproduce", "--table=quickstart", "--rows=grafit", f"--workdir={tmp_path}")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"failed: {tmp_path}/grafit: " in done.stderr and "found unrelated files (thesis.tex, …)" in done.stderr
-
-
-def test_a_budget_lists_the_runs_it_leaves_and_whether_to_start_again(tmp_path, cli, monkeypatch):
-    command = "reproduce", "--rows=baseline,grafit", "--seeds=0", f"--workdir={tmp_path}", "--budget_minutes=0.1"
-    done = cli(*command)
-    assert (done.returncode, done.stdout, [*tmp_path.iterdir()]) == (1, "", [])
-    for line, row in zip(done.stderr.splitlines(), ("baseline", "grafit"), strict=True):
-        assert line.startswith(f"left: {tmp_path}/{row}: found 0.1 minutes left; expected ")
-        assert line.endswith(" by recorded runs; increase --budget_minutes")
-    refusals = {"baseline": "increase it", "grafit": f"found 0 minutes left; {reproduction.AGAIN}"}
-    monkeypatch.setattr(pricing.Budget, "refusal", lambda self, missing: refusals[missing[0].name])
-    again = cli(*command)
-    assert (again.returncode, again.stdout) == (75, "")
-    assert again.stderr.splitlines()[-1] == f"left: {tmp_path}/grafit: found 0 minutes left; {reproduction.AGAIN}"

@@ -10,12 +10,11 @@ from study.rows import Table, by_method
 
 from grafit_jax import config_checks, experiment, restore
 from grafit_jax.commands import training
-from grafit_jax.data import pipeline
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval.clustering import kmeans
 from grafit_jax.retrieval.evaluate import Embedded, evaluate
 from grafit_jax.runs import clusterfit, workdir
-from helpers.runs import small_config, split_features
+from helpers.runs import interrupted_in_the_second_epoch, small_config, split_features
 
 K = 7
 # A config file for the small runs of the other tests.
@@ -102,23 +101,13 @@ def test_resuming_and_evaluating_need_neither_the_source_nor_another_clustering(
     source, path = tmp_path / "baseline", tmp_path / "clusterfit"
     shutil.copytree(baseline, source)
     config = config_of(source)
-    order = pipeline.epoch_order
-
-    def interrupted(seed, epoch, *args):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return order(seed, epoch, *args)
-
-    monkeypatch.setattr(pipeline, "epoch_order", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        trains(config, path)
+    interrupted_in_the_second_epoch(config, path)
     started, written = clusterfit.load(path, 899), (path / "clusters.npz").read_bytes()
     assert started.centre.shape[0] == K and len(started.label) == 899
     data = json.loads((path / "data.json").read_text())
     assert data.keys() == {"train", "test", "clusters"}
     assert {k: data[k] for k in ("train", "test")} == json.loads((source / "data.json").read_text())
 
-    monkeypatch.setattr(pipeline, "epoch_order", order)
     monkeypatch.setattr(restore, "kmeans", None)
     shutil.rmtree(source)
     metrics = trains(config, path)

@@ -23,11 +23,6 @@ def angles(*degrees, **columns):
     return Gallery(Features(embedding, np.array([f"g/{d}" for d in degrees]), **columns))
 
 
-@pytest.fixture(scope="module")
-def digits(trained_once):
-    return grafit_jax.load(trained_once)
-
-
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
     """Four photos of two classes in photos/, and the working directory beside it."""

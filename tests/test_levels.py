@@ -305,7 +305,7 @@ def test_a_fine_tuning_table_trains_the_trunks_first_and_omits_their_rows(tmp_pa
     ]
 
 
-def test_a_workdir_of_an_earlier_version_has_the_default_level(tmp_path):
+def test_a_config_without_a_key_has_its_default(tmp_path):
     from grafit_jax import config as config_lib
 
     old = json.loads(config_lib.to_json(small_config()))

@@ -51,7 +51,6 @@ def test_the_small_network_from_scratch_is_the_one_of_the_tutorial():
     assert (c.train.epochs, c.train.batch_size, c.optimizer.learning_rate, c.ema.base) == (50, 64, 0.2, 0.99)
     assert (c.views.mean, c.views.num_views, c.optimizer.warmup_epochs) == ((0.485, 0.456, 0.406), 2, 2.0)
     for arg, message in (
-        ("preset=cpu", "found preset=cpu, which was renamed to scratch; use preset=scratch"),
         (
             "preset=laptp",
             r"unknown preset 'laptp' \(did you mean 'laptop'\?\); expected one of auto, laptop, gpu, scra",

@@ -71,7 +71,6 @@ def test_a_run_is_missing_begun_complete_or_recorded(points_of):
     )
     assert [reproduction.state(point, known) for point in points] == ["complete", "recorded", "begun"]
     assert names(reproduction.missing(points, known)) == ["grafit"]
-    assert [r["row"] for r in reproduction.complete(points)] == ["baseline"]
     # A result of another seed, or of the clusters of another run, does not count.
     for changed in ({"seed": 1}, {"clusterfit.source": "/theirs/other", "clusterfit.num_clusters": 5}):
         other = reproduction.index(
@@ -82,10 +81,6 @@ def test_a_run_is_missing_begun_complete_or_recorded(points_of):
     (clusterfit.directory / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"clusterfit: found unrelated files \(thesis\.tex, …\); expected an empty"):
         reproduction.state(clusterfit, {})
-    assert [r["row"] for r in reproduction.complete(points)] == ["baseline"]
-    metrics = baseline.directory / "metrics.json"
-    metrics.write_text("[1]")
-    assert reproduction.complete(points) == []
 
 
 def test_a_row_that_leaves_keys_open_is_recorded_once_its_run_has_decided_them(points_of):
@@ -270,68 +265,3 @@ def test_a_plan_counts_every_run_once_with_its_time(points_of):
     assert [row.split()[1:5] for row in rows[1:3]] == [
         ["clusterfit", "1", "1", "unknown"], ["baseline", "0", "1", "unknown"],
     ]  # fmt: skip
-
-
-def test_a_budget_allows_runs_that_end_in_time(points_of):
-    now = [1000.0]
-    known = [
-        recorded("baseline", 1, seconds=100.0),
-        recorded("grafit", 1, seconds=200.0),
-        recorded("grafit", 2, seconds=1.0, device="1 x NVIDIA H200"),  # another kind of device
-    ]
-    baseline, clusterfit, grafit = points_of()
-    budget = pricing.Budget(600.0, known, on_cpu=True, clock=lambda: now[0])
-    assert budget.refusal([baseline]) is None  # 100 s of training and 90 s around it
-    now[0] += 250
-    budget.trained(recorded("baseline", seconds=90.0), 250.0)
-    # 350 s are left. Grafit takes 200 s, and 1.25 times the 160 s around the last run.
-    assert budget.refusal([grafit]) == (
-        "found 5.8 minutes left; expected 6.7 by recorded runs; start the same command again to resume"
-    )
-    assert budget.refusal([]) is None and budget.refusal([baseline]) is None
-    assert (budget.refusal([baseline, grafit]) or "").startswith(
-        "found 5.8 minutes left; expected 11.6 by recorded runs; inc"
-    )
-    # A run that took less than its training time does not lower the estimate.
-    budget.trained(recorded("baseline", seconds=95.0), 1.0)
-    assert budget.refusal([grafit]) is not None
-    tight = pricing.Budget(280.0, known, on_cpu=True, clock=lambda: now[0])
-    assert tight.refusal([grafit]) == (
-        "found 4.7 minutes left; expected 4.8 by recorded runs; increase --budget_minutes"
-    )
-    other_kind = pricing.Budget(600.0, known, on_cpu=False, clock=lambda: now[0])
-    assert other_kind.refusal([grafit]) is None
-    assert "found no recorded run with its time" in (budget.refusal([clusterfit]) or "")
-
-
-def test_runs_refused_by_a_budget_are_reported_and_not_trained(points_of, monkeypatch):
-    class Budget:
-        """Refuses all but the last run."""
-
-        def __init__(self):
-            self.asked, self.known = [], []
-
-        def refusal(self, missing):
-            self.asked.append([p.name for p in missing])
-            return None if "grafit" in self.asked[-1] else "too long"
-
-        def trained(self, result, seconds):
-            self.known.append((result["row"], seconds >= 0))
-
-    budget = Budget()
-    points, left = points_of(), {}
-    monkeypatch.setattr(training, "train", lambda config, directory: finish(points[2]))
-    found = list(reproduction.all_results(points, {}, {}, left, budget))
-    assert budget.asked == [["baseline"], ["baseline", "clusterfit"], ["grafit"]]  # clusterfit takes two runs
-    assert [path.name for path in left] == ["baseline", "clusterfit"] and set(left.values()) == {"too long"}
-    assert [r["row"] for r in found] == ["grafit"] and budget.known == [("grafit", True)]
-    # The budget is not asked for complete or failed runs, and complete ones add no time.
-    again, failed = Budget(), {points[0].directory: "XLA"}
-    assert [r["row"] for r in reproduction.all_results(points, {}, failed, {}, again)] == ["grafit"]
-    assert again.asked == [] and again.known == []
-    # A workdir of something else fails only its own row, with any budget.
-    (points[0].directory / "config.json").parent.mkdir(parents=True)
-    (points[0].directory / "notes.txt").write_text("mine")
-    failed = {}
-    assert [r["row"] for r in reproduction.all_results(points, {}, failed, {}, Budget())] == ["grafit"]
-    assert "found unrelated files" in failed[points[0].directory]

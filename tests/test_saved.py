@@ -17,11 +17,6 @@ from helpers.runs import small_config
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def digits(trained_once):
-    return grafit_jax.load(trained_once)
-
-
 @pytest.fixture
 def folder(digits, tmp_path):
     digits.save(tmp_path / "saved")

@@ -192,7 +192,7 @@ def test_only_a_directory_of_this_sweep_is_accepted(tmp_path):
     directory = tmp_path / "runs"
     runs = [directory / point.name for point in sweep.points]
     workdir.claim(runs[0], sweep.points[0].config)
-    for there in (expansion.PLOT, expansion.SLURM, ".DS_Store", f"{runs[1].name},seed=3"):
+    for there in (expansion.PLOT, ".DS_Store", f"{runs[1].name},seed=3"):
         (directory / there).mkdir()
     runs[2].mkdir()
     (runs[2] / workdir.LOG).write_text("exit status 1\n")

@@ -20,7 +20,7 @@ from grafit_jax.runs import workdir
 from grafit_jax.runs.checkpoint import Checkpoints
 from helpers.command_lines import ROOT, a_moment, command, shell_environment
 from helpers.devices import use_devices
-from helpers.runs import before_calls, small_config
+from helpers.runs import before_calls, interrupted_in_the_second_epoch, small_config
 
 SMALL = [
     "--config.model.trunk=resnet8",
@@ -37,19 +37,6 @@ def newest(path):
     tree = jax.tree.map(np.asarray, dict(checkpoints._manager.restore(step)))
     checkpoints.close()
     return step, tree
-
-
-def interrupted_in_the_second_epoch(config, path):
-    order = pipeline.epoch_order
-
-    def interrupted(seed, epoch, *args):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return order(seed, epoch, *args)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline, "epoch_order", interrupted)
-        training.train(config, path)
 
 
 def train_arguments(path, *extra):
@@ -245,14 +232,6 @@ def test_a_resumed_run_restores_its_queue(tmp_path, trains):
     assert step == other_step == 42 and "memory" not in got
     assert got["state"]["queue"]["embedding"].shape == (150, 16)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
-
-
-def test_a_checkpoint_of_a_method_without_a_queue_holds_none(tmp_path, trains):
-    # So checkpoints written before there were queues can be read.
-    trains(small_config("baseline", **{"train.epochs": 1}), tmp_path / "run")
-    assert set(newest(tmp_path / "run")[1]["state"]) == {
-        "step", "params", "target_params", "batch_stats", "opt_state", "rng"
-    }  # fmt: skip
 
 
 def test_the_best_checkpoint_is_kept_after_a_resume(tmp_path):

@@ -73,7 +73,8 @@ def test_workdirs_without_a_fitting_trunk_are_errors(trained_once, tmp_path):
         start(fine_tuning(**{"model.pretrained": str(trained_once), "model.trunk": "resnet18"}))
     with pytest.raises(UserError, match=r"found no run \(no config\.json\)"):
         start(fine_tuning(**{"model.pretrained": str(tmp_path)}))
-    (tmp_path / "config.json").write_text((trained_once / "config.json").read_text())
+    for file in ("config.json", "model.json"):
+        (tmp_path / file).write_text((trained_once / file).read_text())
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"found no checkpoint"):
         start(fine_tuning(**{"model.pretrained": str(tmp_path)}))

@@ -161,11 +161,9 @@ class Trainer:
 
 
 def per_image_transforms(kind: str, size: int) -> list[Callable[[np.ndarray], Tensor]]:
-    """Returns transforms of an image uint8 [H, W, C] to a "weak", "colour" or "strong" view: by PIL, on a tensor."""
+    """Returns transforms of an image uint8 [H, W, C] to a "weak" or "strong" view: by PIL, on a tensor."""
     t = torchvision().transforms
     steps: list[Any] = [t.RandomResizedCrop(size, (0.2, 1.0)), t.RandomHorizontalFlip()]
-    if kind == "colour":
-        steps += [t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), t.RandomGrayscale(0.2)]
     if kind == "strong":
         steps.append(t.RandAugment(2, 9))
     erase = [t.RandomErasing(0.25)] if kind == "strong" else []

@@ -149,7 +149,6 @@ def knn(num_rows: int, batch_size: int, goal: float | None = None, device: str =
 
 _VIEWS: dict[str, dict[str, Any]] = {
     "weak": {},
-    "colour": {"jitter": (0.4, 0.4, 0.4, 0.1), "grayscale_prob": 0.2},
     "strong": {"randaugment_ops": 2, "erase_prob": 0.25},
 }
 

@@ -12,7 +12,6 @@ from grafit_jax.runs.results import HEADLINE, Result, at_layer
 from grafit_jax.runs.tables import markdown
 from study.layout import percent
 from study.recording import check_together, own_layer
-from study.row_sets import AS_IT_WAS
 
 # Level of the confidence intervals. Of so many differences, a few are decided by chance.
 _CONFIDENCE = 0.95
@@ -216,8 +215,8 @@ def _means(runs: Sequence[Result], layer: str) -> str:
 
 
 def _runs(tables: Iterable[str], recorded: Mapping[str, Sequence[Result]]) -> list[Result]:
-    """Returns the runs of the current recipe; a table may also keep rows of an older one."""
-    return [run for table in tables for run in recorded.get(table, ()) if not run["row"].endswith(AS_IT_WAS)]
+    """Returns the runs of some tables."""
+    return [run for table in tables for run in recorded.get(table, ())]
 
 
 def _cell(difference: Difference | None) -> str:

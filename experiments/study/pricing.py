@@ -1,7 +1,6 @@
 """Predicted training times: the mean over recorded runs of the same config, or unknown."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grafit_jax import config as config_lib
@@ -33,39 +32,6 @@ def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a config that affect the training time."""
     apart = ("seed", *config_lib.STARTS)  # every seed of a row starts from another run
     return {key: value for key, value in recording.comparable(config).items() if key not in apart}
-
-
-class Budget:
-    """A time limit for several runs, which refuses the runs that would not end in time.
-
-    Compilation, evaluation and writing of a run are estimated as 1.25 times the longest so far, 90 seconds for the
-    first run. A resumed run counts as a whole run.
-    """
-
-    def __init__(
-        self, seconds: float, known: Iterable[Result], *, on_cpu: bool, clock: Callable[[], float] = time.monotonic
-    ):
-        """`known` are results with times; those on the same kind of device count: CPUs (`on_cpu`) or others."""
-        self._clock, self._seconds, self._end = clock, seconds, clock() + seconds
-        self._known = [result for result in known if ("cpu" in result["run"].get("device", "cpu")) == on_cpu]
-        self._around: list[float] = []
-
-    def refusal(self, missing: Sequence[RowRun]) -> str | None:
-        """Returns why these runs, one after the other, must not be started, or None if they may."""
-        seconds = [price(point, self._known)[0] for point in missing]
-        if None in seconds:
-            return "found no recorded run with its time; train it once without --budget_minutes"
-        around = 1.25 * max(self._around, default=72.0)
-        left, takes = self._end - self._clock(), sum(s + around for s in seconds if s is not None)
-        if not seconds or takes <= left:
-            return None
-        remedy = reproduction.AGAIN if takes <= self._seconds else "increase --budget_minutes"
-        return f"found {max(left, 0) / 60:.1f} minutes left; expected {takes / 60:.1f} by recorded runs; {remedy}"
-
-    def trained(self, result: Result, seconds: float) -> None:
-        """Records a run that was trained from its start, and the seconds that it took in all."""
-        self._around.append(max(0.0, seconds - result["run"]["train_seconds"]))
-        self._known.append(result)
 
 
 def plan(tables: Mapping[str, Sequence[RowRun]], recorded: Recorded, known: Sequence[Result], *, jobs: int = 1) -> str:

@@ -70,7 +70,7 @@ def read(path: pathlib.Path) -> list[Result]:
             for name, value in result["metrics"].items():
                 if not isinstance(value, int | float):
                     raise UserError(f"{path}: found {name} = {str(value)[:40]!r}; expected a number; {RESTORE}.")
-            config = config_lib.renamed(result["config"])
+            config = result["config"]
             protocol(config["method"])
             result |= {"method": config["method"], "seed": config["seed"], "config": config}
     return found

@@ -109,7 +109,6 @@ def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
 
 def check_record(root: pathlib.Path, name: str, runs: Sequence[RowRun]) -> None:
     """Checks before training that the results of these runs can be recorded; raises as `record`."""
-    layout.replace_block("\n".join(page.read_text() for page in _pages(root)), name, "")
     results: list[Result] = [{"row": p.row.name, "seed": p.seed, "config": p.flat} for p in runs]
     _merged(root, name, results)
     for result in results:
@@ -120,8 +119,7 @@ def record(root: pathlib.Path, name: str, result: Result) -> None:
     """Records a result of a table and renders the pages.
 
     Raises:
-      UserError: a result whose config is not its row's; a table without a block in a page; as `recording.merge` and
-        `recording.check_together`.
+      UserError: a result whose config is not its row's; as `recording.merge` and `recording.check_together`.
     """
     path = results_path(root, name)
     _check_place(root, name, result)
@@ -167,9 +165,9 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
         "results_summary": claims.summary(of_tables),
         "config_keys": reference.config_keys(),
         "commands": reference.commands(),
-        "over_epochs": _over_epochs(of_tables) or _not_run("cifar100_epochs"),
-        "clusters": clusters(of_tables) or _not_run("grocery"),
-    } | {name: _not_run(name) for name in TABLES}
+        "over_epochs": _over_epochs(of_tables),
+        "clusters": clusters(of_tables),
+    }
     for path in _files(root):
         with reading(path, recording.RESTORE):
             if path.stem in TABLES:
@@ -199,10 +197,6 @@ def clusters(of_tables: Mapping[str, Sequence[Result]]) -> str:
             cells, _ = layout.row_names(measured, table.notes, table.facts)
             parts.append(f"`{name}`:\n\n{_rows(table, measured, cells, columns)}")
     return "\n\n".join(parts)
-
-
-def _not_run(name: str) -> str:
-    return f"`{name}`: `{published.command(name)} --record`"
 
 
 def _followed(name: str) -> str:
@@ -320,17 +314,16 @@ def _pages(root: pathlib.Path) -> list[pathlib.Path]:
 def write_pages(root: pathlib.Path) -> None:
     """Renders every block into README.md or the page of docs that has its markers.
 
-    Raises:
-      UserError: a recorded table without markers in any page.
+    A recorded table without markers in any page is added to docs/results.md.
     """
-    pages = _pages(root)
-    texts = {page: page.read_text() for page in pages}
-    shown = {_block(path) for path in _files(root)}
+    texts = {page: page.read_text() for page in _pages(root)}
+    recorded_names = {_block(path) for path in _files(root)}
     for name, block in blocks(root).items():
         page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), None)
-        if page is None and name not in shown:
-            continue
-        page = page or pages[0]
-        texts[page] = layout.replace_block(texts[page], name, block)
+        if page is None and name in recorded_names:
+            page = root / "docs" / "results.md"
+            texts[page] = f"{texts.get(page, '')}\n## `{name}`\n\n<!-- {name} -->\n<!-- /{name} -->\n"
+        if page is not None:
+            texts[page] = layout.replace_block(texts[page], name, block)
     for page, text in texts.items():
         workdir.write(page, text)

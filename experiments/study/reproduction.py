@@ -1,13 +1,11 @@
 """The runs of a table: their state, training what is missing, and their results."""
 
-import contextlib
 import dataclasses
 import pathlib
 import sys
-import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -131,13 +129,6 @@ def run_directory(path: pathlib.Path, name: str, seed: int) -> pathlib.Path:
 AGAIN = "start the same command again to resume"
 
 
-class Budget(Protocol):
-    """The interface of `pricing.Budget` that `all_results` uses."""
-
-    def refusal(self, missing: Sequence[RowRun]) -> str | None: ...
-    def trained(self, result: Result, seconds: float) -> None: ...
-
-
 # Recorded results of all tables: (row, `recording.key` of the config) -> result.
 Recorded = Mapping[tuple[str, frozenset], Result]
 
@@ -196,16 +187,6 @@ def result(point: RowRun, known: Recorded) -> Result:
         return _raw_pixels(point)
     _train(point)
     return {"row": point.row.name} | results.collect(point.directory)
-
-
-def complete(runs: Iterable[RowRun]) -> list[Result]:
-    """Returns the results of the runs with a complete workdir; skips unreadable ones."""
-    found = []
-    for point in runs:
-        with contextlib.suppress(UserError):  # `all_results` reports it
-            if state(point, {}) == "complete":
-                found.append(result(point, {}))
-    return found
 
 
 def _train(point: RowRun) -> None:
@@ -275,8 +256,6 @@ def all_results(
     runs: Sequence[RowRun],
     known: Recorded,
     failed: dict[pathlib.Path, str],
-    left: dict[pathlib.Path, str] | None = None,
-    budget: Budget | None = None,
 ) -> Iterator[Result]:
     """Yields the results of runs one after the other, and trains what is missing. A failed run yields no result.
 
@@ -284,8 +263,6 @@ def all_results(
       runs: the runs. Those in `failed` are not tried again.
       known: recorded results, which are not trained again.
       failed: receives the reason of every failed run, by workdir.
-      left: receives the reason of every run that the budget refuses, by workdir.
-      budget: time limit; None for no limit.
     """
     for point in runs:
         if point.directory in failed:
@@ -294,15 +271,7 @@ def all_results(
             failed[point.directory] = f"starts from {point.start.name}, which failed"
             continue
         try:
-            to_train = [p for p in missing([point], known) if p.row.name != RAW_PIXELS] if budget else []
-            if budget and left is not None and to_train and (refusal := budget.refusal(to_train)):
-                left[point.directory] = refusal
-                continue
-            from_start = len(to_train) == 1 and state(point, known) == "missing"
-            started = time.monotonic()
             found = result(point, known)
-            if budget and from_start:
-                budget.trained(found, time.monotonic() - started)
         except Preempted:
             raise
         except UserError as error:

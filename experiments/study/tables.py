@@ -195,9 +195,7 @@ TABLES = {
     ),
     "study_cifar100": Table(row_sets.CIFAR100, _STUDY, facts={"protocol": _FACTS["protocol"]}, folder="study/cifar100"),
     "study_omniglot": Table(
-        by_method(
-            "configs/omniglot.py", "", row_sets.OF_PAPER | dict.fromkeys((*row_sets.OF_MASKCON, *row_sets.LATER), 2)
-        ),
+        row_sets.OMNIGLOT,
         _STUDY,
         facts={"protocol": _FACTS["protocol"]},
         folder="study/omniglot",

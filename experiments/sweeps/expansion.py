@@ -23,7 +23,6 @@ from grafit_jax.runs import results, workdir
 
 # Other entries of a sweep's directory, next to the runs.
 PLOT = "sweep.png"
-SLURM = "slurm"
 _LONGEST = 200  # bytes of a name; file systems allow 255
 
 Values = Mapping[str, Any]
@@ -164,7 +163,7 @@ def check_directory(sweep: Sweep, directory: pathlib.Path) -> None:
     Raises:
       UserError: it holds something else, a run has another config than its point, or a result is damaged.
     """
-    known = {PLOT, SLURM, *map(_without_seed, sweep.names)}
+    known = {PLOT, *map(_without_seed, sweep.names)}
     there = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     strange = [name for name in there if name[0] != "." and _without_seed(name) not in known]
     if strange:

@@ -34,9 +34,6 @@ def run(main: Callable[[Sequence[str]], None], rest: str | None = None) -> None:
 
     def parse(argv):
         try:
-            for word in argv:
-                if (given := re.match(r"--?config\.([\w.]+)", word)) and given[1] in config_lib.RENAMED:
-                    raise config_lib.unknown_key(given[1])
             words = flags.FLAGS(_with_config_paths(argv))
             if len(words) > 1:
                 if rest is None:

@@ -17,7 +17,7 @@ from grafit_jax import config as config_lib
 from grafit_jax import evaluation, methods
 from grafit_jax.data.files import read_json
 from grafit_jax.data.records import Records
-from grafit_jax.errors import UserError, warn
+from grafit_jax.errors import UserError
 from grafit_jax.models import Network
 from grafit_jax.runs import workdir
 from grafit_jax.views import augment
@@ -117,24 +117,11 @@ def write(path: pathlib.Path, config: ml_collections.ConfigDict, records: Mappin
 def read(path: pathlib.Path) -> Description:
     """Reads the description of the run in the workdir `path`, without its data.
 
-    The run of an older version has no model.json and so no class names; its images have the side data.image_size or,
-    with a warning, the evaluation size.
-
     Raises:
       UserError: there is no run, or its files are damaged or of a newer version.
     """
     config = workdir.read_config(path)
-    if (path / FILE).is_file():
-        return from_facts(path / FILE, read_json(path / FILE, dict, _REMEDY), config, _REMEDY)
-    side = config.data.image_size
-    if not side:
-        views = evaluation.eval_views(config)
-        side = views.resize or views.size
-        warn(
-            f"{path}: found no {FILE}, which newer runs write; other images are resized to {side} x {side} pixels; "
-            "start the training again with the same command to write it"
-        )
-    return Description(config, (side, side, len(config.views.mean)))
+    return from_facts(path / FILE, read_json(path / FILE, dict, _REMEDY), config, _REMEDY)
 
 
 def from_facts(

@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from grafit_jax import config as config_lib
 from grafit_jax import model, objective, train_step
@@ -16,6 +17,23 @@ def finish(path, config, metrics, **facts):
     (path / "config.json").write_text(config_lib.to_json(config))
     (path / "run.json").write_text(json.dumps(facts))
     (path / "metrics.json").write_text(json.dumps(metrics))
+
+
+def interrupted_in_the_second_epoch(config, path):
+    """Trains until Ctrl-C at the start of the second epoch."""
+    from grafit_jax.commands import training
+    from grafit_jax.data import pipeline
+
+    order = pipeline.epoch_order
+
+    def interrupted(seed, epoch, *args):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return order(seed, epoch, *args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "epoch_order", interrupted)
+        training.train(config, path)
 
 
 def small_config(method="grafit", **overrides):

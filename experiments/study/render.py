@@ -221,7 +221,6 @@ _MEASURED = {
     "views_per_second": ("throughput", "{:.0f} views/s"),
     "peer": ("peer", "{}"),
     "ratio": ("ratio", "{:.2f}"),
-    "torch_s": ("PyTorch", "{:.3g} s"),
     "run_minutes": ("whole run", "{:.1f} min"),
     "goal": ("goal", "{:.2g} x"),
     "goal_s": ("goal", "{:g} s"),
@@ -299,7 +298,8 @@ def _spelt(line: dict) -> dict:
         "hits": lambda hits: ", ".join(f"{what} {count}" for what, count in hits.items()),
     }
     if line.get("peer") and line.get("peer_seconds") is not None:
-        line = line | {"peer": f"{line['peer']}: {line['peer_seconds']:.3g} s"}
+        second = f"; PyTorch: {line['torch_s']:.3g} s" if "torch_s" in line else ""
+        line = line | {"peer": f"{line['peer']}: {line['peer_seconds']:.3g} s{second}"}
     return line | {key: spell(line[key]) for key, spell in spelt.items() if key in line}
 
 

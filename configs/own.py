@@ -95,6 +95,7 @@ def _continued(arg):
 
     c = saved.config_of(arg.init)
     c.model.init, c.model.pretrained = arg.init, ""
+    c.data.cache = ""  # which may be a folder of another machine
     if arg.dir or arg.csv:
         own = ("coarse_classes", "data_dir", "holdout", "inat_categories_file", "test_split", "train_level", "variant")
         c.data.update({key: config.default().data[key] for key in own})

@@ -300,7 +300,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     config = default()
     values = flatten(json.loads(text))
     if unknown := sorted(values.keys() - flatten(config).keys()):
-        raise UserError(f"found config key {unknown[0]!r}, which this version does not know; use a newer grafit_jax.")
+        raise UserError(f"found unknown config key {unknown[0]!r}; expected a config of this version of grafit_jax.")
     with config.ignore_type():
         config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     check_schema(config)

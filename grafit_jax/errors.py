@@ -37,9 +37,25 @@ def choose(name: str, what: str, known: Iterable[str]) -> str:
     return name
 
 
+_listeners: list[list[str]] = []
+
+
 def warn(message: str) -> None:
     """Prints a one-line warning to stderr."""
+    for messages in _listeners:
+        messages.append(message)
     tqdm.tqdm.write(f"warning: {' '.join(message.splitlines())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """Yields a list that receives the messages of `warn` within the with block, which prints them too."""
+    messages: list[str] = []
+    _listeners.append(messages)
+    try:
+        yield messages
+    finally:
+        _listeners.pop()
 
 
 def install(extra: str) -> str:

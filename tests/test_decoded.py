@@ -78,11 +78,65 @@ def test_images_are_decoded_once_until_a_file_or_an_argument_changes(tmp_path, p
     assert [line.split(" (")[0] for line in sources.load(**cached)["train"].broken] == [str(changed)]
 
 
-def test_streamed_images_are_not_kept(tmp_path, photos):
+def test_a_file_that_has_become_readable_is_read(tmp_path, photos):
+    table = write_csv(photos)
+    lost = photos / "train/x/a/00.png"
+    lost.rename(tmp_path / "lost.png")  # keeps its time of modification
+    how = {"source": f"csv:{table}", "image_size": 5, "on_unreadable": "skip", "cache": str(tmp_path / "cache")}
+    assert len(sources.load(**how)["train"].broken) == 1
+    assert len([*(tmp_path / "cache").iterdir()]) == 1
+    (tmp_path / "lost.png").rename(lost)
+    assert not sources.load(**how)["train"].broken
+
+
+def test_entries_outside_of_the_splits_do_not_count(tmp_path, photos, decodings):
+    how = {"source": f"folder:{photos}", "image_size": 5, "cache": str(tmp_path / "cache")}
+    sources.load(**how)
+    number = len(decodings)
+    image_files.write(photos / "runs" / "drawn.png", image_files.pixels(0, 5, 5))
+    sources.load(**how)
+    assert len(decodings) == number
+
+
+def test_a_prepared_data_set_behind_a_link_counts(tmp_path):
+    pytest.importorskip("tensorflow")
+    tfds_data.make_builder(tmp_path / "ssd")
+    (tmp_path / "tfds" / "tiny_hierarchy").mkdir(parents=True)
+    (there,) = (tmp_path / "ssd" / "tiny_hierarchy").iterdir()
+    (tmp_path / "tfds" / "tiny_hierarchy" / there.name).symlink_to(there)
+    how = {"source": "tfds:tiny_hierarchy", "data_dir": str(tmp_path / "tfds"), "cache": str(tmp_path / "cache")}
+    sources.load(**how)
+    sources.load(**how)
+    assert len([*(tmp_path / "cache").iterdir()]) == 1
+    os.utime(next(there.glob("*.json")))  # as if prepared again
+    sources.load(**how)
+    assert len([*(tmp_path / "cache").iterdir()]) == 2
+
+
+def test_warnings_are_repeated_and_only_the_first_host_stores(tmp_path, photos, capsys, monkeypatch):
+    image_files.spoil(photos / "train/y/c/04.png")
+    how = {"source": f"folder:{photos}", "image_size": 5, "on_unreadable": "skip", "cache": str(tmp_path / "cache")}
+    monkeypatch.setattr("grafit_jax.parallel.is_first", lambda: False)
+    sources.load(**how)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.undo()
+    said = []
+    for _ in range(2):
+        capsys.readouterr()
+        sources.load(**how)
+        said.append(capsys.readouterr().err)
+    assert "04.png" in said[0] and said[1] == said[0]
+
+
+def test_streamed_images_are_not_kept(tmp_path, photos, capsys):
     cache = tmp_path / "cache"
     sources.load(source=f"folder:{photos}", image_size=5, stream=True, cache=str(cache))
     sources.load(source="digits", cache=str(cache))
     assert not cache.exists()
+    assert capsys.readouterr().err == (
+        "warning: found data.cache with data.stream = True, where it has no effect\n"
+        "warning: found data.cache with data.source = digits, where it has no effect\n"
+    )
 
 
 def test_a_prepared_data_set_is_read_without_tensorflow(tmp_path, monkeypatch):

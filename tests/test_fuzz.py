@@ -22,7 +22,7 @@ KNOWN = config_lib.flatten(config_lib.default())
 WHOLE = config_lib.to_json(small_config())
 WORDS = st.sampled_from(
     (
-        "seed=", "size=", "w=", "e=", "method=", "preset=", "dataset=", "level=", "from=", ",", "=", "cpu", "grafit",
+        "seed=", "size=", "w=", "e=", "method=", "preset=", "dataset=", "level=", "init=", ",", "=", "cpu", "grafit",
         "0", "-1", "1e999", "9" * 400, "9" * 5000, "nan", "True", "0x", "1_0", "b''", "{[]:1}", "[" * 3000,
         "-" * 9000 + "1", "1if 1else 2", "\0", "\ud800", "\n", "'", "1" + "+1" * 3000, "__import__('os').getcwd()",
     )

@@ -184,6 +184,10 @@ def test_pages_show_the_recorded_results(tmp_path):
     for page in ("README.md", *documents):
         remedy = "run experiments/reproduce.py --record"
         assert (tmp_path / page).read_text() == (ROOT / page).read_text(), remedy
+    # A table without results is empty.
+    (tmp_path / "experiments/results/transfer.jsonl").unlink()
+    render.write_pages(tmp_path)
+    assert "<!-- transfer -->\n<!-- /transfer -->" in (tmp_path / "docs/results.md").read_text()
     # A page with other numbers is corrected.
     for page in ("README.md", "docs/performance.md"):
         (tmp_path / page).write_text((ROOT / page).read_text().replace("grafit", "other"))

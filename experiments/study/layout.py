@@ -137,4 +137,5 @@ def replace_block(text: str, name: str, block: str) -> str:
     pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
     if not pattern.search(text):
         raise UserError(f"found no block <!-- {name} --> … <!-- /{name} --> in a page; add these two lines to one.")
-    return pattern.sub(lambda m: f"{m[1]}{block}\n{m[2]}", text)
+    shown = f"{block}\n" if block else ""
+    return pattern.sub(lambda m: f"{m[1]}{shown}{m[2]}", text)

@@ -198,11 +198,6 @@ def state(target: Target, recorded: Recorded) -> str:
     return "ready, not run" if not measured else f"ready, {measured} of {len(target.rows)} rows measured"
 
 
-def command(table: str) -> str:
-    """Returns the command that trains a table."""
-    return f"python experiments/reproduce.py --table={table}"
-
-
 _HEADER = ("table", "row", "trunk", "metric", "paper", "ours", "state")
 
 

@@ -318,7 +318,7 @@ def write_pages(root: pathlib.Path) -> None:
     """
     texts = {page: page.read_text() for page in _pages(root)}
     recorded_names = {_block(path) for path in _files(root)}
-    for name, block in blocks(root).items():
+    for name, block in (dict.fromkeys(TABLES, "") | blocks(root)).items():
         page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), None)
         if page is None and name in recorded_names:
             page = root / "docs" / "results.md"

@@ -125,8 +125,7 @@ def run_directory(path: pathlib.Path, name: str, seed: int) -> pathlib.Path:
     return path / (f"{name}_seed{seed}" if seed else name)
 
 
-# The remedy for runs that were stopped or not started.
-AGAIN = "start the same command again to resume"
+_AGAIN = "start the same command again to resume"
 
 
 # Recorded results of all tables: (row, `recording.key` of the config) -> result.
@@ -238,7 +237,7 @@ def train_all(
         waiting = [p for p in waiting if p not in ready]
         for p in ready:
             if p.start is not None and p.start.directory in left:
-                left[p.directory] = f"starts from {p.start.name}, which is not complete; {AGAIN}"
+                left[p.directory] = f"starts from {p.start.name}, which is not complete; {_AGAIN}"
         can = [p for p in ready if p.start is None or p.start.directory not in {*failed, *left}]
         commands = {str(point.directory): words(point, root) for point in can}
         if runner.run_all(commands, pathlib.Path(), jobs=jobs):
@@ -248,7 +247,7 @@ def train_all(
             if standing.state == "failed":
                 failed[point.directory] = f"{standing}; see {point.directory / workdir.LOG}"
             elif standing.state != "complete":
-                left[point.directory] = f"{standing}; {AGAIN}"
+                left[point.directory] = f"{standing}; {_AGAIN}"
     return False
 
 

@@ -1,1 +1,1 @@
-"""Sweeps: their points, and running them on this machine or by SLURM."""
+"""Sweeps: their points, and running them on this machine."""

@@ -1,4 +1,4 @@
-"""Runs the points of a sweep, on this machine or as SLURM jobs. The state of a sweep is the content of its workdirs.
+"""Runs the points of a sweep, on this machine. The state of a sweep is the content of its workdirs.
 
 A sweep locks the workdir of a run, and the run's process inherits the lock: it is free when both have ended, however
 they end. An attempt that ends by itself writes its exit status as the last line of the log; an attempt without that

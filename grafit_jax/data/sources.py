@@ -14,7 +14,7 @@ from grafit_jax.data.datasets import catalog
 from grafit_jax.data.files import read_npz
 from grafit_jax.data.readers import folder, listing, tfds
 from grafit_jax.data.records import InFiles, Level, Records, two_levels
-from grafit_jax.errors import UserError
+from grafit_jax.errors import UserError, warn
 
 SPLITS = tfds.SPLITS
 _DIGITS_WITH_LOOP = (0, 6, 8, 9)
@@ -25,8 +25,14 @@ _NPZ = "write it with numpy.savez as numeric arrays image, coarse_label and, if 
 
 
 def load(*, cache: str = "", **how: Any) -> dict[str, Records]:
-    """Returns `read(**how)`, kept in the folder `cache` for later calls if one is given and no image is streamed."""
-    return decoded.through(cache, how, lambda: read(**how)) if cache and not how.get("stream") else read(**how)
+    """Returns `read(**how)`, kept in the folder `cache` for later calls if one is given and the images are decoded."""
+    if not cache:
+        return read(**how)
+    if how.get("stream") or how["source"].partition(":")[0] not in decoded.KINDS:
+        found = "data.stream = True" if how.get("stream") else f"data.source = {how['source']}"
+        warn(f"found data.cache with {found}, where it has no effect")
+        return read(**how)
+    return decoded.through(cache, how, lambda: read(**how))
 
 
 def read(

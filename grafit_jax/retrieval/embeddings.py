@@ -97,7 +97,7 @@ def check_alike(name: str, found: Mapping[str, Any], other: str, expected: Mappi
         key for key in found if key in expected and key not in ("path", "unit") and found[key] != expected[key]
     ]
     if differing:
-        shown = (f"{k} {found[k]}, not {expected[k]}" if k in ("model", "layer", "step") else k for k in differing)
+        shown = (f"{k} {found[k]}, not {expected[k]}" for k in differing)
         raise UserError(
             f"{name}: found embeddings of another model or layer than {other} ({'; '.join(shown)}); expected the same "
             "model and --layer; write one of them again with experiments/embed.py."

@@ -26,7 +26,7 @@ from grafit_jax.views import augment
 FILE = "model.json"
 # Version of the format of `Description.facts`, raised when an older version could not read it.
 FORMAT = 1
-_REMEDY = "start the training again with the same command, which writes it, or remove it"
+_REMEDY = "start the training again with the same command, which writes it"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,14 +36,14 @@ class Description:
     Attributes:
       config: the config of its training.
       image_shape: (H, W, C) of the images of its training, as they enter evaluation.
-      classes: level -> class names, from coarse to fine; empty if unknown.
-      train_level: the level that it was trained on; "" if unknown.
+      classes: level -> class names, from coarse to fine.
+      train_level: the level that it was trained on.
     """
 
     config: ml_collections.ConfigDict
     image_shape: tuple[int, int, int]
-    classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    train_level: str = ""
+    classes: Mapping[str, tuple[str, ...]]
+    train_level: str
 
     @property
     def method(self) -> methods.Method:

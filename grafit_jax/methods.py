@@ -95,6 +95,8 @@ METHODS = {
         Method("grafit", "knn", "predict"),
         # Ablation of the projector [ours]; model.embed_dim must be the trunk's width.
         Method("grafit_no_projector", "knn", "predict", projector="identity"),
+        # Grafit's losses with the recipe `config_files.PLUS` [ours], see table recipe.
+        Method("grafit_plus", "knn", "predict"),
         # Grafit with one part more or another one [ours], see table recipe.
         Method("grafit_cosine", "knn", "predict", cosine=True),
         Method("grafit_own_class", "knn", "own_class"),

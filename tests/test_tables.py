@@ -37,7 +37,7 @@ def test_tables_are_found_by_name_or_by_family_and_scale():
 
 
 # Methods of protocol "paper" that are ours, and in no table of the paper's methods.
-OURS = {"frozen", "grafit_no_projector", "grafit_cosine", "grafit_own_class"}
+OURS = {"frozen", "grafit_plus", "grafit_no_projector", "grafit_cosine", "grafit_own_class"}
 
 
 def test_the_study_has_every_method_and_ablation_with_its_seeds():

@@ -33,10 +33,12 @@ STUDIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "maskcon": ("CIFAR-100, 20 → 100, 6 epochs", ("maskcon_cpu",)),
     "gpu": ("CIFAR-100, 20 → 100, 50 epochs of a ResNet-18", ("cifar100_gpu",)),
     "grocery": ("Grocery Store, 43 → 81, 8 epochs from ImageNet weights", ("grocery",)),
+    "plus_cifar100": ("CIFAR-100, 4 → 20, fresh seeds", ("plus_cifar100",)),
+    "plus_omniglot": ("Omniglot, 30 → 964, fresh seeds", ("plus_omniglot",)),
 }
 _PAPER = ("cifar100", "omniglot", "gpu")
 _AND_PHOTOS = (*_PAPER, "grocery")
-_ALL = tuple(STUDIES)
+_ALL = ("cifar100", "omniglot", "maskcon", "gpu", "grocery")
 _ABLATED = ("cifar100",)
 # The rows of the README's summary: study, row.
 SUMMARY = (
@@ -58,6 +60,14 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
         Claim("SNCA gains by Grafit's projector", "snca_plus", "snca", _PAPER),
         Claim("Clusters of a baseline's features teach more than its labels", "clusterfit", "baseline", _PAPER),
         Claim("Grafit is ahead of ClusterFit+", "grafit", "clusterfit_plus", _PAPER),
+    ),
+    "about `grafit_plus` [ours]": (
+        Claim(
+            "Grafit with λ = 4 and joined layers is ahead of coarse cross-entropy",
+            "grafit_plus",
+            "baseline",
+            ("plus_cifar100", "plus_omniglot"),
+        ),
     ),
     "about initial weights": (
         Claim("Training on coarse labels improves an ImageNet trunk", "baseline", "frozen", ("grocery",)),

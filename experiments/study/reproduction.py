@@ -113,11 +113,12 @@ def points(
             config.model.pretrained = given or table.pretrained
         return RowRun(row, seed, run_directory(path, row.name, seed), arg, config, start)
 
-    return [
-        point(row, seed)
-        for row in (rows.values() if only is None else [rows[name] for name in dict.fromkeys(only)])
-        for seed in ((0,) if row.name == RAW_PIXELS else range(row.seeds) if seeds is None else seeds)
-    ]
+    def of(row: Row) -> Sequence[int]:
+        usual = range(row.first, row.first + row.seeds) if seeds is None else seeds
+        return (0,) if row.name == RAW_PIXELS else usual
+
+    chosen = rows.values() if only is None else [rows[name] for name in dict.fromkeys(only)]
+    return [point(row, seed) for row in chosen for seed in of(row)]
 
 
 def run_directory(path: pathlib.Path, name: str, seed: int) -> pathlib.Path:

@@ -131,6 +131,12 @@ def recipe() -> tuple[Row, ...]:
     )
 
 
+def plus(config: str, arg: str = "") -> tuple[Row, ...]:
+    """The winner of `recipe` and coarse cross-entropy, with seeds that no choice was made on."""
+    rows = by_method(config, arg, {"baseline": 3, "grafit_plus": 3})
+    return tuple(dataclasses.replace(row, first=3) for row in rows)
+
+
 def sums_of_levels(config: str, arg: str, *sums: tuple[str, ...], seeds: int, **overrides: Any) -> tuple[Row, ...]:
     """The k-NN loss alone at a level, or summed over several, from coarse to fine."""
     row = Row("", config, f"{arg}method=snca_plus")

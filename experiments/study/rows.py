@@ -20,6 +20,7 @@ class Row:
       config: path of the config file from the root of the repository.
       arg: arguments of the config file, without the seed.
       seeds: number of seeds.
+      first: the first seed.
       start: row whose run of the same seed it starts from, passed to the config file as `init`.
       overrides: dotted key -> value, set in the resulting config.
     """
@@ -28,6 +29,7 @@ class Row:
     config: str
     arg: str
     seeds: int = 1
+    first: int = 0
     start: "Row | None" = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -79,6 +81,6 @@ def by_method(
             return Row(RAW_PIXELS, config, arg.rstrip(","))
         start = row(CLUSTERED, level) if methods.get(method).uses_clusters else None
         name, suffix = (f"{method}_{level}", f",level={level}") if level else (method, "")
-        return Row(name, config, f"{arg}method={method}{suffix}", seeds.get(method, 1), start)
+        return Row(name, config, f"{arg}method={method}{suffix}", seeds.get(method, 1), start=start)
 
     return tuple(row(method, level) for level in levels for method in seeds)

@@ -15,6 +15,7 @@ from study.rows import Table, by_method
 
 _COLUMNS = {"map": "**mAP**", "recall@1": "R@1", "knn_top1": "k-NN", "coarse/knn_top1": "coarse k-NN"}
 _STUDY = _COLUMNS | {"coarse/map": "coarse mAP"}
+_WITH_CONCAT = ("trunk", "projector", "concat")
 _BY_LEVEL = {"knn_top1": "k-NN", "map": "mAP"}
 _RECALL = {f"recall@{k}": f"R@{k}" for k in (1, 2, 5, 10)} | {"map": "mAP"}
 # What distinguishes rows of one method: the protocol, and the initial weights of the trunk.
@@ -115,8 +116,10 @@ TABLES = {
             "λ": _number("loss.instance_weight"),
             "projector ends in": _end_of_projector,
         },
-        layers=("trunk", "projector", "concat"),
+        layers=_WITH_CONCAT,
     ),
+    "plus_cifar100": Table(row_sets.plus("configs/cifar100.py", "preset=cpu_short,"), _STUDY, layers=_WITH_CONCAT),
+    "plus_omniglot": Table(row_sets.plus("configs/omniglot.py"), _STUDY, layers=_WITH_CONCAT),
     "omniglot_levels": Table(
         row_sets.sums_of_levels("configs/omniglot.py", "", ("coarse",), ("fine",), ("coarse", "fine"), seeds=2),
         _BY_LEVEL,
@@ -226,6 +229,8 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
     "cifar100": {"cpu": "study_cifar100", "gpu": "cifar100_gpu", "paper": "cifar100_paper"},
     "cifar100_epochs": {"cpu": "cifar100_epochs"},
     "omniglot": {"cpu": "study_omniglot"},
+    "plus_cifar100": {"cpu": "plus_cifar100"},
+    "plus_omniglot": {"cpu": "plus_omniglot"},
     "grocery": {"cpu": "grocery"},
     "grocery_rates": {"cpu": "grocery_rates"},
     "ablations": {"cpu": "study_ablations"},

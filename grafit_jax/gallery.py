@@ -43,6 +43,8 @@ class Embedder(Protocol):
 
     def made_by(self, layer: str) -> dict[str, Any]: ...
 
+    def choose_layer(self, name: str | None) -> str: ...
+
     def embed(self, images: Images, *, layer: str) -> np.ndarray: ...
 
     def embed_photos(
@@ -69,7 +71,7 @@ class Gallery:
         model: Embedder,
         images: Images,
         *,
-        layer: str = "trunk",
+        layer: str | None = None,
         labels: Iterable[str | None] | None = None,
         normalize: bool = True,
         batch_size: int = 64,
@@ -92,7 +94,9 @@ class Gallery:
           UserError: no readable image, an image listed twice, or another number of labels than images.
         """
         found = photos.each(images)
-        features = _embedded(model, _labelled(found, labels), layer, normalize, batch_size, progress, known=None)
+        features = _embedded(
+            model, _labelled(found, labels), model.choose_layer(layer), normalize, batch_size, progress, known=None
+        )
         return cls(features, model)
 
     @classmethod

@@ -91,19 +91,21 @@ class Model:
         """Returns what identifies embeddings of a layer in files; see `Features.made_by`."""
         return {"model": self.digest, "layer": layer, "step": self.step, "path": self.path}
 
-    def check_layer(self, layer: str) -> None:
-        """Raises UserError unless `layer` is one of `layers`."""
-        if layer not in self.layers:
+    def choose_layer(self, name: str | None) -> str:
+        """Returns `name`, for None the layer of the headline metrics; raises UserError unless it is in `layers`."""
+        name = self.description.headline if name is None else name
+        if name not in self.layers:
             raise UserError(
-                f"layer: found {layer}; expected one of {', '.join(self.layers)}, the layers of method "
+                f"layer: found {name}; expected one of {', '.join(self.layers)}, the layers of method "
                 f"{self.description.config.method}."
             )
+        return name
 
     def embed(
         self,
         images: Images,
         *,
-        layer: str = "trunk",
+        layer: str | None = None,
         normalize: bool = True,
         batch_size: int = 64,
         progress: bool = False,
@@ -116,7 +118,7 @@ class Model:
         Args:
           images: a file, a folder, a CSV with a column path, a PIL image, an array uint8 [H, W], [H, W, C] or
             [N, H, W, C], or an iterable of these, such as a list or a generator. See `photos.each`.
-          layer: one of `layers`; see `evaluation.of_layer`.
+          layer: one of `layers`, see `evaluation.of_layer`; by default that of the headline metrics.
           normalize: whether to scale the embeddings to unit length; cosine similarity is then a dot product.
           batch_size: images per call of the network, over all devices.
           progress: whether to show a progress bar.
@@ -128,7 +130,12 @@ class Model:
           UserError: no image, an image that cannot be read, or a layer that the network lacks.
         """
         _, embedding = self.embed_photos(
-            photos.each(images), layer=layer, normalize=normalize, batch_size=batch_size, progress=progress, skip=False
+            photos.each(images),
+            layer=self.choose_layer(layer),
+            normalize=normalize,
+            batch_size=batch_size,
+            progress=progress,
+            skip=False,
         )
         return embedding
 
@@ -146,7 +153,7 @@ class Model:
 
         With `skip`, an unreadable photo is left out with a warning; otherwise it is an error.
         """
-        self.check_layer(layer)
+        self.choose_layer(layer)
         if batch_size < 1:
             raise UserError(f"batch_size: found {batch_size}; expected at least 1.")
         kept: list[Photo] = []
@@ -290,12 +297,12 @@ def split_gallery(
     path: str | os.PathLike,
     split: str,
     *,
-    layer: str = "trunk",
+    layer: str | None = None,
     normalize: bool = True,
 ) -> Gallery:
     """Embeds a split of a loaded run, whose workdir is `path`; ids are "split/row", labels those of the data set."""
     model, records = of_run(run, state, path), run.records[split]
-    model.check_layer(layer)
+    layer = model.choose_layer(layer)
     embedded = run.embed_fn(state.variables, records.image)
     read = evaluation.readable(embedded)
     named = {

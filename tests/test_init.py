@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import grafit_jax
 from grafit_jax import config as config_lib
 from grafit_jax import config_checks, config_files, experiment, restore, saved
 from grafit_jax.errors import UserError
@@ -189,6 +190,22 @@ def test_own_py_continues_with_the_config_of_a_run_or_a_saved_model(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             config_files.load_file(OWN, arg)
+
+
+def test_grafit_plus_has_its_recipe_and_its_embeddings_are_both_layers(tmp_path):
+    c = config_files.load_file(OWN, "dir=photos,preset=scratch,method=grafit_plus")
+    assert (c.loss.instance_weight, c.eval.layers[0]) == (4.0, "concat")
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    for method, options, width in (("grafit_plus", config_files.PLUS, 64 + 16), ("grafit", {}, 64)):
+        leave(tmp_path / method, small_config(method, **options))
+        model = grafit_jax.load(tmp_path / method)
+        gallery = grafit_jax.Gallery.build(model, images)
+        assert model.embed(images).shape == gallery.features.embedding.shape == (2, width)
+        assert gallery.layer == ("concat" if method == "grafit_plus" else "trunk")
+    # Another method continues without the recipe.
+    for method, weight, layer in (("", 4.0, "concat"), ("baseline", 1.0, "trunk")):
+        c = config_files.load_file(OWN, f"init={tmp_path / 'grafit_plus'},dir=photos,method={method}")
+        assert (c.loss.instance_weight, c.eval.layers[0]) == (weight, layer)
 
 
 def test_training_continues_on_a_larger_folder_and_resumes_without_the_first_run(tmp_path, trains, cli, capsys):

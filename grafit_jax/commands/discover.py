@@ -29,7 +29,9 @@ from grafit_jax.runs import workdir
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of a run, whose model embeds the images of --gallery")
 _MODEL = flags.DEFINE_string("model", None, "folder of a saved model, or hf:owner/name, instead of --workdir")
 _GALLERY = flags.DEFINE_string("gallery", None, "file of embeddings; or images, with a model", required=True)
-_LAYER = flags.DEFINE_enum("layer", "trunk", config.LAYERS, "layer of the embeddings, with a model")
+_LAYER = flags.DEFINE_enum(
+    "layer", None, config.LAYERS, "layer of the embeddings (default: that of the headline metrics), with a model"
+)
 _WITHIN = flags.DEFINE_string("within", None, "name of one class, to cluster it only")
 _K = flags.DEFINE_integer("k", None, "clusters of each class (default: by the mean silhouette)", lower_bound=1)
 _MOST = flags.DEFINE_integer("most", 10, "largest number of clusters that is tried, without --k", lower_bound=2)

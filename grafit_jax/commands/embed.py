@@ -28,7 +28,9 @@ _MODEL = flags.DEFINE_string("model", None, "folder of a saved model, or hf:owne
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "newest", "with --images: newest, or the step of a checkpoint")
 _IMAGES = flags.DEFINE_multi_string("images", [], "image file, folder or CSV; may be repeated")
 _SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split to embed, without --images")
-_LAYER = flags.DEFINE_enum("layer", "trunk", config.LAYERS, "layer of the embeddings")
+_LAYER = flags.DEFINE_enum(
+    "layer", None, config.LAYERS, "layer of the embeddings (default: that of the headline metrics)"
+)
 _RAW = flags.DEFINE_bool("raw", False, "do not scale the embeddings to unit length")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", [*embeddings.DTYPES], "of the embeddings in a .npy file")
 _OUT = flags.DEFINE_string("out", None, "output file: .npz, .parquet, or .npy (with a .csv)", required=True)

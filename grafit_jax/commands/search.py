@@ -33,7 +33,9 @@ _MODEL = flags.DEFINE_string("model", None, "folder of a saved model, or hf:owne
 _DATA_DIR = flags.DEFINE_string("data_dir", None, cli.DATA_DIR)
 _GALLERY = flags.DEFINE_string("gallery", None, "file of embeddings, written by experiments/embed.py")
 _SPLIT = flags.DEFINE_enum("split", "test", sources.SPLITS, "split that is the gallery, without --gallery")
-_LAYER = flags.DEFINE_enum("layer", "trunk", config.LAYERS, "layer of the embeddings, without --gallery")
+_LAYER = flags.DEFINE_enum(
+    "layer", None, config.LAYERS, "layer of the embeddings (default: that of the headline metrics), without --gallery"
+)
 _QUERY = flags.DEFINE_multi_string("query", [], "image file, folder or CSV; may be repeated")
 _IDS = flags.DEFINE_list("ids", [], "images of the gallery by id or file name, as test/3,apple_17.jpg")
 _K = flags.DEFINE_integer("k", 10, "number of neighbours", lower_bound=1)

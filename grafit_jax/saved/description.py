@@ -54,6 +54,11 @@ class Description:
         """The layers that give embeddings: "trunk" and, with a projector, "projector" and "concat"."""
         return config_lib.LAYERS if self.method.projector else config_lib.LAYERS[:1]
 
+    @property
+    def headline(self) -> str:
+        """The layer of the headline metrics, whose embeddings are the default."""
+        return self.config.eval.layers[0]
+
     @functools.cached_property
     def network(self) -> Network:
         """Trunk and projector, without predictor and classifier."""

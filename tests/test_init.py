@@ -20,11 +20,11 @@ OWN = ROOT / "configs" / "own.py"
 PARTS = ["trunk", "projector", "predictor", "classifier"]
 
 
-def leave(folder, config, **options):
-    """Saves the initial model of a run, as if after 3 steps; returns its variables."""
+def leave(folder, config, shift=0.5, **options):
+    """Saves the initial model of a run, with shifted statistics as if after 3 steps; returns its variables."""
     run = experiment.load(config, **options)
     state = jax.device_get(restore.initial_state(run))
-    variables = {"params": state.params, "batch_stats": jax.tree.map(lambda x: x + 0.5, state.batch_stats)}
+    variables = {"params": state.params, "batch_stats": jax.tree.map(lambda x: x + shift, state.batch_stats)}
     saved.write(folder, saved.Stored(description.of(config, run.records), variables, 3, {}), card="")
     return variables
 
@@ -197,7 +197,7 @@ def test_grafit_plus_has_its_recipe_and_its_embeddings_are_both_layers(tmp_path)
     assert (c.loss.instance_weight, c.eval.layers[0]) == (4.0, "concat")
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
     for method, options, width in (("grafit_plus", config_files.PLUS, 64 + 16), ("grafit", {}, 64)):
-        leave(tmp_path / method, small_config(method, **options))
+        leave(tmp_path / method, small_config(method, **options), shift=0.0)
         model = grafit_jax.load(tmp_path / method)
         gallery = grafit_jax.Gallery.build(model, images)
         assert model.embed(images).shape == gallery.features.embedding.shape == (2, width)

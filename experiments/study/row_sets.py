@@ -128,6 +128,7 @@ def recipe() -> tuple[Row, ...]:
         row("grafit_lambda_4_norm", loss__instance_weight=4.0, model__projector_norm=True),
         row("grafit_own_class", "grafit_own_class"),
         row("grafit_cosine", "grafit_cosine"),
+        row("grafit_cosine_lambda_4", "grafit_cosine", loss__instance_weight=4.0),
     )
 
 

@@ -64,8 +64,12 @@ def get_config(arg=None):
     if arg.dir or arg.csv:
         c.data.source = f"csv:{arg.csv}" if arg.csv else f"folder:{arg.dir}"
     same = arg.init and arg.method in ("", c.method)
-    c.method, c.seed = arg.method or c.method, arg.seed
+    before, c.method, c.seed = c.method, arg.method or c.method, arg.seed
     if not same:
+        if before == "grafit_plus":
+            c.update_from_flattened_dict({key: config.flatten(config.default())[key] for key in config_files.PLUS})
+        if c.method == "grafit_plus":
+            c.update_from_flattened_dict(config_files.PLUS)
         config_files.beside_others(c, queue_size=1024)
     if not methods.get(c.method).uses_memory:
         c.loss.levels, c.loss.level_weights = (), ()

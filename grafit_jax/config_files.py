@@ -88,6 +88,9 @@ FINE_TUNING = {
     "checkpoint.every_epochs": 1,
 }
 
+# The recipe of `grafit_plus` [ours], chosen on held-out images (docs/results.md, table recipe).
+PLUS = {"loss.instance_weight": 4.0, "eval.layers": ("concat", "trunk", "projector")}
+
 
 def start(
     arg: str | None, common: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]] | None = None, **defaults: Any
@@ -109,6 +112,8 @@ def start(
     c.update_from_flattened_dict(common)
     if presets:
         c.update_from_flattened_dict(presets[choose(given.preset, "preset", presets)])
+    if c.method == "grafit_plus":
+        c.update_from_flattened_dict(PLUS)
     return c, given
 
 
@@ -121,21 +126,13 @@ def temperature_of(method: str) -> float:
     return _TEMPERATURES.get(method, 0.1)
 
 
-# The recipe of `grafit_plus` [ours], chosen on held-out images (docs/results.md, table recipe).
-PLUS = {"loss.instance_weight": 4.0, "eval.layers": ("concat", "trunk", "projector")}
-
-
 def beside_others(c: ml_collections.ConfigDict, *, queue_size: int) -> None:
-    """Completes the config of `grafit_plus`, a method with a queue, or one of protocol "maskcon", among others [ours].
+    """Completes the config of a method with a queue, or of protocol "maskcon", among others [ours].
 
     Query and key share their views. In protocol "maskcon" heads have no batch norm, and the momentum of the key encoder
     is constant. Trunk, epochs and all else stay as they are.
     """
-    method, given, usual = methods.get(c.method), config_lib.flatten(c), config_lib.flatten(config_lib.default())
-    if method.name == "grafit_plus":
-        c.update_from_flattened_dict(PLUS)
-    elif all(given[key] == value for key, value in PLUS.items()):  # of a run of grafit_plus that continues otherwise
-        c.update_from_flattened_dict({key: usual[key] for key in PLUS})
+    method = methods.get(c.method)
     if method.uses_queue or method.protocol == "maskcon":
         c.queue.size = queue_size
         c.key_views.update({key: c.views[key] for key in c.key_views})

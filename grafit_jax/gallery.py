@@ -124,12 +124,14 @@ class Gallery:
 
     @property
     def layer(self) -> str:
-        """The layer of the embeddings; "trunk" if unknown."""
-        return self.features.made_by.get("layer", "trunk")
+        """The layer of the embeddings; if unknown the default one of the model, or "trunk" without a model."""
+        usual = "trunk" if self.model is None else self.model.choose_layer(None)
+        return self.features.made_by.get("layer", usual)
 
     def check_model(self, model: Embedder) -> None:
         """Raises UserError if the embeddings are those of another model; warns if their model is unknown."""
-        embeddings.check_alike("gallery", self.features.made_by, model.path, model.made_by(self.layer))
+        layer = self.features.made_by.get("layer") or model.choose_layer(None)
+        embeddings.check_alike("gallery", self.features.made_by, model.path, model.made_by(layer))
 
     def add(
         self,

@@ -250,7 +250,7 @@ class Model:
         if not temperature > 0:
             raise UserError(f"temperature: found {temperature}; expected a number above 0, such as 0.05.")
         k = min(config.knn_k, int(voters.sum())) if k is None else k
-        embedding = self.embed(images, layer=gallery.layer)
+        embedding = self.embed(images, layer=gallery.features.made_by.get("layer"))
         similarity, near = neighbors.search(embedding, gallery.features.embedding[voters], k)
         names, code = np.unique(labels[voters], return_inverse=True)
         return names[np.asarray(metrics.knn_classify(code[near], similarity, temperature))]

@@ -26,6 +26,9 @@ class MeanColour:
     def made_by(self, layer):
         return {"model": "mean", "layer": layer}
 
+    def choose_layer(self, name):
+        return name or "trunk"
+
     def embed(self, images, *, layer):
         try:
             mean = np.asarray(PIL.Image.open(images).convert("RGB"), np.float32).mean(axis=(0, 1))

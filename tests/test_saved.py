@@ -139,7 +139,7 @@ def changed(**values):
         ("config.json", changed(format=None), r"config\.json: found no description of a model \(KeyError: 'format'\)"),
         ("config.json", changed(config=None), r"config\.json cannot be read \(KeyError: 'config'\)"),
         ("config.json", changed(config={"method": "none"}), r"unknown method 'none'"),
-        ("config.json", changed(config={"model": {"new": 1}}), r"found config key 'model\.new', which this version "),
+        ("config.json", changed(config={"model": {"new": 1}}), r"found unknown config key 'model\.new'; expected "),
         ("config.json", changed(metrics=3), r"config\.json cannot be read \(TypeError"),
         ("config.json", changed(image_shape=[9, 9, 1]), r"found weights and settings with the digest"),
     ],

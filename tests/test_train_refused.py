@@ -53,7 +53,7 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, trains):
     path = tmp_path / "run"
     trains(small_config("baseline_mlp", **{"train.epochs": 1}), path)
     other = json.loads((path / "config.json").read_text())
-    other["model"]["dim"] = 24
+    other["model"]["embed_dim"] = 24
     (path / "config.json").write_text(json.dumps(other))
     message = r"another architecture \(.*classifier/kernel: \(16, 2\)\); expected \(24, 2\)"
     with pytest.raises(UserError, match=message):

@@ -115,7 +115,7 @@ def difference(runs: Sequence[Result], claim: Claim, metric: str, layer: str) ->
       runs: of one study.
       claim: names the two rows.
       metric: as in `HEADLINE`.
-      layer: "trunk" or "projector" for both rows, or "own": for each row the layer that its loss sees.
+      layer: "trunk" or "projector" for both rows, or "own": for each row `recording.own_layer`.
 
     The margin is Student's t for two means, with one standard deviation pooled over all rows.
     """

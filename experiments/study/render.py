@@ -192,7 +192,10 @@ def clusters(of_tables: Mapping[str, Sequence[Result]]) -> str:
     parts = []
     columns = dict([*CLUSTERS.items()][:-1])  # without the last one, a table fits a phone
     for name, found in of_tables.items():
-        table, measured = TABLES[name], [result for result in found if CLUSTERS.keys() & result["metrics"].keys()]
+        table, measured = (
+            TABLES[name],
+            [r for r in found if CLUSTERS.keys() & r["metrics"].keys() and not r["config"].get("data.holdout")],
+        )
         if measured:
             cells, _ = layout.row_names(measured, table.notes, table.facts)
             parts.append(f"`{name}`:\n\n{_rows(table, measured, cells, columns)}")

@@ -1,5 +1,6 @@
 """Decoded data sets on disk: the next run that reads the same files starts without decoding them."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -75,8 +76,9 @@ def through(folder: str, how: Mapping[str, Any], read: Callable[[], dict[str, Re
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for left in place.parent.glob(f"{key}.*"):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process has removed its own
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(left, ignore_errors=True)
     return records
 
 
@@ -114,7 +116,7 @@ def _decoders(how: Mapping[str, Any]) -> tuple[Any, ...]:
     """Returns the versions on which the pixels depend."""
     if not how["source"].startswith("tfds:"):
         return _VERSION, PIL.__version__
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions() if d.name}
     return _VERSION, *(installed.get(name) for name in _DECODERS)
 
 

@@ -25,7 +25,7 @@ def headline(shown: Shown) -> str:
         numbers = "".join(f"<div><dt>{k}</dt><dd>{100 * v:.1f}</dd></div>" for k, v in values.items() if v is not None)
         tiles += (
             f'<div class="tile"><p class="run">{text(run.name)}</p><p class="note">method '
-            f"{text(run.result['method'])}, seed {run.result['seed']}</p><dl>{numbers}</dl></div>"
+            f"{text(run.result['method'])}, layer {run.layer}, seed {run.result['seed']}</p><dl>{numbers}</dl></div>"
         )
     return (
         f'<p>{len(fine.label):,} test images, {text(levels)}.</p><div class="tiles">{tiles}</div>'

@@ -59,7 +59,7 @@ def text(stored: Stored, title: str) -> str:
         title=title,
         method=config.method,
         trunk=config.model.trunk,
-        layers=", ".join(described.layers),
+        layers=", ".join(f"{name} (default)" if name == described.headline else name for name in described.layers),
         height=height,
         width=width,
         colour="RGB" if channels == 3 else "greyscale",

@@ -192,10 +192,9 @@ def clusters(of_tables: Mapping[str, Sequence[Result]]) -> str:
     parts = []
     columns = dict([*CLUSTERS.items()][:-1])  # without the last one, a table fits a phone
     for name, found in of_tables.items():
-        table, measured = (
-            TABLES[name],
-            [r for r in found if CLUSTERS.keys() & r["metrics"].keys() and not r["config"].get("data.holdout")],
-        )
+        # Not those on held-out training images.
+        of_test = [r for r in found if not r.get("config", {}).get("data.holdout")]
+        table, measured = TABLES[name], [r for r in of_test if CLUSTERS.keys() & r["metrics"].keys()]
         if measured:
             cells, _ = layout.row_names(measured, table.notes, table.facts)
             parts.append(f"`{name}`:\n\n{_rows(table, measured, cells, columns)}")

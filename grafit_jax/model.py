@@ -130,12 +130,7 @@ class Model:
           UserError: no image, an image that cannot be read, or a layer that the network lacks.
         """
         _, embedding = self.embed_photos(
-            photos.each(images),
-            layer=self.choose_layer(layer),
-            normalize=normalize,
-            batch_size=batch_size,
-            progress=progress,
-            skip=False,
+            photos.each(images), layer=layer, normalize=normalize, batch_size=batch_size, progress=progress, skip=False
         )
         return embedding
 
@@ -143,7 +138,7 @@ class Model:
         self,
         found: Iterable[Photo],
         *,
-        layer: str,
+        layer: str | None,
         normalize: bool = True,
         batch_size: int = 64,
         progress: bool = False,
@@ -153,7 +148,7 @@ class Model:
 
         With `skip`, an unreadable photo is left out with a warning; otherwise it is an error.
         """
-        self.choose_layer(layer)
+        layer = self.choose_layer(layer)
         if batch_size < 1:
             raise UserError(f"batch_size: found {batch_size}; expected at least 1.")
         kept: list[Photo] = []

@@ -66,10 +66,9 @@ def get_config(arg=None):
     same = arg.init and arg.method in ("", c.method)
     before, c.method, c.seed = c.method, arg.method or c.method, arg.seed
     if not same:
-        if before == "grafit_plus":
-            c.update_from_flattened_dict({key: config.flatten(config.default())[key] for key in config_files.PLUS})
-        if c.method == "grafit_plus":
-            c.update_from_flattened_dict(config_files.PLUS)
+        default = config.flatten(config.default())
+        c.update_from_flattened_dict({key: default[key] for key in methods.get(before).recipe})
+        c.update_from_flattened_dict(methods.get(c.method).recipe)
         config_files.beside_others(c, queue_size=1024)
     if not methods.get(c.method).uses_memory:
         c.loss.levels, c.loss.level_weights = (), ()

@@ -94,8 +94,8 @@ def _relations(c: ml_collections.ConfigDict, m: Method) -> Iterator[tuple[str, b
     yield "model.projector_norm", not normed, f"False, since {m.name} has no MLP projector"
     headless = c.eval.layers[0] != "trunk" and not m.projector
     yield "eval.layers", not headless, f"trunk first, since {m.name} has no projector"
-    joined = m.name != "grafit_plus" or "concat" in c.eval.layers
-    yield "eval.layers", joined, "concat among them with grafit_plus, as by method=grafit_plus of a config file"
+    own = m.recipe.get("eval.layers", c.eval.layers)[0]
+    yield "eval.layers", own in c.eval.layers, f"{own} among them with {m.name}, as by method={m.name} of a config file"
     fits = c.model.stem in trunk.stems
     yield "model.stem", fits, f"{' or '.join(trunk.stems)} with {c.model.trunk}, whose stem is its patches"
     yield "views.size", c.views.size % trunk.multiple == 0, _multiple(c, trunk.multiple, c.views.size)

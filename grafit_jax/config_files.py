@@ -88,9 +88,6 @@ FINE_TUNING = {
     "checkpoint.every_epochs": 1,
 }
 
-# The recipe of `grafit_plus` [ours], chosen on held-out images (docs/results.md, table recipe).
-PLUS = {"loss.instance_weight": 4.0, "eval.layers": ("concat", "trunk", "projector")}
-
 
 def start(
     arg: str | None, common: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]] | None = None, **defaults: Any
@@ -112,8 +109,7 @@ def start(
     c.update_from_flattened_dict(common)
     if presets:
         c.update_from_flattened_dict(presets[choose(given.preset, "preset", presets)])
-    if c.method == "grafit_plus":
-        c.update_from_flattened_dict(PLUS)
+    c.update_from_flattened_dict(methods.get(c.method).recipe)
     return c, given
 
 

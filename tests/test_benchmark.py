@@ -84,6 +84,12 @@ def test_the_peers_losses_equal_ours(torch):
     np.testing.assert_allclose(got, losses.instance_loss(*map(jnp.asarray, views)), rtol=1e-5)
 
 
+def test_a_search_on_a_device_is_compared_with_torch(torch):
+    line = gpu.search(20, 300, 5, device="cpu")
+    assert line["work"] == "20 x 300 x 128, k = 5" and line["peer"] == "PyTorch, matmul and topk"
+    assert line["queries_where_the_peer_differs"] == 0 and line["ratio"] == line["seconds"] / line["peer_seconds"]
+
+
 def test_an_entry_is_a_line_of_json_with_its_environment_and_a_table(cli):
     done = cli("benchmark", "--suite=start", "--entries=import")
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import pytest
 
 import grafit_jax
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, config_files, experiment, restore, saved
+from grafit_jax import config_checks, config_files, experiment, methods, restore, saved
 from grafit_jax.errors import UserError
 from grafit_jax.retrieval.clustering import Clusters
 from grafit_jax.saved import description
@@ -196,8 +196,8 @@ def test_grafit_plus_has_its_recipe_and_its_embeddings_are_both_layers(tmp_path)
     c = config_files.load_file(OWN, "dir=photos,preset=scratch,method=grafit_plus")
     assert (c.loss.instance_weight, c.eval.layers[0]) == (4.0, "concat")
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
-    for method, options, width in (("grafit_plus", config_files.PLUS, 64 + 16), ("grafit", {}, 64)):
-        leave(tmp_path / method, small_config(method, **options), shift=0.0)
+    for method, width in (("grafit_plus", 64 + 16), ("grafit", 64)):
+        leave(tmp_path / method, small_config(method, **methods.get(method).recipe), shift=0.0)
         model = grafit_jax.load(tmp_path / method)
         gallery = grafit_jax.Gallery.build(model, images)
         assert model.embed(images).shape == gallery.features.embedding.shape == (2, width)

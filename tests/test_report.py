@@ -14,7 +14,7 @@ from study import layout, recording, render, reproduction, row_sets, tables
 from study.rows import Table, by_method
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_files
+from grafit_jax import methods
 from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
@@ -25,7 +25,6 @@ from grafit_jax.runs.tables import plain_table
 from helpers.command_lines import ROOT
 
 TINY = """
-from grafit_jax import config_files
 from grafit_jax import config as config_lib
 from grafit_jax import config_files
 
@@ -210,7 +209,7 @@ def test_recorded_rows_differ_only_in_method_and_seed(name):
     own = {
         "method", "seed", "data.data_dir", "data.train_level", "loss.temperature", "model.head_batch_norm",
         "clusterfit.source", "clusterfit.num_clusters", "model.pretrained", "queue.size", "ema.final",
-        "model.head_init", *config_files.PLUS,
+        "model.head_init", *methods.METHODS["grafit_plus"].recipe,
     }  # fmt: skip
     trained = [r for r in recorded if r["method"] != recording.RAW_PIXELS]
     of_preset = collections.defaultdict(list)

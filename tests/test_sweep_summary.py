@@ -55,6 +55,14 @@ def test_seeds_are_grouped_and_the_best_mean_is_first():
     assert len(summary.table([], VARYING, "map").splitlines()) == 2  # only the heading
 
 
+def test_a_table_names_layers_that_differ():
+    joined = result(map=0.5) | {"method": "grafit_plus", "config": {"eval.layers": ("concat", "trunk")}}
+    groups = summary.groups([*COLLECTED[:1], ({"method": "grafit_plus"}, joined)], "map")
+    heading, _, *rows = summary.table(groups, ("method",), "map").splitlines()
+    assert heading.startswith("| method | layer | **fine mAP** |")
+    assert [row.split(" | ")[:2] for row in rows] == [["| `grafit_plus`", "concat"], ["| `maskcon`", "trunk"]]
+
+
 def test_an_unknown_metric_is_an_error_before_a_run(tmp_path):
     sweep = expansion.expand(write_file(tmp_path, [{"method": "byol"}, {"eval.recall_at": (1, 4)}]), "", {})
     for known in ("map", "knn_top1", "recall@4", "recall@10", "coarse/map", "projector/recall@1"):

@@ -1,4 +1,4 @@
-"""The training step on one GPU, against PyTorch. It needs no TensorFlow and no network (see --data_source)."""
+"""Training step and retrieval on one GPU, against PyTorch. Needs no TensorFlow and no network (see --data_source)."""
 
 import functools
 from collections.abc import Callable
@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from benchmarks import steps, timing, train
+from benchmarks import retrieval, steps, timing, train
 from grafit_jax import experiment, restore
 
 # Part of a device's name -> peak FLOP/s of dense bfloat16 products, from the vendors' data sheets.
@@ -74,6 +75,25 @@ def recipe(dtype: str, *, arg: str = "dataset=cifar100,method=grafit_maskcon", *
     )
 
 
+def with_torch(gallery: np.ndarray, device: str = "cuda") -> Callable[[np.ndarray, int], np.ndarray]:
+    """Returns a search by float32 products and top-k, 2,048 queries at a time; the gallery is on the device."""
+    import torch
+
+    rows = torch.from_numpy(gallery).to(device)
+
+    def nearest(queries: np.ndarray, k: int) -> np.ndarray:
+        found = [(part @ rows.T).topk(k).indices for part in torch.from_numpy(queries).to(device).split(2048)]
+        return torch.cat(found).cpu().numpy()
+
+    return nearest
+
+
+def search(num_queries: int, num_rows: int, k: int, device: str = "cuda") -> dict[str, Any]:
+    """Measures a search from and to host memory; the peer's gallery is on its device already."""
+    peer = functools.partial(with_torch, device=device)
+    return retrieval.search(num_queries, num_rows, k, peer_name="PyTorch, matmul and topk", peer=peer)
+
+
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "step_bfloat16": lambda: step("bfloat16"),
     "step_float32": lambda: step("float32"),
@@ -82,4 +102,8 @@ ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "knn_50k": lambda: train.knn(50_000, 512, device="cuda"),
     "knn_437k": lambda: train.knn(437_513, 512, device="cuda"),
     "knn_1281k": lambda: train.knn(1_281_167, 512, device="cuda"),
+    "search_k10": lambda: search(10_000, 50_000, 10),
+    "search_k100": lambda: search(10_000, 50_000, 100),
+    "search_million": lambda: search(1_000, 1_000_000, 100),
+    "evaluation": lambda: retrieval.evaluation(10_000, 50_000),
 }

@@ -27,7 +27,22 @@ def _random(n: int, seed: int, clusters: int = 0) -> np.ndarray:
     return x
 
 
-def search(num_queries: int, num_rows: int, k: int, goal: float, clusters: int = 0, rounds: int = 3) -> dict[str, Any]:
+# Takes a gallery [N, D] of unit vectors, and returns a search for the k nearest rows of queries [Q, D]: int [Q, k].
+Peer = Callable[[np.ndarray], Callable[[np.ndarray, int], np.ndarray]]
+
+
+def with_faiss(gallery: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+    import faiss
+
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery)
+    return lambda queries, k: index.search(queries, k)[1]
+
+
+def search(
+    num_queries: int, num_rows: int, k: int, goal: float | None = None, clusters: int = 0, rounds: int = 3,
+    peer_name: str = "faiss IndexFlatIP", peer: Peer = with_faiss,
+) -> dict[str, Any]:  # fmt: skip
     queries, gallery = _random(num_queries, 1, clusters), _random(num_rows, 2, clusters)
     work = f"{num_queries} x {num_rows} x {_DIM}, k = {k}" + (f", in {clusters} clusters" if clusters else "")
     timing.reset_peak()
@@ -39,15 +54,13 @@ def search(num_queries: int, num_rows: int, k: int, goal: float, clusters: int =
     facts: dict[str, Any] = {"first_call_s": timing.seconds(ours), "peak_gigabytes": timing.gigabytes("VmHWM")}
     facts["gigabytes_over_data"] = facts["peak_gigabytes"] - before
     try:
-        import faiss
+        theirs = peer(gallery)
     except ImportError:
         [seconds] = timing.best([ours], rounds)
-        return timing.line(work, seconds, "faiss IndexFlatIP: not installed", **facts)
-    index = faiss.IndexFlatIP(_DIM)
-    index.add(gallery)
-    seconds, peer = timing.best([ours, lambda: index.search(queries, k)], rounds)
-    facts["queries_where_faiss_differs"] = int(np.sum(np.any(index.search(queries, k)[1] != ours()[1], axis=1)))
-    return timing.line(work, seconds, "faiss IndexFlatIP", peer, goal=goal, **facts)
+        return timing.line(work, seconds, f"{peer_name}: not installed", **facts)
+    facts["queries_where_the_peer_differs"] = int(np.sum(np.any(theirs(queries, k) != ours()[1], axis=1)))
+    seconds, peer_seconds = timing.best([ours, lambda: theirs(queries, k)], rounds)
+    return timing.line(work, seconds, peer_name, peer_seconds, goal=goal, **facts)
 
 
 def search_file(num_queries: int, num_rows: int, dim: int, k: int) -> dict[str, Any]:

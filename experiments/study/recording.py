@@ -23,14 +23,8 @@ RESTORE = "restore the file from version control, or record it again with experi
 
 
 def own_layer(method: str) -> str:
-    """Returns the layer that a method's loss sees: the projector, or the trunk of a method without one.
-
-    That of `grafit_plus` is "concat", trunk and projector joined, which is part of its recipe.
-    """
-    if method == "grafit_plus":
-        return "concat"
-    without = method == RAW_PIXELS or methods.get(method).projector in (None, "identity")
-    return "trunk" if without else "projector"
+    """Returns `Method.layer`; the trunk for raw pixels."""
+    return "trunk" if method == RAW_PIXELS else methods.get(method).layer
 
 
 def protocol(method: str) -> str:

@@ -109,15 +109,20 @@ def _apart(found: Sequence[Group], varying: Sequence[str]) -> list[str]:
 
 
 def table(found: Sequence[Group], varying: Sequence[str], metric: str) -> str:
-    """Renders the groups in Markdown: percent, mean ± standard deviation over the seeds."""
+    """Renders the groups in Markdown: percent, mean ± standard deviation over the seeds.
+
+    If the layers of their metrics differ, as with `grafit_plus`, a column names them.
+    """
     keys = [key for key in _apart(found, varying) if key != "method"]
     columns = {metric: f"**{_BESIDE.get(metric, metric)}**"} | {k: v for k, v in _BESIDE.items() if k != metric}
+    shown = [result | {"values": group.values} for group in found for result in group.results]
+    headings = ["method", *(["layer"] if len({results.headline_layer(r["config"]) for r in shown}) > 1 else []), *keys]
 
     def name(result: Result) -> list[str]:
-        return [f"`{result['method']}`", *(str(result["values"].get(key, "")) for key in keys)]
+        known = {"method": f"`{result['method']}`", "layer": results.headline_layer(result["config"])}
+        return [str((result["values"] | known).get(key, "")) for key in headings]
 
-    results_with_values = [result | {"values": group.values} for group in found for result in group.results]
-    return layout.markdown_table(results_with_values, ["method", *keys], name, columns)
+    return layout.markdown_table(shown, headings, name, columns)
 
 
 def draw(found: Sequence[Group], varying: Sequence[str], metric: str) -> "Figure":

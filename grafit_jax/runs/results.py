@@ -75,10 +75,14 @@ def collect(path: pathlib.Path) -> Result:
     return {"method": config.method, "seed": config.seed, "metrics": metrics, "run": run, "config": flat}
 
 
+def headline_layer(config: Mapping[str, Any]) -> str:
+    """Returns the first of `eval.layers`, the layer of metrics named without one."""
+    return config.get("eval.layers", config_lib.LAYERS)[0]
+
+
 def at_layer(config: Mapping[str, Any], metric: str, layer: str) -> str:
-    """Returns the name of a metric at a layer: without a prefix for the first of `eval.layers`, the headline layer."""
-    headline = config.get("eval.layers", config_lib.LAYERS)[0]
-    return metric if layer == headline else f"{layer}/{metric}"
+    """Returns the name of a metric at a layer."""
+    return metric if layer == headline_layer(config) else f"{layer}/{metric}"
 
 
 def curve(log: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:

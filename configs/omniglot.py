@@ -14,8 +14,6 @@ Arguments:
     method= (default: grafit) a method of docs/paper.md section 2 or 3. Methods of protocol "maskcon" use the same views
         for query and key, and the same trunk and epochs; their temperature, heads without batch norm, constant key
         momentum and queue of a seventh of the images differ [ours].
-    preset= (default: cpu)
-        cpu  a small network at 28 px, 30 epochs. Not tuned.
     variant= (default: within)
         within  TFDS's training split: 30 alphabets, 964 characters; of the 20 drawings of a character 14 are for
                 training and 6 for the test [ours].
@@ -33,39 +31,35 @@ Expect: fine mAP at the trunk, in percent (experiments/results/study_omniglot.js
     variant=unseen  not run
 """
 
-from grafit_jax import config_files, methods
+from grafit_jax import config_files
 from grafit_jax.config_files import SMALL
 from grafit_jax.errors import choose
 
-PRESETS = {
-    "cpu": {
-        **SMALL,
-        "data.source": "tfds:omniglot",
-        "data.image_size": 28,
-        "views.size": 28,
-        "views.mean": (0.922, 0.922, 0.922),
-        "views.std": (0.215, 0.215, 0.215),
-        "views.crop_scale": (0.5, 1.0),
-        "views.flip_prob": 0.0,  # a mirrored character is a different one
-        "ema.base": 0.99,
-        "optimizer.weight_decay": 5e-4,
-        "train.epochs": 30,
-        "train.batch_size": 128,
-        "checkpoint.every_epochs": 5,
-        "eval.clusters": True,
-    }
+# A small network at 28 px. Not tuned.
+_COMMON = {
+    **SMALL,
+    "data.source": "tfds:omniglot",
+    "data.image_size": 28,
+    "views.size": 28,
+    "views.mean": (0.922, 0.922, 0.922),
+    "views.std": (0.215, 0.215, 0.215),
+    "views.crop_scale": (0.5, 1.0),
+    "views.flip_prob": 0.0,  # a mirrored character is a different one
+    "ema.base": 0.99,
+    "optimizer.weight_decay": 5e-4,
+    "train.epochs": 30,
+    "train.batch_size": 128,
+    "checkpoint.every_epochs": 5,
+    "eval.clusters": True,
+    "clusterfit.num_clusters": 300,
 }
 
 
 def get_config(arg=None):
-    c, arg = config_files.start(
-        arg, {}, PRESETS, method="grafit", preset="cpu", variant="within", level="coarse", seed=0, init=""
-    )
+    c, arg = config_files.start(arg, _COMMON, method="grafit", variant="within", level="coarse", seed=0, init="")
     c.data.variant = choose(arg.variant, "variant", ("within", "unseen"))
     c.data.train_level = choose(arg.level, "level", ("coarse", "fine"))
-    if methods.get(arg.method).uses_clusters:
-        c.clusterfit.source = arg.init
-        c.clusterfit.num_clusters = 300
+    c.clusterfit.source = arg.init
     config_files.beside_others(c, queue_size=2048)
     return c
 

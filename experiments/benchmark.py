@@ -30,6 +30,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SUITES = ("retrieval", "train", "gpu", "data", "memory", "collectives", "kills", "saves", "start")
 _SUITE = flags.DEFINE_enum("suite", None, _SUITES, "suite to run", required=True)
 _ENTRIES = flags.DEFINE_list("entries", None, "entries to run (default: all of the suite)")
+_DATA_SOURCE = flags.DEFINE_string("data_source", "", "images: npz:DIR or tfds:NAME (default: random, CIFAR's shape)")
 _RECORD = flags.DEFINE_bool("record", False, "write the lines to experiments/results and render their pages")
 _HERE = flags.DEFINE_bool("here", False, "internal: run the entries in this process")
 
@@ -41,6 +42,7 @@ def main(argv):
         if name not in entries:
             raise UserError(f"found entry {name!r} of suite {_SUITE.value}; expected one of {', '.join(entries)}.")
     if _HERE.value:
+        steps.source = _DATA_SOURCE.value
         for name in names:
             print(json.dumps({"entry": name, **entries[name](), "environment": _environment()}))
         return
@@ -67,7 +69,7 @@ def main(argv):
 
 def _run_apart(name: str) -> subprocess.CompletedProcess:
     """Runs one entry in its own process."""
-    here = ["--here", f"--suite={_SUITE.value}", f"--entries={name}", f"--data_source={steps.SOURCE.value}"]
+    here = ["--here", f"--suite={_SUITE.value}", f"--entries={name}", f"--data_source={_DATA_SOURCE.value}"]
     # JAX must not reserve the whole memory of a GPU: the peer needs some of it.
     environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return subprocess.run([sys.executable, __file__, *here], stdout=subprocess.PIPE, text=True, env=environ)

@@ -61,7 +61,7 @@ def main(argv):
     names = tables.at(_SCALE.value or "cpu") if _ALL.value else [tables.find(_TABLE.value, _SCALE.value)]
     kept = render.recorded(root) if _RECORD.value or _DRY_RUN.value else {}
     known = [result for of_table in kept.values() for result in of_table]
-    recorded = reproduction.index(known) if _RECORD.value and not _AGAIN.value else {}
+    recorded = known if _RECORD.value and not _AGAIN.value else []
     chosen = {name: _points(name, root) for name in names}
     for name, asked in chosen.items() if _RECORD.value else ():
         render.check_record(root, name, asked)
@@ -111,9 +111,11 @@ def _folder(name):
 def _points(name, root):
     table = tables.TABLES[name]
     weights = _PRETRAINED.value if table.pretrained or not _ALL.value else ""
-    source = reproduction.Source(_DATA_DIR.value, _DATA_SOURCE.value, weights)
     seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
-    return reproduction.points(table, _folder(name), root=root, seeds=seeds, only=_ROWS.value, source=source)
+    return reproduction.points(
+        table, _folder(name), root=root, seeds=seeds, only=_ROWS.value,
+        data_dir=_DATA_DIR.value, data_source=_DATA_SOURCE.value, pretrained=weights,
+    )  # fmt: skip
 
 
 def _draw(name, root):

@@ -235,7 +235,7 @@ def test_a_table_of_two_protocols_has_a_protocol_column():
     for name, table in tables.TABLES.items():
         points = reproduction.points(
             table, pathlib.Path("runs"), root=ROOT, seeds=[0],
-            source=reproduction.Source(pretrained="w.pth" if table.pretrained else ""),
+            pretrained="w.pth" if table.pretrained else "",
         )  # fmt: skip
         protocols = {recording.protocol(point.flat["method"]) for point in points} - {""}
         assert len(protocols) == 1 or "protocol" in table.facts, name
@@ -280,17 +280,15 @@ def test_every_table_of_the_docs_fits_a_phone():
     [("", "hf:timm/resnet18.tv_in1k"), ("w.pth", "w.pth")],
 )
 def test_a_table_with_pretrained_trunks_has_its_own_weights_or_those_given(given, expected):
-    source = reproduction.Source(pretrained=given)
     points = reproduction.points(
-        tables.TABLES["maskcon_cars_pretrained"], pathlib.Path("runs"), root=ROOT, source=source
+        tables.TABLES["maskcon_cars_pretrained"], pathlib.Path("runs"), root=ROOT, pretrained=given
     )
     assert {point.config.model.pretrained for point in points} == {expected}
     assert points[0].name == "frozen"
     with pytest.raises(
         UserError, match=r"found --pretrained=w\.pth for a table with trunks from scratch; remove --pre"
     ):
-        source = reproduction.Source(pretrained="w.pth")
-        reproduction.points(tables.TABLES["maskcon_cifar100"], pathlib.Path("runs"), root=ROOT, source=source)
+        reproduction.points(tables.TABLES["maskcon_cifar100"], pathlib.Path("runs"), root=ROOT, pretrained="w.pth")
 
 
 def test_an_incomplete_run_has_no_result(tmp_path):

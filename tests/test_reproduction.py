@@ -60,27 +60,21 @@ def names(points):
     return [point.name for point in points]
 
 
-def test_a_run_is_missing_begun_complete_or_recorded(points_of):
-    baseline, clusterfit, grafit = points = points_of()
-    assert [reproduction.state(point, {}) for point in points] == ["missing"] * 3
+def test_a_run_is_done_if_complete_or_recorded(points_of):
+    baseline, clusterfit, _ = points = points_of()
+    assert [reproduction.is_done(point, []) for point in points] == [False] * 3
     finish(baseline)
-    grafit.directory.mkdir(parents=True)
-    (grafit.directory / "config.json").write_text(config_lib.to_json(grafit.config))
-    known = reproduction.index(
-        [recorded("clusterfit", **{"clusterfit.source": "/theirs/baseline", "clusterfit.num_clusters": 5})]
-    )
-    assert [reproduction.state(point, known) for point in points] == ["complete", "recorded", "begun"]
+    known = [recorded("clusterfit", **{"clusterfit.source": "/theirs/baseline", "clusterfit.num_clusters": 5})]
+    assert [reproduction.is_done(point, known) for point in points] == [True, True, False]
     assert names(reproduction.missing(points, known)) == ["grafit"]
     # A result of another seed, or of the clusters of another run, does not count.
     for changed in ({"seed": 1}, {"clusterfit.source": "/theirs/other", "clusterfit.num_clusters": 5}):
-        other = reproduction.index(
-            [recorded("clusterfit", **{"clusterfit.source": "/baseline", "clusterfit.num_clusters": 5} | changed)]
-        )
-        assert reproduction.state(clusterfit, other) == "missing"
+        other = [recorded("clusterfit", **{"clusterfit.source": "/baseline", "clusterfit.num_clusters": 5} | changed)]
+        assert not reproduction.is_done(clusterfit, other)
     (clusterfit.directory).mkdir()
     (clusterfit.directory / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"clusterfit: found unrelated files \(thesis\.tex, …\); expected an empty"):
-        reproduction.state(clusterfit, {})
+        reproduction.is_done(clusterfit, [])
 
 
 def test_a_row_that_leaves_keys_open_is_recorded_once_its_run_has_decided_them(points_of):
@@ -88,11 +82,11 @@ def test_a_row_that_leaves_keys_open_is_recorded_once_its_run_has_decided_them(p
     open_keys.leave_open(point.config, ["model.trunk", "views.mean"])
     point.config.model.pretrained = "hf:timm/resnet18.a1_in1k"
     decided = {"model.pretrained": f"hf:timm/resnet18.a1_in1k@{'a' * 40}", "clusterfit.num_clusters": 5}
-    states = [
-        reproduction.state(point, reproduction.index([recorded("grafit", **decided | changed)]))
+    done = [
+        reproduction.is_done(point, [recorded("grafit", **decided | changed)])
         for changed in ({}, {"model.trunk": "resnet34"}, {"views.size": 10}, {"model.pretrained": "hf:timm/resnet34"})
     ]
-    assert states == ["recorded", "recorded", "missing", "missing"]
+    assert done == [True, True, False, False]
     assert pricing.price(point, [recorded("grafit", 1, **decided)]) == (60.0, 1)
     assert pricing.price(point, [recorded("grafit", 1, **decided | {"views.size": 10})]) == (None, 0)
     words = reproduction.words(point, pathlib.Path())
@@ -102,12 +96,12 @@ def test_a_row_that_leaves_keys_open_is_recorded_once_its_run_has_decided_them(p
 
 
 def test_a_recorded_run_that_others_start_from_is_trained(points_of):
-    known = reproduction.index([recorded("baseline", 1, **{"clusterfit.num_clusters": 5})])
+    known = [recorded("baseline", 1, **{"clusterfit.num_clusters": 5})]
     assert names(reproduction.missing(points_of(seeds=[1]), known)) == [
         "baseline_seed1", "clusterfit_seed1", "grafit_seed1",
     ]  # fmt: skip
     assert names(reproduction.missing(points_of(seeds=[1], only=["baseline"]), known)) == []
-    assert names(reproduction.missing(points_of(seeds=[2], only=["clusterfit"]), {})) == [
+    assert names(reproduction.missing(points_of(seeds=[2], only=["clusterfit"]), [])) == [
         "baseline_seed2", "clusterfit_seed2",
     ]  # fmt: skip
     assert names(points_of(only=["grafit", "baseline"])) == ["grafit", "baseline"]  # in the order of `only`
@@ -128,7 +122,7 @@ def test_only_missing_runs_are_trained(points_of, monkeypatch):
     points = points_of(seeds=[0, 1])
     theirs = recorded("grafit", 1, metrics={"map": 0.75}, **{"clusterfit.num_clusters": 5, "eval.batch_size": 7})
     elsewhere = recorded("grafit", 0, row="grafit_large", **{"eval.size": 16})  # the same training, another evaluation
-    found = list(reproduction.all_results(points, reproduction.index([theirs, elsewhere]), {}))
+    found = list(reproduction.all_results(points, [theirs, elsewhere], {}))
     assert order == ["baseline", "baseline_seed1", "clusterfit", "clusterfit_seed1", "grafit"]
     assert [(r["row"], r["seed"], r["metrics"]["map"]) for r in found] == [
         ("baseline", 0, 0.125), ("baseline", 1, 0.25), ("clusterfit", 0, 0.125),
@@ -136,7 +130,7 @@ def test_only_missing_runs_are_trained(points_of, monkeypatch):
     ]  # fmt: skip
     # A complete run does not need the run that it started from.
     shutil.rmtree(points[1].directory)
-    assert reproduction.result(points[3], {})["metrics"] == {"map": 0.25} and len(order) == 5
+    assert reproduction.result(points[3], [])["metrics"] == {"map": 0.25} and len(order) == 5
 
 
 def test_a_failed_row_does_not_stop_the_others(points_of, monkeypatch, capsys):
@@ -147,7 +141,7 @@ def test_a_failed_row_does_not_stop_the_others(points_of, monkeypatch, capsys):
 
     monkeypatch.setattr(training, "train", pretend)
     points, failed = points_of(seeds=[0, 1]), {}
-    assert [(r["row"], r["seed"]) for r in reproduction.all_results(points, {}, failed)] == [
+    assert [(r["row"], r["seed"]) for r in reproduction.all_results(points, [], failed)] == [
         ("grafit", 0),
         ("grafit", 1),
     ]
@@ -160,7 +154,7 @@ def test_a_failed_row_does_not_stop_the_others(points_of, monkeypatch, capsys):
     # A failure in another folder does not count.
     failed = {points[0].directory.parent.parent / "other" / "baseline": "NaN"}
     finish(points[0])
-    assert [r["row"] for r in reproduction.all_results(points[:3:2], {}, failed)] == ["baseline", "clusterfit"]
+    assert [r["row"] for r in reproduction.all_results(points[:3:2], [], failed)] == ["baseline", "clusterfit"]
     assert "RuntimeError: XLA" in capsys.readouterr().err  # a bug keeps its traceback
 
     def stopped(config, directory):
@@ -168,7 +162,7 @@ def test_a_failed_row_does_not_stop_the_others(points_of, monkeypatch, capsys):
 
     monkeypatch.setattr(training, "train", stopped)
     with pytest.raises(Preempted):
-        list(reproduction.all_results(points_of(seeds=[2]), {}, {}))
+        list(reproduction.all_results(points_of(seeds=[2]), [], {}))
 
 
 def test_parallel_runs_are_trained_after_the_runs_that_they_start_from(points_of, tmp_path, monkeypatch):
@@ -185,7 +179,7 @@ def test_parallel_runs_are_trained_after_the_runs_that_they_start_from(points_of
     monkeypatch.setattr(reproduction, "words", words)
     monkeypatch.setattr(training, "train", None)  # must not be called: every run is complete or failed
     points, failed = points_of(seeds=[0, 1]), {}
-    known = reproduction.index([recorded("grafit", 0, **{"clusterfit.num_clusters": 5})])
+    known = [recorded("grafit", 0, **{"clusterfit.num_clusters": 5})]
     left = {}
     assert reproduction.train_all(points, known, failed, left, root=ROOT, jobs=2) is False
     ran = trace.read_text().split()
@@ -246,7 +240,7 @@ def test_a_price_is_the_mean_of_recorded_runs_of_the_same_config(points_of):
 def test_a_plan_counts_every_run_once_with_its_time(points_of):
     known = [recorded("baseline", seed, seconds=1800.0) for seed in (0, 1)]
     asked = {"t": points_of(seeds=[0, 1], only=["clusterfit", "baseline"]), "u": points_of(only=["baseline", "grafit"])}
-    assert pricing.plan(asked, {}, known).splitlines() == [
+    assert pricing.plan(asked, [], known).splitlines() == [
         "table  row         runs  to train  hours    recorded runs",
         "t      clusterfit  2     2         unknown  0",
         "t      baseline    2     2         1.00     2",
@@ -255,10 +249,10 @@ def test_a_plan_counts_every_run_once_with_its_time(points_of):
         "",
         "total: 1.00 hours of training for 2 runs, and 3 runs of unknown time",
     ]
-    last = pricing.plan({"t": asked["t"][2:]}, {}, known, jobs=2).splitlines()[-1]
+    last = pricing.plan({"t": asked["t"][2:]}, [], known, jobs=2).splitlines()[-1]
     assert last == "total: 1.00 hours of training for 2 runs, 2 at a time in 0.50 hours"
     # A recorded baseline is trained only for clusterfit.
-    index = reproduction.index([recorded("baseline", seed, **{"clusterfit.num_clusters": 5}) for seed in (0, 1)])
+    index = [recorded("baseline", seed, **{"clusterfit.num_clusters": 5}) for seed in (0, 1)]
     rows = pricing.plan({"t": points_of(only=["baseline"])}, index, []).splitlines()
     assert rows[1].split() == ["t", "baseline", "1", "0", "-", "-"]
     rows = pricing.plan({"t": points_of(only=["clusterfit"])}, index, []).splitlines()

@@ -120,11 +120,10 @@ def test_configs_that_train_the_same_are_equal():
         {key: value for key, value in config.items() if key != "train.host_crops"},  # recorded before the key existed
     ]
     for other in same:
-        assert recording.differences(config, other) == [] and recording.key(config) == recording.key(other)
+        assert recording.differences(config, other) == []
     for key, value in (("seed", 1), ("method", "byol"), ("train.host_crops", True), ("data.source", "npz:D")):
         other = config | {key: value}
         assert recording.differences(config, other) == [f"{key}: {config[key]!r} -> {value!r}"]
-        assert recording.key(config) != recording.key(other)
     # The run that clusters come from counts by its name, not its path.
     clustered = entry("clusterfit", **{"clusterfit.source": "/a/baseline", "clusterfit.num_clusters": 9})["config"]
     assert recording.differences(clustered, clustered | {"clusterfit.source": "b/baseline"}) == []

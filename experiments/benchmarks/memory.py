@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from benchmarks import steps, timing
+from benchmarks import steps
 from grafit_jax import experiment, memory, restore, train_step
 from grafit_jax.errors import UserError
 from grafit_jax.models import layers
@@ -35,31 +35,28 @@ def fits(gibibytes: float) -> str:
     return ", ".join(name for name, size in _HBM.items() if gibibytes + _RESERVE <= size) or "none"
 
 
-def step(trunk: str, num_devices: int, *, remat: bool = False, arg: str = "", **overrides: Any) -> dict[str, Any]:
+def step(trunk: str, num_devices: int, *, remat: bool = False) -> dict[str, Any]:
     """Measures one device's part of a step of configs/imagenet.py: its images, its memory rows and the whole state."""
-    config = steps.from_file("imagenet", arg)
+    config = steps.from_file("imagenet")
     whole = config.train.batch_size
-    config.update_from_flattened_dict({"model.trunk": trunk, "model.remat": remat, **overrides})
+    config.update_from_flattened_dict({"model.trunk": trunk, "model.remat": remat})
     work = f"{trunk}, {config.views.size} px, T = {config.views.num_views}, {config.model.dtype}"
     work += f"{', remat' if remat else ''}, batch {whole} over {num_devices} devices"
     config.data.stream, config.train.host_crops, config.train.batch_size = False, False, whole // num_devices
     config.model.sync_batch_norm = False  # one device's program without collectives
-    seconds, plan = _compile(config, memory.rows_per_device(_IMAGES, num_devices))
+    plan = _compile(config, memory.rows_per_device(_IMAGES, num_devices))
     # Donated outputs (aliases) reuse their arguments' memory.
     total = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     total += plan.temp_size_in_bytes
     return {
         "work": work,
-        "images_per_device": whole // num_devices,
-        "arguments_gigabytes": plan.argument_size_in_bytes / 2**30,
         "device_gigabytes": total / 2**30,
         "fits": fits(total / 2**30),
-        "compile_s": seconds,
     }
 
 
-def _compile(config, rows: int) -> tuple[float, Any]:
-    """Returns compile seconds and the compiler's memory analysis of a step with `rows` memory rows."""
+def _compile(config, rows: int) -> Any:
+    """Returns the compiler's memory analysis of a step with `rows` memory rows."""
     batch_size = config.train.batch_size
     run = experiment.load(config, steps.records(max(1000, batch_size), config.data.image_size))
     state = jax.eval_shape(lambda: restore.initial_state(run, placeholder=True))
@@ -71,9 +68,7 @@ def _compile(config, rows: int) -> tuple[float, Any]:
     function = train_step.make_train_step(run, axis_name=None)
     jitted = jax.jit(function, donate_argnums=(0, 1), in_shardings=here, out_shardings=here)
     layers.PART = sys.maxsize  # convolutions are split only on CPUs
-    compiled: list[Any] = []
-    seconds = timing.seconds(lambda: compiled.append(jitted.lower(state, slots, batch, state.rng).compile()))
-    return seconds, compiled[0].memory_analysis()
+    return jitted.lower(state, slots, batch, state.rng).compile().memory_analysis()
 
 
 def _tpu() -> Any:

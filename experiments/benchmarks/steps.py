@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from benchmarks import timing
 from grafit_jax import config as config_lib
@@ -17,7 +16,7 @@ from grafit_jax.data import sources
 from grafit_jax.data.records import Records, two_levels
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-SOURCE = flags.DEFINE_string("data_source", "", "images: npz:DIR or tfds:NAME (default: random, CIFAR's shape)")
+source = ""  # of images; empty for random ones
 
 
 def records(num_images: int = 50_000, size: int = 32) -> dict[str, Records]:
@@ -29,8 +28,8 @@ def records(num_images: int = 50_000, size: int = 32) -> dict[str, Records]:
 
 
 def data() -> dict[str, Records]:
-    """Returns the images of --data_source, or random ones."""
-    return sources.load(source=SOURCE.value) if SOURCE.value else records()
+    """Returns the images of `source`, or random ones."""
+    return sources.load(source=source) if source else records()
 
 
 def from_file(name: str, arg: str = ""):

@@ -9,7 +9,7 @@ from grafit_jax.runs.results import Result
 from grafit_jax.runs.tables import plain_table
 from study import recording, reproduction
 from study.recording import RAW_PIXELS
-from study.reproduction import Recorded, RowRun
+from study.reproduction import RowRun
 
 
 def price(point: RowRun, known: Iterable[Result]) -> tuple[float | None, int]:
@@ -34,7 +34,9 @@ def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in recording.comparable(config).items() if key not in apart}
 
 
-def plan(tables: Mapping[str, Sequence[RowRun]], recorded: Recorded, known: Sequence[Result], *, jobs: int = 1) -> str:
+def plan(
+    tables: Mapping[str, Sequence[RowRun]], recorded: Sequence[Result], known: Sequence[Result], *, jobs: int = 1
+) -> str:
     """Returns a table, for a terminal, of the training time of every row of some tables.
 
     Args:

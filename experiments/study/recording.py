@@ -159,11 +159,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 
-def key(config: Mapping[str, Any]) -> frozenset:
-    """Returns a key that is equal for two configs if and only if they have no `differences`."""
-    return frozenset(comparable(config).items())
-
-
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a config that affect training, in one form for configs of JSON, of Python and of any age."""
     values = _defaults() | dict(config)

@@ -92,11 +92,11 @@ def _check_place(root: pathlib.Path, name: str, result: Result) -> None:
         # The same images may come from another source; their fingerprints are compared instead.
         elsewhere = config["data.source"] if config["data.source"].partition(":")[0] in config_lib.FILES else ""
         weights = config.get("model.pretrained", "") if table.pretrained else ""
-        source = reproduction.Source(data_source=elsewhere, pretrained=weights)
         try:
             (point,) = reproduction.points(
-                table, pathlib.Path(), root=root, seeds=[result["seed"]], only=[result["row"]], source=source
-            )
+                table, pathlib.Path(), root=root, seeds=[result["seed"]], only=[result["row"]],
+                data_source=elsewhere, pretrained=weights,
+            )  # fmt: skip
         except UserError as error:
             raise UserError(f"{place}: found an entry of no run of the table ({error}); remove the entry.") from error
         changed = recording.differences(config, point.flat)
@@ -160,7 +160,7 @@ def blocks(root: pathlib.Path) -> dict[str, str]:
     of_tables = recorded(root)
     found = {
         "maskcon_rows": published.render(of_tables, [name for name in TABLES if name.startswith("maskcon_")]),
-        "published_rows": published.render(of_tables),
+        "published_rows": published.render(of_tables, [name for name in TABLES if not name.startswith("maskcon_")]),
         "claims": claims.render(of_tables),
         "results_summary": claims.summary(of_tables),
         "config_keys": reference.config_keys(),

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -12,14 +12,13 @@ import numpy as np
 from sweeps import runner
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_files, experiment, open_keys, presets, restore
+from grafit_jax import config_files, experiment, presets, restore
 from grafit_jax.commands import training
 from grafit_jax.data import sources
 from grafit_jax.errors import UserError, did_you_mean
 from grafit_jax.report import pictures
 from grafit_jax.retrieval import evaluate as evaluation
 from grafit_jax.runs import provenance, results, workdir
-from grafit_jax.runs.preemption import Preempted
 from grafit_jax.runs.results import Result
 from study import recording
 from study.recording import RAW_PIXELS
@@ -54,21 +53,6 @@ class RowRun:
         return flat | {"method": RAW_PIXELS} if self.row.name == RAW_PIXELS else flat
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Locations of data and weights that replace those of a table's configs.
-
-    Attributes:
-      data_dir: TFDS's data directory.
-      data_source: replaces data.source, with the same images; empty for the config's.
-      pretrained: weights for a table with pretrained trunks.
-    """
-
-    data_dir: str = ""
-    data_source: str = ""
-    pretrained: str = ""
-
-
 def points(
     table: Table,
     path: pathlib.Path,
@@ -76,7 +60,9 @@ def points(
     root: pathlib.Path,
     seeds: Sequence[int] | None = None,
     only: Sequence[str] | None = None,
-    source: Source = Source(),
+    data_dir: str = "",
+    data_source: str = "",
+    pretrained: str = "",
 ) -> list[RowRun]:
     """Returns the runs of a table, row by row; reads only config files and trains nothing.
 
@@ -86,14 +72,15 @@ def points(
       root: root of the repository.
       seeds: seeds of every row, in place of the table's own.
       only: names of rows, in this order; None for all.
-      source: locations of data and weights.
+      data_dir: TFDS's data directory.
+      data_source: replaces data.source, with the same images; empty for the config's.
+      pretrained: replaces the table's weights; empty for its own.
 
     Raises:
       UserError: weights are not used, or a name in `only` is unknown.
     """
-    given = source.pretrained
-    if given and not table.pretrained:
-        raise UserError(f"found --pretrained={given} for a table with trunks from scratch; remove --pretrained.")
+    if pretrained and not table.pretrained:
+        raise UserError(f"found --pretrained={pretrained} for a table with trunks from scratch; remove --pretrained.")
     rows = {row.name: row for row in table.rows}
     unknown = set(only or ()) - {*rows}
     if unknown:
@@ -107,10 +94,10 @@ def points(
             arg += f",init={start.directory}"
         config = config_files.load_file(root / row.config, arg)
         config.update_from_flattened_dict(dict(row.overrides))
-        config.data.data_dir = source.data_dir
-        config.data.source = source.data_source or config.data.source
+        config.data.data_dir = data_dir
+        config.data.source = data_source or config.data.source
         if table.pretrained:
-            config.model.pretrained = given or table.pretrained
+            config.model.pretrained = pretrained or table.pretrained
         return RowRun(row, seed, run_directory(path, row.name, seed), arg, config, start)
 
     def of(row: Row) -> Sequence[int]:
@@ -129,36 +116,25 @@ def run_directory(path: pathlib.Path, name: str, seed: int) -> pathlib.Path:
 _AGAIN = "start the same command again to resume"
 
 
-# Recorded results of all tables: (row, `recording.key` of the config) -> result.
-Recorded = Mapping[tuple[str, frozenset], Result]
-
-
-def index(found: Iterable[Result]) -> Recorded:
-    """Indexes recorded results by row and config."""
-    return {(result["row"], recording.key(result["config"])): result for result in found}
-
-
-def state(point: RowRun, known: Recorded) -> str:
-    """Returns "recorded", "complete", "begun" or "missing"; raises UserError for a workdir of something else."""
+def is_done(point: RowRun, known: Sequence[Result]) -> bool:
+    """Returns whether a run is recorded or complete; raises UserError for a workdir of something else."""
     if known_result(point, known) is not None:
-        return "recorded"
+        return True
     if point.row.name == RAW_PIXELS:
-        return "missing"  # computed in seconds
+        return False  # computed in seconds
     workdir.check(point.directory, point.config)
-    if (point.directory / "metrics.json").is_file():
-        return "complete"
-    return "begun" if (point.directory / "config.json").is_file() else "missing"
+    return (point.directory / "metrics.json").is_file()
 
 
-def missing(runs: Iterable[RowRun], known: Recorded) -> list[RowRun]:
+def missing(runs: Iterable[RowRun], known: Sequence[Result]) -> list[RowRun]:
     """Returns the runs to train, in order and each once, with the runs that they start from even if recorded."""
     found: dict[pathlib.Path, RowRun] = {}
 
-    def add(point: RowRun, known: Recorded) -> None:
-        if state(point, known) in ("recorded", "complete"):
+    def add(point: RowRun, known: Sequence[Result]) -> None:
+        if is_done(point, known):
             return
         if point.start is not None:
-            add(point.start, {})  # a recorded result has no checkpoint
+            add(point.start, [])  # a recorded result has no checkpoint
         found.setdefault(point.directory, point)
 
     for point in runs:
@@ -166,19 +142,13 @@ def missing(runs: Iterable[RowRun], known: Recorded) -> list[RowRun]:
     return list(found.values())
 
 
-def known_result(point: RowRun, known: Recorded) -> Result | None:
-    """Returns the recorded result of the same row and config, or None.
-
-    A config with open keys has that of the first result that has all its other values.
-    """
-    flat, name = point.flat, point.row.name
-    if None not in flat.values() and not flat["model.pretrained"].startswith(open_keys.HUB):
-        return known.get((name, recording.key(flat)))
-    same = (r for (row, _), r in known.items() if row == name and not recording.differences(r["config"], flat))
-    return next(same, None)
+def known_result(point: RowRun, known: Sequence[Result]) -> Result | None:
+    """Returns the first recorded result of the same row and config, or None."""
+    of_row = (result for result in known if result["row"] == point.row.name)
+    return next((result for result in of_row if not recording.differences(result["config"], point.flat)), None)
 
 
-def result(point: RowRun, known: Recorded) -> Result:
+def result(point: RowRun, known: Sequence[Result]) -> Result:
     """Returns the result of a run, and trains it if it is neither recorded nor complete."""
     found = known_result(point, known)
     if found is not None:
@@ -209,7 +179,7 @@ def words(point: RowRun, root: pathlib.Path) -> list[str]:
 
 def train_all(
     runs: Iterable[RowRun],
-    known: Recorded,
+    known: Sequence[Result],
     failed: dict[pathlib.Path, str],
     left: dict[pathlib.Path, str],
     *,
@@ -254,7 +224,7 @@ def train_all(
 
 def all_results(
     runs: Sequence[RowRun],
-    known: Recorded,
+    known: Sequence[Result],
     failed: dict[pathlib.Path, str],
 ) -> Iterator[Result]:
     """Yields the results of runs one after the other, and trains what is missing. A failed run yields no result.
@@ -272,8 +242,6 @@ def all_results(
             continue
         try:
             found = result(point, known)
-        except Preempted:
-            raise
         except UserError as error:
             failed[point.directory] = str(error)
         except Exception as error:  # a bug or a machine's fault must not stop the other rows

@@ -138,9 +138,9 @@ def plus(config: str, arg: str = "") -> tuple[Row, ...]:
     return tuple(dataclasses.replace(row, first=3) for row in rows)
 
 
-def sums_of_levels(config: str, arg: str, *sums: tuple[str, ...], seeds: int, **overrides: Any) -> tuple[Row, ...]:
+def sums_of_levels(config: str, *sums: tuple[str, ...], seeds: int, **overrides: Any) -> tuple[Row, ...]:
     """The k-NN loss alone at a level, or summed over several, from coarse to fine."""
-    row = Row("", config, f"{arg}method=snca_plus")
+    row = Row("", config, "method=snca_plus")
     return tuple(
         _changed(
             row,
@@ -159,7 +159,7 @@ def grocery_levels() -> tuple[Row, ...]:
     group, class_, variety = LEVELS
     sums = ((group,), (class_,), (variety,), (group, class_), (class_, variety), (group, class_, variety))
     listed = {"data__source": f"csv:{LIST}", "data__variant": "", "data__test_split": "test"}
-    return sums_of_levels("configs/grocery.py", "", *sums, seeds=1, **listed)
+    return sums_of_levels("configs/grocery.py", *sums, seeds=1, **listed)
 
 
 def grocery_rates() -> tuple[Row, ...]:

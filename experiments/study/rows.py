@@ -7,9 +7,6 @@ from typing import Any
 from grafit_jax import methods
 from study.recording import RAW_PIXELS
 
-# The method whose features ClusterFit clusters.
-CLUSTERED = "baseline"
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -79,7 +76,8 @@ def by_method(
     def row(method: str, level: str) -> Row:
         if method == RAW_PIXELS:
             return Row(RAW_PIXELS, config, arg.rstrip(","))
-        start = row(CLUSTERED, level) if methods.get(method).uses_clusters else None
+        # ClusterFit clusters the features of the baseline.
+        start = row("baseline", level) if methods.get(method).uses_clusters else None
         name, suffix = (f"{method}_{level}", f",level={level}") if level else (method, "")
         return Row(name, config, f"{arg}method={method}{suffix}", seeds.get(method, 1), start=start)
 

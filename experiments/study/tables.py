@@ -121,7 +121,7 @@ TABLES = {
     "plus_cifar100": Table(row_sets.plus("configs/cifar100.py", "preset=cpu_short,"), _STUDY, layers=_WITH_CONCAT),
     "plus_omniglot": Table(row_sets.plus("configs/omniglot.py"), _STUDY, layers=_WITH_CONCAT),
     "omniglot_levels": Table(
-        row_sets.sums_of_levels("configs/omniglot.py", "", ("coarse",), ("fine",), ("coarse", "fine"), seeds=2),
+        row_sets.sums_of_levels("configs/omniglot.py", ("coarse",), ("fine",), ("coarse", "fine"), seeds=2),
         _BY_LEVEL,
         facts={"trained on": _trained_on},
         levels=("coarse", "fine"),

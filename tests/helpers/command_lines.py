@@ -46,7 +46,7 @@ def main(script, *arguments, cwd=ROOT):
     """Runs experiments/<script>.py, or the file `script`, in this process as `__main__`, from the folder `cwd`."""
     out, err = io.StringIO(), io.StringIO()
     path = script if isinstance(script, pathlib.Path) else ROOT / "experiments" / f"{script}.py"
-    with _own_flags(script), _own_logging(), pytest.MonkeyPatch.context() as patch:
+    with _own_flags(), _own_logging(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         patch.chdir(cwd)
         try:
@@ -59,15 +59,9 @@ def main(script, *arguments, cwd=ROOT):
 
 
 @contextlib.contextmanager
-def _own_flags(script):
-    """Removes the script's absl flags when it ends, since they are global; hides those of benchmarks/ meanwhile."""
+def _own_flags():
+    """Removes the script's absl flags when it ends, since they are global."""
     app.define_help_flags()  # defined only once per process
-    hidden = []
-    if script != "benchmark":
-        of_benchmarks = {m: f for m, f in flags.FLAGS.flags_by_module_dict().items() if m.startswith("benchmarks")}
-        hidden = [(module, flag) for module, of_module in of_benchmarks.items() for flag in of_module]
-    for _, flag in hidden:
-        delattr(flags.FLAGS, flag.name)
     known = set(flags.FLAGS)
     try:
         yield
@@ -75,9 +69,6 @@ def _own_flags(script):
         for name in set(flags.FLAGS) - known:
             if not _is_of_a_library(name):
                 delattr(flags.FLAGS, name)
-        for module, flag in hidden:
-            flags.FLAGS[flag.name] = flag
-            flags.FLAGS.register_flag_by_module(module, flag)
         flags.FLAGS.unparse_flags()
 
 
@@ -85,7 +76,7 @@ def _is_of_a_library(name):
     """Returns whether a flag was defined by a module that stays imported, not by a script or its --config."""
     if name.startswith("config."):  # absl seems to define the keys of --config
         return False
-    return (flags.FLAGS.find_module_defining_flag(name) or "").startswith(("absl", "benchmarks", "tensorflow"))
+    return (flags.FLAGS.find_module_defining_flag(name) or "").startswith(("absl", "tensorflow"))
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ Expect: fine mAP at the trunk, in percent (experiments/results/study_omniglot.js
     variant=unseen  not run
 """
 
-from grafit_jax import config_files
+from grafit_jax import config_files, methods
 from grafit_jax.config_files import SMALL
 from grafit_jax.errors import choose
 
@@ -51,7 +51,6 @@ _COMMON = {
     "train.batch_size": 128,
     "checkpoint.every_epochs": 5,
     "eval.clusters": True,
-    "clusterfit.num_clusters": 300,
 }
 
 
@@ -59,7 +58,9 @@ def get_config(arg=None):
     c, arg = config_files.start(arg, _COMMON, method="grafit", variant="within", level="coarse", seed=0, init="")
     c.data.variant = choose(arg.variant, "variant", ("within", "unseen"))
     c.data.train_level = choose(arg.level, "level", ("coarse", "fine"))
-    c.clusterfit.source = arg.init
+    if methods.get(arg.method).uses_clusters:
+        c.clusterfit.source = arg.init
+        c.clusterfit.num_clusters = 300
     config_files.beside_others(c, queue_size=2048)
     return c
 

@@ -16,8 +16,6 @@ from grafit_jax.models import Network
 from grafit_jax.retrieval.embeddings import unit
 from grafit_jax.views import augment
 
-# The layer of `of_layer` that joins trunk and projector.
-CONCAT = "concat"
 # (variables, images of a split) -> name -> rows; see `make_embed_fn`.
 EmbedFn = Callable[[Any, Any], dict[str, np.ndarray]]
 
@@ -94,7 +92,7 @@ def of_layer(rows: Mapping[str, np.ndarray], layer: str, kept: np.ndarray | slic
     "concat" is the trunk's features beside the projections, each of unit length, so that its cosine similarity is the
     mean of theirs.
     """
-    if layer != CONCAT:
+    if layer != "concat":
         return rows[layer][kept]
     return np.concatenate([unit(rows[part][kept]) for part in ("trunk", "projector")], axis=1)
 

@@ -110,11 +110,11 @@ class Gallery:
         Raises:
           UserError: the file is missing or damaged, or its embeddings are those of another model.
         """
-        return cls(embeddings.load(_path(path)), model)
+        return cls(embeddings.load(pathlib.Path(os.path.expanduser(path))), model)
 
     def save(self, path: str | os.PathLike, *, dtype: str | None = None) -> None:
         """Writes the gallery as .npz, .parquet or .npy with a .csv; see `embeddings.save`."""
-        embeddings.save(_path(path), self.features, dtype=dtype)
+        embeddings.save(pathlib.Path(os.path.expanduser(path)), self.features, dtype=dtype)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -325,10 +325,6 @@ def _new(found: Iterable[Photo], known: Features | None) -> Iterator[Photo]:
             raise UserError(f"images: found {photo.id} twice; expected each image once; leave one out.")
         seen |= names
         yield photo
-
-
-def _path(path: str | os.PathLike) -> pathlib.Path:
-    return pathlib.Path(os.path.expanduser(path))
 
 
 def _package(name: str, installed: str) -> Any:

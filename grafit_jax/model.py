@@ -22,7 +22,7 @@ from grafit_jax.retrieval.embeddings import Features, unit
 from grafit_jax.saved import card, hub
 from grafit_jax.saved.description import Description
 from grafit_jax.saved.folder import Stored
-from grafit_jax.state import TrainState
+from grafit_jax.state import TrainState, target_part
 from grafit_jax.views.crops import RESIZE_MODES
 
 # Remedy for embeddings that are not finite.
@@ -65,11 +65,7 @@ class Model:
         self.step: int = stored.step
         self.metrics: Mapping[str, float] = stored.metrics
         self.description: Description = stored.description
-        own = {
-            kind: {name: part for name, part in parts.items() if name in ("trunk", "projector")}
-            for kind, parts in stored.variables.items()
-        }
-        self._variables = parallel.replicate(own)
+        self._variables = parallel.replicate({kind: target_part(parts) for kind, parts in stored.variables.items()})
         self._embed_fns: dict[int, evaluation.EmbedFn] = {}
 
     @property

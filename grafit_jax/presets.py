@@ -49,9 +49,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "eval.batch_size": 256,
     },
 }
-# Keys that weights give, and those that follow from other keys.
-OF_WEIGHTS = ("model.trunk", "model.stem", "views.mean", "views.std")
-OPEN = (*PRESETS["laptop"], *OF_WEIGHTS, "data.image_size")
+# Also the keys that weights give, and one that follows from other keys.
+OPEN = (*PRESETS["laptop"], "model.trunk", "model.stem", "views.mean", "views.std", "data.image_size")
 
 
 def resolve(config: ml_collections.ConfigDict, path: pathlib.Path) -> ml_collections.ConfigDict:
@@ -107,7 +106,7 @@ def _choices(flat: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
         fill(PRESETS[name])
         notes.append(f"found {_devices()}: preset {name}")
     weights = values.get("model.pretrained") or ""
-    if weights and (pretrained.on_hub(weights) or None in values.values()):
+    if weights and (weights.startswith(open_keys.HUB) or None in values.values()):
         found = _describe(weights, given=bool(flat["model.pretrained"]))
         values["model.pretrained"] = found.name
         gives = fill(found.values)

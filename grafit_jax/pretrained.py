@@ -50,11 +50,6 @@ class Description(NamedTuple):
     values: Mapping[str, Any]
 
 
-def on_hub(name: str) -> bool:
-    """Returns whether a value of model.pretrained names a model of the hub."""
-    return name.startswith(open_keys.HUB)
-
-
 def describe(name: str) -> Description:
     """Reads what the weights say about themselves, on the hub from its config.json, without the weights.
 
@@ -65,7 +60,7 @@ def describe(name: str) -> Description:
     Raises:
       UserError: there are no such weights, the hub cannot be reached, or the trunk is not among `trunks.PRETRAINED`.
     """
-    if on_hub(name):
+    if name.startswith(open_keys.HUB):
         path = _fetch(name, CONFIG)
         content = read_json(path, dict, "download it again")
         if "architecture" not in content:
@@ -109,7 +104,7 @@ def trunk_in(name: str) -> str:
 
 def locate(name: str) -> pathlib.Path:
     """Returns the file of weights, downloaded unless it is in the hub's cache, or a model's folder; or UserError."""
-    return _fetch(name, *FILES) if on_hub(name) else _local(name)
+    return _fetch(name, *FILES) if name.startswith(open_keys.HUB) else _local(name)
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:

@@ -75,21 +75,8 @@ def maskcon(
     released code computes 0 / 0. weight = 0 gives `info_nce`; weight = 1 and soft_temperature -> infinity give
     `supcon_queue`.
 
-    Args:
-      query: float [B, D], see `info_nce`.
-      key: float [B, D], see `info_nce`.
-      queue: float [K, D], see `info_nce`.
-      labels: int [B].
-      queue_labels: int [K].
-      temperature: t0 > 0, see `info_nce`.
-      soft_temperature: t > 0.
-      weight: w in [0, 1].
-
-    Returns:
-      float32 [B].
-
-    Raises:
-      ValueError: shapes that do not fit together, a temperature <= 0, or a weight outside [0, 1].
+    `soft_temperature` is t > 0 and `weight` w in [0, 1]. The other arguments, result and errors are those of
+    `supcon_queue`.
     """
     _check_queue_labels(query, queue, labels, queue_labels)
     if soft_temperature <= 0:
@@ -121,20 +108,10 @@ def spread(
     the queue's keys of the same label, with n the keys of other labels; unlike in `supcon_queue`, positives are not in
     the denominator of each other. repel is InfoNCE among the positives, which keeps a class from collapsing.
 
-    Args:
-      query: float [B, D], see `info_nce`.
-      key: float [B, D], see `info_nce`.
-      queue: float [K, D], see `info_nce`.
-      labels: int [B].
-      queue_labels: int [K].
-      temperature: t0 > 0; the released code uses 0.5.
-      weight: w in [0, 1]; the released code uses 0.5.
+    attract is 0 for a query without a key of another label, repel is 0 for one without a key of its own in the queue.
 
-    Returns:
-      float32 [B]; attract is 0 for a query without a key of another label, repel is 0 for one without a key of its own.
-
-    Raises:
-      ValueError: shapes that do not fit together, temperature <= 0, or a weight outside [0, 1].
+    `weight` is w in [0, 1]; the released code uses 0.5, also for `temperature`. The other arguments, result and errors
+    are those of `supcon_queue`.
     """
     _check_queue_labels(query, queue, labels, queue_labels)
     _check_weight(weight)
@@ -173,20 +150,9 @@ def angular_info_nce(
     Angular normalisation takes the unit weight vector of its class from a unit vector and scales the rest to unit
     length, so that this loss does not pull against the classifier's.
 
-    Args:
-      query: float [B, D], see `info_nce`.
-      key: float [B, D], see `info_nce`.
-      queue: float [K, D], see `info_nce`.
-      labels: int [B].
-      queue_labels: int [K].
-      class_weights: float [C, D], the classifier's weight vectors; normalised inside, and constant.
-      temperature: t0 > 0; the released code uses 0.2.
-
-    Returns:
-      float32 [B]; 0 for a query without a key of its label in the queue.
-
-    Raises:
-      ValueError: shapes that do not fit together, or temperature <= 0.
+    `class_weights`, float [C, D], are the classifier's weight vectors; normalised inside, and constant. The other
+    arguments, result and errors are those of `supcon_queue`; 0 for a query without a key of its label in the queue.
+    The released code uses temperature 0.2.
     """
     _check_queue_labels(query, queue, labels, queue_labels)
     if class_weights.ndim != 2 or class_weights.shape[1] != query.shape[1]:

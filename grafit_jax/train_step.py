@@ -127,7 +127,7 @@ def make_train_step(run: Experiment, *, axis_name: str | None = AXIS) -> Step:
         target_params, queue = state.target_params, state.queue
         if method.uses_target:
             target_params = optax.incremental_update(target_part(trained), target_params, 1.0 - run.tau(state.step))
-        if queue is not None and rows["key"] is not None:
+        if queue is not None:
             queue = memory_lib.enqueue(queue, rows["key"], batch["label"], step=state.step, axis_name=axis_name)
         if memory is not None:
             memory = memory_lib.update(

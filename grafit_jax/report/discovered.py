@@ -9,8 +9,7 @@ import numpy as np
 
 from grafit_jax.errors import writing
 from grafit_jax.report import markup, thumbnails
-from grafit_jax.report.document import document
-from grafit_jax.report.markup import Section, text
+from grafit_jax.report.markup import Section, document, text
 from grafit_jax.retrieval.discovery import Group
 from grafit_jax.runs.tables import plain_table
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from grafit_jax.report import markup
 from grafit_jax.report.markup import Section, text
 from grafit_jax.report.shown import Shown
@@ -11,17 +13,10 @@ from grafit_jax.report.shown import Shown
 def section(shown: Shown) -> Section:
     """Makes a table of the environments and one of the configs, with one column per run."""
     header = ["name", *(text(run.name) for run in shown.runs)]
-    facts = [_flat({k: v for k, v in run.result["run"].items() if k != "curve"}) for run in shown.runs]
+    facts = [flatten_dict({k: v for k, v in run.result["run"].items() if k != "curve"}, sep=": ") for run in shown.runs]
     environment = _side_by_side("Environment", header, facts)
     config = _side_by_side("Config", header, [run.result["config"] for run in shown.runs])
     return Section("environment", "Environment", f"{environment}<details><summary>Config</summary>{config}</details>")
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in facts.items():
-        flat |= _flat(value, f"{key}: ") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _side_by_side(caption: str, header: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> str:

@@ -6,8 +6,7 @@ import numpy as np
 
 from grafit_jax.data.records import Records
 from grafit_jax.report import by_class, confusion, curves, embedding_map, environment, gallery, metrics
-from grafit_jax.report.document import document
-from grafit_jax.report.markup import text
+from grafit_jax.report.markup import document, text
 from grafit_jax.report.pictures import FRAMES
 from grafit_jax.report.shown import Run, Shown
 

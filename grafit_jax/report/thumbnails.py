@@ -24,10 +24,7 @@ def thumbnails(images: Any, rows: np.ndarray, side: int) -> dict[int, PIL.Image.
     chosen = np.zeros(len(images), bool)
     chosen[rows] = True
     read = (image for batch in records.in_order(images[chosen], _READ_BATCH) for image in batch)
-    made = {}
-    for row, image in zip(np.flatnonzero(chosen).tolist(), read, strict=True):
-        made[row] = thumbnail(image, side)
-    return made
+    return {row: thumbnail(image, side) for row, image in zip(np.flatnonzero(chosen).tolist(), read, strict=True)}
 
 
 def thumbnail(image: np.ndarray, side: int) -> PIL.Image.Image:

@@ -78,9 +78,7 @@ class Group:
         return {"classes": len(table), "largest": largest, "purity": purity} | scores(label, cluster)
 
 
-def discover(
-    features: Features, *, within: str | None = None, k: int | None = None, most: int = 10, seed: int = 0
-) -> list[Group]:
+def discover(features: Features, *, within: str | None = None, k: int | None = None, most: int = 10) -> list[Group]:
     """Clusters the images of each known class by k-means of unit vectors.
 
     The known classes are those of the level above the finest, or of a single coarse level; without either, all images
@@ -93,7 +91,6 @@ def discover(
       within: the name of one class, to cluster it only.
       k: number of clusters of each class, at most its number of images.
       most: largest number of clusters that is tried, at least 2.
-      seed: seed of k-means.
 
     Returns:
       The groups, sorted by name.
@@ -114,14 +111,14 @@ def discover(
     found = []
     for first in range(0, len(names), _TOGETHER):
         part = np.flatnonzero((group >= first) & (group < first + _TOGETHER))
-        for g, (cluster, silhouettes) in enumerate(_divided(rows[part], group[part] - first, k, most, seed), first):
+        for g, (cluster, silhouettes) in enumerate(_divided(rows[part], group[part] - first, k, most), first):
             own = group == g
             found.append(_group(str(names[g]), kept[own], cluster, rows[own], silhouettes, label))
     return found
 
 
 def _divided(
-    rows: np.ndarray, group: np.ndarray, k: int | None, most: int, seed: int
+    rows: np.ndarray, group: np.ndarray, k: int | None, most: int
 ) -> list[tuple[np.ndarray, dict[int, float]]]:
     """Returns for each group the clusters of its rows, and the mean silhouette of each number that was tried."""
     size = np.bincount(group)
@@ -131,7 +128,7 @@ def _divided(
     silhouettes: list[dict[int, float]] = [{} for _ in size]
     for number in candidates:
         ks = np.minimum(number, size) if k is not None else np.where(number < size, number, 1)
-        for g, cluster in enumerate(_clustered(rows, ks, group, seed)):
+        for g, cluster in enumerate(_clustered(rows, ks, group)):
             found = len(np.unique(cluster))
             if 1 < found < size[g]:
                 silhouettes[g][found] = float(np.mean(silhouette(own[g], cluster)))
@@ -179,11 +176,11 @@ def _levels(features: Features) -> tuple[np.ndarray, np.ndarray | None]:
     return np.where(names == "", UNLABELLED, names), known[-1] if len(known) > 1 else None
 
 
-def _clustered(rows: np.ndarray, ks: np.ndarray, group: np.ndarray, seed: int) -> list[np.ndarray]:
+def _clustered(rows: np.ndarray, ks: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
     """Returns the clusters of each group, from the run of k-means with the least inertia in it."""
     best: list[tuple[float, np.ndarray]] = []
     for run in range(_RUNS):
-        found = kmeans(rows, ks, groups=group, seed=seed + run)
+        found = kmeans(rows, ks, groups=group, seed=run)
         square = np.sum(np.square(rows - found.centre[found.label]), axis=1, dtype=np.float64)
         inertia = np.bincount(group, square)
         mine = [(inertia[g], found.label[group == g]) for g in range(len(ks))]

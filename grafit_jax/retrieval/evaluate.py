@@ -89,9 +89,7 @@ def evaluate_features(
       gallery: the gallery; None for the queries themselves.
       leave_out: whether equal ids (or file names, if no id is on both sides) mean the same image, which is then
         excluded from the neighbours.
-      ks: as for `metrics.retrieval_metrics`.
-      knn_k: as for `metrics.retrieval_metrics`.
-      knn_temperature: as for `metrics.retrieval_metrics`.
+      ks, knn_k, knn_temperature: as for `metrics.retrieval_metrics`.
       probe: whether to train a linear probe on the gallery and test it on the queries; see `probe.probe`.
       clusters: whether to compare k-means clusters of the queries with their classes of the finest level, also within
         the level above it; see `clustering_metrics`.

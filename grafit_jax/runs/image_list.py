@@ -29,7 +29,7 @@ def dumps(records: Mapping[str, Records]) -> bytes:
         return b""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_header(records))
+    writer.writerow((*_COLUMNS, *next(iter(records.values())).levels))
     writer.writerows(_rows(records))
     return gzip.compress(text.getvalue().encode(**_UTF8), compresslevel=1, mtime=0)
 
@@ -58,10 +58,6 @@ def changes(workdir: pathlib.Path, records: Mapping[str, Records]) -> str:
         return "the same files in another order or with other pixels"
     found = {"new": new, "gone": gone, "changed": changed}
     return ", ".join(f"{len(which)} {word}" + (f" ({min(which)})" if which else "") for word, which in found.items())
-
-
-def _header(records: Mapping[str, Records]) -> tuple[str, ...]:
-    return (*_COLUMNS, *next(iter(records.values())).levels)
 
 
 def _rows(records: Mapping[str, Records]) -> Iterator[list[str]]:

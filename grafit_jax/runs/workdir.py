@@ -162,10 +162,7 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
     if not parallel.is_first():
         return
     temporary = path.with_name(path.name + ".tmp")
-    if isinstance(content, bytes):
-        temporary.write_bytes(content)
-    else:
-        temporary.write_text(content)
+    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
     os.replace(temporary, path)
 
 

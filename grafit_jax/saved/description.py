@@ -74,7 +74,7 @@ class Description:
         """Returns dotted name -> shape of the arrays of trunk and projector."""
         image = jnp.zeros((1, self.views.size, self.views.size, self.image_shape[-1]))
         abstract = jax.eval_shape(lambda: self.network.init(jax.random.key(0), image, train=False))
-        return {name: leaf.shape for name, leaf in flat(abstract).items()}
+        return {name: leaf.shape for name, leaf in config_lib.flatten(abstract).items()}
 
     def facts(self) -> dict[str, Any]:
         """Returns what the config lacks, for JSON."""
@@ -99,7 +99,7 @@ class Description:
             "view": [views.size, views.resize, *views.mean, *views.std],
         }
         digest = hashlib.sha256(json.dumps(facts).encode())
-        for name, leaf in sorted(flat(variables).items()):
+        for name, leaf in sorted(config_lib.flatten(variables).items()):
             if is_embedding(name):
                 digest.update(f"{name} {leaf.shape}".encode())
                 digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())
@@ -151,11 +151,6 @@ def from_facts(
         raise UserError(
             f"{where}: found no description of a model ({type(error).__name__}: {error}); {remedy}."
         ) from error
-
-
-def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns dotted name -> array, as in "params.trunk.Conv_0.kernel"."""
-    return config_lib.flatten(variables)
 
 
 def is_embedding(name: str) -> bool:

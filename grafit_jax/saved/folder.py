@@ -127,7 +127,7 @@ def write(folder: pathlib.Path, stored: Stored, card: str) -> None:
         "metrics": dict(stored.metrics),
         "config": config_lib.with_short_paths(stored.description.config).to_dict(),
     }
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in description.flat(stored.variables).items()}
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in config_lib.flatten(stored.variables).items()}
     with writing(folder / WEIGHTS):
         # Not save_file, whose files only their owner may read.
         workdir.write(folder / WEIGHTS, safetensors.numpy.save(tensors, metadata={"format": "flax"}))
@@ -161,7 +161,7 @@ def _of_folder(path: pathlib.Path) -> Stored:
 
 def _check_shapes(where: pathlib.Path, described: Description, variables: Mapping[str, Any]) -> None:
     """Raises UserError unless trunk and projector have the arrays of the network that the config names."""
-    leaves = description.flat(variables).items()
+    leaves = config_lib.flatten(variables).items()
     found = {name: leaf.shape for name, leaf in leaves if description.is_embedding(name)}
     if misfit := description.misfit(found, described.shapes()):
         raise UserError(f"{where}: {misfit}, as in the config; {_REMEDY}.")

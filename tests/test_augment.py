@@ -283,27 +283,6 @@ def test_an_option_keeps_the_draws_of_the_others():
     np.testing.assert_allclose(with_erasing[kept], without[kept], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "option, name",
-    [
-        ({"autoaugment": True}, "autoaugment"),
-        ({"perspective": 0.5, "perspective_prob": 1.0}, "perspective"),
-        ({"blur": (1.0, 2.0), "blur_prob": 1.0}, "gaussian_blur"),
-    ],
-    ids=["autoaugment", "perspective", "blur"],
-)
-@pytest.mark.slow
-def test_every_new_option_keeps_the_draws_of_the_others(option, name, patch):
-    everything = FULL | {"perspective_prob": 1.0, "blur_prob": 1.0}
-    off = {"autoaugment": False, "perspective": 0.0, "blur": (0.0, 0.0)}
-    images = batch(16, 16)
-    without = make(images, size=16, **everything | {k: off[k] for k in option if k in off})
-    assert np.abs(make(images, size=16, **everything) - without).max() > 0.1
-    patch(name, lambda image, *_, **__: image)  # enabled, but without effect
-    maker.cache_clear()
-    np.testing.assert_allclose(make(images, size=16, **everything), without, atol=1e-4)
-
-
 def test_operations_run_in_the_documented_order(patch):
     order = []
 

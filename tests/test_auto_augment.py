@@ -132,23 +132,18 @@ def test_autoaugment_applies_nothing_above_the_probabilities():
         np.testing.assert_array_equal(by_draws(IMAGE, place, (SKIPPED, SKIPPED), (True, False)), unit(IMAGE))
 
 
-@pytest.mark.parametrize("draws", [(APPLIED, SKIPPED), (SKIPPED, APPLIED), (APPLIED, APPLIED)], ids=["1", "2", "both"])
 @pytest.mark.parametrize("signs", [(False, True), (True, False)])
-def test_autoaugment_as_torchvision(draws, signs, torchvision):
-    """Compares with torchvision's transform on a PIL image with the same draws."""
-    t = torchvision.transforms
+def test_autoaugment_as_torchvision(signs, torchvision):
+    """Compares both operations in a row with torchvision's transform on a PIL image with the same draws."""
+    t, draws = torchvision.transforms, (APPLIED, APPLIED)
     transform = t.AutoAugment(t.AutoAugmentPolicy.CIFAR10)
     for place in range(25):
         transform.get_params = lambda _, place=place: (place, draws, [not sign for sign in signs])
         expected = from_pil(transform(pil(IMAGE)))
         levels = np.abs(by_draws(IMAGE, place, draws, signs) - expected) * 255
         case = (place, auto_augment.CIFAR10[place], levels.max())
-        if SKIPPED in draws:
-            name = auto_augment.CIFAR10[place][draws.index(APPLIED)][0]
-            assert np.mean(levels > 1.9) <= (0.005 if name in auto_augment.GEOMETRIC else 0), case
-        else:
-            # PIL rounds between the operations, and the second can amplify that: `equalize` bins pixels differently.
-            assert levels.mean() < 1.2 and np.mean(levels > 3.5) < 0.01, case
+        # PIL rounds between the operations, and the second can amplify that: `equalize` bins pixels differently.
+        assert levels.mean() < 1.2 and np.mean(levels > 3.5) < 0.01, case
 
 
 def test_autoaugment_table_as_torchvision(torchvision):

@@ -1,5 +1,7 @@
 """Stanford Cars prepared from local files, and resizing by `sources.load`."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -83,6 +85,13 @@ def write(name, arrays):
     return lambda folder: scipy.io.savemat(folder / name, arrays)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Reads Matlab files without a process of its own, whose imports take most of a test; `cars` has the real one."""
+    pool = lambda n, mp_context: ThreadPoolExecutor(n)  # noqa: E731
+    monkeypatch.setattr(cars196.concurrent.futures, "ProcessPoolExecutor", pool)
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -113,7 +122,7 @@ def write(name, arrays):
         ),
     ],
 )
-def test_invalid_cars_folder_is_refused(tmp_path, broken, message):
+def test_invalid_cars_folder_is_refused(tmp_path, broken, message, in_this_process):
     (tmp_path / "m").mkdir()
     make_cars(tmp_path / "m")
     if message.startswith("m: found no"):
@@ -125,7 +134,7 @@ def test_invalid_cars_folder_is_refused(tmp_path, broken, message):
     assert "\n" not in str(error.value)
 
 
-def test_cars_into_an_invalid_data_dir(tmp_path):
+def test_cars_into_an_invalid_data_dir(tmp_path, in_this_process):
     make_cars(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/cars196") as error:
@@ -133,7 +142,7 @@ def test_cars_into_an_invalid_data_dir(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_invalid_class_of_a_car_is_refused(tmp_path):
+def test_invalid_class_of_a_car_is_refused(tmp_path, in_this_process):
     make_cars(tmp_path, classes=(1, 197))
     with pytest.raises(UserError, match=r"cars_train_annos\.mat: found class 197 for 00002\.jpg; expected 1 to 196"):
         cars196.prepare(tmp_path, str(tmp_path / "tfds"))

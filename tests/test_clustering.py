@@ -68,16 +68,6 @@ def test_labels_are_assignments_to_the_returned_centres():
     assert got.inertia == pytest.approx(distance.min(1).sum(), rel=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_seeding_finds_separated_clusters(monkeypatch, seed):
-    monkeypatch.setattr(kmeans_lib, "_MAX_ITERATIONS", 1)
-    # 12 rows drawn at random come from 12 different clusters with probability 12!/12^12 = 0.00005.
-    rows, truth = groups(apart=40.0)
-    got = kmeans(rows, 12, seed=seed)
-    assert len({*zip(got.label, truth, strict=True)}) == 12
-    assert got.inertia == pytest.approx(len(rows) * rows.shape[1], rel=0.05)  # the variance within a cluster is 1
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_seeding_chooses_the_drawn_row_with_the_smallest_remaining_distance(seed):
     # Greedy k-means++ in float64 with the same draws. The last block is only partly filled.

@@ -109,26 +109,6 @@ def test_the_first_frame_of_an_animation_is_decoded(tmp_path):
         assert decode.decode(tmp_path / name).max() < 5, name
 
 
-def test_a_large_jpeg_is_decoded_at_reduced_size(tmp_path, monkeypatch):
-    photo = image_files.pixels(3, 640, 800)
-    path = image_files.write(tmp_path / "i.jpg", photo, quality=95)
-    seen, draft = [], PIL.JpegImagePlugin.JpegImageFile.draft
-
-    def spy(self, mode, size):
-        result = draft(self, mode, size)
-        seen.append(self.size)
-        return result
-
-    monkeypatch.setattr(PIL.JpegImagePlugin.JpegImageFile, "draft", spy)
-    small = square(path, 80)  # 1/4 keeps at least 160 pixels
-    assert seen == [(200, 160)]
-    expected = np.asarray(PIL.Image.fromarray(photo).resize((80, 80), PIL.Image.Resampling.BILINEAR))
-    assert np.mean(np.abs(small.astype(int) - expected)) < 1.5
-    square(path, 500)
-    decode.decode(path)
-    assert len(seen) == 1  # neither of the others can be reduced
-
-
 def cut(path):
     path.write_bytes(path.read_bytes()[:-200])
 

@@ -23,14 +23,19 @@ def some(n=12, dim=5, **columns):
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".npy"])
 def test_saved_features_are_loaded_unchanged(tmp_path, suffix):
-    written = some(label=np.array(list("abcabcabcabc")), filename=np.array([f"a, b/{i}.jpg" for i in range(12)]),
-                   made_by={"layer": "trunk", "config": {"views.size": 8}})  # fmt: skip
+    further = {"order": np.array([*"xxy"] * 4), "genus": np.array([*"stu"] * 4)}
+    written = some(label=np.array([*"abc"] * 4), filename=np.array([f"a, b/{i}.jpg" for i in range(12)]),
+                   further=further, made_by={"layer": "trunk", "config": {"views.size": 8}})  # fmt: skip
     embeddings.save(tmp_path / "deep" / f"f{suffix}", written)
     read = embeddings.load(tmp_path / "deep" / f"f{suffix}")
     assert read.coarse_label is None
     for name in ("embedding", "id", "label", "filename"):
         np.testing.assert_array_equal(getattr(read, name), getattr(written, name), err_msg=name)
     assert read.embedding.dtype == np.float32 and read.made_by == written.made_by
+    assert list(read.further) == ["order", "genus"]
+    for name, labels in further.items():
+        np.testing.assert_array_equal(read.levels[name], labels, err_msg=name)
+    np.testing.assert_array_equal(read.coarser, further["genus"])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])

@@ -66,16 +66,12 @@ def test_retrieval_from_training_images_golden():
     }
 
 
-@pytest.mark.parametrize("levels", [("", "coarse"), ("",), ("coarse",)])
-def test_clusters_are_compared_with_the_finest_known_level_and_within_the_one_above(levels):
+def test_clusters_are_compared_with_the_finest_known_level_and_within_the_one_above():
     rng = np.random.default_rng(0)
     train, test = split(rng, 121), split(rng, 83)
-    test = dataclasses.replace(test, labels={name: test.labels[name] for name in levels})
     options = {"ks": KS, "knn_k": 7, "knn_temperature": 0.05}
-    got = evaluate(test, train, clusters=True, **options)
-    expected = clustering_metrics(test.embedding, test.labels[levels[0]], *[test.labels[n] for n in levels[1:]])
-    prefix = "" if "" in levels else "coarse/"
-    assert got == evaluate(test, train, **options) | {f"{prefix}{key}": value for key, value in expected.items()}
+    expected = clustering_metrics(test.embedding, test.labels[""], test.labels["coarse"])
+    assert evaluate(test, train, clusters=True, **options) == evaluate(test, train, **options) | expected
 
 
 def test_a_run_measures_clusters_after_its_last_step(trains, tmp_path):

@@ -248,7 +248,7 @@ def test_parts_are_taken_in_order_and_their_gradients_averaged():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["snca_plus", "grafit", "maskcon"])
+@pytest.mark.parametrize("method", ["grafit", "maskcon"])
 def test_parts_of_a_batch_give_the_update_of_the_whole(method, monkeypatch):
     use_devices(monkeypatch, 2)
     config = functools.partial(small_config, method, **FIXED, **{"queue.size": 150, "memory.init": "random"})

@@ -4,7 +4,6 @@ import json
 import pathlib
 
 import numpy as np
-import PIL.Image
 import pytest
 
 import grafit_jax
@@ -29,25 +28,6 @@ def photos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image_files.write_tree(tmp_path / "photos", {"x/a": 2, "y/b": 2}, height=9, width=12)
     return tmp_path
-
-
-def test_the_page_s_lines_run(trained_once, photos):
-    # The lines of docs/use_model.md.
-    model = grafit_jax.load(str(trained_once))
-    pil_image, uint8_array = PIL.Image.open("photos/x/a/00.png"), np.zeros((8, 8), np.uint8)
-    z = model.embed(["photos/x/a/01.png", pil_image, uint8_array])
-    assert z.dtype == np.float32 and z.shape == (3, 64)
-    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-6)
-    gallery = grafit_jax.Gallery.build(model, "photos/")
-    [[first, *others]] = gallery.search("photos/y/b/00.png", k=4)
-    assert first.id == "photos/y/b/00.png" and first.label == "b" and first.similarity == pytest.approx(1)
-    assert first.filename == str(photos / "photos/y/b/00.png") and len(others) == 3
-    image_files.write_tree(photos / "new", {"x/a": 1})
-    gallery.add("new/")
-    gallery.save("photos.parquet")
-    again = grafit_jax.Gallery.load("photos.parquet", model)
-    assert len(again) == len(gallery) == 5
-    assert again.search("new/x/a/00.png", 5) == gallery.search("new/x/a/00.png", 5)
 
 
 def test_labels_ids_and_file_names_of_a_folder(digits, photos):

@@ -95,13 +95,13 @@ def loss_and_gradient(axis_name, temperature=0.05, with_own=True):
     return run
 
 
-@pytest.mark.parametrize("temperature", [0.05, 0.01])
 @pytest.mark.parametrize("slots", [5, 64, 1003, 33_001])
 @pytest.mark.quick
-def test_knn_on_eight_devices_equals_one_device(slots, temperature, eight_devices):
+def test_knn_on_eight_devices_equals_one_device(slots, eight_devices):
     # With 5 slots three devices have padding only; with 1003 the last device has five padding rows; with 33,001 each
     # device has more than one block of 4,096 rows.
     one, many = sharded_problem(slots)
+    temperature = 0.01  # below the default, where errors of cosines are larger in the loss
     cotangent = np.random.default_rng(10).normal(size=len(one[0])).astype(np.float32)
     expected = jax.jit(loss_and_gradient(None, temperature))(*one, cotangent)
     got = jax.pmap(loss_and_gradient("batch", temperature), axis_name="batch")(*many, cotangent.reshape(DEVICES, -1))

@@ -34,16 +34,6 @@ def test_recall_golden():
     np.testing.assert_array_equal(got[3], [1, 1, 0, 1])
 
 
-def test_recall_equals_the_twin():
-    rng = np.random.default_rng(0)
-    neighbor_labels, labels = rng.integers(0, 30, (57, 20)), rng.integers(0, 30, 57)
-    ks = (1, 2, 5, 10, 20)
-    got, expected = metrics.recall_at_k(neighbor_labels, labels, ks), twins.recall_at_k(neighbor_labels, labels, ks)
-    for k in ks:
-        np.testing.assert_array_equal(got[k], expected[k])
-    assert 0 < np.mean(expected[1]) < np.mean(expected[20]) < 1
-
-
 # The k-NN vote
 
 

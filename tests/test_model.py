@@ -170,7 +170,8 @@ def test_a_run_without_its_description_is_an_error(train_run):
         grafit_jax.load(train_run)
 
 
-def test_a_workdir_without_its_photos_embeds_and_searches_from_another_directory(photo_run, tmp_path, cli):
+@pytest.mark.slow
+def test_a_workdir_without_its_photos_embeds_and_searches_from_another_directory(photo_run, tmp_path):
     # In a process of its own with TensorFlow blocked: nothing of the training's data is needed.
     workdir, written = photo_run
     moved = shutil.copytree(workdir, tmp_path / "moved")

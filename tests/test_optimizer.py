@@ -26,24 +26,15 @@ def schedules(*, peak=0.4, total_steps=110, warmup_steps=0, **overrides):
     return make_schedules(small_config(**values | overrides), steps_per_epoch=1)
 
 
-@pytest.mark.parametrize("step", WARM)
-def test_learning_rate_warms_up_linearly_then_follows_a_cosine_to_zero(step):
-    got = schedules(warmup_steps=10).learning_rate(step)
-    np.testing.assert_allclose(got, WARM[step], rtol=1e-5, atol=1e-7)
+def test_learning_rate_warms_up_linearly_then_follows_a_cosine_to_zero():
+    rate = schedules(warmup_steps=10).learning_rate
+    for step, expected in WARM.items():
+        np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-7, err_msg=f"step {step}")
 
 
 def test_learning_rate_without_warm_up_starts_at_the_base():
     got = [schedules(peak=0.1, total_steps=100).learning_rate(step) for step in (0, 25, 50, 100)]
     np.testing.assert_allclose(got, [0.1, 0.08535534, 0.05, 0.0], rtol=1e-5, atol=1e-8)
-
-
-def test_learning_rate_rises_then_falls_and_never_leaves_its_range():
-    rate = schedules(peak=1.0, total_steps=40, warmup_steps=8).learning_rate
-    rates = np.array([rate(s) for s in range(41)])
-    assert (np.diff(rates[:9]) > 0).all()
-    assert (np.diff(rates[8:]) < 0).all()
-    assert rates.min() >= 0
-    assert rates.max() <= 1
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_off():

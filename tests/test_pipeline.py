@@ -140,24 +140,6 @@ def test_two_batches_are_prefetched_and_the_waiting_time_is_measured():
     assert feed.waited > 0
 
 
-def test_a_streamed_run_resumes_exactly(tiny, tmp_path, monkeypatch, trains):
-    config = stream_config(tiny)
-    expected = trains(config, tmp_path / "whole")
-    shuffled, epochs = pipeline.Streamed.epoch, []
-
-    def stopped(self, epoch, first):
-        epochs.append(epoch)
-        if epoch == 1 and len(epochs) == 2:
-            raise KeyboardInterrupt
-        return shuffled(self, epoch, first)
-
-    monkeypatch.setattr(pipeline.Streamed, "epoch", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        trains(config, tmp_path / "stopped")
-    assert trains(config, tmp_path / "stopped") == expected
-    assert epochs == [0, 1, 1, 2]
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -1,6 +1,5 @@
 """What a run decides at its start: the preset by its devices, and trunk and pixels by weights of the hub."""
 
-import json
 import pathlib
 import shutil
 import sys
@@ -13,11 +12,10 @@ from ml_collections import config_flags
 from sweeps import expansion
 
 from grafit_jax import config as config_lib
-from grafit_jax import config_checks, config_files, open_keys, parallel, presets, pretrained, saved
+from grafit_jax import config_checks, config_files, open_keys, parallel, presets, pretrained
 from grafit_jax.errors import UserError
 from grafit_jax.runs import workdir
 from helpers import hub as hubs
-from helpers import image_files
 from helpers.command_lines import ROOT
 from helpers.hub import own, resolved
 
@@ -278,24 +276,3 @@ def test_a_sweep_of_open_configs_knows_its_runs(hub_cache, tmp_path):
         expansion.check_directory(sweep, runs)
     with pytest.raises(UserError, match=r"point .*found train\.batch_size = 0; expected at least 1"):
         expansion.expand(str(hubs.OWN), "dir=photos", {"train.batch_size": 0})
-
-
-def test_a_trained_run_resumes_and_its_model_loads_without_the_hub(hub_cache, tmp_path, trains, monkeypatch):
-    repository = hubs.write_cache(hub_cache, NAME.removeprefix("hf:"), hubs.model())
-    image_files.write_tree(tmp_path / "d", {f"{split}/{c}": 8 for split in ("train", "test") for c in "ab"})
-    values = {
-        "train__batch_size": 8, "train__epochs": 1, "eval__recall_at": (1,), "views__size": 32,
-        "eval__layers": ("trunk",), "checkpoint__every_steps": 1,
-    }  # fmt: skip
-    config = own(f"dir={tmp_path / 'd'},method=baseline,pretrained={NAME}", **values)
-    metrics = trains(config, tmp_path / "run")
-    stored = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert stored["model"]["pretrained"] == f"{NAME}@{hubs.COMMIT}" and stored["data"]["image_size"] == 37
-    shutil.rmtree(repository)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert trains(config, tmp_path / "run") == metrics
-    config.train.epochs = 2
-    assert trains(config, tmp_path / "run", allowed=["train.epochs"])["step"] == 4
-    saved.write(tmp_path / "saved", saved.read(tmp_path / "run"), card="")
-    assert saved.config_of(tmp_path / "saved").model.pretrained == f"{NAME}@{hubs.COMMIT}"
-    assert saved.read(tmp_path / "saved").step == 4

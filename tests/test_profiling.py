@@ -2,26 +2,11 @@
 
 import jax
 
-from grafit_jax.commands import training
 from grafit_jax.runs import workdir
 from helpers.runs import small_config
 
 
-def test_a_steps_trace_has_its_operations_and_leaves_the_workdir_free(tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
-    config = small_config()
-    folder = training.profile(config, tmp_path)
-    assert folder == tmp_path / workdir.PROFILE
-    [file] = folder.rglob("*.xplane.pb")
-    planes = jax.profiler.ProfileData.from_file(str(file)).planes
-    events = [event for plane in planes for line in plane.lines for event in line.events]
-    operations = {str(dict(event.stats)["hlo_op"]) for event in events if "hlo_op" in dict(event.stats)}
-    assert any("convolution" in name for name in operations)
-    assert config.train.steps_per_call == small_config().train.steps_per_call
-    workdir.claim(tmp_path, config)
-
-
-def test_the_command_says_how_a_trace_is_opened(tmp_path, cli, monkeypatch):
+def test_the_command_leaves_a_trace_of_operations_and_the_workdir_free(tmp_path, cli, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     done = cli(
         "train", "--config=configs/digits.py", f"--workdir={tmp_path}", "--profile", "--config.views.num_views=2"
@@ -30,4 +15,10 @@ def test_the_command_says_how_a_trace_is_opened(tmp_path, cli, monkeypatch):
     assert done.stdout == (
         f"trace: {tmp_path}/profile (pip install xprof tensorboard; tensorboard --logdir={tmp_path}/profile)\n"
     )
-    assert [*(tmp_path / "profile").rglob("*.xplane.pb")] and not (tmp_path / "config.json").exists()
+    [file] = (tmp_path / workdir.PROFILE).rglob("*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(file)).planes
+    events = [event for plane in planes for line in plane.lines for event in line.events]
+    operations = {str(dict(event.stats)["hlo_op"]) for event in events if "hlo_op" in dict(event.stats)}
+    assert any("convolution" in name for name in operations)
+    assert not (tmp_path / "config.json").exists()
+    workdir.claim(tmp_path, small_config())

@@ -74,10 +74,9 @@ def test_angular_golden(queue_labels, expected):
     np.testing.assert_allclose(got, [expected], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_against_float64_twins(seed, dtype):
-    query, key, queue, labels, queue_labels = problem(seed=seed)
+def test_against_float64_twins(dtype):
+    query, key, queue, labels, queue_labels = problem()
     query, key, queue = (jnp.asarray(x, dtype) for x in (query, key, queue))
     for t0 in (0.1, 0.01):
         np.testing.assert_allclose(
@@ -99,7 +98,7 @@ def test_against_float64_twins(seed, dtype):
             np.testing.assert_allclose(got, twins.spread(*arrays, t0, w), rtol=2e-5, atol=1e-5)
         got = queue_losses.own_class_info_nce(*arrays, temperature=t0)
         np.testing.assert_allclose(got, twins.own_class_info_nce(*arrays, t0), rtol=2e-5, atol=1e-5)
-        weights = np.random.default_rng(seed + 100).normal(size=(3, 8)).astype(np.float32) * 4
+        weights = np.random.default_rng(100).normal(size=(3, 8)).astype(np.float32) * 4
         got = queue_losses.angular_info_nce(*arrays, weights, temperature=t0)
         np.testing.assert_allclose(got, twins.angular_info_nce(*arrays, weights, t0), rtol=2e-5, atol=3e-5)
 

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 import grafit_jax
+from grafit_jax import config as config_lib
 from grafit_jax import experiment, model, pretrained, restore
 from grafit_jax.errors import UserError
 from grafit_jax.runs import checkpoint
@@ -65,6 +66,8 @@ def test_a_saved_model_shows_no_one_s_folders(train_run, tmp_path):
         assert "/home/me" not in (tmp_path / "saved" / name).read_text()
     loaded = grafit_jax.load(tmp_path / "saved").description.config
     assert (loaded.data.source, loaded.model.pretrained) == ("folder:photos", "weights.pth")
+    of_the_hub = small_config(**{"model.pretrained": "hf:a/b@c"})
+    assert config_lib.with_short_paths(of_the_hub).model.pretrained == "hf:a/b@c"
 
 
 def test_others_may_read_the_files_and_hidden_ones_do_not_matter(digits, folder):

@@ -9,6 +9,7 @@ from ml_collections import config_flags
 from sweeps import expansion
 
 from grafit_jax import config as config_lib
+from grafit_jax import config_checks, presets
 from grafit_jax.errors import UserError
 from grafit_jax.runs import workdir
 from helpers.command_lines import ROOT
@@ -43,6 +44,7 @@ def test_every_sweep_of_the_repository_expands_and_its_commands_give_its_configs
     expansion.check_directory(sweep, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     for point in sweep.points:
+        config_checks.validate(presets.assumed(point.config), num_devices=8)  # `expand` does for one device
         words = shlex.split(shlex.join(expansion.command(point, tmp_path, python="py", root=ROOT)))
         config, target = config_of(words[1:])
         assert config.optimizer.weight_decay == 0.25

@@ -30,6 +30,19 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference_and_not_chan
     workdir.check(path, small_config(**{"eval.clusters": True}))  # it only adds metrics
 
 
+def test_only_allowed_config_keys_may_change(tmp_path):
+    path, rate = tmp_path / "run", "optimizer.learning_rate"
+    workdir.claim(path, small_config("baseline", **{"train.epochs": 1}))
+    changed = small_config("baseline", **{"train.epochs": 2, rate: 0.01})
+    both = r"--allow_config_change=optimizer\.learning_rate,train\.epochs\.$"
+    with pytest.raises(UserError, match=rf"learning_rate: 0\.1 -> 0\.01; train\.epochs: 1 -> 2\).*{both}"):
+        workdir.check(path, changed)
+    with pytest.raises(UserError, match=r"another config \(train\.epochs: 1 -> 2\)"):
+        workdir.check(path, changed, allowed=[rate])
+    workdir.claim(path, changed, allowed=[rate, "train.epochs"])
+    assert workdir.read_config(path).train.epochs == 2
+
+
 def test_a_workdir_with_other_files_or_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("…")

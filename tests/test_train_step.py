@@ -73,16 +73,6 @@ def test_a_scan_of_steps_equals_single_steps():
     assert int(state7.step) == int(state.step) == 7
 
 
-def test_remat_gives_the_same_steps_on_eight_devices(eight_devices):
-    _, kept, _, kept_metrics = after(small_config("baseline"), steps=2)
-    run, state, _, metrics = after(small_config("baseline", **{"model.remat": True}), steps=2)
-    assert run.network.trunk.remat
-    for name in metrics:
-        np.testing.assert_allclose(metrics[name], kept_metrics[name], rtol=1e-5, err_msg=name)
-    # Parameters, and running averages, which must be updated once per step.
-    assert_close(state, kept, atol=1e-6)
-
-
 def test_state_and_memory_are_donated_but_not_the_data():
     _, state, memory, inputs, call = start(small_config())
     call(state, memory, inputs)
@@ -212,17 +202,6 @@ def test_byol_ignores_labels():
         new_state, _, _ = call(parallel.replicate(state), memory, (data | {"label": labels}, order))
         params.append(jax.device_get(new_state.params))
     jax.tree.map(np.testing.assert_array_equal, *params)
-
-
-@pytest.mark.slow
-def test_bfloat16_keeps_parameters_and_memory_in_float32():
-    _, state, memory, low = after(small_config(**{"model.dtype": "bfloat16"}), steps=3)
-    _, _, _, full = after(small_config(), steps=3)
-    assert {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats, memory.embedding))} == {
-        np.dtype("float32")
-    }
-    assert low["loss"] != full["loss"]
-    np.testing.assert_allclose(low["loss"], full["loss"], atol=0.05)
 
 
 def test_a_cosine_classifier_is_scored_at_the_temperature_of_the_neighbours():

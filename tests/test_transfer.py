@@ -14,7 +14,6 @@ import scipy.stats
 
 from grafit_jax import experiment, losses, methods, parallel, restore, train_step
 from grafit_jax.commands import training
-from grafit_jax.data import sources
 from grafit_jax.errors import UserError
 from grafit_jax.models import Outputs
 from grafit_jax.objective import Objective
@@ -36,19 +35,6 @@ def assert_same(got, expected):
     assert got.keys() == expected.keys() and got
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
-
-
-def test_a_trunk_starts_from_a_runs_newest_checkpoint_and_the_head_from_scratch(trained_once):
-    _, theirs = restore.newest(trained_once)
-    state = restore.initial_state(experiment.load(fine_tuning(**{"model.pretrained": str(trained_once)})))
-    fresh = restore.initial_state(experiment.load(fine_tuning()))
-    for kind in ("params", "batch_stats"):
-        got, expected = kernels(getattr(state, kind)["trunk"]), kernels(getattr(theirs, kind)["trunk"])
-        assert_same(got, expected)
-        assert any(np.any(x != kernels(getattr(fresh, kind)["trunk"])[name]) for name, x in got.items())
-    assert state.params.keys() == {"trunk", "classifier"}
-    assert state.params["classifier"]["kernel"].shape == (64, 10)  # the fine classes of digits; the run had two classes
-    assert_same(kernels(state.params["classifier"]), kernels(fresh.params["classifier"]))
 
 
 def test_the_convolution_of_another_stem_starts_from_scratch(trained_once):
@@ -78,11 +64,6 @@ def test_workdirs_without_a_fitting_trunk_are_errors(trained_once, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"found no checkpoint"):
         start(fine_tuning(**{"model.pretrained": str(tmp_path)}))
-    digits = sources.load(source="digits")
-    colour = {s: dataclasses.replace(r, image=np.repeat(r.image, 3, axis=-1)) for s, r in digits.items()}
-    options = {"views.mean": (0.3,) * 3, "views.std": (0.4,) * 3, "model.pretrained": str(trained_once)}
-    with pytest.raises(UserError, match=r"found .*Conv_0.* of shape \(3, 3, 4, 16\); expected \(3, 3, 12, 16\)"):
-        start(fine_tuning(**options), records=colour)
     with pytest.raises(UserError, match=r"pretrained = runs/none: found no such file; expected a workdir, the"):
         start(fine_tuning(**{"model.pretrained": "runs/none"}))
     with pytest.raises(

@@ -86,7 +86,3 @@ def test_a_wrong_block_is_found(beside_photos, cli):
     ):
         with pytest.raises(error):
             execute(wrong, cli)
-
-
-def test_the_picture_of_the_page_is_small():
-    assert (ROOT / "docs" / "use_model.png").stat().st_size < 400_000

@@ -179,11 +179,13 @@ def test_the_error_for_a_wrong_tensor_names_it(change, message, small):
         weights.convert("vit_reg4_dinov2", tensors)
 
 
-def test_sizes_and_stems_that_do_not_fit_are_errors():
+def test_sizes_stems_and_names_that_do_not_fit_are_errors():
     with pytest.raises(UserError, match=r"images of 16 x 18 pixels; expected multiples of the patch, 4\."):
         jax.eval_shape(lambda: SMALL["vit"]().init(jax.random.key(0), jnp.zeros((1, 16, 18, 3)), train=False))
     with pytest.raises(UserError, match=r"stem of vit_small_patch16_224 'cifar'.*; expected one of imagenet\."):
         models.build("vit_small_patch16_224", stem="cifar")
+    with pytest.raises(UserError, match="unknown trunk 'vit_smal'"):
+        models.build("vit_smal")
 
 
 def test_initialisation_equals_timms():
@@ -220,6 +222,9 @@ def test_only_linear_layers_and_patches_have_kernels():
 @pytest.mark.parametrize("name", NAMES)
 def test_features_equal_timms(name, torch, timm):
     net = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
+    if "base" in name:  # it differs from "small" in width and heads; test_trunks.py has its numbers of parameters
+        assert models.build_trunk(name).heads == net.blocks[0].attn.num_heads
+        return
     torch.manual_seed(0)
     with torch.no_grad():
         for key, tensor in net.state_dict().items():  # away from zeros and ones
@@ -228,22 +233,12 @@ def test_features_equal_timms(name, torch, timm):
     variables = weights.convert(name, {key: value.numpy() for key, value in net.state_dict().items()})
     apply = jax.jit(models.build(name, num_classes=0).apply)
     patch = net.patch_embed.patch_size[0]
-    sizes = [(224, 224)] if "base" in name else [(224, 224), (7 * patch, 7 * patch), (8 * patch, 18 * patch)]
-    for height, width in sizes:
+    for height, width in ((224, 224), (7 * patch, 7 * patch), (8 * patch, 18 * patch)):
         x = images(height, width)
         with torch.no_grad():
             expected = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
         assert np.abs(expected).max() > 0.1
         np.testing.assert_allclose(apply(variables, x), expected, atol=1e-4 * np.abs(expected).max())
-
-
-def test_a_positions_grid_of_timms_at_load(torch, timm):
-    # A network that was trained at 112 px, loaded by both into 224 px.
-    name = "vit_small_patch16_224"
-    small = timm.create_model(name, img_size=112, num_classes=0).state_dict()
-    loaded = timm.models.vision_transformer.checkpoint_filter_fn(small, timm.create_model(name, num_classes=0))
-    found = weights.convert(name, {key: value.numpy() for key, value in small.items()})
-    np.testing.assert_allclose(found["params"]["trunk"]["pos_embed"], loaded["pos_embed"].numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["baseline", "grafit"])

@@ -61,17 +61,6 @@ def knn_loss(*args, **kwargs):
     return knn_loss_and_weight(*args, **kwargs)[0]
 
 
-def supcon_loss(embeddings, labels, memory, memory_labels, *, temperature=0.05):
-    """SupCon, unlike Eq. 2-3: the mean over the positives of -log p_ij, with the sum outside the log."""
-    z, m = unit(embeddings), unit(memory)
-    out = []
-    for i in range(len(z)):
-        p = np.exp((m @ z[i] - 1) / temperature)
-        positive = np.asarray(memory_labels) == labels[i]
-        out.append(-np.mean(np.log(p[positive] / p.sum())))
-    return np.array(out)
-
-
 def instance_loss(predictions, targets):
     """Eq. 1: minus the mean over ordered pairs i != j of cos(prediction of view i, target of view j)."""
     views, batch = np.shape(predictions)[:2]

@@ -5,8 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from study import render, reproduction
-from study.rows import Table, by_method
 
 from grafit_jax import config_checks, experiment, restore
 from grafit_jax.commands import training
@@ -17,38 +15,20 @@ from grafit_jax.runs import clusterfit, workdir
 from helpers.runs import interrupted_in_the_second_epoch, small_config, split_features
 
 K = 7
-# A config file for the small runs of the other tests.
-TINY = f"""
-from grafit_jax import config as config_lib
-from grafit_jax import config_files
-from helpers.runs import small_config, split_features
 
 
-def get_config(arg=None):
-    arg = config_files.parse_arg(arg, method="baseline", seed=0, init="")
-    options = {{"train.epochs": 1, "seed": arg.seed, "clusterfit.source": arg.init, "clusterfit.num_clusters": {K}}}
-    return small_config(arg.method, **options)
-"""
-
-
-@pytest.fixture
-def baseline(trained_once):
-    """The workdir of a finished run, whose method does not matter."""
-    return trained_once
-
-
-def config_of(baseline, method="clusterfit", **overrides):
+def config_of(trained_once, method="clusterfit", **overrides):
     overrides = {
-        "clusterfit.source": str(baseline),
+        "clusterfit.source": str(trained_once),
         "clusterfit.num_clusters": K,
         "checkpoint.every_epochs": 1,
     } | overrides
     return small_config(method, **overrides)
 
 
-def test_training_labels_are_clusters_of_the_sources_features_and_evaluation_uses_true_labels(baseline):
-    run = restore.load(config_of(baseline, seed=3))
-    features = split_features(*restore.newest(baseline), "train").embedding
+def test_training_labels_are_clusters_of_the_sources_features_and_evaluation_uses_true_labels(trained_once):
+    run = restore.load(config_of(trained_once, seed=3))
+    features = split_features(*restore.newest(trained_once), "train").embedding
     expected = kmeans(features, K, seed=3, cosine=True)
     np.testing.assert_array_equal(run.clusters.label, expected.label)
     # Every image belongs to the centre with the highest cosine.
@@ -78,15 +58,15 @@ def test_training_labels_are_clusters_of_the_sources_features_and_evaluation_use
     assert not {"top1", "coarse/top1"} & got.keys()  # the classifier predicts clusters
 
 
-def test_clusterfit_spherical_false_gives_euclidean_clusters(baseline):
-    run = restore.load(config_of(baseline, **{"clusterfit.spherical": False}))
-    features = split_features(*restore.newest(baseline), "train").embedding
+def test_clusterfit_spherical_false_gives_euclidean_clusters(trained_once):
+    run = restore.load(config_of(trained_once, **{"clusterfit.spherical": False}))
+    features = split_features(*restore.newest(trained_once), "train").embedding
     np.testing.assert_array_equal(run.clusters.label, kmeans(features, K).label)
 
 
 @pytest.mark.parametrize(("method", "parts"), [("clusterfit", {"trunk"}), ("clusterfit_plus", {"trunk", "projector"})])
-def test_the_classifier_of_clusters_is_on_the_features_or_on_the_projection(baseline, method, parts):
-    run = restore.load(config_of(baseline, method))
+def test_the_classifier_of_clusters_is_on_the_features_or_on_the_projection(trained_once, method, parts):
+    run = restore.load(config_of(trained_once, method))
     state = restore.initial_state(run)
     assert set(state.params) == parts | {"classifier"}
     width = 16 if "projector" in parts else run.embed_fn(state.variables, run.records["test"].image[:1])[
@@ -96,10 +76,10 @@ def test_the_classifier_of_clusters_is_on_the_features_or_on_the_projection(base
 
 
 def test_resuming_and_evaluating_need_neither_the_source_nor_another_clustering(
-    baseline, tmp_path, monkeypatch, trains
+    trained_once, tmp_path, monkeypatch, trains
 ):
     source, path = tmp_path / "baseline", tmp_path / "clusterfit"
-    shutil.copytree(baseline, source)
+    shutil.copytree(trained_once, source)
     config = config_of(source)
     interrupted_in_the_second_epoch(config, path)
     started, written = clusterfit.load(path, 899), (path / "clusters.npz").read_bytes()
@@ -133,9 +113,9 @@ def kmeans_like(clusters, label):
     return type(clusters)(clusters.centre, label, clusters.inertia, clusters.iterations)
 
 
-def test_an_unsuitable_workdir_is_refused_before_clustering(baseline, tmp_path, monkeypatch):
+def test_an_unsuitable_workdir_is_refused_before_clustering(trained_once, tmp_path, monkeypatch):
     monkeypatch.setattr(restore, "newest", None)
-    workdir.claim(tmp_path / "run", config_of(baseline))
+    workdir.claim(tmp_path / "run", config_of(trained_once))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")
     for path, message in (
@@ -147,18 +127,18 @@ def test_an_unsuitable_workdir_is_refused_before_clustering(baseline, tmp_path, 
         ),
     ):
         with pytest.raises(UserError, match=message):
-            training.train(config_of(baseline, **{"clusterfit.num_clusters": 8}), path)
+            training.train(config_of(trained_once, **{"clusterfit.num_clusters": 8}), path)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
 
-def test_an_unsuitable_source_is_refused_before_anything_is_written(baseline, tmp_path, monkeypatch):
+def test_an_unsuitable_source_is_refused_before_anything_is_written(trained_once, tmp_path, monkeypatch):
     path = tmp_path / "run"
     unfinished = tmp_path / "unfinished"
-    shutil.copytree(baseline, unfinished)
+    shutil.copytree(trained_once, unfinished)
     (unfinished / "metrics.json").unlink()
     older = tmp_path / "older"
-    shutil.copytree(baseline, older)
+    shutil.copytree(trained_once, older)
     (older / "data.json").unlink()
     monkeypatch.setenv("HOME", str(tmp_path))
     for overrides, message in (
@@ -176,32 +156,7 @@ def test_an_unsuitable_source_is_refused_before_anything_is_written(baseline, tm
         ({"clusterfit.source": ""}, r"clusterfit\.source = ''; expected the workdir of a finished baseline"),
     ):
         with pytest.raises(UserError, match=message):
-            training.train(config_of(baseline, **overrides), path)
+            training.train(config_of(trained_once, **overrides), path)
         assert not path.exists()
     # Other methods need no source.
     config_checks.validate(small_config("baseline"), num_devices=1)
-
-
-@pytest.mark.slow
-def test_a_table_trains_the_source_of_clusterfit_first(tmp_path, monkeypatch):
-    (tmp_path / "tiny.py").write_text(TINY)
-    table = Table(by_method("tiny.py", "", ["clusterfit"]), {"map": "mAP"})
-    runs, order, trained = tmp_path / "runs", [], training.train
-
-    def recorded(config, path):
-        order.append(path.name)
-        return trained(config, path)
-
-    monkeypatch.setattr(training, "train", recorded)
-    point = reproduction.points(table, runs, root=tmp_path, seeds=[1])[0]
-    results = [reproduction.result(point, {})]
-    assert order == ["baseline_seed1", "clusterfit_seed1"]
-    assert [(r["method"], r["seed"]) for r in results] == [("clusterfit", 1)]
-    assert reproduction.words(point, tmp_path)[2:] == [
-        f"--config={tmp_path}/tiny.py:method=clusterfit,seed=1,init={runs}/baseline_seed1",
-        "--config.data.data_dir=", "--config.data.source=digits", "--config.model.pretrained=",
-        f"--workdir={runs}/clusterfit_seed1",
-    ]  # fmt: skip
-    assert workdir.read_config(runs / "clusterfit_seed1").clusterfit.source == f"{runs}/baseline_seed1"
-    assert reproduction.result(point, {}) == results[0] and len(order) == 2
-    assert "| `clusterfit` | trunk |" in render.render(table, results)

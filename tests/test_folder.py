@@ -1,6 +1,5 @@
 """Image files in memory and streamed: sizes, unreadable files, epochs, and end-to-end runs."""
 
-import json
 import os
 import pathlib
 
@@ -13,7 +12,6 @@ from grafit_jax.data import sources
 from grafit_jax.data.readers.folder import FolderImages
 from grafit_jax.data.records import in_order
 from grafit_jax.errors import UserError
-from grafit_jax.retrieval import embeddings
 from grafit_jax.retrieval import evaluate as retrieval_metrics
 from helpers import image_files
 from helpers.image_files import load, named, spoil
@@ -297,28 +295,3 @@ def test_files_unreadable_later_are_in_no_gallery_memory_or_queue(tmp_path, monk
         spoil(path)
     with pytest.raises(UserError, match=rf"^found 40 of 40 images unreadable, such as {paths[3]}; check the disk"):
         experiment.evaluate(run, state)
-
-
-@pytest.mark.slow
-def test_train_embed_and_search_a_folder(tmp_path, cli):
-    written = image_files.write_tree(
-        tmp_path / "d", {f"{s}/{c}/{f}": 10 for s in ("train", "test") for c, f in ("xa", "xb", "yc")}
-    )
-    workdir = tmp_path / "run"
-    done = cli(
-        "train", f"--config=configs/own.py:dir={tmp_path / 'd'},preset=scratch", f"--workdir={workdir}",
-        "--config.model.head_hidden_dim=32", "--config.model.embed_dim=16",
-        "--config.views.size=16", "--config.data.image_size=16",
-        "--config.train.epochs=2", "--config.train.batch_size=15",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    metrics = json.loads(done.stdout)
-    assert {"map", "coarse/map", "knn_top1"} <= metrics.keys() and not (workdir / "broken.txt").exists()
-    done = cli("embed", f"--workdir={workdir}", f"--out={tmp_path}/test.npz")
-    assert done.returncode == 0, done.stderr[-2000:]
-    embedded = embeddings.load(tmp_path / "test.npz")
-    assert embedded.filename.tolist() == sorted(f for f in written if "/test/" in f)
-    assert embedded.label.tolist() == [f.split("/")[-2] for f in embedded.filename]
-    done = cli("search", f"--gallery={tmp_path}/test.npz", "--ids=test/3", "--k=2", f"--out={tmp_path}/near.png")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count(f"{tmp_path}/d/test/") == 2 and (tmp_path / "near.png").exists()

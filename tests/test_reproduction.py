@@ -200,23 +200,14 @@ def test_parallel_runs_are_trained_after_the_runs_that_they_start_from(points_of
 
 
 @pytest.mark.slow
-def test_jobs_train_a_table_in_processes(tmp_path, processes):
-    rows = ["raw_pixels", "baseline"]
-    done = processes("reproduce", "--table=quickstart", f"--rows={','.join(rows)}", "--jobs=2", f"--workdir={tmp_path}")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == rows
-    assert (tmp_path / "baseline" / "metrics.json").exists() and (tmp_path / "baseline" / "train.log").stat().st_size
-
-
-@pytest.mark.slow
-def test_a_run_of_another_process_does_not_hide_the_others(tmp_path, processes):
-    with workdir.lock(tmp_path / "baseline"):
-        done = processes(
-            "reproduce", "--table=quickstart", "--rows=raw_pixels,baseline", "--jobs=2", f"--workdir={tmp_path}"
-        )
+def test_jobs_train_a_table_in_processes_and_leave_a_run_of_another_process(tmp_path, processes):
+    rows = "--rows=raw_pixels,baseline,grafit"
+    with workdir.lock(tmp_path / "grafit"):
+        done = processes("reproduce", "--table=quickstart", rows, "--jobs=2", f"--workdir={tmp_path}")
     assert done.returncode == 75, done.stderr[-2000:]
-    assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == ["raw_pixels"]
-    assert f"left: {tmp_path}/baseline: running; start the same command again" in done.stderr
+    assert re.findall("^[|] `(.*?)`", done.stdout, re.MULTILINE) == ["raw_pixels", "baseline"]
+    assert (tmp_path / "baseline" / "metrics.json").exists() and (tmp_path / "baseline" / "train.log").stat().st_size
+    assert f"left: {tmp_path}/grafit: running; start the same command again" in done.stderr
 
 
 def test_a_price_is_the_mean_of_recorded_runs_of_the_same_config(points_of):

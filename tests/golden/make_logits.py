@@ -15,7 +15,7 @@ models = torch_peer.torchvision().models
 import timm  # noqa: E402, needs the import of torchvision above
 
 golden = {}
-for name in (*state_dicts.RESNETS, *state_dicts.REGNETS, *state_dicts.EFFICIENTNETS):
+for name in ("resnet18", "resnet50", "regnet_y_400mf", "tf_efficientnet_lite0"):
     net = getattr(models, name)(num_classes=10) if hasattr(models, name) else timm.create_model(name, num_classes=10)
     net.load_state_dict({key: torch.from_numpy(value) for key, value in state_dicts.state_dict(name).items()})
     with torch.no_grad():

@@ -13,7 +13,6 @@ RESNETS = {
 # Blocks and width of each stage, and group width, as in torchvision.
 REGNETS = {
     "regnet_y_400mf": ((1, 3, 6, 6), (48, 104, 208, 440), 8),
-    "regnet_y_8gf": ((2, 4, 10, 1), (224, 448, 896, 2016), 56),
 }
 # Kernel, blocks, expansion and width of each stage, as in timm.
 EFFICIENTNETS = {

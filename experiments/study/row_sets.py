@@ -69,7 +69,7 @@ def maskcon_gpu(dataset: str) -> tuple[Row, ...]:
 
 def cifar100_gpu() -> tuple[Row, ...]:
     """All methods, minutes each on a GPU, and Grafit with one setting changed at a time."""
-    rows = by_method("configs/cifar100.py", "preset=r18_short,", (*published.OF_PAPER, *LATER))
+    rows = by_method("configs/cifar100.py", "preset=r18_short,", (*published.OF_PAPER, *LATER, "grafit_plus"))
     grafit = next(row for row in rows if row.name == "grafit")
     return (
         *rows,

@@ -53,11 +53,6 @@ def test_an_error_that_adds_the_place_of_another_one_is_the_one_that_is_printed(
         assert command_line._message(error) == "w.pth: found no tensor conv1."
 
 
-def test_a_mistake_ends_a_process_with_status_2_and_one_line(tmp_path, processes):
-    done = processes("train", f"--workdir={tmp_path / 'run'}", "--config=configs/digits.py:method=grafitt")
-    assert_one_line(done, "unknown method 'grafitt' (did you mean 'grafit'?)", tmp_path / "run")
-
-
 def test_an_error_in_the_code_of_a_config_file_keeps_its_traceback(tmp_path, processes):
     (tmp_path / "broken.py").write_text("def get_config(arg=None):\n    return {}['trunk']\n")
     broken = processes("train", f"--config={tmp_path}/broken.py", f"--workdir={tmp_path}/broken")

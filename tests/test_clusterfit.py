@@ -100,8 +100,9 @@ def test_resuming_and_evaluating_need_neither_the_source_nor_another_clustering(
     # Changed clusters are changed labels.
     moved = kmeans_like(started, np.roll(started.label, 1))
     clusterfit.save(path, moved)
-    with pytest.raises(UserError, match=r"other images or labels than when the run started \(split clusters\)"):
-        restore.newest(path)
+    for again in (lambda: trains(config, path), lambda: restore.newest(path)):
+        with pytest.raises(UserError, match=r"other images or labels than when the run started \(split clusters\)"):
+            again()
     (path / "clusters.npz").write_bytes(written[:100])
     with pytest.raises(
         UserError, match=r"clusters\.npz cannot be read \(.*\); remove the file to compute the clusters again"

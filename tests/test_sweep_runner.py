@@ -7,19 +7,19 @@ import os
 import pathlib
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 
 import pytest
-from sweeps import runner
+from sweeps import expansion, runner
 from sweeps.runner import Standing
 
 from grafit_jax.errors import UserError
 from grafit_jax.runs import locks, workdir
-from helpers.command_lines import ROOT, a_moment, command, shell_environment
-from helpers.sweep_files import stub, write_file, write_images, write_metrics
+from helpers.command_lines import ROOT, a_moment, shell_environment
+from helpers.runs import finish
+from helpers.sweep_files import stub, write_file, write_metrics
 
 DONE = stub(write_metrics(map=0.5))
 # Writes a line for every run.
@@ -222,7 +222,7 @@ def test_a_stop_signal_is_passed_to_the_runs_and_no_more_are_started(tmp_path, n
     assert states(tmp_path, points)["first"] == "complete"
 
 
-# Two sweeps at once, and a killed sweep, as real processes.
+# Two sweeps at once, a killed sweep, and the command, with real processes.
 
 _SWEEPER = """
 import json, pathlib, sys
@@ -238,15 +238,6 @@ _ENVIRONMENT = shell_environment() | {"PYTHONPATH": str(ROOT / "experiments")}
 
 # Writes the process id of its sweep.
 BY = "with (run / 'trace').open('a') as f: f.write(f'{os.getppid()}\\n')\n"
-
-
-def runs_of(sweeper):
-    """Returns the processes of a sweep's running points, with the names of the points."""
-    of_threads = pathlib.Path(f"/proc/{sweeper.pid}/task").glob("*/children")
-    ids = [int(number) for path in of_threads for number in path.read_text().split()]
-    flags = {number: pathlib.Path(f"/proc/{number}/cmdline").read_text().split("\0") for number in ids}
-    workdirs = {n: next(w for w in words if w.startswith("--workdir=")) for n, words in flags.items()}
-    return {number: pathlib.Path(workdir).name for number, workdir in workdirs.items()}
 
 
 @pytest.mark.slow
@@ -296,61 +287,18 @@ def test_a_run_whose_sweep_was_killed_is_not_started_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_resumes_and_ends_with_the_right_table(tmp_path):
-    # All runs compile the same programs.
-    points = [{"eval.knn_temperature": t, "seed": seed} for t in (0.05, 5.0) for seed in (0, 1)]
-    points += [{"eval.knn_temperature": 0.5}, {"eval.knn_temperature": 0.05, "data.source": "npz:/nowhere"}]
-    write_images(tmp_path)
-    directory = tmp_path / "runs"
-    words = command(
-        "sweep", f"--config={write_file(tmp_path, points)}:source=npz:{tmp_path}", f"--workdir={directory}",
-        "--jobs=2", "--metric=knn_top1",
-    )  # fmt: skip
-    sweeper = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=shell_environment(), cwd=ROOT)
-    while sweeper.poll() is None and not (complete := [*directory.glob("*/metrics.json")]):
-        a_moment(sweeper)
-    done = complete[0].parent.name
-    sweeper.send_signal(signal.SIGSTOP)  # so that it starts no run while they are counted
-    os.waitid(os.P_PID, sweeper.pid, os.WSTOPPED)
-    at_work = runs_of(sweeper)
-    sweeper.kill()
-    assert sweeper.wait() == -signal.SIGKILL and at_work
-    for process in at_work:
-        os.killpg(process, signal.SIGKILL)
-    for name in at_work.values():
-        with (directory / name / workdir.LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # waits until the system has freed it
-        assert runner.standing(directory / name).state in ("stopped", "complete")
-    kept = (directory / done / workdir.LOG).read_text()
-
-    again = subprocess.run(words, capture_output=True, text=True, env=shell_environment(), cwd=ROOT)
-    assert again.returncode == 1, again.stderr
-    assert (directory / done / workdir.LOG).read_text() == kept
-    runs = {path.name: path for path in directory.iterdir() if path.is_dir()}
-    bad = "eval.knn_temperature=0.05,data.source=npz_nowhere"
-    assert len(runs) == 6 and not (runs[bad] / "metrics.json").exists()
-    for name in runs.keys() - {bad}:  # trained once to the end, and evaluated once
-        steps = [json.loads(line) for line in (runs[name] / "metrics.jsonl").read_text().splitlines()]
-        assert [("loss" in step, "eval/map" in step) for step in steps] == [(True, False), (False, True)]
-
-    # The table, computed from the files of the runs.
-    def numbers(metric, *names):
-        return [100 * json.loads((runs[name] / "metrics.json").read_text())[metric] for name in names]
-
-    rows = {}
-    for t, *seeds in (("0.05", "", ",seed=1"), ("5.0", "", ",seed=1"), ("0.5", "")):
-        names = [f"eval.knn_temperature={t}{seed}" for seed in seeds]
-        cells = []
-        for metric in ("knn_top1", "map", "recall@1"):
-            of_seeds = numbers(metric, *names)
-            spread = f" ± {statistics.stdev(of_seeds):.1f}" if len(of_seeds) > 1 else ""
-            cells.append(f"{statistics.mean(of_seeds):.1f}{spread}")
-        row = f"| `baseline` | {t} | {' | '.join(cells)} |"
-        rows[row] = -statistics.mean(numbers("knn_top1", *names))
-    lines = [line for line in again.stdout.splitlines() if line]
-    assert [line[: line.rindex(" |", 0, -2) + 2] for line in lines[2:5]] == sorted(rows, key=rows.get)
-    assert lines[5:] == [
-        f"{bad}: failed (error: npz:/nowhere: found no such folder; expected one with *train.npz and *test.npz.)",
+def test_the_command_keeps_complete_points_and_lists_failed_ones(tmp_path, cli):
+    # The process of the failed point ends before it trains.
+    file, directory = write_file(tmp_path, [{"seed": 0}, {"source": "npz:/nowhere"}]), tmp_path / "runs"
+    sweep = expansion.expand(file, "", {})
+    complete, failed = (directory / point.name for point in sweep.points)
+    finish(complete, sweep.points[0].config, {"map": 0.5})
+    done = cli("sweep", f"--config={file}", f"--workdir={directory}")
+    assert done.returncode == 1 and "| `baseline` | 50.0 |" in done.stdout, done
+    assert done.stdout.splitlines()[-2:] == [
+        f"{failed.name}: failed (error: npz:/nowhere: found no such folder; expected one with *train.npz and "
+        "*test.npz.)",
         f"plot: {directory / 'sweep.png'}",
     ]
-    assert (directory / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert (failed / workdir.LOG).read_text().endswith("\n\nexit status 2\n")  # of a process, for a user's mistake
+    assert not (complete / workdir.LOG).exists()

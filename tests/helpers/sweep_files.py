@@ -3,8 +3,6 @@
 import json
 import sys
 
-import numpy as np
-
 FILE = """
 from grafit_jax import config_files
 from grafit_jax import config as config_lib
@@ -45,13 +43,3 @@ def stub(code):
 def write_metrics(**metrics):
     """Returns the code of a run that is complete at once."""
     return f"(run / 'metrics.json').write_text({json.dumps(metrics)!r})"
-
-
-def write_images(path):
-    """Writes a data set for npz:PATH: noise images of two coarse and four fine classes."""
-    draw = np.random.default_rng(0)
-    for split, number in (("train", 96), ("test", 64)):
-        label = np.arange(number) % 4
-        image = draw.integers(0, 256, (number, 8, 8, 1), np.uint8)
-        image[:, :, :4] += (16 * label[:, None, None, None]).astype(np.uint8)
-        np.savez(path / f"{split}.npz", image=image, label=label, coarse_label=label // 2)

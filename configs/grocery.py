@@ -19,11 +19,11 @@ Arguments:
         a file.
 
 Hours: preset=lite0 on 2 CPU cores: baseline, baseline_mlp and snca_plus 9 to 11 min, maskcon 15 min, grafit and
-    grafit_fc at most 30 min; lite0_long: baseline at most 78 min, grafit not measured.
+    grafit_fc at most 30 min; lite0_long: baseline at most 78 min, grafit 193 min, half of it on one core.
 
 Expect: fine mAP and k-NN in percent at the trunk, preset=lite0: frozen 40.2 and 56.9; of three seeds, baseline 56.2 and
     71.0, baseline_mlp 55.2 and 70.1, snca_plus 53.8 and 69.1, grafit_fc 54.3 and 69.8, grafit 54.7 and 69.8, maskcon
-    42.9 and 61.8; preset=lite0_long, of one seed, baseline 58.8 and 71.4.
+    42.9 and 61.8; preset=lite0_long, of one seed, baseline 58.8 and 71.4, grafit 60.6 and 71.8.
 """
 
 from grafit_jax import config_files, pretrained

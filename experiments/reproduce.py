@@ -77,7 +77,9 @@ def main(argv):
     for name, asked in chosen.items():
         found = []
         ours = [point for point in asked if point.directory not in left]
-        for result in reproduction.all_results(ours, recorded, failed):
+        # Results of its own file first: those of another table may be older.
+        of_all = [*kept.get(name, []), *recorded] if recorded else []
+        for result in reproduction.all_results(ours, of_all, failed):
             found.append(result)
             if _RECORD.value:
                 _record(root, name, result, failed)

@@ -92,7 +92,7 @@ FINE_TUNING = {
 def start(
     arg: str | None, common: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]] | None = None, **defaults: Any
 ) -> tuple[ml_collections.ConfigDict, ml_collections.ConfigDict]:
-    """Returns a config with the file's values, still to be completed, and the parsed arguments.
+    """Returns a config with the file's values and its method's recipe, still to be completed, and the parsed arguments.
 
     Args:
       arg: the text after the colon of `--config=file.py:…`, or None.
@@ -101,7 +101,7 @@ def start(
       **defaults: the file's arguments with their defaults; see `parse_arg`. `method` and `seed` are set in the config.
 
     Raises:
-      UserError: an unknown argument or preset, or an argument of another type.
+      UserError: an unknown argument, preset or method, or an argument of another type.
     """
     given = parse_arg(arg, **defaults)
     c = config_lib.default()

@@ -75,8 +75,8 @@ def maskcon(
     released code computes 0 / 0. weight = 0 gives `info_nce`; weight = 1 and soft_temperature -> infinity give
     `supcon_queue`.
 
-    `soft_temperature` is t > 0 and `weight` w in [0, 1]. The other arguments, result and errors are those of
-    `supcon_queue`.
+    `soft_temperature` is t > 0 and `weight` w in [0, 1]; a ValueError otherwise. The other arguments, the result and
+    the other errors are those of `supcon_queue`.
     """
     _check_queue_labels(query, queue, labels, queue_labels)
     if soft_temperature <= 0:
@@ -110,8 +110,8 @@ def spread(
 
     attract is 0 for a query without a key of another label, repel is 0 for one without a key of its own in the queue.
 
-    `weight` is w in [0, 1]; the released code uses 0.5, also for `temperature`. The other arguments, result and errors
-    are those of `supcon_queue`.
+    `weight` is w in [0, 1], a ValueError otherwise; the released code uses 0.5, also for `temperature`. The other
+    arguments and errors are those of `supcon_queue`. Returns float32 [B].
     """
     _check_queue_labels(query, queue, labels, queue_labels)
     _check_weight(weight)

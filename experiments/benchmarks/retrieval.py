@@ -160,7 +160,7 @@ def one_pass() -> dict[str, Any]:
     return timing.line(work, seconds, peer, apart, first_call_s=first, peak_gigabytes=peak)
 
 
-def evaluation(num_test: int, num_train: int) -> dict[str, Any]:
+def evaluation(num_test: int, num_train: int, goal: float | None = None) -> dict[str, Any]:
     """Measures all metrics of an evaluation at two levels, as after an epoch."""
     sizes = {"test": num_test, "train": num_train}
     label = {split: np.arange(n) % 100 for split, n in sizes.items()}
@@ -175,7 +175,7 @@ def evaluation(num_test: int, num_train: int) -> dict[str, Any]:
     first = timing.seconds(ours)
     [seconds] = timing.best([ours], 1)
     work = f"all metrics at 2 levels, {num_test} test and {num_train} training images, {_DIM} dimensions"
-    return timing.line(work, seconds, goal_s=3.0, first_call_s=first, peak_gigabytes=timing.gigabytes("VmHWM"))
+    return timing.line(work, seconds, goal_s=goal, first_call_s=first, peak_gigabytes=timing.gigabytes("VmHWM"))
 
 
 def growth_of_gallery(num_queries: int, sizes: list[int]) -> dict[str, Any]:
@@ -197,6 +197,6 @@ ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {
     "map_500_positives": lambda: mean_average_precision(10_000, 50_000, 100, goal=8.0),
     "map_inaturalist_size": lambda: mean_average_precision(24_426, 24_426, 8_142),
     "one_pass": one_pass,
-    "evaluation": lambda: evaluation(10_000, 50_000),
+    "evaluation": lambda: evaluation(10_000, 50_000, goal=3.0),
     "growth": lambda: growth_of_gallery(1_000, [10_000, 100_000, 1_000_000, 10_000_000]),
 }

@@ -318,7 +318,7 @@ def write_pages(root: pathlib.Path) -> None:
 
     A recorded table without markers in any page is added to docs/results.md.
     """
-    texts = {page: page.read_text() for page in _pages(root)}
+    texts = {page: page.read_text(encoding="utf-8") for page in _pages(root)}
     recorded_names = {_block(path) for path in _files(root)}
     for name, block in (dict.fromkeys(TABLES, "") | blocks(root)).items():
         page = next((page for page, text in texts.items() if f"<!-- {name} -->" in text), None)

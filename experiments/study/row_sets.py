@@ -68,7 +68,10 @@ def maskcon_gpu(dataset: str) -> tuple[Row, ...]:
 
 
 def cifar100_gpu() -> tuple[Row, ...]:
-    """All methods, minutes each on a GPU, and Grafit with one setting changed at a time."""
+    """All methods, minutes each on a GPU, and Grafit with one setting changed at a time.
+
+    `grafit_plus` trains like `grafit_lambda_4`, an older row, and is evaluated at the joined layers too.
+    """
     rows = by_method("configs/cifar100.py", "preset=r18_short,", (*published.OF_PAPER, *LATER, "grafit_plus"))
     grafit = next(row for row in rows if row.name == "grafit")
     return (

@@ -172,6 +172,7 @@ TABLES = {
             "λ": _number("loss.instance_weight"),
             "projector ends in": _end_of_projector,
         },
+        layers=_WITH_CONCAT,
     ),
     "cifar100_fine": Table(by_method("configs/cifar100.py", "preset=paper,", ("grafit",), ("fine",)), _COLUMNS),
     "cifar100_paper": Table(by_method("configs/cifar100.py", "preset=paper,", published.OF_PAPER), _STUDY),

@@ -83,7 +83,7 @@ def _adjusted_rand(table: np.ndarray) -> float:
     both, of_class, of_cluster = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
     if both == of_class == of_cluster:
         return 1.0
-    expected = of_class * of_cluster / pairs(table.sum())
+    expected = of_class * of_cluster / pairs(np.asarray(table.sum()))
     return (both - expected) / ((of_class + of_cluster) / 2 - expected)
 
 

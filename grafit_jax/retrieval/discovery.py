@@ -60,7 +60,7 @@ class Group:
             return "", 0.0
         known = self.label[self.cluster == cluster].astype(str)
         names, counts = np.unique(known[known != ""], return_counts=True)
-        return (str(names[counts.argmax()]), float(counts.max() / counts.sum())) if len(names) else ("", 0.0)
+        return (str(names[np.argmax(counts)]), float(np.max(counts / np.sum(counts)))) if len(names) else ("", 0.0)
 
     @functools.cached_property
     def agreement(self) -> dict[str, float]:
@@ -74,7 +74,7 @@ class Group:
             return {}
         label, cluster = self.label[known], self.cluster[known]
         table = contingency(label, cluster)
-        largest, purity = (float(x / table.sum()) for x in (table.sum(axis=1).max(), table.max(axis=0).sum()))
+        largest, purity = (float(np.sum(x) / np.sum(table)) for x in (np.max(table.sum(axis=1)), np.max(table, axis=0)))
         return {"classes": len(table), "largest": largest, "purity": purity} | scores(label, cluster)
 
 
@@ -123,7 +123,7 @@ def _divided(
     """Returns for each group the clusters of its rows, and the mean silhouette of each number that was tried."""
     size = np.bincount(group)
     own = [rows[group == g] for g in range(len(size))]
-    candidates = [k] if k is not None else [*range(2, min(most, int(size.max()) - 1) + 1)] or [1]
+    candidates = [k] if k is not None else [*range(2, min(most, int(np.max(size)) - 1) + 1)] or [1]
     best = [np.zeros(n, int) for n in size]
     silhouettes: list[dict[int, float]] = [{} for _ in size]
     for number in candidates:

@@ -232,7 +232,7 @@ def _read_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
-    embedding = np.lib.format.open_memmap(path, "r")
+    embedding: np.ndarray = np.lib.format.open_memmap(path, "r")
     embedding = embedding.view(DTYPES["bfloat16"]) if embedding.dtype == _BYTES else embedding
     columns: dict[str, np.ndarray] = {"embedding": embedding}
     if path.with_suffix(_MADE_BY_NPY).exists():

@@ -175,7 +175,7 @@ class _Level:
         code = np.unique(np.concatenate(sides), return_inverse=True)[1]
         self.labels, self.gallery_labels = code[:num_queries], code[num_queries:]
         order = np.argsort(self.gallery_labels, kind="stable")
-        bounds = np.searchsorted(self.gallery_labels[order], np.arange(self.labels.max() + 2))
+        bounds = np.searchsorted(self.gallery_labels[order], np.arange(np.max(self.labels) + 2))
         self._members = [order[a:b] for a, b in itertools.pairwise(bounds)]
         self.precision = np.zeros(num_queries)
         self.positives = np.zeros(num_queries, np.int64)

@@ -257,7 +257,7 @@ def _at_least(x: np.ndarray, largest: np.ndarray, k: int, own: np.ndarray, num_c
     kept = np.flatnonzero((column != own[row]) & (column < num_columns))
     row, column, place = row[kept], column[kept], place[kept]
     count = np.bincount(row, minlength=len(x))
-    shape = len(x), max(k, count.max())
+    shape = len(x), max(k, int(np.max(count)))
     at = row, np.arange(len(row)) - (np.cumsum(count) - count)[row]
     value, index = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int32)
     value[at], index[at] = values.reshape(-1)[place], column

@@ -243,10 +243,10 @@ def test_a_plan_counts_every_run_once_with_its_time(points_of):
     last = pricing.plan({"t": asked["t"][2:]}, [], known, jobs=2).splitlines()[-1]
     assert last == "total: 1.00 hours of training for 2 runs, 2 at a time in 0.50 hours"
     # A recorded baseline is trained only for clusterfit.
-    index = [recorded("baseline", seed, **{"clusterfit.num_clusters": 5}) for seed in (0, 1)]
-    rows = pricing.plan({"t": points_of(only=["baseline"])}, index, []).splitlines()
+    baselines = [recorded("baseline", seed, **{"clusterfit.num_clusters": 5}) for seed in (0, 1)]
+    rows = pricing.plan({"t": points_of(only=["baseline"])}, baselines, []).splitlines()
     assert rows[1].split() == ["t", "baseline", "1", "0", "-", "-"]
-    rows = pricing.plan({"t": points_of(only=["clusterfit"])}, index, []).splitlines()
+    rows = pricing.plan({"t": points_of(only=["clusterfit"])}, baselines, []).splitlines()
     assert [row.split()[1:5] for row in rows[1:3]] == [
         ["clusterfit", "1", "1", "unknown"], ["baseline", "0", "1", "unknown"],
     ]  # fmt: skip

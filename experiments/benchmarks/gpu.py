@@ -75,7 +75,7 @@ def recipe(dtype: str, *, arg: str = "dataset=cifar100,method=grafit_maskcon", *
     )
 
 
-def with_torch(gallery: np.ndarray, device: str = "cuda") -> Callable[[np.ndarray, int], np.ndarray]:
+def with_torch(gallery: np.ndarray, device: str = "cuda") -> retrieval.Search:
     """Returns a search by float32 products and top-k, 2,048 queries at a time; the gallery is on the device."""
     import torch
 

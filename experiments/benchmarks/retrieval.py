@@ -27,11 +27,12 @@ def _random(n: int, seed: int, clusters: int = 0) -> np.ndarray:
     return x
 
 
-# Takes a gallery [N, D] of unit vectors, and returns a search for the k nearest rows of queries [Q, D]: int [Q, k].
-Peer = Callable[[np.ndarray], Callable[[np.ndarray, int], np.ndarray]]
+# Takes queries [Q, D] and k, and returns their nearest rows of a gallery, int [Q, k].
+Search = Callable[[np.ndarray, int], np.ndarray]
 
 
-def with_faiss(gallery: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+def with_faiss(gallery: np.ndarray) -> Search:
+    """Returns a search in unit vectors [N, D]."""
     import faiss
 
     index = faiss.IndexFlatIP(gallery.shape[1])
@@ -41,7 +42,7 @@ def with_faiss(gallery: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
 
 def search(
     num_queries: int, num_rows: int, k: int, goal: float | None = None, clusters: int = 0, rounds: int = 3,
-    peer_name: str = "faiss IndexFlatIP", peer: Peer = with_faiss,
+    peer_name: str = "faiss IndexFlatIP", peer: Callable[[np.ndarray], Search] = with_faiss,
 ) -> dict[str, Any]:  # fmt: skip
     queries, gallery = _random(num_queries, 1, clusters), _random(num_rows, 2, clusters)
     work = f"{num_queries} x {num_rows} x {_DIM}, k = {k}" + (f", in {clusters} clusters" if clusters else "")

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Huge pages for XLA's buffers, on Linux: docs/performance.md.
+# Large pages for XLA's buffers in the tests, on Linux: docs/performance.md. Commands set it themselves.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: quickstart docs test test-all test-faults test-gpu test-matrix coverage mutants parity lint format clean

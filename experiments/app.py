@@ -1,6 +1,6 @@
 """Serves a page to search with: `grafit app`."""
 
-import runpy
+from grafit_jax.commands import main
 
 if __name__ == "__main__":
-    runpy.run_module("grafit_jax.commands.app", run_name="__main__", alter_sys=True)
+    main.run("app")

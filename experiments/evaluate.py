@@ -1,6 +1,6 @@
 """Prints the metrics of a checkpoint or of a file of embeddings: `grafit evaluate`."""
 
-import runpy
+from grafit_jax.commands import main
 
 if __name__ == "__main__":
-    runpy.run_module("grafit_jax.commands.evaluate", run_name="__main__", alter_sys=True)
+    main.run("evaluate")

@@ -1,6 +1,6 @@
 """Writes the report of a run: `grafit report`."""
 
-import runpy
+from grafit_jax.commands import main
 
 if __name__ == "__main__":
-    runpy.run_module("grafit_jax.commands.report", run_name="__main__", alter_sys=True)
+    main.run("report")

@@ -24,6 +24,7 @@ from absl import flags
 from study import pricing, published, render, reproduction, tables
 
 from grafit_jax.commands import cli
+from grafit_jax.commands.main import use_large_pages
 from grafit_jax.errors import UserError
 from grafit_jax.runs.preemption import EXIT_PREEMPTED
 from grafit_jax.runs.tables import plain_table
@@ -131,4 +132,5 @@ def _draw(name, root):
 
 
 if __name__ == "__main__":
+    use_large_pages()
     cli.run(main)

@@ -1,6 +1,6 @@
 """Trains a run: `grafit train`."""
 
-import runpy
+from grafit_jax.commands import main
 
 if __name__ == "__main__":
-    runpy.run_module("grafit_jax.commands.train", run_name="__main__", alter_sys=True)
+    main.run("train")

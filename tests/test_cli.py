@@ -1,9 +1,16 @@
 """Errors on the command line: one line on stderr, exit status 2, no output on stdout, no workdir."""
 
+import os
+import runpy
+import subprocess
+import sys
+
 import pytest
 
 from grafit_jax.commands import cli as command_line
+from grafit_jax.commands import main
 from grafit_jax.errors import UserError
+from helpers.command_lines import ROOT
 
 # Script and flags -> part of its error message.
 MISTAKES = {
@@ -65,3 +72,50 @@ def test_reproduce_reports_failed_rows_at_the_end(tmp_path, cli):
     done = cli("reproduce", "--table=quickstart", "--rows=grafit", f"--workdir={tmp_path}")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"failed: {tmp_path}/grafit: " in done.stderr and "found unrelated files (thesis.tex, …)" in done.stderr
+
+
+LARGE_PAGES = "glibc.malloc.hugetlb=1"
+STARTS = """
+import os, sys
+from grafit_jax.commands.main import use_large_pages
+use_large_pages()
+print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize(
+    ("options", "tunables", "expected"),
+    [
+        ([], None, LARGE_PAGES),
+        ([], "glibc.malloc.check=0", "glibc.malloc.check=0"),
+        (["-u"], None, None),  # one of Python's own options
+        (["-X", "large_pages"], None, None),  # a second start
+    ],
+)
+def test_a_script_starts_again_with_large_pages(tmp_path, options, tunables, expected):
+    (tmp_path / "script.py").write_text(STARTS)
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if tunables is not None:
+        environment["GLIBC_TUNABLES"] = tunables
+    words = [sys.executable, *options, str(tmp_path / "script.py"), "--name=a b", ""]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{expected} ['--name=a b', '']\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize("script", ["grafit report", "report.py", "reproduce.py"])
+def test_commands_start_with_large_pages(monkeypatch, script):
+    def execv(path, words):
+        raise InterruptedError(path, words)
+
+    path = ROOT / "experiments" / script
+    words = script.split() if script.startswith("grafit") else [str(path)]
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # so that the command's own value goes with the test
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *words])
+    with pytest.raises(InterruptedError) as start:
+        main.main() if script.startswith("grafit") else runpy.run_path(str(path), run_name="__main__")
+    assert start.value.args == (sys.executable, [sys.executable, "-X", "large_pages", *words])

@@ -1,6 +1,7 @@
 """The installed command `grafit NAME`: the modules of this folder as command lines."""
 
 import ast
+import os
 import pathlib
 import runpy
 import sys
@@ -26,8 +27,29 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)  # cli.EXIT_MISTAKE; cli imports JAX, which takes a second
-    sys.argv = [sys.argv[0], *arguments]
+    run(name, arguments)
+
+
+def run(name: str, arguments: list[str] | None = None) -> None:
+    """Runs a command with these words, by default those of `sys.argv`."""
+    use_large_pages()
+    if arguments is not None:
+        sys.argv = [sys.argv[0], *arguments]
     runpy.run_module(f"grafit_jax.commands.{name}", run_name="__main__", alter_sys=True)
+
+
+def use_large_pages() -> None:
+    """Starts a script again with large pages for its arrays, on Linux: fewer page faults (docs/performance.md).
+
+    glibc reads its settings at a process's start only. Nothing happens where the variable is set, in whatever way; nor
+    where the script can't be started in the same way again: Python's own options, an interactive session, a test.
+    """
+    if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ or not sys.executable:
+        return
+    if sys.orig_argv[1:] == sys.argv and sys.argv[0] != "-":
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        # The option keeps a start that loses the variable from starting a third time.
+        os.execv(sys.executable, [sys.executable, "-X", "large_pages", *sys.argv])
 
 
 def source(name: str) -> pathlib.Path:

@@ -229,5 +229,11 @@ REST = (
     mutant("a user who asks for the CPU is warned of a GPU", "grafit_jax/parallel.py",
            '(jax.config.values["jax_platforms"] or "").startswith("cpu")', "False",
            "fit::test_a_device_that_jax_does_not_see_is_one_line"),
+    mutant("a user's settings of glibc replaced", "grafit_jax/commands/main.py",
+           '"GLIBC_TUNABLES" in os.environ', "False",
+           "cli::test_a_script_starts_again_with_large_pages"),
+    mutant("Python's own options lost at the second start", "grafit_jax/commands/main.py",
+           'if sys.orig_argv[1:] == sys.argv and sys.argv[0] != "-":', "if True:",
+           "cli::test_a_script_starts_again_with_large_pages"),
 )
 # fmt: on

@@ -24,7 +24,7 @@ Arguments:
     init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 45 images per cluster [ours].
 
 Hours: training only, 7 min grafit and 2 min baseline on 2 CPU cores (`train_seconds`,
-    experiments/results/omniglot.jsonl).
+    experiments/results/study_omniglot.jsonl).
 
 Expect: fine mAP at the trunk, in percent (experiments/results/study_omniglot.jsonl).
     54.4 ± 1.0 grafit, 56.7 ± 1.6 snca, 51.1 ± 1.0 baseline_mlp, 42.1 ± 1.3 baseline

@@ -71,7 +71,7 @@ def test_clusters_are_a_table_of_the_rows_that_measured_them():
     without = result("grafit_fc", map=0.5)
     measured = result("grafit", **{"cluster_ari": 0.5, "within/cluster_ari": 0.25, "projector/cluster_ari": 0.75})
     baseline = result("baseline", **{"cluster_ari": 0.1, "projector/cluster_ari": 0.2})  # of no loss
-    got = render.clusters({"omniglot": [without], "grocery": [without, measured, baseline]})
+    got = render.clusters({"quickstart": [without], "grocery": [without, measured, baseline]})
     assert got.splitlines() == [
         "`grocery`:",
         "",

@@ -18,8 +18,8 @@ from helpers.command_lines import ROOT
 
 
 def test_tables_are_found_by_name_or_by_family_and_scale():
-    assert tables.find("omniglot") == "omniglot"
-    assert tables.find("omniglot", "cpu") == "study_omniglot"
+    assert tables.find("omniglot") == tables.find("omniglot", "cpu") == "study_omniglot"
+    assert tables.find("recipe") == "recipe"
     assert tables.find("cifar100") == tables.find("study_cifar100", "cpu") == "study_cifar100"
     assert tables.find("cifar100", "paper") == "cifar100_paper"
     assert tables.find("maskcon_cifar100") == tables.find("maskcon_cifar100", "gpu") == "maskcon_cifar100"

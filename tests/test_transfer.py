@@ -12,12 +12,11 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from grafit_jax import experiment, losses, methods, parallel, restore, train_step
+from grafit_jax import experiment, losses, methods, restore, train_step
 from grafit_jax.commands import training
 from grafit_jax.errors import UserError
 from grafit_jax.models import Outputs
 from grafit_jax.objective import Objective
-from grafit_jax.runs.checkpoint import Checkpoints
 from grafit_jax.views import augment
 from grafit_jax.views.mixing import mix
 from helpers.runs import small_config
@@ -84,15 +83,6 @@ def test_a_trunk_that_does_not_fit_is_an_error_before_anything_is_written(traine
     with pytest.raises(UserError, match=r"kernel.* of shape \(3, 3, 4, 16\); expected \(3, 3, 12, 16\)"):
         training.train(fine_tuning(**options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_checkpoint_is_read_on_another_number_of_devices(trained_once, eight_devices):
-    checkpoints = Checkpoints(trained_once, read_only=True)
-    state = checkpoints.read_newest("state")
-    checkpoints.close()
-    _, theirs = restore.newest(trained_once)  # on eight devices
-    assert parallel.num_devices() == 8
-    assert_same(kernels(state["params"]), kernels(theirs.params))
 
 
 def test_layer_decay_lowers_the_rates_from_the_head_to_the_stem():

@@ -133,9 +133,6 @@ TABLES = {
         pretrained=_LITE0,
         levels=grocery.LEVELS,
     ),
-    "omniglot": Table(
-        by_method("configs/omniglot.py", "", ("baseline", "baseline_mlp", "snca_plus", "grafit")), _COLUMNS
-    ),
     "grocery": Table(
         row_sets.grocery(),
         {

@@ -114,20 +114,6 @@ class Checkpoints(checkpoint_managers.PreservationPolicy):
 
         return self._newest_undamaged(read)
 
-    def read_newest(self, item: str) -> Any | None:
-        """Returns an item of the newest undamaged checkpoint as nested dictionaries of numpy arrays, or None.
-
-        The checkpoint may have been written on any devices.
-        """
-
-        def read(step):
-            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            saved = self._manager.item_metadata(step)[item].tree
-            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved)
-            return jax.tree.map(np.asarray, self._restore(step, {item: like})[0][item])
-
-        return self._newest_undamaged(read)
-
     def _newest_undamaged(self, read: Callable[[int], Any]) -> Any | None:
         """Returns `read(step)` for the newest checkpoint that `read` can load, or None."""
         for step in sorted(self._manager.all_steps(), reverse=True):

@@ -35,6 +35,7 @@ STUDIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "grocery": ("Grocery Store, 43 → 81, 8 epochs from ImageNet weights", ("grocery",)),
     "plus_cifar100": ("CIFAR-100, 4 → 20, fresh seeds", ("plus_cifar100",)),
     "plus_omniglot": ("Omniglot, 30 → 964, fresh seeds", ("plus_omniglot",)),
+    "plus_grocery": ("Grocery Store, 43 → 81, 8 epochs from ImageNet weights, fresh seeds", ("plus_grocery",)),
 }
 _PAPER = ("cifar100", "omniglot", "gpu")
 _AND_PHOTOS = (*_PAPER, "grocery")
@@ -66,7 +67,7 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
             "Grafit with λ = 4 and joined layers is ahead of coarse cross-entropy",
             "grafit_plus",
             "baseline",
-            ("plus_cifar100", "plus_omniglot"),
+            ("plus_cifar100", "plus_omniglot", "plus_grocery"),
         ),
     ),
     "about initial weights": (

@@ -16,6 +16,13 @@ from study.rows import Table, by_method
 _COLUMNS = {"map": "**mAP**", "recall@1": "R@1", "knn_top1": "k-NN", "coarse/knn_top1": "coarse k-NN"}
 _STUDY = _COLUMNS | {"coarse/map": "coarse mAP"}
 _WITH_CONCAT = ("trunk", "projector", "concat")
+_PHOTOS = {
+    "map": "**mAP**",
+    "knn_top1": "k-NN",
+    "recall@1": "R@1 among test photos",
+    "gallery/recall@1": "R@1 from training photos",
+    "coarse/knn_top1": "coarse k-NN",
+}
 _BY_LEVEL = {"knn_top1": "k-NN", "map": "mAP"}
 _RECALL = {f"recall@{k}": f"R@{k}" for k in (1, 2, 5, 10)} | {"map": "mAP"}
 # What distinguishes rows of one method: the protocol, and the initial weights of the trunk.
@@ -120,6 +127,7 @@ TABLES = {
     ),
     "plus_cifar100": Table(row_sets.plus("configs/cifar100.py", "preset=cpu_short,"), _STUDY, layers=_WITH_CONCAT),
     "plus_omniglot": Table(row_sets.plus("configs/omniglot.py"), _STUDY, layers=_WITH_CONCAT),
+    "plus_grocery": Table(row_sets.plus("configs/grocery.py"), _PHOTOS, pretrained=_LITE0, layers=_WITH_CONCAT),
     "omniglot_levels": Table(
         row_sets.sums_of_levels("configs/omniglot.py", ("coarse",), ("fine",), ("coarse", "fine"), seeds=2),
         _BY_LEVEL,
@@ -135,13 +143,7 @@ TABLES = {
     ),
     "grocery": Table(
         row_sets.grocery(),
-        {
-            "map": "**mAP**",
-            "knn_top1": "k-NN",
-            "recall@1": "R@1 among test photos",
-            "gallery/recall@1": "R@1 from training photos",
-            "coarse/knn_top1": "coarse k-NN",
-        },
+        _PHOTOS,
         facts={"protocol": _FACTS["protocol"], "epochs": _number("train.epochs")},
         notes={"frozen": " (nothing trained)"},
         pretrained=_LITE0,
@@ -229,6 +231,7 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
     "omniglot": {"cpu": "study_omniglot"},
     "plus_cifar100": {"cpu": "plus_cifar100"},
     "plus_omniglot": {"cpu": "plus_omniglot"},
+    "plus_grocery": {"cpu": "plus_grocery"},
     "grocery": {"cpu": "grocery"},
     "grocery_rates": {"cpu": "grocery_rates"},
     "ablations": {"cpu": "study_ablations"},

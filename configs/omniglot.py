@@ -23,7 +23,7 @@ Arguments:
     seed= (default: 0)
     init= (default: none) for ClusterFit, the workdir of the baseline to cluster: about 45 images per cluster [ours].
 
-Hours: training only, 7 min grafit and 2 min baseline on 2 CPU cores (`train_seconds`,
+Hours: training only, 7 to 13 min grafit and 2 min baseline on 2 CPU cores (`train_seconds`,
     experiments/results/study_omniglot.jsonl).
 
 Expect: fine mAP at the trunk, in percent (experiments/results/study_omniglot.jsonl).
@@ -66,6 +66,6 @@ def get_config(arg=None):
 
 
 def sweep():
-    """Yields the methods of table `omniglot`."""
+    """Yields four methods of table `omniglot`."""
     for method in ("baseline", "baseline_mlp", "snca_plus", "grafit"):
         yield {"method": method}

@@ -132,5 +132,5 @@ def _draw(name, root):
 
 
 if __name__ == "__main__":
-    use_large_pages()
+    use_large_pages()  # it trains in this process
     cli.run(main)

@@ -1,7 +1,6 @@
 """Errors on the command line: one line on stderr, exit status 2, no output on stdout, no workdir."""
 
 import os
-import runpy
 import subprocess
 import sys
 
@@ -104,18 +103,18 @@ def test_a_script_starts_again_with_large_pages(tmp_path, options, tunables, exp
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
-@pytest.mark.parametrize("script", ["grafit report", "report.py", "reproduce.py"])
-def test_commands_start_with_large_pages(monkeypatch, script):
+@pytest.mark.parametrize("start", ["grafit report", "-m grafit_jax report", "report.py", "reproduce.py"])
+def test_commands_start_with_large_pages(monkeypatch, cli, start):
     def execv(path, words):
         raise InterruptedError(path, words)
 
-    path = ROOT / "experiments" / script
-    words = script.split() if script.startswith("grafit") else [str(path)]
+    script = start.endswith(".py")
+    words = [str(ROOT / "experiments" / start)] if script else start.split()
     monkeypatch.setenv("GLIBC_TUNABLES", "")  # so that the command's own value goes with the test
     monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.setattr(os, "execv", execv)
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", ["grafit", "report"])  # `cli` sets its own
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, *words])
-    with pytest.raises(InterruptedError) as start:
-        main.main() if script.startswith("grafit") else runpy.run_path(str(path), run_name="__main__")
-    assert start.value.args == (sys.executable, [sys.executable, "-X", "large_pages", *words])
+    with pytest.raises(InterruptedError) as again:
+        cli(start.removesuffix(".py")) if script else main.main()
+    assert again.value.args == (sys.executable, [sys.executable, "-X", "large_pages", *words])

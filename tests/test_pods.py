@@ -31,7 +31,7 @@ def config_of_pods():
 
 
 def newest(workdir):
-    """Returns the state and the memory's embeddings as eight devices of one process restore them."""
+    """Returns the state and the memory's embeddings as this process restores them, on any number of devices."""
     checkpoints = Checkpoints(workdir, read_only=True)
     state, memory, _ = restore.resumed(experiment.load(workdirs.read_config(workdir), training=False), checkpoints)
     checkpoints.close()

@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def run(name: str, arguments: list[str] | None = None) -> None:
-    """Runs a command with these words, by default those of `sys.argv`."""
+    """Runs a command of this process, which may start again, with these words, by default those of `sys.argv`."""
     use_large_pages()
     if arguments is not None:
         sys.argv = [sys.argv[0], *arguments]
@@ -39,17 +39,19 @@ def run(name: str, arguments: list[str] | None = None) -> None:
 
 
 def use_large_pages() -> None:
-    """Starts a script again with large pages for its arrays, on Linux: fewer page faults (docs/performance.md).
+    """Starts a command again with large pages for its arrays, on Linux: fewer page faults (docs/performance.md).
 
     glibc reads its settings at a process's start only. Nothing happens where the variable is set, in whatever way; nor
-    where the script can't be started in the same way again: Python's own options, an interactive session, a test.
+    where the process was not started as a plain script or as `python -m grafit_jax`: with Python's own options, in a
+    test.
     """
     if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ or not sys.executable:
         return
-    if sys.orig_argv[1:] == sys.argv and sys.argv[0] != "-":
+    words = sys.orig_argv[1:]
+    if words in (sys.argv, ["-m", "grafit_jax", *sys.argv[1:]]) and sys.argv[0] != "-":
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         # The option keeps a start that loses the variable from starting a third time.
-        os.execv(sys.executable, [sys.executable, "-X", "large_pages", *sys.argv])
+        os.execv(sys.executable, [sys.executable, "-X", "large_pages", *words])
 
 
 def source(name: str) -> pathlib.Path:

@@ -45,9 +45,9 @@ def assert_same_run(one, other):
         for key in a:
             assert a[key] == pytest.approx(b[key], rel=1e-4, abs=2e-5 if key[:4] != "eval" else 3e-3), key
     (state, memory), (other_state, other_memory) = newest(one), newest(other)
-    # A ReLU whose input is all but zero may pass a gradient in one run only: momentum is compared by its norm.
-    for a, b in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(other_state.opt_state), strict=True):
-        assert np.linalg.norm(np.asarray(a) - np.asarray(b)) <= 0.05 * np.linalg.norm(b)
+    # A ReLU whose input is all but zero may pass a gradient in one run only, which changes single elements of momentum.
+    a, b = (np.concatenate([*map(np.ravel, jax.tree.leaves(s.opt_state))]) for s in (state, other_state))
+    assert np.mean(np.abs(a - b) > 1e-4) < 1e-3
     assert_close(state.replace(opt_state=()), other_state.replace(opt_state=()), atol=1e-4)
     np.testing.assert_allclose(memory, other_memory, atol=1e-4)
 
